@@ -1,0 +1,148 @@
+// One call with its types known: tables folded with 1/temperature, labels checked, rows perturbed.
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "../lpl_math.h"
+#include "simd.h"
+
+namespace lpl {
+namespace {
+
+// Fewer exponentials than this per thread are not worth waking it.
+constexpr i64 kWorkPerThread = 16384;
+
+template <typename T>
+struct Call {
+  using Acc = typename AccumulateOf<T>::type;
+
+  const Problem& p;
+  const i64 n, c;
+  std::vector<Acc> folded_scale, folded_offset;
+  const Acc *scale = nullptr, *offset = nullptr;  // times 1/temperature
+  const Acc uniform;                              // 1/temperature, the scale where there is no table
+
+  explicit Call(const Problem& problem)
+      : p(problem), n(problem.n), c(problem.c), uniform(Acc(problem.inverse_temperature)) {
+    scale = fold(p.scale, folded_scale);
+    offset = fold(p.offset, folded_offset);
+  }
+
+  static const Acc* table(const void* pointer) { return static_cast<const Acc*>(pointer); }
+  const T* logits(i64 i) const { return static_cast<const T*>(p.input) + i * p.row_stride; }
+  bool bare() const { return !p.scale && !p.offset && !p.rows && p.softcap == 0 && uniform == 1; }
+  bool smooth() const { return p.smoothing || p.label_smoothing > 0; }
+  bool ignored(i64 label) const { return label == p.ignore_index; }
+  Acc weight(i64 label) const { return p.weight ? table(p.weight)[label] : Acc(1); }
+  Acc sample_weight(i64 i) const { return p.sample_weight ? table(p.sample_weight)[i] : Acc(1); }
+  Acc share(i64 i) const { return p.lam ? table(p.lam)[i] : Acc(1); }
+
+  // Additive row of sample i, before 1/temperature; null where there is none.
+  const Acc* extra_row(i64 i) const {
+    if (!p.rows) return nullptr;
+    const i64 index = p.row_index ? p.row_index[i] : p.target[i];
+    return table(p.rows) + index * c;
+  }
+
+  int threads_for(i64 exponentials) const {
+    const i64 useful = std::max<i64>(1, exponentials / kWorkPerThread);
+    return int(std::min<i64>(std::min<i64>(p.threads, useful), std::max<i64>(1, n)));
+  }
+
+  Status check() const {
+    for (const int64_t* labels : {p.target, p.other}) {
+      if (!labels) continue;
+      for (i64 i = 0; i < n; ++i)
+        if ((labels[i] < 0 || labels[i] >= c) && !ignored(labels[i]))
+          return {Fault::target, labels[i]};
+    }
+    if (p.rows && p.row_index)
+      for (i64 i = 0; i < n; ++i)
+        if (p.row_index[i] < 0 || p.row_index[i] >= p.row_count)
+          return {Fault::row_index, p.row_index[i]};
+    return {Fault::none, 0};
+  }
+
+  // What "mean" divides by.
+  double normalizer() const {
+    if (p.reduction != Reduction::mean) return 1;
+    double total = 0;
+    for (i64 i = 0; i < n; ++i) {
+      Acc counts = 1;
+      if (p.target) {
+        counts = ignored(p.target[i]) ? Acc(0) : share(i) * weight(p.target[i]);
+        if (p.other && !ignored(p.other[i])) counts += (1 - share(i)) * weight(p.other[i]);
+      }
+      total += double(counts) * double(sample_weight(i));
+    }
+    return total;
+  }
+
+  // The perturbed logits of row i plus `delta` (may be null). Returns where they are: `z`, or the
+  // caller's own row where nothing changes it. With a softcap `capped` receives the bounded logits.
+  const Acc* perturbed(i64 i, const Acc* delta, Acc* z, Acc* capped, Acc* top) const {
+    const Acc* extra = extra_row(i);
+    const Acc* own = bare() && !extra && !delta ? same_type(logits(i)) : nullptr;
+    const bool margin = p.margin && !ignored(p.target[i]);
+    if (own && !margin) {
+      *top = max_of(own, c);
+      return own;
+    }
+    // `delta` lives in z, `extra` in the units of the logits
+    const Acc* first = extra ? extra : delta;
+    const Acc factor = extra ? uniform : Acc(1);
+    if (p.softcap > 0) {
+      const Acc cap = Acc(p.softcap), inverse = Acc(1 / p.softcap);
+      const T* u = logits(i);
+      LPL_SIMD for (i64 j = 0; j < c; ++j) capped[j] = cap * tanh_of(load(u[j]) * inverse);
+      *top = perturb(static_cast<const Acc*>(capped), first, factor, z);
+    } else {
+      *top = perturb(logits(i), first, factor, z);
+    }
+    if (extra && delta) {
+      LPL_SIMD for (i64 j = 0; j < c; ++j) z[j] += delta[j];
+      *top = max_of(z, c);
+    }
+    if (margin) {
+      const i64 y = p.target[i];
+      z[y] -= uniform * table(p.margin)[y];
+      *top = max_of(z, c);  // the target may have been the maximum
+    }
+    return z;
+  }
+
+ private:
+  const Acc* fold(const void* pointer, std::vector<Acc>& folded) const {
+    if (!pointer || uniform == 1) return table(pointer);
+    folded.resize(c);
+    for (i64 j = 0; j < c; ++j) folded[j] = table(pointer)[j] * uniform;
+    return folded.data();
+  }
+
+  static const Acc* same_type(const Acc* row) { return row; }
+  template <typename Other>
+  static const Acc* same_type(const Other*) {
+    return nullptr;
+  }
+
+  template <typename U>
+  Acc perturb(const U* u, const Acc* extra, Acc factor, Acc* z) const {
+    const auto run = [&](auto kernel) { return kernel(u, scale, uniform, offset, extra, factor, z, c); };
+    switch ((scale ? 4 : 0) | (offset ? 2 : 0) | (extra ? 1 : 0)) {
+      case 0: return run(perturb_row<false, false, false, U, Acc>);
+      case 1: return run(perturb_row<false, false, true, U, Acc>);
+      case 2: return run(perturb_row<false, true, false, U, Acc>);
+      case 3: return run(perturb_row<false, true, true, U, Acc>);
+      case 4: return run(perturb_row<true, false, false, U, Acc>);
+      case 5: return run(perturb_row<true, false, true, U, Acc>);
+      case 6: return run(perturb_row<true, true, false, U, Acc>);
+      default: return run(perturb_row<true, true, true, U, Acc>);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace lpl

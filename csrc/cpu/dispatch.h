@@ -1,0 +1,38 @@
+// The kernels as the bindings see them: one pair per instruction set, the best chosen at run time.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "../row.h"
+
+namespace lpl {
+
+#define LPL_DECLARE(isa)                                              \
+  namespace isa {                                                     \
+  Status cross_entropy(const Problem& problem, const Outputs& out);   \
+  Status learned_perturbation(const Problem& problem, const Outputs& out); \
+  }
+LPL_DECLARE(baseline)
+#if defined(LPL_X86)
+LPL_DECLARE(avx2)
+LPL_DECLARE(avx512)
+#endif
+#undef LPL_DECLARE
+
+struct Kernels {
+  const char* isa;
+  Status (*cross_entropy)(const Problem&, const Outputs&);
+  Status (*learned_perturbation)(const Problem&, const Outputs&);
+};
+
+// Those that this processor runs, the best first.
+const std::vector<Kernels>& usable_kernels();
+
+// The ones in use: the best, unless `use_isa` chose others.
+const Kernels& kernels();
+
+// Chooses by name, for tests and measurements; false if this processor does not run it.
+bool use_isa(const std::string& isa);
+
+}  // namespace lpl

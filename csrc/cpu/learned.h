@@ -1,0 +1,110 @@
+// The learned perturbation δ of a class: |steps| sweeps over the rows that have its label.
+#pragma once
+
+#include "call.h"
+
+namespace lpl {
+namespace {
+
+// Rows of one label, in the order of the batch.
+struct Group {
+  i64 label;
+  const i64* rows;
+  i64 size;
+};
+
+// Groups the rows of a batch by label: `order` holds row numbers, group after group. Ignored rows
+// form one group, whose label is the ignored one.
+struct Grouping {
+  std::vector<i64> order;
+  std::vector<Group> groups;
+
+  explicit Grouping(const Problem& p) : order(p.n) {
+    for (i64 i = 0; i < p.n; ++i) order[i] = i;
+    std::stable_sort(order.begin(), order.end(),
+                     [&](i64 a, i64 b) { return p.target[a] < p.target[b]; });
+    for (i64 begin = 0, end = 0; begin < p.n; begin = end) {
+      const i64 label = p.target[order[begin]];
+      while (end < p.n && p.target[order[end]] == label) ++end;
+      groups.push_back({label, order.data() + begin, end - begin});
+    }
+  }
+};
+
+template <typename T>
+class Learned {
+ public:
+  using Acc = typename AccumulateOf<T>::type;
+
+  explicit Learned(const Call<T>& call) : call_(call), c_(call.c) {}
+
+  int steps(const Group& group) const {
+    return call_.ignored(group.label) ? 0 : std::abs(call_.p.steps[group.label]);
+  }
+
+  // Exponentials that a group costs; what threads are shared out by.
+  i64 work(const Group& group) const { return group.size * c_ * i64(steps(group)); }
+
+  // δ of one group into `delta` (C,), its rows shared among `threads`.
+  void run(const Group& group, Acc* delta, int threads) const {
+    const int count = steps(group);
+    std::fill(delta, delta + c_, Acc(0));
+    if (count == 0) return;
+    const Acc direction = Acc(call_.p.steps[group.label] > 0 ? 1 : -1) * Acc(call_.p.step_size);
+    threads = int(std::min<i64>(threads, group.size));
+    std::vector<std::vector<Acc>> mean(threads), z(threads), capped(threads), top_of(threads);
+    for (int t = 0; t < threads; ++t) {
+      mean[t].resize(c_);
+      z[t].resize(c_);
+      if (call_.p.softcap > 0) capped[t].resize(c_);
+    }
+    for (int k = 0; k < count; ++k) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+      {
+        const int t = omp_get_thread_num();
+        std::fill(mean[t].begin(), mean[t].end(), Acc(0));
+#pragma omp for schedule(static)
+        for (i64 r = 0; r < group.size; ++r)
+          add_probabilities(group.rows[r], delta, z[t].data(), capped[t].data(), mean[t].data());
+      }
+      Acc* g = mean[0].data();
+      for (int t = 1; t < threads; ++t) {
+        const Acc* other = mean[t].data();
+        LPL_SIMD for (i64 j = 0; j < c_; ++j) g[j] += other[j];
+      }
+      step(group, direction, g, delta);
+    }
+  }
+
+ private:
+  // mean += softmax(z_i + δ)
+  void add_probabilities(i64 i, const Acc* delta, Acc* z, Acc* capped, Acc* mean) const {
+    Acc top;
+    const Acc* where = call_.perturbed(i, delta, z, capped, &top);
+    const Acc inverse = Acc(1 / exp_sum<true>(where, top, z, 0, c_));
+    LPL_SIMD for (i64 j = 0; j < c_; ++j) mean[j] += inverse * z[j];
+  }
+
+  // One step of δ along the mean gradient; `g` comes as the sum of the rows' probabilities.
+  void step(const Group& group, Acc direction, Acc* g, Acc* delta) const {
+    const Acc share = Acc(1) / Acc(group.size);
+    // the target's entry is minus the rivals' sum: p_y − 1 without cancellation
+    g[group.label] = 0;
+    const double rivals = sum_of(g, c_) * double(share);
+    Acc factor = direction;
+    if (call_.p.normalize) {
+      const double squares = square_sum(g, c_) * double(share) * double(share) + rivals * rivals;
+      const double norm = std::sqrt(squares);
+      factor = norm < kNormFloor ? Acc(0) : Acc(direction / norm);
+    }
+    const Acc each = factor * share;
+    LPL_SIMD for (i64 j = 0; j < c_; ++j) delta[j] += each * g[j];
+    delta[group.label] -= Acc(factor * rivals);
+  }
+
+  const Call<T>& call_;
+  const i64 c_;
+};
+
+}  // namespace
+}  // namespace lpl

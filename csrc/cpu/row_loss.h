@@ -1,0 +1,303 @@
+// The loss of one row and its gradient, for every target form.
+#pragma once
+
+#include "call.h"
+
+namespace lpl {
+namespace {
+
+// What a thread needs to work on rows: scratch of C numbers each, and the sums of table gradients.
+template <typename Acc>
+struct Workspace {
+  std::vector<Acc> z, e, pull, capped, dz;          // (C,)
+  std::vector<Acc> grad_scale, grad_offset, grad_margin;  // (C,), zero at first
+};
+
+template <typename T>
+class RowLoss {
+ public:
+  using Acc = typename AccumulateOf<T>::type;
+
+  RowLoss(const Call<T>& call, const Outputs& out, double norm)
+      : call_(call), p_(call.p), out_(out), norm_(norm), c_(call.c) {
+    soft_ = p_.dense || call.smooth();
+    tables_ = out.grad_scale || out.grad_offset || out.grad_margin || out.grad_perturbed;
+  }
+
+  bool wants_grad() const { return out_.grad || tables_; }
+
+  Workspace<Acc> workspace() const {
+    Workspace<Acc> w;
+    w.z.resize(c_);
+    w.e.resize(c_);
+    if (soft_) w.pull.resize(c_);
+    if (p_.softcap > 0) w.capped.resize(c_);
+    if (tables_ || p_.softcap > 0) w.dz.resize(c_);
+    if (out_.grad_scale) w.grad_scale.assign(c_, 0);
+    if (out_.grad_offset) w.grad_offset.assign(c_, 0);
+    if (out_.grad_margin) w.grad_margin.assign(c_, 0);
+    return w;
+  }
+
+  // Row i under `delta` (may be null). Writes its gradient and statistics, returns its loss.
+  Acc run(i64 i, const Acc* delta, Workspace<Acc>& w) const {
+    Acc loss = 0, top = 0, rest = 0;
+    if (nothing(i)) {
+      clear(i);
+    } else {
+      const Acc* z = call_.perturbed(i, delta, w.z.data(), w.capped.data(), &top);
+      const Acc upstream = this->upstream(i) * call_.sample_weight(i);
+      const Pull pull = soft_ ? soft(i, z, top, &rest, w) : labelled(i, z, top, &rest, w);
+      loss = pull.loss * call_.sample_weight(i);
+      if (wants_grad()) write(i, pull, upstream, w);
+    }
+    if (out_.stats) {
+      static_cast<Acc*>(out_.stats)[i] = top;
+      static_cast<Acc*>(out_.stats)[call_.n + i] = rest;
+    }
+    return loss;
+  }
+
+ private:
+  // dL/dz_j = share·e_j − (the pull towards the target); at up to two labels it is known exactly.
+  struct Pull {
+    Acc loss, share;
+    i64 label[2];
+    Acc at_label[2];
+    int labels;
+  };
+
+  bool nothing(i64 i) const {
+    return p_.target && call_.ignored(p_.target[i]) && (!p_.other || call_.ignored(p_.other[i]));
+  }
+
+  Acc upstream(i64 i) const {
+    if (out_.grad_rows) return Call<T>::table(out_.grad_rows)[i * out_.grad_rows_stride];
+    return Acc(1 / norm_);
+  }
+
+  // Where exponentials go: straight into the gradient's row if that has the right type.
+  Acc* exponentials(i64 i, Workspace<Acc>& w) const {
+    return out_.grad && w.dz.empty() ? own_row(i, w.e.data()) : w.e.data();
+  }
+  Acc* own_row(i64 i, Acc* other) const {
+    return std::is_same<T, Acc>::value ? reinterpret_cast<Acc*>(grad_row(i)) : other;
+  }
+  T* grad_row(i64 i) const { return static_cast<T*>(out_.grad) + i * c_; }
+
+  double sum_exponentials(i64 i, const Acc* z, Acc top, i64 begin, i64 end, Workspace<Acc>& w) const {
+    if (!wants_grad()) return exp_sum<false>(z, top, static_cast<Acc*>(nullptr), begin, end);
+    return exp_sum<true>(z, top, exponentials(i, w), begin, end);
+  }
+
+  // One label, or the two of a mixed target, unsmoothed.
+  Pull labelled(i64 i, const Acc* z, Acc top, Acc* rest, Workspace<Acc>& w) const {
+    Pull pull{};
+    Acc mass[2];
+    const int64_t* labels[2] = {p_.target, p_.other};
+    for (int k = 0; k < (p_.other ? 2 : 1); ++k) {
+      const i64 y = labels[k][i];
+      if (call_.ignored(y)) continue;
+      const Acc m = (k ? 1 - call_.share(i) : call_.share(i)) * call_.weight(y);
+      if (pull.labels == 1 && pull.label[0] == y) {
+        mass[0] += m;
+        continue;
+      }
+      pull.label[pull.labels] = y;
+      mass[pull.labels++] = m;
+    }
+    // without the first label's own term, so that 1 − p keeps its digits as p → 1
+    const i64 y = pull.label[0];
+    const double others = sum_exponentials(i, z, top, 0, y, w) +
+                          sum_exponentials(i, z, top, y + 1, c_, w);
+    *rest = Acc(others);
+    const Acc own = exp_of(z[y] - top);
+    const Acc total = Acc(others + own);
+    const Acc lse = top + std::log(total);
+    const Acc pressure = Acc(2 * p_.z_loss) * lse;
+
+    Acc slope[2], own_of[2], rest_of[2], strength = 0;
+    for (int k = 0; k < pull.labels; ++k) {
+      const Acc lift = z[pull.label[k]] - top;
+      own_of[k] = k ? exp_of(lift) : own;
+      rest_of[k] = k ? Acc(others + own - own_of[k]) : *rest;
+      const Acc ell = cross_entropy_of(lift, own_of[k], std::max(rest_of[k], Acc(0)));
+      const PhiValue<Acc> phi = phi_of(ell, p_.phi, Acc(p_.phi_parameter));
+      if (mass[k] != 0) pull.loss += mass[k] * (phi.value + Acc(p_.z_loss) * lse * lse);
+      slope[k] = mass[k] * phi.slope;
+      strength += slope[k] + mass[k] * pressure;
+    }
+    pull.share = strength / total;
+    for (int k = 0; k < pull.labels; ++k)
+      pull.at_label[k] =
+          ((strength - slope[k]) * own_of[k] - slope[k] * rest_of[k]) / total;
+    return pull;
+  }
+
+  // Smoothed labels or class probabilities: the target is spread over the row. Fills w.pull.
+  Pull soft(i64 i, const Acc* z, Acc top, Acc* rest, Workspace<Acc>& w) const {
+    Acc* t = w.pull.data();
+    fill_target(i, t);
+    const double total = sum_exponentials(i, z, top, 0, c_, w);
+    *rest = Acc(total);
+    const Acc log_total = std::log(*rest);
+    const Acc lse = top + log_total;
+    const double mass = sum_of(t, c_);
+
+    Pull pull{};
+    double loss = 0, slopes = mass;
+    if (p_.phi == Phi::log) {
+      // a class without target mass counts nothing, even at a logit of −inf
+      for (i64 lo = 0; lo < c_; lo += kBlock) {
+        const i64 hi = std::min(c_, lo + kBlock);
+        Acc part = 0;
+#pragma omp simd reduction(+ : part)
+        for (i64 j = lo; j < hi; ++j) part += t[j] == 0 ? Acc(0) : t[j] * (z[j] - top);
+        loss -= part;
+      }
+      loss += mass * double(log_total);
+    } else {
+      slopes = 0;
+      for (i64 j = 0; j < c_; ++j) {
+        if (t[j] == 0) continue;
+        const PhiValue<Acc> phi = phi_of(log_total - (z[j] - top), p_.phi, Acc(p_.phi_parameter));
+        loss += double(t[j]) * phi.value;
+        t[j] *= phi.slope;
+        slopes += t[j];
+      }
+    }
+    pull.loss = Acc(loss + mass * p_.z_loss * double(lse) * double(lse));
+    pull.share = Acc((slopes + mass * 2 * p_.z_loss * double(lse)) / total);
+    return pull;
+  }
+
+  void fill_target(i64 i, Acc* t) const {
+    const Acc even = Acc(1) / Acc(c_);
+    if (p_.dense) {
+      switch (p_.dense_dtype) {
+        case DType::f64: return dense_target<double>(i, even, t);
+        case DType::f32: return dense_target<float>(i, even, t);
+        case DType::bf16: return dense_target<BFloat16>(i, even, t);
+        case DType::f16: return dense_target<Float16>(i, even, t);
+      }
+    }
+    Acc spread = 0;
+    Acc sharp[2] = {0, 0};
+    const int64_t* labels[2] = {p_.target, p_.other};
+    for (int k = 0; k < (p_.other ? 2 : 1); ++k) {
+      const i64 y = labels[k][i];
+      if (call_.ignored(y)) continue;
+      const Acc share = k ? 1 - call_.share(i) : call_.share(i);
+      const Acc epsilon =
+          p_.smoothing ? Call<T>::table(p_.smoothing)[y] : Acc(p_.label_smoothing);
+      spread += share * epsilon * even;
+      sharp[k] = share * (1 - epsilon) * call_.weight(y);
+    }
+    weigh(t, [&](i64) { return spread; });
+    for (int k = 0; k < (p_.other ? 2 : 1); ++k)
+      if (!call_.ignored(labels[k][i])) t[labels[k][i]] += sharp[k];
+  }
+
+  template <typename D>
+  void dense_target(i64 i, Acc even, Acc* t) const {
+    const D* row = static_cast<const D*>(p_.dense) + i * p_.dense_stride;
+    const Acc keep = Acc(1 - p_.label_smoothing), spread = Acc(p_.label_smoothing) * even;
+    weigh(t, [&](i64 j) { return Acc(load(row[j])) * keep + spread; });
+  }
+
+  template <typename F>
+  void weigh(Acc* t, F target) const {
+    const Acc* weight = Call<T>::table(p_.weight);
+    if (weight) {
+      LPL_SIMD for (i64 j = 0; j < c_; ++j) t[j] = target(j) * weight[j];
+    } else {
+      LPL_SIMD for (i64 j = 0; j < c_; ++j) t[j] = target(j);
+    }
+  }
+
+  void write(i64 i, const Pull& pull, Acc upstream, Workspace<Acc>& w) const {
+    const Acc share = upstream * pull.share;
+    const Acc* e = exponentials(i, w);
+    if (!w.dz.empty()) return write_tables(i, pull, upstream, w);
+    T* out = grad_row(i);
+    const Acc uniform = call_.uniform;
+    const Acc* scale = call_.scale;
+    if (soft_) {
+      const Acc* t = w.pull.data();
+      LPL_SIMD for (i64 j = 0; j < c_; ++j)
+          out[j] = store<T>((share * e[j] - upstream * t[j]) * (scale ? scale[j] : uniform));
+    } else if (scale) {
+      LPL_SIMD for (i64 j = 0; j < c_; ++j) out[j] = store<T>(share * e[j] * scale[j]);
+    } else {
+      const Acc factor = share * uniform;
+      LPL_SIMD for (i64 j = 0; j < c_; ++j) out[j] = store<T>(factor * e[j]);
+    }
+    for (int k = 0; k < pull.labels; ++k) {
+      const i64 y = pull.label[k];
+      out[y] = store<T>(upstream * pull.at_label[k] * (scale ? scale[y] : uniform));
+    }
+  }
+
+  // With table gradients or a softcap dL/dz is formed first, then carried on.
+  void write_tables(i64 i, const Pull& pull, Acc upstream, Workspace<Acc>& w) const {
+    const Acc share = upstream * pull.share;
+    const Acc* e = w.e.data();
+    Acc* dz = w.dz.data();
+    if (soft_) {
+      const Acc* t = w.pull.data();
+      LPL_SIMD for (i64 j = 0; j < c_; ++j) dz[j] = share * e[j] - upstream * t[j];
+    } else {
+      LPL_SIMD for (i64 j = 0; j < c_; ++j) dz[j] = share * e[j];
+      for (int k = 0; k < pull.labels; ++k) dz[pull.label[k]] = upstream * pull.at_label[k];
+    }
+    const Acc uniform = call_.uniform;
+    const Acc* capped = w.capped.data();
+    const T* u = call_.logits(i);
+    if (out_.grad_offset) add_scaled(w.grad_offset.data(), dz, uniform);
+    if (out_.grad_scale) {
+      Acc* sum = w.grad_scale.data();
+      if (p_.softcap > 0) {
+        LPL_SIMD for (i64 j = 0; j < c_; ++j) sum[j] += uniform * dz[j] * capped[j];
+      } else {
+        LPL_SIMD for (i64 j = 0; j < c_; ++j) sum[j] += uniform * dz[j] * load(u[j]);
+      }
+    }
+    if (out_.grad_margin) w.grad_margin[p_.target[i]] -= uniform * dz[p_.target[i]];
+    if (out_.grad_perturbed) {
+      Acc* row = static_cast<Acc*>(out_.grad_perturbed) + i * c_;
+      LPL_SIMD for (i64 j = 0; j < c_; ++j) row[j] = uniform * dz[j];
+    }
+    if (!out_.grad) return;
+    T* out = grad_row(i);
+    const Acc* scale = call_.scale;
+    if (p_.softcap > 0) {
+      const Acc inverse = Acc(1 / p_.softcap);
+      LPL_SIMD for (i64 j = 0; j < c_; ++j) {
+        const Acc bounded = capped[j] * inverse;
+        out[j] = store<T>(dz[j] * (scale ? scale[j] : uniform) * (1 - bounded) * (1 + bounded));
+      }
+    } else {
+      LPL_SIMD for (i64 j = 0; j < c_; ++j) out[j] = store<T>(dz[j] * (scale ? scale[j] : uniform));
+    }
+  }
+
+  void add_scaled(Acc* sum, const Acc* x, Acc factor) const {
+    LPL_SIMD for (i64 j = 0; j < c_; ++j) sum[j] += factor * x[j];
+  }
+
+  void clear(i64 i) const {
+    if (out_.grad) std::memset(grad_row(i), 0, sizeof(T) * c_);
+    if (out_.grad_perturbed)
+      std::memset(static_cast<Acc*>(out_.grad_perturbed) + i * c_, 0, sizeof(Acc) * c_);
+  }
+
+  const Call<T>& call_;
+  const Problem& p_;
+  const Outputs& out_;
+  const double norm_;
+  const i64 c_;
+  bool soft_, tables_;
+};
+
+}  // namespace
+}  // namespace lpl

@@ -1,0 +1,211 @@
+// Loops that the compiler vectorises: exponentials, 16-bit conversions, row sums.
+// Included by files that are compiled once per instruction set, so everything here is static.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "../row.h"
+
+#define LPL_SIMD _Pragma("omp simd")
+
+namespace lpl {
+namespace {
+
+using i64 = int64_t;
+
+template <typename To, typename From>
+inline To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// e^x to about one unit in the last place for x ≤ 88; 0 below the smallest normal number.
+inline float exp_of(float x) {
+  const float shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5·2^23: rounds to integer
+  const float n = shifted - 12582912.0f;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const float y = (p * r) * r + r + 1.0f;
+  const float scale = bit_cast<float>((bit_cast<uint32_t>(shifted) << 23) + 0x3f800000u);
+  return x < -87.33654f ? 0.0f : y * scale;
+}
+
+// The same for double, x ≤ 709: the Taylor polynomial of degree 13 on |r| ≤ ln2/2.
+inline double exp_of(double x) {
+  const double shifted = x * 1.4426950408889634074 + 6755399441055744.0;  // 1.5·2^52
+  const double n = shifted - 6755399441055744.0;
+  const double r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
+  double p = 1.0 / 6227020800.0;
+  p = p * r + 1.0 / 479001600.0;
+  p = p * r + 1.0 / 39916800.0;
+  p = p * r + 1.0 / 3628800.0;
+  p = p * r + 1.0 / 362880.0;
+  p = p * r + 1.0 / 40320.0;
+  p = p * r + 1.0 / 5040.0;
+  p = p * r + 1.0 / 720.0;
+  p = p * r + 1.0 / 120.0;
+  p = p * r + 1.0 / 24.0;
+  p = p * r + 1.0 / 6.0;
+  p = p * r + 0.5;
+  const double y = (p * r) * r + r + 1.0;
+  const double scale =
+      bit_cast<double>((bit_cast<uint64_t>(shifted) << 52) + 0x3ff0000000000000ull);
+  return x < -708.39 ? 0.0 : y * scale;
+}
+
+// tanh without cancellation at 0.
+inline float tanh_of(float x) {
+  const float square = x * x;
+  const float series =
+      x + x * square *
+              (-1.0f / 3 + square * (2.0f / 15 + square * (-17.0f / 315 + square * (62.0f / 2835))));
+  const float magnitude = x < 0 ? -x : x;
+  // beyond 9 the result is ±1 in float; the bound keeps exp_of in its domain
+  const float far = 1.0f - 2.0f / (exp_of(2.0f * (magnitude > 9.0f ? 9.0f : magnitude)) + 1.0f);
+  return magnitude < 0.3f ? series : (x < 0 ? -far : far);
+}
+inline double tanh_of(double x) { return std::tanh(x); }
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+inline double load(double x) { return x; }
+inline float load(float x) { return x; }
+inline float load(BFloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
+inline float load(Float16 x) {
+  // the exponent is rebased by a multiplication, which is right for subnormals too
+  const uint32_t magnitude = uint32_t(x.bits & 0x7fffu) << 13;
+  float value = bit_cast<float>(magnitude) * 5.192296858534828e+33f;  // 2^112
+  uint32_t bits = bit_cast<uint32_t>(value);
+  bits |= (x.bits & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;  // inf, nan
+  return bit_cast<float>(bits | uint32_t(x.bits & 0x8000u) << 16);
+}
+
+template <typename T>
+inline T store(double x);
+template <typename T>
+inline T store(float x);
+template <>
+inline double store<double>(double x) {
+  return x;
+}
+template <>
+inline float store<float>(float x) {
+  return x;
+}
+template <>
+inline BFloat16 store<BFloat16>(float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  return {uint16_t(x != x ? 0x7fc0u : rounded)};
+}
+template <>
+inline Float16 store<Float16>(float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // subnormals: adding 1/2 leaves the rounded multiple of 2^-24 in the low bits
+  const uint32_t subnormal =
+      bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - bit_cast<uint32_t>(0.5f);
+  uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
+  half = magnitude >= 0x477ff000u ? 0x7c00u : half;  // 65520 and above rounds to inf
+  half = magnitude > 0x7f800000u ? 0x7e00u : half;
+  return {uint16_t(half | ((bits >> 16) & 0x8000u))};
+}
+
+template <typename T>
+struct AccumulateOf {
+  using type = float;
+};
+template <>
+struct AccumulateOf<double> {
+  using type = double;
+};
+
+// Long float sums lose digits: blocks are summed in float, their sums in double.
+constexpr i64 kBlock = 1024;
+
+// Σ e^(z − shift) over [begin, end); keeps the exponentials where `Keep`. `e` may be `z`.
+template <bool Keep, typename Acc>
+inline double exp_sum(const Acc* z, Acc shift, Acc* e, i64 begin, i64 end) {
+  double total = 0;
+  for (i64 lo = begin; lo < end; lo += kBlock) {
+    const i64 hi = lo + kBlock < end ? lo + kBlock : end;
+    Acc sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (i64 j = lo; j < hi; ++j) {
+      const Acc value = exp_of(z[j] - shift);
+      if (Keep) e[j] = value;
+      sum += value;
+    }
+    total += sum;
+  }
+  return total;
+}
+
+template <typename Acc>
+inline double sum_of(const Acc* x, i64 n) {
+  double total = 0;
+  for (i64 lo = 0; lo < n; lo += kBlock) {
+    const i64 hi = lo + kBlock < n ? lo + kBlock : n;
+    Acc sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (i64 j = lo; j < hi; ++j) sum += x[j];
+    total += sum;
+  }
+  return total;
+}
+
+template <typename Acc>
+inline double square_sum(const Acc* x, i64 n) {
+  double total = 0;
+  for (i64 lo = 0; lo < n; lo += kBlock) {
+    const i64 hi = lo + kBlock < n ? lo + kBlock : n;
+    Acc sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (i64 j = lo; j < hi; ++j) sum += x[j] * x[j];
+    total += sum;
+  }
+  return total;
+}
+
+// max that ignores nan, as comparisons do; a nan reaches the row through its exponential.
+template <typename Acc>
+inline Acc max_of(const Acc* x, i64 n) {
+  Acc top = -INFINITY;
+#pragma omp simd reduction(max : top)
+  for (i64 j = 0; j < n; ++j) top = x[j] > top ? x[j] : top;
+  return top;
+}
+
+// z_j = scale_j·u_j (+ offset_j) (+ factor·extra_j); returns the maximum.
+template <bool Scale, bool Offset, bool Extra, typename T, typename Acc>
+inline Acc perturb_row(const T* u, const Acc* scale, Acc uniform, const Acc* offset,
+                       const Acc* extra, Acc factor, Acc* z, i64 n) {
+  Acc top = -INFINITY;
+#pragma omp simd reduction(max : top)
+  for (i64 j = 0; j < n; ++j) {
+    Acc value = load(u[j]) * (Scale ? scale[j] : uniform);
+    if (Offset) value += offset[j];
+    if (Extra) value += factor * extra[j];
+    z[j] = value;
+    top = value > top ? value : top;
+  }
+  return top;
+}
+
+}  // namespace
+}  // namespace lpl

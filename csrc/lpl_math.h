@@ -1,0 +1,58 @@
+// Scalar maths shared by every native kernel, host and device: one text for both.
+#pragma once
+
+#include <cmath>
+
+#include "row.h"
+
+#if defined(__CUDACC__)
+#define LPL_HOST_DEVICE __host__ __device__
+#else
+#define LPL_HOST_DEVICE
+#endif
+
+namespace lpl {
+
+// A gradient shorter than this has no direction: the normalised step is 0.
+constexpr double kNormFloor = 1e-12;
+
+template <typename Acc>
+struct PhiValue {
+  Acc value, slope;  // φ(ℓ), φ'(ℓ)
+};
+
+// φ of the cross-entropy ℓ = −log p and its derivative; see lpl_fused/phi.py.
+template <typename Acc>
+LPL_HOST_DEVICE inline PhiValue<Acc> phi_of(Acc ell, Phi phi, Acc parameter) {
+  switch (phi) {
+    case Phi::power: {
+      // beyond the limit e^(−κℓ) would overflow (κ < 0): the loss saturates there, the slope is 0
+      const Acc limit = sizeof(Acc) == 8 ? Acc(700) : Acc(80);
+      const Acc exponent = -parameter * ell;
+      if (exponent > limit) return {-std::expm1(limit) / parameter, Acc(0)};
+      return {-std::expm1(exponent) / parameter, std::exp(exponent)};
+    }
+    case Phi::focal: {
+      const Acc rest = -std::expm1(-ell);  // 1 − p
+      const Acc p = std::exp(-ell);
+      const Acc factor = std::pow(rest, parameter);
+      // γ·ℓ·p·(1 − p)^(γ−1) with ℓ/(1 − p) → 1 at p = 1, and ℓ·p → 0 at p = 0
+      const Acc ratio = rest > Acc(0) ? ell / rest : Acc(1);
+      const Acc bend = p > Acc(0) ? parameter * p * factor * ratio : Acc(0);
+      return {factor * ell, factor + bend};
+    }
+    case Phi::poly1:
+      return {ell - parameter * std::expm1(-ell), Acc(1) + parameter * std::exp(-ell)};
+    default:
+      return {ell, Acc(1)};
+  }
+}
+
+// −log p of a class: `lift` is z − max (≤ 0), `rest` the mass of the other classes and `own` =
+// e^lift its own, both in units of e^max. Keeps its digits at p → 1 and under a common offset.
+template <typename Acc>
+LPL_HOST_DEVICE inline Acc cross_entropy_of(Acc lift, Acc own, Acc rest) {
+  return own >= rest ? std::log1p(rest / own) : std::log(rest + own) - lift;
+}
+
+}  // namespace lpl

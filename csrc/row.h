@@ -1,0 +1,72 @@
+// Plain-data structures of one call: what the launchers fill and every native kernel reads.
+// No torch, no Python. Mirrors lpl_fused/problem.py; a null pointer is an absent part.
+#pragma once
+
+#include <cstdint>
+
+namespace lpl {
+
+enum class DType : int32_t { f64 = 0, f32 = 1, bf16 = 2, f16 = 3 };
+enum class Phi : int32_t { log = 0, power = 1, focal = 2, poly1 = 3 };
+enum class Reduction : int32_t { none = 0, mean = 1, sum = 2 };
+
+// Why a call stopped before it computed anything.
+enum class Fault : int32_t { none = 0, target = 1, row_index = 2 };
+
+// (N, C) logits and all that the loss of their rows depends on. `Acc` parts are float, or double
+// beside f64 logits.
+struct Problem {
+  const void* input;  // (N, C), rows `row_stride` elements apart
+  int64_t n, c, row_stride;
+  DType dtype;
+
+  const int64_t* target;  // (N,) labels, or null: `dense`
+  const void* dense;      // (N, C) class probabilities of dtype `dense_dtype`
+  int64_t dense_stride;
+  DType dense_dtype;
+  const int64_t* other;  // (N,) second labels of mixed targets
+  const void* lam;       // (N,) Acc, the share of `target`
+
+  const void* weight;         // (C,) Acc
+  const void* sample_weight;  // (N,) Acc
+  const void* smoothing;      // (C,) Acc, by target class
+  const void* scale;          // (C,) Acc
+  const void* offset;         // (C,) Acc
+  const void* margin;         // (C,) Acc
+  const void* rows;           // (R, C) Acc, added before 1/temperature
+  int64_t row_count;
+  const int64_t* row_index;  // (N,), or null: the target's row
+  const int32_t* steps;      // (C,), learned perturbation
+
+  Reduction reduction;
+  Phi phi;
+  bool normalize;
+  int64_t ignore_index;
+  double phi_parameter, label_smoothing, z_loss, softcap, inverse_temperature, step_size;
+
+  int32_t threads;
+};
+
+// What to compute; null pointers are not wanted.
+struct Outputs {
+  void* loss;   // (N,) Acc for Reduction::none, else one Acc
+  void* stats;  // (2, N) Acc: row maximum, rest of the mass
+  void* norm;   // one Acc
+
+  void* grad;                 // (N, C) of the logits' dtype, contiguous
+  const void* grad_rows;      // (N,) Acc upstream; null: 1/norm (mean) or 1
+  int64_t grad_rows_stride;   // 0 or 1
+  void* grad_perturbed;       // (N, C) Acc, dL/d rows of each sample
+  void* grad_scale;           // (C,) Acc
+  void* grad_offset;          // (C,) Acc
+  void* grad_margin;          // (C,) Acc
+  void* delta;                // (N, C) Acc, zeroed by the caller: the learned perturbation
+  int64_t* slot;              // (N,) row of `delta` that each row uses
+};
+
+struct Status {
+  Fault fault;
+  int64_t value;  // the label or index at fault
+};
+
+}  // namespace lpl

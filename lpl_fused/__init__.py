@@ -1,0 +1,24 @@
+"""Class-level logit perturbation at the cost of plain cross-entropy."""
+
+from . import functional, losses
+from .backends import backends, explain
+from .functional import MixedTarget
+from .perturbation import Perturbation
+from .phi import GCE, Alpha, Focal, Poly1
+from .version import __version__
+
+
+
+__all__ = [
+    "GCE",
+    "Alpha",
+    "Focal",
+    "MixedTarget",
+    "Perturbation",
+    "Poly1",
+    "__version__",
+    "backends",
+    "explain",
+    "functional",
+    "losses",
+]

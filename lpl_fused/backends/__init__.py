@@ -1,0 +1,91 @@
+"""Which implementation runs, and why.
+
+A backend is a module with four launchers over a `Problem` (their contract stands in ops.py) and two
+questions: `unavailable()` and `unsupported(device, dtype)`, each answered by None or by a reason.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from types import ModuleType
+
+import torch
+
+BACKENDS = ("cpp", "triton")
+REFERENCE = "reference"
+
+
+@functools.cache
+def load(name: str) -> ModuleType:
+    """The backend's module; importing it is cheap, whatever it needs comes with the first use."""
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def reason_against(name: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why backend `name` cannot run on `device` ("cpu", "cuda", …) and `dtype`; None if it can."""
+    module = load(name)
+    reason: str | None = module.unavailable() or module.unsupported(device, dtype)
+    return reason
+
+
+@functools.cache
+def preferred(device: str, dtype: torch.dtype) -> str:
+    """The backend that "auto" means; cached, so what is installed is looked at once a process."""
+    for name in ("cpp",) if device == "cpu" else ("triton",):
+        if reason_against(name, device, dtype) is None:
+            return name
+    return REFERENCE
+
+
+def resolve(backend: str, device: str, dtype: torch.dtype) -> str:
+    """The name of the implementation that runs: a member of BACKENDS, or "reference".
+
+    "auto" takes the environment's LPL_FUSED_BACKEND if that is set, else the first backend that can
+    run. A backend asked for by name runs or raises.
+
+    Raises:
+        ValueError: no such backend.
+        RuntimeError: the backend asked for cannot run here; says why.
+    """
+    if backend == "auto":
+        backend = os.environ.get("LPL_FUSED_BACKEND", "auto")
+        if backend == "auto":
+            return preferred(device, dtype)
+    if backend == REFERENCE:
+        return REFERENCE
+    if backend not in BACKENDS:
+        expected = ", ".join(repr(name) for name in ("auto", *BACKENDS, REFERENCE))
+        raise ValueError(f"backend: expected one of {expected}, got {backend!r}")
+    reason = reason_against(backend, device, dtype)
+    if reason is not None:
+        raise RuntimeError(f"backend {backend!r} cannot run on {device} {dtype}: {reason}")
+    return backend
+
+
+def backends() -> dict[str, str]:
+    """Every backend, and "available" or the reason why it is not."""
+    report = {name: load(name).unavailable() or "available" for name in BACKENDS}
+    return {**report, REFERENCE: "available"}
+
+
+def explain(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> str:
+    """A report in words: what "auto" runs for logits of this device and dtype, and why not the rest.
+
+    Args:
+        device: the logits' device, "cpu" or "cuda".
+        dtype: the logits' dtype.
+    """
+    kind = torch.device(device).type
+    chosen = resolve("auto", kind, dtype)
+    lines = [f'backend="auto" on {kind} {dtype} runs: {chosen}']
+    override = os.environ.get("LPL_FUSED_BACKEND")
+    if override:
+        lines[0] += f" (LPL_FUSED_BACKEND={override})"
+    for name in BACKENDS:
+        module = load(name)
+        reason = reason_against(name, kind, dtype)
+        lines.append(f"  {name:<9} {module.describe() if reason is None else 'no: ' + reason}")
+    lines.append(f"  {REFERENCE:<9} plain PyTorch, always there; slower, defines what is correct")
+    return "\n".join(lines)

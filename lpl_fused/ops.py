@@ -1,0 +1,182 @@
+"""The operators: schemas, fakes and autograd. Imports torch alone; a backend is loaded when it runs.
+
+    cross_entropy(Problem, backend, want_grad) -> (loss, stats, norm, grad)
+        loss   0-dim, or (N,) for reduction "none"; accumulate dtype
+        stats  (2, N): the row's maximum m and Σ exp(z − m), without the target's own term where
+               the target is one label (so that 1 − p_y keeps its digits)
+        norm   0-dim: what the loss was divided by (1 unless reduction is "mean")
+        grad   (N, C), input dtype, dL/d input for an upstream gradient of 1; empty unless wanted
+    cross_entropy_backward(Problem, backend, grad_rows, stats, want)
+            -> (input, scale, offset, margin, rows), empty where not wanted
+        grad_rows  (N,), stride 0 or 1: the gradient of each row's loss
+    learned_perturbation(Problem, backend) -> (delta (N, C), slot (N,))
+        as reference.learned_perturbation
+
+A problem with `steps` is differentiated with its δ held constant; tables that want a gradient
+beside it are served by functional.py, which hands δ over as `rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import backends
+from .problem import NONE, TABLES, Options, Problem, accumulate_dtype
+
+_PROBLEM = "Tensor input, Tensor target, Tensor?[] parts, int[] codes, float[] numbers, str backend"
+_LIBRARY = torch.library.Library("lpl_fused", "DEF")
+_LIBRARY.define(
+    f"cross_entropy({_PROBLEM}, bool want_grad) -> (Tensor loss, Tensor stats, Tensor norm, Tensor grad)"
+)
+_LIBRARY.define(
+    f"cross_entropy_backward({_PROBLEM}, Tensor grad_rows, Tensor stats, bool[] want)"
+    " -> (Tensor input, Tensor scale, Tensor offset, Tensor margin, Tensor rows)"
+)
+_LIBRARY.define(f"learned_perturbation({_PROBLEM}) -> (Tensor delta, Tensor slot)")
+
+
+def _packed(problem: Problem, backend: str) -> tuple[Any, ...]:
+    input, target, *parts, options = problem
+    return (input, target, parts, *options.packed(), backend)
+
+
+def _unpacked(
+    input: Tensor,
+    target: Tensor,
+    parts: Sequence[Tensor | None],
+    codes: Sequence[int],
+    numbers: Sequence[float],
+) -> Problem:
+    return Problem(input, target, *parts, Options.unpacked(codes, numbers))  # type: ignore[arg-type]
+
+
+def _cross_entropy(input, target, parts, codes, numbers, backend, want_grad):  # type: ignore[no-untyped-def]
+    problem = _unpacked(input, target, parts, codes, numbers)
+    return backends.load(backend).cross_entropy(problem, want_grad)
+
+
+def _cross_entropy_backward(  # type: ignore[no-untyped-def]
+    input, target, parts, codes, numbers, backend, grad_rows, stats, want
+):
+    problem = _unpacked(input, target, parts, codes, numbers)
+    return backends.load(backend).cross_entropy_backward(problem, grad_rows, stats, want)
+
+
+def _learned_perturbation(input, target, parts, codes, numbers, backend):  # type: ignore[no-untyped-def]
+    problem = _unpacked(input, target, parts, codes, numbers)
+    return backends.load(backend).learned_perturbation(problem)
+
+
+def _cross_entropy_fake(input, target, parts, codes, numbers, backend, want_grad):  # type: ignore[no-untyped-def]
+    n, classes = input.shape
+    row = input.new_empty(n, dtype=accumulate_dtype(input.dtype))
+    return (
+        row if codes[0] == NONE else row.new_empty(()),
+        row.new_empty((2, n)),
+        row.new_empty(()),
+        input.new_empty((n, classes) if want_grad else (0,)),
+    )
+
+
+def _cross_entropy_backward_fake(  # type: ignore[no-untyped-def]
+    input, target, parts, codes, numbers, backend, grad_rows, stats, want
+):
+    problem = _unpacked(input, target, parts, codes, numbers)
+    table = stats.new_empty
+    shapes = [(input.shape[1],)] * 3 + [(0,) if problem.rows is None else problem.rows.shape]
+    return (
+        input.new_empty(input.shape if want[0] else (0,)),
+        *(table(shape if wanted else (0,)) for shape, wanted in zip(shapes, want[1:], strict=True)),
+    )
+
+
+def _learned_perturbation_fake(input, target, parts, codes, numbers, backend):  # type: ignore[no-untyped-def]
+    delta = input.new_empty(input.shape, dtype=accumulate_dtype(input.dtype))
+    return delta, torch.empty_like(target)
+
+
+for _name, _kernel, _fake in (
+    ("cross_entropy", _cross_entropy, _cross_entropy_fake),
+    ("cross_entropy_backward", _cross_entropy_backward, _cross_entropy_backward_fake),
+    ("learned_perturbation", _learned_perturbation, _learned_perturbation_fake),
+):
+    for _device in ("CPU", "CUDA"):
+        _LIBRARY.impl(_name, _kernel, _device)
+    torch.library.register_fake(f"lpl_fused::{_name}", _fake, lib=_LIBRARY)
+
+_forward_op = torch.ops.lpl_fused.cross_entropy.default
+_backward_op = torch.ops.lpl_fused.cross_entropy_backward.default
+_perturbation_op = torch.ops.lpl_fused.learned_perturbation.default
+
+_TABLE_FIELDS = tuple(Problem._fields.index(name) for name in TABLES)
+_ARGUMENTS = 2  # options and backend stand before the tensors in CrossEntropy.apply
+
+
+class CrossEntropy(torch.autograd.Function):
+    """Loss of a problem with its gradient, once differentiable.
+
+    Two ways to the gradient. *In the forward sweep*, into a buffer of our own: one exponential
+    per logit; the buffer is handed over to the first backward, a second one recomputes.
+    *Recomputed* from the saved row statistics: where tables want gradients too, and for float16,
+    whose small gradients live only after the upstream factor (a loss scaler's) was applied.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, options: Options, backend: str, *tensors: Tensor | None) -> Tensor:
+        problem = Problem(*tensors, options)  # type: ignore[arg-type]
+        tables_wanted = any(ctx.needs_input_grad[_ARGUMENTS + i] for i in _TABLE_FIELDS)
+        in_sweep = not tables_wanted and problem.input.dtype != torch.float16
+        loss, stats, norm, grad = _forward_op(*_packed(problem, backend), in_sweep)
+        ctx.options, ctx.backend, ctx.buffer = options, backend, None
+        if not in_sweep:
+            ctx.save_for_backward(*tensors, stats, norm, None)
+        elif torch.compiler.is_compiling():
+            ctx.save_for_backward(*tensors, stats, norm, grad)
+        else:
+            ctx.save_for_backward(*tensors, stats, norm, None)
+            ctx.buffer = grad
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        buffer, ctx.buffer = ctx.buffer, None
+        if buffer is not None:
+            backends.load(ctx.backend).scale_rows_(buffer, grad_loss)
+            return (None, None, buffer, *[None] * (len(Problem._fields) - 2))
+        *tensors, stats, norm, grad = ctx.saved_tensors
+        if grad is not None:
+            factor = grad_loss[:, None] if grad_loss.dim() else grad_loss
+            scaled = (grad * factor).to(grad.dtype)
+            return (None, None, scaled, *[None] * (len(Problem._fields) - 2))
+        problem = Problem(*tensors, ctx.options)
+        want = [ctx.needs_input_grad[_ARGUMENTS]]
+        want += [ctx.needs_input_grad[_ARGUMENTS + i] for i in _TABLE_FIELDS]
+        grad_rows = grad_loss
+        if not grad_loss.dim():
+            grad_rows = (grad_loss / norm).expand(problem.input.shape[0])
+        found = _backward_op(*_packed(problem, ctx.backend), grad_rows, stats, want)
+        grads: list[Tensor | None] = [None] * (len(Problem._fields) - 1)
+        for field, wanted, grad in zip((0, *_TABLE_FIELDS), want, found, strict=True):
+            grads[field] = grad if wanted else None
+        return (None, None, *grads)
+
+
+def cross_entropy(problem: Problem, backend: str) -> Tensor:
+    """The loss of a problem, differentiable with respect to its input and its tables."""
+    *tensors, options = problem
+    if torch.is_grad_enabled() and any(
+        tensors[i] is not None and tensors[i].requires_grad for i in (0, *_TABLE_FIELDS)
+    ):
+        return CrossEntropy.apply(options, backend, *tensors)  # type: ignore[no-any-return]
+    return _forward_op(*_packed(problem, backend), False)[0]  # type: ignore[no-any-return]
+
+
+def learned_perturbation(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
+    """(delta, slot) of a problem with steps; not differentiable."""
+    return _perturbation_op(*_packed(problem, backend))  # type: ignore[no-any-return]

@@ -1,0 +1,96 @@
+"""One call, validated and flattened to rows: what functional, ops and backends hand each other.
+
+A `Problem` is (N, C) logits with everything that the loss of its rows depends on. Tables, weights
+and per-row numbers are contiguous and of `accumulate_dtype(input.dtype)`, labels are int64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NONE, MEAN, SUM = range(3)
+REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of losses, tables and sums beside logits of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Options(NamedTuple):
+    """The numbers of a call; every field has a value that switches it off."""
+
+    reduction: int = MEAN
+    ignore_index: int = -100
+    phi: int = 0  # code of lpl_fused.phi
+    phi_parameter: float = 0.0
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    softcap: float = 0.0
+    inverse_temperature: float = 1.0
+    step_size: float = 0.0
+    normalize: bool = False
+
+    def packed(self) -> tuple[list[int], list[float]]:
+        """The same as two lists, the form in which an operator's schema takes them."""
+        return (
+            [self.reduction, self.ignore_index, self.phi, int(self.normalize)],
+            [
+                self.phi_parameter,
+                self.label_smoothing,
+                self.z_loss,
+                self.softcap,
+                self.inverse_temperature,
+                self.step_size,
+            ],
+        )
+
+    @staticmethod
+    def unpacked(codes: Sequence[int], numbers: Sequence[float]) -> Options:
+        reduction, ignore_index, phi, normalize = codes
+        return Options(reduction, ignore_index, phi, *numbers, bool(normalize))
+
+
+class Problem(NamedTuple):
+    """The tensors of a call and its options. What is None is absent."""
+
+    input: Tensor  # (N, C), unit stride along C
+    target: Tensor  # (N,) int64, or (N, C) floating: class probabilities
+    other: Tensor | None = None  # (N,) int64: the second label of a mixed target
+    lam: Tensor | None = None  # (N,): the share of `target`; `other` has 1 − lam
+    weight: Tensor | None = None  # (C,)
+    sample_weight: Tensor | None = None  # (N,)
+    smoothing: Tensor | None = None  # (C,): label smoothing by target class
+    scale: Tensor | None = None  # (C,)
+    offset: Tensor | None = None  # (C,)
+    margin: Tensor | None = None  # (C,)
+    rows: Tensor | None = None  # (R, C)
+    row_index: Tensor | None = None  # (N,) int64; None: the target
+    steps: Tensor | None = None  # (C,) int32: learned perturbation, signed step counts
+    options: Options = Options()
+
+    @property
+    def dense(self) -> bool:
+        """Targets are class probabilities."""
+        return self.target.dim() == 2
+
+    @property
+    def smooth(self) -> bool:
+        """Labels are smoothed."""
+        return self.smoothing is not None or self.options.label_smoothing > 0
+
+
+TABLES = ("scale", "offset", "margin", "rows")  # the fields that can receive a gradient
+
+
+class RangeError(ValueError, IndexError):
+    """A label or row index outside its range. (torch raises IndexError for the same.)"""
+
+
+def label_range_error(what: str, value: int, size: int, ignore_index: int | None) -> RangeError:
+    ignored = "" if ignore_index is None else f", or ignore_index={ignore_index}"
+    return RangeError(f"{what} {value} is out of range: expected 0 <= {what} < {size}{ignored}")

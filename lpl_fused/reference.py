@@ -1,0 +1,229 @@
+"""The definition of correct: every loss in plain, differentiable PyTorch, any dtype, any device.
+
+Backends are tested against this file run in float64. Reading order: `perturb` gives z, `learned_
+perturbation` gives δ, `row_losses` gives the loss of each row, `cross_entropy` reduces.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .phi import FOCAL, LOG, POLY1, POWER
+from .problem import MEAN, NONE, Problem, accumulate_dtype, label_range_error
+
+NORM_FLOOR = 1e-12  # a gradient shorter than this has no direction: the normalised step is 0
+
+
+def exponent_limit(dtype: torch.dtype) -> float:
+    """Largest −κℓ that φ = (1 − p^κ)/κ raises e to; beyond it float would overflow."""
+    return 700.0 if dtype == torch.float64 else 80.0
+
+
+def phi_of(ell: Tensor, code: int, parameter: float) -> Tensor:
+    """φ(ℓ), elementwise."""
+    if code == LOG:
+        return ell
+    if code == POWER:
+        exponent = (-parameter * ell).clamp(max=exponent_limit(ell.dtype))
+        return -torch.expm1(exponent) / parameter
+    # 1 − p; the clamp keeps the derivative of (1 − p)^γ finite at p = 1
+    rest = (-torch.expm1(-ell)).clamp(min=torch.finfo(ell.dtype).tiny)
+    if code == FOCAL:
+        return rest**parameter * ell
+    if code == POLY1:
+        return ell + parameter * rest
+    raise AssertionError(f"phi code {code}")
+
+
+def check_labels(problem: Problem) -> None:
+    """Raises RangeError for a label or row index out of range; on the CPU alone (no sync on GPUs)."""
+    if problem.input.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    classes = problem.input.shape[1]
+    ignore = problem.options.ignore_index
+    for labels in () if problem.dense else (problem.target, problem.other):
+        if labels is None:
+            continue
+        bad = ((labels < 0) | (labels >= classes)) & (labels != ignore)
+        if bad.any():
+            raise label_range_error("target", int(labels[bad][0]), classes, ignore)
+    if problem.rows is not None and problem.row_index is not None:
+        bad = (problem.row_index < 0) | (problem.row_index >= problem.rows.shape[0])
+        if bad.any():
+            value = int(problem.row_index[bad][0])
+            raise label_range_error("row_index", value, problem.rows.shape[0], None)
+
+
+def perturb(problem: Problem) -> Tensor:
+    """The perturbed logits z (N, C), without the learned perturbation."""
+    options = problem.options
+    z = problem.input.to(accumulate_dtype(problem.input.dtype))
+    if options.softcap > 0:
+        z = options.softcap * torch.tanh(z / options.softcap)
+    if problem.scale is not None:
+        z = z * problem.scale
+    if problem.offset is not None:
+        z = z + problem.offset
+    if problem.rows is not None:
+        index = problem.row_index
+        if index is None:
+            # an ignored row needs no perturbation, but its label is no row either
+            index = problem.target.masked_fill(problem.target == options.ignore_index, 0)
+        z = z + problem.rows[index]
+    if problem.margin is not None:
+        ignored = problem.target == options.ignore_index
+        label = problem.target.masked_fill(ignored, 0)
+        margin = problem.margin[label].masked_fill(ignored, 0)
+        z = z.scatter_add(1, label[:, None], -margin[:, None])
+    return z * options.inverse_temperature
+
+
+def leaders(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Groups the rows by class: (slot, count), both (N,).
+
+    slot[i] is the first row with row i's label, count[i] the number of such rows. Ignored rows
+    form a group of their own (slot of the first of them), which takes no steps.
+    """
+    n, classes = problem.input.shape
+    ignored = problem.target == problem.options.ignore_index
+    label = problem.target.masked_fill(ignored, classes)
+    index = torch.arange(n, device=label.device)
+    first = label.new_full((classes + 1,), n).scatter_reduce(0, label, index, "amin")
+    slot = first[label]
+    count = torch.zeros_like(slot).index_add(0, slot, torch.ones_like(slot))[slot]
+    return slot, count
+
+
+def learned_perturbation(problem: Problem, *, differentiable: bool = False) -> tuple[Tensor, Tensor]:
+    """The learned perturbation: (delta, slot) with delta (N, C) and slot (N,); row i has delta[slot[i]].
+
+    Per class c in the batch, with rows I_c, for k < |steps[c]|:
+        g = mean_{i∈I_c} softmax(z_i + δ) − e_c ;  if normalize: g ← g/‖g‖₂ (0 where ‖g‖ < NORM_FLOOR)
+        δ ← δ + sign(steps[c])·step_size·g
+    Rows of delta that lead no group are 0. `differentiable=True` keeps the graph of all steps.
+    """
+    check_labels(problem)
+    with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+        return _learned_perturbation(problem)
+
+
+def _learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
+    assert problem.steps is not None
+    options = problem.options
+    z = perturb(problem)
+    slot, count = leaders(problem)
+    if z.shape[0] == 0:
+        return torch.zeros_like(z), slot
+    ignored = problem.target == options.ignore_index
+    label = problem.target.masked_fill(ignored, 0)[:, None]
+    steps = problem.steps[label[:, 0]].masked_fill(ignored, 0)
+    is_leader = slot == torch.arange(slot.shape[0], device=slot.device)
+    steps = steps.masked_fill(~is_leader, 0)[:, None]
+    delta = torch.zeros_like(z)
+    for k in range(int(steps.abs().max())):
+        # the target's entry is minus the rivals' sum: p_y − 1 without cancellation
+        rivals = torch.softmax(z + delta[slot], 1).scatter(1, label, 0.0) / count[:, None]
+        g = torch.zeros_like(delta).index_add(0, slot, rivals)
+        g = g.scatter(1, label, -g.sum(1, keepdim=True))
+        if options.normalize:
+            norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
+            g = torch.where(norm < NORM_FLOOR, 0.0, g / norm.clamp(min=NORM_FLOOR))
+        # no `steps.sign() * ...` outside the where: an inactive row's g must not reach delta
+        delta = delta + torch.where(steps.abs() > k, steps.sign() * options.step_size * g, 0.0)
+    return delta, slot
+
+
+def row_losses(problem: Problem, z: Tensor) -> Tensor:
+    """(N,) losses Σ_j t_j·(φ(ℓ_j) + z_loss·lse²), ℓ_j = lse − z_j, t weighted by class and sample."""
+    options = problem.options
+    lse = torch.logsumexp(z, 1)
+    penalty = options.z_loss * lse**2 if options.z_loss > 0 else None
+
+    def phi_at(columns: Tensor | slice) -> Tensor:
+        """φ(ℓ_j) + penalty for the given column per row, or for all columns."""
+        if isinstance(columns, slice):
+            value = phi_of(-torch.log_softmax(z, 1), options.phi, options.phi_parameter)
+            return value if penalty is None else value + penalty[:, None]
+        ell = -torch.log_softmax(z, 1).gather(1, columns[:, None])[:, 0]
+        value = phi_of(ell, options.phi, options.phi_parameter)
+        return value if penalty is None else value + penalty
+
+    if problem.dense:
+        t = problem.target.to(z.dtype)
+        if options.label_smoothing > 0:
+            t = t * (1 - options.label_smoothing) + options.label_smoothing / z.shape[1]
+        if problem.weight is not None:
+            t = t * problem.weight
+        # a class without target mass counts nothing, whatever its logit (−inf included)
+        return _weighted(torch.where(t == 0, 0.0, t * phi_at(slice(None))).sum(1), problem)
+
+    total = z.new_zeros(z.shape[0])
+    for label, share in labels_with_shares(problem, z.dtype):
+        ignored = label == options.ignore_index
+        label = label.masked_fill(ignored, 0)
+        value = phi_at(label)
+        if problem.weight is not None:
+            value = value * problem.weight[label]
+        if problem.smooth:
+            everywhere = phi_at(slice(None))
+            if problem.weight is not None:
+                everywhere = everywhere * problem.weight
+            epsilon = options.label_smoothing
+            if problem.smoothing is not None:
+                epsilon = problem.smoothing[label]  # type: ignore[assignment]
+            value = (1 - epsilon) * value + epsilon * everywhere.mean(1)
+        if share is not None:
+            value = torch.where(share == 0, 0.0, share * value)
+        total = total + value.masked_fill(ignored, 0)
+    return _weighted(total, problem)
+
+
+def labels_with_shares(problem: Problem, dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None]]:
+    """The labels of a row and the share of each: one, or the two of a mixed target."""
+    if problem.other is None:
+        return [(problem.target, None)]
+    assert problem.lam is not None
+    lam = problem.lam.to(dtype)
+    return [(problem.target, lam), (problem.other, 1 - lam)]
+
+
+def _weighted(loss: Tensor, problem: Problem) -> Tensor:
+    return loss if problem.sample_weight is None else loss * problem.sample_weight
+
+
+def normalizer(problem: Problem) -> Tensor:
+    """0-dim: what "mean" divides by, the sum of the weights of all rows that count.
+
+    Dense targets count as one row each (as in torch), labels by their class weight, ignored ones
+    not at all; sample weights multiply both.
+    """
+    dtype = accumulate_dtype(problem.input.dtype)
+    if problem.dense:
+        ones = problem.target.new_ones(problem.target.shape[0], dtype=dtype)
+        return _weighted(ones, problem).sum()
+    total = torch.zeros(problem.target.shape[0], dtype=dtype, device=problem.target.device)
+    for label, share in labels_with_shares(problem, dtype):
+        ignored = label == problem.options.ignore_index
+        value = torch.ones_like(total) if share is None else share
+        if problem.weight is not None:
+            value = value * problem.weight[label.masked_fill(ignored, 0)]
+        total = total + value.masked_fill(ignored, 0)
+    return _weighted(total, problem).sum()
+
+
+def cross_entropy(problem: Problem, *, through_perturbation: bool = False) -> Tensor:
+    """The loss of a problem: 0-dim, or (N,) for reduction "none"."""
+    check_labels(problem)
+    z = perturb(problem)
+    if problem.steps is not None:
+        delta, slot = learned_perturbation(problem, differentiable=through_perturbation)
+        z = z + delta[slot]
+    if not problem.dense and problem.other is None:
+        # garbage in ignored rows (padding) must not reach the gradient as 0·nan
+        z = z.masked_fill((problem.target == problem.options.ignore_index)[:, None], 0)
+    loss = row_losses(problem, z)
+    if problem.options.reduction == NONE:
+        return loss
+    total = loss.sum()
+    return total / normalizer(problem) if problem.options.reduction == MEAN else total
