@@ -114,7 +114,26 @@ _backward_op = torch.ops.lpl_fused.cross_entropy_backward.default
 _perturbation_op = torch.ops.lpl_fused.learned_perturbation.default
 
 _TABLE_FIELDS = tuple(Problem._fields.index(name) for name in TABLES)
-_ARGUMENTS = 2  # options and backend stand before the tensors in CrossEntropy.apply
+_BEFORE_TENSORS = 2  # options and backend stand before the tensors in CrossEntropy.apply
+
+
+def _direct(tensor: Tensor) -> bool:
+    """A plain tensor with nobody tracing: the launcher may be called past the dispatcher.
+
+    The dispatcher's way into Python costs as much as a small loss (20 µs of 60).
+    """
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def _forward(problem: Problem, backend: str, want_grad: bool) -> tuple[Tensor, ...]:
+    if _direct(problem.input):
+        return backends.load(backend).cross_entropy(problem, want_grad)  # type: ignore[no-any-return]
+    return _forward_op(*_packed(problem, backend), want_grad)  # type: ignore[no-any-return]
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -124,57 +143,72 @@ class CrossEntropy(torch.autograd.Function):
     per logit; the buffer is handed over to the first backward, a second one recomputes.
     *Recomputed* from the saved row statistics: where tables want gradients too, and for float16,
     whose small gradients live only after the upstream factor (a loss scaler's) was applied.
+
+    `tensors` are the leading fields of a Problem, up to the last that is present.
     """
 
     @staticmethod
     def forward(ctx: Any, options: Options, backend: str, *tensors: Tensor | None) -> Tensor:
-        problem = Problem(*tensors, options)  # type: ignore[arg-type]
-        tables_wanted = any(ctx.needs_input_grad[_ARGUMENTS + i] for i in _TABLE_FIELDS)
+        problem = _problem(tensors, options)
+        tables_wanted = any(ctx.needs_input_grad[_BEFORE_TENSORS + 2 :])
         in_sweep = not tables_wanted and problem.input.dtype != torch.float16
-        loss, stats, norm, grad = _forward_op(*_packed(problem, backend), in_sweep)
+        loss, stats, norm, grad = _forward(problem, backend, in_sweep)
         ctx.options, ctx.backend, ctx.buffer = options, backend, None
-        if not in_sweep:
-            ctx.save_for_backward(*tensors, stats, norm, None)
-        elif torch.compiler.is_compiling():
-            ctx.save_for_backward(*tensors, stats, norm, grad)
-        else:
-            ctx.save_for_backward(*tensors, stats, norm, None)
-            ctx.buffer = grad
+        if in_sweep and not torch.compiler.is_compiling():
+            ctx.buffer, grad = grad, None
+        ctx.save_for_backward(*tensors, stats, norm, grad if in_sweep else None)
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        buffer, ctx.buffer = ctx.buffer, None
-        if buffer is not None:
-            backends.load(ctx.backend).scale_rows_(buffer, grad_loss)
-            return (None, None, buffer, *[None] * (len(Problem._fields) - 2))
-        *tensors, stats, norm, grad = ctx.saved_tensors
-        if grad is not None:
-            factor = grad_loss[:, None] if grad_loss.dim() else grad_loss
-            scaled = (grad * factor).to(grad.dtype)
-            return (None, None, scaled, *[None] * (len(Problem._fields) - 2))
-        problem = Problem(*tensors, ctx.options)
-        want = [ctx.needs_input_grad[_ARGUMENTS]]
-        want += [ctx.needs_input_grad[_ARGUMENTS + i] for i in _TABLE_FIELDS]
-        grad_rows = grad_loss
-        if not grad_loss.dim():
-            grad_rows = (grad_loss / norm).expand(problem.input.shape[0])
-        found = _backward_op(*_packed(problem, ctx.backend), grad_rows, stats, want)
-        grads: list[Tensor | None] = [None] * (len(Problem._fields) - 1)
-        for field, wanted, grad in zip((0, *_TABLE_FIELDS), want, found, strict=True):
-            grads[field] = grad if wanted else None
-        return (None, None, *grads)
+        # the check of once_differentiable costs 10 µs; only create_graph=True needs it
+        if torch.is_grad_enabled():
+            return _backward_once(ctx, grad_loss)  # type: ignore[no-any-return]
+        return _backward(ctx, grad_loss)
+
+
+def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    buffer, ctx.buffer = ctx.buffer, None
+    *tensors, stats, norm, grad = ctx.saved_tensors
+    if buffer is not None:
+        backends.load(ctx.backend).scale_rows_(buffer, grad_loss)
+        return (None, None, buffer, *[None] * (len(tensors) - 1))
+    if grad is not None:
+        factor = grad_loss[:, None] if grad_loss.dim() else grad_loss
+        return (None, None, (grad * factor).to(grad.dtype), *[None] * (len(tensors) - 1))
+    problem = _problem(tensors, ctx.options)
+    needed = (*ctx.needs_input_grad[_BEFORE_TENSORS:], *[False] * len(Problem._fields))
+    want = [needed[field] for field in (0, *_TABLE_FIELDS)]
+    grad_rows = grad_loss
+    if not grad_loss.dim():
+        grad_rows = (grad_loss / norm).expand(problem.input.shape[0])
+    found = _backward_op(*_packed(problem, ctx.backend), grad_rows, stats, want)
+    grads: list[Tensor | None] = [None] * len(tensors)
+    for field, wanted, grad in zip((0, *_TABLE_FIELDS), want, found, strict=True):
+        if wanted:
+            grads[field] = grad
+    return (None, None, *grads)
+
+
+_backward_once = once_differentiable(_backward)
+
+
+def _problem(tensors: Sequence[Tensor | None], options: Options) -> Problem:
+    return Problem(*tensors, options=options)  # type: ignore[arg-type]
 
 
 def cross_entropy(problem: Problem, backend: str) -> Tensor:
     """The loss of a problem, differentiable with respect to its input and its tables."""
-    *tensors, options = problem
-    if torch.is_grad_enabled() and any(
-        tensors[i] is not None and tensors[i].requires_grad for i in (0, *_TABLE_FIELDS)
+    if torch.is_grad_enabled() and (
+        problem.input.requires_grad
+        or any(problem[i] is not None and problem[i].requires_grad for i in _TABLE_FIELDS)  # type: ignore[union-attr]
     ):
-        return CrossEntropy.apply(options, backend, *tensors)  # type: ignore[no-any-return]
-    return _forward_op(*_packed(problem, backend), False)[0]  # type: ignore[no-any-return]
+        tensors = problem[:-1]
+        present = len(tensors)
+        while tensors[present - 1] is None:
+            present -= 1
+        return CrossEntropy.apply(problem.options, backend, *tensors[:present])  # type: ignore[no-any-return]
+    return _forward(problem, backend, False)[0]
 
 
 def learned_perturbation(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:

@@ -81,7 +81,7 @@ class Learned {
   void add_probabilities(i64 i, const Acc* delta, Acc* z, Acc* capped, Acc* mean) const {
     Acc top;
     const Acc* where = call_.perturbed(i, delta, z, capped, &top);
-    const Acc inverse = Acc(1 / exp_sum<true>(where, top, z, 0, c_));
+    const Acc inverse = Acc(1 / exp_sum(where, top, z, c_));
     LPL_SIMD for (i64 j = 0; j < c_; ++j) mean[j] += inverse * z[j];
   }
 

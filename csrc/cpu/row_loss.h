@@ -85,9 +85,8 @@ class RowLoss {
   }
   T* grad_row(i64 i) const { return static_cast<T*>(out_.grad) + i * c_; }
 
-  double sum_exponentials(i64 i, const Acc* z, Acc top, i64 begin, i64 end, Workspace<Acc>& w) const {
-    if (!wants_grad()) return exp_sum<false>(z, top, static_cast<Acc*>(nullptr), begin, end);
-    return exp_sum<true>(z, top, exponentials(i, w), begin, end);
+  double sum_exponentials(i64 i, const Acc* z, Acc top, i64 skip, Workspace<Acc>& w) const {
+    return exp_sum(z, top, wants_grad() ? exponentials(i, w) : nullptr, c_, skip);
   }
 
   // One label, or the two of a mixed target, unsmoothed.
@@ -108,8 +107,7 @@ class RowLoss {
     }
     // without the first label's own term, so that 1 − p keeps its digits as p → 1
     const i64 y = pull.label[0];
-    const double others = sum_exponentials(i, z, top, 0, y, w) +
-                          sum_exponentials(i, z, top, y + 1, c_, w);
+    const double others = sum_exponentials(i, z, top, y, w);
     *rest = Acc(others);
     const Acc own = exp_of(z[y] - top);
     const Acc total = Acc(others + own);
@@ -138,7 +136,7 @@ class RowLoss {
   Pull soft(i64 i, const Acc* z, Acc top, Acc* rest, Workspace<Acc>& w) const {
     Acc* t = w.pull.data();
     fill_target(i, t);
-    const double total = sum_exponentials(i, z, top, 0, c_, w);
+    const double total = sum_exponentials(i, z, top, -1, w);
     *rest = Acc(total);
     const Acc log_total = std::log(*rest);
     const Acc lse = top + log_total;

@@ -138,24 +138,6 @@ struct AccumulateOf<double> {
 // Long float sums lose digits: blocks are summed in float, their sums in double.
 constexpr i64 kBlock = 1024;
 
-// Σ e^(z − shift) over [begin, end); keeps the exponentials where `Keep`. `e` may be `z`.
-template <bool Keep, typename Acc>
-inline double exp_sum(const Acc* z, Acc shift, Acc* e, i64 begin, i64 end) {
-  double total = 0;
-  for (i64 lo = begin; lo < end; lo += kBlock) {
-    const i64 hi = lo + kBlock < end ? lo + kBlock : end;
-    Acc sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (i64 j = lo; j < hi; ++j) {
-      const Acc value = exp_of(z[j] - shift);
-      if (Keep) e[j] = value;
-      sum += value;
-    }
-    total += sum;
-  }
-  return total;
-}
-
 template <typename Acc>
 inline double sum_of(const Acc* x, i64 n) {
   double total = 0;
@@ -164,6 +146,47 @@ inline double sum_of(const Acc* x, i64 n) {
     Acc sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (i64 j = lo; j < hi; ++j) sum += x[j];
+    total += sum;
+  }
+  return total;
+}
+
+// e_j = e^(z_j − shift) for a block of at most kBlock; returns Σ e_j.
+template <typename Acc>
+inline Acc exp_block(const Acc* z, Acc shift, Acc* e, i64 size) {
+  Acc sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (i64 j = 0; j < size; ++j) {
+    const Acc value = exp_of(z[j] - shift);
+    e[j] = value;
+    sum += value;
+  }
+  return sum;
+}
+
+// Σ_{j ≠ skip} e^(z_j − shift) over a row of n; `skip` < 0 leaves none out. The exponentials go to
+// `e` (which may be `z`, or null where nobody wants them), that of `skip` as 0.
+template <typename Acc>
+inline double exp_sum(const Acc* z, Acc shift, Acc* e, i64 n, i64 skip = -1) {
+  constexpr i64 kLanes = 16;
+  Acc unwanted[kBlock];
+  double total = 0;
+  for (i64 lo = 0; lo < n; lo += kBlock) {
+    const i64 size = lo + kBlock < n ? kBlock : n - lo;
+    const i64 whole = size - size % kLanes;
+    Acc* to = e ? e + lo : unwanted;
+    Acc sum = exp_block(z + lo, shift, to, whole);
+    if (whole < size) {
+      // the last few as one padded vector: one by one they would cost as much as a hundred
+      Acc tail[kLanes];
+      for (i64 j = 0; j < kLanes; ++j) tail[j] = whole + j < size ? z[lo + whole + j] : -INFINITY;
+      sum += exp_block(tail, shift, tail, kLanes);
+      for (i64 j = whole; j < size; ++j) to[j] = tail[j - whole];
+    }
+    if (skip >= lo && skip < lo + size) {
+      to[skip - lo] = 0;
+      sum = Acc(sum_of(to, size));
+    }
     total += sum;
   }
   return total;

@@ -1,0 +1,121 @@
+"""Facts about classes that losses are built from: counts, weights, mean probabilities."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Counts = Sequence[float] | Tensor | Any  # a list, a tensor or an array, one number per class
+
+
+def checked_counts(cls_num_list: Counts, *, minimum: float = 0) -> Tensor:
+    """`cls_num_list` as a float64 tensor (C,).
+
+    Raises:
+        ValueError: not one number per class, or a count that is not finite or below `minimum`.
+    """
+    counts = torch.as_tensor(cls_num_list).detach().to("cpu", torch.float64)
+    if counts.dim() != 1 or counts.numel() == 0:
+        raise ValueError(
+            f"cls_num_list: expected one count per class, shape (C,), got {tuple(counts.shape)}"
+        )
+    bad = ~torch.isfinite(counts) | (counts < minimum)
+    if bad.any():
+        index = int(bad.nonzero()[0])
+        raise ValueError(
+            f"cls_num_list: expected finite counts >= {minimum:g}, got {counts[index].item():g}"
+            f" for class {index}"
+        )
+    if counts.sum() == 0:
+        raise ValueError("cls_num_list: expected at least one class with samples, got all 0")
+    return counts
+
+
+def class_counts(labels: Any, num_classes: int | None = None) -> Tensor:
+    """Training images per class, (C,) int64, ready to be a loss's `cls_num_list`.
+
+    Args:
+        labels: class indices as a tensor, list or array; or a data set with `targets`, `labels` or
+            (torchvision's INaturalist) `index`; or the path of an iNaturalist / COCO annotation
+            JSON file, whose `annotations[*].category_id` are counted. No image is opened.
+        num_classes: C; left out, the highest label + 1.
+
+    Raises:
+        TypeError: no labels found in what was given.
+        ValueError: a negative label, or one not below `num_classes`.
+    """
+    if isinstance(labels, (str, PathLike)):
+        with open(labels) as file:
+            labels = [entry["category_id"] for entry in json.load(file)["annotations"]]
+    elif not isinstance(labels, (Tensor, list, tuple)):
+        if hasattr(labels, "targets"):
+            labels = labels.targets
+        elif hasattr(labels, "labels"):
+            labels = labels.labels
+        elif isinstance(getattr(labels, "index", None), list):
+            labels = [label for label, _ in labels.index]
+    try:
+        indices = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            "labels: expected class indices, a data set with .targets, .labels or .index, or the path"
+            f" of an annotation file, got {type(labels).__name__}"
+        ) from error
+    if indices.is_floating_point() or indices.is_complex():
+        raise TypeError(f"labels: expected integers, got {indices.dtype}")
+    indices = indices.reshape(-1).long()
+    if indices.numel() and int(indices.min()) < 0:
+        raise ValueError(f"labels: expected class indices >= 0, got {int(indices.min())}")
+    counts = torch.bincount(indices, minlength=num_classes or 0)
+    if num_classes is not None and counts.numel() > num_classes:
+        raise ValueError(
+            f"labels: expected class indices below num_classes={num_classes}"
+            f", got {counts.numel() - 1}"
+        )
+    return counts
+
+
+def effective_number_weights(cls_num_list: Counts, beta: float = 0.9999) -> Tensor:
+    """Class-balanced weights (Cui et al.), (C,) float32: w_c ∝ (1 − β)/(1 − β^{n_c}), Σ w = C.
+
+    Args:
+        cls_num_list: (C,) training samples per class. A class without any gets weight 0.
+        beta: in [0, 1); 0 weighs all alike, towards 1 it becomes 1/n_c. Default the paper's.
+
+    Raises:
+        ValueError: `beta` outside [0, 1); bad counts.
+    """
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta: expected a number in [0, 1), got {beta}")
+    counts = checked_counts(cls_num_list)
+    # 1 − β^n without cancellation for β → 1; β = 0 gives 1
+    effective = torch.ones_like(counts)
+    if beta > 0:
+        effective = -torch.expm1(counts * torch.log(torch.tensor(beta, dtype=counts.dtype)))
+    weights = torch.where(counts > 0, (1 - beta) / effective, 0.0)
+    return (weights * (len(counts) / weights.sum())).float()
+
+
+def class_mean(values: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Mean of `values` over the samples of each class, and how many there were.
+
+    Args:
+        values: (N,) floating.
+        target: (N,) class indices; others than 0 to C − 1 (ignored ones) are left out.
+        num_classes: C.
+
+    Returns:
+        mean: (C,), 0 for classes without samples.
+        count: (C,) of the same dtype.
+    """
+    present = (target >= 0) & (target < num_classes)
+    index = torch.where(present, target, num_classes)
+    zeros = values.new_zeros(num_classes + 1)
+    count = zeros.index_add(0, index, torch.ones_like(values))[:num_classes]
+    total = zeros.index_add(0, index, values)[:num_classes]
+    return total / count.clamp(min=1), count

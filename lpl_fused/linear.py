@@ -1,0 +1,35 @@
+"""Classifier layers that some losses need."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class NormalizedLinear(nn.Module):
+    """Cosine logits: u_j = ⟨x/‖x‖₂, w_j/‖w_j‖₂⟩, each in [−1, 1] (LDAM's last layer).
+
+    Margins and scales of LDAM, CosFace and their kin are meant for these.
+
+    Args:
+        in_features, out_features: as in `nn.Linear`; there is no bias.
+
+    Shapes: (…, in_features) → (…, out_features). A zero vector gives zeros (‖·‖ is bounded below by
+    1e-12, as in `torch.nn.functional.normalize`).
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)  # directions uniform on the sphere
+
+    def forward(self, input: Tensor) -> Tensor:
+        normalize = nn.functional.normalize
+        return nn.functional.linear(normalize(input, dim=-1), normalize(self.weight, dim=-1))
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"

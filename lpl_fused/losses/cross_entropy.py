@@ -1,0 +1,107 @@
+"""Cross-entropy as a module: the base of every loss that is a choice of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+from ..functional import Target
+from ..perturbation import Perturbation
+from ..phi import Focal, Phi
+from ..problem import REDUCTIONS, accumulate_dtype
+
+
+class CrossEntropyLoss(nn.Module):
+    """`torch.nn.CrossEntropyLoss` on the fused kernels, with φ and z-loss (`functional.cross_entropy`).
+
+    Args:
+        weight: (C,) class weights; a buffer, may be assigned at any time (DRW does).
+        ignore_index, reduction, label_smoothing, phi, z_loss, backend: as in
+            `functional.cross_entropy`.
+
+    Shapes: logits (C,), (N, C) or (N, C, d1, …); targets as in `functional.cross_entropy`.
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        phi: Phi = "log",
+        z_loss: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if reduction not in REDUCTIONS:
+            raise ValueError(f'reduction: expected "none", "mean" or "sum", got {reduction!r}')
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.label_smoothing = label_smoothing
+        self.phi = phi
+        self.z_loss = z_loss
+        self.backend = backend
+
+    def register_table(self, name: str, values: Tensor) -> None:
+        """Keeps a table in both precisions, so that float64 logits meet float64 tables."""
+        self.register_buffer(f"{name}_float32", values.float(), persistent=False)
+        self.register_buffer(f"{name}_float64", values.double(), persistent=False)
+
+    def table(self, name: str, logits: Tensor) -> Tensor:
+        double = accumulate_dtype(logits.dtype) == torch.float64
+        return getattr(self, f"{name}_{'float64' if double else 'float32'}")  # type: ignore[no-any-return]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossEntropyLoss:
+        # .half() on a model must not round the tables of its loss: only devices are followed
+        kept = {n: b for n, b in self._buffers.items() if b is not None and b.is_floating_point()}
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            moved = self._buffers[name]
+            assert moved is not None
+            self._buffers[name] = buffer.to(moved.device)
+        return self
+
+    def perturbation(self, logits: Tensor) -> Perturbation | None:
+        """The tables of this loss for these logits; None leaves them as they are."""
+        return None
+
+    def keywords(self) -> dict[str, Any]:
+        """What every call of a function of `functional` gets from this module."""
+        return {
+            "weight": self.weight,
+            "ignore_index": self.ignore_index,
+            "reduction": self.reduction,
+            "label_smoothing": self.label_smoothing,
+            "phi": self.phi,
+            "z_loss": self.z_loss,
+            "backend": self.backend,
+        }
+
+    def forward(self, input: Tensor, target: Target) -> Tensor:
+        return functional.cross_entropy(
+            input, target, perturbation=self.perturbation(input), **self.keywords()
+        )
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, phi={self.phi!r}"
+
+
+class FocalLoss(CrossEntropyLoss):
+    """Focal loss (Lin et al., 2017): L = w_y·(1 − p_y)^γ·(−log p_y).
+
+    Args:
+        gamma: ≥ 0, default 2.0, the paper's; 0 is cross-entropy.
+        **keywords: of `CrossEntropyLoss`. With `weight=effective_number_weights(…)` it is the
+            class-balanced focal loss.
+    """
+
+    def __init__(self, gamma: float = 2.0, **keywords: Any) -> None:
+        super().__init__(phi=Focal(gamma), **keywords)

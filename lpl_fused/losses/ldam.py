@@ -1,0 +1,41 @@
+"""Label-distribution-aware margins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..class_stats import Counts, checked_counts
+from ..perturbation import Perturbation
+from .cross_entropy import CrossEntropyLoss
+
+
+class LDAMLoss(CrossEntropyLoss):
+    """LDAM (Cao et al., 2019): L = CE(s·(u − m_y e_y), y), m_c = max_m·n_c^{−1/4}/max_j n_j^{−1/4}.
+
+    The logits u are cosines: end the model in `linear.NormalizedLinear`. For LDAM-DRW assign
+    `loss.weight = schedules.drw_weights(…)` once per epoch.
+
+    Args:
+        cls_num_list: (C,) training samples per class, each ≥ 1.
+        max_m: the rarest class's margin, default 0.5, the authors'.
+        s: scale of margin and logits alike, default 30, the authors'.
+        **keywords: of `CrossEntropyLoss`.
+
+    Raises:
+        ValueError: bad counts, a class without samples, `s` not positive.
+    """
+
+    def __init__(
+        self, cls_num_list: Counts, max_m: float = 0.5, s: float = 30.0, **keywords: Any
+    ) -> None:
+        super().__init__(**keywords)
+        if not s > 0:
+            raise ValueError(f"s: expected a number > 0, got {s}")
+        margins = checked_counts(cls_num_list, minimum=1) ** -0.25
+        self.max_m, self.s = float(max_m), float(s)
+        self.register_table("margin", margins * (self.max_m / margins.max()))
+
+    def perturbation(self, logits: Tensor) -> Perturbation:
+        return Perturbation(margin=self.table("margin", logits), temperature=1 / self.s)

@@ -1,0 +1,211 @@
+"""LPL: the learned class-level logit perturbation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from ..class_stats import Counts, checked_counts, class_mean
+from ..functional import Target
+from ..perturbation import Perturbation
+from .cross_entropy import CrossEntropyLoss
+from .lpl_official import VARIANTS, official_cross_entropy
+
+# (step_size α, ε, Δε of head and tail) where none is given: the official CIFAR10-LT script
+# (α 0.15, 0.6·10 and 10 steps) and the official balanced script (α 0.01, 40 and 0.1·40 steps).
+_DEFAULTS = {"long-tail": (0.15, 0.0, (0.9, 1.5)), "balanced": (0.01, 0.4, (0.04, 0.04))}
+
+
+class LPLLoss(CrossEntropyLoss):
+    """Logit perturbation learned per class (Li, Su, Wu, Zhang, 2022): CE(u + τ·log π + δ_y, y).
+
+    δ_c is found in every batch by K_c = ⌊ε_c/α⌋ steps that raise (S_c = +1) or lower (S_c = −1) the
+    loss of class c (`functional.lpl_cross_entropy`). Who is raised, and how far:
+
+        split "long-tail"   classes ranked by count; the first `head` are lowered, the rest raised;
+                            ε_c = ε + Δε·n_c/n_max (head), ε + Δε·n_min/n_c (tail)
+        split "balanced"    S_c = sign(q̄ − q̄_c), ε_c = ε + Δε·|q̄ − q̄_c|, with q̄_c the mean
+                            probability of class c's samples for c, q̄ its mean over classes seen
+
+    In `eval()` mode there is no learned perturbation and no statistic is touched (the paper
+    perturbs in training alone); the offset τ·log π stays. Predict with the raw logits.
+
+    Args:
+        cls_num_list: (C,) training samples per class ("balanced" uses only how many classes).
+        split: "long-tail" or "balanced".
+        head: classes that are lowered, a number (int) or a share (float) of all; default 0.4 (the
+            official 4 of 10 and 40 of 100). "long-tail" alone.
+        epsilon: ε ≥ 0, the fixed part of the bound; default 0 ("long-tail") or 0.4 ("balanced").
+        delta_epsilon: Δε ≥ 0, the varied part, one number or a pair (head, tail) / (lowered,
+            raised); default (0.9, 1.5) or 0.04. 0 makes all bounds equal.
+        step_size: α > 0; default 0.15 or 0.01.
+        normalize: unit-length steps, so that ‖δ_c‖₂ ≤ ε_c; False takes the paper's plain gradient.
+        tau: τ, strength of logit adjustment under the perturbation (LA+LPL: 1.0). Default 0.0.
+        statistics: "batch": q̄_c of the batch's classes; "ema": a running mean over batches of each
+            class, kept in `state_dict`. "balanced" alone.
+        momentum: share of the old value in "ema", default 0.9.
+        variant: None, or a name of `lpl_official.VARIANTS`: what the authors' scripts do, slips
+            included, in plain PyTorch; their step sizes and bounds apply, ours above must be unset.
+        through_perturbation: differentiate through the steps (reference backend).
+        **keywords: of `CrossEntropyLoss`.
+
+    Raises:
+        ValueError: bad counts, split, bounds or variant.
+    """
+
+    mean_probability: Tensor
+    seen: Tensor
+    steps: Tensor
+
+    def __init__(
+        self,
+        cls_num_list: Counts,
+        *,
+        split: str = "long-tail",
+        head: int | float = 0.4,
+        epsilon: float | None = None,
+        delta_epsilon: float | tuple[float, float] | None = None,
+        step_size: float | None = None,
+        normalize: bool = True,
+        tau: float = 0.0,
+        statistics: str = "batch",
+        momentum: float = 0.9,
+        variant: str | None = None,
+        through_perturbation: bool = False,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(**keywords)
+        if split not in _DEFAULTS:
+            raise ValueError(f'split: expected "long-tail" or "balanced", got {split!r}')
+        if statistics not in ("batch", "ema"):
+            raise ValueError(f'statistics: expected "batch" or "ema", got {statistics!r}')
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum: expected a number in [0, 1), got {momentum}")
+        if variant is not None and variant not in VARIANTS:
+            raise ValueError(f"variant: expected one of {sorted(VARIANTS)}, got {variant!r}")
+        if variant is not None and (epsilon, delta_epsilon, step_size) != (None, None, None):
+            raise ValueError("variant: brings its own epsilon, delta_epsilon and step_size")
+        counts = checked_counts(cls_num_list, minimum=1 if split == "long-tail" else 0)
+        default_step, default_epsilon, default_span = _DEFAULTS[split]
+        self.split, self.statistics, self.momentum = split, statistics, float(momentum)
+        self.normalize, self.variant = normalize, variant
+        self.through_perturbation = through_perturbation
+        self.step_size = _positive("step_size", default_step if step_size is None else step_size)
+        self.epsilon = _not_negative("epsilon", default_epsilon if epsilon is None else epsilon)
+        span = default_span if delta_epsilon is None else delta_epsilon
+        pair = span if isinstance(span, tuple) else (span, span)
+        self.delta_epsilon = (
+            _not_negative("delta_epsilon", pair[0]),
+            _not_negative("delta_epsilon", pair[1]),
+        )
+        self.tau = float(tau)
+        self.register_table("offset", self.tau * torch.log(counts / counts.sum() + 1e-12))
+        self.register_buffer("counts", counts, persistent=False)
+        self.num_head = _head_size(head, len(counts))
+        if split == "long-tail":
+            self.register_buffer("steps", self.long_tail_steps(counts), persistent=False)
+        if statistics == "ema":
+            self.register_buffer("mean_probability", torch.zeros(len(counts)))
+            self.register_buffer("seen", torch.zeros(len(counts), dtype=torch.bool))
+
+    def perturbation(self, logits: Tensor) -> Perturbation | None:
+        return Perturbation(offset=self.table("offset", logits)) if self.tau else None
+
+    def long_tail_steps(self, counts: Tensor) -> Tensor:
+        """(C,) signed step counts from the training counts."""
+        rank = torch.argsort(torch.argsort(counts, descending=True, stable=True))
+        in_head = rank < self.num_head
+        lowered, raised = self.delta_epsilon
+        bound = self.epsilon + torch.where(
+            in_head, lowered * counts / counts.max(), raised * counts.min() / counts
+        )
+        return torch.where(in_head, -1, 1) * self.step_count(bound)
+
+    def step_count(self, bound: Tensor) -> Tensor:
+        """K = ⌊ε/α⌋; the tiny margin keeps 0.4/0.01 at 40 where floating point says 39.999…"""
+        return torch.floor(bound / self.step_size * (1 + 1e-6)).to(torch.int32)
+
+    @torch.no_grad()
+    def balanced_steps(self, input: Tensor, target: Tensor) -> Tensor:
+        """(C,) signed step counts from the classes' mean probabilities; updates the running ones."""
+        ell = functional.cross_entropy(
+            input,
+            target,
+            perturbation=self.perturbation(input),
+            ignore_index=self.ignore_index,
+            reduction="none",
+            backend=self.backend,
+        ).reshape(-1)
+        labels = target.reshape(-1).long()
+        labels = torch.where(labels == self.ignore_index, -1, labels)
+        mean, count = class_mean(torch.exp(-ell), labels, len(self.counts))
+        present = count > 0
+        known = present
+        if self.statistics == "ema":
+            mean = mean.to(self.mean_probability.dtype)
+            running = self.momentum * self.mean_probability + (1 - self.momentum) * mean
+            running = torch.where(self.seen, running, mean)
+            self.mean_probability.copy_(torch.where(present, running, self.mean_probability))
+            self.seen.logical_or_(present)
+            mean, known = self.mean_probability, self.seen
+        average = (mean * known).sum() / known.sum().clamp(min=1)
+        gap = average - mean
+        lowered, raised = self.delta_epsilon
+        bound = self.epsilon + torch.where(gap < 0, lowered, raised) * gap.abs()
+        return torch.sign(gap).to(torch.int32) * self.step_count(bound) * present
+
+    def forward(self, input: Tensor, target: Target) -> Tensor:
+        if not self.training:
+            return super().forward(input, target)
+        if not isinstance(target, Tensor) or target.is_floating_point():
+            raise ValueError("target: the learned perturbation needs class indices, one per row")
+        if self.variant is not None:
+            return official_cross_entropy(
+                input,
+                target,
+                VARIANTS[self.variant],
+                self.counts,
+                self.num_head,
+                keywords=self.keywords(),
+            )
+        steps = self.steps if self.split == "long-tail" else self.balanced_steps(input, target)
+        return functional.lpl_cross_entropy(
+            input,
+            target,
+            steps,
+            step_size=self.step_size,
+            normalize=self.normalize,
+            through_perturbation=self.through_perturbation,
+            perturbation=self.perturbation(input),
+            **self.keywords(),
+        )
+
+    def extra_repr(self) -> str:
+        if self.variant is not None:
+            return f"variant={self.variant!r}, {super().extra_repr()}"
+        return (
+            f"split={self.split!r}, epsilon={self.epsilon}, delta_epsilon={self.delta_epsilon}, "
+            f"step_size={self.step_size}, tau={self.tau}, {super().extra_repr()}"
+        )
+
+
+def _head_size(head: int | float, classes: int) -> int:
+    size = round(head * classes) if isinstance(head, float) else head
+    if not 0 <= size <= classes:
+        raise ValueError(f"head: expected a share in [0, 1] or 0 to {classes} classes, got {head}")
+    return size
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name}: expected a finite number > 0, got {value}")
+    return float(value)
+
+
+def _not_negative(name: str, value: float) -> float:
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+    return float(value)
