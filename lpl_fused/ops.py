@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import backends
+from .backends import load
 from .problem import NONE, TABLES, Options, Problem, accumulate_dtype
 
 _PROBLEM = "Tensor input, Tensor target, Tensor?[] parts, int[] codes, float[] numbers, str backend"
@@ -57,19 +57,19 @@ def _unpacked(
 
 def _cross_entropy(input, target, parts, codes, numbers, backend, want_grad):  # type: ignore[no-untyped-def]
     problem = _unpacked(input, target, parts, codes, numbers)
-    return backends.load(backend).cross_entropy(problem, want_grad)
+    return load(backend).cross_entropy(problem, want_grad)
 
 
 def _cross_entropy_backward(  # type: ignore[no-untyped-def]
     input, target, parts, codes, numbers, backend, grad_rows, stats, want
 ):
     problem = _unpacked(input, target, parts, codes, numbers)
-    return backends.load(backend).cross_entropy_backward(problem, grad_rows, stats, want)
+    return load(backend).cross_entropy_backward(problem, grad_rows, stats, want)
 
 
 def _learned_perturbation(input, target, parts, codes, numbers, backend):  # type: ignore[no-untyped-def]
     problem = _unpacked(input, target, parts, codes, numbers)
-    return backends.load(backend).learned_perturbation(problem)
+    return load(backend).learned_perturbation(problem)
 
 
 def _cross_entropy_fake(input, target, parts, codes, numbers, backend, want_grad):  # type: ignore[no-untyped-def]
@@ -132,7 +132,7 @@ def _direct(tensor: Tensor) -> bool:
 
 def _forward(problem: Problem, backend: str, want_grad: bool) -> tuple[Tensor, ...]:
     if _direct(problem.input):
-        return backends.load(backend).cross_entropy(problem, want_grad)  # type: ignore[no-any-return]
+        return load(backend).cross_entropy(problem, want_grad)  # type: ignore[no-any-return]
     return _forward_op(*_packed(problem, backend), want_grad)  # type: ignore[no-any-return]
 
 
@@ -171,7 +171,7 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     buffer, ctx.buffer = ctx.buffer, None
     *tensors, stats, norm, grad = ctx.saved_tensors
     if buffer is not None:
-        backends.load(ctx.backend).scale_rows_(buffer, grad_loss)
+        load(ctx.backend).scale_rows_(buffer, grad_loss)
         return (None, None, buffer, *[None] * (len(tensors) - 1))
     if grad is not None:
         factor = grad_loss[:, None] if grad_loss.dim() else grad_loss

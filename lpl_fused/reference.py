@@ -120,6 +120,7 @@ def _learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
     steps = problem.steps[label[:, 0]].masked_fill(ignored, 0)
     is_leader = slot == torch.arange(slot.shape[0], device=slot.device)
     steps = steps.masked_fill(~is_leader, 0)[:, None]
+    sign = steps.sign().to(z.dtype)
     delta = torch.zeros_like(z)
     for k in range(int(steps.abs().max())):
         # the target's entry is minus the rivals' sum: p_y − 1 without cancellation
@@ -130,8 +131,24 @@ def _learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
             norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
             g = torch.where(norm < NORM_FLOOR, 0.0, g / norm.clamp(min=NORM_FLOOR))
         # no `steps.sign() * ...` outside the where: an inactive row's g must not reach delta
-        delta = delta + torch.where(steps.abs() > k, steps.sign() * options.step_size * g, 0.0)
+        delta = delta + torch.where(steps.abs() > k, sign * options.step_size * g, 0.0)
     return delta, slot
+
+
+def target_cross_entropy(z: Tensor, label: Tensor) -> Tensor:
+    """(N,) −log softmax(z)[label] = log(1 + Σ_{j≠y} e^{z_j − z_y}).
+
+    Written with the rivals' sum alone, so that value and gradient keep all digits where p_y → 1;
+    torch's log_softmax ends at p_y − 1 = 0 there.
+    """
+    rivals = z.scatter(1, label[:, None], -torch.inf)
+    alone = (rivals == -torch.inf).all(1)
+    rivals = rivals.masked_fill(alone[:, None], 0)  # logsumexp of nothing has no gradient
+    log_mass = torch.logsumexp(rivals, 1).masked_fill(alone, -torch.inf)
+    own = z.gather(1, label[:, None])[:, 0]
+    ell = torch.logaddexp(log_mass - own, torch.zeros_like(own))
+    # as in torch, a logit of +inf leaves no loss
+    return ell.masked_fill((z == torch.inf).any(1), torch.nan)
 
 
 def row_losses(problem: Problem, z: Tensor) -> Tensor:
@@ -145,8 +162,7 @@ def row_losses(problem: Problem, z: Tensor) -> Tensor:
         if isinstance(columns, slice):
             value = phi_of(-torch.log_softmax(z, 1), options.phi, options.phi_parameter)
             return value if penalty is None else value + penalty[:, None]
-        ell = -torch.log_softmax(z, 1).gather(1, columns[:, None])[:, 0]
-        value = phi_of(ell, options.phi, options.phi_parameter)
+        value = phi_of(target_cross_entropy(z, columns), options.phi, options.phi_parameter)
         return value if penalty is None else value + penalty
 
     if problem.dense:

@@ -69,8 +69,8 @@ inline float tanh_of(float x) {
       x + x * square *
               (-1.0f / 3 + square * (2.0f / 15 + square * (-17.0f / 315 + square * (62.0f / 2835))));
   const float magnitude = x < 0 ? -x : x;
-  // beyond 9 the result is ±1 in float; the bound keeps exp_of in its domain
-  const float far = 1.0f - 2.0f / (exp_of(2.0f * (magnitude > 9.0f ? 9.0f : magnitude)) + 1.0f);
+  const float decay = exp_of(-2.0f * magnitude);
+  const float far = (1.0f - decay) / (1.0f + decay);
   return magnitude < 0.3f ? series : (x < 0 ? -far : far);
 }
 inline double tanh_of(double x) { return std::tanh(x); }

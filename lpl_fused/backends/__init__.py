@@ -30,9 +30,14 @@ def reason_against(name: str, device: str, dtype: torch.dtype) -> str | None:
     return reason
 
 
+OVERRIDE = os.environ.get("LPL_FUSED_BACKEND", "auto")  # what "auto" means, where it is set
+
+
 @functools.cache
 def preferred(device: str, dtype: torch.dtype) -> str:
     """The backend that "auto" means; cached, so what is installed is looked at once a process."""
+    if OVERRIDE != "auto":
+        return resolve(OVERRIDE, device, dtype)
     for name in ("cpp",) if device == "cpu" else ("triton",):
         if reason_against(name, device, dtype) is None:
             return name
@@ -42,17 +47,15 @@ def preferred(device: str, dtype: torch.dtype) -> str:
 def resolve(backend: str, device: str, dtype: torch.dtype) -> str:
     """The name of the implementation that runs: a member of BACKENDS, or "reference".
 
-    "auto" takes the environment's LPL_FUSED_BACKEND if that is set, else the first backend that can
-    run. A backend asked for by name runs or raises.
+    "auto" takes LPL_FUSED_BACKEND if the environment sets it, else the first backend that can run.
+    A backend asked for by name runs or raises.
 
     Raises:
         ValueError: no such backend.
         RuntimeError: the backend asked for cannot run here; says why.
     """
     if backend == "auto":
-        backend = os.environ.get("LPL_FUSED_BACKEND", "auto")
-        if backend == "auto":
-            return preferred(device, dtype)
+        return preferred(device, dtype)
     if backend == REFERENCE:
         return REFERENCE
     if backend not in BACKENDS:
@@ -80,9 +83,8 @@ def explain(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float
     kind = torch.device(device).type
     chosen = resolve("auto", kind, dtype)
     lines = [f'backend="auto" on {kind} {dtype} runs: {chosen}']
-    override = os.environ.get("LPL_FUSED_BACKEND")
-    if override:
-        lines[0] += f" (LPL_FUSED_BACKEND={override})"
+    if OVERRIDE != "auto":
+        lines[0] += f" (LPL_FUSED_BACKEND={OVERRIDE})"
     for name in BACKENDS:
         module = load(name)
         reason = reason_against(name, kind, dtype)

@@ -1,0 +1,256 @@
+"""The cases that every backend solves: one small problem for each part of the algebra."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lpl_fused import GCE, Alpha, Focal, MixedTarget, Perturbation, Poly1
+from lpl_fused.testing import Case
+
+PHIS = {
+    "alpha0.5": Alpha(0.5),
+    "alpha2": Alpha(2.0),
+    "alpha-inf": Alpha(float("inf")),
+    "gce0.7": GCE(0.7),
+    "focal0.5": Focal(0.5),
+    "focal2": Focal(2.0),
+    "poly1": Poly1(2.0),
+}
+
+
+class Draw:
+    """Random parts of a problem of `n` rows and `classes` classes, in float64."""
+
+    def __init__(self, n: int, classes: int, seed: int) -> None:
+        self.n, self.classes = n, classes
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self.generator, dtype=torch.float64)
+
+    def labels(self, low: int = 0) -> Tensor:
+        return torch.randint(low, self.classes, (self.n,), generator=self.generator)
+
+    def input(self, spread: float = 2.0) -> Tensor:
+        return spread * self.normal(self.n, self.classes)
+
+    def ignoring(self) -> Tensor:
+        target = self.labels()
+        target[:: max(2, self.n // 3)] = -100
+        return target
+
+    def dense(self) -> Tensor:
+        target = torch.softmax(2 * self.normal(self.n, self.classes), 1)
+        return target.masked_fill(self.uniform(self.n, self.classes) < 0.3, 0)
+
+    def mixed(self) -> MixedTarget:
+        return MixedTarget(self.labels(), self.labels(), self.uniform(self.n))
+
+    def tables(self) -> Perturbation:
+        return Perturbation(
+            scale=0.5 + self.uniform(self.classes),
+            offset=self.normal(self.classes),
+            margin=0.5 * self.uniform(self.classes),
+            rows=self.normal(3, self.classes),
+            row_index=torch.randint(3, (self.n,), generator=self.generator),
+            temperature=0.7,
+        )
+
+    def steps(self, largest: int = 6) -> Tensor:
+        return torch.randint(-largest, largest + 1, (self.classes,), generator=self.generator)
+
+
+Build = Callable[[Draw], Case]
+
+
+def targets() -> dict[str, Build]:
+    """Every target form, without anything else."""
+    return {
+        "hard": lambda d: Case(d.input(), d.labels()),
+        "ignore": lambda d: Case(d.input(), d.ignoring()),
+        "smoothed": lambda d: Case(d.input(), d.ignoring(), {"label_smoothing": 0.2}),
+        "smoothed-by-class": lambda d: Case(
+            d.input(), d.labels(), {"label_smoothing": 0.4 * d.uniform(d.classes)}
+        ),
+        "mixed": lambda d: Case(d.input(), d.mixed()),
+        "mixed-same-label": lambda d: Case(
+            d.input(), MixedTarget(y := d.labels(), y.clone(), d.uniform(d.n))
+        ),
+        "mixed-smoothed": lambda d: Case(d.input(), d.mixed(), {"label_smoothing": 0.1}),
+        "mixed-ignore": lambda d: Case(
+            d.input(), MixedTarget(d.ignoring(), d.ignoring().roll(1), d.uniform(d.n))
+        ),
+        "dense": lambda d: Case(d.input(), d.dense()),
+        "dense-smoothed": lambda d: Case(d.input(), d.dense(), {"label_smoothing": 0.2}),
+    }
+
+
+def with_keywords(build: Build, make: Callable[[Draw], dict[str, object]]) -> Build:
+    def built(draw: Draw) -> Case:
+        case = build(draw)
+        return Case(case.input, case.target, {**case.keywords, **make(draw)})
+
+    return built
+
+
+def cross_entropy_cases() -> dict[str, Build]:
+    cases = dict(targets())
+    for name, build in targets().items():
+        cases[f"{name}-weights"] = with_keywords(
+            build, lambda d: {"weight": d.uniform(d.classes), "sample_weight": d.uniform(d.n)}
+        )
+        cases[f"{name}-zloss"] = with_keywords(build, lambda d: {"z_loss": 1e-2})
+    for name, phi in PHIS.items():
+        for form in ("hard", "smoothed", "mixed", "dense-smoothed"):
+            cases[f"{form}-{name}"] = with_keywords(
+                targets()[form], lambda d, phi=phi: {"phi": phi, "weight": d.uniform(d.classes)}
+            )
+    for reduction in ("none", "sum"):
+        for form in ("ignore", "smoothed", "dense"):
+            cases[f"{form}-{reduction}"] = with_keywords(
+                targets()[form], lambda d, r=reduction: {"reduction": r}
+            )
+    cases["softcap"] = with_keywords(targets()["hard"], lambda d: {"softcap": 3.0})
+    cases.update(table_cases())
+    cases["everything"] = lambda d: Case(
+        d.input(),
+        d.ignoring(),
+        {
+            "weight": d.uniform(d.classes),
+            "sample_weight": d.uniform(d.n),
+            "perturbation": d.tables(),
+            "label_smoothing": 0.3 * d.uniform(d.classes),
+            "phi": Focal(1.5),
+            "z_loss": 1e-3,
+            "softcap": 5.0,
+        },
+        learn=("scale", "offset", "margin", "rows", "temperature"),
+    )
+    return cases
+
+
+def table_cases() -> dict[str, Build]:
+    def only(name: str, learn: bool, **others: object) -> Build:
+        def build(d: Draw) -> Case:
+            tables = d.tables()
+            keep = {name: getattr(tables, name), **others}
+            if name == "rows" and "row_index" not in keep:
+                keep["row_index"] = tables.row_index
+            perturbation = Perturbation(**keep)
+            return Case(
+                d.input(),
+                d.ignoring(),
+                {"perturbation": perturbation},
+                learn=(name,) if learn else (),
+            )
+
+        return build
+
+    cases: dict[str, Build] = {}
+    for name in ("scale", "offset", "margin", "rows"):
+        cases[name] = only(name, learn=False)
+        cases[f"{name}-learned"] = only(name, learn=True)
+        cases[f"{name}-cold-learned"] = only(name, learn=True, temperature=0.3)
+    cases["temperature"] = lambda d: Case(
+        d.input(), d.labels(), {"perturbation": Perturbation(temperature=1 / 30)}
+    )
+    cases["temperature-learned"] = lambda d: Case(
+        d.input(),
+        d.labels(),
+        {"perturbation": Perturbation(temperature=torch.tensor(0.4, dtype=torch.float64))},
+        learn=("temperature",),
+    )
+    cases["rows-by-target"] = lambda d: Case(
+        d.input(),
+        d.ignoring(),
+        {"perturbation": Perturbation(rows=d.normal(d.classes, d.classes))},
+        learn=("rows",),
+    )
+    cases["offset-of-minus-infinity"] = lambda d: Case(
+        d.input(),
+        torch.zeros(d.n, dtype=torch.int64),
+        {
+            "perturbation": Perturbation(
+                offset=torch.where(torch.arange(d.classes) % 3 == 1, -torch.inf, 0.0).double()
+            )
+        },
+    )
+    cases["tables-mixed"] = lambda d: Case(
+        d.input(),
+        d.mixed(),
+        {"perturbation": Perturbation(scale=d.uniform(d.classes), offset=d.normal(d.classes))},
+        learn=("scale", "offset"),
+    )
+    cases["tables-dense"] = lambda d: Case(
+        d.input(),
+        d.dense(),
+        {"perturbation": Perturbation(scale=d.uniform(d.classes), offset=d.normal(d.classes))},
+        learn=("scale", "offset"),
+    )
+    cases["softcap-scale-learned"] = lambda d: Case(
+        d.input(),
+        d.labels(),
+        {"perturbation": Perturbation(scale=d.uniform(d.classes)), "softcap": 2.0},
+        learn=("scale",),
+    )
+    return cases
+
+
+def lpl_cases() -> dict[str, Build]:
+    def lpl(build: Build, largest: int = 6, step_size: float = 0.3, **keywords: object) -> Build:
+        def built(d: Draw) -> Case:
+            case = build(d)
+            merged = {**case.keywords, "step_size": step_size, **keywords}
+            return Case(case.input, case.target, merged, d.steps(largest), case.learn)
+
+        return built
+
+    def few_classes(d: Draw) -> Case:
+        """Groups: all rows share two labels."""
+        return Case(d.input(), d.labels() % 2)
+
+    def one_class(d: Draw) -> Case:
+        return Case(d.input(), torch.full((d.n,), d.classes - 1))
+
+    forms: dict[str, Build] = {
+        "unique": lambda d: Case(d.input(), torch.arange(d.n) * 3 % d.classes),
+        "groups": few_classes,
+        "one-class": one_class,
+        "ignore": lambda d: Case(d.input(), d.ignoring()),
+        "tables": lambda d: Case(d.input(), d.ignoring(), {"perturbation": d.tables()}),
+        "tables-learned": lambda d: Case(
+            d.input(), d.ignoring(), {"perturbation": d.tables()}, learn=("offset", "rows")
+        ),
+        "temperature-learned": lambda d: Case(
+            d.input(),
+            d.labels(),
+            {"perturbation": Perturbation(temperature=torch.tensor(0.6, dtype=torch.float64))},
+            learn=("temperature",),
+        ),
+    }
+    cases = {}
+    for name, build in forms.items():
+        cases[name] = lpl(build)
+        cases[f"{name}-normalized"] = lpl(build, normalize=True)
+    cases["no-steps"] = lpl(few_classes, largest=0)
+    cases["many-small-steps"] = lpl(few_classes, largest=60, step_size=0.02)
+    cases["one-huge-step"] = lpl(few_classes, largest=1, step_size=40.0)
+    cases["smoothed-focal-weights"] = lambda d: Case(
+        d.input(),
+        d.labels() % 3,
+        {
+            "step_size": 0.2,
+            "label_smoothing": 0.1,
+            "phi": Focal(2.0),
+            "weight": d.uniform(d.classes),
+            "reduction": "none",
+        },
+        d.steps(),
+    )
+    return cases

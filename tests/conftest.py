@@ -1,0 +1,96 @@
+"""What all tests share: interpreted Triton without a GPU, poisoned memory, a count per backend."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+# Triton looks at this when its kernels are first imported, so it comes before everything else
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+
+import lpl_fused
+from lpl_fused.backends import BACKENDS, REFERENCE, load
+
+RAN: dict[str, int] = {}
+EXPECTED = [name for name, state in lpl_fused.backends().items() if state == "available"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device; run with `make gpu` on one"))
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.empty` gives nan (labels: nonsense), so that an output left unwritten shows."""
+
+    def poisoned(make):  # type: ignore[no-untyped-def]
+        def made(*args, **keywords):  # type: ignore[no-untyped-def]
+            tensor = make(*args, **keywords)
+            if type(tensor) is not torch.Tensor or torch.compiler.is_compiling():
+                return tensor
+            if tensor.is_floating_point():
+                return tensor.fill_(float("nan"))
+            return tensor if tensor.dtype == torch.bool else tensor.fill_(101)
+
+        return made
+
+    for backend in BACKENDS:
+        monkeypatch.setattr(load(backend), "torch", _Poisoned(poisoned), raising=False)
+
+
+class _Poisoned:
+    """`torch` as a backend's launcher sees it, with poisoned allocations."""
+
+    def __init__(self, poisoned) -> None:  # type: ignore[no-untyped-def]
+        self.empty = poisoned(torch.empty)
+        self.empty_like = poisoned(torch.empty_like)
+
+    def __getattr__(self, name: str):  # type: ignore[no-untyped-def]
+        return getattr(torch, name)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.passed:
+        for name, value in report.user_properties:
+            if name == "backend":
+                RAN[value] = RAN.get(value, 0) + 1
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", [*BACKENDS, REFERENCE], indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend in turn; one that cannot run here skips and says why."""
+    name: str = request.param
+    state = lpl_fused.backends()[name]
+    if state != "available":
+        pytest.skip(f"{name}: {state}")
+    request.node.user_properties.append(("backend", name))
+    return name
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if RAN:
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(RAN.items()))
+        terminalreporter.write_line(f"tests passed on each backend: {counts}")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A whole run in which an available backend ran nothing has tested less than it says."""
+    whole = not session.config.option.keyword and not session.config.option.markexpr
+    whole = whole and session.config.args == session.config.getini("testpaths")
+    silent = [name for name in EXPECTED if not RAN.get(name)]
+    if whole and exitstatus == 0 and silent and not session.config.option.collectonly:
+        print(f"\nno test ran on: {', '.join(silent)}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,82 @@
+"""One suite for all backends: every part of the algebra against float64 truth."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import Draw, cross_entropy_cases, lpl_cases
+
+from lpl_fused import testing
+from lpl_fused.backends import load
+
+CASES = cross_entropy_cases()
+LPL_CASES = lpl_cases()
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# Few rows and odd sizes: 7 has a ragged vector, 37 a row that is no multiple of 16 bytes.
+SHAPE = (24, 7)
+WIDE = (24, 37)
+
+
+def upstream(loss: torch.Tensor) -> torch.Tensor:
+    """Random and never 1: the shortcut for 1 must not be what works."""
+    generator = torch.Generator().manual_seed(loss.numel())
+    return 0.5 + torch.rand(loss.shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_cross_entropy(backend: str, case: str, dtype: str) -> None:
+    problem = CASES[case](Draw(*SHAPE, seed=1))
+    testing.assert_within_budget(problem, backend, DTYPES[dtype], upstream=upstream)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", LPL_CASES)
+def test_lpl(backend: str, case: str, dtype: str) -> None:
+    problem = LPL_CASES[case](Draw(*SHAPE, seed=2))
+    testing.assert_within_budget(problem, backend, DTYPES[dtype], upstream=upstream)
+
+
+@pytest.mark.parametrize("case", ["hard", "ignore", "dense-weights", "smoothed", "everything"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_wider_rows(backend: str, case: str, dtype: str) -> None:
+    problem = CASES[case](Draw(*WIDE, seed=3))
+    testing.assert_within_budget(problem, backend, DTYPES[dtype], upstream=upstream)
+
+
+# 1023 to 1025 surround the C++ block and a common Triton block; 8142 is iNaturalist 2018
+@pytest.mark.parametrize("classes", [1, 2, 15, 16, 17, 1023, 1024, 1025, 8142])
+def test_class_counts(backend: str, classes: int) -> None:
+    for case in ("hard", "ignore", "smoothed", "offset"):
+        problem = CASES[case](Draw(3, classes, seed=classes))
+        testing.assert_within_budget(problem, backend, upstream=upstream)
+    problem = LPL_CASES["groups-normalized"](Draw(3, classes, seed=classes))
+    if classes > 1:
+        testing.assert_within_budget(problem, backend, upstream=upstream)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set(isa: str) -> None:
+    """The C++ kernels of each instruction set that this processor runs, not only the best."""
+    if load("cpp").unavailable():
+        pytest.skip(str(load("cpp").unavailable()))
+    native = load("cpp")._native()
+    best = native.isa()
+    if not native.use_isa(isa):
+        pytest.skip(f"this processor does not run {isa}")
+    try:
+        for name, build in [*CASES.items(), *LPL_CASES.items()]:
+            for dtype in DTYPES.values():
+                try:
+                    testing.assert_within_budget(
+                        build(Draw(*SHAPE, seed=1)), "cpp", dtype, upstream=upstream
+                    )
+                except AssertionError as failed:
+                    raise AssertionError(f"{isa}, {name}: {failed}") from failed
+    finally:
+        native.use_isa(best)
