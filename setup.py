@@ -10,10 +10,12 @@ compiler works the package is installed without it, with one line that says so.
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import ninja
@@ -23,7 +25,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-ISAS = {"baseline": []}
+ISAS: dict[str, list[str]] = {"baseline": []}
 if X86:
     ISAS["avx2"] = ["-mavx2", "-mfma"]
     ISAS["avx512"] = [
@@ -40,7 +42,9 @@ class NinjaBuild(build_ext):
             short = ext.name.rpartition("_")[2]
             if os.environ.get("LPL_FUSED_REQUIRE_EXT", "") in (short, "all"):
                 raise
-            print(f"lpl_fused: {ext.name} was not built ({error}); slower backends serve", flush=True)
+            print(
+                f"lpl_fused: {ext.name} was not built ({error}); slower backends serve", flush=True
+            )
 
     def build_with_ninja(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
@@ -48,15 +52,16 @@ class NinjaBuild(build_ext):
         work = Path(self.build_temp).resolve() / ext.name
         work.mkdir(parents=True, exist_ok=True)
         source = Path(__file__).resolve().parent / "csrc" / "cpu"
-        with open(work / "build.ninja", "w") as file:
-            self.write_rules(Writer(file, width=200), source, target)
+        text = io.StringIO()
+        self.write_rules(Writer(text, width=200), source, target)  # type: ignore[arg-type]
+        (work / "build.ninja").write_text(text.getvalue())
         command = [str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(work)]
         if os.environ.get("MAX_JOBS"):
             command.append(f"-j{os.environ['MAX_JOBS']}")
         subprocess.run(command, check=True)
 
     def write_rules(self, n: Writer, source: Path, target: Path) -> None:
-        include = [self.get_include(), pybind11.get_include()]
+        include = [sysconfig.get_paths()["include"], pybind11.get_include()]
         flags = [
             *("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-Wall"),
             # own exponentials handle inf and nan, so no -ffast-math, least of all at link time
@@ -70,21 +75,15 @@ class NinjaBuild(build_ext):
         n.rule("compile", compile, depfile="$out.d", deps="gcc", description="compile $out")
         link = ["-undefined dynamic_lookup"] if sys.platform == "darwin" else []
         n.rule("link", " ".join(["$cxx -shared -fopenmp", *link, "$in -o $out"]))
-        objects = [
-            n.build(f"{name}.o", "compile", str(source / f"{name}.cpp"))[0]
-            for name in ("bindings", "dispatch")
-        ]
+        objects = []
+        for name in ("bindings", "dispatch"):
+            objects.append(f"{name}.o")
+            n.build(objects[-1:], "compile", [str(source / f"{name}.cpp")])
         for isa, options in ISAS.items():
+            objects.append(f"kernels_{isa}.o")
             variables = {"isa": " ".join([f"-DLPL_ISA={isa}", *options])}
-            kernels = str(source / "kernels.cpp")
-            objects += n.build(f"kernels_{isa}.o", "compile", kernels, variables=variables)
-        n.build(str(target), "link", objects)
-
-    @staticmethod
-    def get_include() -> str:
-        import sysconfig
-
-        return sysconfig.get_paths()["include"]
+            n.build(objects[-1:], "compile", [str(source / "kernels.cpp")], variables=variables)
+        n.build([str(target)], "link", objects)
 
 
 setup(ext_modules=[Extension("lpl_fused._cpu", [])], cmdclass={"build_ext": NinjaBuild})

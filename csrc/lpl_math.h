@@ -43,8 +43,7 @@ LPL_HOST_DEVICE inline PhiValue<Acc> phi_of(Acc ell, Phi phi, Acc parameter) {
     }
     case Phi::poly1:
       return {ell - parameter * std::expm1(-ell), Acc(1) + parameter * std::exp(-ell)};
-    default:
-      return {ell, Acc(1)};
+    default: return {ell, Acc(1)};
   }
 }
 

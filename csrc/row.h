@@ -53,15 +53,15 @@ struct Outputs {
   void* stats;  // (2, N) Acc: row maximum, rest of the mass
   void* norm;   // one Acc
 
-  void* grad;                 // (N, C) of the logits' dtype, contiguous
-  const void* grad_rows;      // (N,) Acc upstream; null: 1/norm (mean) or 1
-  int64_t grad_rows_stride;   // 0 or 1
-  void* grad_perturbed;       // (N, C) Acc, dL/d rows of each sample
-  void* grad_scale;           // (C,) Acc
-  void* grad_offset;          // (C,) Acc
-  void* grad_margin;          // (C,) Acc
-  void* delta;                // (N, C) Acc, zeroed by the caller: the learned perturbation
-  int64_t* slot;              // (N,) row of `delta` that each row uses
+  void* grad;                // (N, C) of the logits' dtype, contiguous
+  const void* grad_rows;     // (N,) Acc upstream; null: 1/norm (mean) or 1
+  int64_t grad_rows_stride;  // 0 or 1
+  void* grad_perturbed;      // (N, C) Acc, dL/d rows of each sample
+  void* grad_scale;          // (C,) Acc
+  void* grad_offset;         // (C,) Acc
+  void* grad_margin;         // (C,) Acc
+  void* delta;               // (N, C) Acc, zeroed by the caller: the learned perturbation
+  int64_t* slot;             // (N,) row of `delta` that each row uses
 };
 
 struct Status {

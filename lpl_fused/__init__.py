@@ -7,8 +7,6 @@ from .perturbation import Perturbation
 from .phi import GCE, Alpha, Focal, Poly1
 from .version import __version__
 
-
-
 __all__ = [
     "GCE",
     "Alpha",

@@ -63,8 +63,8 @@ def class_counts(labels: Any, num_classes: int | None = None) -> Tensor:
         indices = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            "labels: expected class indices, a data set with .targets, .labels or .index, or the path"
-            f" of an annotation file, got {type(labels).__name__}"
+            "labels: expected class indices, a data set with .targets, .labels or .index, or the"
+            f" path of an annotation file, got {type(labels).__name__}"
         ) from error
     if indices.is_floating_point() or indices.is_complex():
         raise TypeError(f"labels: expected integers, got {indices.dtype}")

@@ -1,4 +1,4 @@
-"""The operators: schemas, fakes and autograd. Imports torch alone; a backend is loaded when it runs.
+"""The operators: schemas, fakes, autograd. Imports torch alone; a backend is loaded when it runs.
 
     cross_entropy(Problem, backend, want_grad) -> (loss, stats, norm, grad)
         loss   0-dim, or (N,) for reduction "none"; accumulate dtype
@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .backends import load
 from .problem import NONE, TABLES, Options, Problem, accumulate_dtype
@@ -31,7 +30,8 @@ from .problem import NONE, TABLES, Options, Problem, accumulate_dtype
 _PROBLEM = "Tensor input, Tensor target, Tensor?[] parts, int[] codes, float[] numbers, str backend"
 _LIBRARY = torch.library.Library("lpl_fused", "DEF")
 _LIBRARY.define(
-    f"cross_entropy({_PROBLEM}, bool want_grad) -> (Tensor loss, Tensor stats, Tensor norm, Tensor grad)"
+    f"cross_entropy({_PROBLEM}, bool want_grad)"
+    " -> (Tensor loss, Tensor stats, Tensor norm, Tensor grad)"
 )
 _LIBRARY.define(
     f"cross_entropy_backward({_PROBLEM}, Tensor grad_rows, Tensor stats, bool[] want)"
@@ -52,7 +52,7 @@ def _unpacked(
     codes: Sequence[int],
     numbers: Sequence[float],
 ) -> Problem:
-    return Problem(input, target, *parts, Options.unpacked(codes, numbers))  # type: ignore[arg-type]
+    return Problem(input, target, *parts, Options.unpacked(codes, numbers))  # type: ignore
 
 
 def _cross_entropy(input, target, parts, codes, numbers, backend, want_grad):  # type: ignore[no-untyped-def]
@@ -154,17 +154,22 @@ class CrossEntropy(torch.autograd.Function):
         in_sweep = not tables_wanted and problem.input.dtype != torch.float16
         loss, stats, norm, grad = _forward(problem, backend, in_sweep)
         ctx.options, ctx.backend, ctx.buffer = options, backend, None
-        if in_sweep and not torch.compiler.is_compiling():
-            ctx.buffer, grad = grad, None
-        ctx.save_for_backward(*tensors, stats, norm, grad if in_sweep else None)
+        traced = in_sweep and torch.compiler.is_compiling()
+        if in_sweep and not traced:
+            ctx.buffer = grad
+        ctx.save_for_backward(*tensors, stats, norm, grad if traced else None)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        # the check of once_differentiable costs 10 µs; only create_graph=True needs it
-        if torch.is_grad_enabled():
-            return _backward_once(ctx, grad_loss)  # type: ignore[no-any-return]
-        return _backward(ctx, grad_loss)
+        if not torch.is_grad_enabled():
+            return _backward(ctx, grad_loss)
+        # create_graph=True. once_differentiable would let a constant upstream pass, and with it a
+        # second derivative without the loss's own part; it also costs every backward 10 µs
+        with torch.no_grad():
+            grads = _backward(ctx, grad_loss)
+        anchors = [tensor for tensor in ctx.saved_tensors if tensor is not None]
+        return tuple(g if g is None else _Once.apply(g, grad_loss, *anchors) for g in grads)
 
 
 def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
@@ -190,11 +195,22 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     return (None, None, *grads)
 
 
-_backward_once = once_differentiable(_backward)
+class _Once(torch.autograd.Function):
+    """A gradient that refuses to be differentiated; `anchors` are what it depends on."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, *anchors: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
+        raise RuntimeError(
+            'the fused loss is differentiable once; backend="reference" differentiates twice'
+        )
 
 
 def _problem(tensors: Sequence[Tensor | None], options: Options) -> Problem:
-    return Problem(*tensors, options=options)  # type: ignore[arg-type]
+    return Problem(*tensors, options=options)  # type: ignore
 
 
 def cross_entropy(problem: Problem, backend: str) -> Tensor:

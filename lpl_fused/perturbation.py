@@ -11,7 +11,8 @@ from torch import Tensor
 class Perturbation:
     """Class-level perturbation of logits u of shape (N, C):
 
-        z[i, j] = (scale[j]·u[i, j] + offset[j] − margin[y_i]·1[j = y_i] + rows[r_i, j]) / temperature
+        z[i, j] = (scale[j]·u[i, j] + offset[j] − margin[y_i]·1[j = y_i] + rows[r_i, j])
+                  / temperature
 
     Every table is optional; none at all leaves the logits as they are. Tables may require grad
     (learnable temperature, learnable offsets): they then receive theirs.

@@ -52,7 +52,7 @@ class Options(NamedTuple):
     @staticmethod
     def unpacked(codes: Sequence[int], numbers: Sequence[float]) -> Options:
         reduction, ignore_index, phi, normalize = codes
-        return Options(reduction, ignore_index, phi, *numbers, bool(normalize))
+        return Options(reduction, ignore_index, phi, *numbers, bool(normalize))  # type: ignore
 
 
 class Problem(NamedTuple):

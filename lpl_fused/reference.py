@@ -37,14 +37,14 @@ def phi_of(ell: Tensor, code: int, parameter: float) -> Tensor:
 
 
 def check_labels(problem: Problem) -> None:
-    """Raises RangeError for a label or row index out of range; on the CPU alone (no sync on GPUs)."""
+    """Raises RangeError for a label or row index out of range; on the CPU alone (no GPU sync)."""
     if problem.input.device.type != "cpu" or torch.compiler.is_compiling():
         return
     classes = problem.input.shape[1]
     ignore = problem.options.ignore_index
     for labels in () if problem.dense else (problem.target, problem.other):
-        if labels is None:
-            continue
+        if labels is None or torch._C._functorch.is_batchedtensor(labels):
+            continue  # under vmap no value can be looked at
         bad = ((labels < 0) | (labels >= classes)) & (labels != ignore)
         if bad.any():
             raise label_range_error("target", int(labels[bad][0]), classes, ignore)
@@ -95,11 +95,14 @@ def leaders(problem: Problem) -> tuple[Tensor, Tensor]:
     return slot, count
 
 
-def learned_perturbation(problem: Problem, *, differentiable: bool = False) -> tuple[Tensor, Tensor]:
-    """The learned perturbation: (delta, slot) with delta (N, C) and slot (N,); row i has delta[slot[i]].
+def learned_perturbation(
+    problem: Problem, *, differentiable: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The learned perturbation: (delta (N, C), slot (N,)), row i having delta[slot[i]].
 
     Per class c in the batch, with rows I_c, for k < |steps[c]|:
-        g = mean_{i∈I_c} softmax(z_i + δ) − e_c ;  if normalize: g ← g/‖g‖₂ (0 where ‖g‖ < NORM_FLOOR)
+        g = mean_{i∈I_c} softmax(z_i + δ) − e_c
+        if normalize: g ← g/‖g‖₂ (0 where ‖g‖ < NORM_FLOOR)
         δ ← δ + sign(steps[c])·step_size·g
     Rows of delta that lead no group are 0. `differentiable=True` keeps the graph of all steps.
     """
@@ -141,18 +144,17 @@ def target_cross_entropy(z: Tensor, label: Tensor) -> Tensor:
     Written with the rivals' sum alone, so that value and gradient keep all digits where p_y → 1;
     torch's log_softmax ends at p_y − 1 = 0 there.
     """
+    z = z - z.detach().amax(1, keepdim=True)  # a common offset must not eat the digits
     rivals = z.scatter(1, label[:, None], -torch.inf)
     alone = (rivals == -torch.inf).all(1)
     rivals = rivals.masked_fill(alone[:, None], 0)  # logsumexp of nothing has no gradient
     log_mass = torch.logsumexp(rivals, 1).masked_fill(alone, -torch.inf)
     own = z.gather(1, label[:, None])[:, 0]
-    ell = torch.logaddexp(log_mass - own, torch.zeros_like(own))
-    # as in torch, a logit of +inf leaves no loss
-    return ell.masked_fill((z == torch.inf).any(1), torch.nan)
+    return torch.logaddexp(log_mass - own, torch.zeros_like(own))
 
 
 def row_losses(problem: Problem, z: Tensor) -> Tensor:
-    """(N,) losses Σ_j t_j·(φ(ℓ_j) + z_loss·lse²), ℓ_j = lse − z_j, t weighted by class and sample."""
+    """(N,) losses Σ_j t_j·(φ(ℓ_j) + z_loss·lse²), t weighted by class and sample."""
     options = problem.options
     lse = torch.logsumexp(z, 1)
     penalty = options.z_loss * lse**2 if options.z_loss > 0 else None

@@ -8,9 +8,7 @@ from torch import Tensor
 from .class_stats import Counts, checked_counts, effective_number_weights
 
 
-def drw_weights(
-    cls_num_list: Counts, epoch: int, start_epoch: int, beta: float = 0.9999
-) -> Tensor:
+def drw_weights(cls_num_list: Counts, epoch: int, start_epoch: int, beta: float = 0.9999) -> Tensor:
     """Deferred re-weighting (DRW; Cao et al., LDAM): class weights (C,) float32 for an epoch.
 
         w = 1                                                 epoch < start_epoch

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from . import functional, reference
-from .functional import MixedTarget, Target
-from .perturbation import Perturbation
 from .problem import accumulate_dtype
+from .validation import MixedTarget, Target
 
 SCATTER = 2.0
 TABLES = ("scale", "offset", "margin", "rows", "temperature")
@@ -36,7 +35,7 @@ class Case:
     learn: tuple[str, ...] = ()  # tables of the perturbation that require grad
 
     def to(self, dtype: torch.dtype) -> Case:
-        """The same with logits, tables and numbers per row cast, logits rounded to `dtype` first."""
+        """The same with logits, tables and numbers per row cast."""
 
         def cast(value: Any) -> Any:
             return value.to(dtype) if isinstance(value, Tensor) and _is_real(value) else value
@@ -54,7 +53,7 @@ class Case:
         return replace(self, input=cast(self.input), target=target, keywords=keywords)
 
     def rounded(self, dtype: torch.dtype) -> Case:
-        """The same in float64, every number one that beside logits of `dtype` can be held exactly."""
+        """The same in float64, every number one that beside `dtype` logits is held exactly."""
         if dtype == torch.float64:
             return self
         exact = self.to(torch.float32).to(torch.float64)
@@ -93,6 +92,7 @@ def evaluate(case: Case, backend: str, upstream: Tensor | None = None) -> Result
     if case.steps is None:
         loss = functional.cross_entropy(input, case.target, backend=backend, **keywords)
     else:
+        assert isinstance(case.target, Tensor)
         loss = functional.lpl_cross_entropy(
             input, case.target, case.steps, backend=backend, **keywords
         )
@@ -125,12 +125,12 @@ def _by_log_softmax(z: Tensor, label: Tensor) -> Tensor:
     return -torch.log_softmax(z, 1).gather(1, label[:, None])[:, 0]
 
 
-def budget(dtype: torch.dtype, eager: float) -> float:
+def budget(dtype: torch.dtype, eager: float, ulps: float = 1.0) -> float:
     """The largest `error` allowed to a tensor of `dtype` where plain PyTorch makes `eager`."""
     if dtype == torch.float64:
         # the truth is float64 itself, and differences p − t lose some digits of it
         return max(SCATTER * eager, 4096 * torch.finfo(dtype).eps)
-    return max(SCATTER * eager, torch.finfo(dtype).eps + 8 * torch.finfo(torch.float32).eps)
+    return max(SCATTER * eager, ulps * torch.finfo(dtype).eps + 8 * torch.finfo(torch.float32).eps)
 
 
 def assert_within_budget(
@@ -139,12 +139,14 @@ def assert_within_budget(
     dtype: torch.dtype = torch.float32,
     *,
     upstream: Callable[[Tensor], Tensor] = torch.ones_like,
+    ulps: float = 1.0,
 ) -> None:
     """Checks loss and all gradients of `case` on `backend` in `dtype` against float64 truth.
 
     Args:
         case: with float64 tensors; its logits are rounded to `dtype` before anybody sees them.
         upstream: makes the upstream gradient from the loss.
+        ulps: units in the last place granted to the output dtype.
     """
     exact = case.rounded(dtype)
     # tables, weights and numbers per row are float32 beside 16-bit logits
@@ -164,7 +166,7 @@ def assert_within_budget(
         assert grad.dtype == expected, f"gradient of {name} in {grad.dtype}"
         pairs.append((f"gradient of {name}", grad, eager.grads[name], truth.grads[name]))
     for name, value, plain, exactly in pairs:
-        allowed = budget(value.dtype, error(plain, exactly))
+        allowed = budget(value.dtype, error(plain, exactly), ulps)
         actual = error(value, exactly)
         assert actual <= allowed, (
             f"{backend} {dtype}: error {actual:.2e} of the {name} exceeds {allowed:.2e}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from cases import Draw, cross_entropy_cases, lpl_cases
@@ -17,9 +19,20 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# Few rows and odd sizes: 7 has a ragged vector, 37 a row that is no multiple of 16 bytes.
-SHAPE = (24, 7)
-WIDE = (24, 37)
+CLASSES = 7  # a ragged vector
+WIDE = 37  # a row that is no multiple of 16 bytes
+
+
+def rows(backend: str) -> int:
+    """Enough for the worst rounding not to be luck; fewer where every row is interpreted."""
+    return 6 if backend == "triton" and "TRITON_INTERPRET" in os.environ else 24
+
+
+def check(problem: testing.Case, backend: str, dtype: torch.dtype = torch.float32) -> None:
+    # Triton's interpreter truncates to bfloat16, once for the gradient and once for the upstream
+    truncates = backend == "triton" and "TRITON_INTERPRET" in os.environ
+    ulps = 2.0 if truncates and dtype == torch.bfloat16 else 1.0
+    testing.assert_within_budget(problem, backend, dtype, upstream=upstream, ulps=ulps)
 
 
 def upstream(loss: torch.Tensor) -> torch.Tensor:
@@ -31,22 +44,22 @@ def upstream(loss: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
 def test_cross_entropy(backend: str, case: str, dtype: str) -> None:
-    problem = CASES[case](Draw(*SHAPE, seed=1))
-    testing.assert_within_budget(problem, backend, DTYPES[dtype], upstream=upstream)
+    problem = CASES[case](Draw(rows(backend), CLASSES, seed=1))
+    check(problem, backend, DTYPES[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", LPL_CASES)
 def test_lpl(backend: str, case: str, dtype: str) -> None:
-    problem = LPL_CASES[case](Draw(*SHAPE, seed=2))
-    testing.assert_within_budget(problem, backend, DTYPES[dtype], upstream=upstream)
+    problem = LPL_CASES[case](Draw(rows(backend), CLASSES, seed=2))
+    check(problem, backend, DTYPES[dtype])
 
 
 @pytest.mark.parametrize("case", ["hard", "ignore", "dense-weights", "smoothed", "everything"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_wider_rows(backend: str, case: str, dtype: str) -> None:
-    problem = CASES[case](Draw(*WIDE, seed=3))
-    testing.assert_within_budget(problem, backend, DTYPES[dtype], upstream=upstream)
+    problem = CASES[case](Draw(rows(backend), WIDE, seed=3))
+    check(problem, backend, DTYPES[dtype])
 
 
 # 1023 to 1025 surround the C++ block and a common Triton block; 8142 is iNaturalist 2018
@@ -54,10 +67,10 @@ def test_wider_rows(backend: str, case: str, dtype: str) -> None:
 def test_class_counts(backend: str, classes: int) -> None:
     for case in ("hard", "ignore", "smoothed", "offset"):
         problem = CASES[case](Draw(3, classes, seed=classes))
-        testing.assert_within_budget(problem, backend, upstream=upstream)
+        check(problem, backend)
     problem = LPL_CASES["groups-normalized"](Draw(3, classes, seed=classes))
     if classes > 1:
-        testing.assert_within_budget(problem, backend, upstream=upstream)
+        check(problem, backend)
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
@@ -73,9 +86,7 @@ def test_every_instruction_set(isa: str) -> None:
         for name, build in [*CASES.items(), *LPL_CASES.items()]:
             for dtype in DTYPES.values():
                 try:
-                    testing.assert_within_budget(
-                        build(Draw(*SHAPE, seed=1)), "cpp", dtype, upstream=upstream
-                    )
+                    check(build(Draw(rows("cpp"), CLASSES, seed=1)), "cpp", dtype)
                 except AssertionError as failed:
                     raise AssertionError(f"{isa}, {name}: {failed}") from failed
     finally:

@@ -130,8 +130,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Vectorised row kernels; called through lpl_fused.backends.cpp.";
   m.def("cross_entropy", &cross_entropy);
   m.def("learned_perturbation", &learned_perturbation);
-  m.def("isa", [] { return std::string(lpl::kernels().isa); },
-        "The instruction set whose kernels are in use.");
+  m.def(
+      "isa", [] { return std::string(lpl::kernels().isa); },
+      "The instruction set whose kernels are in use.");
   m.def("usable_isas", &usable_isas, "The instruction sets that this processor runs, best first.");
   m.def("use_isa", &lpl::use_isa, py::arg("isa"),
         "Chooses an instruction set by name; False if this processor does not run it.");

@@ -23,7 +23,7 @@ struct Call {
   const i64 n, c;
   std::vector<Acc> folded_scale, folded_offset;
   const Acc *scale = nullptr, *offset = nullptr;  // times 1/temperature
-  const Acc uniform;                              // 1/temperature, the scale where there is no table
+  const Acc uniform;  // 1/temperature, the scale where there is no table
 
   explicit Call(const Problem& problem)
       : p(problem), n(problem.n), c(problem.c), uniform(Acc(problem.inverse_temperature)) {
@@ -97,13 +97,15 @@ struct Call {
     if (p.softcap > 0) {
       const Acc cap = Acc(p.softcap), inverse = Acc(1 / p.softcap);
       const T* u = logits(i);
-      LPL_SIMD for (i64 j = 0; j < c; ++j) capped[j] = cap * tanh_of(load(u[j]) * inverse);
+      LPL_SIMD
+      for (i64 j = 0; j < c; ++j) capped[j] = cap * tanh_of(load(u[j]) * inverse);
       *top = perturb(static_cast<const Acc*>(capped), first, factor, z);
     } else {
       *top = perturb(logits(i), first, factor, z);
     }
     if (extra && delta) {
-      LPL_SIMD for (i64 j = 0; j < c; ++j) z[j] += delta[j];
+      LPL_SIMD
+      for (i64 j = 0; j < c; ++j) z[j] += delta[j];
       *top = max_of(z, c);
     }
     if (margin) {
@@ -130,7 +132,9 @@ struct Call {
 
   template <typename U>
   Acc perturb(const U* u, const Acc* extra, Acc factor, Acc* z) const {
-    const auto run = [&](auto kernel) { return kernel(u, scale, uniform, offset, extra, factor, z, c); };
+    const auto run = [&](auto kernel) {
+      return kernel(u, scale, uniform, offset, extra, factor, z, c);
+    };
     switch ((scale ? 4 : 0) | (offset ? 2 : 0) | (extra ? 1 : 0)) {
       case 0: return run(perturb_row<false, false, false, U, Acc>);
       case 1: return run(perturb_row<false, false, true, U, Acc>);

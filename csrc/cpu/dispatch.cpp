@@ -26,7 +26,9 @@ const std::vector<Kernels>& usable_kernels() {
   return found;
 }
 
-const Kernels& kernels() { return chosen ? *chosen : usable_kernels().front(); }
+const Kernels& kernels() {
+  return chosen ? *chosen : usable_kernels().front();
+}
 
 bool use_isa(const std::string& isa) {
   for (const Kernels& candidate : usable_kernels())

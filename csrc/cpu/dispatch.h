@@ -8,9 +8,9 @@
 
 namespace lpl {
 
-#define LPL_DECLARE(isa)                                              \
-  namespace isa {                                                     \
-  Status cross_entropy(const Problem& problem, const Outputs& out);   \
+#define LPL_DECLARE(isa)                                                   \
+  namespace isa {                                                          \
+  Status cross_entropy(const Problem& problem, const Outputs& out);        \
   Status learned_perturbation(const Problem& problem, const Outputs& out); \
   }
 LPL_DECLARE(baseline)

@@ -11,15 +11,16 @@ namespace LPL_ISA {
 namespace {
 
 template <typename Acc>
-void add_all(void* total, std::vector<Workspace<Acc>>& parts, std::vector<Acc> Workspace<Acc>::*sum,
-             i64 c) {
+void add_all(void* total, std::vector<Workspace<Acc>>& parts,
+             std::vector<Acc> Workspace<Acc>::* sum, i64 c) {
   if (!total) return;
   Acc* to = static_cast<Acc*>(total);
   std::fill(to, to + c, Acc(0));
   for (Workspace<Acc>& part : parts) {
     const Acc* from = (part.*sum).data();
     if ((part.*sum).empty()) continue;  // a thread that had no rows
-    LPL_SIMD for (i64 j = 0; j < c; ++j) to[j] += from[j];
+    LPL_SIMD
+    for (i64 j = 0; j < c; ++j) to[j] += from[j];
   }
 }
 
@@ -140,7 +141,8 @@ Status cross_entropy(const Problem& p, const Outputs& out) {
 }
 
 Status learned_perturbation(const Problem& p, const Outputs& out) {
-  return for_type(p.dtype, [&](auto t) { return learned_perturbation_of_type<decltype(t)>(p, out); });
+  return for_type(p.dtype,
+                  [&](auto t) { return learned_perturbation_of_type<decltype(t)>(p, out); });
 }
 
 }  // namespace LPL_ISA

@@ -70,7 +70,8 @@ class Learned {
       Acc* g = mean[0].data();
       for (int t = 1; t < threads; ++t) {
         const Acc* other = mean[t].data();
-        LPL_SIMD for (i64 j = 0; j < c_; ++j) g[j] += other[j];
+        LPL_SIMD
+        for (i64 j = 0; j < c_; ++j) g[j] += other[j];
       }
       step(group, direction, g, delta);
     }
@@ -82,7 +83,8 @@ class Learned {
     Acc top;
     const Acc* where = call_.perturbed(i, delta, z, capped, &top);
     const Acc inverse = Acc(1 / exp_sum(where, top, z, c_));
-    LPL_SIMD for (i64 j = 0; j < c_; ++j) mean[j] += inverse * z[j];
+    LPL_SIMD
+    for (i64 j = 0; j < c_; ++j) mean[j] += inverse * z[j];
   }
 
   // One step of δ along the mean gradient; `g` comes as the sum of the rows' probabilities.
@@ -98,7 +100,8 @@ class Learned {
       factor = norm < kNormFloor ? Acc(0) : Acc(direction / norm);
     }
     const Acc each = factor * share;
-    LPL_SIMD for (i64 j = 0; j < c_; ++j) delta[j] += each * g[j];
+    LPL_SIMD
+    for (i64 j = 0; j < c_; ++j) delta[j] += each * g[j];
     delta[group.label] -= Acc(factor * rivals);
   }
 

@@ -9,7 +9,7 @@ namespace {
 // What a thread needs to work on rows: scratch of C numbers each, and the sums of table gradients.
 template <typename Acc>
 struct Workspace {
-  std::vector<Acc> z, e, pull, capped, dz;          // (C,)
+  std::vector<Acc> z, e, pull, capped, dz;                // (C,)
   std::vector<Acc> grad_scale, grad_offset, grad_margin;  // (C,), zero at first
 };
 
@@ -127,8 +127,7 @@ class RowLoss {
     }
     pull.share = strength / total;
     for (int k = 0; k < pull.labels; ++k)
-      pull.at_label[k] =
-          ((strength - slope[k]) * own_of[k] - slope[k] * rest_of[k]) / total;
+      pull.at_label[k] = ((strength - slope[k]) * own_of[k] - slope[k] * rest_of[k]) / total;
     return pull;
   }
 
@@ -186,8 +185,7 @@ class RowLoss {
       const i64 y = labels[k][i];
       if (call_.ignored(y)) continue;
       const Acc share = k ? 1 - call_.share(i) : call_.share(i);
-      const Acc epsilon =
-          p_.smoothing ? Call<T>::table(p_.smoothing)[y] : Acc(p_.label_smoothing);
+      const Acc epsilon = p_.smoothing ? Call<T>::table(p_.smoothing)[y] : Acc(p_.label_smoothing);
       spread += share * epsilon * even;
       sharp[k] = share * (1 - epsilon) * call_.weight(y);
     }
@@ -207,9 +205,11 @@ class RowLoss {
   void weigh(Acc* t, F target) const {
     const Acc* weight = Call<T>::table(p_.weight);
     if (weight) {
-      LPL_SIMD for (i64 j = 0; j < c_; ++j) t[j] = target(j) * weight[j];
+      LPL_SIMD
+      for (i64 j = 0; j < c_; ++j) t[j] = target(j) * weight[j];
     } else {
-      LPL_SIMD for (i64 j = 0; j < c_; ++j) t[j] = target(j);
+      LPL_SIMD
+      for (i64 j = 0; j < c_; ++j) t[j] = target(j);
     }
   }
 
@@ -222,13 +222,16 @@ class RowLoss {
     const Acc* scale = call_.scale;
     if (soft_) {
       const Acc* t = w.pull.data();
-      LPL_SIMD for (i64 j = 0; j < c_; ++j)
-          out[j] = store<T>((share * e[j] - upstream * t[j]) * (scale ? scale[j] : uniform));
+      LPL_SIMD
+      for (i64 j = 0; j < c_; ++j)
+        out[j] = store<T>((share * e[j] - upstream * t[j]) * (scale ? scale[j] : uniform));
     } else if (scale) {
-      LPL_SIMD for (i64 j = 0; j < c_; ++j) out[j] = store<T>(share * e[j] * scale[j]);
+      LPL_SIMD
+      for (i64 j = 0; j < c_; ++j) out[j] = store<T>(share * e[j] * scale[j]);
     } else {
       const Acc factor = share * uniform;
-      LPL_SIMD for (i64 j = 0; j < c_; ++j) out[j] = store<T>(factor * e[j]);
+      LPL_SIMD
+      for (i64 j = 0; j < c_; ++j) out[j] = store<T>(factor * e[j]);
     }
     for (int k = 0; k < pull.labels; ++k) {
       const i64 y = pull.label[k];
@@ -243,9 +246,11 @@ class RowLoss {
     Acc* dz = w.dz.data();
     if (soft_) {
       const Acc* t = w.pull.data();
-      LPL_SIMD for (i64 j = 0; j < c_; ++j) dz[j] = share * e[j] - upstream * t[j];
+      LPL_SIMD
+      for (i64 j = 0; j < c_; ++j) dz[j] = share * e[j] - upstream * t[j];
     } else {
-      LPL_SIMD for (i64 j = 0; j < c_; ++j) dz[j] = share * e[j];
+      LPL_SIMD
+      for (i64 j = 0; j < c_; ++j) dz[j] = share * e[j];
       for (int k = 0; k < pull.labels; ++k) dz[pull.label[k]] = upstream * pull.at_label[k];
     }
     const Acc uniform = call_.uniform;
@@ -255,32 +260,38 @@ class RowLoss {
     if (out_.grad_scale) {
       Acc* sum = w.grad_scale.data();
       if (p_.softcap > 0) {
-        LPL_SIMD for (i64 j = 0; j < c_; ++j) sum[j] += uniform * dz[j] * capped[j];
+        LPL_SIMD
+        for (i64 j = 0; j < c_; ++j) sum[j] += uniform * dz[j] * capped[j];
       } else {
-        LPL_SIMD for (i64 j = 0; j < c_; ++j) sum[j] += uniform * dz[j] * load(u[j]);
+        LPL_SIMD
+        for (i64 j = 0; j < c_; ++j) sum[j] += uniform * dz[j] * load(u[j]);
       }
     }
     if (out_.grad_margin) w.grad_margin[p_.target[i]] -= uniform * dz[p_.target[i]];
     if (out_.grad_perturbed) {
       Acc* row = static_cast<Acc*>(out_.grad_perturbed) + i * c_;
-      LPL_SIMD for (i64 j = 0; j < c_; ++j) row[j] = uniform * dz[j];
+      LPL_SIMD
+      for (i64 j = 0; j < c_; ++j) row[j] = uniform * dz[j];
     }
     if (!out_.grad) return;
     T* out = grad_row(i);
     const Acc* scale = call_.scale;
     if (p_.softcap > 0) {
       const Acc inverse = Acc(1 / p_.softcap);
-      LPL_SIMD for (i64 j = 0; j < c_; ++j) {
+      LPL_SIMD
+      for (i64 j = 0; j < c_; ++j) {
         const Acc bounded = capped[j] * inverse;
         out[j] = store<T>(dz[j] * (scale ? scale[j] : uniform) * (1 - bounded) * (1 + bounded));
       }
     } else {
-      LPL_SIMD for (i64 j = 0; j < c_; ++j) out[j] = store<T>(dz[j] * (scale ? scale[j] : uniform));
+      LPL_SIMD
+      for (i64 j = 0; j < c_; ++j) out[j] = store<T>(dz[j] * (scale ? scale[j] : uniform));
     }
   }
 
   void add_scaled(Acc* sum, const Acc* x, Acc factor) const {
-    LPL_SIMD for (i64 j = 0; j < c_; ++j) sum[j] += factor * x[j];
+    LPL_SIMD
+    for (i64 j = 0; j < c_; ++j) sum[j] += factor * x[j];
   }
 
   void clear(i64 i) const {

@@ -66,14 +66,17 @@ inline double exp_of(double x) {
 inline float tanh_of(float x) {
   const float square = x * x;
   const float series =
-      x + x * square *
-              (-1.0f / 3 + square * (2.0f / 15 + square * (-17.0f / 315 + square * (62.0f / 2835))));
+      x +
+      x * square *
+          (-1.0f / 3 + square * (2.0f / 15 + square * (-17.0f / 315 + square * (62.0f / 2835))));
   const float magnitude = x < 0 ? -x : x;
   const float decay = exp_of(-2.0f * magnitude);
   const float far = (1.0f - decay) / (1.0f + decay);
   return magnitude < 0.3f ? series : (x < 0 ? -far : far);
 }
-inline double tanh_of(double x) { return std::tanh(x); }
+inline double tanh_of(double x) {
+  return std::tanh(x);
+}
 
 struct BFloat16 {
   uint16_t bits;
@@ -82,9 +85,15 @@ struct Float16 {
   uint16_t bits;
 };
 
-inline double load(double x) { return x; }
-inline float load(float x) { return x; }
-inline float load(BFloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
+inline double load(double x) {
+  return x;
+}
+inline float load(float x) {
+  return x;
+}
+inline float load(BFloat16 x) {
+  return bit_cast<float>(uint32_t(x.bits) << 16);
+}
 inline float load(Float16 x) {
   // the exponent is rebased by a multiplication, which is right for subnormals too
   const uint32_t magnitude = uint32_t(x.bits & 0x7fffu) << 13;
@@ -109,7 +118,8 @@ inline float store<float>(float x) {
 template <>
 inline BFloat16 store<BFloat16>(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  const uint32_t rounded =
+      (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
   return {uint16_t(x != x ? 0x7fc0u : rounded)};
 }
 template <>

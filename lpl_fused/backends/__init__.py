@@ -67,6 +67,10 @@ def resolve(backend: str, device: str, dtype: torch.dtype) -> str:
     return backend
 
 
+# what torch.compiler.assume_constant_result(resolve) does, without its import of torch._dynamo
+resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def backends() -> dict[str, str]:
     """Every backend, and "available" or the reason why it is not."""
     report = {name: load(name).unavailable() or "available" for name in BACKENDS}
@@ -74,7 +78,7 @@ def backends() -> dict[str, str]:
 
 
 def explain(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> str:
-    """A report in words: what "auto" runs for logits of this device and dtype, and why not the rest.
+    """A report in words: what "auto" runs for such logits, and why not the others.
 
     Args:
         device: the logits' device, "cpu" or "cuda".

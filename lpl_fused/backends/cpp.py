@@ -127,9 +127,7 @@ def cross_entropy_backward(
 def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
     delta = torch.zeros(problem.input.shape, dtype=accumulate_dtype(problem.input.dtype))
     slot = torch.empty_like(problem.target)
-    status = _native().learned_perturbation(
-        *_arguments(problem), delta.data_ptr(), slot.data_ptr()
-    )
+    status = _native().learned_perturbation(*_arguments(problem), delta.data_ptr(), slot.data_ptr())
     _check(status, problem)
     return delta, slot
 

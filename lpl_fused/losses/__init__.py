@@ -1,7 +1,7 @@
 """Losses as modules: each builds the tables of its equation once and holds what evolves.
 
-All are called `loss(logits, target)` and take `weight`, `ignore_index`, `reduction` and `backend` as
-`functional.cross_entropy` does; `cls_num_list` is the number of training samples of each class.
+All are called `loss(logits, target)` and take `weight`, `ignore_index`, `reduction` and `backend`
+as `functional.cross_entropy` does; `cls_num_list` is the number of training samples per class.
 """
 
 from .balance import BalancedSoftmaxLoss, ClassBalancedLoss, LogitAdjustedLoss

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ..functional import Target
 from ..perturbation import Perturbation
 from ..phi import Focal, Phi
 from ..problem import REDUCTIONS, accumulate_dtype
+from ..validation import Target
 
 
 class CrossEntropyLoss(nn.Module):
-    """`torch.nn.CrossEntropyLoss` on the fused kernels, with φ and z-loss (`functional.cross_entropy`).
+    """`torch.nn.CrossEntropyLoss` on the fused kernels, with φ and z-loss.
+
+    The equation is that of `functional.cross_entropy`.
 
     Args:
         weight: (C,) class weights; a buffer, may be assigned at any time (DRW does).

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import functional
 from ..class_stats import Counts, checked_counts, class_mean
-from ..functional import Target
 from ..perturbation import Perturbation
+from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
 from .lpl_official import VARIANTS, official_cross_entropy
 
@@ -56,6 +56,7 @@ class LPLLoss(CrossEntropyLoss):
         ValueError: bad counts, split, bounds or variant.
     """
 
+    counts: Tensor
     mean_probability: Tensor
     seen: Tensor
     steps: Tensor
@@ -130,7 +131,7 @@ class LPLLoss(CrossEntropyLoss):
 
     @torch.no_grad()
     def balanced_steps(self, input: Tensor, target: Tensor) -> Tensor:
-        """(C,) signed step counts from the classes' mean probabilities; updates the running ones."""
+        """(C,) signed step counts from the classes' mean probabilities, running ones updated."""
         ell = functional.cross_entropy(
             input,
             target,

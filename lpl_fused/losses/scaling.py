@@ -13,7 +13,7 @@ from .cross_entropy import CrossEntropyLoss
 
 
 class VSLoss(CrossEntropyLoss):
-    """Vector-scaling loss (Kini et al., 2021): L = CE(Δ⊙u + ι, y), Δ_c = (n_c/n_max)^γ, ι_c = τ·log π_c.
+    """Vector scaling (Kini et al., 2021): CE(Δ⊙u + ι, y), Δ_c = (n_c/n_max)^γ, ι_c = τ·log π_c.
 
     γ = 0 is logit adjustment, τ = 0 is CDT. Every logit is scaled by its own column's Δ, not by the
     label's.

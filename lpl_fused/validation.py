@@ -1,0 +1,269 @@
+"""What a caller passed, checked once and flattened to the rows of a `Problem`.
+
+Every message says what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .perturbation import Perturbation
+from .phi import Phi, coded
+from .problem import NONE, REDUCTIONS, Options, Problem, accumulate_dtype
+
+_FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class MixedTarget(NamedTuple):
+    """Two labels per sample (mixup, CutMix, UniMix): `lam` of `target`, 1 − `lam` of `other`.
+
+    Shapes: `target` and `other` as class indices, `lam` the same shape or 0-dim or a number.
+    """
+
+    target: Tensor
+    other: Tensor
+    lam: Tensor | float
+
+
+Target = Tensor | MixedTarget
+
+
+def call_options(
+    reduction: str,
+    ignore_index: int,
+    phi: Phi,
+    label_smoothing: float | Tensor,
+    z_loss: float,
+    softcap: float,
+) -> Options:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f'reduction: expected "none", "mean" or "sum", got {reduction!r}')
+    smoothing = 0.0 if isinstance(label_smoothing, Tensor) else float(label_smoothing)
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+    for name, value in (("z_loss", z_loss), ("softcap", softcap)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+    code, parameter = coded(phi)
+    return Options(
+        reduction=REDUCTIONS[reduction],
+        ignore_index=integer("ignore_index", ignore_index),
+        phi=code,
+        phi_parameter=parameter,
+        label_smoothing=smoothing,
+        z_loss=float(z_loss),
+        softcap=float(softcap),
+    )
+
+
+def integer(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name}: expected an int, got {value!r}")
+    return value
+
+
+def checked_step_size(value: float) -> float:
+    value = float(value)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"step_size: expected a finite number >= 0, got {value}")
+    return value
+
+
+class Shaped:
+    """Logits and target flattened to rows, and the way back."""
+
+    def __init__(self, input: Tensor, target: Target) -> None:
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input: expected a tensor, got {type(input).__name__}")
+        if type(input).__name__ == "DTensor":
+            raise TypeError(
+                "input: a DTensor is not supported; pass its local rows, input.to_local()"
+            )
+        if input.dtype not in _FLOATING:
+            raise TypeError(
+                f"input: expected float64, float32, bfloat16 or float16 logits, got {input.dtype}"
+            )
+        if input.dim() == 0:
+            raise ValueError(
+                "input: expected shape (C,), (N, C) or (N, C, d1, ...), got a 0-dim tensor"
+            )
+        self.classes = input.shape[0 if input.dim() == 1 else 1]
+        if self.classes == 0:
+            raise ValueError(f"input: expected at least one class, got shape {tuple(input.shape)}")
+        if input.dim() == 1:
+            self.loss_shape: Sequence[int] = ()
+        else:
+            self.loss_shape = (input.shape[0], *input.shape[2:])
+        self.device, self.dtype = input.device, input.dtype
+        self.accumulate = accumulate_dtype(input.dtype)
+
+        self.other: Tensor | None = None
+        self.lam: Tensor | None = None
+        if isinstance(target, tuple):
+            if len(target) != 3:
+                raise TypeError(f"target: expected (target, other, lam), got {len(target)} values")
+            target, other, lam = target
+            self.other = self._labels("target.other", other)
+            self.lam = self._per_row("target.lam", lam)
+        if not isinstance(target, Tensor):
+            raise TypeError(f"target: expected a tensor, got {type(target).__name__}")
+        if target.is_floating_point() and self.other is None:
+            self._check("target (class probabilities)", target, input.shape)
+            self.target = _as_rows(target, self.classes)
+        else:
+            self.target = self._labels("target", target)
+        self.input = _as_rows(input, self.classes)
+
+    def _check(self, name: str, tensor: Tensor, shape: Sequence[int], why: str = "") -> None:
+        if tensor.shape != tuple(shape):
+            raise ValueError(
+                f"{name}: expected shape {tuple(shape)}{why}, got {tuple(tensor.shape)}"
+            )
+        if tensor.device != self.device:
+            raise ValueError(
+                f"{name}: expected device {self.device}, as input, got {tensor.device}"
+            )
+
+    def _labels(self, name: str, labels: Tensor) -> Tensor:
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(labels).__name__}")
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise TypeError(
+                f"{name}: expected integer class indices of shape {tuple(self.loss_shape)}"
+                f", got {labels.dtype} of shape {tuple(labels.shape)}"
+            )
+        self._check(name, labels, self.loss_shape, ", one class index per row of logits")
+        if labels.dtype != torch.int64:
+            labels = labels.long()
+        return (
+            labels
+            if labels.dim() == 1 and labels.is_contiguous()
+            else labels.reshape(-1).contiguous()
+        )
+
+    def _per_row(self, name: str, value: Tensor | float) -> Tensor:
+        if not isinstance(value, Tensor):
+            value = torch.tensor(float(value), dtype=self.accumulate, device=self.device)
+        if not value.is_floating_point():
+            raise TypeError(f"{name}: expected a floating tensor or a number, got {value.dtype}")
+        if value.dim() == 0:
+            value = value.to(self.device).expand(tuple(self.loss_shape))
+        self._check(name, value, self.loss_shape, ", one per row of logits")
+        return value.reshape(-1).to(self.accumulate).contiguous()
+
+    def _table(self, name: str, value: Tensor | None, rows: bool = False) -> Tensor | None:
+        if value is None:
+            return None
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        if rows and value.dim() != 2:
+            raise ValueError(
+                f"{name}: expected shape (R, {self.classes}), got {tuple(value.shape)}"
+            )
+        shape = (value.shape[0], self.classes) if rows else (self.classes,)
+        self._check(name, value, shape, ", one entry per class")
+        if value.is_complex():
+            raise TypeError(f"{name}: expected a real tensor, got {value.dtype}")
+        if value.dtype != self.accumulate:
+            value = value.to(self.accumulate)
+        return value.contiguous()
+
+    def problem(
+        self,
+        options: Options,
+        perturbation: Perturbation | None = None,
+        weight: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        label_smoothing: float | Tensor = 0.0,
+        steps: Tensor | None = None,
+    ) -> Problem:
+        dense = self.target.dim() == 2
+        if dense and options.ignore_index >= 0:
+            raise ValueError("ignore_index: not supported with class probabilities as the target")
+        fields: dict[str, Any] = {}
+        if weight is not None:
+            fields["weight"] = self._table("weight", weight)
+        if sample_weight is not None:
+            fields["sample_weight"] = self._per_row("sample_weight", sample_weight)
+        if isinstance(label_smoothing, Tensor):
+            if dense:
+                raise ValueError("label_smoothing: by class it needs class indices as the target")
+            fields["smoothing"] = self._table("label_smoothing", label_smoothing)
+        if perturbation is not None:
+            tables, inverse_temperature = self._tables(
+                perturbation, one_label=not (dense or self.lam is not None)
+            )
+            fields.update(tables)
+            options = options._replace(inverse_temperature=inverse_temperature)
+        if steps is not None:
+            fields["steps"] = self._steps(steps, dense)
+        return Problem(self.input, self.target, self.other, self.lam, options=options, **fields)
+
+    def _steps(self, steps: Tensor, dense: bool) -> Tensor:
+        if not isinstance(steps, Tensor):
+            raise TypeError(f"steps: expected a tensor, got {type(steps).__name__}")
+        if steps.is_floating_point() or steps.is_complex() or steps.dtype == torch.bool:
+            raise TypeError(f"steps: expected signed integers, got {steps.dtype}")
+        self._check("steps", steps, (self.classes,), ", one signed count per class")
+        if dense or self.other is not None:
+            raise ValueError("target: the learned perturbation needs class indices, one per row")
+        return steps.to(torch.int32).contiguous()
+
+    def _tables(
+        self, perturbation: Perturbation, *, one_label: bool
+    ) -> tuple[dict[str, Tensor | None], float]:
+        """The tables as fields of a Problem, and 1/temperature where that is a plain number."""
+        if not isinstance(perturbation, Perturbation):
+            raise TypeError(f"perturbation: expected a Perturbation, got {perturbation!r}")
+        p = perturbation
+        if not one_label and p.margin is not None:
+            raise ValueError("margin: needs class indices, one per row, as the target")
+        if not one_label and p.rows is not None and p.row_index is None:
+            raise ValueError("rows: with this target they need a row_index")
+        if p.row_index is not None and p.rows is None:
+            raise ValueError("row_index: given without rows")
+        if p.rows is not None and p.row_index is None and p.rows.shape[0] != self.classes:
+            raise ValueError(
+                f"rows: without row_index, expected one row per class, shape {(self.classes,) * 2}"
+                f", got {tuple(p.rows.shape)}"
+            )
+        tables = {
+            "scale": self._table("scale", p.scale),
+            "offset": self._table("offset", p.offset),
+            "margin": self._table("margin", p.margin),
+            "rows": self._table("rows", p.rows, rows=True),
+        }
+        row_index = None if p.row_index is None else self._labels("row_index", p.row_index)
+        temperature = p.temperature
+        if isinstance(temperature, Tensor):
+            if temperature.numel() != 1:
+                raise ValueError(
+                    f"temperature: expected one number, got shape {tuple(temperature.shape)}"
+                )
+            # learnable, or on a device whose value is not worth a synchronisation: into the tables
+            inverse = temperature.reshape(()).to(self.device, self.accumulate).reciprocal()
+            ones = torch.ones(self.classes, dtype=self.accumulate, device=self.device)
+            tables["scale"] = ones if tables["scale"] is None else tables["scale"]
+            tables = {name: t if t is None else t * inverse for name, t in tables.items()}
+            return {**tables, "row_index": row_index}, 1.0
+        temperature = float(temperature)
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature: expected a finite number > 0, got {temperature}")
+        return {**tables, "row_index": row_index}, 1.0 / temperature
+
+    def restore(self, loss: Tensor, options: Options) -> Tensor:
+        return loss.reshape(tuple(self.loss_shape)) if options.reduction == NONE else loss
+
+
+def _as_rows(tensor: Tensor, classes: int) -> Tensor:
+    """(N, C) with unit stride along C; a copy only where the layout needs one."""
+    if tensor.dim() == 1:
+        tensor = tensor[None]
+    elif tensor.dim() > 2:
+        tensor = tensor.movedim(1, -1).reshape(-1, classes)
+    return tensor if tensor.stride(1) == 1 or classes == 1 else tensor.contiguous()

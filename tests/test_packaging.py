@@ -1,0 +1,177 @@
+"""What installing and importing need, and what they must not need."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import lpl_fused
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(code: str, **environment: str) -> str:
+    """Output of `code` in a fresh interpreter."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("TRITON", "LPL_FUSED"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**kept, **environment}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_needs_torch_alone() -> None:
+    """No plotting, no triton, no native module comes with the import."""
+    heavy = "triton matplotlib rich torchmetrics sklearn PIL numpy.testing lpl_fused._cpu".split()
+    code = f"import sys, torch; before = set(sys.modules); import lpl_fused; print(sorted(set({heavy}) & (set(sys.modules) - before)))"
+    assert run(code).strip() == "[]"
+
+
+BLOCKED = """
+import sys
+sys.modules.update(dict.fromkeys({blocked}))  # None there makes an import fail
+import torch, lpl_fused
+from lpl_fused import functional as LF
+x = torch.randn(4, 7, requires_grad=True); y = torch.tensor([0, 1, 2, 6])
+LF.cross_entropy(x, y).backward()
+LF.lpl_cross_entropy(x, y, torch.ones(7).int(), step_size=0.1).backward()
+print(lpl_fused.explain())
+"""
+
+
+@pytest.mark.parametrize(
+    ("blocked", "runs"),
+    [(["triton"], "cpp"), (["lpl_fused._cpu"], "reference"), (["triton", "lpl_fused._cpu"], "reference")],
+    ids=str,
+)
+def test_without_triton_or_the_native_module(blocked: list[str], runs: str) -> None:
+    """Slower, but everything works, and explain() says what is missing."""
+    said = run(BLOCKED.format(blocked=blocked))
+    assert f"runs: {runs}" in said
+    for name in blocked:
+        assert re.search(rf"{'triton' if name == 'triton' else 'cpp'} +no: ", said)
+
+
+def test_a_backend_asked_for_by_name_never_falls_back() -> None:
+    code = BLOCKED.format(blocked=["lpl_fused._cpu"]) + (
+        "\ntry: LF.cross_entropy(x, y, backend='cpp')\nexcept RuntimeError as e: print('refused:', e)"
+    )
+    assert "refused: backend 'cpp' cannot run on cpu torch.float32: its native module" in run(code)
+
+
+def test_environment_chooses_the_backend() -> None:
+    code = "import lpl_fused; print(lpl_fused.explain())"
+    assert "runs: reference (LPL_FUSED_BACKEND=reference)" in run(code, LPL_FUSED_BACKEND="reference")
+
+
+def test_version_and_public_names() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", lpl_fused.__version__)
+    for name in lpl_fused.__all__:
+        assert getattr(lpl_fused, name) is not None
+    assert callable(lpl_fused.backends)
+    assert set(lpl_fused.backends()) == {"cpp", "triton", "reference"}
+
+
+def build(kind: str, out: Path, source: Path, **environment: str) -> Path:
+    """An sdist or a wheel, built with what is installed here (no download)."""
+    code = (
+        "import sys; from setuptools import build_meta as b;"
+        f"print('built', getattr(b, 'build_{kind}')(sys.argv[1]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(out)],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = re.search(r"^built (\S+)$", done.stdout, re.MULTILINE)
+    assert said, done.stdout
+    return out / said[1]
+
+
+@pytest.fixture(scope="session")
+def unpacked_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution, unpacked: what `pip install` of it would build from."""
+    folder = tmp_path_factory.mktemp("sdist")
+    copy = folder / "tree"
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split("\n")  # fmt: skip
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((ROOT / name).read_bytes())
+    archive = build("sdist", folder, copy)
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+def test_sdist_builds_a_wheel_that_works(unpacked_sdist: Path, tmp_path: Path) -> None:
+    wheel = build("wheel", tmp_path, unpacked_sdist, LPL_FUSED_REQUIRE_EXT="cpu")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "site")
+    assert any(re.match(r"lpl_fused/_cpu\..*\.(so|pyd)$", name) for name in names)
+    assert "lpl_fused/py.typed" in names
+    assert "lpl_fused/losses/lpl.py" in names
+    assert "lpl_fused/backends/kernels/__init__.py" in names
+    assert not any(name.startswith(("tests/", "benchmarks/", "csrc/")) for name in names)
+    code = (
+        "import lpl_fused, torch; assert 'site' in lpl_fused.__file__, lpl_fused.__file__;"
+        "print(lpl_fused.functional.cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]), backend='cpp'))"
+    )
+    assert "1.3863" in run(code, PYTHONPATH=str(tmp_path / "site"))
+
+
+def test_without_a_compiler_it_still_installs(unpacked_sdist: Path, tmp_path: Path) -> None:
+    wheel = build("wheel", tmp_path, unpacked_sdist, CXX="/nonexistent/c++")
+    with zipfile.ZipFile(wheel) as archive:
+        assert not any("_cpu." in name for name in archive.namelist())
+        assert "lpl_fused/functional.py" in archive.namelist()
+    code = (
+        "import sys; from setuptools import build_meta as b;"
+        "b.build_wheel(sys.argv[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=unpacked_sdist, capture_output=True, text=True,
+        env={**os.environ, "CXX": "/nonexistent/c++", "LPL_FUSED_REQUIRE_EXT": "cpu"},
+    )  # fmt: skip
+    assert done.returncode != 0
+
+
+def test_native_module_needs_neither_torch_nor_cuda() -> None:
+    from lpl_fused.backends import load
+
+    reason = load("cpp").unavailable()
+    if reason:
+        pytest.skip(reason)
+    linked = subprocess.run(
+        ["ldd", load("cpp")._native().__file__], capture_output=True, text=True, check=True
+    ).stdout
+    assert not re.search("torch|c10|cuda", linked)
+    assert len(re.findall(r"libgomp\S* =>", linked)) <= 1
+
+
+def test_the_project_speaks_of_itself_alone() -> None:
+    """No path of a machine in what is shipped."""
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    pattern = re.compile(r"(?<![\w.])/(?:home|root|Users)/\w")
+    for name in files:
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".toml", ".json", ".jsonl", ".txt", ".h", ".cpp"} and path.is_file():
+            found = pattern.search(path.read_text())
+            assert not found, f"{name}: {found[0] if found else ''}"
