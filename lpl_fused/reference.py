@@ -20,15 +20,23 @@ def exponent_limit(dtype: torch.dtype) -> float:
     return 700.0 if dtype == torch.float64 else 80.0
 
 
+def one_minus_exp(x: Tensor) -> Tensor:
+    """1 − e^x with all digits of the value at x → 0, and of the derivative at x → −∞.
+
+    (torch forms the derivative of expm1 as expm1(x) + 1, which is 0 from x = −37 on.)
+    """
+    return torch.where(x > -1, -torch.expm1(x), 1 - torch.exp(x))
+
+
 def phi_of(ell: Tensor, code: int, parameter: float) -> Tensor:
     """φ(ℓ), elementwise."""
     if code == LOG:
         return ell
     if code == POWER:
         exponent = (-parameter * ell).clamp(max=exponent_limit(ell.dtype))
-        return -torch.expm1(exponent) / parameter
+        return one_minus_exp(exponent) / parameter
     # 1 − p; the clamp keeps the derivative of (1 − p)^γ finite at p = 1
-    rest = (-torch.expm1(-ell)).clamp(min=torch.finfo(ell.dtype).tiny)
+    rest = one_minus_exp(-ell).clamp(min=torch.finfo(ell.dtype).tiny)
     if code == FOCAL:
         return rest**parameter * ell
     if code == POLY1:

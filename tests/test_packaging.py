@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -21,7 +22,11 @@ def run(code: str, **environment: str) -> str:
     """Output of `code` in a fresh interpreter."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("TRITON", "LPL_FUSED"))}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**kept, **environment}
+        [sys.executable, "-c", code],
+        cwd=tempfile.gettempdir(),  # not the source tree, which would come first on the path
+        capture_output=True,
+        text=True,
+        env={**kept, **environment},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -29,7 +34,7 @@ def run(code: str, **environment: str) -> str:
 
 def test_import_needs_torch_alone() -> None:
     """No plotting, no triton, no native module comes with the import."""
-    heavy = "triton matplotlib rich torchmetrics sklearn PIL numpy.testing lpl_fused._cpu".split()
+    heavy = ["triton", "matplotlib", "rich", "torchmetrics", "sklearn", "PIL", "numpy.testing", "lpl_fused._cpu"]
     code = f"import sys, torch; before = set(sys.modules); import lpl_fused; print(sorted(set({heavy}) & (set(sys.modules) - before)))"
     assert run(code).strip() == "[]"
 
@@ -48,7 +53,11 @@ print(lpl_fused.explain())
 
 @pytest.mark.parametrize(
     ("blocked", "runs"),
-    [(["triton"], "cpp"), (["lpl_fused._cpu"], "reference"), (["triton", "lpl_fused._cpu"], "reference")],
+    [
+        (["triton"], "cpp"),
+        (["lpl_fused._cpu"], "reference"),
+        (["triton", "lpl_fused._cpu"], "reference"),
+    ],
     ids=str,
 )
 def test_without_triton_or_the_native_module(blocked: list[str], runs: str) -> None:
@@ -68,7 +77,9 @@ def test_a_backend_asked_for_by_name_never_falls_back() -> None:
 
 def test_environment_chooses_the_backend() -> None:
     code = "import lpl_fused; print(lpl_fused.explain())"
-    assert "runs: reference (LPL_FUSED_BACKEND=reference)" in run(code, LPL_FUSED_BACKEND="reference")
+    assert "runs: reference (LPL_FUSED_BACKEND=reference)" in run(
+        code, LPL_FUSED_BACKEND="reference"
+    )
 
 
 def test_version_and_public_names() -> None:
@@ -98,7 +109,7 @@ def build(kind: str, out: Path, source: Path, **environment: str) -> Path:
     return out / said[1]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def unpacked_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source distribution, unpacked: what `pip install` of it would build from."""
     folder = tmp_path_factory.mktemp("sdist")
@@ -139,10 +150,7 @@ def test_without_a_compiler_it_still_installs(unpacked_sdist: Path, tmp_path: Pa
     with zipfile.ZipFile(wheel) as archive:
         assert not any("_cpu." in name for name in archive.namelist())
         assert "lpl_fused/functional.py" in archive.namelist()
-    code = (
-        "import sys; from setuptools import build_meta as b;"
-        "b.build_wheel(sys.argv[1])"
-    )
+    code = "import sys; from setuptools import build_meta as b;b.build_wheel(sys.argv[1])"
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
         cwd=unpacked_sdist, capture_output=True, text=True,
@@ -172,6 +180,9 @@ def test_the_project_speaks_of_itself_alone() -> None:
     pattern = re.compile(r"(?<![\w.])/(?:home|root|Users)/\w")
     for name in files:
         path = ROOT / name
-        if path.suffix in {".py", ".md", ".toml", ".json", ".jsonl", ".txt", ".h", ".cpp"} and path.is_file():
+        if (
+            path.suffix in {".py", ".md", ".toml", ".json", ".jsonl", ".txt", ".h", ".cpp"}
+            and path.is_file()
+        ):
             found = pattern.search(path.read_text())
             assert not found, f"{name}: {found[0] if found else ''}"

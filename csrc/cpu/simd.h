@@ -162,8 +162,9 @@ inline double sum_of(const Acc* x, i64 n) {
 }
 
 // e_j = e^(z_j − shift) for a block of at most kBlock; returns Σ e_j.
+// Not inlined: GCC 12 splits the loop over blocks around `skip` and leaves the copy scalar.
 template <typename Acc>
-inline Acc exp_block(const Acc* z, Acc shift, Acc* e, i64 size) {
+__attribute__((noinline)) Acc exp_block(const Acc* z, Acc shift, Acc* e, i64 size) {
   Acc sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (i64 j = 0; j < size; ++j) {
