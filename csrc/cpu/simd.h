@@ -161,22 +161,23 @@ inline double sum_of(const Acc* x, i64 n) {
   return total;
 }
 
-// e_j = e^(z_j − shift) for a block of at most kBlock; returns Σ e_j.
+// e_j = e^(z_j − shift) for a block of at most kBlock; returns Σ_{j ≠ skip} e_j.
 // Not inlined: GCC 12 splits the loop over blocks around `skip` and leaves the copy scalar.
 template <typename Acc>
-__attribute__((noinline)) Acc exp_block(const Acc* z, Acc shift, Acc* e, i64 size) {
+__attribute__((noinline)) Acc exp_block(const Acc* z, Acc shift, Acc* e, int32_t size,
+                                        int32_t skip) {
   Acc sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (i64 j = 0; j < size; ++j) {
+  for (int32_t j = 0; j < size; ++j) {
     const Acc value = exp_of(z[j] - shift);
     e[j] = value;
-    sum += value;
+    sum += value * Acc(j != skip);  // a product: a choice here becomes a branch
   }
   return sum;
 }
 
 // Σ_{j ≠ skip} e^(z_j − shift) over a row of n; `skip` < 0 leaves none out. The exponentials go to
-// `e` (which may be `z`, or null where nobody wants them), that of `skip` as 0.
+// `e`, which may be `z`, or null where nobody wants them.
 template <typename Acc>
 inline double exp_sum(const Acc* z, Acc shift, Acc* e, i64 n, i64 skip = -1) {
   constexpr i64 kLanes = 16;
@@ -185,20 +186,16 @@ inline double exp_sum(const Acc* z, Acc shift, Acc* e, i64 n, i64 skip = -1) {
   for (i64 lo = 0; lo < n; lo += kBlock) {
     const i64 size = lo + kBlock < n ? kBlock : n - lo;
     const i64 whole = size - size % kLanes;
+    const int32_t here = skip >= lo && skip < lo + size ? int32_t(skip - lo) : -1;
     Acc* to = e ? e + lo : unwanted;
-    Acc sum = exp_block(z + lo, shift, to, whole);
+    total += exp_block(z + lo, shift, to, int32_t(whole), here);
     if (whole < size) {
       // the last few as one padded vector: one by one they would cost as much as a hundred
       Acc tail[kLanes];
       for (i64 j = 0; j < kLanes; ++j) tail[j] = whole + j < size ? z[lo + whole + j] : -INFINITY;
-      sum += exp_block(tail, shift, tail, kLanes);
+      total += exp_block(tail, shift, tail, int32_t(kLanes), here - int32_t(whole));
       for (i64 j = whole; j < size; ++j) to[j] = tail[j - whole];
     }
-    if (skip >= lo && skip < lo + size) {
-      to[skip - lo] = 0;
-      sum = Acc(sum_of(to, size));
-    }
-    total += sum;
   }
   return total;
 }

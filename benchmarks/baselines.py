@@ -1,0 +1,74 @@
+"""The same losses without this library, the way that a user of PyTorch writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lpl_fused import Perturbation
+
+PgdStep = Callable[..., Tensor]
+
+
+def cross_entropy(
+    logits: Tensor, target: Tensor, perturbation: Perturbation | None, label_smoothing: float
+) -> Tensor:
+    """Perturbs the logits, then `F.cross_entropy`."""
+    if perturbation is not None:
+        logits = perturbed(logits, target, perturbation)
+    return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+
+
+def perturbed(logits: Tensor, target: Tensor, perturbation: Perturbation) -> Tensor:
+    """The logits under class tables; margins as the code of LDAM's authors takes them off."""
+    if perturbation.scale is not None:
+        logits = logits * perturbation.scale
+    if perturbation.offset is not None:
+        logits = logits + perturbation.offset
+    if perturbation.margin is not None:
+        is_target = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, target[:, None], True)
+        logits = torch.where(is_target, logits - perturbation.margin[target][:, None], logits)
+    if perturbation.temperature != 1:
+        logits = logits / perturbation.temperature
+    return logits
+
+
+def pgd_step(
+    logits: Tensor, delta: Tensor, group: Tensor, classes: Tensor, count: Tensor, rate: Tensor
+) -> Tensor:
+    """One step for all classes of the batch at once: delta (G, C) += rate·(mean softmax − e_c)."""
+    probability = torch.softmax(logits + delta[group], 1)
+    gradient = torch.zeros_like(delta).index_add_(0, group, probability) / count[:, None]
+    gradient = gradient.scatter_add(1, classes[:, None], -torch.ones_like(count)[:, None])
+    return delta.addcmul_(rate[:, None], gradient)
+
+
+def lpl_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    steps: Tensor,
+    step_size: float,
+    max_steps: int,
+    *,
+    step: PgdStep = pgd_step,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+) -> Tensor:
+    """LPL over the classes that the batch holds: no C×C matrix, no loop over classes.
+
+    Args:
+        logits, target: (N, C), (N,).
+        steps: (C,), signed step counts of magnitude at most `max_steps`.
+        step, loss: what is done in every step and at the end, so that both can be compiled.
+    """
+    with torch.no_grad():
+        classes, group, count = torch.unique(target, return_inverse=True, return_counts=True)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        delta = torch.zeros((len(classes), logits.shape[1]), dtype=wide, device=logits.device)
+        count, signed = count.to(wide), steps[classes].to(wide)
+        for k in range(max_steps):
+            rate = torch.where(signed.abs() > k, signed.sign() * step_size, 0.0)
+            delta = step(logits, delta, group, classes, count, rate)
+    return loss(logits + delta[group], target)

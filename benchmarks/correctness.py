@@ -1,0 +1,126 @@
+"""Who is let in: losses and gradients against float64 truth, relative to what eager gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lpl_fused import Perturbation
+from lpl_fused import functional as LF
+from lpl_fused.testing import TABLES, budget, error
+
+from .cases import STEP_SIZE, Batch, Case
+from .providers import Criterion
+
+# A right answer summed in another order; a wrong one misses by orders of magnitude.
+MARGIN = 4.0
+# The baseline has nobody beside it; rounding alone leaves it far below.
+EAGER_LIMIT = {
+    torch.float64: 1e-10,
+    torch.float32: 1e-3,
+    torch.float16: 0.05,
+    torch.bfloat16: 0.4,
+}
+_CHUNK = 2**22  # logits that are held in float64 with all that their gradient needs
+
+
+class Errors(NamedTuple):
+    """Worst relative errors, as `lpl_fused.testing.error` counts them."""
+
+    loss: float
+    grad: float
+
+    def exceeding(self, allowed: Errors) -> str | None:
+        """Which errors are too large, in words; None if none is."""
+        parts = []
+        for name, mine, limit in zip(self._fields, self, allowed, strict=True):
+            if not mine <= limit:
+                parts.append(f"{name} error {mine:.1e} exceeds {limit:.1e}")
+        return "; ".join(parts) or None
+
+
+class Result(NamedTuple):
+    loss: Tensor  # 0-dim
+    grad: Tensor  # (N, C)
+
+
+def evaluate(criterion: Criterion, batch: Batch) -> Result:
+    """What a provider makes of a batch."""
+    logits = batch.logits.detach().requires_grad_()
+    loss = criterion(logits)
+    (grad,) = torch.autograd.grad(loss, logits, batch.upstream.to(loss.dtype))
+    return Result(loss.detach(), grad)
+
+
+def truth(batch: Batch) -> Result:
+    """Loss and gradient in float64, by the library's reference, a chunk of rows after the other."""
+    n = len(batch.target)
+    keywords: dict[str, Any] = {"backend": "reference", "reduction": "sum"}
+    perturbation = _in_float64(batch.perturbation)
+    total = torch.zeros((), dtype=torch.float64, device=batch.logits.device)
+    grad = torch.empty_like(batch.logits, dtype=torch.float64)
+    for index in whole_classes(batch.target, max(1, _CHUNK // batch.logits.shape[1])):
+        part = batch.rows(index)
+        logits = part.logits.double().requires_grad_()
+        if batch.steps is not None:
+            loss = LF.lpl_cross_entropy(
+                logits, part.target, batch.steps, step_size=STEP_SIZE, **keywords
+            )
+        else:
+            loss = LF.cross_entropy(
+                logits,
+                part.target,
+                perturbation=perturbation,
+                label_smoothing=batch.label_smoothing,
+                **keywords,
+            )
+        (grad[index],) = torch.autograd.grad(loss / n, logits, batch.upstream.double())
+        total += loss.detach() / n
+    return Result(total, grad)
+
+
+def whole_classes(target: Tensor, size: int) -> Iterator[Tensor]:
+    """Indices of rows in chunks of about `size`; the rows of one class stay together.
+
+    A learned perturbation is found from all rows of its class and from no others.
+    """
+    order = target.argsort(stable=True)
+    counts = torch.unique_consecutive(target[order], return_counts=True)[1].tolist()
+    start = stop = 0
+    for count in counts:
+        stop += count
+        if stop - start >= size:
+            yield order[start:stop]
+            start = stop
+    if stop > start:
+        yield order[start:stop]
+
+
+def errors(found: Result, exact: Result) -> Errors:
+    """How far a result is from the truth."""
+    rows = max(1, _CHUNK // exact.grad.shape[1])
+    worst = max(
+        error(mine, right)
+        for mine, right in zip(found.grad.split(rows), exact.grad.split(rows), strict=True)
+    )
+    return Errors(error(found.loss, exact.loss), worst)
+
+
+def allowed_errors(case: Case, eager: Errors | None) -> Errors:
+    """What a provider may miss the truth by; the baseline itself where `eager` is None."""
+    if eager is None:
+        limit = EAGER_LIMIT[case.dtype]
+        return Errors(limit, limit)
+    return Errors(*(MARGIN * budget(case.dtype, part) for part in eager))
+
+
+def _in_float64(perturbation: Perturbation | None) -> Perturbation | None:
+    if perturbation is None:
+        return None
+    tables = {name: getattr(perturbation, name) for name in TABLES}
+    wide = {n: t.double() if isinstance(t, Tensor) else t for n, t in tables.items()}
+    return replace(perturbation, **wide)

@@ -1,0 +1,113 @@
+"""Who takes part: eager PyTorch, torch.compile, and every backend of the library."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import lpl_fused
+from lpl_fused import functional as LF
+
+from . import baselines
+from .cases import STEP_SIZE, Batch, Case
+
+Criterion = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Provider:
+    """An implementation of the losses.
+
+    Attributes:
+        name: as the command line and the records call it.
+        criterion: makes, from a case and its batch, the function from logits to the mean loss.
+        absent: why it cannot be timed on a device ("cpu", "cuda"); None if it can.
+    """
+
+    name: str
+    criterion: Callable[[Case, Batch], Criterion]
+    absent: Callable[[str], str | None] = lambda device: None
+
+
+def _eager(case: Case, batch: Batch) -> Criterion:
+    if batch.steps is not None:
+        target, steps, most = batch.target, batch.steps, case.loss.steps
+        return lambda u: baselines.lpl_cross_entropy(u, target, steps, STEP_SIZE, most)
+    target, perturbation, smoothing = batch.target, batch.perturbation, batch.label_smoothing
+    return lambda u: baselines.cross_entropy(u, target, perturbation, smoothing)
+
+
+def _compiled(case: Case, batch: Batch) -> Criterion:
+    # cases share code objects: past a few shapes the compiler would fall back to eager, silently
+    torch.compiler.reset()
+    mode = "max-autotune-no-cudagraphs" if batch.logits.is_cuda else None
+    compiled = functools.partial(torch.compile, dynamic=False, fullgraph=True, mode=mode)
+    if batch.steps is not None:
+        # unrolled, 50 steps take minutes to compile; one step is a graph of its own
+        lpl = functools.partial(
+            baselines.lpl_cross_entropy,
+            step=compiled(baselines.pgd_step),
+            loss=compiled(F.cross_entropy),
+        )
+        target, steps, most = batch.target, batch.steps, case.loss.steps
+        return lambda u: lpl(u, target, steps, STEP_SIZE, most)
+    loss = compiled(baselines.cross_entropy)
+    target, perturbation, smoothing = batch.target, batch.perturbation, batch.label_smoothing
+    return lambda u: loss(u, target, perturbation, smoothing)
+
+
+def _fused(backend: str) -> Callable[[Case, Batch], Criterion]:
+    def criterion(case: Case, batch: Batch) -> Criterion:
+        if batch.steps is not None:
+            target, steps = batch.target, batch.steps
+            return lambda u: LF.lpl_cross_entropy(
+                u, target, steps, step_size=STEP_SIZE, backend=backend
+            )
+        keywords: dict[str, Any] = {
+            "perturbation": batch.perturbation,
+            "label_smoothing": batch.label_smoothing,
+            "backend": backend,
+        }
+        target = batch.target
+        return lambda u: LF.cross_entropy(u, target, **keywords)
+
+    return criterion
+
+
+def _backend_absent(backend: str, device: str) -> str | None:
+    state = lpl_fused.backends()[backend]
+    if state != "available":
+        return state
+    if backend == "triton" and device == "cpu":
+        return "runs on a GPU; interpreted on the CPU its time means nothing"
+    if backend == "cpp" and device != "cpu":
+        return f"runs on the CPU, not on {device}"
+    return None
+
+
+def _compiler_absent(device: str) -> str | None:
+    if os.environ.get("TORCH_COMPILE_DISABLE") == "1" or os.environ.get("TORCHDYNAMO_DISABLE"):
+        return "switched off by the environment"
+    return None
+
+
+EAGER = Provider("eager", _eager)
+COMPILE = Provider("compile", _compiled, _compiler_absent)
+# No rival: the price of not perturbing at all, beside which a perturbation's cost is seen.
+EAGER_CE = Provider("eager-ce", lambda case, batch: lambda u: F.cross_entropy(u, batch.target))
+
+
+def providers() -> dict[str, Provider]:
+    """All providers by name, the baseline first."""
+    backends = [
+        Provider(name, _fused(name), functools.partial(_backend_absent, name))
+        for name in lpl_fused.backends()
+    ]
+    return {provider.name: provider for provider in (EAGER, COMPILE, *backends)}

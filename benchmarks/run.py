@@ -1,0 +1,153 @@
+"""`python -m benchmarks.run`: measures cases; writes table, records, plots and summary."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from . import cases, plots, records, report
+from .cases import Case
+from .measure import Conditions, measure, out_of_memory
+from .providers import COMPILE, EAGER, Provider, providers
+from .records import Environment, Record
+from .timing import sampler_for
+
+RESULTS = Path(__file__).parent / "results"
+_WIDTH = 150  # of the table where the output is no terminal
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    which = made.add_argument_group("what is measured (default: a selection of some minutes)")
+    which.add_argument("--all", action="store_true", help="every shape and loss, K = 1 … 100")
+    which.add_argument("--quick", action="store_true", help="a smoke run of seconds")
+    which.add_argument("--shapes", type=_list, help="as 512x8142,256x32000")
+    which.add_argument("--dtypes", type=_list, help=f"of {', '.join(cases.DTYPES)}")
+    which.add_argument("--losses", type=_list, help="of ce,la,vs,ldam,smoothing,lplK[-zipf]")
+    which.add_argument("--providers", type=_list, help=f"of {','.join(providers())}")
+    how = made.add_argument_group("how")
+    how.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    how.add_argument("--threads", type=int, default=torch.get_num_threads())
+    how.add_argument("--budget", type=float, help="seconds for each provider and mode")
+    how.add_argument(
+        "--patience",
+        type=float,
+        default=0.6,
+        help="seconds; a provider whose call takes longer is timed forward + backward alone",
+    )
+    out = made.add_argument_group("what is written")
+    out.add_argument("--output", type=Path, help="folder (default: benchmarks/results/<device>)")
+    out.add_argument("--markdown", action="store_true", help="print the summary, too")
+    return made
+
+
+def _list(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
+def selected(options: argparse.Namespace) -> list[Case]:
+    """The cases that the options ask for."""
+    if options.shapes or options.dtypes or options.losses:
+        quick = cases.quick_cases()
+        shapes = options.shapes or ([quick[0].shape] if options.quick else cases.COMMON_SHAPES)
+        return cases.product(shapes, options.dtypes or ["fp32"], options.losses or cases.LOSSES)
+    if options.quick:
+        return cases.quick_cases()
+    return (cases.all_cases if options.all else cases.default_cases)(options.device)
+
+
+def contestants(options: argparse.Namespace) -> list[Provider]:
+    """The providers that the options ask for; eager is always among them."""
+    known = providers()
+    names = options.providers or list(known)
+    if options.quick and not options.providers:
+        names.remove(COMPILE.name)  # its compiler alone takes longer than a smoke run
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"providers: expected some of {', '.join(known)}, got {unknown[0]!r}")
+    return [known[name] for name in dict.fromkeys([EAGER.name, *names])]
+
+
+def measure_all(
+    chosen: list[Case],
+    entrants: list[Provider],
+    conditions: Conditions,
+    console: Console,
+    keep: Callable[[list[Record]], None],
+) -> list[Record]:
+    """All cases under a progress bar; `keep` gets the records so far after each."""
+    found: list[Record] = []
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(chosen))
+        for case in chosen:
+
+            def notify(phase: str, case: Case = case) -> None:
+                progress.update(task, description=f"{case.name}: {phase}")
+
+            try:
+                found += measure(case, entrants, conditions, notify)
+            except torch.OutOfMemoryError:
+                found.append(out_of_memory(case, conditions))
+            keep(found)
+            progress.advance(task)
+    return found
+
+
+def default_folder(environment: Environment) -> Path:
+    """benchmarks/results/<what the numbers belong to>."""
+    slug = re.sub(r"[^a-z0-9]+", "-", environment.device.lower()).strip("-")
+    cpu = environment.device_type == "cpu"
+    return RESULTS / (f"{slug}-{environment.threads}-threads" if cpu else slug)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command."""
+    made = parser()
+    options = made.parse_args(arguments)
+    try:
+        chosen, entrants = selected(options), contestants(options)
+    except ValueError as error:
+        made.error(str(error))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+    device = torch.device(options.device)
+    torch.set_num_threads(options.threads)
+    environment = records.environment(device, options.threads)
+    budget = options.budget or (0.02 if options.quick else 0.3)
+    conditions = Conditions(
+        device, sampler_for(device, options.threads), environment, budget, options.patience
+    )
+    folder = options.output or default_folder(environment)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / "results.jsonl"
+
+    found = measure_all(
+        chosen, entrants, conditions, console, lambda kept: records.write(kept, data)
+    )
+    written = plots.save(found, folder)
+    summary = folder / "README.md"
+    summary.write_text(report.markdown(found, written, data))
+    console.print(report.table(found))
+    for line in report.not_timed(found):
+        console.print(f"not timed: {line}", markup=False)
+    if options.markdown:
+        console.print(summary.read_text(), markup=False)
+    console.print(f"written: {', '.join(path.name for path in (data, *written, summary))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""How the benchmarks' clock runs: turns, blocks, preparation, modes."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks import correctness
+from benchmarks.cases import MODES, Case, draw
+from benchmarks.providers import EAGER
+from benchmarks.timing import CpuSampler, Plan, Step, alternate, steps
+
+CPU = torch.device("cpu")
+
+
+class _Recorder:
+    """A sampler that notes whose turn it was."""
+
+    clock = "wall"
+
+    def __init__(self) -> None:
+        self.turns: list[int] = []
+
+    def seconds(self, step: Step) -> float:
+        return 1.0
+
+    def block(self, step: Step, calls: int) -> list[float]:
+        self.turns.append(calls)
+        return [float(calls)]
+
+
+def test_providers_take_turns() -> None:
+    recorder, step = _Recorder(), Step(lambda _: None)
+    # the number of calls tells the three apart
+    field = {str(c): (step, Plan(1.0, c, blocks)) for c, blocks in ((1, 6), (2, 6), (3, 3))}
+    samples = alternate(field, recorder)
+    assert recorder.turns == [1, 2, 1, 2, 3] * 3
+    assert samples == {"1": [1.0] * 6, "2": [2.0] * 6, "3": [3.0] * 3}
+
+
+def test_a_slow_step_still_gets_three_blocks() -> None:
+    plan = Plan.of(Step(lambda _: time.sleep(0.03)), CpuSampler(1), budget=0.01)
+    assert (plan.calls, plan.blocks) == (1, 3)
+
+
+def test_preparation_is_not_timed() -> None:
+    sampler = CpuSampler(1)
+    idle = Step(lambda _: None, prepare=lambda: time.sleep(0.05))
+    busy = Step(lambda _: time.sleep(0.05), prepare=lambda: None)
+    assert sampler.block(idle, 2)[0] < 0.025 < sampler.block(busy, 2)[0]
+    assert sampler.seconds(idle) > 0.025
+
+
+def test_the_timer_sets_the_threads() -> None:
+    seen: list[int] = []
+    before = torch.get_num_threads()
+    CpuSampler(before + 1).block(Step(lambda _: seen.append(torch.get_num_threads())), 1)
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
+
+
+def test_modes_do_what_they_say() -> None:
+    batch = draw(Case.parse("8x10", "bf16", "ce"), CPU)
+    seen: list[tuple[bool, bool, bool]] = []
+
+    def criterion(u: torch.Tensor) -> torch.Tensor:
+        seen.append((torch.is_grad_enabled(), u.requires_grad, u.is_leaf))
+        return F.cross_entropy(u, batch.target)
+
+    called: dict[str, tuple[bool, bool, bool]] = {}
+    for mode, step in steps(criterion, batch).items():
+        CpuSampler(1).block(step, 1)
+        called[mode] = seen.pop()
+        assert not seen
+    assert tuple(called) == MODES
+    assert called == {
+        "forward-no-grad": (False, False, True),
+        "forward": (True, True, False),
+        "backward": (True, True, False),
+        "both": (True, True, False),
+        "both-leaf": (True, True, True),
+    }
+
+
+def test_backward_hands_the_upstream_on() -> None:
+    batch = draw(Case.parse("8x10", "fp64", "ce"), CPU)
+    made = steps(EAGER.criterion(Case.parse("8x10", "fp64", "ce"), batch), batch)
+    expected = correctness.truth(batch).grad
+    (both,) = made["both"].run(None)  # type: ignore[misc]
+    torch.testing.assert_close(both, expected)
+    assert made["backward"].prepare is not None
+    (backward,) = made["backward"].run(made["backward"].prepare())  # type: ignore[misc]
+    torch.testing.assert_close(backward, expected)
