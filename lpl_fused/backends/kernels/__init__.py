@@ -1,0 +1,10 @@
+"""Triton kernels, launched by lpl_fused/backends/triton.py: @triton.jit functions and their tuples.
+
+elementary  expm1, log1p, tanh with all their digits, which the language lacks
+arguments   what a kernel is told: the tensors and numbers of a problem
+algebra     φ, the perturbed logits of some columns, the target of a row
+rows        from the columns of a row to its statistics, its loss and its gradient
+forward     kernel: loss of a row, with its gradient if wanted
+backward    kernels: gradients of logits and tables from saved statistics; scaling a finished one
+lpl         kernel: the learned perturbation of a class, step by step
+"""

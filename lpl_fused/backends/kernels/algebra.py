@@ -1,0 +1,235 @@
+"""φ, the perturbed logits of some columns, the target of a row, and what differentiates them.
+
+Logits and φ are elementwise and shape-polymorphic: one column, a block of them, or a tile.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from ... import phi
+from . import arguments
+from .elementary import expm1, tanh
+
+LOG = tl.constexpr(phi.LOG)
+POWER = tl.constexpr(phi.POWER)
+FOCAL = tl.constexpr(phi.FOCAL)
+POLY1 = tl.constexpr(phi.POLY1)
+ONE_LABEL = tl.constexpr(arguments.ONE_LABEL)
+LABELS = tl.constexpr(arguments.LABELS)
+DENSE = tl.constexpr(arguments.DENSE)
+
+
+class Row(NamedTuple):
+    """A row's target weights t'_j = hard·1[j = column] + other_hard·1[j = other] + uniform·w_j
+    (w_j: see read_weights) and the places of its tables.
+    """
+
+    index: Any
+    column: Any
+    hard: Any
+    other: Any
+    other_hard: Any
+    uniform: Any
+    table_row: Any  # of problem.rows
+    delta_row: Any  # of problem.delta
+    margin: Any
+
+
+@triton.jit
+def cap(u, problem):
+    """v = softcap·tanh(u/softcap)"""
+    if problem.softcap is not None:
+        u = tanh(u / problem.softcap) * problem.softcap
+    return u
+
+
+@triton.jit
+def perturb(u, columns, inside, row, problem):
+    """z = (scale·v + offset + rows[r] − margin[y]·1[j = y])/temperature + delta; −inf outside."""
+    z = cap(u, problem)
+    if problem.scale is not None:
+        z = z * tl.load(problem.scale + columns, mask=inside, other=0)
+    if problem.offset is not None:
+        z = z + tl.load(problem.offset + columns, mask=inside, other=0)
+    if problem.rows is not None:
+        table = problem.rows + row.table_row * problem.classes
+        z = z + tl.load(table + columns, mask=inside, other=0)
+    if problem.margin is not None:
+        z = tl.where(columns == row.column, z - row.margin, z)
+    if problem.inverse_temperature is not None:
+        z = z * problem.inverse_temperature
+    if problem.delta is not None:
+        delta = problem.delta + row.delta_row * problem.classes
+        z = z + tl.load(delta + columns, mask=inside, other=0)
+    # last, so that no transform makes a padded lane finite
+    return tl.where(inside, z, float("-inf"))
+
+
+@triton.jit
+def unperturb(dz, u, columns, inside, problem):
+    """(dL/du, dL/d offset) of some columns, from dL/dz: du = dz·scale·(1 − tanh²)/temperature."""
+    d_offset = dz
+    if problem.inverse_temperature is not None:
+        d_offset = d_offset * problem.inverse_temperature
+    du = d_offset
+    if problem.scale is not None:
+        du = du * tl.load(problem.scale + columns, mask=inside, other=0)
+    if problem.softcap is not None:
+        t = tanh(u / problem.softcap)
+        du = du * (1 - t * t)
+    return du, d_offset
+
+
+@triton.jit
+def read_logits(row, columns, problem):
+    """(u, z, inside): raw and perturbed logits of a row's columns, and which columns exist."""
+    inside = columns < problem.classes
+    # one 64-bit offset per row; columns are 32-bit
+    logits = problem.input + row.index * problem.input_stride
+    u = tl.load(logits + columns, mask=inside, other=0).to(row.hard.dtype)
+    return u, perturb(u, columns, inside, row, problem), inside
+
+
+@triton.jit
+def phi_value(ell, problem):
+    """φ(ℓ). No tl.minimum or tl.maximum here: on a GPU they drop a nan."""
+    value = ell
+    if problem.phi == POWER:
+        limit: tl.constexpr = 700.0 if ell.dtype == tl.float64 else 80.0
+        exponent = ell * -problem.phi_parameter
+        value = expm1(tl.where(exponent > limit, limit, exponent)) / -problem.phi_parameter
+    elif problem.phi == FOCAL:
+        value = tl.exp(tl.log(_rest(ell)) * problem.phi_parameter) * ell
+    elif problem.phi == POLY1:
+        value = ell + _rest(ell) * problem.phi_parameter
+    return value
+
+
+@triton.jit
+def phi_slope(ell, problem):
+    """φ'(ℓ), finite for every ℓ in [0, ∞]."""
+    slope = tl.zeros_like(ell) + 1
+    if problem.phi == POWER:
+        limit: tl.constexpr = 700.0 if ell.dtype == tl.float64 else 80.0
+        exponent = ell * -problem.phi_parameter
+        slope = tl.where(exponent > limit, 0, tl.exp(exponent))
+    elif problem.phi == FOCAL:
+        rest = _rest(ell)
+        power = tl.exp(tl.log(rest) * problem.phi_parameter)
+        p = tl.exp(-ell)
+        # p·ℓ vanishes where ℓ is infinite
+        slope = power + tl.where(p == 0, 0, p * ell) * (power / rest) * problem.phi_parameter
+    elif problem.phi == POLY1:
+        slope = tl.exp(-ell) * problem.phi_parameter + 1
+    return slope
+
+
+@triton.jit
+def _rest(ell):
+    """1 − p = 1 − exp(−ℓ), at least the smallest normal number, so that its log is finite."""
+    double: tl.constexpr = ell.dtype == tl.float64
+    tiny: tl.constexpr = 2.2250738585072014e-308 if double else 1.1754943508222875e-38
+    rest = -expm1(-ell)
+    return tl.where(rest < tiny, tiny, rest)
+
+
+@triton.jit
+def read_label(label, problem):
+    """(column, ignored, out of range) of a label; one that names no column reads column 0."""
+    ignored = label == problem.ignore_index
+    outside = ((label < 0) | (label >= problem.classes)) & (label != problem.ignore_index)
+    return tl.where(ignored | outside, 0, label), ignored, outside
+
+
+@triton.jit
+def read_table_row(index, column, problem):
+    """(row of problem.rows, out of range) for the rows `index`."""
+    table_row = column
+    outside = index < 0
+    if problem.row_index is not None:
+        table_row = tl.load(problem.row_index + index)
+        outside = (table_row < 0) | (table_row >= problem.row_count)
+        table_row = tl.where(outside, 0, table_row)
+    return table_row, outside
+
+
+@triton.jit
+def split_share(column, share, problem):
+    """(hard, uniform) of a label that has this share of the row's weight."""
+    hard = share
+    uniform = share * 0
+    if problem.weight is not None:
+        hard = hard * tl.load(problem.weight + column)
+    if problem.smoothing is not None:
+        epsilon = tl.load(problem.smoothing + column)
+        hard = hard * (1 - epsilon)
+        uniform = share * epsilon / problem.classes
+    elif problem.label_smoothing is not None:
+        hard = hard * (1 - problem.label_smoothing)
+        uniform = share * problem.label_smoothing / problem.classes
+    return hard, uniform
+
+
+@triton.jit
+def read_row(index, problem, dtype: tl.constexpr):
+    """(live, Row): a row that is not live counts nothing. Weights are nan where a label or row
+    index is out of range.
+    """
+    share = tl.full((), 1, dtype)
+    if problem.sample_weight is not None:
+        share = share * tl.load(problem.sample_weight + index)
+    live = index >= 0
+    column = index * 0
+    hard = share
+    other = column
+    other_hard = share
+    if problem.form == DENSE:
+        table_row, outside = read_table_row(index, column, problem)
+        uniform = tl.where(outside, float("nan"), share)
+    else:
+        column, ignored, bad = read_label(tl.load(problem.target + index), problem)
+        table_row, outside = read_table_row(index, column, problem)
+        if problem.other is None:
+            live = ignored == 0
+            share = tl.where(bad | outside, float("nan"), share)
+            hard, uniform = split_share(column, share, problem)
+        else:
+            other, other_ignored, other_bad = read_label(tl.load(problem.other + index), problem)
+            live = (ignored & other_ignored) == 0
+            lam = tl.load(problem.lam + index)
+            other_share = tl.where(other_ignored | (lam == 1), 0, share * (1 - lam))
+            share = tl.where(ignored | (lam == 0), 0, share * lam)
+            share = tl.where(bad | outside, float("nan"), share)
+            other_share = tl.where(other_bad, float("nan"), other_share)
+            hard, uniform = split_share(column, share, problem)
+            other_hard, other_uniform = split_share(other, other_share, problem)
+            uniform += other_uniform
+    delta_row = index
+    if problem.delta is not None:
+        delta_row = tl.load(problem.slot + index)
+    margin = share * 0
+    if problem.margin is not None:
+        margin = tl.load(problem.margin + column)
+    row = Row(index, column, hard, other, other_hard, uniform, table_row, delta_row, margin)
+    return live, row
+
+
+@triton.jit
+def read_weights(row, columns, inside, problem):
+    """What `uniform` multiplies: class weights w_j, for class probabilities t_j·w_j."""
+    weight = inside.to(row.hard.dtype)
+    if problem.spread:
+        if problem.form == DENSE:
+            target = problem.target + row.index * problem.target_stride
+            t = tl.load(target + columns, mask=inside, other=0).to(row.hard.dtype)
+            if problem.label_smoothing is not None:
+                t = t * (1 - problem.label_smoothing)
+                t += weight * problem.label_smoothing / problem.classes
+            weight = t
+        if problem.weight is not None:
+            weight *= tl.load(problem.weight + columns, mask=inside, other=0)
+    return weight

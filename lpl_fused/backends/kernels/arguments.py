@@ -1,0 +1,63 @@
+"""What kernels are told. An absent tensor or number is None, which a kernel knows when it is
+compiled, so that an option that is off costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+# forms of a target: where a row's weight lies
+ONE_LABEL = 0  # all of it on one label
+LABELS = 1  # on one or two labels; smoothed ones spread some over all columns
+DENSE = 2  # on all columns: class probabilities
+
+
+class Arguments(NamedTuple):
+    """A lpl_fused.problem.Problem in kernel form, with its δ if there is one."""
+
+    input: Any  # (N, C), row stride input_stride
+    input_stride: Any
+    classes: Any
+    target: Any  # (N,) labels, or (N, C) probabilities with row stride target_stride
+    target_stride: Any
+    form: Any  # constexpr
+    spread: Any  # constexpr: there is weight on all columns
+    other: Any  # (N,)
+    lam: Any  # (N,)
+    ignore_index: Any
+    weight: Any  # (C,)
+    sample_weight: Any  # (N,)
+    smoothing: Any  # (C,)
+    label_smoothing: Any
+    scale: Any  # (C,)
+    offset: Any  # (C,)
+    margin: Any  # (C,)
+    rows: Any  # (R, C)
+    row_index: Any  # (N,)
+    row_count: Any
+    delta: Any  # (N, C): the learned perturbation; row i has delta[slot[i]]
+    slot: Any  # (N,)
+    softcap: Any
+    inverse_temperature: Any
+    phi: Any  # constexpr, a code of lpl_fused.phi
+    phi_parameter: Any
+    z_loss: Any
+
+
+class Groups(NamedTuple):
+    """The rows of each class; the first of them leads its group."""
+
+    slot: Any  # (N,): the leader of a row's group
+    count: Any  # (N,): how many rows the group has
+    begin: Any  # (N,): where the group begins in order
+    order: Any  # (N,): the rows, group by group
+
+
+class Gradients(NamedTuple):
+    """Where `backward` stores what, each or None; P chunks of rows are summed afterwards."""
+
+    input: Any  # (N, C)
+    scale: Any  # (P, C)
+    offset: Any  # (P, C)
+    margin: Any  # (N,)
+    rows: Any  # (N, C)

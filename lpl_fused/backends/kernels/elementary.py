@@ -1,0 +1,41 @@
+"""Elementary functions near their zeros, from exp and log (libdevice cannot be interpreted)."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) for x > −1, finite; relative error of a few ulp."""
+    u = 1 + x
+    # the rounding error of u cancels between log(u) and u − 1
+    return tl.where(u == 1, x, tl.log(u) * (x / tl.where(u == 1, 1, u - 1)))
+
+
+@triton.jit
+def expm1(x):
+    """exp(x) − 1; relative error of a few ulp."""
+    u = tl.exp(x)
+    near = (u > 0.5) & (u < 2) & (u != 1)
+    # as in log1p: what exp rounded away cancels between u − 1 and log(u)
+    ratio = x / tl.log(tl.where(near, u, 2))
+    return tl.where(u == 1, x, (u - 1) * tl.where(near, ratio, 1))
+
+
+@triton.jit
+def tanh(x):
+    """tanh(x); relative error of a few ulp."""
+    a = tl.abs(x)
+    if x.dtype == tl.float64:
+        e = expm1(-2 * a)
+        t = -e / (2 + e)
+        t = tl.where(x < 0, -t, t)
+    else:
+        # by every logit under a softcap, so no log here: near 0 the polynomial of Cephes' tanhf
+        s = x * x
+        p = -5.70498872745e-3 * s + 2.06390887954e-2
+        p = (p * s - 5.37397155531e-2) * s + 1.33314422036e-1
+        p = (p * s - 3.33332819422e-1) * s
+        t = 1 - 2 / (tl.exp(2 * a) + 1)
+        t = tl.where(a < 0.625, x + x * p, tl.where(x < 0, -t, t))
+    return t

@@ -1,0 +1,87 @@
+"""The loss of a row, its statistics, and on demand its gradient. One program per row."""
+
+import triton
+import triton.language as tl
+
+from .algebra import LOG, read_logits, read_row, read_weights, unperturb
+from .rows import (
+    block_gradient,
+    block_statistics,
+    block_sums,
+    fill_row,
+    finite_shift,
+    read_label_logits,
+    row_terms,
+    sweep_statistics,
+    sweep_sums,
+)
+
+
+@triton.jit
+def forward(problem, norm, losses, stats, grad, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
+    """L_i = Σ_j t'_j (φ(ℓ_j) + z_loss·lse²), and dL_i/du/norm in the same sweep.
+
+    losses (N,), stats (2, N), grad (N, C) or None, norm 0-dim or None. With ONE_BLOCK the row
+    stays in registers: one read of the logits, one write of the gradient.
+    """
+    index = tl.program_id(0).to(tl.int64)
+    lanes = tl.arange(0, BLOCK)
+    live, row = read_row(index, problem, losses.dtype.element_ty)
+    if live == 0:
+        tl.store(losses + index, 0)
+        tl.store(stats + index, 0)
+        tl.store(stats + tl.num_programs(0) + index, 0)
+        if grad is not None:
+            fill_row(grad, index, 0, problem.classes, BLOCK)
+        return
+
+    # read before the sweep, which hides the latency
+    label_logits = read_label_logits(row, problem)
+    if ONE_BLOCK:
+        u, z, inside = read_logits(row, lanes, problem)
+        weight = read_weights(row, lanes, inside, problem)
+        maximum, rest, mass, pull = block_statistics(row, z, weight, lanes, inside, problem)
+    else:
+        maximum, rest, mass, pull = sweep_statistics(row, problem, BLOCK)
+    tl.store(stats + index, maximum)
+    tl.store(stats + tl.num_programs(0) + index, rest)
+
+    sums = (mass, mass, mass)
+    if problem.spread:
+        shift = finite_shift(maximum)
+        log_total = tl.log(rest)
+        if problem.phi == LOG:
+            sums = (mass * log_total - pull, mass, mass)
+        elif ONE_BLOCK:
+            sums = block_sums(z, weight, inside, shift, log_total, problem)
+        else:
+            sums = sweep_sums(row, shift, log_total, problem, BLOCK)
+    scale = 1.0
+    if norm is not None:
+        scale = 1 / tl.load(norm)
+    value, terms = row_terms(row, label_logits, maximum, rest, sums, scale, problem)
+    tl.store(losses + index, value)
+
+    if grad is not None:
+        if ONE_BLOCK:
+            dz = block_gradient(row, z, weight, lanes, terms, problem)
+            du, _ = unperturb(dz, u, lanes, inside, problem)
+            here = grad + index * problem.classes + lanes
+            tl.store(here, du.to(grad.dtype.element_ty), mask=inside)
+        else:
+            sweep_gradient(row, terms, grad, problem, BLOCK)
+
+
+@triton.jit
+def sweep_gradient(row, terms, grad, problem, BLOCK: tl.constexpr):
+    """Writes dL/du of a row, from its end, which the sweep before has left in the caches."""
+    start = (problem.classes - 1) // BLOCK * BLOCK
+    while start >= 0:
+        columns = start + tl.arange(0, BLOCK)
+        u, z, inside = read_logits(row, columns, problem)
+        weight = read_weights(row, columns, inside, problem)
+        dz = block_gradient(row, z, weight, columns, terms, problem)
+        du, _ = unperturb(dz, u, columns, inside, problem)
+        here = grad + row.index * problem.classes + columns
+        tl.store(here, du.to(grad.dtype.element_ty), mask=inside)
+        start -= BLOCK

@@ -1,0 +1,335 @@
+"""Triton backend: launchers of the kernels in kernels/. Triton itself is imported at first use.
+
+No launcher waits for the device: what depends on data (labels, weights, step counts) is decided by
+kernels or by torch operations on the device. Sums over rows run in a fixed order, without floating
+atomics, so that results repeat bit for bit.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..phi import LOG
+from ..problem import MEAN, NONE, Problem, accumulate_dtype
+from .kernels.arguments import DENSE, LABELS, ONE_LABEL, Arguments, Gradients, Groups
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def unavailable() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not (torch.cuda.is_available() or _interpreted()):
+        return "no GPU (TRITON_INTERPRET=1 interprets the kernels on the CPU, for tests)"
+    return None
+
+
+def unsupported(device: str, dtype: torch.dtype) -> str | None:
+    if dtype not in _DTYPES:
+        return f"no kernels for {dtype}"
+    if device == "cuda" or (device == "cpu" and _interpreted()):
+        return None
+    if device == "cpu":
+        return "on the CPU kernels are only interpreted, with TRITON_INTERPRET=1"
+    return f"no kernels for device {device!r}"
+
+
+def describe() -> str:
+    import triton
+
+    if _interpreted():
+        return f"triton {triton.__version__}, interpreted on the CPU: for tests, slow"
+    return f"triton {triton.__version__} on {torch.cuda.get_device_name()}"
+
+
+def _interpreted() -> bool:
+    # as triton reads it
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+def cross_entropy(problem: Problem, want_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, stats, norm, grad): see ops.py."""
+    from .kernels.forward import forward
+
+    input, reduction = problem.input, problem.options.reduction
+    n, classes = input.shape
+    losses = _new(problem, n)
+    stats = _new(problem, 2, n)
+    norm = _normalizer(problem) if reduction == MEAN else losses.new_ones(())
+    grad = _new(problem, *((n, classes) if want_grad else (0,)), dtype=input.dtype)
+    _launch(
+        forward,
+        (n,),
+        _arguments(problem),
+        norm if reduction == MEAN else None,
+        losses,
+        stats,
+        grad if want_grad else None,
+        **_row_meta(problem),
+    )
+    if reduction == NONE:
+        return losses, stats, norm, grad
+    loss = losses.sum()
+    return loss / norm if reduction == MEAN else loss, stats, norm, grad
+
+
+def cross_entropy_backward(
+    problem: Problem, grad_rows: Tensor, stats: Tensor, want: list[bool]
+) -> tuple[Tensor, ...]:
+    """(input, scale, offset, margin, rows), empty where not wanted: see ops.py."""
+    from .kernels.backward import backward, row_sums
+
+    n, classes = problem.input.shape
+    want_input, want_scale, want_offset, want_margin, want_rows = want
+    # scale and offset: sums over chunks of rows, so the partial sums take 1/8 of N×C at most
+    chunk = max(8, -(-n // 64)) if want_scale or want_offset else 1
+    chunks = -(-n // chunk)
+    wanted = Gradients(
+        input=_new(problem, n, classes, dtype=problem.input.dtype) if want_input else None,
+        scale=_new(problem, chunks, classes) if want_scale else None,
+        offset=_new(problem, chunks, classes) if want_offset else None,
+        margin=_new(problem, n) if want_margin else None,
+        rows=_new(problem, n, classes) if want_rows else None,
+    )
+    arguments = _arguments(problem)
+    sums = None
+    if _spread(problem):
+        sums = _new(problem, 2, n)
+        _launch(row_sums, (n,), arguments, stats, sums, **_sweep_meta(classes, problem.input.dtype))
+    meta = _sweep_meta(classes, problem.input.dtype)
+    grid = (chunks, -(-classes // meta["BLOCK"]))
+    stride = grad_rows.stride(0)
+    _launch(backward, grid, arguments, grad_rows, stride, stats, sums, wanted, n, chunk, **meta)
+
+    label = problem.target
+    index = label if problem.row_index is None else problem.row_index
+    return (
+        problem.input.new_empty(0) if wanted.input is None else wanted.input,
+        stats.new_empty(0) if wanted.scale is None else wanted.scale.sum(0),
+        stats.new_empty(0) if wanted.offset is None else wanted.offset.sum(0),
+        stats.new_empty(0)
+        if wanted.margin is None
+        else _scattered(wanted.margin, label, problem.margin),
+        stats.new_empty(0) if wanted.rows is None else _scattered(wanted.rows, index, problem.rows),
+    )
+
+
+def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
+    """(delta, slot): see ops.py."""
+    from .kernels.lpl import resident_steps, sweeping_steps
+
+    n, classes = problem.input.shape
+    normalize = problem.options.normalize
+    groups = _groups(problem)
+    delta = _new(problem, n, classes)
+    what = (
+        _arguments(problem._replace(steps=None)),
+        groups,
+        problem.steps,
+        _number(problem, problem.options.step_size),
+        delta,
+    )
+    done, meta = 0, _resident_meta(problem)
+    if classes <= meta["BLOCK"]:
+        done = meta["ROWS"]
+        _launch(resident_steps, (n,), *what, NORMALIZE=normalize, **meta)
+    if n > done:
+        rowwise = _new(problem, 2, n)
+        direction = _new(problem, n, classes) if normalize else None
+        meta = _sweeping_meta(problem)
+        _launch(sweeping_steps, (n,), *what, rowwise, direction, done, **meta)
+    return delta, groups.slot
+
+
+def scale_rows_(buffer: Tensor, grad_loss: Tensor) -> None:
+    """Multiplies a finished (N, C) gradient by its upstream gradient, 0-dim or (N,), in place."""
+    from .kernels.backward import scale_rows
+
+    n, classes = buffer.shape
+    stride = grad_loss.stride(0) if grad_loss.dim() else 0
+    _launch(
+        scale_rows, (n,), buffer, grad_loss, stride, classes, **_sweep_meta(classes, buffer.dtype)
+    )
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **meta: Any) -> None:
+    """Runs a kernel on the device of its first argument's tensor, if there is anything to do."""
+    on = arguments[0]
+    if grid[0] > 0:
+        with torch.cuda.device_of(on.input if isinstance(on, Arguments) else on):
+            kernel[grid](*arguments, **meta, enable_fp_fusion=True)
+
+
+def _new(problem: Problem, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    dtype = dtype or accumulate_dtype(problem.input.dtype)
+    return torch.empty(shape, dtype=dtype, device=problem.input.device)
+
+
+def _number(problem: Problem, value: float) -> Any:
+    """A float argument; triton passes those as float32, which is not enough beside float64."""
+    if problem.input.dtype != torch.float64:
+        return value
+    from triton.language import constexpr
+
+    return constexpr(value)
+
+
+def _spread(problem: Problem) -> bool:
+    """The target has weight on all columns."""
+    return problem.dense or problem.smooth
+
+
+def _arguments(problem: Problem) -> Arguments:
+    from triton.language import constexpr
+
+    delta = slot = None
+    if problem.steps is not None:
+        delta, slot = learned_perturbation(problem)
+    form = ONE_LABEL
+    if problem.dense:
+        form = DENSE
+    elif problem.smooth or problem.other is not None:
+        form = LABELS
+    options = problem.options
+
+    def unless(off: float, value: float) -> Any:
+        return None if value == off else _number(problem, value)
+
+    return Arguments(
+        input=problem.input,
+        input_stride=problem.input.stride(0),
+        classes=problem.input.shape[1],
+        target=problem.target,
+        target_stride=problem.target.stride(0),
+        form=constexpr(form),
+        spread=constexpr(_spread(problem)),
+        other=problem.other,
+        lam=problem.lam,
+        ignore_index=options.ignore_index,
+        weight=problem.weight,
+        sample_weight=problem.sample_weight,
+        smoothing=problem.smoothing,
+        label_smoothing=unless(0, options.label_smoothing),
+        scale=problem.scale,
+        offset=problem.offset,
+        margin=problem.margin,
+        rows=problem.rows,
+        row_index=problem.row_index,
+        row_count=None if problem.rows is None else problem.rows.shape[0],
+        delta=delta,
+        slot=slot,
+        softcap=unless(0, options.softcap),
+        inverse_temperature=unless(1, options.inverse_temperature),
+        phi=constexpr(options.phi),
+        phi_parameter=None if options.phi == LOG else _number(problem, options.phi_parameter),
+        z_loss=unless(0, options.z_loss),
+    )
+
+
+def _normalizer(problem: Problem) -> Tensor:
+    """0-dim: the summed weights of the rows that count, as reference.normalizer."""
+    dtype = accumulate_dtype(problem.input.dtype)
+    if problem.dense:
+        if problem.sample_weight is None:
+            return problem.input.new_full((), problem.input.shape[0], dtype=dtype)
+        return problem.sample_weight.sum()
+
+    def weights(label: Tensor, share: Tensor | None) -> Tensor:
+        counts = label != problem.options.ignore_index
+        if problem.weight is not None:
+            # a label out of range has made the loss nan, but must not be followed
+            column = label.clamp(0, problem.weight.shape[0] - 1)
+            counts = torch.where(counts, problem.weight[column], 0)
+        return counts if share is None else counts * share
+
+    total = weights(problem.target, problem.lam)
+    if problem.other is not None and problem.lam is not None:
+        total = total + weights(problem.other, 1 - problem.lam)
+    if problem.sample_weight is not None:
+        total = total * problem.sample_weight
+    return total.sum(dtype=dtype)
+
+
+def _groups(problem: Problem) -> Groups:
+    """The rows by class, as reference.leaders; without a group to learn: ignored rows, and rows
+    with a label out of range."""
+    n, classes = problem.input.shape
+    target = problem.target
+    ignored = target == problem.options.ignore_index
+    label = target.masked_fill((target < 0) | (target >= classes), classes + 1)
+    label = label.masked_fill(ignored, classes)
+    each = torch.arange(n, device=label.device)
+    first = label.new_full((classes + 2,), n).scatter_reduce(0, label, each, "amin")
+    slot = first[label]
+    count = torch.zeros_like(slot).index_add(0, slot, torch.ones_like(slot))[slot]
+    ordered, order = slot.sort(stable=True)
+    return Groups(slot, count, torch.searchsorted(ordered, slot), order)
+
+
+def _scattered(values: Tensor, index: Tensor, table: Tensor | None) -> Tensor:
+    """Sums values (N, …) by the table row that each took, in the order of the rows."""
+    assert table is not None
+    # rows whose index means nothing have value 0 (ignored) or nan (out of range)
+    index = index.clamp(0, table.shape[0] - 1)
+    # index_put_ sorts, where index_add_ would add in whatever order
+    return torch.zeros_like(table).index_put_((index,), values, accumulate=True)
+
+
+# Launch parameters: plain functions of shape, dtype and options, so that the same call always runs
+# the same code. Chosen for registers (no kernel spills, as the tests compile them) and for bytes in
+# flight; not tuned on a GPU.
+
+
+def _power_of_two(n: int, least: int, most: int) -> int:
+    return min(most, max(least, 1 << (n - 1).bit_length()))
+
+
+def _warps(block: int) -> int:
+    """About 8 columns for a thread, more where 16 warps are not enough."""
+    return max(1, min(16, block // 256))
+
+
+def _heavy(problem: Problem) -> bool:
+    """float64, or more arithmetic per logit than an exponential: about twice the registers."""
+    options = problem.options
+    spread_phi = _spread(problem) and options.phi != LOG
+    return problem.input.dtype == torch.float64 or options.softcap > 0 or spread_phi
+
+
+def _row_meta(problem: Problem) -> dict[str, Any]:
+    """One block for a row that fits the registers, else a sweep over smaller blocks."""
+    classes = problem.input.shape[1]
+    most = 4096 if _heavy(problem) else 16384
+    block = _power_of_two(classes, 16, most if classes <= most else min(most, 8192))
+    return {"BLOCK": block, "ONE_BLOCK": classes <= block, "num_warps": _warps(block)}
+
+
+def _sweep_meta(classes: int, dtype: torch.dtype) -> dict[str, Any]:
+    block = _power_of_two(classes, 16, 1024 if dtype == torch.float64 else 2048)
+    return {"BLOCK": block, "num_warps": _warps(block)}
+
+
+def _resident_meta(problem: Problem) -> dict[str, Any]:
+    """A tile of several rows for few classes, of one row for many."""
+    return _tile_meta(problem, 4096 if _heavy(problem) or problem.rows is not None else 8192)
+
+
+def _sweeping_meta(problem: Problem) -> dict[str, Any]:
+    return _tile_meta(problem, 1024 if _heavy(problem) else 2048)
+
+
+def _tile_meta(problem: Problem, most: int) -> dict[str, Any]:
+    n, classes = problem.input.shape
+    block = _power_of_two(classes, 16, most)
+    rows = min(_power_of_two(n, 1, 64), max(1, 2048 // block))
+    warps = _warps(rows * block)
+    meta = {"ROWS": rows, "BLOCK": block, "num_warps": warps}
+    if torch.version.hip is None:
+        # these loops want registers, not occupancy, for which ptxas else spills a few bytes
+        meta["maxnreg"] = min(255, 2048 // warps)
+    return meta
