@@ -34,7 +34,16 @@ def run(code: str, **environment: str) -> str:
 
 def test_import_needs_torch_alone() -> None:
     """No plotting, no triton, no native module comes with the import."""
-    heavy = ["triton", "matplotlib", "rich", "torchmetrics", "sklearn", "PIL", "numpy.testing", "lpl_fused._cpu"]
+    heavy = [
+        "triton",
+        "matplotlib",
+        "rich",
+        "torchmetrics",
+        "sklearn",
+        "PIL",
+        "numpy.testing",
+        "lpl_fused._cpu",
+    ]
     code = f"import sys, torch; before = set(sys.modules); import lpl_fused; print(sorted(set({heavy}) & (set(sys.modules) - before)))"
     assert run(code).strip() == "[]"
 

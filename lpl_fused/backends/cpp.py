@@ -44,7 +44,7 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _arguments(problem: Problem) -> tuple[tuple[int, ...], ...]:
+def _arguments(problem: Problem) -> tuple[tuple[float, ...], ...]:
     """The tuples that the bindings unpack, in their order."""
     input, target, other, lam, weight, sample_weight, smoothing = problem[:7]
     n, classes = input.shape
@@ -67,7 +67,8 @@ def _arguments(problem: Problem) -> tuple[tuple[int, ...], ...]:
         0 if dense is None else _DTYPES[dense.dtype],
         torch.get_num_threads(),
     )
-    return (tensors, sizes, *map(tuple, problem.options.packed()))
+    codes, numbers = problem.options.packed()
+    return tensors, sizes, tuple(codes), tuple(numbers)
 
 
 def _check(status: tuple[int, int], problem: Problem) -> None:
