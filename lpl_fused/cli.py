@@ -1,0 +1,203 @@
+"""The `lpl-fused` command: compare losses on long-tailed data, and explain the installation.
+
+Parsing needs nothing but the standard library; what a command needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .version import __version__
+
+# Options that are fields of RunSettings, and those that are keywords of `data.load`.
+_SETTINGS = (
+    "data",
+    "epochs",
+    "batch_size",
+    "lr",
+    "weight_decay",
+    "device",
+    "threads",
+    "backend",
+    "many_above",
+    "few_below",
+)
+_DATA_OPTIONS = {
+    "path": "path",
+    "image_size": "image_size",
+    "classes": "num_classes",
+    "imbalance": "imbalance",
+    "profile": "profile",
+    "largest": "largest",
+    "train_samples": "train_samples",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status (2 for bad input, 130 after Ctrl-C)."""
+    arguments = _parser().parse_args(argv)
+    status: int = arguments.run(arguments)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lpl-fused", description="Fused losses with class-level logit perturbation."
+    )
+    parser.add_argument("--version", action="version", version=f"lpl_fused {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    explain = commands.add_parser("explain", help="versions, and which backend runs and why")
+    explain.set_defaults(run=_explain)
+
+    train = commands.add_parser(
+        "train",
+        help="train a small model with several losses and seeds, and compare them",
+        description="Train a small model on long-tailed data with several losses and seeds. "
+        "Prints a table of overall, many-, medium- and few-shot accuracy and step time; writes "
+        "run.json and plot.png to the output folder. Ctrl-C keeps what was finished.",
+        argument_default=argparse.SUPPRESS,  # so that --resume can tell given from default
+    )
+    train.set_defaults(run=_train)
+    what = train.add_argument_group("what to compare")
+    what.add_argument(
+        "--loss",
+        nargs="+",
+        metavar="LOSS",
+        help="losses, see --list-losses (default: ce la ldam vs lpl la+lpl)",
+    )
+    what.add_argument("--list-losses", action="store_true", help="list the losses and exit")
+    what.add_argument(
+        "--set",
+        nargs="+",
+        type=_loss_option,
+        metavar="LOSS.OPTION=VALUE",
+        help="keywords of single losses, e.g. la.tau=1.5 lpl.head=0.3",
+    )
+    what.add_argument(
+        "--seeds",
+        nargs="+",
+        type=_seeds,
+        metavar="SEED",
+        help="seeds or ranges of seeds, e.g. 0 1 2 or 0-7 (default: 0-2)",
+    )
+    data = train.add_argument_group("data")
+    data.add_argument(
+        "--data", choices=("glyphs", "digits", "tokens", "folder"), help="default: glyphs"
+    )
+    data.add_argument("--path", help="folder of images: PATH/CLASS/… or PATH/train, PATH/test")
+    data.add_argument("--image-size", type=int, help="side of the folder's images (default: 32)")
+    data.add_argument(
+        "--classes", type=int, help="glyphs: up to 5113 (default: 1000); tokens: default 10000"
+    )
+    data.add_argument(
+        "--imbalance",
+        type=float,
+        help="glyphs, digits: largest by smallest class in training (default: 100)",
+    )
+    data.add_argument(
+        "--profile", choices=("exp", "zipf"), help="glyphs, digits: of the class counts"
+    )
+    data.add_argument("--largest", type=int, help="glyphs, digits: size of the largest class")
+    data.add_argument("--train-samples", type=int, help="tokens: training examples")
+    data.add_argument("--many-above", type=int, help="many-shot: more training examples than this")
+    data.add_argument("--few-below", type=int, help="few-shot: fewer training examples than this")
+    training = train.add_argument_group("training (defaults depend on the data)")
+    training.add_argument("--epochs", type=int)
+    training.add_argument("--batch-size", type=int)
+    training.add_argument("--lr", type=float, help="first learning rate of a cosine schedule")
+    training.add_argument("--weight-decay", type=float)
+    training.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda if there is one)")
+    training.add_argument("--threads", type=int, help="CPU threads")
+    training.add_argument("--backend", help="of the losses, see `lpl-fused explain`")
+    output = train.add_argument_group("output")
+    output.add_argument(
+        "--output", metavar="DIR", help="new folder for the results (default: runs/DATA-TIME)"
+    )
+    output.add_argument(
+        "--resume",
+        metavar="RUN_JSON",
+        help="continue a run: its settings, without the losses and seeds that are done",
+    )
+    return parser
+
+
+def _seeds(text: str) -> range:
+    """`"3"` or `"0-7"`."""
+    first, _, last = text.partition("-")
+    try:
+        seeds = range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a seed or FIRST-LAST, got {text!r}") from None
+    if not seeds:
+        raise argparse.ArgumentTypeError(f"the range {text!r} is empty")
+    return seeds
+
+
+def _loss_option(text: str) -> tuple[str, str, Any]:
+    """`"la.tau=1.5"` to `("la", "tau", 1.5)`; what is no Python literal is a string."""
+    target, equals, value = text.partition("=")
+    loss, dot, option = target.rpartition(".")
+    if not (equals and dot and loss and option):
+        raise argparse.ArgumentTypeError(f"expected LOSS.OPTION=VALUE, got {text!r}")
+    try:
+        return loss, option, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return loss, option, value
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    import platform
+
+    import torch
+
+    from . import explain
+
+    print(f"lpl_fused {__version__}")
+    print(f"python    {platform.python_version()} on {platform.platform()}")
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    print(f"torch     {torch.__version__} ({cuda}, {torch.get_num_threads()} CPU threads)")
+    for index in range(torch.cuda.device_count()):
+        print(f"gpu {index}     {torch.cuda.get_device_name(index)}")
+    print()
+    print(explain())
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from .data import DataError, MissingExtraError, needs_extra
+    from .training import DivergedError, SettingsError
+
+    given = vars(arguments)
+    try:
+        with needs_extra():
+            from .training import compare
+        if "list_losses" in given:
+            print("\n".join(f"{name:<17} {text}" for name, text in compare.list_losses()))
+            return 0
+        return compare.run(
+            _settings(given),
+            losses=given.get("loss"),
+            seeds=[seed for part in given["seeds"] for seed in part] if "seeds" in given else None,
+            output=given.get("output"),
+            resume=given.get("resume"),
+        )
+    except (DataError, DivergedError, MissingExtraError, SettingsError) as error:
+        print(f"lpl-fused train: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    """The options given, as fields of `RunSettings`."""
+    settings = {name: given[name] for name in _SETTINGS if name in given}
+    settings["data_options"] = {
+        keyword: given[name] for name, keyword in _DATA_OPTIONS.items() if name in given
+    }
+    settings["loss_options"] = {}
+    for loss, option, value in given.get("set", ()):
+        settings["loss_options"].setdefault(loss, {})[option] = value
+    return settings

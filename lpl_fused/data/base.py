@@ -1,0 +1,136 @@
+"""The one structure every data set is handed over in, and the long-tailed profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+PROFILES = ("exp", "zipf")
+_EXTRA_PACKAGES = frozenset({"matplotlib", "numpy", "PIL", "rich", "sklearn"})
+
+
+class DataError(ValueError):
+    """The data asked for cannot be made: a wrong option, a missing folder, an unreadable image."""
+
+
+class MissingExtraError(ModuleNotFoundError):
+    """A package of the `train` extra is not installed."""
+
+
+@dataclass(frozen=True)
+class LongTailedData:
+    """Training data with few examples of many classes, and the test data to judge it by.
+
+    Args:
+        name: the data set's name, as `load` knows it.
+        train_inputs: images `(N, channels, height, width)` uint8, or contexts `(N, length)` int64.
+        train_targets: class of each training input, `(N,)` int64, in `[0, len(class_names))`.
+        test_inputs: as `train_inputs`, `(M, ...)`. The built-in data sets hold the same number for
+            every class.
+        test_targets: `(M,)` int64.
+        class_names: one name per class; its length is the number of classes C.
+
+    `cls_num_list`, `(C,)` int64, is counted from `train_targets`.
+
+    Raises:
+        DataError: inputs and targets differ in length, or a class has no training example (the
+            count-based losses are not defined for it).
+    """
+
+    name: str
+    train_inputs: Tensor
+    train_targets: Tensor
+    test_inputs: Tensor
+    test_targets: Tensor
+    class_names: tuple[str, ...]
+    cls_num_list: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        for part, inputs, targets in (
+            ("train", self.train_inputs, self.train_targets),
+            ("test", self.test_inputs, self.test_targets),
+        ):
+            if len(inputs) != len(targets):
+                raise DataError(
+                    f"{self.name}: {len(inputs)} {part} inputs but {len(targets)} {part} targets"
+                )
+        counts = torch.bincount(self.train_targets, minlength=len(self.class_names))
+        if len(counts) != len(self.class_names):
+            raise DataError(
+                f"{self.name}: training label {len(counts) - 1} is out of range for "
+                f"{len(self.class_names)} classes"
+            )
+        empty = (counts == 0).nonzero().flatten().tolist()
+        if empty:
+            raise DataError(
+                f"{self.name}: class {self.class_names[empty[0]]!r} has no training example "
+                f"({len(empty)} such classes)"
+            )
+        object.__setattr__(self, "cls_num_list", counts)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes C."""
+        return len(self.class_names)
+
+
+def long_tail_counts(
+    num_classes: int, largest: int, imbalance: float, profile: str = "exp"
+) -> Tensor:
+    """Number of training examples per class, from the most to the least frequent.
+
+    With `i = 0 … C−1`, `N` the largest count and `IF` the imbalance factor:
+
+        exp:   n_i = N · IF^(−i/(C−1))                 (Cui et al. 2019, Cao et al. 2019)
+        zipf:  n_i = N · (i+1)^(−a),   a = ln IF / ln C
+
+    Both start at `N` and end at `N/IF`. Counts are rounded to the nearest integer (the LDAM code
+    rounds down).
+
+    Args:
+        num_classes: C, at least 2.
+        largest: N, the count of the most frequent class.
+        imbalance: IF ≥ 1, the ratio of the largest to the smallest count; 1 means balanced.
+        profile: "exp" or "zipf".
+
+    Returns:
+        `(C,)` int64, non-increasing.
+
+    Raises:
+        DataError: unknown profile, fewer than two classes, `imbalance` not a finite number ≥ 1,
+            or larger than `largest` (the rarest class would be left without an example).
+    """
+    if profile not in PROFILES:
+        raise DataError(f"profile must be one of {', '.join(PROFILES)}; got {profile!r}")
+    if num_classes < 2:
+        raise DataError(f"a classification task needs at least 2 classes; got {num_classes}")
+    if not 1.0 <= imbalance <= largest:
+        raise DataError(
+            f"imbalance must lie between 1 (balanced) and {largest} (the number of training "
+            f"examples of the most frequent class); got {imbalance}"
+        )
+    rank = torch.arange(num_classes, dtype=torch.float64)
+    log_imbalance = torch.tensor(imbalance, dtype=torch.float64).log()
+    if profile == "exp":
+        exponent = rank / (num_classes - 1)
+    else:
+        exponent = (rank + 1).log() / torch.tensor(num_classes, dtype=torch.float64).log()
+    return (largest * torch.exp(-log_imbalance * exponent)).round().long()
+
+
+@contextmanager
+def needs_extra() -> Iterator[None]:
+    """Say which `pip install` helps where a package of the `train` extra is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in _EXTRA_PACKAGES:
+            raise MissingExtraError(
+                f"{package} is missing: pip install lpl_fused[train]", name=error.name
+            ) from error
+        raise

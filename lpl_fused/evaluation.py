@@ -1,0 +1,187 @@
+"""How well rare and frequent classes are told apart, and what a loss does to each class.
+
+Everything here judges *raw* logits: the perturbation (margin, offset, scale, δ) belongs to the
+training loss and is left out at test time. Pass the model's output as it is, never what a loss made
+of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MANY_ABOVE = 100
+FEW_BELOW = 20
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracies in [0, 1]; nan where there is nothing to average.
+
+    Args:
+        overall: share of the test examples that are right.
+        balanced: mean of `per_class` over the classes that have test examples.
+        many: mean of `per_class` over the classes with more than `many_above` training examples.
+        medium: the same over the classes in between.
+        few: the same over the classes with fewer than `few_below` training examples.
+        per_class: `(C,)` float64; nan for a class without test examples.
+    """
+
+    overall: float
+    balanced: float
+    many: float
+    medium: float
+    few: float
+    per_class: Tensor
+
+
+def accuracy(
+    input: Tensor,
+    target: Tensor,
+    cls_num_list: Tensor,
+    *,
+    many_above: int = MANY_ABOVE,
+    few_below: int = FEW_BELOW,
+) -> Accuracy:
+    """Overall, balanced, many-, medium- and few-shot accuracy of raw logits or predictions.
+
+        acc_c    = |{i : y_i = c, ŷ_i = c}| / |{i : y_i = c}|
+        balanced = mean_c acc_c
+        many     = mean_{c : n_c > many_above} acc_c
+        medium   = mean_{c : few_below ≤ n_c ≤ many_above} acc_c
+        few      = mean_{c : n_c < few_below} acc_c
+
+    The thresholds 100 and 20 are those of Liu et al., "Large-Scale Long-Tailed Recognition in an
+    Open World" (2019); data sets with few images need smaller ones.
+
+    Args:
+        input: raw logits `(N, C)` of a floating dtype, or predicted classes `(N,)` of an integer
+            dtype (their argmax, computed in pieces where `(N, C)` is too large to hold).
+        target: true classes `(N,)`, integer.
+        cls_num_list: training examples per class, n, `(C,)`.
+        many_above: classes with more training examples are many-shot.
+        few_below: classes with fewer training examples are few-shot.
+
+    Returns:
+        An `Accuracy`. Averages over no class, or over classes without test examples, are nan.
+
+    Raises:
+        TypeError: `input` is neither 2-d floating nor 1-d integer, or `target` is not integer.
+        ValueError: lengths or the number of classes disagree, a target or prediction lies outside
+            `[0, C)`, or `few_below` exceeds `many_above + 1` (a class would be both).
+    """
+    counts = torch.as_tensor(cls_num_list).to(target.device)
+    num_classes = _check_class_vector(counts)
+    if few_below > many_above + 1:
+        raise ValueError(
+            f"few_below must be at most many_above + 1, so that no class is both few- and "
+            f"many-shot; got few_below={few_below}, many_above={many_above}"
+        )
+    if input.ndim == 2 and input.is_floating_point():
+        if input.shape[1] != num_classes:
+            raise ValueError(
+                f"cls_num_list has {num_classes} classes but the logits {tuple(input.shape)} "
+                f"have {input.shape[1]}"
+            )
+        predictions = input.argmax(dim=1)
+    elif input.ndim == 1 and _is_integer(input):
+        predictions = input
+    else:
+        raise TypeError(
+            "input must be raw logits (N, C) of a floating dtype or predicted classes (N,) of an "
+            f"integer dtype; got shape {tuple(input.shape)}, {input.dtype}"
+        )
+    _check_labels(predictions, num_classes, "prediction")
+    _check_labels(target, num_classes, "target")
+    _check_same_length(predictions, target, "input")
+
+    correct = predictions == target
+    per_class = _class_means(correct.double(), target, num_classes)
+    many, few = counts > many_above, counts < few_below
+    return Accuracy(
+        overall=float(correct.double().mean()),
+        balanced=float(per_class.nanmean()),
+        many=float(per_class[many].nanmean()),
+        medium=float(per_class[~many & ~few].nanmean()),
+        few=float(per_class[few].nanmean()),
+        per_class=per_class,
+    )
+
+
+def relative_loss_variation(
+    loss: Tensor, perturbed_loss: Tensor, target: Tensor, num_classes: int
+) -> Tensor:
+    """What a perturbation does to each class's loss, relative to the unperturbed loss.
+
+        v_c = mean_{i : y_i = c, l_i > 0} (l'_i − l_i) / l_i
+
+    Positive where the perturbation raises the loss of the class (as augmenting it would), negative
+    where it lowers it. This is the diagnostic of Li et al., "Logit Perturbation" (AAAI 2022), whose
+    code also skips the samples with `l_i = 0`.
+
+    Args:
+        loss: l, cross-entropy of the raw logits, `(N,)` floating, `reduction="none"`.
+        perturbed_loss: l', the training loss of the same logits, `(N,)` floating,
+            `reduction="none"`.
+        target: classes `(N,)`, integer in `[0, C)`.
+        num_classes: C.
+
+    Returns:
+        `(C,)` float64; nan for a class without a sample of positive loss.
+
+    Raises:
+        TypeError: a loss is not of a floating dtype, or `target` not of an integer one.
+        ValueError: the three differ in length, or a target lies outside `[0, C)`.
+    """
+    for name, values in (("loss", loss), ("perturbed_loss", perturbed_loss)):
+        if values.ndim != 1 or not values.is_floating_point():
+            raise TypeError(
+                f"{name} must be per-sample losses (N,) of a floating dtype; got shape "
+                f"{tuple(values.shape)}, {values.dtype}"
+            )
+        _check_same_length(values, target, name)
+    _check_labels(target, num_classes, "target")
+    counted = loss > 0
+    before, after = loss[counted].double(), perturbed_loss[counted].double()
+    return _class_means((after - before) / before, target[counted], num_classes)
+
+
+def _class_means(values: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Mean of `values` `(N,)` float64 per class; nan for a class without any.
+
+    Not torchmetrics' `multiclass_accuracy`: it gives 0 for a class without examples, and builds a
+    C×C table on the way (800 MB at 10,000 classes).
+    """
+    # index_add rather than bincount(weights=…), which has no deterministic CUDA implementation.
+    sums = values.new_zeros(num_classes).index_add(0, target.long(), values)
+    return sums / torch.bincount(target.long(), minlength=num_classes)
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def _check_class_vector(counts: Tensor) -> int:
+    if counts.ndim != 1 or len(counts) == 0:
+        raise ValueError(
+            f"cls_num_list must be a non-empty vector (C,); got shape {tuple(counts.shape)}"
+        )
+    return len(counts)
+
+
+def _check_labels(labels: Tensor, num_classes: int, name: str) -> None:
+    if labels.ndim != 1 or not _is_integer(labels):
+        raise TypeError(
+            f"{name}s must be classes (N,) of an integer dtype; got shape {tuple(labels.shape)}, "
+            f"{labels.dtype}"
+        )
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise ValueError(f"{name} {int(outside[0])} is out of range for {num_classes} classes")
+
+
+def _check_same_length(values: Tensor, target: Tensor, name: str) -> None:
+    if len(values) != len(target):
+        raise ValueError(f"{name} has {len(values)} samples but target has {len(target)}")

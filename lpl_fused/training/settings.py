@@ -1,0 +1,160 @@
+"""The settings of a comparison: what is the same for every loss and seed in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..evaluation import FEW_BELOW, MANY_ABOVE
+from .recipes import RECIPES
+
+# Keywords of `lpl_fused.data.load` by data set, with the defaults of a comparison.
+_DATA_OPTIONS: dict[str, dict[str, Any]] = {
+    "glyphs": {"num_classes": 1000, "imbalance": 100.0, "profile": "exp", "largest": 200},
+    "digits": {"imbalance": 100.0, "profile": "exp", "largest": 100},
+    "tokens": {"num_classes": 10_000, "train_samples": 250_000},
+    "folder": {"path": None, "image_size": 32},
+}
+_TRAINING: dict[str, dict[str, Any]] = {
+    # One thread: the steps are small, and two threads that wait for each other at every operation
+    # take four times as long once another program wants a core.
+    "glyphs": {"epochs": 4, "batch_size": 512, "lr": 0.8, "threads": 1},
+    # The largest class has 100 images, so the usual thresholds 100 and 20 would leave no many-shot.
+    "digits": {
+        "epochs": 100,
+        "batch_size": 64,
+        "lr": 0.1,
+        "threads": 1,
+        "many_above": 20,
+        "few_below": 5,
+    },
+    "tokens": {"epochs": 2, "batch_size": 512, "lr": 0.2},
+    "folder": {"epochs": 30, "batch_size": 64, "lr": 0.05},
+}
+
+
+class SettingsError(ValueError):
+    """A comparison cannot be made as asked."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """All that decides the outcome of a (loss, seed) pair beside the pair itself.
+
+    Args:
+        data: name of the data set.
+        data_options: keywords of `lpl_fused.data.load`.
+        epochs: passes over the training data.
+        batch_size: examples per step.
+        lr: first learning rate of the cosine schedule.
+        weight_decay: of all parameters.
+        device: a torch device.
+        threads: CPU threads; None is torch's own choice.
+        backend: of the losses, see `lpl_fused.explain`.
+        many_above: classes with more training examples are many-shot.
+        few_below: classes with fewer training examples are few-shot.
+        loss_options: keywords of single losses, `{loss: {keyword: value}}`.
+
+    Raises:
+        SettingsError: a number out of range; an option that the data or a loss does not have.
+    """
+
+    data: str
+    data_options: dict[str, Any]
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float = 5e-4
+    device: str = "cpu"
+    threads: int | None = None
+    backend: str = "auto"
+    many_above: int = MANY_ABOVE
+    few_below: int = FEW_BELOW
+    loss_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Batches of equal size hold at least 2 examples then, which batch normalisation needs.
+        for name, least in (("epochs", 1), ("batch_size", 3), ("threads", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise SettingsError(f"{name}: expected at least {least}, got {value}")
+        if not 0 < self.lr < math.inf:
+            raise SettingsError(f"lr: expected a finite number > 0, got {self.lr}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise SettingsError(
+                f"weight_decay: expected a finite number >= 0, got {self.weight_decay}"
+            )
+        if self.few_below > self.many_above + 1:
+            raise SettingsError(
+                f"few_below: expected at most many_above + 1 = {self.many_above + 1}, so that no "
+                f"class is both few- and many-shot, got {self.few_below}"
+            )
+        for option in self.data_options:
+            if option not in _DATA_OPTIONS[self.data]:
+                raise SettingsError(
+                    f"data {self.data!r} has no option {option!r}; it has "
+                    f"{', '.join(_DATA_OPTIONS[self.data])}"
+                )
+        if self.data == "folder" and not self.data_options.get("path"):
+            raise SettingsError("data 'folder' needs the path of a folder of images")
+        for name, options in self.loss_options.items():
+            if name not in RECIPES:
+                raise SettingsError(f"loss must be one of {', '.join(RECIPES)}; got {name!r}")
+            known = RECIPES[name].known_options()
+            for option in options:
+                if option not in known:
+                    raise SettingsError(
+                        f"loss {name!r} has no option {option!r}; it has "
+                        f"{', '.join(known) or 'none'}"
+                    )
+
+    @classmethod
+    def for_data(cls, data: str, given: Mapping[str, Any]) -> RunSettings:
+        """The defaults of `data` with the `given` fields on top (`data_options` one by one)."""
+        options = {**_DATA_OPTIONS[data], **given.get("data_options", {})}
+        return cls(data=data, **{**_TRAINING[data], **given, "data_options": options})
+
+    def check_unchanged(self, given: Mapping[str, Any]) -> None:
+        """Raise SettingsError where a `given` field differs from what it is here."""
+        for name, value in given.items():
+            own = getattr(self, name)
+            pairs = (
+                [(f"{name}.{key}", own.get(key), item) for key, item in value.items()]
+                if isinstance(value, Mapping)
+                else [(name, own, value)]
+            )
+            for label, mine, other in pairs:
+                if json.loads(json.dumps(mine)) != json.loads(json.dumps(other)):
+                    raise SettingsError(
+                        f"the run to resume has {label} {mine!r}, now {other!r} was given: "
+                        "its results could not stand in one table"
+                    )
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> RunSettings:
+        """The settings out of a run's JSON.
+
+        Raises:
+            SettingsError: fields are missing or unknown.
+        """
+        names = {item.name for item in dataclasses.fields(cls)}
+        if set(stored) != names:
+            differing = ", ".join(sorted(names ^ set(stored)))
+            raise SettingsError(f"settings of another version: {differing} missing or unknown")
+        loss_options = {
+            loss: {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in options.items()
+            }
+            for loss, options in stored["loss_options"].items()
+        }
+        return cls(**{**stored, "loss_options": loss_options})
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as they are read back from JSON (tuples become lists)."""
+        stored: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return stored
