@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--path", help="folder of images: PATH/CLASS/… or PATH/train, PATH/test")
     data.add_argument("--image-size", type=int, help="side of the folder's images (default: 32)")
     data.add_argument(
-        "--classes", type=int, help="glyphs: up to 5113 (default: 1000); tokens: default 10000"
+        "--classes", type=int, help="glyphs: up to 5113 (default: 500); tokens: default 10000"
     )
     data.add_argument(
         "--imbalance",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -100,22 +101,23 @@ def cross_entropy_backward(
     sums = None
     if _spread(problem):
         sums = _new(problem, 2, n)
-        _launch(row_sums, (n,), arguments, stats, sums, **_sweep_meta(classes, problem.input.dtype))
-    meta = _sweep_meta(classes, problem.input.dtype)
+        _launch(row_sums, (n,), arguments, stats, sums, **_column_meta(problem))
+    meta = _column_meta(problem)
     grid = (chunks, -(-classes // meta["BLOCK"]))
     stride = grad_rows.stride(0)
     _launch(backward, grid, arguments, grad_rows, stride, stats, sums, wanted, n, chunk, **meta)
+
+    def finished(stored: Tensor | None, finish: Callable[[Tensor], Tensor]) -> Tensor:
+        return stats.new_empty(0) if stored is None else finish(stored)
 
     label = problem.target
     index = label if problem.row_index is None else problem.row_index
     return (
         problem.input.new_empty(0) if wanted.input is None else wanted.input,
-        stats.new_empty(0) if wanted.scale is None else wanted.scale.sum(0),
-        stats.new_empty(0) if wanted.offset is None else wanted.offset.sum(0),
-        stats.new_empty(0)
-        if wanted.margin is None
-        else _scattered(wanted.margin, label, problem.margin),
-        stats.new_empty(0) if wanted.rows is None else _scattered(wanted.rows, index, problem.rows),
+        finished(wanted.scale, lambda sums: sums.sum(0)),
+        finished(wanted.offset, lambda sums: sums.sum(0)),
+        finished(wanted.margin, lambda values: _scattered(values, label, problem.margin)),
+        finished(wanted.rows, lambda values: _scattered(values, index, problem.rows)),
     )
 
 
@@ -152,9 +154,8 @@ def scale_rows_(buffer: Tensor, grad_loss: Tensor) -> None:
 
     n, classes = buffer.shape
     stride = grad_loss.stride(0) if grad_loss.dim() else 0
-    _launch(
-        scale_rows, (n,), buffer, grad_loss, stride, classes, **_sweep_meta(classes, buffer.dtype)
-    )
+    meta = _meta(_power_of_two(classes, 16, 2048))
+    _launch(scale_rows, (n,), buffer, grad_loss, stride, classes, **meta)
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **meta: Any) -> None:
@@ -289,47 +290,60 @@ def _power_of_two(n: int, least: int, most: int) -> int:
     return min(most, max(least, 1 << (n - 1).bit_length()))
 
 
-def _warps(block: int) -> int:
-    """About 8 columns for a thread, more where 16 warps are not enough."""
-    return max(1, min(16, block // 256))
+def _meta(block: int, rows: int = 1, *, each: int = 8, ample: bool = False) -> dict[str, Any]:
+    """`each` columns for a thread, more where 16 warps are not enough.
+
+    Without `ample` registers ptxas rather spills a few bytes than let one block less on a
+    multiprocessor; with it what needs no more than it had anyway may also get more.
+    """
+    warps = max(1, min(16, rows * block // (32 * each)))
+    meta: dict[str, Any] = {"BLOCK": block, "num_warps": warps}
+    if ample and torch.version.hip is None:
+        meta["maxnreg"] = min(255, 65536 // (32 * warps))
+    return meta
+
+
+def _plain(problem: Problem) -> bool:
+    """Cross-entropy of labels and nothing else, as far as a logit is concerned."""
+    _, target, *parts, options = problem
+    absent = all(part is None for part in parts)
+    return absent and target.dim() == 1 and not options.label_smoothing and not options.softcap
 
 
 def _heavy(problem: Problem) -> bool:
-    """float64, or more arithmetic per logit than an exponential: about twice the registers."""
-    options = problem.options
-    spread_phi = _spread(problem) and options.phi != LOG
-    return problem.input.dtype == torch.float64 or options.softcap > 0 or spread_phi
+    """More arithmetic per logit than an exponential."""
+    return problem.options.softcap > 0 or (_spread(problem) and problem.options.phi != LOG)
 
 
 def _row_meta(problem: Problem) -> dict[str, Any]:
     """One block for a row that fits the registers, else a sweep over smaller blocks."""
-    classes = problem.input.shape[1]
-    most = 4096 if _heavy(problem) else 16384
+    classes, plain = problem.input.shape[1], _plain(problem)
+    most = 4096 if _heavy(problem) else 16384 if plain else 8192
+    if problem.input.dtype == torch.float64:
+        most = 4096 if plain else 2048
     block = _power_of_two(classes, 16, most if classes <= most else min(most, 8192))
-    return {"BLOCK": block, "ONE_BLOCK": classes <= block, "num_warps": _warps(block)}
+    return {**_meta(block, ample=not plain), "ONE_BLOCK": classes <= block}
 
 
-def _sweep_meta(classes: int, dtype: torch.dtype) -> dict[str, Any]:
-    block = _power_of_two(classes, 16, 1024 if dtype == torch.float64 else 2048)
-    return {"BLOCK": block, "num_warps": _warps(block)}
+def _column_meta(problem: Problem) -> dict[str, Any]:
+    double = problem.input.dtype == torch.float64
+    block = _power_of_two(problem.input.shape[1], 16, 1024 if double else 2048)
+    return _meta(block, each=4 if double else 8, ample=not _plain(problem))
 
 
 def _resident_meta(problem: Problem) -> dict[str, Any]:
-    """A tile of several rows for few classes, of one row for many."""
-    return _tile_meta(problem, 4096 if _heavy(problem) or problem.rows is not None else 8192)
+    much = _heavy(problem) or problem.rows is not None or problem.input.dtype == torch.float64
+    return _tile_meta(problem, 4096 if much else 8192)
 
 
 def _sweeping_meta(problem: Problem) -> dict[str, Any]:
-    return _tile_meta(problem, 1024 if _heavy(problem) else 2048)
+    much = _heavy(problem) or problem.input.dtype == torch.float64
+    return _tile_meta(problem, 1024 if much else 2048)
 
 
 def _tile_meta(problem: Problem, most: int) -> dict[str, Any]:
+    """A tile of several rows for few classes, of one row for many."""
     n, classes = problem.input.shape
     block = _power_of_two(classes, 16, most)
     rows = min(_power_of_two(n, 1, 64), max(1, 2048 // block))
-    warps = _warps(rows * block)
-    meta = {"ROWS": rows, "BLOCK": block, "num_warps": warps}
-    if torch.version.hip is None:
-        # these loops want registers, not occupancy, for which ptxas else spills a few bytes
-        meta["maxnreg"] = min(255, 2048 // warps)
-    return meta
+    return {**_meta(block, rows, ample=True), "ROWS": rows}

@@ -56,7 +56,8 @@ def run(
         0, or 130 after Ctrl-C (what was finished is written all the same).
 
     Raises:
-        SettingsError, DataError, DivergedError: before any training, but for the last.
+        SettingsError, DataError: before any training; nothing is written.
+        DivergedError: what was finished before is written.
     """
     console = Console()
     for loss in losses or ():
@@ -80,24 +81,26 @@ def run(
             raise SettingsError(
                 f"{folder} already holds a run: resume {folder / RECORD_NAME}, or choose another"
             )
-    folder.mkdir(parents=True, exist_ok=True)
 
     try:
         with _threads(record.settings.threads):
-            _train_all(record, folder / RECORD_NAME, console)
+            _train_all(record, folder, console)
     except KeyboardInterrupt:
         console.print("[yellow]interrupted[/yellow]")
-        status = INTERRUPTED
-    else:
-        status = 0
-    if record.results:
-        save_plot(record, folder / PLOT_NAME)
-        wide = console if console.is_terminal else Console(width=_TABLE_WIDTH)
-        wide.print(table(record))
-        console.print(f"written: {folder / RECORD_NAME}, {folder / PLOT_NAME}", soft_wrap=True)
-    else:
-        console.print("no run was finished; nothing is written")
-    return status
+        if not record.results:
+            console.print("no run was finished; nothing is written")
+        return INTERRUPTED
+    finally:
+        if record.results:
+            _report(record, folder, console)
+    return 0
+
+
+def _report(record: Record, folder: Path, console: Console) -> None:
+    save_plot(record, folder / PLOT_NAME)
+    wide = console if console.is_terminal else Console(width=_TABLE_WIDTH)
+    wide.print(table(record))
+    console.print(f"written: {folder / RECORD_NAME}, {folder / PLOT_NAME}", soft_wrap=True)
 
 
 def _new_settings(given: Mapping[str, Any]) -> RunSettings:
@@ -144,7 +147,7 @@ def _note_changed_environment(record: Record, console: Console) -> None:
         )
 
 
-def _train_all(record: Record, path: Path, console: Console) -> None:
+def _train_all(record: Record, folder: Path, console: Console) -> None:
     """Train the pairs that are missing, seed by seed so that all losses share a seed's data."""
     pending = {seed: record.missing_losses(seed) for seed in record.seeds}
     pairs = sum(map(len, pending.values()))
@@ -159,6 +162,7 @@ def _train_all(record: Record, path: Path, console: Console) -> None:
             data = load(record.settings.data, seed=seed, **record.settings.data_options)
             record.describe_data(data, seed)
             _check_losses(record, losses)
+            _make(folder)
             steps = record.settings.epochs * steps_per_epoch(data, record.settings)
             progress.update(bar, total=pairs * steps)
             for loss in losses:
@@ -167,7 +171,14 @@ def _train_all(record: Record, path: Path, console: Console) -> None:
                     data, loss, seed, record.settings, on_step=lambda: progress.advance(bar)
                 )
                 record.add(loss, seed, trained)
-                record.save(path)
+                record.save(folder / RECORD_NAME)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"the output folder {folder} cannot be made: {error}") from error
 
 
 def _check_losses(record: Record, losses: Sequence[str]) -> None:

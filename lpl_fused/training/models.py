@@ -36,6 +36,9 @@ class ContextEmbedding(nn.Module):
     def __init__(self, vocabulary: int, width: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
+        # Batch normalisation follows, so only directions matter, and a rare token's few gradients
+        # turn a short vector faster.
+        nn.init.normal_(self.embedding.weight, std=0.1)
 
     def forward(self, contexts: Tensor) -> Tensor:
         embedded: Tensor = self.embedding(contexts)  # (N, length, width)
@@ -54,11 +57,11 @@ def build_model(data: LongTailedData, *, cosine_head: bool = False) -> nn.Module
     """
     inputs = data.train_inputs
     if not inputs.is_floating_point() and inputs.ndim == 2:
-        width = 48
+        width, features = 48, 64
         body = nn.Sequential(
-            ContextEmbedding(data.num_classes + 1, width), *_dense(width * inputs.shape[1], 128)
+            ContextEmbedding(data.num_classes + 1, width),
+            *_dense(width * inputs.shape[1], features),
         )
-        features = 128
     elif max(inputs.shape[-2:]) <= _MLP_UP_TO:
         hidden = (256, 128)
         pixels = inputs[0].numel()

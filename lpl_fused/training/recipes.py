@@ -77,10 +77,12 @@ RECIPES: dict[str, Recipe] = {
         cosine_head=True,
         deferred=True,
     ),
-    # The authors tune γ for every data set. Raw logits favour the rare classes until training has
-    # made up for the scales, and at their code's default of 0.3 that takes far longer than here.
+    # The literature tunes γ for every data set. Raw logits favour the rare classes until training
+    # has made up for the scales, and at the default of 0.3 that takes far longer than here.
     "vs": Recipe(losses.VSLoss, "vector scaling, Kini et al. 2021", options={"gamma": 0.05}),
-    "cdt": Recipe(losses.CDTLoss, "class-dependent temperatures, Ye et al. 2020"),
+    "cdt": Recipe(
+        losses.CDTLoss, "class-dependent temperatures, Ye et al. 2020", options={"gamma": 0.05}
+    ),
     "focal": Recipe(losses.FocalLoss, "focal loss, Lin et al. 2017", needs_counts=False),
     "cb": Recipe(losses.ClassBalancedLoss, "class-balanced weights, Cui et al. 2019"),
     "lpl": Recipe(

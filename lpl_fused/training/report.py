@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from rich.table import Table
 
 from .record import Record, Summary
@@ -43,7 +44,7 @@ def table(record: Record) -> Table:
     )
     where = record.environment["device"]
     if settings.device == "cpu":
-        where += f", {record.environment['threads']} threads"
+        where += f", threads: {record.environment['threads']}"
     caption = (
         f"accuracy in % on {data['test_examples']:,} test examples, from raw logits after the last "
         f"epoch; mean ± standard error over seeds; many-shot: > {settings.many_above} training "
@@ -94,7 +95,9 @@ def save_plot(record: Record, path: Path) -> None:
     _by_frequency(right, record, "loss_variation", scale=1.0)
     right.axhline(0, color="0.3", linewidth=0.8, zorder=0)
     right.set_yscale("symlog", linthresh=1.0)
-    right.set_ylim(bottom=-1.3)  # a loss cannot fall by more than the whole of it
+    # A loss cannot fall by more than the whole of it; above, room for the names of the splits.
+    right.set_ylim(-1.3, 3 * max(1.0, right.get_ylim()[1]))
+    right.yaxis.set_major_formatter("{x:g}")
     right.set(
         ylabel="(l′ − l) / l on training data", title="Relative loss variation by class frequency"
     )
@@ -127,7 +130,9 @@ def _by_frequency(axes: Axes, record: Record, measure: str, scale: float) -> Non
         )
     axes.set_xscale("log")
     axes.set_xlabel("training examples of the class")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.grid(alpha=0.25)
     _mark_splits(axes, record)
 

@@ -14,15 +14,15 @@ from .recipes import RECIPES
 
 # Keywords of `lpl_fused.data.load` by data set, with the defaults of a comparison.
 _DATA_OPTIONS: dict[str, dict[str, Any]] = {
-    "glyphs": {"num_classes": 1000, "imbalance": 100.0, "profile": "exp", "largest": 200},
+    "glyphs": {"num_classes": 500, "imbalance": 100.0, "profile": "exp", "largest": 200},
     "digits": {"imbalance": 100.0, "profile": "exp", "largest": 100},
     "tokens": {"num_classes": 10_000, "train_samples": 250_000},
     "folder": {"path": None, "image_size": 32},
 }
 _TRAINING: dict[str, dict[str, Any]] = {
-    # One thread: the steps are small, and two threads that wait for each other at every operation
-    # take four times as long once another program wants a core.
-    "glyphs": {"epochs": 4, "batch_size": 512, "lr": 0.8, "threads": 1},
+    # One thread: small steps gain little from more, and threads that wait for each other at every
+    # operation make them four times slower once another program wants a core.
+    "glyphs": {"epochs": 5, "batch_size": 256, "lr": 0.5, "threads": 1},
     # The largest class has 100 images, so the usual thresholds 100 and 20 would leave no many-shot.
     "digits": {
         "epochs": 100,
@@ -32,7 +32,7 @@ _TRAINING: dict[str, dict[str, Any]] = {
         "many_above": 20,
         "few_below": 5,
     },
-    "tokens": {"epochs": 2, "batch_size": 512, "lr": 0.2},
+    "tokens": {"epochs": 3, "batch_size": 256, "lr": 1.0, "weight_decay": 1e-5, "threads": 1},
     "folder": {"epochs": 30, "batch_size": 64, "lr": 0.05},
 }
 

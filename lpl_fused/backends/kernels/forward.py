@@ -75,13 +75,13 @@ def forward(problem, norm, losses, stats, grad, BLOCK: tl.constexpr, ONE_BLOCK: 
 @triton.jit
 def sweep_gradient(row, terms, grad, problem, BLOCK: tl.constexpr):
     """Writes dL/du of a row, from its end, which the sweep before has left in the caches."""
-    start = (problem.classes - 1) // BLOCK * BLOCK
-    while start >= 0:
-        columns = start + tl.arange(0, BLOCK)
+    column = (problem.classes - 1) // BLOCK * BLOCK
+    while column >= 0:
+        columns = column + tl.arange(0, BLOCK)
         u, z, inside = read_logits(row, columns, problem)
         weight = read_weights(row, columns, inside, problem)
         dz = block_gradient(row, z, weight, columns, terms, problem)
         du, _ = unperturb(dz, u, columns, inside, problem)
         here = grad + row.index * problem.classes + columns
         tl.store(here, du.to(grad.dtype.element_ty), mask=inside)
-        start -= BLOCK
+        column -= BLOCK

@@ -62,7 +62,7 @@ def block_statistics(row, z, weight, columns, inside, problem):
         if problem.form == DENSE:
             counts = weight != 0
         mass = tl.sum(weight, 0)
-        pull = tl.sum(tl.where(counts, weight * (z - shift), 0), 0)
+        pull = tl.sum(tl.where(counts, z - shift, 0) * weight, 0)
     return maximum, rest, mass, pull
 
 
@@ -98,8 +98,8 @@ def block_sums(z, weight, inside, shift, log_total, problem):
         # a class without weight counts nothing, however infinite its loss
         counts = weight != 0
     ell = log_total - (z - shift)
-    values = tl.sum(tl.where(counts, weight * phi_value(ell, problem), 0), 0)
-    slopes = tl.sum(tl.where(counts, weight * phi_slope(ell, problem), 0), 0)
+    values = tl.sum(tl.where(counts, phi_value(ell, problem), 0) * weight, 0)
+    slopes = tl.sum(phi_slope(ell, problem) * weight, 0)
     return values, slopes, tl.sum(weight, 0)
 
 

@@ -1,0 +1,263 @@
+"""Every Triton kernel compiled for GPUs that are not here: no spills, no 32-bit row offsets.
+
+The launchers run on small problems with the class counts of real ones; what they would launch, with
+the launch parameters that they pick, is compiled for sm_80, sm_90, sm_100 and gfx942. That needs a
+process without TRITON_INTERPRET: this file, run as a script, is that process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from lpl_fused.backends import load
+from lpl_fused.phi import FOCAL
+from lpl_fused.problem import Options, Problem, accumulate_dtype
+
+pytest.importorskip("triton")
+
+BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "gfx942": "gfx942"}
+TABLES = ("weight", "sample_weight", "scale", "offset", "margin", "rows")
+PLAIN = Options()
+ALL_OPTIONS = Options(
+    phi=FOCAL, phi_parameter=1.5, z_loss=1e-4, softcap=30.0, inverse_temperature=2.0
+)
+SMOOTHED = Options(label_smoothing=0.1)
+EVERYTHING = ALL_OPTIONS._replace(label_smoothing=0.1)
+
+
+class Report(NamedTuple):
+    """What a compiler said of a kernel."""
+
+    kernel: str
+    target: str
+    meta: dict[str, Any]
+    registers: int
+    spilled: int  # bytes
+    stack: int  # bytes
+    exponentials: int  # instructions
+    binary_bytes: int
+    narrow_offsets: list[str]  # 32-bit products that number more than columns
+
+
+@dataclass
+class Variant:
+    """A launcher called with logits (n, classes) of some dtype, and the parts and options named."""
+
+    call: str
+    dtype: torch.dtype
+    classes: int
+    options: Options = PLAIN
+    parts: tuple[str, ...] = ()
+    n: int = 4
+
+    def problem(self) -> Problem:
+        n, classes, dtype = self.n, self.classes, accumulate_dtype(self.dtype)
+        shapes = {"sample_weight": (n,), "lam": (n,), "rows": (2, classes)}
+        labels = torch.zeros(n, dtype=torch.int64)
+        fields: dict[str, Any] = {}
+        for name in self.parts:
+            if name == "dense":
+                continue
+            fields[name] = torch.ones(shapes.get(name, (classes,)), dtype=dtype)
+        if "rows" in self.parts:
+            fields["row_index"] = labels
+        if "lam" in self.parts:
+            fields["other"] = labels
+        if self.call == "learned":
+            fields["steps"] = torch.ones(classes, dtype=torch.int32)
+        logits = torch.zeros(n, classes, dtype=self.dtype)
+        target = torch.zeros_like(logits) if "dense" in self.parts else labels
+        return Problem(logits, target, options=self.options, **fields)
+
+    def run(self) -> None:
+        backend, problem = load("triton"), self.problem()
+        n, dtype = self.n, accumulate_dtype(self.dtype)
+        if self.call in ("loss", "gradient"):
+            backend.cross_entropy(problem, self.call == "gradient")
+        elif self.call == "backward":
+            want = [True, *(name in self.parts for name in ("scale", "offset", "margin", "rows"))]
+            stats = torch.ones(2, n, dtype=dtype)
+            backend.cross_entropy_backward(problem, torch.ones(n, dtype=dtype), stats, want)
+        elif self.call == "learned":
+            backend.learned_perturbation(problem)
+        else:
+            backend.scale_rows_(problem.input, torch.ones((), dtype=dtype))
+
+
+# Chosen so that each dtype, class count, option, table and target form occurs, and for each kernel
+# what takes most registers: the largest block that stays in registers, and everything switched on.
+VARIANTS = {
+    "plain, 10": Variant("gradient", BF16, 10),
+    "plain, 100": Variant("gradient", FP16, 100),
+    "plain, 1000": Variant("gradient", FP32, 1000),
+    "plain, 8142": Variant("gradient", BF16, 8142),
+    "plain, 16384": Variant("gradient", FP32, 16384),
+    "plain, 128256": Variant("gradient", BF16, 128256),
+    "plain loss, 50257": Variant("loss", FP16, 50257),
+    "plain fp64, 8142": Variant("gradient", FP64, 8142),
+    "tables, 8142": Variant("gradient", FP32, 8142, ALL_OPTIONS._replace(softcap=0.0), TABLES),
+    "tables, 16384": Variant("gradient", FP32, 16384, ALL_OPTIONS._replace(softcap=0.0), TABLES),
+    "everything, 50257": Variant("gradient", BF16, 50257, EVERYTHING, TABLES),
+    "everything fp64, 8142": Variant("gradient", FP64, 8142, EVERYTHING, TABLES),
+    "mixed, 32000": Variant("gradient", FP32, 32000, PLAIN, ("lam",)),
+    "dense, 1000": Variant("gradient", BF16, 1000, SMOOTHED, ("dense",)),
+    "smoothed, 128256": Variant("gradient", BF16, 128256, SMOOTHED, ("weight",)),
+    "backward, 8142": Variant("backward", BF16, 8142),
+    "backward fp16, 128256": Variant("backward", FP16, 128256),
+    "backward, tables, 8142": Variant("backward", FP32, 8142, ALL_OPTIONS, TABLES),
+    "backward, everything, 1000": Variant("backward", BF16, 1000, EVERYTHING, TABLES),
+    "backward, everything fp64, 1000": Variant("backward", FP64, 1000, EVERYTHING, TABLES),
+    "lpl, 100": Variant("learned", FP32, 100, Options(step_size=0.1), n=128),
+    "lpl, 8142": Variant("learned", BF16, 8142, Options(step_size=0.1)),
+    "lpl, everything, 10": Variant(
+        "learned", FP64, 10, ALL_OPTIONS._replace(step_size=0.1, normalize=True), TABLES[2:], n=128
+    ),
+    "lpl, everything, 32000": Variant(
+        "learned", FP32, 32000, ALL_OPTIONS._replace(step_size=0.1, normalize=True), TABLES[2:]
+    ),
+    "scale, 8142": Variant("scale", BF16, 8142),
+}
+
+
+def launches(variant: Variant) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """The (kernel, arguments, launch parameters) of a variant, not launched."""
+    found: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+    load("triton")._launch = lambda kernel, _, *arguments, **meta: found.append(
+        (kernel, arguments, meta)
+    )
+    variant.run()
+    return found
+
+
+def compiled(
+    kernel: Any, arguments: tuple[Any, ...], meta: dict[str, Any], target: str
+) -> tuple[Any, str]:
+    """(what Triton would compile at this launch on `target`, ptxas's log)."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    arch = TARGETS[target]
+    gpu = GPUTarget("hip", arch, 64) if target == "gfx942" else GPUTarget("cuda", arch, 32)
+    meta = {**meta, "enable_fp_fusion": True, "debug": False}
+    if target == "gfx942":
+        meta.pop("maxnreg", None)  # which the launcher leaves out under ROCm
+    backend = make_backend(gpu)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, options = bind(*arguments, **meta)
+    options, signature, constants, attributes = kernel._pack_args(
+        backend, meta, bound, specialization, options
+    )
+    source = ASTSource(kernel, signature, constants, attributes)
+    log = io.StringIO()
+    with contextlib.redirect_stdout(log):
+        binary = triton.compile(source, target=gpu, options=options.__dict__)
+    return binary, log.getvalue()
+
+
+def number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    assert found, f"{pattern} not in {text!r}"
+    return int(found.group(1))
+
+
+def report(kernel: Any, arguments: tuple[Any, ...], meta: dict[str, Any], target: str) -> Report:
+    binary, log = compiled(kernel, arguments, meta, target)
+    # multiplications make offsets; a 32-bit one may only number columns
+    narrow = re.findall(r"%(\w+) = arith\.muli .*: (?:tensor<[\dx]*)?i32\b", binary.asm["ttir"])
+    narrow = [name for name in narrow if not name.startswith("column")]
+    if target == "gfx942":
+        text = binary.asm["amdgcn"]
+        registers = number(r"\.vgpr_count:\s+(\d+)", text)
+        spilled = number(r"\.vgpr_spill_count:\s+(\d+)", text)
+        stack = number(r"\.private_segment_fixed_size:\s+(\d+)", text)
+        exponentials, size = text.count("v_exp_f32"), len(binary.asm["hsaco"])
+    else:
+        registers = number(r"Used (\d+) registers", log)
+        spilled = number(r"(\d+) bytes spill stores", log)
+        spilled += number(r"(\d+) bytes spill loads", log)
+        stack = number(r"(\d+) bytes stack frame", log)
+        exponentials, size = binary.asm["ptx"].count("ex2.approx"), len(binary.asm["cubin"])
+    return Report(
+        kernel.fn.__name__, target, meta, registers, spilled, stack, exponentials, size, narrow
+    )
+
+
+def main() -> None:
+    for name, variant in VARIANTS.items():
+        for kernel, arguments, meta in launches(variant):
+            for target in TARGETS:
+                found = report(kernel, arguments, meta, target)
+                print(json.dumps([name, found]), flush=True)
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[Report]]:
+    """What the compilers said, by variant and target, from one process for all."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_DUMP_PTXAS_LOG"] = "1"
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    process = subprocess.run(
+        [sys.executable, __file__], env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr[-4000:]
+    found: dict[tuple[str, str], list[Report]] = {}
+    for line in process.stdout.splitlines():
+        name, fields = json.loads(line)
+        found.setdefault((name, fields[1]), []).append(Report(*fields))
+    return found
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_spills(
+    reports: dict[tuple[str, str], list[Report]],
+    variant: str,
+    target: str,
+    record_property: Callable[[str, object], None],
+) -> None:
+    for kernel in reports[variant, target]:
+        record_property(f"{kernel.kernel} registers", kernel.registers)
+        assert kernel.binary_bytes > 0
+        assert (kernel.spilled, kernel.stack) == (0, 0), kernel
+        assert kernel.narrow_offsets == [], kernel
+
+
+def test_every_kernel_is_compiled(reports: dict[tuple[str, str], list[Report]]) -> None:
+    kernels = {kernel.kernel for found in reports.values() for kernel in found}
+    assert kernels == {
+        "forward",
+        "backward",
+        "row_sums",
+        "scale_rows",
+        "resident_steps",
+        "sweeping_steps",
+    }
+
+
+@pytest.mark.parametrize("variant", ["plain, 10", "plain, 1000", "plain, 8142", "plain, 16384"])
+def test_one_exponential_per_logit(
+    reports: dict[tuple[str, str], list[Report]], variant: str
+) -> None:
+    """A row in registers: loss and gradient share their exponentials, and the label has one more."""
+    (kernel,) = reports[variant, "sm_90"]
+    each = max(1, kernel.meta["BLOCK"] // (32 * kernel.meta["num_warps"]))
+    assert kernel.exponentials == each + 1
+
+
+if __name__ == "__main__":
+    main()

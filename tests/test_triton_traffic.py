@@ -1,0 +1,291 @@
+"""Memory traffic of the Triton kernels, counted in the interpreter, against a budget.
+
+A budget says in bytes per logit how much of every (N, C) matrix a call loads and stores: what a
+kernel must move if it keeps what it once has read. It must be met exactly, but for LABELS bytes per
+row and matrix, which pay for the logits of the labels, and ROW bytes per row beside all matrices,
+for labels and statistics. Tables of C entries are read again by every row, from a cache, and have a
+budget of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from lpl_fused.backends import load, reason_against
+from lpl_fused.phi import FOCAL
+from lpl_fused.problem import Options, Problem, accumulate_dtype
+
+if reason_against("triton", "cpu", torch.float32) is not None:
+    pytest.skip("needs Triton's interpreter", allow_module_level=True)
+
+import triton
+import triton.language as tl
+from triton_memory import Traffic, watched
+
+LABELS, ROW = 128, 1024
+TABLES = ("scale", "offset", "weight")
+PLAIN = Options()
+ONE_BLOCK, SWEEP = 8142, 20_000  # classes: a row fits the registers, or it does not
+HEAVY = 5000  # does not where a logit takes more arithmetic
+N = 4
+
+backend = load("triton")
+
+
+def forward(problem: Problem) -> None:
+    backend.cross_entropy(problem, False)
+
+
+def forward_and_gradient(problem: Problem) -> None:
+    backend.cross_entropy(problem, True)
+
+
+def backward(*wanted: str) -> Callable[[Problem], None]:
+    def run(problem: Problem) -> None:
+        n, dtype = problem.input.shape[0], accumulate_dtype(problem.input.dtype)
+        want = [name in wanted for name in ("input", "scale", "offset", "margin", "rows")]
+        stats, upstream = torch.ones(2, n, dtype=dtype), torch.ones((), dtype=dtype)
+        backend.cross_entropy_backward(problem, upstream.expand(n), stats, want)
+
+    return run
+
+
+def scale(factor: float) -> Callable[[Problem], None]:
+    return lambda problem: backend.scale_rows_(problem.input.clone(), torch.tensor(factor))
+
+
+@dataclass
+class Budget:
+    """Bytes per logit, loaded and stored, of each matrix; of all tables, loaded, together."""
+
+    run: Callable[[Problem], None]
+    classes: int
+    matrices: dict[str, tuple[float, float]]
+    tables: float = 0.0
+    parts: tuple[str, ...] = ()
+    options: Options = PLAIN
+    steps: int | None = None
+    dtype: torch.dtype = torch.bfloat16
+    n: int = N
+
+    def problem(self) -> Problem:
+        generator = torch.Generator().manual_seed(0)
+        n, classes = self.n, self.classes
+        shapes = dict.fromkeys((*TABLES, "margin"), (classes,)) | {"rows": (2, classes)}
+        parts = {
+            name: torch.rand(shapes[name], generator=generator)
+            for name in self.parts
+            if name in shapes
+        }
+        target = torch.arange(n)
+        if "dense" in self.parts:
+            target = torch.rand(n, classes, generator=generator).to(self.dtype)
+        if "rows" in self.parts:
+            parts["row_index"] = torch.arange(n) % 2
+        if self.steps is not None:
+            parts["steps"] = torch.full((classes,), self.steps, dtype=torch.int32)
+        if "one class" in self.parts:
+            target = torch.zeros_like(target)
+        logits = torch.randn(n, classes, generator=generator).to(self.dtype)
+        return Problem(logits, target, **parts, options=self.options)
+
+
+LPL = Options(step_size=0.1)
+LPL_NORMALIZED = Options(step_size=0.1, normalize=True)
+SMOOTHED_FOCAL = Options(phi=FOCAL, phi_parameter=2.0, label_smoothing=0.1)
+ALL = ("scale", "offset", "margin", "rows")
+
+BUDGETS = {
+    # loss alone: every logit once
+    "forward": Budget(forward, ONE_BLOCK, {"input": (2, 0)}),
+    "forward, swept": Budget(forward, SWEEP, {"input": (2, 0)}),
+    "forward, fp32": Budget(forward, ONE_BLOCK, {"input": (4, 0)}, dtype=torch.float32),
+    # loss and gradient: one read and one write, or a second read
+    "gradient": Budget(forward_and_gradient, ONE_BLOCK, {"input": (2, 0), "grad": (0, 2)}),
+    "gradient, fp32": Budget(
+        forward_and_gradient, ONE_BLOCK, {"input": (4, 0), "grad": (0, 4)}, dtype=torch.float32
+    ),
+    "gradient, swept": Budget(forward_and_gradient, SWEEP, {"input": (4, 0), "grad": (0, 2)}),
+    # gradient from saved statistics
+    "backward": Budget(backward("input"), SWEEP, {"input": (2, 0), "wanted.input": (0, 2)}),
+    "backward, smoothed": Budget(
+        backward("input"),
+        SWEEP,
+        {"input": (2, 0), "wanted.input": (0, 2)},
+        options=Options(label_smoothing=0.1),
+    ),
+    # tables: their own bytes alone, once for z and, for scale, once for its derivative
+    "gradient, tables": Budget(
+        forward_and_gradient,
+        ONE_BLOCK,
+        {"input": (2, 0), "grad": (0, 2), "rows": (4, 0)},
+        tables=12,
+        parts=ALL,
+    ),
+    "gradient, tables, swept": Budget(
+        forward_and_gradient,
+        SWEEP,
+        {"input": (4, 0), "grad": (0, 2), "rows": (8, 0)},
+        tables=20,
+        parts=ALL,
+    ),
+    # 16 rows are 2 chunks: 2/16 of an (N, C) float32 matrix of partial sums for each table
+    "backward, all tables learn": Budget(
+        backward("input", *ALL),
+        ONE_BLOCK,
+        {
+            "input": (2, 0),
+            "wanted.input": (0, 2),
+            "rows": (4, 0),
+            "wanted.rows": (0, 4),
+            "wanted.scale": (0, 0.5),
+            "wanted.offset": (0, 0.5),
+        },
+        tables=12,
+        parts=ALL,
+        n=16,
+    ),
+    # soft targets
+    "gradient, smoothed": Budget(
+        forward_and_gradient,
+        ONE_BLOCK,
+        {"input": (2, 0), "grad": (0, 2)},
+        tables=4,
+        parts=("weight",),
+        options=Options(label_smoothing=0.1),
+    ),
+    "gradient, smoothed focal, swept": Budget(
+        forward_and_gradient, HEAVY, {"input": (6, 0), "grad": (0, 2)}, options=SMOOTHED_FOCAL
+    ),
+    "gradient, dense": Budget(
+        forward_and_gradient,
+        ONE_BLOCK,
+        {"input": (2, 0), "grad": (0, 2), "target": (2, 0)},
+        parts=("dense",),
+    ),
+    "gradient, dense, swept": Budget(
+        forward_and_gradient,
+        SWEEP,
+        {"input": (4, 0), "grad": (0, 2), "target": (4, 0)},
+        parts=("dense",),
+    ),
+    # learned perturbation in registers: δ (float32) written and read once, whatever the steps
+    **{
+        f"LPL, {steps} steps": Budget(
+            forward_and_gradient,
+            ONE_BLOCK,
+            {"input": (4, 0), "grad": (0, 2), "delta": (4, 4)},
+            steps=steps,
+            options=LPL,
+        )
+        for steps in (1, 7)
+    },
+    # swept: a step reads the logits twice, δ twice, and writes δ; then the loss as above
+    **{
+        f"LPL, {steps} steps, swept": Budget(
+            forward_and_gradient,
+            SWEEP,
+            {"input": (4 * steps + 4, 0), "grad": (0, 2), "delta": (8 * steps + 8, 4 * steps + 4)},
+            steps=steps,
+            options=LPL,
+        )
+        for steps in (1, 3)
+    },
+    "LPL, normalized, swept": Budget(
+        forward_and_gradient,
+        SWEEP,
+        {
+            "input": (4 * 2 + 4, 0),
+            "grad": (0, 2),
+            "delta": (12 * 2 + 8, 4 * 2 + 4),
+            "direction": (4 * 2, 4 * 2),
+        },
+        steps=2,
+        options=LPL_NORMALIZED,
+    ),
+    # a class of 4 rows: one δ for all, so a quarter of a matrix, but every row is filled with 0
+    "LPL, one class, swept": Budget(
+        forward_and_gradient,
+        ONE_BLOCK,
+        {"input": (4 * 2 + 2, 0), "grad": (0, 2), "delta": (2 * 2 + 1 * 2 * 3 + 4, 4 + 2)},
+        steps=2,
+        options=LPL,
+        parts=("one class",),
+    ),
+    # the upstream factor: nothing to do for 1
+    "scale by 1": Budget(scale(1.0), ONE_BLOCK, {}),
+    "scale by 2": Budget(scale(2.0), ONE_BLOCK, {"matrix": (2, 2)}),
+}
+
+
+def measure(budget: Budget) -> Traffic:
+    with watched() as traffic:
+        budget.run(budget.problem())
+    return traffic
+
+
+def check(budget: Budget, traffic: Traffic) -> None:
+    logits, allowance = budget.n * budget.classes, budget.n * LABELS
+    rest = traffic.total()
+    for name, per_logit in budget.matrices.items():
+        for way, found, expected in zip(
+            ("loaded", "stored"), traffic.of(name), per_logit, strict=True
+        ):
+            over = found - expected * logits
+            assert 0 <= over <= allowance, (
+                f"{name}: {found / logits:.2f} bytes per logit {way}, budget {expected}"
+            )
+            rest -= found
+    tables = sum(traffic.of(name)[0] for name in TABLES)
+    over = tables - budget.tables * logits
+    assert 0 <= over <= allowance, f"tables: {tables / logits:.2f} bytes, budget {budget.tables}"
+    assert rest - tables <= budget.n * ROW, f"{(rest - tables) / logits:.2f} bytes per logit beside"
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_traffic_is_within_budget(
+    name: str, record_property: Callable[[str, object], None]
+) -> None:
+    budget = BUDGETS[name]
+    traffic = measure(budget)
+    record_property("bytes_per_logit", traffic.total() / (budget.n * budget.classes))
+    check(budget, traffic)
+
+
+def test_a_second_read_breaks_a_budget() -> None:
+    """The budget of a row in registers does not pass for a row that is swept twice."""
+    swept, one_block = BUDGETS["gradient, swept"], BUDGETS["gradient"]
+    with pytest.raises(AssertionError, match=r"input: 4.00 bytes per logit loaded, budget 2"):
+        check(Budget(one_block.run, SWEEP, one_block.matrices), measure(swept))
+
+
+def test_a_matrix_without_budget_breaks_it() -> None:
+    budget = BUDGETS["gradient"]
+    with pytest.raises(AssertionError, match="beside"):
+        check(Budget(budget.run, budget.classes, {"input": (2, 0)}), measure(budget))
+
+
+@triton.jit
+def copy(source, destination, count, BLOCK: tl.constexpr):
+    """destination ← source"""
+    lanes = tl.arange(0, BLOCK)
+    tl.store(destination + lanes, tl.load(source + lanes, mask=lanes < count), mask=lanes < count)
+
+
+def test_the_count_is_that_of_the_mask() -> None:
+    source, destination = torch.arange(10.0), torch.zeros(10)
+    with watched() as traffic:
+        backend._launch(copy, (1,), source, destination, 7, BLOCK=16)
+    assert traffic.of("source") == (28, 0)
+    assert traffic.of("destination") == (0, 28)
+    assert destination.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 0, 0]
+
+
+def test_an_access_outside_is_caught() -> None:
+    """One element more than the tensor has, though the memory behind it is there."""
+    with watched(), pytest.raises(Exception, match="copy touches 1 elements outside"):
+        backend._launch(copy, (1,), torch.arange(10.0)[:7], torch.zeros(10), 8, BLOCK=16)
