@@ -49,9 +49,8 @@ struct Problem {
 
 // What to compute; null pointers are not wanted.
 struct Outputs {
-  void* loss;   // (N,) Acc for Reduction::none, else one Acc
-  void* stats;  // (2, N) Acc: row maximum, rest of the mass
-  void* norm;   // one Acc
+  void* loss;  // (N,) Acc for Reduction::none, else one Acc
+  void* norm;  // one Acc
 
   void* grad;                // (N, C) of the logits' dtype, contiguous
   const void* grad_rows;     // (N,) Acc upstream; null: 1/norm (mean) or 1

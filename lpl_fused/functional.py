@@ -88,7 +88,7 @@ def cross_entropy(
     shaped = Shaped(input, target)
     options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap)
     problem = shaped.problem(options, perturbation, weight, sample_weight, label_smoothing)
-    backend = _resolve(backend, problem, weight)
+    backend = _resolve(backend, problem)
     return shaped.restore(_run(problem, backend), options)
 
 
@@ -146,7 +146,7 @@ def lpl_cross_entropy(
                 f"differentiates the steps, got {backend!r}"
             )
         return shaped.restore(reference.cross_entropy(problem, through_perturbation=True), options)
-    backend = _resolve(backend, problem, weight)
+    backend = _resolve(backend, problem)
     return shaped.restore(_run(problem, backend), options)
 
 
@@ -189,14 +189,9 @@ def lpl_perturbation(
 def _run(problem: Problem, backend: str) -> Tensor:
     if backend == REFERENCE:
         return reference.cross_entropy(problem)
-    if problem.steps is not None and torch.is_grad_enabled() and _tables_learn(problem):
+    if problem.steps is not None and torch.is_grad_enabled() and ops.tables_learn(problem):
         problem = _with_fixed_delta(problem, backend)
     return ops.cross_entropy(problem, backend)
-
-
-def _tables_learn(problem: Problem) -> bool:
-    tables = (problem.scale, problem.offset, problem.margin, problem.rows)
-    return any(table is not None and table.requires_grad for table in tables)
 
 
 def _with_fixed_delta(problem: Problem, backend: str) -> Problem:
@@ -215,11 +210,11 @@ def _with_fixed_delta(problem: Problem, backend: str) -> Problem:
     return problem._replace(rows=rows, row_index=each, steps=None)
 
 
-def _resolve(backend: str, problem: Problem, weight: Tensor | None = None) -> str:
+def _resolve(backend: str, problem: Problem) -> str:
     """The backend to run; "auto" leaves to the reference what only it differentiates."""
     if backend == "auto" and torch.is_grad_enabled():
-        asked = (problem.target, problem.lam, problem.weight, problem.sample_weight)
-        if any(tensor is not None and tensor.requires_grad for tensor in asked):
-            return REFERENCE
+        for tensor in (problem.target, problem.lam, problem.weight, problem.sample_weight):
+            if tensor is not None and tensor.requires_grad:
+                return REFERENCE
     kind, dtype = problem.input.device.type, problem.input.dtype
     return resolve(backend, kind, dtype)

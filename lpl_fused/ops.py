@@ -2,15 +2,18 @@
 
     cross_entropy(Problem, backend, want_grad) -> (loss, stats, norm, grad)
         loss   0-dim, or (N,) for reduction "none"; accumulate dtype
-        stats  (2, N): the row's maximum m and Σ exp(z − m), without the target's own term where
-               the target is one label (so that 1 − p_y keeps its digits)
-        norm   0-dim: what the loss was divided by (1 unless reduction is "mean")
-        grad   (N, C), input dtype, dL/d input for an upstream gradient of 1; empty unless wanted
+        grad   (N, C), input dtype, dL/d input for an upstream gradient of 1; if wanted
+        stats  (backend.STATS, N): what the backend's backward wants to know of the rows, for
+               Triton the maximum m and Σ exp(z − m), without the target's own term where the
+               target is one label (so that 1 − p_y keeps its digits); unless grad is wanted
+        norm   0-dim: what the loss was divided by (1 unless reduction is "mean"); as stats
     cross_entropy_backward(Problem, backend, grad_rows, stats, want)
             -> (input, scale, offset, margin, rows), empty where not wanted
         grad_rows  (N,), stride 0 or 1: the gradient of each row's loss
     learned_perturbation(Problem, backend) -> (delta (N, C), slot (N,))
         as reference.learned_perturbation
+
+A launcher of a backend returns None where its operator returns an empty tensor.
 
 A problem with `steps` is differentiated with its δ held constant; tables that want a gradient
 beside it are served by functional.py, which hands δ over as `rows`.
@@ -57,7 +60,12 @@ def _unpacked(
 
 def _cross_entropy(input, target, parts, codes, numbers, backend, want_grad):  # type: ignore[no-untyped-def]
     problem = _unpacked(input, target, parts, codes, numbers)
-    return load(backend).cross_entropy(problem, want_grad)
+    loss, stats, norm, grad = load(backend).cross_entropy(problem, want_grad)
+    if want_grad:
+        return loss, loss.new_empty(0), loss.new_empty(0), grad
+    if stats is None:
+        stats = loss.new_empty((0, input.shape[0]))
+    return loss, stats, norm, input.new_empty(0)
 
 
 def _cross_entropy_backward(  # type: ignore[no-untyped-def]
@@ -74,13 +82,11 @@ def _learned_perturbation(input, target, parts, codes, numbers, backend):  # typ
 
 def _cross_entropy_fake(input, target, parts, codes, numbers, backend, want_grad):  # type: ignore[no-untyped-def]
     n, classes = input.shape
-    row = input.new_empty(n, dtype=accumulate_dtype(input.dtype))
-    return (
-        row if codes[0] == NONE else row.new_empty(()),
-        row.new_empty((2, n)),
-        row.new_empty(()),
-        input.new_empty((n, classes) if want_grad else (0,)),
-    )
+    loss = input.new_empty((n,) if codes[0] == NONE else (), dtype=accumulate_dtype(input.dtype))
+    if want_grad:
+        return loss, loss.new_empty(0), loss.new_empty(0), input.new_empty((n, classes))
+    stats = loss.new_empty((load(backend).STATS, n))
+    return loss, stats, loss.new_empty(()), input.new_empty(0)
 
 
 def _cross_entropy_backward_fake(  # type: ignore[no-untyped-def]
@@ -130,7 +136,7 @@ def _direct(tensor: Tensor) -> bool:
     )
 
 
-def _forward(problem: Problem, backend: str, want_grad: bool) -> tuple[Tensor, ...]:
+def _forward(problem: Problem, backend: str, want_grad: bool) -> tuple[Tensor | None, ...]:
     if _direct(problem.input):
         return load(backend).cross_entropy(problem, want_grad)  # type: ignore[no-any-return]
     return _forward_op(*_packed(problem, backend), want_grad)  # type: ignore[no-any-return]
@@ -149,16 +155,18 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, options: Options, backend: str, *tensors: Tensor | None) -> Tensor:
-        problem = _problem(tensors, options)
         tables_wanted = any(ctx.needs_input_grad[_BEFORE_TENSORS + 2 :])
-        in_sweep = not tables_wanted and problem.input.dtype != torch.float16
-        loss, stats, norm, grad = _forward(problem, backend, in_sweep)
+        in_sweep = not tables_wanted and tensors[0].dtype != torch.float16  # type: ignore[union-attr]
+        loss, stats, norm, grad = _forward(_problem(tensors, options), backend, in_sweep)
         ctx.options, ctx.backend, ctx.buffer = options, backend, None
-        traced = in_sweep and torch.compiler.is_compiling()
-        if in_sweep and not traced:
+        if not in_sweep:
+            ctx.save_for_backward(*tensors, stats, norm, None)
+        elif torch.compiler.is_compiling():
+            ctx.save_for_backward(*tensors, None, None, grad)
+        else:
             ctx.buffer = grad
-        ctx.save_for_backward(*tensors, stats, norm, grad if traced else None)
-        return loss
+            ctx.save_for_backward(*tensors, None, None, None)
+        return loss  # type: ignore[return-value]
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
@@ -174,14 +182,18 @@ class CrossEntropy(torch.autograd.Function):
 
 def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     buffer, ctx.buffer = ctx.buffer, None
-    *tensors, stats, norm, grad = ctx.saved_tensors
     if buffer is not None:
         load(ctx.backend).scale_rows_(buffer, grad_loss)
-        return (None, None, buffer, *[None] * (len(tensors) - 1))
+        return _only_input(ctx, buffer)
+    *tensors, stats, norm, grad = ctx.saved_tensors
     if grad is not None:
         factor = grad_loss[:, None] if grad_loss.dim() else grad_loss
-        return (None, None, (grad * factor).to(grad.dtype), *[None] * (len(tensors) - 1))
+        return _only_input(ctx, (grad * factor).to(grad.dtype))
     problem = _problem(tensors, ctx.options)
+    if norm is None:  # the buffer went to an earlier backward
+        _, stats, norm, _ = _forward_op(*_packed(problem, ctx.backend), False)
+    if stats is None:
+        stats = norm.new_empty((0, problem.input.shape[0]))
     needed = (*ctx.needs_input_grad[_BEFORE_TENSORS:], *[False] * len(Problem._fields))
     want = [needed[field] for field in (0, *_TABLE_FIELDS)]
     grad_rows = grad_loss
@@ -193,6 +205,10 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         if wanted:
             grads[field] = grad
     return (None, None, *grads)
+
+
+def _only_input(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return (None, None, grad, *[None] * (len(ctx.needs_input_grad) - _BEFORE_TENSORS - 1))
 
 
 class _Once(torch.autograd.Function):
@@ -215,16 +231,22 @@ def _problem(tensors: Sequence[Tensor | None], options: Options) -> Problem:
 
 def cross_entropy(problem: Problem, backend: str) -> Tensor:
     """The loss of a problem, differentiable with respect to its input and its tables."""
-    if torch.is_grad_enabled() and (
-        problem.input.requires_grad
-        or any(problem[i] is not None and problem[i].requires_grad for i in _TABLE_FIELDS)  # type: ignore[union-attr]
-    ):
+    if torch.is_grad_enabled() and (problem.input.requires_grad or tables_learn(problem)):
         tensors = problem[:-1]
         present = len(tensors)
         while tensors[present - 1] is None:
             present -= 1
         return CrossEntropy.apply(problem.options, backend, *tensors[:present])  # type: ignore[no-any-return]
-    return _forward(problem, backend, False)[0]
+    return _forward(problem, backend, False)[0]  # type: ignore[return-value]
+
+
+def tables_learn(problem: Problem) -> bool:
+    """Whether a table of the problem wants a gradient."""
+    for field in _TABLE_FIELDS:
+        table = problem[field]
+        if table is not None and table.requires_grad:  # type: ignore[union-attr]
+            return True
+    return False
 
 
 def learned_perturbation(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import Draw, cross_entropy_cases, lpl_cases
 
-from lpl_fused import testing
+from lpl_fused import Perturbation, testing
 from lpl_fused.backends import load
 
 CASES = cross_entropy_cases()
@@ -53,6 +53,31 @@ def test_cross_entropy(backend: str, case: str, dtype: str) -> None:
 def test_lpl(backend: str, case: str, dtype: str) -> None:
     problem = LPL_CASES[case](Draw(rows(backend), CLASSES, seed=2))
     check(problem, backend, DTYPES[dtype])
+
+
+@pytest.mark.parametrize("form", ["hard", "offset", "smoothed", "lpl"])
+def test_mass_far_from_the_first_classes(backend: str, form: str) -> None:
+    """A sweep may take its shift from the first classes; what comes later exceeds it without end."""
+    draw = Draw(6, 2500, seed=5)
+    input, target = draw.input(), torch.tensor([3, 2100, 2100, 2499, 0, 7])
+    input[0, 2000] = 300
+    # the target itself, unless it is smoothed: p − t there is another test's cancellation
+    input[1, 2101 if form == "smoothed" else 2100] = 95
+    input[2, :2048] = -torch.inf
+    input[3, :1024] -= 500
+    input[4, 1024:] += 45
+    input[5, 2047] = 41
+    keywords: dict[str, object] = {}
+    if form == "offset":
+        keywords["perturbation"] = Perturbation(offset=draw.normal(2500))
+    if form == "smoothed":
+        input[2, :2048] = -200  # no class with target mass at −inf: the loss would be infinite
+        keywords["label_smoothing"] = 0.1
+    steps = None
+    if form == "lpl":
+        keywords["step_size"] = 0.2
+        steps = draw.steps()
+    check(testing.Case(input, target, keywords, steps), backend)
 
 
 @pytest.mark.parametrize("case", ["hard", "ignore", "dense-weights", "smoothed", "everything"])

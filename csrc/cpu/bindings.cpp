@@ -13,44 +13,30 @@ using lpl::Outputs;
 using lpl::Problem;
 using lpl::Status;
 
-const void* data(const py::handle& address) {
-  return reinterpret_cast<const void*>(address.cast<Address>());
-}
-
-template <typename T>
-const T* data_of(const py::handle& address) {
-  return static_cast<const T*>(data(address));
-}
-
 template <typename T = void>
 T* output(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-// `tensors`, `codes` and `numbers` are those of lpl_fused.backends.cpp.problem_arguments.
-Problem make_problem(const py::tuple& tensors, const py::tuple& sizes, const py::tuple& codes,
-                     const py::tuple& numbers) {
+// The data of a tensor that may be None.
+template <typename T = void>
+const T* data(const py::handle& tensor) {
+  if (tensor.is_none()) return nullptr;
+  static PyObject* const name = PyUnicode_InternFromString("data_ptr");
+  const auto address =
+      py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor.ptr(), name));
+  if (!address) throw py::error_already_set();
+  return output<const T>(address.cast<Address>());
+}
+
+// `problem` is a lpl_fused.problem.Problem; `sizes` what lpl_fused.backends.cpp._sizes returns.
+Problem make_problem(const py::tuple& problem, const py::tuple& sizes) {
   Problem p{};
   int at = 0;
-  p.input = data(tensors[at++]);
-  p.target = data_of<int64_t>(tensors[at++]);
-  p.dense = data(tensors[at++]);
-  p.other = data_of<int64_t>(tensors[at++]);
-  p.lam = data(tensors[at++]);
-  p.weight = data(tensors[at++]);
-  p.sample_weight = data(tensors[at++]);
-  p.smoothing = data(tensors[at++]);
-  p.scale = data(tensors[at++]);
-  p.offset = data(tensors[at++]);
-  p.margin = data(tensors[at++]);
-  p.rows = data(tensors[at++]);
-  p.row_index = data_of<int64_t>(tensors[at++]);
-  p.steps = data_of<int32_t>(tensors[at++]);
-
-  at = 0;
   p.n = sizes[at++].cast<int64_t>();
   p.c = sizes[at++].cast<int64_t>();
   p.row_stride = sizes[at++].cast<int64_t>();
+  const bool dense = sizes[at++].cast<bool>();
   p.dense_stride = sizes[at++].cast<int64_t>();
   p.row_count = sizes[at++].cast<int64_t>();
   p.dtype = lpl::DType(sizes[at++].cast<int>());
@@ -58,18 +44,37 @@ Problem make_problem(const py::tuple& tensors, const py::tuple& sizes, const py:
   p.threads = sizes[at++].cast<int32_t>();
 
   at = 0;
-  p.reduction = lpl::Reduction(codes[at++].cast<int>());
-  p.ignore_index = codes[at++].cast<int64_t>();
-  p.phi = lpl::Phi(codes[at++].cast<int>());
-  p.normalize = codes[at++].cast<int>() != 0;
+  p.input = data(problem[at++]);
+  const py::handle target = problem[at++];
+  if (dense) {
+    p.dense = data(target);
+  } else {
+    p.target = data<int64_t>(target);
+  }
+  p.other = data<int64_t>(problem[at++]);
+  p.lam = data(problem[at++]);
+  p.weight = data(problem[at++]);
+  p.sample_weight = data(problem[at++]);
+  p.smoothing = data(problem[at++]);
+  p.scale = data(problem[at++]);
+  p.offset = data(problem[at++]);
+  p.margin = data(problem[at++]);
+  p.rows = data(problem[at++]);
+  p.row_index = data<int64_t>(problem[at++]);
+  p.steps = data<int32_t>(problem[at++]);
 
+  const py::tuple options = problem[at];
   at = 0;
-  p.phi_parameter = numbers[at++].cast<double>();
-  p.label_smoothing = numbers[at++].cast<double>();
-  p.z_loss = numbers[at++].cast<double>();
-  p.softcap = numbers[at++].cast<double>();
-  p.inverse_temperature = numbers[at++].cast<double>();
-  p.step_size = numbers[at++].cast<double>();
+  p.reduction = lpl::Reduction(options[at++].cast<int>());
+  p.ignore_index = options[at++].cast<int64_t>();
+  p.phi = lpl::Phi(options[at++].cast<int>());
+  p.phi_parameter = options[at++].cast<double>();
+  p.label_smoothing = options[at++].cast<double>();
+  p.z_loss = options[at++].cast<double>();
+  p.softcap = options[at++].cast<double>();
+  p.inverse_temperature = options[at++].cast<double>();
+  p.step_size = options[at++].cast<double>();
+  p.normalize = options[at++].cast<bool>();
   return p;
 }
 
@@ -78,15 +83,13 @@ py::tuple reported(const Status& status) {
   return py::make_tuple(int(status.fault), status.value);
 }
 
-py::tuple cross_entropy(const py::tuple& tensors, const py::tuple& sizes, const py::tuple& codes,
-                        const py::tuple& numbers, Address loss, Address stats, Address norm,
-                        Address grad, Address grad_rows, int64_t grad_rows_stride,
+py::tuple cross_entropy(const py::tuple& tensors, const py::tuple& sizes, Address loss,
+                        Address norm, Address grad, Address grad_rows, int64_t grad_rows_stride,
                         Address grad_perturbed, Address grad_scale, Address grad_offset,
                         Address grad_margin) {
-  const Problem problem = make_problem(tensors, sizes, codes, numbers);
+  const Problem problem = make_problem(tensors, sizes);
   Outputs out{};
   out.loss = output(loss);
-  out.stats = output(stats);
   out.norm = output(norm);
   out.grad = output(grad);
   out.grad_rows = output(grad_rows);
@@ -103,10 +106,9 @@ py::tuple cross_entropy(const py::tuple& tensors, const py::tuple& sizes, const 
   return reported(status);
 }
 
-py::tuple learned_perturbation(const py::tuple& tensors, const py::tuple& sizes,
-                               const py::tuple& codes, const py::tuple& numbers, Address delta,
+py::tuple learned_perturbation(const py::tuple& tensors, const py::tuple& sizes, Address delta,
                                Address slot) {
-  const Problem problem = make_problem(tensors, sizes, codes, numbers);
+  const Problem problem = make_problem(tensors, sizes);
   Outputs out{};
   out.delta = output(delta);
   out.slot = output<int64_t>(slot);

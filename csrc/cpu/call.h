@@ -4,6 +4,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "../lpl_math.h"
@@ -14,6 +15,9 @@ namespace {
 
 // Fewer exponentials than this per thread are not worth waking it.
 constexpr i64 kWorkPerThread = 16384;
+
+// e^x keeps its digits up to here: the rounding of x counts as much as that of the result.
+constexpr int kSlack = 4;
 
 template <typename T>
 struct Call {
@@ -81,39 +85,37 @@ struct Call {
     return total;
   }
 
-  // The perturbed logits of row i plus `delta` (may be null). Returns where they are: `z`, or the
-  // caller's own row where nothing changes it. With a softcap `capped` receives the bounded logits.
-  const Acc* perturbed(i64 i, const Acc* delta, Acc* z, Acc* capped, Acc* top) const {
-    const Acc* extra = extra_row(i);
-    const Acc* own = bare() && !extra && !delta ? same_type(logits(i)) : nullptr;
-    const bool margin = p.margin && !ignored(p.target[i]);
-    if (own && !margin) {
-      *top = max_of(own, c);
-      return own;
+  // Exponentials of a row: e^(z_j − shift), Σ over all but one of them, and where z is.
+  struct Exponentials {
+    Acc shift;
+    double rest;
+    const Acc* z;
+  };
+
+  // One sweep over row i plus `delta` (may be null): perturbed logits to `z` (where anything
+  // changes them), the exponentials to `e` (may be null or `z`), their sum without class `skip`
+  // (or −1). The maximum comes to light block by block; what was summed before is scaled to it
+  // where it exceeds the shift by more than kSlack.
+  Exponentials exponentials(i64 i, const Acc* delta, i64 skip, Acc* z, Acc* capped, Acc* e) const {
+    const Acc* row =
+        bare() && !extra_row(i) && !delta && !p.margin ? same_type(logits(i)) : nullptr;
+    const bool fill = row == nullptr;
+    if (fill) row = z;
+    Acc shift = std::numeric_limits<Acc>::lowest();
+    double rest = 0;
+    for (i64 lo = 0; lo < c; lo += kBlock) {
+      const i64 size = std::min(kBlock, c - lo);
+      if (fill) perturb(i, delta, lo, size, z, capped);
+      const Acc top = max_of(row + lo, size);
+      if (top > shift + kSlack) {
+        const Acc factor = exp_of(shift - top);
+        rest *= factor;
+        if (e) scale_by(factor, e, lo);
+        shift = top;
+      }
+      rest += exp_sum(row + lo, shift, e ? e + lo : nullptr, size, skip - lo);
     }
-    // `delta` lives in z, `extra` in the units of the logits
-    const Acc* first = extra ? extra : delta;
-    const Acc factor = extra ? uniform : Acc(1);
-    if (p.softcap > 0) {
-      const Acc cap = Acc(p.softcap), inverse = Acc(1 / p.softcap);
-      const T* u = logits(i);
-      LPL_SIMD
-      for (i64 j = 0; j < c; ++j) capped[j] = cap * tanh_of(load(u[j]) * inverse);
-      *top = perturb(static_cast<const Acc*>(capped), first, factor, z);
-    } else {
-      *top = perturb(logits(i), first, factor, z);
-    }
-    if (extra && delta) {
-      LPL_SIMD
-      for (i64 j = 0; j < c; ++j) z[j] += delta[j];
-      *top = max_of(z, c);
-    }
-    if (margin) {
-      const i64 y = p.target[i];
-      z[y] -= uniform * table(p.margin)[y];
-      *top = max_of(z, c);  // the target may have been the maximum
-    }
-    return z;
+    return {shift, rest, row};
   }
 
  private:
@@ -130,22 +132,49 @@ struct Call {
     return nullptr;
   }
 
-  template <typename U>
-  Acc perturb(const U* u, const Acc* extra, Acc factor, Acc* z) const {
-    const auto run = [&](auto kernel) {
-      return kernel(u, scale, uniform, offset, extra, factor, z, c);
-    };
-    switch ((scale ? 4 : 0) | (offset ? 2 : 0) | (extra ? 1 : 0)) {
-      case 0: return run(perturb_row<false, false, false, U, Acc>);
-      case 1: return run(perturb_row<false, false, true, U, Acc>);
-      case 2: return run(perturb_row<false, true, false, U, Acc>);
-      case 3: return run(perturb_row<false, true, true, U, Acc>);
-      case 4: return run(perturb_row<true, false, false, U, Acc>);
-      case 5: return run(perturb_row<true, false, true, U, Acc>);
-      case 6: return run(perturb_row<true, true, false, U, Acc>);
-      default: return run(perturb_row<true, true, true, U, Acc>);
+  // z[lo : lo + size] of row i, with the bounded logits in `capped` if there is a softcap.
+  void perturb(i64 i, const Acc* delta, i64 lo, i64 size, Acc* z, Acc* capped) const {
+    const Acc* extra = extra_row(i);
+    // `delta` lives in z, `extra` in the units of the logits
+    const Acc* first = extra ? extra : delta;
+    const Acc factor = extra ? uniform : Acc(1);
+    if (p.softcap > 0) {
+      const Acc cap = Acc(p.softcap), inverse = Acc(1 / p.softcap);
+      const T* u = logits(i) + lo;
+      LPL_SIMD
+      for (i64 j = 0; j < size; ++j) capped[lo + j] = cap * tanh_of(load(u[j]) * inverse);
+      add_tables(static_cast<const Acc*>(capped), first, factor, lo, size, z);
+    } else {
+      add_tables(logits(i), first, factor, lo, size, z);
+    }
+    if (extra && delta) {
+      LPL_SIMD
+      for (i64 j = lo; j < lo + size; ++j) z[j] += delta[j];
+    }
+    if (p.margin && !ignored(p.target[i])) {
+      const i64 y = p.target[i];
+      if (y >= lo && y < lo + size) z[y] -= uniform * table(p.margin)[y];
     }
   }
+
+  template <typename U>
+  void add_tables(const U* u, const Acc* extra, Acc factor, i64 lo, i64 size, Acc* z) const {
+    const auto run = [&](auto kernel) {
+      kernel(u + lo, at(scale, lo), uniform, at(offset, lo), at(extra, lo), factor, z + lo, size);
+    };
+    switch ((scale ? 4 : 0) | (offset ? 2 : 0) | (extra ? 1 : 0)) {
+      case 0: return run(perturb_block<false, false, false, U, Acc>);
+      case 1: return run(perturb_block<false, false, true, U, Acc>);
+      case 2: return run(perturb_block<false, true, false, U, Acc>);
+      case 3: return run(perturb_block<false, true, true, U, Acc>);
+      case 4: return run(perturb_block<true, false, false, U, Acc>);
+      case 5: return run(perturb_block<true, false, true, U, Acc>);
+      case 6: return run(perturb_block<true, true, false, U, Acc>);
+      default: return run(perturb_block<true, true, true, U, Acc>);
+    }
+  }
+
+  static const Acc* at(const Acc* values, i64 lo) { return values ? values + lo : nullptr; }
 };
 
 }  // namespace

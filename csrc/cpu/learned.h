@@ -80,9 +80,7 @@ class Learned {
  private:
   // mean += softmax(z_i + δ)
   void add_probabilities(i64 i, const Acc* delta, Acc* z, Acc* capped, Acc* mean) const {
-    Acc top;
-    const Acc* where = call_.perturbed(i, delta, z, capped, &top);
-    const Acc inverse = Acc(1 / exp_sum(where, top, z, c_));
+    const Acc inverse = Acc(1 / call_.exponentials(i, delta, -1, z, capped, z).rest);
     LPL_SIMD
     for (i64 j = 0; j < c_; ++j) mean[j] += inverse * z[j];
   }

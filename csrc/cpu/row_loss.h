@@ -39,23 +39,16 @@ class RowLoss {
     return w;
   }
 
-  // Row i under `delta` (may be null). Writes its gradient and statistics, returns its loss.
+  // Row i under `delta` (may be null). Writes its gradient, returns its loss.
   Acc run(i64 i, const Acc* delta, Workspace<Acc>& w) const {
-    Acc loss = 0, top = 0, rest = 0;
     if (nothing(i)) {
       clear(i);
-    } else {
-      const Acc* z = call_.perturbed(i, delta, w.z.data(), w.capped.data(), &top);
-      const Acc upstream = this->upstream(i) * call_.sample_weight(i);
-      const Pull pull = soft_ ? soft(i, z, top, &rest, w) : labelled(i, z, top, &rest, w);
-      loss = pull.loss * call_.sample_weight(i);
-      if (wants_grad()) write(i, pull, upstream, w);
+      return 0;
     }
-    if (out_.stats) {
-      static_cast<Acc*>(out_.stats)[i] = top;
-      static_cast<Acc*>(out_.stats)[call_.n + i] = rest;
-    }
-    return loss;
+    const Acc upstream = this->upstream(i) * call_.sample_weight(i);
+    const Pull pull = soft_ ? soft(i, delta, w) : labelled(i, delta, w);
+    if (wants_grad()) write(i, pull, upstream, w);
+    return pull.loss * call_.sample_weight(i);
   }
 
  private:
@@ -85,12 +78,13 @@ class RowLoss {
   }
   T* grad_row(i64 i) const { return static_cast<T*>(out_.grad) + i * c_; }
 
-  double sum_exponentials(i64 i, const Acc* z, Acc top, i64 skip, Workspace<Acc>& w) const {
-    return exp_sum(z, top, wants_grad() ? exponentials(i, w) : nullptr, c_, skip);
+  typename Call<T>::Exponentials sweep(i64 i, const Acc* delta, i64 skip, Workspace<Acc>& w) const {
+    Acc* e = wants_grad() ? exponentials(i, w) : nullptr;
+    return call_.exponentials(i, delta, skip, w.z.data(), w.capped.data(), e);
   }
 
   // One label, or the two of a mixed target, unsmoothed.
-  Pull labelled(i64 i, const Acc* z, Acc top, Acc* rest, Workspace<Acc>& w) const {
+  Pull labelled(i64 i, const Acc* delta, Workspace<Acc>& w) const {
     Pull pull{};
     Acc mass[2];
     const int64_t* labels[2] = {p_.target, p_.other};
@@ -107,18 +101,17 @@ class RowLoss {
     }
     // without the first label's own term, so that 1 − p keeps its digits as p → 1
     const i64 y = pull.label[0];
-    const double others = sum_exponentials(i, z, top, y, w);
-    *rest = Acc(others);
+    const auto [top, others, z] = sweep(i, delta, y, w);
     const Acc own = exp_of(z[y] - top);
     const Acc total = Acc(others + own);
-    const Acc lse = top + std::log(total);
+    const Acc lse = p_.z_loss > 0 ? top + std::log(total) : Acc(0);
     const Acc pressure = Acc(2 * p_.z_loss) * lse;
 
     Acc slope[2], own_of[2], rest_of[2], strength = 0;
     for (int k = 0; k < pull.labels; ++k) {
       const Acc lift = z[pull.label[k]] - top;
       own_of[k] = k ? exp_of(lift) : own;
-      rest_of[k] = k ? Acc(others + own - own_of[k]) : *rest;
+      rest_of[k] = Acc(k ? others + own - own_of[k] : others);
       const Acc ell = cross_entropy_of(lift, own_of[k], std::max(rest_of[k], Acc(0)));
       const PhiValue<Acc> phi = phi_of(ell, p_.phi, Acc(p_.phi_parameter));
       if (mass[k] != 0) pull.loss += mass[k] * (phi.value + Acc(p_.z_loss) * lse * lse);
@@ -132,12 +125,11 @@ class RowLoss {
   }
 
   // Smoothed labels or class probabilities: the target is spread over the row. Fills w.pull.
-  Pull soft(i64 i, const Acc* z, Acc top, Acc* rest, Workspace<Acc>& w) const {
+  Pull soft(i64 i, const Acc* delta, Workspace<Acc>& w) const {
     Acc* t = w.pull.data();
     fill_target(i, t);
-    const double total = sum_exponentials(i, z, top, -1, w);
-    *rest = Acc(total);
-    const Acc log_total = std::log(*rest);
+    const auto [top, total, z] = sweep(i, delta, -1, w);
+    const Acc log_total = std::log(Acc(total));
     const Acc lse = top + log_total;
     const double mass = sum_of(t, c_);
 

@@ -34,9 +34,11 @@ inline float exp_of(float x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  const float y = (p * r) * r + r + 1.0f;
-  const float scale = bit_cast<float>((bit_cast<uint32_t>(shifted) << 23) + 0x3f800000u);
-  return x < -87.33654f ? 0.0f : y * scale;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  // times 2^n: n stands in the low bits of `shifted`
+  const float y = bit_cast<float>(bit_cast<uint32_t>(p) + (bit_cast<uint32_t>(shifted) << 23));
+  return x < -87.33654f ? 0.0f : y;
 }
 
 // The same for double, x ≤ 709: the Taylor polynomial of degree 13 on |r| ≤ ln2/2.
@@ -56,10 +58,10 @@ inline double exp_of(double x) {
   p = p * r + 1.0 / 24.0;
   p = p * r + 1.0 / 6.0;
   p = p * r + 0.5;
-  const double y = (p * r) * r + r + 1.0;
-  const double scale =
-      bit_cast<double>((bit_cast<uint64_t>(shifted) << 52) + 0x3ff0000000000000ull);
-  return x < -708.39 ? 0.0 : y * scale;
+  p = p * r + 1.0;
+  p = p * r + 1.0;
+  const double y = bit_cast<double>(bit_cast<uint64_t>(p) + (bit_cast<uint64_t>(shifted) << 52));
+  return x < -708.39 ? 0.0 : y;
 }
 
 // tanh without cancellation at 0.
@@ -163,41 +165,34 @@ inline double sum_of(const Acc* x, i64 n) {
 
 // e_j = e^(z_j − shift) for a block of at most kBlock; returns Σ_{j ≠ skip} e_j.
 // Not inlined: GCC 12 splits the loop over blocks around `skip` and leaves the copy scalar.
-template <typename Acc>
+template <bool Store, bool Skip, typename Acc>
 __attribute__((noinline)) Acc exp_block(const Acc* z, Acc shift, Acc* e, int32_t size,
                                         int32_t skip) {
   Acc sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int32_t j = 0; j < size; ++j) {
     const Acc value = exp_of(z[j] - shift);
-    e[j] = value;
-    sum += value * Acc(j != skip);  // a product: a choice here becomes a branch
+    if (Store) e[j] = value;
+    sum += Skip ? value * Acc(j != skip) : value;  // a product: a choice here becomes a branch
   }
   return sum;
 }
 
-// Σ_{j ≠ skip} e^(z_j − shift) over a row of n; `skip` < 0 leaves none out. The exponentials go to
-// `e`, which may be `z`, or null where nobody wants them.
+// Σ_{j ≠ skip} e^(z_j − shift) over a block of at most kBlock; `skip` outside it leaves none out.
+// The exponentials go to `e`, which may be `z`, or null where nobody wants them.
 template <typename Acc>
-inline double exp_sum(const Acc* z, Acc shift, Acc* e, i64 n, i64 skip = -1) {
-  constexpr i64 kLanes = 16;
-  Acc unwanted[kBlock];
-  double total = 0;
-  for (i64 lo = 0; lo < n; lo += kBlock) {
-    const i64 size = lo + kBlock < n ? kBlock : n - lo;
-    const i64 whole = size - size % kLanes;
-    const int32_t here = skip >= lo && skip < lo + size ? int32_t(skip - lo) : -1;
-    Acc* to = e ? e + lo : unwanted;
-    total += exp_block(z + lo, shift, to, int32_t(whole), here);
-    if (whole < size) {
-      // the last few as one padded vector: one by one they would cost as much as a hundred
-      Acc tail[kLanes];
-      for (i64 j = 0; j < kLanes; ++j) tail[j] = whole + j < size ? z[lo + whole + j] : -INFINITY;
-      total += exp_block(tail, shift, tail, int32_t(kLanes), here - int32_t(whole));
-      for (i64 j = whole; j < size; ++j) to[j] = tail[j - whole];
-    }
-  }
-  return total;
+inline Acc exp_sum(const Acc* z, Acc shift, Acc* e, i64 size, i64 skip) {
+  if (skip >= 0 && skip < size)
+    return e ? exp_block<true, true>(z, shift, e, int32_t(size), int32_t(skip))
+             : exp_block<false, true>(z, shift, e, int32_t(size), int32_t(skip));
+  return e ? exp_block<true, false>(z, shift, e, int32_t(size), -1)
+           : exp_block<false, false>(z, shift, e, int32_t(size), -1);
+}
+
+template <typename Acc>
+inline void scale_by(Acc factor, Acc* x, i64 n) {
+  LPL_SIMD
+  for (i64 j = 0; j < n; ++j) x[j] *= factor;
 }
 
 template <typename Acc>
@@ -222,20 +217,17 @@ inline Acc max_of(const Acc* x, i64 n) {
   return top;
 }
 
-// z_j = scale_j·u_j (+ offset_j) (+ factor·extra_j); returns the maximum.
+// z_j = scale_j·u_j (+ offset_j) (+ factor·extra_j).
 template <bool Scale, bool Offset, bool Extra, typename T, typename Acc>
-inline Acc perturb_row(const T* u, const Acc* scale, Acc uniform, const Acc* offset,
-                       const Acc* extra, Acc factor, Acc* z, i64 n) {
-  Acc top = -INFINITY;
-#pragma omp simd reduction(max : top)
+inline void perturb_block(const T* u, const Acc* scale, Acc uniform, const Acc* offset,
+                          const Acc* extra, Acc factor, Acc* z, i64 n) {
+  LPL_SIMD
   for (i64 j = 0; j < n; ++j) {
     Acc value = load(u[j]) * (Scale ? scale[j] : uniform);
     if (Offset) value += offset[j];
     if (Extra) value += factor * extra[j];
     z[j] = value;
-    top = value > top ? value : top;
   }
-  return top;
 }
 
 }  // namespace

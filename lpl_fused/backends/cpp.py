@@ -14,6 +14,7 @@ from ..problem import NONE, Problem, accumulate_dtype, label_range_error
 
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 _FAULT_TARGET = 1
+STATS = 0  # rows of the statistics that the backward wants: it recomputes them
 
 
 @functools.cache
@@ -40,40 +41,27 @@ def describe() -> str:
     return f"C++, {_native().isa()} kernels, {torch.get_num_threads()} threads"
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _arguments(problem: Problem) -> tuple[tuple[float, ...], ...]:
-    """The tuples that the bindings unpack, in their order."""
-    input, target, other, lam, weight, sample_weight, smoothing = problem[:7]
+def _sizes(problem: Problem) -> tuple[int, ...]:
+    """What the bindings cannot read off the addresses of a problem's tensors."""
+    input, target, rows = problem.input, problem.target, problem.rows
     n, classes = input.shape
-    dense = target if target.dim() == 2 else None
-    rows = problem.rows
-    tensors = (
-        input.data_ptr(),
-        target.data_ptr() if dense is None else 0,
-        *map(_address, (dense, other, lam, weight, sample_weight, smoothing)),
-        *map(_address, (problem.scale, problem.offset, problem.margin, rows)),
-        *map(_address, (problem.row_index, problem.steps)),
-    )
-    sizes = (
+    dense = target.dim() == 2
+    return (
         n,
         classes,
         input.stride(0),
-        0 if dense is None else dense.stride(0),
+        dense,
+        target.stride(0) if dense else 0,
         0 if rows is None else rows.shape[0],
         _DTYPES[input.dtype],
-        0 if dense is None else _DTYPES[dense.dtype],
+        _DTYPES[target.dtype] if dense else 0,
         torch.get_num_threads(),
     )
-    codes, numbers = problem.options.packed()
-    return tensors, sizes, tuple(codes), tuple(numbers)
 
 
 def _check(status: tuple[int, int], problem: Problem) -> None:
     fault, value = status
-    if fault == 0:
+    if not fault:
         return
     if fault == _FAULT_TARGET:
         ignore_index = problem.options.ignore_index
@@ -82,20 +70,28 @@ def _check(status: tuple[int, int], problem: Problem) -> None:
     raise label_range_error("row_index", value, problem.rows.shape[0], None)
 
 
-def cross_entropy(problem: Problem, want_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def cross_entropy(
+    problem: Problem, want_grad: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     input = problem.input
-    n, dtype = input.shape[0], accumulate_dtype(input.dtype)
-    loss = torch.empty((n,) if problem.options.reduction == NONE else (), dtype=dtype)
-    stats, norm = torch.empty((2, n), dtype=dtype), torch.empty((), dtype=dtype)
-    grad = torch.empty(input.shape if want_grad else (0,), dtype=input.dtype)
-    outputs = (loss.data_ptr(), stats.data_ptr(), norm.data_ptr(), grad.data_ptr())
-    status = _native().cross_entropy(*_arguments(problem), *outputs, 0, 0, 0, 0, 0, 0)
+    dtype = accumulate_dtype(input.dtype)
+    loss = torch.empty(input.shape[:1] if problem.options.reduction == NONE else (), dtype=dtype)
+    norm = None if want_grad else torch.empty((), dtype=dtype)
+    grad = torch.empty(input.shape, dtype=input.dtype) if want_grad else None
+    status = _native().cross_entropy(
+        problem,
+        _sizes(problem),
+        loss.data_ptr(),
+        0 if norm is None else norm.data_ptr(),
+        0 if grad is None else grad.data_ptr(),
+        *(0, 0, 0, 0, 0, 0),
+    )
     _check(status, problem)
-    return loss, stats, norm, grad
+    return loss, None, norm, grad
 
 
 def cross_entropy_backward(
-    problem: Problem, grad_rows: Tensor, stats: Tensor, want: Sequence[bool]
+    problem: Problem, grad_rows: Tensor, stats: Tensor | None, want: Sequence[bool]
 ) -> tuple[Tensor, ...]:
     input, rows = problem.input, problem.rows
     dtype = accumulate_dtype(input.dtype)
@@ -106,8 +102,9 @@ def cross_entropy_backward(
     by_sample = torch.empty(input.shape if want[4] else (0,), dtype=dtype)
     grad_rows = grad_rows.to(dtype)
     status = _native().cross_entropy(
-        *_arguments(problem),
-        *(0, 0, 0),
+        problem,
+        _sizes(problem),
+        *(0, 0),
         grad.data_ptr(),
         grad_rows.data_ptr(),
         grad_rows.stride(0),
@@ -128,7 +125,9 @@ def cross_entropy_backward(
 def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
     delta = torch.zeros(problem.input.shape, dtype=accumulate_dtype(problem.input.dtype))
     slot = torch.empty_like(problem.target)
-    status = _native().learned_perturbation(*_arguments(problem), delta.data_ptr(), slot.data_ptr())
+    status = _native().learned_perturbation(
+        problem, _sizes(problem), delta.data_ptr(), slot.data_ptr()
+    )
     _check(status, problem)
     return delta, slot
 

@@ -20,6 +20,7 @@ from ..problem import MEAN, NONE, Problem, accumulate_dtype
 from .kernels.arguments import DENSE, LABELS, ONE_LABEL, Arguments, Gradients, Groups
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+STATS = 2  # rows of the statistics that the backward wants
 
 
 def unavailable() -> str | None:
