@@ -65,7 +65,7 @@ class NinjaBuild(build_ext):
         flags = [
             *("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-Wall"),
             # own exponentials handle inf and nan, so no -ffast-math, least of all at link time
-            *("-fno-math-errno", "-fno-trapping-math", "-Wno-unknown-pragmas"),
+            *("-fno-math-errno", "-fno-trapping-math", "-Wno-unknown-pragmas", "-Wno-psabi"),
             *(["-DLPL_X86"] if X86 else []),
             *(f"-isystem {path}" for path in include),
         ]

@@ -12,6 +12,7 @@
 #endif
 
 namespace lpl {
+namespace {  // every object has its own, made for its instruction set
 
 // A gradient shorter than this has no direction: the normalised step is 0.
 constexpr double kNormFloor = 1e-12;
@@ -54,4 +55,5 @@ LPL_HOST_DEVICE inline Acc cross_entropy_of(Acc lift, Acc own, Acc rest) {
   return own >= rest ? std::log1p(rest / own) : std::log(rest + own) - lift;
 }
 
+}  // namespace
 }  // namespace lpl

@@ -66,6 +66,8 @@ struct Outputs {
 struct Status {
   Fault fault;
   int64_t value;  // the label or index at fault
+  int64_t solved,
+      swept;  // rows alone in their class: by the solver, by plain steps after it failed
 };
 
 }  // namespace lpl

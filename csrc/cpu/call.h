@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <vector>
 
 #include "../lpl_math.h"
 #include "simd.h"
@@ -25,7 +24,7 @@ struct Call {
 
   const Problem& p;
   const i64 n, c;
-  std::vector<Acc> folded_scale, folded_offset;
+  Vector<Acc> folded_scale, folded_offset;
   const Acc *scale = nullptr, *offset = nullptr;  // times 1/temperature
   const Acc uniform;  // 1/temperature, the scale where there is no table
 
@@ -61,13 +60,13 @@ struct Call {
       if (!labels) continue;
       for (i64 i = 0; i < n; ++i)
         if ((labels[i] < 0 || labels[i] >= c) && !ignored(labels[i]))
-          return {Fault::target, labels[i]};
+          return {Fault::target, labels[i], 0, 0};
     }
     if (p.rows && p.row_index)
       for (i64 i = 0; i < n; ++i)
         if (p.row_index[i] < 0 || p.row_index[i] >= p.row_count)
-          return {Fault::row_index, p.row_index[i]};
-    return {Fault::none, 0};
+          return {Fault::row_index, p.row_index[i], 0, 0};
+    return {Fault::none, 0, 0, 0};
   }
 
   // What "mean" divides by.
@@ -119,7 +118,7 @@ struct Call {
   }
 
  private:
-  const Acc* fold(const void* pointer, std::vector<Acc>& folded) const {
+  const Acc* fold(const void* pointer, Vector<Acc>& folded) const {
     if (!pointer || uniform == 1) return table(pointer);
     folded.resize(c);
     for (i64 j = 0; j < c; ++j) folded[j] = table(pointer)[j] * uniform;

@@ -3,7 +3,7 @@
 #include <type_traits>
 
 #include "dispatch.h"
-#include "learned.h"
+#include "learned_rows.h"
 #include "row_loss.h"
 
 namespace lpl {
@@ -11,8 +11,7 @@ namespace LPL_ISA {
 namespace {
 
 template <typename Acc>
-void add_all(void* total, std::vector<Workspace<Acc>>& parts,
-             std::vector<Acc> Workspace<Acc>::* sum, i64 c) {
+void add_all(void* total, Vector<Workspace<Acc>>& parts, Vector<Acc> Workspace<Acc>::* sum, i64 c) {
   if (!total) return;
   Acc* to = static_cast<Acc*>(total);
   std::fill(to, to + c, Acc(0));
@@ -28,19 +27,19 @@ template <typename T>
 Status cross_entropy_of_type(const Problem& p, const Outputs& out) {
   using Acc = typename AccumulateOf<T>::type;
   const Call<T> call(p);
-  const Status status = call.check();
+  Status status = call.check();
   if (status.fault != Fault::none) return status;
 
   const double norm = call.normalizer();
   const RowLoss<T> row_loss(call, out, norm);
-  std::vector<Acc> kept;
+  Vector<Acc> kept;
   Acc* losses = static_cast<Acc*>(out.loss);
   if (p.reduction != Reduction::none && out.loss) {
     kept.resize(p.n);
     losses = kept.data();
   }
 
-  std::vector<Workspace<Acc>> workspaces;
+  Vector<Workspace<Acc>> workspaces;
   const auto run_row = [&](i64 i, const Acc* delta, Workspace<Acc>& w) {
     const Acc loss = row_loss.run(i, delta, w);
     if (losses) losses[i] = loss;
@@ -59,38 +58,20 @@ Status cross_entropy_of_type(const Problem& p, const Outputs& out) {
   } else {
     const Learned<T> learned(call);
     const Grouping grouping(p);
-    i64 work = p.n * p.c;
-    for (const Group& group : grouping.groups) work += learned.work(group);
-    const int threads = call.threads_for(work);
-    workspaces.resize(threads);
+    const Plan<T> plan(learned, grouping, call);
+    workspaces.resize(plan.threads);
     for (Workspace<Acc>& w : workspaces) w = row_loss.workspace();
-    // A group that outweighs a thread's fair share is worked on by all threads; the others go
-    // whole to one thread each.
-    const auto large = [&](const Group& group) {
-      return threads > 1 && group.size > 1 && learned.work(group) > work / (2 * threads);
+    const auto place = [&](i64 i, Acc* e) { return row_loss.exponentials(i, e); };
+    const auto solved = [&](int, i64 i, const Solved<Acc>& solution) {
+      if (!row_loss.direct()) return false;
+      const Acc loss = row_loss.run_solved(i, solution);
+      if (losses) losses[i] = loss;
+      return true;
     };
-    std::vector<Acc> delta(p.c);
-    for (const Group& group : grouping.groups) {
-      if (!large(group)) continue;
-      learned.run(group, delta.data(), threads);
-#pragma omp parallel for schedule(static) num_threads(threads)
-      for (i64 r = 0; r < group.size; ++r)
-        run_row(group.rows[r], delta.data(), workspaces[omp_get_thread_num()]);
-    }
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-      Workspace<Acc>& w = workspaces[omp_get_thread_num()];
-      std::vector<Acc> own_delta(p.c);
-#pragma omp for schedule(dynamic)
-      for (i64 g = 0; g < i64(grouping.groups.size()); ++g) {
-        const Group& group = grouping.groups[g];
-        if (large(group)) continue;
-        const bool moves = learned.steps(group) > 0;
-        if (moves) learned.run(group, own_delta.data(), 1);
-        for (i64 r = 0; r < group.size; ++r)
-          run_row(group.rows[r], moves ? own_delta.data() : nullptr, w);
-      }
-    }
+    const auto row = [&](int thread, i64 i, const Acc* delta) {
+      run_row(i, delta, workspaces[thread]);
+    };
+    run_learned(call, plan, learned, place, solved, row, &status);
   }
 
   add_all(out.grad_scale, workspaces, &Workspace<Acc>::grad_scale, p.c);
@@ -109,18 +90,20 @@ template <typename T>
 Status learned_perturbation_of_type(const Problem& p, const Outputs& out) {
   using Acc = typename AccumulateOf<T>::type;
   const Call<T> call(p);
-  const Status status = call.check();
+  Status status = call.check();
   if (status.fault != Fault::none) return status;
   const Learned<T> learned(call);
   const Grouping grouping(p);
-  i64 work = 0;
-  for (const Group& group : grouping.groups) work += learned.work(group);
-  const int threads = call.threads_for(work);
-  Acc* delta = static_cast<Acc*>(out.delta);
-  for (const Group& group : grouping.groups) {
+  const Plan<T> plan(learned, grouping, call);
+  for (const Group& group : grouping.groups)
     for (i64 r = 0; r < group.size; ++r) out.slot[group.rows[r]] = group.rows[0];
-    if (learned.steps(group) > 0) learned.run(group, delta + group.rows[0] * p.c, threads);
-  }
+  Acc* all = static_cast<Acc*>(out.delta);
+  const auto row = [&](int, i64 i, const Acc* delta) {
+    if (delta && out.slot[i] == i) std::copy(delta, delta + p.c, all + i * p.c);
+  };
+  run_learned(
+      call, plan, learned, [](i64, Acc* e) { return e; },
+      [](int, i64, const Solved<Acc>&) { return false; }, row, &status);
   return status;
 }
 

@@ -16,8 +16,8 @@ struct Group {
 // Groups the rows of a batch by label: `order` holds row numbers, group after group. Ignored rows
 // form one group, whose label is the ignored one.
 struct Grouping {
-  std::vector<i64> order;
-  std::vector<Group> groups;
+  Vector<i64> order;
+  Vector<Group> groups;
 
   explicit Grouping(const Problem& p) : order(p.n) {
     for (i64 i = 0; i < p.n; ++i) order[i] = i;
@@ -52,7 +52,7 @@ class Learned {
     if (count == 0) return;
     const Acc direction = Acc(call_.p.steps[group.label] > 0 ? 1 : -1) * Acc(call_.p.step_size);
     threads = int(std::min<i64>(threads, group.size));
-    std::vector<std::vector<Acc>> mean(threads), z(threads), capped(threads), top_of(threads);
+    Vector<Vector<Acc>> mean(threads), z(threads), capped(threads), top_of(threads);
     for (int t = 0; t < threads; ++t) {
       mean[t].resize(c_);
       z[t].resize(c_);

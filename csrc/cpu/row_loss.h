@@ -1,7 +1,7 @@
 // The loss of one row and its gradient, for every target form.
 #pragma once
 
-#include "call.h"
+#include "solver.h"
 
 namespace lpl {
 namespace {
@@ -9,8 +9,8 @@ namespace {
 // What a thread needs to work on rows: scratch of C numbers each, and the sums of table gradients.
 template <typename Acc>
 struct Workspace {
-  std::vector<Acc> z, e, pull, capped, dz;                // (C,)
-  std::vector<Acc> grad_scale, grad_offset, grad_margin;  // (C,), zero at first
+  Vector<Acc> z, e, pull, capped, dz;                // (C,)
+  Vector<Acc> grad_scale, grad_offset, grad_margin;  // (C,), zero at first
 };
 
 template <typename T>
@@ -37,6 +37,39 @@ class RowLoss {
     if (out_.grad_offset) w.grad_offset.assign(c_, 0);
     if (out_.grad_margin) w.grad_margin.assign(c_, 0);
     return w;
+  }
+
+  // Whether a row's loss needs nothing of its softmax but the masses of target and rivals, and its
+  // gradient nothing but one product per class: such rows take the solver's result as it is.
+  bool direct() const { return !soft_ && !tables_ && p_.softcap == 0; }
+
+  // Where the exponentials of row i are wanted, so that its gradient can be written over them; else
+  // `other`.
+  Acc* exponentials(i64 i, Acc* other) const {
+    return out_.grad && std::is_same<T, Acc>::value ? reinterpret_cast<Acc*>(grad_row(i)) : other;
+  }
+
+  // Row i as the solver left it, if direct(). Writes its gradient, returns its loss.
+  Acc run_solved(i64 i, const Solved<Acc>& solved) const {
+    const i64 y = p_.target[i];
+    Pull pull{};
+    pull.labels = 1;
+    pull.label[0] = y;
+    const Acc mass = call_.weight(y);
+    // in units of the larger of the two masses, which float always holds
+    const double unit = std::max(solved.rest, solved.own), log_unit = std::log(unit);
+    const Acc lift = Acc(solved.lift - log_unit);
+    const Acc own = Acc(solved.own / unit), rest = Acc(solved.rest / unit);
+    const Acc total = own + rest;
+    const Acc lse = p_.z_loss > 0 ? Acc(solved.base + log_unit) + std::log(total) : Acc(0);
+    settle(pull, &mass, &lift, &own, &rest, total, lse);
+    if (out_.grad) {
+      const Acc upstream = this->upstream(i) * call_.sample_weight(i);
+      const double share = double(upstream) * double(pull.share) / unit;
+      write_solved(i, solved, share);
+      write_labels(i, pull, upstream);
+    }
+    return pull.loss * call_.sample_weight(i);
   }
 
   // Row i under `delta` (may be null). Writes its gradient, returns its loss.
@@ -69,12 +102,8 @@ class RowLoss {
     return Acc(1 / norm_);
   }
 
-  // Where exponentials go: straight into the gradient's row if that has the right type.
   Acc* exponentials(i64 i, Workspace<Acc>& w) const {
-    return out_.grad && w.dz.empty() ? own_row(i, w.e.data()) : w.e.data();
-  }
-  Acc* own_row(i64 i, Acc* other) const {
-    return std::is_same<T, Acc>::value ? reinterpret_cast<Acc*>(grad_row(i)) : other;
+    return w.dz.empty() ? exponentials(i, w.e.data()) : w.e.data();
   }
   T* grad_row(i64 i) const { return static_cast<T*>(out_.grad) + i * c_; }
 
@@ -105,14 +134,24 @@ class RowLoss {
     const Acc own = exp_of(z[y] - top);
     const Acc total = Acc(others + own);
     const Acc lse = p_.z_loss > 0 ? top + std::log(total) : Acc(0);
-    const Acc pressure = Acc(2 * p_.z_loss) * lse;
-
-    Acc slope[2], own_of[2], rest_of[2], strength = 0;
+    Acc own_of[2], rest_of[2], lift[2];
     for (int k = 0; k < pull.labels; ++k) {
-      const Acc lift = z[pull.label[k]] - top;
-      own_of[k] = k ? exp_of(lift) : own;
-      rest_of[k] = Acc(k ? others + own - own_of[k] : others);
-      const Acc ell = cross_entropy_of(lift, own_of[k], std::max(rest_of[k], Acc(0)));
+      lift[k] = z[pull.label[k]] - top;
+      own_of[k] = k ? exp_of(lift[k]) : own;
+      rest_of[k] = std::max(Acc(k ? others + own - own_of[k] : others), Acc(0));
+    }
+    settle(pull, mass, lift, own_of, rest_of, total, lse);
+    return pull;
+  }
+
+  // Loss and gradient of a row with up to two labels, from each label's mass in the target and the
+  // masses e^lift = own and rest of its softmax.
+  void settle(Pull& pull, const Acc* mass, const Acc* lift, const Acc* own, const Acc* rest,
+              Acc total, Acc lse) const {
+    const Acc pressure = Acc(2 * p_.z_loss) * lse;
+    Acc slope[2], strength = 0;
+    for (int k = 0; k < pull.labels; ++k) {
+      const Acc ell = cross_entropy_of(lift[k], own[k], rest[k]);
       const PhiValue<Acc> phi = phi_of(ell, p_.phi, Acc(p_.phi_parameter));
       if (mass[k] != 0) pull.loss += mass[k] * (phi.value + Acc(p_.z_loss) * lse * lse);
       slope[k] = mass[k] * phi.slope;
@@ -120,8 +159,7 @@ class RowLoss {
     }
     pull.share = strength / total;
     for (int k = 0; k < pull.labels; ++k)
-      pull.at_label[k] = ((strength - slope[k]) * own_of[k] - slope[k] * rest_of[k]) / total;
-    return pull;
+      pull.at_label[k] = ((strength - slope[k]) * own[k] - slope[k] * rest[k]) / total;
   }
 
   // Smoothed labels or class probabilities: the target is spread over the row. Fills w.pull.
@@ -225,9 +263,47 @@ class RowLoss {
       LPL_SIMD
       for (i64 j = 0; j < c_; ++j) out[j] = store<T>(factor * e[j]);
     }
+    write_labels(i, pull, upstream);
+  }
+
+  void write_labels(i64 i, const Pull& pull, Acc upstream) const {
+    T* out = grad_row(i);
     for (int k = 0; k < pull.labels; ++k) {
       const i64 y = pull.label[k];
-      out[y] = store<T>(upstream * pull.at_label[k] * (scale ? scale[y] : uniform));
+      out[y] = store<T>(upstream * pull.at_label[k] * scale_of(y));
+    }
+  }
+
+  Acc scale_of(i64 j) const { return call_.scale ? call_.scale[j] : call_.uniform; }
+
+  // The rivals' gradient, share·E(q_j): by a short polynomial, then where that does not do.
+  void write_solved(i64 i, const Solved<Acc>& solved, double share) const {
+    T* out = grad_row(i);
+    const Acc* e = solved.e;
+    const Acc* scale = call_.scale;
+    const Acc inverse = Acc(solved.inverse);
+    const double factor = scale ? share : share * double(call_.uniform);
+    static_assert(kTinyOrder == 5, "as many coefficients as stand here");
+    const Acc first = Acc(factor * solved.series[1]), second = Acc(factor * solved.series[2]);
+    const Acc third = Acc(factor * solved.series[3]), fourth = Acc(factor * solved.series[4]);
+    const Acc fifth = Acc(factor * solved.series[5]);
+    const auto value = [&](Acc q) {
+      return ((((fifth * q + fourth) * q + third) * q + second) * q + first) * q;
+    };
+    if (scale) {
+      LPL_SIMD
+      for (i64 j = 0; j < c_; ++j) out[j] = store<T>(value(e[j] * inverse) * scale[j]);
+    } else {
+      LPL_SIMD
+      for (i64 j = 0; j < c_; ++j) out[j] = store<T>(value(e[j] * inverse));
+    }
+    for (size_t k = 0; k < solved.middling.size(); ++k) {
+      const i64 j = solved.middling[k];
+      out[j] = store<T>(Acc(share * solved.at(solved.middling_q[k])) * scale_of(j));
+    }
+    for (size_t k = 0; k < solved.head.size(); ++k) {
+      const i64 j = solved.head[k];
+      out[j] = store<T>(Acc(share * solved.head_mass[k]) * scale_of(j));
     }
   }
 

@@ -5,6 +5,10 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
+#include <new>
+#include <utility>
+#include <vector>
 
 #include "../row.h"
 
@@ -14,6 +18,27 @@ namespace lpl {
 namespace {
 
 using i64 = int64_t;
+
+// std::vector whose code belongs to one instruction set: with an allocator of an unnamed namespace
+// nothing of it is shared between objects, where the linker would keep any one of them. New
+// elements are left uninitialised unless a value is given.
+template <typename V>
+struct Allocator : std::allocator<V> {
+  template <typename U>
+  struct rebind {
+    using other = Allocator<U>;
+  };
+  template <typename U>
+  void construct(U* place) noexcept {
+    ::new (static_cast<void*>(place)) U;
+  }
+  template <typename U, typename... Arguments>
+  void construct(U* place, Arguments&&... arguments) {
+    ::new (static_cast<void*>(place)) U(std::forward<Arguments>(arguments)...);
+  }
+};
+template <typename V>
+using Vector = std::vector<V, Allocator<V>>;
 
 template <typename To, typename From>
 inline To bit_cast(From from) {
@@ -62,6 +87,37 @@ inline double exp_of(double x) {
   p = p * r + 1.0;
   const double y = bit_cast<double>(bit_cast<uint64_t>(p) + (bit_cast<uint64_t>(shifted) << 52));
   return x < -708.39 ? 0.0 : y;
+}
+
+// Doubles side by side, one per row that is solved.
+constexpr int kLanes = 8;
+typedef double Lanes __attribute__((vector_size(kLanes * sizeof(double))));
+typedef uint64_t LaneBits __attribute__((vector_size(kLanes * sizeof(double))));
+
+inline Lanes exp_of(Lanes x) {
+  const Lanes shifted = x * 1.4426950408889634074 + 6755399441055744.0;
+  const Lanes n = shifted - 6755399441055744.0;
+  const Lanes r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
+  Lanes p = r * (1.0 / 6227020800.0) + 1.0 / 479001600.0;
+  p = p * r + 1.0 / 39916800.0;
+  p = p * r + 1.0 / 3628800.0;
+  p = p * r + 1.0 / 362880.0;
+  p = p * r + 1.0 / 40320.0;
+  p = p * r + 1.0 / 5040.0;
+  p = p * r + 1.0 / 720.0;
+  p = p * r + 1.0 / 120.0;
+  p = p * r + 1.0 / 24.0;
+  p = p * r + 1.0 / 6.0;
+  p = p * r + 0.5;
+  p = p * r + 1.0;
+  p = p * r + 1.0;
+  const Lanes y = (Lanes)((LaneBits)p + ((LaneBits)shifted << 52));
+  return x < -708.39 ? Lanes{} : y;
+}
+
+inline Lanes sqrt_of(Lanes x) {
+  for (int lane = 0; lane < kLanes; ++lane) x[lane] = std::sqrt(x[lane]);
+  return x;
 }
 
 // tanh without cancellation at 0.
@@ -187,6 +243,46 @@ inline Acc exp_sum(const Acc* z, Acc shift, Acc* e, i64 size, i64 skip) {
              : exp_block<false, true>(z, shift, e, int32_t(size), int32_t(skip));
   return e ? exp_block<true, false>(z, shift, e, int32_t(size), -1)
            : exp_block<false, false>(z, shift, e, int32_t(size), -1);
+}
+
+// sums[r] += Σ q^r, r = 1..5, q = e·inverse, over the e of a block that are at most `cut`; whether
+// any is above.
+template <typename Acc>
+__attribute__((noinline)) bool tail_sums(const Acc* e, Acc inverse, Acc cut, int32_t size,
+                                         double* sums) {
+  Acc first = 0, second = 0, third = 0, fourth = 0, fifth = 0, most = 0;
+#pragma omp simd reduction(+ : first, second, third, fourth, fifth) reduction(max : most)
+  for (int32_t j = 0; j < size; ++j) {
+    const Acc q = e[j] > cut ? Acc(0) : e[j] * inverse;
+    const Acc square = q * q;
+    most = e[j] > most ? e[j] : most;
+    first += q;
+    second += square;
+    third += square * q;
+    fourth += square * square;
+    fifth += square * square * q;
+  }
+  sums[1] += first;
+  sums[2] += second;
+  sums[3] += third;
+  sums[4] += fourth;
+  sums[5] += fifth;
+  return most > cut;
+}
+
+// Calls `found` with the place of every e above `cut`.
+template <typename Acc, typename Found>
+inline void for_each_above(const Acc* e, Acc cut, i64 size, Found found) {
+  constexpr i64 kChunk = 32;
+  i64 lo = 0;
+  for (; lo + kChunk <= size; lo += kChunk) {
+    uint32_t above = 0;
+#pragma omp simd reduction(| : above)
+    for (int32_t k = 0; k < kChunk; ++k) above |= uint32_t(e[lo + k] > cut) << k;
+    for (; above; above &= above - 1) found(lo + __builtin_ctz(above));
+  }
+  for (; lo < size; ++lo)
+    if (e[lo] > cut) found(lo);
 }
 
 template <typename Acc>

@@ -1,0 +1,101 @@
+// All rows of a batch under the learned perturbation of their classes: who is solved, who takes
+// plain steps, and which thread does it.
+#pragma once
+
+#include "learned.h"
+#include "solver.h"
+
+namespace lpl {
+namespace {
+
+// Rows of a batch by what they have to do.
+template <typename T>
+struct Plan {
+  Vector<Group> large;   // several rows that all threads share
+  Vector<Group> small;   // several rows for one thread, and rows that take no steps
+  Vector<Group> unique;  // one row alone in its class, most steps first
+  int threads;
+
+  Plan(const Learned<T>& learned, const Grouping& grouping, const Call<T>& call) {
+    const auto alone = [&](const Group& g) { return g.size == 1 && learned.steps(g) > 0; };
+    i64 work = 0;
+    for (const Group& g : grouping.groups) work += alone(g) ? call.c : learned.work(g);
+    threads = call.threads_for(work + call.n * call.c);
+    for (const Group& g : grouping.groups) {
+      const bool heavy = g.size > 1 && threads > 1 && learned.work(g) > work / (2 * threads);
+      (alone(g) ? unique : heavy ? large : small).push_back(g);
+    }
+    // rows that are solved side by side had better take as many steps
+    std::stable_sort(unique.begin(), unique.end(), [&](const Group& a, const Group& b) {
+      return learned.steps(a) > learned.steps(b);
+    });
+  }
+};
+
+// Runs every row once, by one of
+//     row(thread, i, delta)        under δ (C,), null where it does not move
+//     solved(thread, i, solution)  as the solver left it; false if it wants δ after all
+// `place(i, e)` says where the row's exponentials shall go, `e` if nowhere better.
+template <typename T, typename Place, typename SolvedRow, typename Row>
+void run_learned(const Call<T>& call, const Plan<T>& plan, const Learned<T>& learned, Place place,
+                 SolvedRow solved, Row row, Status* status) {
+  using Acc = typename AccumulateOf<T>::type;
+  const i64 c = call.c;
+  Vector<Acc> shared_delta(plan.large.empty() ? 0 : c);
+  for (const Group& group : plan.large) {
+    learned.run(group, shared_delta.data(), plan.threads);
+#pragma omp parallel for schedule(static) num_threads(plan.threads)
+    for (i64 r = 0; r < group.size; ++r)
+      row(omp_get_thread_num(), group.rows[r], shared_delta.data());
+  }
+  i64 rows_solved = 0, rows_swept = 0;
+#pragma omp parallel num_threads(plan.threads) if (plan.threads > 1) \
+    reduction(+ : rows_solved, rows_swept)
+  {
+    const int thread = omp_get_thread_num();
+    Vector<Acc> delta(c);
+#pragma omp for schedule(dynamic) nowait
+    for (i64 g = 0; g < i64(plan.small.size()); ++g) {
+      const Group& group = plan.small[g];
+      const bool moves = learned.steps(group) > 0;
+      if (moves) learned.run(group, delta.data(), 1);
+      for (i64 r = 0; r < group.size; ++r)
+        row(thread, group.rows[r], moves ? delta.data() : nullptr);
+    }
+
+    Solver<T> solver(call);
+    const i64 lanes = solver.lanes(), count = plan.unique.size();
+    Vector<Acc> e(lanes * c), z(c), capped(call.p.softcap > 0 ? c : 0);
+#pragma omp for schedule(dynamic)
+    for (i64 first = 0; first < count; first += lanes) {
+      const int size = int(std::min(lanes, count - first));
+      for (int lane = 0; lane < size; ++lane) {
+        const i64 i = plan.unique[first + lane].rows[0];
+        solver.take(lane, i, place(i, e.data() + lane * c), z.data(), capped.data());
+      }
+      solver.solve(size);
+      for (int lane = 0; lane < size; ++lane) {
+        const Group& group = plan.unique[first + lane];
+        const i64 i = group.rows[0];
+        switch (solver.state(lane)) {
+          case State::unmoved: row(thread, i, nullptr); break;
+          case State::solved:
+            ++rows_solved;
+            if (solved(thread, i, solver.solution(lane))) break;
+            solver.perturbation(lane, group.label, delta.data());
+            row(thread, i, delta.data());
+            break;
+          case State::open:
+            ++rows_swept;
+            learned.run(group, delta.data(), 1);
+            row(thread, i, delta.data());
+        }
+      }
+    }
+  }
+  status->solved = rows_solved;
+  status->swept = rows_swept;
+}
+
+}  // namespace
+}  // namespace lpl

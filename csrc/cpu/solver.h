@@ -1,0 +1,256 @@
+// The solver of the learned perturbation for classes with one row in the batch: see ../series.h.
+// Rows are solved side by side, one per lane of a vector, so that a step costs a few instructions.
+#pragma once
+
+#include "../series.h"
+#include "call.h"
+
+namespace lpl {
+namespace {
+
+// What became of one row: p_j·Z of every class, where Z = rest + own.
+template <typename Acc>
+struct Solved {
+  Acc* e;          // (C,) initial exponentials of the rivals, 0 at the target; q = e·inverse
+  double inverse;  // 1 / Σ of them
+  double base;     // log of that sum, in units of the logits
+  double lift;     // log of the target's mass, by which ...
+  double own;      // ... e^lift is in the units of q
+  double rest;     // the rivals' mass after all steps
+  double initial_lift;
+  double series[kOrder + 1];
+  Thresholds cut;
+  // rivals above cut.tiny and above cut.middling, by class
+  Vector<i64> middling, head;
+  Vector<double> middling_q;
+  Vector<double> head_mass, head_change;  // e^(h + δ), δ
+
+  double at(double q) const {
+    double value = series[kOrder];
+    for (int r = kOrder - 1; r >= 1; --r) value = value * q + series[r];
+    return value * q;
+  }
+};
+
+// A row that the solver has: it does not move, its solution is not accepted (yet), or it is.
+enum class State { unmoved, open, solved };
+
+template <typename T>
+class Solver {
+ public:
+  using Acc = typename AccumulateOf<T>::type;
+
+  explicit Solver(const Call<T>& call) : call_(call), c_(call.c) {
+    lanes_ = int(std::max<i64>(1, std::min<i64>(kLanes, kCache / (c_ * i64(sizeof(Acc))))));
+  }
+
+  // Rows that are solved together: as many as stay in the cache from first to last sweep.
+  int lanes() const { return lanes_; }
+
+  State state(int lane) const { return states_[lane]; }
+  const Solved<Acc>& solution(int lane) const { return rows_[lane]; }
+
+  // Takes row i into a lane; `e` (C,) receives its exponentials, z and capped are scratch.
+  void take(int lane, i64 i, Acc* e, Acc* z, Acc* capped) {
+    const i64 y = call_.p.target[i];
+    const auto swept = call_.exponentials(i, nullptr, y, z, capped, e);
+    Solved<Acc>& row = rows_[lane];
+    // without rivals, or with nan among them, there is no direction to move in
+    states_[lane] = swept.rest > 0 && swept.rest < INFINITY ? State::open : State::unmoved;
+    if (states_[lane] == State::unmoved) return;
+    e[y] = 0;
+    row.e = e;
+    row.inverse = 1 / swept.rest;
+    const double log_rest = std::log(swept.rest);
+    row.base = double(swept.shift) + log_rest;
+    // beyond e^700 the rivals' probabilities vanish, in the exact iteration too
+    row.initial_lift = std::min(double(swept.z[y]) - double(swept.shift) - log_rest, 700.0);
+    const int steps = call_.p.steps[y];
+    step_[lane] = steps > 0 ? call_.p.step_size : -call_.p.step_size;
+    count_[lane] = std::abs(steps);
+    // raising a class's loss lets the rivals grow: Z and Z‖g‖ stay at 1 or more. Lowering it lets
+    // them shrink; how far, the solution itself will tell.
+    const double dose = call_.p.step_size * std::abs(steps);
+    expected_dose_[lane] = steps > 0 ? dose : kLoweringDose * dose;
+  }
+
+  // Solves the first `size` lanes. A lane that stays open is left to plain steps.
+  void solve(int size) {
+    for (int lane = size; lane < kLanes; ++lane) states_[lane] = State::unmoved;
+    for (int attempt = 0; attempt < kAttempts; ++attempt) {
+      bool collected[kLanes], any = false;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        collected[lane] = states_[lane] == State::open && collect(lane);
+        if (!collected[lane]) idle(lane);
+        any = any || collected[lane];
+      }
+      if (!any) return;
+      iterate();
+      for (int lane = 0; lane < kLanes; ++lane) {
+        if (!collected[lane]) continue;
+        finish(lane);
+        if (series_error(dose_[lane], rows_[lane].cut) <= series_tolerance<Acc>())
+          states_[lane] = State::solved;
+        expected_dose_[lane] = kRetryDose * dose_[lane];
+      }
+    }
+  }
+
+  // δ of a solved row.
+  void perturbation(int lane, i64 y, Acc* delta) const {
+    const Solved<Acc>& row = rows_[lane];
+    double log_series[kOrder];
+    series_log(row.series, log_series);
+    const Acc inverse = Acc(row.inverse);
+    const Acc first = Acc(log_series[1]), second = Acc(log_series[2]);
+    const Acc third = Acc(log_series[3]), fourth = Acc(log_series[4]);
+    LPL_SIMD
+    for (i64 j = 0; j < c_; ++j) {
+      const Acc q = row.e[j] * inverse;
+      delta[j] = (((fourth * q + third) * q + second) * q + first) * q;
+    }
+    for (size_t k = 0; k < row.middling.size(); ++k)
+      delta[row.middling[k]] = Acc(std::log(row.at(row.middling_q[k]) / row.middling_q[k]));
+    for (size_t k = 0; k < row.head.size(); ++k) delta[row.head[k]] = Acc(row.head_change[k]);
+    delta[y] = Acc(row.lift - row.initial_lift);
+  }
+
+ private:
+  static constexpr i64 kCache = 256 << 10;
+  static constexpr int kAttempts = 3;
+  static constexpr double kLoweringDose = 1.5, kRetryDose = 1.25;
+  // Solving a head of more than this share of the classes costs more than plain steps.
+  static constexpr i64 kHeadShare = 8;
+
+  // Power sums of the tail and the list of what stands out of it. False if too much does.
+  bool collect(int lane) {
+    Solved<Acc>& row = rows_[lane];
+    row.cut = series_thresholds(expected_dose_[lane], series_tolerance<Acc>());
+    row.middling.clear();
+    row.middling_q.clear();
+    row.head.clear();
+    double sums[kTinyOrder + 1] = {0};
+    const Acc inverse = Acc(row.inverse), tiny = Acc(row.cut.tiny / row.inverse);
+    const i64 most_heads = std::max<i64>(64, c_ / kHeadShare);
+    Vector<double>& logs = head_logs_[lane];
+    logs.clear();
+    for (i64 lo = 0; lo < c_; lo += kBlock) {
+      const i64 size = std::min(kBlock, c_ - lo);
+      if (!tail_sums(row.e + lo, inverse, tiny, int32_t(size), sums)) continue;
+      for_each_above(row.e + lo, tiny, size, [&](i64 j) {
+        const double q = double(row.e[lo + j]) * row.inverse;
+        if (q > row.cut.middling) {
+          row.head.push_back(lo + j);
+          logs.push_back(std::log(q));
+        } else {
+          row.middling.push_back(lo + j);
+          row.middling_q.push_back(q);
+        }
+      });
+      if (i64(row.head.size()) > most_heads) return false;
+    }
+    double power_sums[kOrder + 1] = {0};
+    const size_t count = row.middling_q.size();
+    const double* q = row.middling_q.data();
+    double power[kBlock];
+    for (size_t lo = 0; lo < count; lo += kBlock) {
+      const size_t size = std::min<size_t>(kBlock, count - lo);
+      for (size_t k = 0; k < size; ++k) power[k] = 1;
+      for (int r = 1; r <= kOrder; ++r) {
+        double sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (size_t k = 0; k < size; ++k) {
+          power[k] *= q[lo + k];
+          sum += power[k];
+        }
+        power_sums[r] += sum;
+      }
+    }
+    for (int r = 1; r <= kOrder; ++r)
+      moments_[r][lane] = power_sums[r] + (r <= kTinyOrder ? sums[r] : 0);
+    lift_[lane] = row.initial_lift;
+    count_now_[lane] = count_[lane];
+    if (heads_.size() < row.head.size()) heads_.resize(row.head.size(), Lanes{} - INFINITY);
+    for (size_t k = 0; k < heads_.size(); ++k)
+      heads_[k][lane] = k < logs.size() ? logs[k] : -INFINITY;
+    return true;
+  }
+
+  void idle(int lane) {
+    for (int r = 1; r <= kOrder; ++r) moments_[r][lane] = 0;
+    moments_[1][lane] = 1;
+    lift_[lane] = 0;
+    count_now_[lane] = 0;
+    for (Lanes& slot : heads_) slot[lane] = -INFINITY;
+  }
+
+  // All steps of all lanes.
+  void iterate() {
+    size_t used = 0;
+    for (size_t k = 0; k < heads_.size(); ++k)
+      for (int lane = 0; lane < kLanes; ++lane)
+        if (heads_[k][lane] != -INFINITY) used = k + 1;
+    heads_.resize(used);
+    masses_.resize(used);
+    double most = 0;
+    for (int lane = 0; lane < kLanes; ++lane) most = std::max(most, count_now_[lane]);
+    for (int r = 1; r <= kOrder; ++r) series_[r] = Lanes{} + (r == 1 ? 1.0 : 0.0);
+    dose_ = Lanes{};
+    const Lanes none{};
+    for (double k = 0;; ++k) {
+      Lanes rest{}, squares{};
+      for (size_t slot = 0; slot < used; ++slot) {
+        const Lanes mass = exp_of(heads_[slot]);
+        masses_[slot] = mass;
+        rest += mass;
+        squares += mass * mass;
+      }
+      for (int r = 1; r <= kOrder; ++r) rest += series_[r] * moments_[r];
+      rest_ = rest;
+      own_ = exp_of(lift_);
+      if (k == most) return;
+      const Lanes z = rest + own_;
+      Lanes a = step_ / z;
+      if (call_.p.normalize) {
+        Lanes square[kOrder + 1];
+        series_square(series_, square);
+        for (int s = 2; s <= kOrder; ++s) squares += square[s] * moments_[s];
+        const Lanes length = sqrt_of(squares + rest * rest);  // ‖g‖·Z
+        a = length < kNormFloor * z ? none : step_ / length;
+      }
+      a = count_now_ > k ? a : none;
+      dose_ += a < none ? -a : a;
+      for (size_t slot = 0; slot < used; ++slot) heads_[slot] += a * masses_[slot];
+      lift_ -= a * rest;
+      lift_ = lift_ > 700.0 ? none + 700.0 : lift_;
+      series_step(series_, a);
+    }
+  }
+
+  void finish(int lane) {
+    Solved<Acc>& row = rows_[lane];
+    for (int r = 1; r <= kOrder; ++r) row.series[r] = series_[r][lane];
+    row.lift = lift_[lane];
+    row.own = own_[lane];
+    row.rest = rest_[lane];
+    row.head_mass.resize(row.head.size());
+    row.head_change.resize(row.head.size());
+    for (size_t k = 0; k < row.head.size(); ++k) {
+      row.head_mass[k] = masses_[k][lane];
+      row.head_change[k] = heads_[k][lane] - head_logs_[lane][k];
+    }
+  }
+
+  const Call<T>& call_;
+  const i64 c_;
+  int lanes_;
+  State states_[kLanes];
+  Solved<Acc> rows_[kLanes];
+  Vector<double> head_logs_[kLanes];
+  Vector<Lanes> heads_, masses_;
+  Lanes moments_[kOrder + 1], series_[kOrder + 1];
+  Lanes lift_, own_, rest_, step_, count_, count_now_, dose_, expected_dose_;
+};
+
+}  // namespace
+}  // namespace lpl

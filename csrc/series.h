@@ -1,0 +1,93 @@
+// The maths of the learned perturbation's solver, shared by every native kernel, host and device.
+//
+// Rivals j of a row with target y are measured by q_j = e^(z_j) / Σ_{i≠y} e^(z_i). One step of size
+// a (= direction·step_size / Z, or / (Z‖g‖) where steps are normalised) maps every e^(z_j + δ_j),
+// in units of the rivals' initial mass, by one and the same scalar map
+//
+//     E(q) = q ,   E ← E·exp(a·E)
+//
+// so k steps of all rivals with small q are one polynomial E(q) = Σ_{r=1..kOrder} E_r q^r, and
+// their mass is Σ E_r M_r with power sums M_r = Σ q^r taken once. E_r is at most D^(r−1), D = Σ|a|,
+// because E/(1 − aE) majorises the map; what is cut off is therefore, relative to E(q), at most
+// (Dq)^kOrder / (1 − Dq).
+#pragma once
+
+#include <cmath>
+
+#include "lpl_math.h"
+
+namespace lpl {
+namespace {  // every object has its own, made for its instruction set
+
+constexpr int kOrder = 8;      // terms of E for rivals of middling q
+constexpr int kTinyOrder = 5;  // terms that do for the many of tiny q
+
+// E ← E·exp(a·E); `Real` is double, or a vector of them: one per row.
+template <typename Real>
+LPL_HOST_DEVICE inline void series_step(Real* e, Real a) {
+  // g = exp(aE) by n·g_n = Σ k·(aE_k)·g_{n−k}
+  Real g[kOrder], slope[kOrder];
+  g[0] = a - a + 1.0;
+  for (int n = 1; n < kOrder; ++n) {
+    slope[n] = a * e[n] * double(n);
+    Real sum = slope[n];
+    for (int k = 1; k < n; ++k) sum += slope[k] * g[n - k];
+    g[n] = sum * (1.0 / n);
+  }
+  for (int n = kOrder; n > 1; --n) {
+    Real sum = e[n];
+    for (int m = 1; m < n; ++m) sum += e[m] * g[n - m];
+    e[n] = sum;
+  }
+}
+
+// Coefficients of E², of order 2 to kOrder: Σ over rivals of squares is Σ_s square[s]·M_s.
+template <typename Real>
+LPL_HOST_DEVICE inline void series_square(const Real* e, Real* square) {
+  for (int s = 2; s <= kOrder; ++s) {
+    Real sum = e[1] * e[s - 1];
+    for (int r = 2; r < s; ++r) sum += e[r] * e[s - r];
+    square[s] = sum;
+  }
+}
+
+// δ(q) = log(E(q)/q) = Σ_{n=1..kOrder−1} log_e[n]·q^n.
+LPL_HOST_DEVICE inline void series_log(const double* e, double* log_e) {
+  for (int n = 1; n < kOrder; ++n) {
+    double sum = n * e[n + 1];
+    for (int k = 1; k < n; ++k) sum -= k * log_e[k] * e[n - k + 1];
+    log_e[n] = sum / n;
+  }
+}
+
+// How a row's rivals are told apart: q ≤ tiny, q ≤ middling (by kOrder terms), above: one by one.
+struct Thresholds {
+  double tiny, middling;
+};
+
+// The largest relative error of a probability that the solver leaves, before rounding.
+template <typename Acc>
+LPL_HOST_DEVICE constexpr double series_tolerance() {
+  return sizeof(Acc) == 8 ? 1e-13 : 2e-7;
+}
+
+// Bound of the relative error of all probabilities: what is cut off, and what that does to Z and so
+// to all later steps.
+LPL_HOST_DEVICE inline double series_error(double dose, const Thresholds& cut) {
+  const double middling = dose * cut.middling, tiny = dose * cut.tiny;
+  if (!(middling < 0.5)) return INFINITY;
+  const double worst = std::fmax(std::pow(middling, kOrder), std::pow(tiny, kTinyOrder));
+  return (1 + dose) * 2 * worst;
+}
+
+// The largest thresholds that keep the error of a row of this dose within the tolerance.
+LPL_HOST_DEVICE inline Thresholds series_thresholds(double dose, double tolerance) {
+  const double worst = tolerance / (2 * (1 + dose));
+  const double middling = std::fmin(0.49, std::pow(worst, 1.0 / kOrder) * 0.999);
+  const double tiny = std::pow(worst, 1.0 / kTinyOrder) * 0.999;
+  if (!(dose > 0)) return {1, 1};
+  return {std::fmin(1.0, tiny / dose), std::fmin(1.0, middling / dose)};
+}
+
+}  // namespace
+}  // namespace lpl
