@@ -78,9 +78,9 @@ Problem make_problem(const py::tuple& problem, const py::tuple& sizes) {
   return p;
 }
 
-// (fault, value): (0, 0) when all went well.
+// (fault, value, rows solved, rows swept): fault is 0 when all went well.
 py::tuple reported(const Status& status) {
-  return py::make_tuple(int(status.fault), status.value);
+  return py::make_tuple(int(status.fault), status.value, status.solved, status.swept);
 }
 
 py::tuple cross_entropy(const py::tuple& tensors, const py::tuple& sizes, Address loss,

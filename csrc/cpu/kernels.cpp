@@ -61,7 +61,7 @@ Status cross_entropy_of_type(const Problem& p, const Outputs& out) {
     const Plan<T> plan(learned, grouping, call);
     workspaces.resize(plan.threads);
     for (Workspace<Acc>& w : workspaces) w = row_loss.workspace();
-    const auto place = [&](i64 i, Acc* e) { return row_loss.exponentials(i, e); };
+    const auto place = [&](i64 i) { return row_loss.place(i); };
     const auto solved = [&](int, i64 i, const Solved<Acc>& solution) {
       if (!row_loss.direct()) return false;
       const Acc loss = row_loss.run_solved(i, solution);
@@ -102,7 +102,7 @@ Status learned_perturbation_of_type(const Problem& p, const Outputs& out) {
     if (delta && out.slot[i] == i) std::copy(delta, delta + p.c, all + i * p.c);
   };
   run_learned(
-      call, plan, learned, [](i64, Acc* e) { return e; },
+      call, plan, learned, [](i64) -> Acc* { return nullptr; },
       [](int, i64, const Solved<Acc>&) { return false; }, row, &status);
   return status;
 }

@@ -43,10 +43,10 @@ class RowLoss {
   // gradient nothing but one product per class: such rows take the solver's result as it is.
   bool direct() const { return !soft_ && !tables_ && p_.softcap == 0; }
 
-  // Where the exponentials of row i are wanted, so that its gradient can be written over them; else
-  // `other`.
-  Acc* exponentials(i64 i, Acc* other) const {
-    return out_.grad && std::is_same<T, Acc>::value ? reinterpret_cast<Acc*>(grad_row(i)) : other;
+  // The gradient's row i as a place for exponentials, over which it will be written; else null.
+  Acc* place(i64 i) const {
+    if (!out_.grad || !std::is_same<T, Acc>::value) return nullptr;
+    return reinterpret_cast<Acc*>(grad_row(i));
   }
 
   // Row i as the solver left it, if direct(). Writes its gradient, returns its loss.
@@ -103,7 +103,8 @@ class RowLoss {
   }
 
   Acc* exponentials(i64 i, Workspace<Acc>& w) const {
-    return w.dz.empty() ? exponentials(i, w.e.data()) : w.e.data();
+    Acc* own = w.dz.empty() ? place(i) : nullptr;
+    return own ? own : w.e.data();
   }
   T* grad_row(i64 i) const { return static_cast<T*>(out_.grad) + i * c_; }
 

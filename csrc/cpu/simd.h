@@ -203,6 +203,18 @@ struct AccumulateOf<double> {
   using type = double;
 };
 
+// A vector register of 32 bytes.
+template <typename Acc>
+struct WideOf;
+template <>
+struct WideOf<float> {
+  typedef float type __attribute__((vector_size(32)));
+};
+template <>
+struct WideOf<double> {
+  typedef double type __attribute__((vector_size(32)));
+};
+
 // Long float sums lose digits: blocks are summed in float, their sums in double.
 constexpr i64 kBlock = 1024;
 

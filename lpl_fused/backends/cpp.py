@@ -16,6 +16,10 @@ _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16:
 _FAULT_TARGET = 1
 STATS = 0  # rows of the statistics that the backward wants: it recomputes them
 
+# Rows whose learned perturbation the solver found, and those that it left to plain steps because
+# its error bound was not met; counted since the process began.
+solver_rows = {"solved": 0, "swept": 0}
+
 
 @functools.cache
 def _native() -> ModuleType:
@@ -59,15 +63,16 @@ def _sizes(problem: Problem) -> tuple[int, ...]:
     )
 
 
-def _check(status: tuple[int, int], problem: Problem) -> None:
-    fault, value = status
-    if not fault:
-        return
-    if fault == _FAULT_TARGET:
-        ignore_index = problem.options.ignore_index
-        raise label_range_error("target", value, problem.input.shape[1], ignore_index)
-    assert problem.rows is not None
-    raise label_range_error("row_index", value, problem.rows.shape[0], None)
+def _check(status: tuple[int, int, int, int], problem: Problem) -> None:
+    fault, value, solved, swept = status
+    if fault:
+        if fault == _FAULT_TARGET:
+            ignore_index = problem.options.ignore_index
+            raise label_range_error("target", value, problem.input.shape[1], ignore_index)
+        assert problem.rows is not None
+        raise label_range_error("row_index", value, problem.rows.shape[0], None)
+    solver_rows["solved"] += solved
+    solver_rows["swept"] += swept
 
 
 def cross_entropy(
