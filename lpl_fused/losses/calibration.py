@@ -142,7 +142,7 @@ class MbLSLoss(_MarginLoss):
         self.alpha = float(alpha)
 
     def penalty(self, excess: Tensor) -> Tensor:
-        return self.alpha * excess.clamp(min=0)
+        return self.alpha * torch.relu(excess)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, margin={self.margin}"

@@ -166,8 +166,8 @@ class IBLoss(DeferredStart, CrossEntropyLoss):
             input, target, perturbation=self.perturbation(input), **keywords
         )
         rows = counted(target, self.ignore_index)
-        influence = -2 * torch.expm1(-losses) * feature_norm.to(losses.dtype)
-        factor = self.alpha / (torch.where(rows, influence, 0) + self.epsilon)
+        norm = torch.where(rows, feature_norm, 0).to(losses.dtype)
+        factor = self.alpha / (-2 * torch.expm1(-losses) * norm + self.epsilon)
         if self.balanced:
             label = torch.where(rows, target, 0).long()
             factor = factor * self.table("class_weight", losses)[label]
