@@ -80,8 +80,8 @@ def unimix(
     index = torch.multinomial(n**tau, len(n), replacement=True)
     concentration = torch.full_like(n, alpha)
     beta = torch.distributions.Beta(concentration, concentration).sample()
-    lam = (beta + n[index] / (n + n[index])) % 1
-    lam = lam.to(torch.promote_types(input.dtype, torch.float32))
+    lam = beta + n[index] / (n + n[index])
+    lam = torch.where(lam > 1, lam - 1, lam).to(torch.promote_types(input.dtype, torch.float32))
     share = lam.reshape(-1, *[1] * (input.dim() - 1))
     mixed = (share * input + (1 - share) * input[index]).to(input.dtype)
     return mixed, MixedTarget(target, target[index], lam)
