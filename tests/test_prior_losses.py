@@ -159,7 +159,10 @@ def test_lade_is_the_equation(backend: str) -> None:
         (lambda: losses.LADELoss(COUNTS, reduction="none"), 'reduction: expected "mean"'),
         (lambda: losses.LADELoss(COUNTS, -1.0), "lader_weight"),
         (lambda: losses.LADELoss(COUNTS, 0.1, math.inf), "regularizer"),
-        (lambda: losses.LADELoss(COUNTS)(LOGITS, (LABELS, LABELS, 0.5)), "LADE needs class indices"),
+        (
+            lambda: losses.LADELoss(COUNTS)(LOGITS, (LABELS, LABELS, 0.5)),
+            "LADE needs class indices",
+        ),
     ],
 )
 def test_bad_settings(make, message: str) -> None:  # type: ignore[no-untyped-def]
