@@ -74,8 +74,8 @@ class Susceptibility(nn.Module):
         batch_size: int | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> float:
-        """r of one batch; model, gradients, optimizer and scaler are left as they were, bit by bit,
-        and so are torch's random number generators.
+        """r of one batch; model, gradients, optimizer and torch's random number generators are left
+        as they were, bit by bit; the step is taken with a copy of the scaler.
 
         Args:
             model: called `model(input)` in training mode, as in training; gives logits (N, C).
@@ -89,7 +89,7 @@ class Susceptibility(nn.Module):
             ValueError: logits of another shape than (N, C).
         """
         size = len(input) if batch_size is None else batch_size
-        with _restored(model, optimizer, scaler), torch.enable_grad():
+        with _restored(model, optimizer), torch.enable_grad():
             model.train()
             logits = model(input)
             if logits.shape != (size, self.num_classes):
@@ -102,9 +102,9 @@ class Susceptibility(nn.Module):
                 before.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             else:
+                scaler = copy.deepcopy(scaler)
                 scaler.scale(before).backward()  # type: ignore[no-untyped-call]
                 scaler.step(optimizer)
-                scaler.update()
             with torch.no_grad():
                 after = self.loss(model(input), labels)
         r = all_sum((before.detach() - after).to(self.total)) / world_size()
@@ -127,9 +127,7 @@ class Susceptibility(nn.Module):
 
 
 @contextmanager
-def _restored(
-    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
-) -> Iterator[None]:
+def _restored(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Everything a step changes is as before on leaving, in the same tensors."""
     groups = optimizer.param_groups
     parameters = {id(p): p for p in model.parameters()}
@@ -149,7 +147,6 @@ def _restored(
     # not optimizer.state_dict(): loading one casts the state to the dtype of its parameter
     state = {parameter: _copied(entry) for parameter, entry in optimizer.state.items()}
     options = [_copied({k: v for k, v in group.items() if k != "params"}) for group in groups]
-    scale = {} if scaler is None else copy.deepcopy(scaler.state_dict())
     devices = sorted({p.device.index for p in parameters.values() if p.device.type == "cuda"})
     for parameter in parameters.values():
         parameter.grad = None
@@ -172,8 +169,6 @@ def _restored(
         optimizer.state.update(state)
         for group, option in zip(groups, options, strict=True):
             group.update(option)
-        if scaler is not None:
-            scaler.load_state_dict(scale)
 
 
 def _copied(entry: dict[str, Any]) -> dict[str, Any]:

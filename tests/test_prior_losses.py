@@ -11,7 +11,7 @@ from cases import Draw
 
 from lpl_fused import MixedTarget, losses
 from lpl_fused import functional as LF
-from lpl_fused.sampling import unimix
+from lpl_fused.sampling import UniMix
 
 COUNTS = [100, 10, 1]
 LOGITS = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
@@ -50,7 +50,7 @@ def test_unimix_shares_prefer_the_rare() -> None:
     torch.manual_seed(0)
     target = torch.arange(64) % 2 * 2  # classes of 100 samples and of 1
     x = torch.randn(64, 3, 2, dtype=torch.float64)
-    mixed, (own, other, lam) = unimix(x, target, COUNTS, alpha=1e12, tau=0.0)
+    mixed, (own, other, lam) = UniMix(COUNTS, alpha=1e12, tau=0.0)(x, target)
     assert torch.equal(own, target)
     expected = torch.tensor([[0.5, 1 / 101], [100 / 101, 0.5]])[own // 2, other // 2]
     distance = (lam - 0.5 - expected + 0.5) % 1 - 0.5  # on the circle: 1 is next to 0
@@ -66,9 +66,9 @@ def test_unimix_partners() -> None:
     """One of each class, τ = −0.5: P = n^τ/Σ = .0706, .2233, .7061."""
     torch.manual_seed(1)
     drawn = torch.zeros(3)
+    mix = UniMix(COUNTS, tau=-0.5)
     for _ in range(4000):
-        _, target = unimix(torch.zeros(3, 1), torch.arange(3), COUNTS, tau=-0.5)
-        drawn += torch.bincount(target.other, minlength=3)
+        drawn += torch.bincount(mix.draw(torch.arange(3))[0], minlength=3)
     share = drawn / drawn.sum()  # 12,000 draws: standard error below 0.005
     torch.testing.assert_close(share, torch.tensor([0.0706, 0.2233, 0.7061]), atol=0.015, rtol=0)
 
@@ -77,7 +77,7 @@ def test_unimix_without_preferences_is_mixup() -> None:
     """α = 1, τ = 0: λ uniform, whatever the classes; partners alike."""
     torch.manual_seed(2)
     target = torch.arange(6000) % 3
-    _, mixed = unimix(torch.zeros(6000, 1), target, COUNTS, alpha=1.0, tau=0.0)
+    _, mixed = UniMix(COUNTS, alpha=1.0, tau=0.0)(torch.zeros(6000, 1), target)
     for own in range(3):
         lam = mixed.lam[target == own].double().sort().values
         worst = (lam - (torch.arange(2000) + 0.5) / 2000).abs().max()
@@ -87,27 +87,28 @@ def test_unimix_without_preferences_is_mixup() -> None:
 
 def test_unimix_trains_with_bayias() -> None:
     x = torch.randn(8, 3, dtype=torch.bfloat16, requires_grad=True)
-    mixed, target = unimix(x, torch.arange(8) % 3, COUNTS)
+    mixed, target = UniMix(COUNTS).half()(x, torch.arange(8) % 3)  # its counts stay float64
     assert mixed.dtype == torch.bfloat16 and target.lam.dtype == torch.float32
-    assert unimix(x.double(), torch.arange(8) % 3, COUNTS)[1].lam.dtype == torch.float64
+    assert UniMix(COUNTS)(x.double(), torch.arange(8) % 3)[1].lam.dtype == torch.float64
     losses.BayiasLoss(COUNTS)(mixed, target).backward()
     assert x.grad is not None and x.grad.isfinite().all()
 
 
 def test_bad_unimix() -> None:
-    x, y = torch.zeros(2, 3), torch.tensor([0, 1])
-    for arguments, message in (
-        ((x, y, COUNTS, -1.0), "alpha"),
-        ((x, y, [1, 0, 1], 0.8), "cls_num_list.*>= 1"),
-        ((x, y[:1], COUNTS, 0.8), "one class per sample, 2"),
-        ((x, y + 2, COUNTS, 0.8), r"\[0, 3\), got 3"),
+    x, y, mix = torch.zeros(2, 3), torch.tensor([0, 1]), UniMix(COUNTS)
+    for call, message in (
+        (lambda: UniMix(COUNTS, alpha=-1.0), "alpha"),
+        (lambda: UniMix(COUNTS, tau=math.inf), "tau"),
+        (lambda: UniMix([1, 0, 1]), "cls_num_list.*>= 1"),
+        (lambda: mix(x, y[:1]), "one class per sample, 2"),
+        (lambda: mix(x, y + 2), "target 3 is out of range"),
     ):
         with pytest.raises(ValueError, match=message):
-            unimix(*arguments[:3], alpha=arguments[3])
+            call()
     with pytest.raises(TypeError, match="input.*int64"):
-        unimix(y, y, COUNTS)
+        mix(y, y)
     with pytest.raises(TypeError, match="target.*float32"):
-        unimix(x, y.float(), COUNTS)
+        mix(x, y.float())
 
 
 def test_lade_numbers() -> None:

@@ -99,7 +99,7 @@ def test_cdb_sampling() -> None:
     mass = torch.zeros(3).double().index_add(0, target, weights)
     torch.testing.assert_close(mass / mass.sum(), DIFFICULTY / DIFFICULTY.sum())
     assert (weights[:6] == weights[0]).all()
-    with pytest.raises(ValueError, match=r"\[0, 3\), got 3"):
+    with pytest.raises(ValueError, match="target 3 is out of range"):
         difficulty_sampling_weights(torch.tensor([3]), DIFFICULTY)
     with pytest.raises(TypeError, match="float32"):
         difficulty_sampling_weights(torch.tensor([0.0]), DIFFICULTY)

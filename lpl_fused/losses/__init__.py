@@ -2,6 +2,8 @@
 
 All are called `loss(logits, target)` and take `weight`, `ignore_index`, `reduction` and `backend`
 as `functional.cross_entropy` does; `cls_num_list` is the number of training samples per class.
+Those that couple rows (`ABSGDLoss`, `GroupDROLoss`) or add a term (`MbLSLoss`, `CALSLoss`) take a
+`base` loss instead, which brings these. What evolves in training is in `state_dict`.
 """
 
 from .balance import (

@@ -65,7 +65,7 @@ class BayiasLoss(CrossEntropyLoss):
     """Bayias (Xu et al., 2021): L = CE(u + log π − log π', y), π_c = n_c/Σn, π' the test prior.
 
     With a uniform π' equal to `LogitAdjustedLoss` with τ = 1, a constant apart that softmax does
-    not see. Takes the `MixedTarget` of `sampling.unimix`: the two are the paper's method. Predict
+    not see. Takes the `MixedTarget` of `sampling.UniMix`: the two are the paper's method. Predict
     with the raw logits. Cost: tables, that of plain cross-entropy.
 
     Args:
@@ -150,7 +150,8 @@ class LADELoss(CrossEntropyLoss):
         u = input.movedim(min(input.dim() - 1, 1), -1).reshape(-1, len(prior)).to(prior.dtype)
         label = target.reshape(-1).long()
         rows = label != self.ignore_index
-        own = u.gather(1, torch.where(rows, label, 0)[:, None])[:, 0]
+        # a label out of range has made the first term nan (on a GPU) and must not be looked up
+        own = u.gather(1, label.clamp(0, len(prior) - 1)[:, None])[:, 0]
         own_mean, _ = class_mean(
             torch.where(rows, own, 0), torch.where(rows, label, -1), len(prior)
         )

@@ -118,7 +118,7 @@ class IBLoss(DeferredStart, CrossEntropyLoss):
             smoothing and z-loss do not compose.
 
     Called `loss(logits, target, feature_norm)`, class indices and ‖h_i‖₁ of the same shape.
-    State: the epoch.
+    State: the epoch; nothing is to be reduced over ranks.
 
     Raises:
         ValueError: bad counts, numbers, target or shape of `feature_norm`; keywords that do not
@@ -169,8 +169,9 @@ class IBLoss(DeferredStart, CrossEntropyLoss):
         norm = torch.where(rows, feature_norm, 0).to(losses.dtype)
         factor = self.alpha / (-2 * torch.expm1(-losses) * norm + self.epsilon)
         if self.balanced:
-            label = torch.where(rows, target, 0).long()
-            factor = factor * self.table("class_weight", losses)[label]
+            # a label out of range has made its row nan (on a GPU) and must not be looked up
+            table = self.table("class_weight", losses)
+            factor = factor * table[target.clamp(0, len(table) - 1).long()]
         if self.detach:
             factor = factor.detach()
         losses = losses * factor

@@ -209,7 +209,7 @@ class GroupDROLoss(_Rows):
             if self.training:
                 self._update(total / count.clamp(min=1), count > 0)
             by_group = self.q * world_size() / count.clamp(min=1)
-            weights = torch.cat([by_group, by_group.new_tensor([math.nan])])[index]
+            weights = torch.cat([by_group, by_group.new_full((1,), math.nan)])[index]
             weights = weights.masked_fill(~rows, 0).to(losses.dtype)
         return (weights * losses).sum()
 
