@@ -121,7 +121,9 @@ def difficulty_weights(difficulty: Tensor, tau: float | str = "dynamic") -> Tens
     if d.dim() != 1 or d.numel() == 0:
         raise ValueError(f"difficulty: expected shape (C,), got {tuple(d.shape)}")
     if not ((d >= 0) & (d <= 1)).all():
-        raise ValueError(f"difficulty: expected numbers in [0, 1], got {d.tolist()}")
+        raise ValueError(
+            f"difficulty: expected numbers in [0, 1], got {float(d.min())} to {float(d.max())}"
+        )
     contrast = (1 - d.min()) / (1 - d.max() + 0.01)
     if tau == "dynamic":
         exponent = 2 * torch.sigmoid(contrast - 1)

@@ -2,7 +2,7 @@
 
 Everything here judges *raw* logits: the perturbation (margin, offset, scale, δ) belongs to the
 training loss and is left out at test time. Pass the model's output as it is, never what a loss made
-of it.
+of it; average-K classification takes its softmax.
 """
 
 from __future__ import annotations

@@ -84,7 +84,8 @@ class UniMix(LossModule):
         n = self.counts[target.long()]
         index = torch.multinomial(n**self.tau, len(n), replacement=True)
         concentration = torch.full_like(n, self.alpha)
-        beta = torch.distributions.Beta(concentration, concentration).sample()
+        # validated above; distributions would look at values, and wait for a GPU
+        beta = torch.distributions.Beta(concentration, concentration, validate_args=False).sample()
         lam = beta + n[index] / (n + n[index])
         return index, torch.where(lam > 1, lam - 1, lam)
 

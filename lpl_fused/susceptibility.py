@@ -144,13 +144,17 @@ def _restored(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[No
         if buffer is not None
     ]
     modes = [(module, module.training) for module in model.modules()]
-    # not optimizer.state_dict(): loading one casts the state to the dtype of its parameter
-    state = {parameter: _copied(entry) for parameter, entry in optimizer.state.items()}
-    options = [_copied({k: v for k, v in group.items() if k != "params"}) for group in groups]
+    # the optimizer works on copies meanwhile; loading a state_dict would cast its state to the
+    # dtype of its parameters
+    state = dict(optimizer.state)
+    options = [{k: v for k, v in group.items() if k != "params"} for group in groups]
     devices = sorted({p.device.index for p in parameters.values() if p.device.type == "cuda"})
-    for parameter in parameters.values():
-        parameter.grad = None
     try:
+        for parameter in parameters.values():
+            parameter.grad = None
+        optimizer.state.update({parameter: _copied(entry) for parameter, entry in state.items()})
+        for group, option in zip(groups, options, strict=True):
+            group.update(_copied(option))
         with torch.random.fork_rng(devices=devices):
             yield
     finally:

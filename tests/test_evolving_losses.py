@@ -13,6 +13,7 @@ from cases import Draw
 from torch import Tensor, nn
 
 from lpl_fused import losses
+from lpl_fused.susceptibility import Susceptibility
 
 CLASSES, GROUPS = 5, 3
 COUNTS = [100, 50, 20, 5, 1]
@@ -171,6 +172,38 @@ def test_compiles_in_one_graph(name: str) -> None:
         torch.testing.assert_close(one, two, msg=key)
 
 
+def rows_of(reduction: str = "none") -> losses.CrossEntropyLoss:
+    return losses.CrossEntropyLoss(reduction=reduction, backend="reference")
+
+
+ANYWHERE: dict[str, Callable[[], nn.Module]] = {
+    "absgd": lambda: losses.ABSGDLoss(0.5, rows_of(), bias_correction=True),
+    "group dro": lambda: losses.GroupDROLoss([50, 30, 20], rows_of()),
+    "group cvar": lambda: losses.GroupDROLoss([50, 30, 20], rows_of(), cvar=0.4),
+    "cdb": lambda: losses.CDBLoss(CLASSES, backend="reference"),
+    "ib": lambda: losses.IBLoss(COUNTS, start_epoch=0, backend="reference"),
+    "cals": lambda: losses.CALSLoss(CLASSES, rows_of("mean")),
+    "mbls": lambda: losses.MbLSLoss(base=rows_of("mean")),
+    "lade": lambda: losses.LADELoss(COUNTS, backend="reference"),
+    "bayias": lambda: losses.BayiasLoss(COUNTS, backend="reference"),
+    "label-aware": lambda: losses.LabelAwareSmoothingLoss(COUNTS, backend="reference"),
+}
+
+
+@pytest.mark.parametrize("name", ANYWHERE)
+def test_no_step_looks_at_a_value(name: str) -> None:
+    """On the meta device there are none: a host synchronisation, or a table left on the CPU, fails."""
+    loss = ANYWHERE[name]().to("meta")
+    logits = torch.randn(12, CLASSES, device="meta", requires_grad=True)
+    target = torch.zeros(12, dtype=torch.int64, device="meta")
+    extra = {"group": target, "ib": torch.ones(12, device="meta")}
+    value = loss(logits, target, *[v for key, v in extra.items() if name.startswith(key)])
+    value.backward()
+    assert logits.grad is not None and logits.grad.device.type == "meta"
+    if name == "cals":
+        loss.observe(logits.detach())
+
+
 def on_rank(rank: int, world: int, folder: str) -> None:
     """One rank's share: rows rank::world of every batch, its gradients averaged as DDP does."""
     torch.distributed.init_process_group(
@@ -182,6 +215,7 @@ def on_rank(rank: int, world: int, folder: str) -> None:
         loss = EVOLVING[name][0]()
         results[name] = [distributed_step(name, loss, t, rank, world) for t in range(3)]
         results[name].append(dict(loss.named_buffers()))
+    results["susceptibility"] = probed(rank, world)
     torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -213,10 +247,21 @@ def distributed_step(name: str, loss: nn.Module, t: int, rank: int, world: int) 
     return value.detach() / world
 
 
+def probed(rank: int, world: int) -> float:
+    """r of a linear model on the batch of a rank; its labels are drawn by rank."""
+    torch.manual_seed(0)
+    net = nn.Linear(6, CLASSES)
+    tracker = Susceptibility(CLASSES, seed=0 if world > 1 else rank << 32)
+    input = Draw(8, 6, seed=rank).input().float()
+    return tracker.probe(net, torch.optim.SGD(net.parameters(), lr=0.1), input)
+
+
 def test_ranks_together_are_one_process(tmp_path: Path) -> None:
     """Values and states of two ranks with unequal shares against those of one process."""
     torch.multiprocessing.spawn(on_rank, (2, str(tmp_path)), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    r = (probed(0, 1) + probed(1, 1)) / 2
+    assert [part["susceptibility"] for part in ranks] == pytest.approx([r, r])
     for name in RANKED:
         loss = EVOLVING[name][0]()
         alone = [distributed_step(name, loss, t, 0, 1) for t in range(3)]

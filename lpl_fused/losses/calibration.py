@@ -245,7 +245,7 @@ class CALSLoss(_MarginLoss):
 
     @torch.no_grad()
     def observe(self, input: Tensor) -> None:
-        """Adds held-out logits, (N, C) or (N, C, d1, …), to the sums of this epoch."""
+        """Adds held-out logits, (N, C) or (N, C, d1, …) and no padding, to the epoch's sums."""
         excess = self.excess(input)
         slope = _PENALTIES[self.kind].slope(excess, *self._multipliers(excess))
         slope = slope.clamp(*self.multiplier_bounds)
