@@ -164,6 +164,8 @@ def average_k_threshold(
     Args:
         scores: probabilities `(n, C)`, or an iterable of such pieces `(n_i, C)`, for instance
             `(torch.softmax(model(x), 1) for x, _ in loader)`, the same kind that is predicted with.
+            A model trained with logit adjustment has, for data distributed as in training,
+            `torch.softmax(model(x) + log_prior, 1)`.
         k: K in (0, C], need not be whole.
         num_samples: n, needed where `scores` is an iterable without a length known beforehand.
 

@@ -126,11 +126,19 @@ def test_state_is_not_rounded_and_follows_the_device(name: str) -> None:
     assert all(buffer.device.type == "meta" for buffer in loss.to("meta").buffers())
 
 
-@pytest.mark.parametrize("name", EVOLVING)
+RESTING: dict[str, tuple[Callable[[], nn.Module], Step]] = {
+    "mbls": (lambda: losses.MbLSLoss(0.5, 1.0), plain),
+    "lade": (lambda: losses.LADELoss(COUNTS), plain),
+    "bayias": (lambda: losses.BayiasLoss(COUNTS), plain),
+    "label-aware": (lambda: losses.LabelAwareSmoothingLoss(COUNTS), plain),
+}
+
+
+@pytest.mark.parametrize("name", EVOLVING | RESTING)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_logits(name: str, dtype: torch.dtype) -> None:
     """The loss is that of the rounded logits in float32, the gradient has the logits' dtype."""
-    make, step = EVOLVING[name]
+    make, step = (EVOLVING | RESTING)[name]
     low, exact = make(), make()
     for t in range(4):
         seen: list[Tensor] = []  # the logits come first
@@ -146,10 +154,10 @@ def test_half_precision_logits(name: str, dtype: torch.dtype) -> None:
         assert grad.dtype == dtype and grad.isfinite().all() and grad.any()
 
 
-@pytest.mark.parametrize("name", EVOLVING)
+@pytest.mark.parametrize("name", EVOLVING | RESTING)
 def test_compiles_in_one_graph(name: str) -> None:
     """fullgraph: nothing in the step needs Python's help; the state evolves all the same."""
-    make, _ = EVOLVING[name]
+    make, _ = (EVOLVING | RESTING)[name]
     eager, compiled = make(), make()
     extra = {
         "group": torch.arange(12) % GROUPS,

@@ -102,8 +102,16 @@ def test_absgd_has_a_plain_first_stage_and_a_plain_evaluation() -> None:
     before = loss.log_u.clone()
     torch.testing.assert_close(loss.eval()(LOGITS, LABELS), expected)
     assert torch.equal(loss.log_u, before)
-    loss.train().lam = None
-    torch.testing.assert_close(loss(LOGITS, LABELS), expected)
+    plain = losses.ABSGDLoss(None)
+    torch.testing.assert_close(plain(LOGITS, LABELS), expected)
+    assert plain.log_u == -math.inf
+
+
+def test_absgd_may_have_another_lambda_first() -> None:
+    loss = losses.ABSGDLoss(-1.0, gamma=1.0, first_lam=0.5, start_epoch=1)
+    torch.testing.assert_close(loss(LOGITS, LABELS), torch.tensor(2.371634), atol=2e-6, rtol=0)
+    loss.set_epoch(1)
+    torch.testing.assert_close(loss(LOGITS, LABELS), torch.tensor(0.646012), atol=2e-6, rtol=0)
 
 
 def test_absgd_skips_a_batch_without_rows() -> None:
@@ -120,7 +128,7 @@ def test_absgd_skips_a_batch_without_rows() -> None:
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),
-    base=st.sampled_from(["la", "ldam", "focal", "lpl", "smooth"]),
+    base=st.sampled_from(["la", "ldam", "focal", "lpl", "smooth", "margins"]),
     lam=st.sampled_from([-2.0, 0.3, 1.0]),
 )
 def test_absgd_takes_any_base(seed: int, base: str, lam: float) -> None:
@@ -131,6 +139,7 @@ def test_absgd_takes_any_base(seed: int, base: str, lam: float) -> None:
         "ldam": lambda: losses.LDAMLoss(counts, s=3.0, reduction="none"),
         "focal": lambda: losses.CrossEntropyLoss(phi=Focal(1.5), reduction="none"),
         "lpl": lambda: losses.LPLLoss(counts, reduction="none"),
+        "margins": lambda: losses.MbLSLoss(0.5, 1.0, losses.CrossEntropyLoss(reduction="none")),
         "smooth": lambda: losses.CrossEntropyLoss(label_smoothing=0.2, reduction="none"),
     }[base]
     draw = Draw(9, 5, seed=seed)
@@ -250,6 +259,7 @@ def test_group_dro_evaluates_without_learning() -> None:
     [
         (lambda: losses.ABSGDLoss(0.0), "lam.*other than 0, got 0"),
         (lambda: losses.ABSGDLoss(math.nan), "lam.*nan"),
+        (lambda: losses.ABSGDLoss(first_lam=0.0), "first_lam.*got 0"),
         (lambda: losses.ABSGDLoss(gamma=0.0), r"gamma.*\(0, 1\]"),
         (lambda: losses.ABSGDLoss(scale=-1.0), "scale.*> 0"),
         (lambda: losses.ABSGDLoss(start_epoch=-1), "start_epoch.*-1"),

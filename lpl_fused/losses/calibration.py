@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..class_stats import Counts, label_aware_smoothing
 from ..distributed import all_sum
-from ..problem import accumulate_dtype
+from ..problem import REDUCTIONS, accumulate_dtype
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
 from .module import LossModule, counted
@@ -89,7 +89,9 @@ class _MarginLoss(LossModule):
     def __init__(self, base: nn.Module | None, margin: float) -> None:
         super().__init__()
         self.base = CrossEntropyLoss() if base is None else base
-        if getattr(self.base, "reduction", None) not in ("none", "mean", "sum"):
+        self.reduction = getattr(self.base, "reduction", None)
+        self.ignore_index = getattr(self.base, "ignore_index", -100)
+        if self.reduction not in REDUCTIONS:
             raise ValueError(f"base: expected a loss with a reduction, got {self.base!r}")
         if not 0 < margin < math.inf:
             raise ValueError(f"margin: expected a finite number > 0, got {margin}")
@@ -106,14 +108,14 @@ class _MarginLoss(LossModule):
 
     def forward(self, input: Tensor, target: Target) -> Tensor:
         loss: Tensor = self.base(input, target)
-        rows = counted(target, getattr(self.base, "ignore_index", -100))
+        rows = counted(target, self.ignore_index)
         # garbage in ignored rows (padding) must not reach the gradient as 0·nan
         kept = input.masked_fill(~(rows if input.dim() == 1 else rows.unsqueeze(1)), 0)
         penalty = self.penalty(self.excess(kept)).mean(-1).masked_fill(~rows, 0)
-        if self.base.reduction == "none":
+        if self.reduction == "none":
             return loss + penalty
         total = penalty.sum()
-        return loss + (total / rows.sum() if self.base.reduction == "mean" else total)
+        return loss + (total / rows.sum() if self.reduction == "mean" else total)
 
 
 class MbLSLoss(_MarginLoss):

@@ -35,7 +35,7 @@ class LossModule(nn.Module):
 
 
 class DeferredStart(nn.Module):
-    """A loss that is plain before `start_epoch`: call `set_epoch` once per epoch.
+    """A loss whose second stage begins at `start_epoch`: call `set_epoch` once per epoch.
 
     The epoch is a Python number, so that no step waits for a device; it is part of `state_dict`.
     """

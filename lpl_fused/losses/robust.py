@@ -42,17 +42,17 @@ class ABSGDLoss(DeferredStart, _Rows):
 
     over the B rows of the batch, kept as log U, so that nothing overflows. λ > 0 stresses rows of
     large loss (imbalance), λ < 0 mutes them (label noise); γ = a = 1 is p = softmax(ℓ/λ). U starts
-    at 0: the weights of the first batch sum to 1/(γ·a), in the long run to about 1/a. Before
-    `start_epoch`, with `lam=None`, and in `eval()` mode it is the mean of the rows, and U rests.
-    Class weights of `base` are part of ℓ, as in the authors' code. Cost: row losses and a light
-    second step.
+    at 0: the weights of the first batch sum to 1/(γ·a), in the long run to about 1/a. Where λ is
+    None, and in `eval()` mode, it is the mean of the rows, and U rests. Class weights of `base` are
+    part of ℓ, as in the authors' code. Cost: row losses and a light second step.
 
     Args:
-        lam: λ ≠ 0, or None; default 0.5, the authors' tutorial. May be assigned at any time.
+        lam: λ ≠ 0, or None; default 0.5, the authors' tutorial.
         base: a loss with `reduction="none"`; default cross-entropy.
         gamma: γ in (0, 1], default 0.9, the authors' package (their scripts: 0.1).
         scale: a > 0, default 1.0, the authors' package (their scripts: 0.5).
-        start_epoch: of the second stage, see `set_epoch`; default 0 (their long-tail runs: 160).
+        start_epoch: when λ becomes `lam`, see `set_epoch`; default 0 (their long-tail runs: 160).
+        first_lam: λ before that; default None (their scripts: 10, or 200, which means None).
         bias_correction: divides U by 1 − (1 − γ)^t after t batches, as Adam does: Σp starts at 1/a.
         add_mean: adds 1/B to every p_i (the authors' label-noise script).
 
@@ -77,17 +77,22 @@ class ABSGDLoss(DeferredStart, _Rows):
         gamma: float = 0.9,
         scale: float = 1.0,
         start_epoch: int = 0,
+        first_lam: float | None = None,
         bias_correction: bool = False,
         add_mean: bool = False,
     ) -> None:
         super().__init__(base)
-        if lam is not None and (lam == 0 or not math.isfinite(lam)):
-            raise ValueError(f"lam: expected None or a finite number other than 0, got {lam}")
+        for name, value in (("lam", lam), ("first_lam", first_lam)):
+            if value is not None and (value == 0 or not math.isfinite(value)):
+                raise ValueError(
+                    f"{name}: expected None or a finite number other than 0, got {value}"
+                )
         if not 0 < gamma <= 1:
             raise ValueError(f"gamma: expected a number in (0, 1], got {gamma}")
         if not 0 < scale < math.inf:
             raise ValueError(f"scale: expected a finite number > 0, got {scale}")
-        self.lam, self.gamma, self.scale = lam, float(gamma), float(scale)
+        self.lam, self.first_lam = lam, first_lam
+        self.gamma, self.scale = float(gamma), float(scale)
         self.bias_correction, self.add_mean = bias_correction, add_mean
         self.start_at(start_epoch)
         self.register_buffer("log_u", torch.tensor(-math.inf, dtype=torch.float64))
@@ -95,9 +100,10 @@ class ABSGDLoss(DeferredStart, _Rows):
 
     def forward(self, input: Tensor, target: Target) -> Tensor:
         losses, rows = self.rows(input, target)
-        if self.lam is None or not self.started or not self.training:
+        lam = self.lam if self.started else self.first_lam
+        if lam is None or not self.training:
             return losses.sum() / rows.sum()
-        weights = self._weights(losses.detach().double() / self.lam, rows)
+        weights = self._weights(losses.detach().double() / lam, rows)
         return (weights.to(losses.dtype) * losses).sum()
 
     @torch.no_grad()
