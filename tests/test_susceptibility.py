@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,6 +106,20 @@ def test_training_goes_on_as_if_nothing_had_been(name: str) -> None:
                 tracker.probe(net, optimizer, x)
         states.append(snapshot(net, optimizer))
     assert_same(*states)
+
+
+def test_gradients_in_the_buckets_of_data_parallel_are_restored(tmp_path: Path) -> None:
+    """There the probe's backward writes into the very memory of the gradients it must keep."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)  # fmt: skip
+    try:
+        net = nn.parallel.DistributedDataParallel(model().train(), gradient_as_bucket_view=True)
+        optimizer = OPTIMIZERS["sgd"](net.parameters())
+        train(net, optimizer, 2)
+        before = snapshot(net.module, optimizer)
+        assert Susceptibility(CLASSES).probe(net, optimizer, torch.ones(8, 6).cumsum(0)) != 0
+        assert_same(before, snapshot(net.module, optimizer))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_r_is_the_difference_of_the_two_losses() -> None:
