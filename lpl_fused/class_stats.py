@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any
@@ -13,8 +14,10 @@ from torch import Tensor
 Counts = Sequence[float] | Tensor | Any  # a list, a tensor or an array, one number per class
 
 
-def checked_counts(cls_num_list: Counts, *, minimum: float = 0) -> Tensor:
-    """`cls_num_list` as a float64 tensor (C,).
+def checked_counts(
+    cls_num_list: Counts, *, minimum: float = 0, name: str = "cls_num_list"
+) -> Tensor:
+    """`cls_num_list` as a float64 tensor (C,); `name` is what messages call it.
 
     Raises:
         ValueError: not one number per class, or a count that is not finite or below `minimum`.
@@ -22,17 +25,17 @@ def checked_counts(cls_num_list: Counts, *, minimum: float = 0) -> Tensor:
     counts = torch.as_tensor(cls_num_list).detach().to("cpu", torch.float64)
     if counts.dim() != 1 or counts.numel() == 0:
         raise ValueError(
-            f"cls_num_list: expected one count per class, shape (C,), got {tuple(counts.shape)}"
+            f"{name}: expected one count per class, shape (C,), got {tuple(counts.shape)}"
         )
     bad = ~torch.isfinite(counts) | (counts < minimum)
     if bad.any():
         index = int(bad.nonzero()[0])
         raise ValueError(
-            f"cls_num_list: expected finite counts >= {minimum:g}, got {counts[index].item():g}"
+            f"{name}: expected finite counts >= {minimum:g}, got {counts[index].item():g}"
             f" for class {index}"
         )
     if counts.sum() == 0:
-        raise ValueError("cls_num_list: expected at least one class with samples, got all 0")
+        raise ValueError(f"{name}: expected at least one class with samples, got all 0")
     return counts
 
 
@@ -99,6 +102,86 @@ def effective_number_weights(cls_num_list: Counts, beta: float = 0.9999) -> Tens
         effective = -torch.expm1(counts * torch.log(torch.tensor(beta, dtype=counts.dtype)))
     weights = torch.where(counts > 0, (1 - beta) / effective, 0.0)
     return (weights * (len(counts) / weights.sum())).float()
+
+
+def difficulty_weights(difficulty: Tensor, tau: float | str = "dynamic") -> Tensor:
+    """Class weights of CDB (Sinha et al., 2020), (C,) float64: w_c ∝ d_c^τ, Σ w = C.
+
+    Args:
+        difficulty: (C,) d_c = 1 − accuracy of class c, in [0, 1]. A class that is always right gets
+            weight 0; where all are, all weigh 1 (ours: the authors' code divides 0 by 0).
+        tau: τ ≥ 0, or, with b = (1 − min d)/(1 − max d + 0.01), "dynamic": τ = 2σ(b − 1), the
+            authors' ImageNet-LT code, 1 where all classes are equally hard; "dynamic-cifar":
+            τ = σ(b), their CIFAR code.
+
+    Raises:
+        ValueError: bad shape, difficulty outside [0, 1] or nan, bad `tau`.
+    """
+    d = torch.as_tensor(difficulty).double()
+    if d.dim() != 1 or d.numel() == 0:
+        raise ValueError(f"difficulty: expected shape (C,), got {tuple(d.shape)}")
+    if not ((d >= 0) & (d <= 1)).all():
+        raise ValueError(
+            f"difficulty: expected numbers in [0, 1], got {float(d.min())} to {float(d.max())}"
+        )
+    contrast = (1 - d.min()) / (1 - d.max() + 0.01)
+    if tau == "dynamic":
+        exponent = 2 * torch.sigmoid(contrast - 1)
+    elif tau == "dynamic-cifar":
+        exponent = torch.sigmoid(contrast)
+    elif isinstance(tau, (int, float)) and 0 <= tau < math.inf:
+        exponent = torch.as_tensor(tau, dtype=d.dtype)
+    else:
+        raise ValueError(
+            f'tau: expected a finite number >= 0, "dynamic" or "dynamic-cifar", got {tau!r}'
+        )
+    weights = d**exponent
+    if not weights.any():
+        return torch.ones_like(weights)
+    return weights * (len(weights) / weights.sum())
+
+
+def label_aware_smoothing(
+    cls_num_list: Counts,
+    head: float = 0.3,
+    tail: float = 0.0,
+    *,
+    shape: str = "concave",
+    power: float = 1.0,
+) -> Tensor:
+    """Smoothing per class (MiSLAS; Zhong et al., 2021), (C,) float64, for `label_smoothing`.
+
+        r_c = (n_c − n_min)/(n_max − n_min),   ε_c = tail + (head − tail)·f(r_c)
+        f = sin(πr/2) "concave",  r "linear",  1 − cos(πr/2) "convex",  r^power "exp"
+
+    Args:
+        cls_num_list: (C,) training samples per class; all equal, all get `head`.
+        head: ε of the most frequent class, in [0, 1]; default 0.3, the authors' CIFAR-10-LT
+            (CIFAR-100-LT: 0.4).
+        tail: ε of the rarest class, in [0, 1]; default 0.0 (0.1).
+        shape: of f. Default the authors'.
+        power: > 0, of "exp" alone.
+
+    Raises:
+        ValueError: bad counts, numbers or `shape`.
+    """
+    for name, value in (("head", head), ("tail", tail)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
+    if not 0 < power < math.inf:
+        raise ValueError(f"power: expected a finite number > 0, got {power}")
+    counts = checked_counts(cls_num_list)
+    low, high = counts.min(), counts.max()
+    r = (counts - low) / (high - low) if high > low else torch.ones_like(counts)
+    curves = {
+        "concave": torch.sin(math.pi / 2 * r),
+        "linear": r,
+        "convex": 1 - torch.cos(math.pi / 2 * r),
+        "exp": r**power,
+    }
+    if shape not in curves:
+        raise ValueError(f"shape: expected one of {list(curves)}, got {shape!r}")
+    return tail + (head - tail) * curves[shape]
 
 
 def class_mean(values: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,12 @@
 
 Everything here judges *raw* logits: the perturbation (margin, offset, scale, δ) belongs to the
 training loss and is left out at test time. Pass the model's output as it is, never what a loss made
-of it.
+of it; average-K classification takes its softmax.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -146,6 +147,140 @@ def relative_loss_variation(
     counted = loss > 0
     before, after = loss[counted].double(), perturbed_loss[counted].double()
     return _class_means((after - before) / before, target[counted], num_classes)
+
+
+def average_k_threshold(
+    scores: Tensor | Iterable[Tensor], k: float, *, num_samples: int | None = None
+) -> Tensor:
+    """λ, above which the scores of n held-out samples are K per sample on average.
+
+        λ = the midpoint of the ⌊n·K⌋-th and the next of the n·C scores, from the largest
+
+    Average-K classification (Lorieul, Joly, Shasha, 2021) answers with {y : p_y ≥ λ}, which among
+    all sets of K classes on average misses least. Only the ⌊n·K⌋ + 1 largest scores seen so far are
+    kept, whatever C; nothing else is sorted. The midpoint is our choice. Equal scores at λ are all
+    included, so that sets may be larger than K on average: `average_k_accuracy` says how large.
+
+    Args:
+        scores: probabilities `(n, C)`, or an iterable of such pieces `(n_i, C)`, for instance
+            `(torch.softmax(model(x), 1) for x, _ in loader)`, the same kind that is predicted with.
+            A model trained with logit adjustment has, for data distributed as in training,
+            `torch.softmax(model(x) + log_prior, 1)`.
+        k: K in (0, C], need not be whole.
+        num_samples: n, needed where `scores` is an iterable without a length known beforehand.
+
+    Returns:
+        0-dim, of the dtype of the scores, at least float32. For K = C it is −∞.
+
+    Raises:
+        TypeError: scores that are not floating; no `num_samples` for an iterable.
+        ValueError: bad shapes, nan, K out of range or n·K < 1, more or fewer samples than
+            `num_samples`.
+    """
+    if isinstance(scores, Tensor):
+        scores = scores.split(256)
+    if isinstance(scores, (list, tuple)):
+        num_samples = sum(len(piece) for piece in scores)
+    elif num_samples is None:
+        raise TypeError("num_samples: expected the number of samples behind an iterable, got None")
+    rank = int(num_samples * k * (1 + 1e-12))  # 100·0.29 is 28.999… in floating point
+    if rank < 1:
+        raise ValueError(f"k: expected n·K >= 1, got K={k} for n={num_samples} samples")
+    seen, best = 0, torch.empty(0)
+    for piece in scores:
+        _check_scores(piece)
+        if k > piece.shape[1]:
+            raise ValueError(f"k: expected at most C={piece.shape[1]}, got {k}")
+        values = piece.to(torch.promote_types(piece.dtype, torch.float32)).flatten()
+        if seen == 0:
+            best = values.new_empty(0)
+        elif len(best) > rank:
+            values = values[values > best[-1]]  # best is sorted: the rest cannot enter
+        best = torch.cat([best, values])
+        best = best.topk(min(rank + 1, len(best))).values
+        seen += len(piece)
+    if seen != num_samples:
+        raise ValueError(f"num_samples: expected {num_samples} rows of scores, got {seen}")
+    if len(best) == rank:
+        return best.new_tensor(-torch.inf)
+    above, below = best[-2], best[-1]
+    middle = below + (above - below) / 2
+    return torch.where(middle > below, middle, above)  # neighbours have no number between them
+
+
+def average_k_sets(scores: Tensor, threshold: Tensor | float, *, min_size: int = 0) -> Tensor:
+    """The answers {y : p_y ≥ λ} of average-K classification, `(N, C)` bool.
+
+    Args:
+        scores: `(N, C)`, of the kind and dtype that gave the threshold.
+        threshold: λ, see `average_k_threshold`.
+        min_size: that many of the highest scores belong to every answer, which may be empty
+            otherwise.
+
+    Raises:
+        TypeError, ValueError: scores that are not floating, not `(N, C)` or nan; `min_size` not in
+            `[0, C]`.
+    """
+    _check_scores(scores)
+    if not 0 <= min_size <= scores.shape[1]:
+        raise ValueError(f"min_size: expected 0 to C={scores.shape[1]}, got {min_size}")
+    # in the precision of λ: compared in bfloat16, λ itself would be rounded
+    sets = scores.to(torch.promote_types(scores.dtype, torch.float32)) >= threshold
+    if min_size:
+        sets.scatter_(1, scores.topk(min_size, dim=1).indices, True)
+    return sets
+
+
+@dataclass(frozen=True)
+class AverageK:
+    """How sets of classes answer.
+
+    Args:
+        accuracy: share of samples whose class is in their set; of probability mass, where the
+            target is class probabilities.
+        mean_size: classes per set.
+        empty: share of empty sets.
+    """
+
+    accuracy: float
+    mean_size: float
+    empty: float
+
+
+def average_k_accuracy(
+    scores: Tensor, target: Tensor, threshold: Tensor | float, *, min_size: int = 0
+) -> AverageK:
+    """Average-K accuracy of `average_k_sets` and the size that its sets really have.
+
+    Args:
+        scores, threshold, min_size: as in `average_k_sets`.
+        target: true classes `(N,)`, integer; or true class probabilities `(N, C)`, floating.
+
+    Raises:
+        TypeError, ValueError: as `average_k_sets`; a target of another shape or out of range.
+    """
+    sets = average_k_sets(scores, threshold, min_size=min_size)
+    if target.is_floating_point():
+        if target.shape != scores.shape:
+            raise ValueError(
+                f"target has shape {tuple(target.shape)} but the scores {tuple(scores.shape)}"
+            )
+        hit = (target.double() * sets).sum(1)
+    else:
+        _check_labels(target, scores.shape[1], "target")
+        _check_same_length(scores, target, "scores")
+        hit = sets.gather(1, target.long()[:, None])[:, 0].double()
+    sizes = sets.sum(1).double()
+    return AverageK(float(hit.mean()), float(sizes.mean()), float((sizes == 0).double().mean()))
+
+
+def _check_scores(scores: Tensor) -> None:
+    if not scores.is_floating_point():
+        raise TypeError(f"scores: expected a floating dtype, got {scores.dtype}")
+    if scores.ndim != 2:
+        raise ValueError(f"scores: expected shape (N, C), got {tuple(scores.shape)}")
+    if scores.isnan().any():
+        raise ValueError("scores: expected numbers, got nan")
 
 
 def _class_means(values: Tensor, target: Tensor, num_classes: int) -> Tensor:

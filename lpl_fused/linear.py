@@ -33,3 +33,26 @@ class NormalizedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class WeightScaling(nn.Module):
+    """Learnable weight scaling (LWS; Kang et al., 2020): z_c = s_c·u_c, s learned, starts at 1.
+
+    For a second stage over a frozen classifier; part of the model, at test time too. In training
+    the fused loss can take it as a table: `Perturbation(scale=layer.scale)`.
+
+    Args:
+        num_classes: C.
+
+    Shapes: (N, C) → (N, C).
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(num_classes))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input * self.scale
+
+    def extra_repr(self) -> str:
+        return f"num_classes={len(self.scale)}"

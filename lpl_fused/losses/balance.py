@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..class_stats import Counts, checked_counts, effective_number_weights
+from ..class_stats import Counts, checked_counts, class_mean, effective_number_weights
 from ..perturbation import Perturbation
+from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
+from .module import class_indices
 
 
 class LogitAdjustedLoss(CrossEntropyLoss):
@@ -56,6 +59,105 @@ class BalancedSoftmaxLoss(CrossEntropyLoss):
 
     def perturbation(self, logits: Tensor) -> Perturbation:
         return Perturbation(offset=self.table("offset", logits))
+
+
+class BayiasLoss(CrossEntropyLoss):
+    """Bayias (Xu et al., 2021): L = CE(u + log π − log π', y), π_c = n_c/Σn, π' the test prior.
+
+    With a uniform π' equal to `LogitAdjustedLoss` with τ = 1, a constant apart that softmax does
+    not see. Takes the `MixedTarget` of `sampling.UniMix`: the two are the paper's method. Predict
+    with the raw logits. Cost: tables, that of plain cross-entropy.
+
+    Args:
+        cls_num_list: (C,) training samples per class, each ≥ 1.
+        test_prior: (C,) π' > 0, up to a factor; default uniform, the authors'.
+        **keywords: of `CrossEntropyLoss`.
+
+    Raises:
+        ValueError: bad counts or prior.
+    """
+
+    def __init__(
+        self, cls_num_list: Counts, test_prior: Counts | None = None, **keywords: Any
+    ) -> None:
+        super().__init__(**keywords)
+        counts = checked_counts(cls_num_list, minimum=1)
+        prior = torch.ones_like(counts)
+        if test_prior is not None:
+            prior = checked_counts(test_prior, name="test_prior")
+        if prior.shape != counts.shape or not (prior > 0).all():
+            raise ValueError(f"test_prior: expected {len(counts)} numbers > 0, got {test_prior}")
+        offset = torch.log(counts / counts.sum()) - torch.log(prior / prior.sum())
+        self.register_table("offset", offset)
+
+    def perturbation(self, logits: Tensor) -> Perturbation:
+        return Perturbation(offset=self.table("offset", logits))
+
+
+class LADELoss(CrossEntropyLoss):
+    """LADE (Hong et al., 2021): L = CE(u + log(π + 1e-9), y) + w·R, π_c = n_c/Σn,
+
+        R = −Σ_c π_c·(mean_{i: y_i=c} u_ic − s_c − r·s_c²)
+        s_c = logsumexp_i(u_ic) − log π_c − log C − log B                          over the batch
+
+    for the B rows of the batch that count; a class absent from it has the mean 0, as in the
+    authors' code. For a test prior π' predict with u + log π'. Under torch.distributed R is that of
+    each rank's own rows, as in the authors' code. Cost: tables, and a sweep down the columns in
+    plain PyTorch.
+
+    Args:
+        cls_num_list: (C,) training samples per class, each ≥ 1.
+        lader_weight: w ≥ 0, default 0.1, the authors' (iNaturalist: 0.05).
+        regularizer: r ≥ 0, default 0.1, the authors' (iNaturalist: 0.5).
+        **keywords: of `CrossEntropyLoss`; `reduction` is "mean". The class indices of the target
+            are needed. `weight`, φ and smoothing act on the first term alone.
+
+    Raises:
+        ValueError: bad counts, numbers or reduction; a target that is not class indices.
+    """
+
+    def __init__(
+        self,
+        cls_num_list: Counts,
+        lader_weight: float = 0.1,
+        regularizer: float = 0.1,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(**keywords)
+        if self.reduction != "mean":
+            raise ValueError(
+                f'reduction: expected "mean", R couples the batch, got {self.reduction!r}'
+            )
+        for name, value in (("lader_weight", lader_weight), ("regularizer", regularizer)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+        counts = checked_counts(cls_num_list, minimum=1)
+        prior = counts / counts.sum()
+        self.lader_weight, self.regularizer = float(lader_weight), float(regularizer)
+        self.register_table("prior", prior)
+        self.register_table("offset", torch.log(prior + 1e-9))
+
+    def perturbation(self, logits: Tensor) -> Perturbation:
+        return Perturbation(offset=self.table("offset", logits))
+
+    def forward(self, input: Tensor, target: Target) -> Tensor:
+        target = class_indices(target, "LADE")
+        return super().forward(input, target) + self.lader_weight * self.lader(input, target)
+
+    def lader(self, input: Tensor, target: Tensor) -> Tensor:
+        """R, the regulariser alone; 0-dim."""
+        prior = self.table("prior", input)
+        u = input.movedim(min(input.dim() - 1, 1), -1).reshape(-1, len(prior)).to(prior.dtype)
+        label = target.reshape(-1).long()
+        rows = label != self.ignore_index
+        # a label out of range has made the first term nan (on a GPU) and must not be looked up
+        own = u.gather(1, label.clamp(0, len(prior) - 1)[:, None])[:, 0]
+        own_mean, _ = class_mean(
+            torch.where(rows, own, 0), torch.where(rows, label, -1), len(prior)
+        )
+        columns = u.masked_fill(~rows[:, None], -math.inf)
+        s = torch.logsumexp(columns, 0) - torch.log(prior * len(prior) * rows.sum())
+        return -(prior * (own_mean - s - self.regularizer * s**2)).sum()
 
 
 class ClassBalancedLoss(CrossEntropyLoss):

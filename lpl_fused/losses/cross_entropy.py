@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import functional
 from ..perturbation import Perturbation
 from ..phi import Focal, Phi
-from ..problem import REDUCTIONS, accumulate_dtype
+from ..problem import REDUCTIONS
 from ..validation import Target
+from .module import LossModule
 
 
-class CrossEntropyLoss(nn.Module):
+class CrossEntropyLoss(LossModule):
     """`torch.nn.CrossEntropyLoss` on the fused kernels, with φ and z-loss.
 
     The equation is that of `functional.cross_entropy`.
@@ -51,25 +50,6 @@ class CrossEntropyLoss(nn.Module):
         self.phi = phi
         self.z_loss = z_loss
         self.backend = backend
-
-    def register_table(self, name: str, values: Tensor) -> None:
-        """Keeps a table in both precisions, so that float64 logits meet float64 tables."""
-        self.register_buffer(f"{name}_float32", values.float(), persistent=False)
-        self.register_buffer(f"{name}_float64", values.double(), persistent=False)
-
-    def table(self, name: str, logits: Tensor) -> Tensor:
-        double = accumulate_dtype(logits.dtype) == torch.float64
-        return getattr(self, f"{name}_{'float64' if double else 'float32'}")  # type: ignore[no-any-return]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossEntropyLoss:
-        # .half() on a model must not round the tables of its loss: only devices are followed
-        kept = {n: b for n, b in self._buffers.items() if b is not None and b.is_floating_point()}
-        super()._apply(fn, recurse)
-        for name, buffer in kept.items():
-            moved = self._buffers[name]
-            assert moved is not None
-            self._buffers[name] = buffer.to(moved.device)
-        return self
 
     def perturbation(self, logits: Tensor) -> Perturbation | None:
         """The tables of this loss for these logits; None leaves them as they are."""

@@ -85,6 +85,10 @@ RECIPES: dict[str, Recipe] = {
     ),
     "focal": Recipe(losses.FocalLoss, "focal loss, Lin et al. 2017", needs_counts=False),
     "cb": Recipe(losses.ClassBalancedLoss, "class-balanced weights, Cui et al. 2019"),
+    "label-aware": Recipe(
+        losses.LabelAwareSmoothingLoss, "smoothing by class (MiSLAS), Zhong et al. 2021"
+    ),
+    "lade": Recipe(losses.LADELoss, "label distribution disentangling, Hong et al. 2021"),
     "lpl": Recipe(
         losses.LPLLoss,
         "learned class-level perturbation, long-tail split, Li et al. 2022",

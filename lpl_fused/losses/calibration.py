@@ -1,0 +1,276 @@
+"""Losses for calibrated probabilities: margins between logits, smoothing by class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..class_stats import Counts, label_aware_smoothing
+from ..distributed import all_sum
+from ..problem import REDUCTIONS, accumulate_dtype
+from ..validation import Target
+from .cross_entropy import CrossEntropyLoss
+from .module import LossModule, counted
+
+
+class LabelAwareSmoothingLoss(CrossEntropyLoss):
+    """Label-aware smoothing (MiSLAS; Zhong et al., 2021): L = (1 − ε_y)·ℓ + ε_y·mean_j(−log p_j).
+
+    Cost: that of cross-entropy with label smoothing.
+
+    Args:
+        cls_num_list: (C,) training samples per class.
+        head, tail, shape, power: of `class_stats.label_aware_smoothing`, which gives ε.
+        **keywords: of `CrossEntropyLoss`, `label_smoothing` apart.
+
+    Raises:
+        ValueError: bad counts, numbers or `shape`; at the call, a target of class probabilities.
+    """
+
+    smoothing: Tensor
+
+    def __init__(
+        self,
+        cls_num_list: Counts,
+        head: float = 0.3,
+        tail: float = 0.0,
+        *,
+        shape: str = "concave",
+        power: float = 1.0,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(**keywords)
+        smoothing = label_aware_smoothing(cls_num_list, head, tail, shape=shape, power=power)
+        self.register_buffer("smoothing", smoothing, persistent=False)
+
+    def keywords(self) -> dict[str, Any]:
+        return {**super().keywords(), "label_smoothing": self.smoothing}
+
+
+class _Penalty(NamedTuple):
+    """P(h, λ, ρ) of an augmented Lagrangian and its slope dP/dh."""
+
+    value: Callable[[Tensor, Tensor, Tensor], Tensor]
+    slope: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+# |h| rather than −h: the branch that torch.where leaves out must not divide by 0 either
+_PENALTIES = {
+    "phr": _Penalty(
+        lambda h, lam, rho: ((lam + rho * h).clamp(min=0) ** 2 - lam**2) / (2 * rho),
+        lambda h, lam, rho: (lam + rho * h).clamp(min=0),
+    ),
+    "p2": _Penalty(
+        lambda h, lam, rho: torch.where(
+            h >= 0, lam * h + lam * rho * h**2 + rho**2 * h**3 / 6, lam * h / (1 + rho * h.abs())
+        ),
+        lambda h, lam, rho: torch.where(
+            h >= 0, lam + 2 * lam * rho * h + (rho * h) ** 2 / 2, lam / (1 + rho * h.abs()) ** 2
+        ),
+    ),
+    "p3": _Penalty(
+        lambda h, lam, rho: torch.where(
+            h >= 0, lam * h + lam * rho * h**2, lam * h / (1 + rho * h.abs())
+        ),
+        lambda h, lam, rho: torch.where(
+            h >= 0, lam + 2 * lam * rho * h, lam / (1 + rho * h.abs()) ** 2
+        ),
+    ),
+}
+
+
+class _MarginLoss(LossModule):
+    """base(u, y) + the mean over rows and classes of a penalty on max_k u_k − u_j − m."""
+
+    def __init__(self, base: nn.Module | None, margin: float) -> None:
+        super().__init__()
+        self.base = CrossEntropyLoss() if base is None else base
+        self.reduction = getattr(self.base, "reduction", None)
+        self.ignore_index = getattr(self.base, "ignore_index", -100)
+        if self.reduction not in REDUCTIONS:
+            raise ValueError(f"base: expected a loss with a reduction, got {self.base!r}")
+        if not 0 < margin < math.inf:
+            raise ValueError(f"margin: expected a finite number > 0, got {margin}")
+        self.margin = float(margin)
+
+    def penalty(self, excess: Tensor) -> Tensor:
+        """Of max_k u_k − u_j − m (…, C), elementwise."""
+        raise NotImplementedError
+
+    def excess(self, input: Tensor) -> Tensor:
+        """max_k u_k − u_j − m, classes last; float32, float64 for float64 logits."""
+        u = input.to(accumulate_dtype(input.dtype)).movedim(min(input.dim() - 1, 1), -1)
+        return u.amax(-1, keepdim=True) - u - self.margin
+
+    def forward(self, input: Tensor, target: Target) -> Tensor:
+        loss: Tensor = self.base(input, target)
+        rows = counted(target, self.ignore_index)
+        # garbage in ignored rows (padding) must not reach the gradient as 0·nan
+        kept = input.masked_fill(~(rows if input.dim() == 1 else rows.unsqueeze(1)), 0)
+        penalty = self.penalty(self.excess(kept)).mean(-1).masked_fill(~rows, 0)
+        if self.reduction == "none":
+            return loss + penalty
+        total = penalty.sum()
+        return loss + (total / rows.sum() if self.reduction == "mean" else total)
+
+
+class MbLSLoss(_MarginLoss):
+    """Margin-based label smoothing (Liu et al., 2022), for raw logits u of C classes:
+
+        L = base + α·mean_ij max(0, max_k u_ik − u_ij − m)
+
+    Cost: that of `base`, and a sweep over the rows in plain PyTorch. The logits must be finite.
+
+    Args:
+        alpha: α ≥ 0, default 0.1, the authors'.
+        margin: m > 0, default 10, the authors'.
+        base: a loss; its reduction holds for both terms, its weights and tables for the first.
+            Default cross-entropy.
+
+    Raises:
+        ValueError: bad numbers or `base`.
+    """
+
+    def __init__(
+        self, alpha: float = 0.1, margin: float = 10.0, base: nn.Module | None = None
+    ) -> None:
+        super().__init__(base, margin)
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"alpha: expected a finite number >= 0, got {alpha}")
+        self.alpha = float(alpha)
+
+    def penalty(self, excess: Tensor) -> Tensor:
+        return self.alpha * torch.relu(excess)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, margin={self.margin}"
+
+
+class CALSLoss(_MarginLoss):
+    """Class-adaptive calibration, CALS-ALM (Liu et al., 2023), for raw logits u of C classes:
+
+        h_ij = (max_k u_ik − u_ij − m)/m,   L = base + mean_ij P(h_ij, λ_j, ρ_j)
+
+    with P the penalty of an augmented Lagrangian (λ the class's multiplier, ρ its weight):
+
+        "phr"   (max(0, λ + ρh)² − λ²)/(2ρ)
+        "p2"    λh + λρh² + ρ²h³/6  for h ≥ 0,   λh/(1 − ρh) else
+        "p3"    λh + λρh²           for h ≥ 0,   λh/(1 − ρh) else
+
+    λ and ρ are constants in the backward pass. Once per epoch show the held-out logits, batch by
+    batch, to `observe`, then call `update`:
+
+        λ_j ← mean over held-out rows of clamp(P'(h_ij, λ_j, ρ_j))
+        ρ_j ← 1.2·ρ_j  where mean h_j > 0.9·max(mean h_j of the last epoch, 0)   every `rho_every`
+
+    Cost: that of `base`, and a sweep over the rows in plain PyTorch. The logits must be finite.
+
+    Args:
+        num_classes: C.
+        base: a loss; its reduction holds for both terms, its weights and tables for the first.
+            Default cross-entropy.
+        margin: m > 0, default 10, the authors' runs (their configuration file: 20).
+        penalty: default "phr", the authors'.
+        normalize: divides h by m; default True, the authors'.
+        multiplier_bounds: of λ, which starts at the lower one; default (1e-6, 1e6), the authors'.
+        rho_bounds: of ρ, which starts at the lower one; default (1, 10), the authors'.
+        rho_every: epochs between updates of ρ, 0 for none; default 10, the authors'.
+
+    State: `multiplier`, `rho`, `last_violation`, `updates` and the sums of an epoch under way.
+    Under torch.distributed `update` all_reduces sums and counts: every rank must call it, with
+    shards of whatever size (the authors' code averages the ranks' means).
+
+    Raises:
+        ValueError: bad numbers, `penalty` or `base`.
+        RuntimeError: `update` without observed rows.
+    """
+
+    multiplier: Tensor
+    rho: Tensor
+    last_violation: Tensor
+    updates: Tensor
+    sums: Tensor
+    observed: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        base: nn.Module | None = None,
+        *,
+        margin: float = 10.0,
+        penalty: str = "phr",
+        normalize: bool = True,
+        multiplier_bounds: tuple[float, float] = (1e-6, 1e6),
+        rho_bounds: tuple[float, float] = (1.0, 10.0),
+        rho_every: int = 10,
+    ) -> None:
+        super().__init__(base, margin)
+        if penalty not in _PENALTIES:
+            raise ValueError(f"penalty: expected one of {list(_PENALTIES)}, got {penalty!r}")
+        for name, (low, high) in (
+            ("multiplier_bounds", multiplier_bounds),
+            ("rho_bounds", rho_bounds),
+        ):
+            if not 0 < low <= high < math.inf:
+                raise ValueError(f"{name}: expected 0 < lower <= upper < inf, got {(low, high)}")
+        if num_classes < 1 or rho_every < 0:
+            raise ValueError(
+                f"num_classes, rho_every: expected >= 1 and >= 0, got {num_classes}, {rho_every}"
+            )
+        self.kind, self.normalize, self.rho_every = penalty, normalize, rho_every
+        self.multiplier_bounds, self.rho_bounds = multiplier_bounds, rho_bounds
+        per_class = torch.ones(num_classes, dtype=torch.float64)
+        self.register_buffer("multiplier", per_class * multiplier_bounds[0])
+        self.register_buffer("rho", per_class * rho_bounds[0])
+        # nothing is above infinity: ρ waits for a second epoch
+        self.register_buffer("last_violation", per_class * math.inf)
+        self.register_buffer("updates", torch.tensor(0))
+        self.register_buffer("sums", torch.zeros(2, num_classes, dtype=torch.float64))
+        self.register_buffer("observed", torch.tensor(0.0, dtype=torch.float64))
+
+    def excess(self, input: Tensor) -> Tensor:
+        """h, classes last."""
+        excess = super().excess(input)
+        return excess / self.margin if self.normalize else excess
+
+    def penalty(self, excess: Tensor) -> Tensor:
+        return _PENALTIES[self.kind].value(excess, *self._multipliers(excess))
+
+    def _multipliers(self, excess: Tensor) -> tuple[Tensor, Tensor]:
+        if excess.shape[-1] != len(self.rho):
+            raise ValueError(f"input: expected {len(self.rho)} classes, got {excess.shape[-1]}")
+        return self.multiplier.to(excess.dtype), self.rho.to(excess.dtype)
+
+    @torch.no_grad()
+    def observe(self, input: Tensor) -> None:
+        """Adds held-out logits, (N, C) or (N, C, d1, …) and no padding, to the epoch's sums."""
+        excess = self.excess(input)
+        slope = _PENALTIES[self.kind].slope(excess, *self._multipliers(excess))
+        slope = slope.clamp(*self.multiplier_bounds)
+        sums = [part.reshape(-1, len(self.rho)).double().sum(0) for part in (slope, excess)]
+        self.sums.add_(torch.stack(sums))
+        self.observed.add_(excess.numel() / len(self.rho))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Ends the epoch: new λ and, when their turn has come, new ρ."""
+        total = all_sum(torch.cat([self.sums.reshape(-1), self.observed.reshape(1)]))
+        if total[-1] == 0:
+            raise RuntimeError("update: expected held-out logits shown to observe before, got none")
+        slope, violation = (total[:-1] / total[-1]).reshape(2, -1)
+        self.multiplier.copy_(slope.clamp(*self.multiplier_bounds))
+        self.updates.add_(1)
+        if self.rho_every and int(self.updates) % self.rho_every == 0:
+            grows = violation > 0.9 * self.last_violation.clamp(min=0)
+            grown = (1.2 * self.rho).clamp(max=self.rho_bounds[1])
+            self.rho.copy_(torch.where(grows, grown, self.rho))
+        self.last_violation.copy_(violation)
+        self.sums.zero_()
+        self.observed.zero_()
+
+    def extra_repr(self) -> str:
+        return f"margin={self.margin}, penalty={self.kind!r}"

@@ -1,0 +1,180 @@
+"""Losses whose weights follow training: difficulty of classes, influence of rows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from ..class_stats import Counts, checked_counts, difficulty_weights
+from ..distributed import all_sum
+from ..validation import Target
+from .cross_entropy import CrossEntropyLoss
+from .module import DeferredStart, class_indices, counted
+
+
+class CDBLoss(CrossEntropyLoss):
+    """CDB-W (Sinha et al., 2020): L = mean_i w_{y_i}·ℓ_i, w_c ∝ d_c^τ, Σw = C, d_c = 1 − acc_c.
+
+    Call `update` once per epoch with the accuracies on a balanced held-out set; before that all
+    classes weigh 1. Cost: tables, that of plain cross-entropy.
+
+    Args:
+        num_classes: C.
+        tau: τ, "dynamic" (default) or "dynamic-cifar", see `class_stats.difficulty_weights`; the
+            authors' README has 1.5.
+        normalization: what "mean" divides by: "rows", default, the authors' CIFAR code, or
+            "weight", Σ_i w_{y_i}, their ImageNet-LT code and torch's.
+        **keywords: of `CrossEntropyLoss`, `weight` apart. φ = `Focal` is CDB-Focal.
+
+    State: `difficulty` and `weight`. Every rank of torch.distributed must call `update`, with what
+    it has seen; accuracies are averaged by `samples`, so that all ranks weigh alike.
+
+    Raises:
+        ValueError: bad `num_classes`, `tau` or `normalization`.
+    """
+
+    difficulty: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        tau: float | str = "dynamic",
+        *,
+        normalization: str = "rows",
+        **keywords: Any,
+    ) -> None:
+        if num_classes < 1:
+            raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
+        difficulty = torch.ones(num_classes, dtype=torch.float64)
+        super().__init__(weight=difficulty_weights(difficulty, tau), **keywords)
+        if normalization not in ("rows", "weight"):
+            raise ValueError(f'normalization: expected "rows" or "weight", got {normalization!r}')
+        self.tau, self.normalization = tau, normalization
+        self.register_buffer("difficulty", difficulty)
+
+    @torch.no_grad()
+    def update(self, accuracy: Tensor, samples: Tensor | None = None) -> None:
+        """Weights from the classes' accuracies on held-out data.
+
+        Args:
+            accuracy: (C,) in [0, 1], as `evaluation.accuracy(…).per_class`; nan where there were
+                no samples.
+            samples: (C,) held-out samples per class behind it; default 1 each.
+
+        Raises:
+            ValueError: bad shapes; a class without held-out samples on any rank.
+        """
+        shape = self.difficulty.shape
+        values = accuracy.to(self.difficulty)
+        count = torch.ones_like(values) if samples is None else samples.to(self.difficulty)
+        if values.shape != shape or count.shape != shape:
+            raise ValueError(
+                f"accuracy, samples: expected shape {tuple(shape)}, got {tuple(values.shape)} and "
+                f"{tuple(count.shape)}"
+            )
+        right = torch.where(count > 0, values * count, 0)
+        right, count = all_sum(torch.stack([right, count])).unbind(0)
+        if (count <= 0).any() or right.isnan().any():
+            empty = int(((count <= 0) | right.isnan()).nonzero()[0])
+            raise ValueError(f"accuracy: expected held-out samples of every class, none of {empty}")
+        difficulty = 1 - right / count
+        self.weight = difficulty_weights(difficulty, self.tau)
+        self.difficulty.copy_(difficulty)
+
+    def forward(self, input: Tensor, target: Target) -> Tensor:
+        if self.reduction != "mean" or self.normalization == "weight":
+            return super().forward(input, target)
+        keywords = {**self.keywords(), "reduction": "sum"}
+        total = functional.cross_entropy(
+            input, target, perturbation=self.perturbation(input), **keywords
+        )
+        return total / counted(target, self.ignore_index).sum()
+
+    def extra_repr(self) -> str:
+        return f"tau={self.tau!r}, normalization={self.normalization!r}, {super().extra_repr()}"
+
+
+class IBLoss(DeferredStart, CrossEntropyLoss):
+    """Influence-balanced loss (Park et al., 2021), from `start_epoch` on:
+
+        L = mean_i w_{y_i}·f_i·ℓ_i,   f_i = α/(‖p_i − e_{y_i}‖₁·‖h_i‖₁ + ε),   w_c ∝ 1/n_c, Σw = C
+
+    with ‖p − e_y‖₁ = 2·(1 − p_y), h the features before the classifier; plain cross-entropy before
+    that and in `eval()` mode. "mean" divides by the number of rows, as in the authors' code.
+    Cost: row losses and a light second step.
+
+    Args:
+        cls_num_list: (C,) training samples per class, each ≥ 1; None: w = 1.
+        alpha: α > 0, default 1000, the authors' script.
+        epsilon: ε > 0, default 1e-3, the authors'.
+        start_epoch: see `set_epoch`; default 100, the authors'.
+        detach: f is a constant in the backward pass. Default False: the authors' code
+            differentiates it, ‖h‖₁ included.
+        **keywords: `ignore_index`, `reduction`, `backend` of `CrossEntropyLoss`. f needs p_y, so φ,
+            smoothing and z-loss do not compose.
+
+    Called `loss(logits, target, feature_norm)`, class indices and ‖h_i‖₁ of the same shape.
+    State: the epoch; nothing is to be reduced over ranks.
+
+    Raises:
+        ValueError: bad counts, numbers, target or shape of `feature_norm`; keywords that do not
+            compose.
+    """
+
+    def __init__(
+        self,
+        cls_num_list: Counts | None = None,
+        *,
+        alpha: float = 1000.0,
+        epsilon: float = 1e-3,
+        start_epoch: int = 100,
+        detach: bool = False,
+        **keywords: Any,
+    ) -> None:
+        allowed = {"ignore_index", "reduction", "backend"}
+        if not keywords.keys() <= allowed:
+            raise ValueError(
+                f"expected keywords among {sorted(allowed)}, which compose with the influence, got "
+                f"{sorted(keywords.keys() - allowed)}"
+            )
+        super().__init__(**keywords)
+        for name, value in (("alpha", alpha), ("epsilon", epsilon)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}: expected a finite number > 0, got {value}")
+        self.alpha, self.epsilon, self.detach = float(alpha), float(epsilon), detach
+        self.start_at(start_epoch)
+        self.balanced = cls_num_list is not None
+        if cls_num_list is not None:
+            inverse = 1 / checked_counts(cls_num_list, minimum=1)
+            self.register_table("class_weight", inverse * (len(inverse) / inverse.sum()))
+
+    def forward(self, input: Tensor, target: Target, feature_norm: Tensor) -> Tensor:  # type: ignore[override]
+        target = class_indices(target, "the influence")
+        if feature_norm.shape != target.shape:
+            raise ValueError(
+                f"feature_norm: expected one per row, shape {tuple(target.shape)}, got "
+                f"{tuple(feature_norm.shape)}"
+            )
+        if not self.started or not self.training:
+            return super().forward(input, target)
+        keywords = {**self.keywords(), "reduction": "none"}
+        losses = functional.cross_entropy(
+            input, target, perturbation=self.perturbation(input), **keywords
+        )
+        rows = counted(target, self.ignore_index)
+        norm = torch.where(rows, feature_norm, 0).to(losses.dtype)
+        factor = self.alpha / (-2 * torch.expm1(-losses) * norm + self.epsilon)
+        if self.balanced:
+            # a label out of range has made its row nan (on a GPU) and must not be looked up
+            table = self.table("class_weight", losses)
+            factor = factor * table[target.clamp(0, len(table) - 1).long()]
+        if self.detach:
+            factor = factor.detach()
+        losses = losses * factor
+        if self.reduction == "none":
+            return losses
+        return losses.sum() / rows.sum() if self.reduction == "mean" else losses.sum()

@@ -1,0 +1,119 @@
+"""Which samples a batch has, and how they are mixed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .class_stats import Counts, checked_counts, difficulty_weights
+from .losses.module import LossModule
+from .problem import accumulate_dtype, label_range_error
+from .validation import MixedTarget
+
+
+def difficulty_sampling_weights(
+    target: Tensor, difficulty: Tensor, tau: float | str = "dynamic"
+) -> Tensor:
+    """CDB-S (Sinha et al., 2022): a class is drawn with P ∝ d_c^τ, its samples alike; (n,) float64.
+
+        weight_i = d_{y_i}^τ / n_{y_i}
+
+    For `torch.utils.data.WeightedRandomSampler`, anew whenever `CDBLoss.update` has changed its
+    `difficulty`.
+
+    Args:
+        target: (n,) the classes of the training set, integer.
+        difficulty: (C,) d_c = 1 − held-out accuracy.
+        tau: τ, see `class_stats.difficulty_weights`.
+
+    Raises:
+        TypeError: `target` is not integer.
+        ValueError: a class out of range; bad `difficulty` or `tau`.
+    """
+    weights = difficulty_weights(difficulty, tau).to(target.device)
+    _check_classes(target, len(weights))
+    label = target.long()
+    counts = torch.bincount(label, minlength=len(weights))
+    return (weights / counts.clamp(min=1))[label]
+
+
+class UniMix(LossModule):
+    """UniMix (Xu et al., 2021): mixup towards rare classes, for `losses.BayiasLoss`.
+
+        x_i ← λ_i·x_i + (1 − λ_i)·x_j,   j drawn from the batch with P ∝ n_{y_j}^τ
+        λ_i = (Beta(α, α) + n_{y_j}/(n_{y_i} + n_{y_j})) mod 1
+
+    so that the rarer of the two classes tends to get the larger share. α = 1, τ = 0 is mixup.
+
+        mix = UniMix(cls_num_list)
+        input, target = mix(input, target)
+        loss = criterion(model(input), target)
+
+    Draws from torch's global generators; has no state. Under torch.distributed each rank mixes its
+    own batch.
+
+    Args:
+        cls_num_list: (C,) training samples per class, each ≥ 1.
+        alpha: α > 0, default 0.8, the authors'.
+        tau: τ, default −0.1, the authors' CIFAR-100-LT (CIFAR-10-LT: −0.5); < 0 prefers the rare.
+
+    Shapes: input (N, …) floating and target (N,) integer → the mixed input and its `MixedTarget`
+    with λ in float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: bad counts, α or τ; at the call, lengths that disagree, a class out of range.
+        TypeError: at the call, dtypes other than these.
+    """
+
+    counts: Tensor
+
+    def __init__(self, cls_num_list: Counts, alpha: float = 0.8, tau: float = -0.1) -> None:
+        super().__init__()
+        if not 0 < alpha < math.inf or not math.isfinite(tau):
+            raise ValueError(f"alpha, tau: expected finite, alpha > 0, got {alpha}, {tau}")
+        self.alpha, self.tau = float(alpha), float(tau)
+        counts = checked_counts(cls_num_list, minimum=1)
+        self.register_buffer("counts", counts, persistent=False)
+
+    @torch.no_grad()
+    def draw(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """(index, lam) of the batch, both (N,): partners j and shares λ, float64."""
+        _check_classes(target, len(self.counts))
+        n = self.counts[target.long()]
+        index = torch.multinomial(n**self.tau, len(n), replacement=True)
+        concentration = torch.full_like(n, self.alpha)
+        # validated above; distributions would look at values, and wait for a GPU
+        beta = torch.distributions.Beta(concentration, concentration, validate_args=False).sample()
+        lam = beta + n[index] / (n + n[index])
+        return index, torch.where(lam > 1, lam - 1, lam)
+
+    def forward(self, input: Tensor, target: Tensor) -> tuple[Tensor, MixedTarget]:
+        if not input.is_floating_point():
+            raise TypeError(f"input: expected a floating dtype, got {input.dtype}")
+        if input.shape[:1] != target.shape:
+            raise ValueError(
+                f"target: expected one class per sample, {input.shape[0]}, "
+                f"got {tuple(target.shape)}"
+            )
+        index, lam = self.draw(target)
+        lam = lam.to(accumulate_dtype(input.dtype))
+        share = lam.reshape(-1, *[1] * (input.dim() - 1))
+        mixed = (share * input + (1 - share) * input[index]).to(input.dtype)
+        return mixed, MixedTarget(target, target[index], lam)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, tau={self.tau}"
+
+
+def _check_classes(target: Tensor, num_classes: int) -> None:
+    """Dtype, shape and, on the CPU (elsewhere it would synchronise), range."""
+    if target.is_floating_point() or target.dtype == torch.bool:
+        raise TypeError(f"target: expected integer class indices, got {target.dtype}")
+    if target.dim() != 1:
+        raise ValueError(f"target: expected shape (N,), got {tuple(target.shape)}")
+    if target.device.type == "cpu":
+        outside = target[(target < 0) | (target >= num_classes)]
+        if len(outside):
+            raise label_range_error("target", int(outside[0]), num_classes, None)
