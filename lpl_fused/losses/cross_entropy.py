@@ -9,13 +9,36 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ..perturbation import Perturbation
+from ..perturbation import Perturbation, chained
 from ..phi import Focal, Phi
 from ..problem import REDUCTIONS, accumulate_dtype
 from ..validation import Target
 
 
-class CrossEntropyLoss(nn.Module):
+class TableLoss(nn.Module):
+    """A loss with tables and state, which follow devices and keep their precision."""
+
+    def register_table(self, name: str, values: Tensor) -> None:
+        """Keeps a table in both precisions, so that float64 logits meet float64 tables."""
+        self.register_buffer(f"{name}_float32", values.float(), persistent=False)
+        self.register_buffer(f"{name}_float64", values.double(), persistent=False)
+
+    def table(self, name: str, logits: Tensor) -> Tensor:
+        double = accumulate_dtype(logits.dtype) == torch.float64
+        return getattr(self, f"{name}_{'float64' if double else 'float32'}")  # type: ignore[no-any-return]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TableLoss:
+        # .half() on a model must not round the tables of its loss: only devices are followed
+        kept = {n: b for n, b in self._buffers.items() if b is not None and b.is_floating_point()}
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            moved = self._buffers[name]
+            assert moved is not None
+            self._buffers[name] = buffer.to(moved.device)
+        return self
+
+
+class CrossEntropyLoss(TableLoss):
     """`torch.nn.CrossEntropyLoss` on the fused kernels, with φ and z-loss.
 
     The equation is that of `functional.cross_entropy`.
@@ -24,6 +47,9 @@ class CrossEntropyLoss(nn.Module):
         weight: (C,) class weights; a buffer, may be assigned at any time (DRW does).
         ignore_index, reduction, label_smoothing, phi, z_loss, backend: as in
             `functional.cross_entropy`.
+
+    Called with `perturbation=…` it applies those tables after its own (logit-adjusted CosFace,
+    say); see `Perturbation.then`.
 
     Shapes: logits (C,), (N, C) or (N, C, d1, …); targets as in `functional.cross_entropy`.
     """
@@ -52,25 +78,6 @@ class CrossEntropyLoss(nn.Module):
         self.z_loss = z_loss
         self.backend = backend
 
-    def register_table(self, name: str, values: Tensor) -> None:
-        """Keeps a table in both precisions, so that float64 logits meet float64 tables."""
-        self.register_buffer(f"{name}_float32", values.float(), persistent=False)
-        self.register_buffer(f"{name}_float64", values.double(), persistent=False)
-
-    def table(self, name: str, logits: Tensor) -> Tensor:
-        double = accumulate_dtype(logits.dtype) == torch.float64
-        return getattr(self, f"{name}_{'float64' if double else 'float32'}")  # type: ignore[no-any-return]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossEntropyLoss:
-        # .half() on a model must not round the tables of its loss: only devices are followed
-        kept = {n: b for n, b in self._buffers.items() if b is not None and b.is_floating_point()}
-        super()._apply(fn, recurse)
-        for name, buffer in kept.items():
-            moved = self._buffers[name]
-            assert moved is not None
-            self._buffers[name] = buffer.to(moved.device)
-        return self
-
     def perturbation(self, logits: Tensor) -> Perturbation | None:
         """The tables of this loss for these logits; None leaves them as they are."""
         return None
@@ -87,10 +94,11 @@ class CrossEntropyLoss(nn.Module):
             "backend": self.backend,
         }
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:
-        return functional.cross_entropy(
-            input, target, perturbation=self.perturbation(input), **self.keywords()
-        )
+    def forward(
+        self, input: Tensor, target: Target, *, perturbation: Perturbation | None = None
+    ) -> Tensor:
+        tables = chained(self.perturbation(input), perturbation)
+        return functional.cross_entropy(input, target, perturbation=tables, **self.keywords())
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, phi={self.phi!r}"
