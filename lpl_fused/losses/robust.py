@@ -1,0 +1,175 @@
+"""Losses that are a choice of φ, and the penalty on logsumexp."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from ..distributed import gather_rows
+from ..perturbation import Perturbation
+from ..phi import GCE, Alpha, Poly1
+from ..validation import Target
+from .cross_entropy import CrossEntropyLoss
+from .rows import class_indices, reduced, row_weights
+
+
+class AlphaLoss(CrossEntropyLoss):
+    """α-loss (Sypherd et al., 2022): L = Σ_j t_j·(1 − p_j^κ)/κ, κ = 1 − 1/α, for one-hot t φ(ℓ_y).
+
+    α = 1 is cross-entropy, α = ∞ is 1 − p_y. The authors' networks end in a sigmoid before this
+    softmax; nothing here does. Two classes with one logit: `BinaryAlphaLoss`. Cost: that of plain
+    cross-entropy.
+
+    Args:
+        alpha: α in (0, ∞]; > 1 resists label noise, < 1 stresses rare classes. Default 2.0, from
+            the middle of the authors' grid of 0.8 to 4.
+        **keywords: of `CrossEntropyLoss`.
+
+    Raises:
+        ValueError: `alpha` is not positive.
+    """
+
+    def __init__(self, alpha: float = 2.0, **keywords: Any) -> None:
+        super().__init__(phi=Alpha(alpha), **keywords)
+
+
+class GCELoss(CrossEntropyLoss):
+    """Generalised cross-entropy (Zhang & Sabuncu, 2018): L = (1 − p_y^q)/q.
+
+    Cost: that of plain cross-entropy.
+
+    Args:
+        q: in [0, 1], default 0.7, the paper's.
+        **keywords: of `CrossEntropyLoss`.
+
+    Raises:
+        ValueError: `q` outside [0, 1].
+    """
+
+    def __init__(self, q: float = 0.7, **keywords: Any) -> None:
+        super().__init__(phi=GCE(q), **keywords)
+
+
+class TruncatedGCELoss(CrossEntropyLoss):
+    """Truncated GCE (Zhang & Sabuncu, 2018): L_i = v_i·(φ(ℓ_i) − φ(−log k)), φ = (1 − p^q)/q.
+
+    v_i ∈ {0, 1} says whether training sample i is kept: all are at first, `update` keeps those with
+    p_y > k. The mean divides by all rows (Σ w_y), pruned ones included, as the authors' code does.
+    Cost: that of plain cross-entropy, and of one more where `update` is called.
+
+    State: `kept` (num_samples,). With torch.distributed `update` is collective and leaves all ranks
+    with the same `kept`; ranks must bring batches of one size.
+
+    Args:
+        num_samples: of the training set.
+        q: in [0, 1], default 0.7, the paper's; 0 is the truncated log loss.
+        k: in (0, 1), default 0.5, the paper's.
+        **keywords: of `CrossEntropyLoss`; `label_smoothing` must stay 0.
+
+    Called `loss(logits, target, index)`, `index` the sample numbers, of the target's shape.
+
+    Raises:
+        ValueError: bad numbers; a target that is not class indices, when called.
+    """
+
+    kept: Tensor
+
+    def __init__(self, num_samples: int, q: float = 0.7, k: float = 0.5, **keywords: Any) -> None:
+        super().__init__(phi=GCE(q), **keywords)
+        if num_samples < 1:
+            raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+        if not 0 < k < 1:
+            raise ValueError(f"k: expected a number in (0, 1), got {k}")
+        if self.label_smoothing != 0:
+            raise ValueError("label_smoothing: a truncated loss has one label per row")
+        self.q, self.k = float(q), float(k)
+        self.register_buffer("kept", torch.ones(num_samples, dtype=torch.bool))
+
+    @property
+    def bound(self) -> float:
+        """φ(−log k), what the loss of a row is truncated at."""
+        p = torch.tensor(self.k, dtype=torch.float64)
+        return float(-p.log() if self.q == 0 else (1 - p**self.q) / self.q)
+
+    def _indices(self, target: Tensor, index: Tensor) -> Tensor:
+        if index.shape != target.shape or index.is_floating_point():
+            raise ValueError(
+                f"index: expected sample numbers of shape {tuple(target.shape)}"
+                f", got {index.dtype} of shape {tuple(index.shape)}"
+            )
+        return index.long()
+
+    @torch.no_grad()
+    def update(
+        self, input: Tensor, target: Target, index: Tensor, perturbation: Perturbation | None = None
+    ) -> None:
+        """Keeps those of the given samples with φ(ℓ_i) < φ(−log k), prunes the others.
+
+        The authors sweep the training set from epoch 40 on, every 10th epoch, with the best model.
+        """
+        label = class_indices(input, target, self)
+        value = functional.cross_entropy(
+            input,
+            target,
+            perturbation=perturbation,
+            ignore_index=self.ignore_index,
+            reduction="none",
+            phi=self.phi,
+            backend=self.backend,
+        )
+        fresh = (value < self.bound).reshape(-1)
+        numbers = gather_rows(self._indices(label, index).reshape(-1))
+        self.kept[numbers] = gather_rows(fresh)
+
+    def forward(  # type: ignore[override]
+        self,
+        input: Tensor,
+        target: Tensor,
+        index: Tensor,
+        *,
+        perturbation: Perturbation | None = None,
+    ) -> Tensor:
+        label = class_indices(input, target, self)
+        kept = self.kept[self._indices(label, index)]
+        value = functional.cross_entropy(
+            input, target, perturbation=perturbation, **{**self.keywords(), "reduction": "none"}
+        )
+        weights = row_weights(input, target, self.weight, self.ignore_index)
+        return reduced((value - weights * self.bound) * kept, weights, self.reduction)
+
+
+class Poly1Loss(CrossEntropyLoss):
+    """Poly-1 (Leng et al., 2022): L = ℓ + ε·(1 − p_y).
+
+    Cost: that of plain cross-entropy.
+
+    Args:
+        epsilon: finite; default 2.0, the paper's for ImageNet.
+        **keywords: of `CrossEntropyLoss`.
+
+    Raises:
+        ValueError: `epsilon` is not finite.
+    """
+
+    def __init__(self, epsilon: float = 2.0, **keywords: Any) -> None:
+        super().__init__(phi=Poly1(epsilon), **keywords)
+
+
+class ZLoss(CrossEntropyLoss):
+    """z-loss (Chowdhery et al., 2022): L = ℓ + λ·logsumexp(u)², keeps softmax normalised.
+
+    Cost: that of plain cross-entropy.
+
+    Args:
+        strength: λ ≥ 0, default 1e-4, PaLM's.
+        **keywords: of `CrossEntropyLoss`, `z_loss` apart.
+
+    Raises:
+        ValueError: λ negative or not finite, when called.
+    """
+
+    def __init__(self, strength: float = 1e-4, **keywords: Any) -> None:
+        super().__init__(z_loss=strength, **keywords)

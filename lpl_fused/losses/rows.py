@@ -1,0 +1,69 @@
+"""What losses share that work on rows in plain PyTorch, beside or after the fused kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..problem import accumulate_dtype
+from ..row_transforms import class_dim
+from ..validation import Shaped, Target
+
+
+def class_indices(input: Tensor, target: Target, loss: object) -> Tensor:
+    """`target`, of its own shape, as int64 in [0, C), fit to index with.
+
+    Ignored labels, and on CUDA those out of range, become some class; the fused loss, which sees
+    the target itself, leaves them out or makes them nan.
+
+    Raises:
+        ValueError, TypeError: no class indices, one per row of logits.
+    """
+    if not isinstance(target, Tensor) or target.is_floating_point():
+        raise ValueError(
+            f"target: {type(loss).__name__} needs class indices, one per row, got"
+            f" {'class probabilities' if isinstance(target, Tensor) else 'a mixed target'}"
+        )
+    shaped = Shaped(input, target)
+    return shaped.target.clamp(0, shaped.classes - 1).reshape(target.shape)
+
+
+def expect_classes(input: Tensor, classes: int) -> None:
+    """Raises ValueError where the logits are not of `classes` classes."""
+    if input.shape[class_dim(input)] != classes:
+        raise ValueError(f"input: expected {classes} classes, got shape {tuple(input.shape)}")
+
+
+def blanked(input: Tensor, target: Target, ignore_index: int) -> Tensor:
+    """The logits with ignored rows set to 0: garbage in padding must not become 0·nan."""
+    if not isinstance(target, Tensor) or target.is_floating_point():
+        return input
+    Shaped(input, target)
+    return input.masked_fill((target == ignore_index).unsqueeze(class_dim(input)), 0)
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """(C,), (N, C) or (N, C, d1, …) as (rows, C)."""
+    if tensor.dim() == 1:
+        return tensor[None]
+    return tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
+
+
+def numbered(label: Tensor) -> Tensor:
+    """A row index for tables that hold one row per row of logits."""
+    return torch.arange(label.numel(), device=label.device).reshape(label.shape)
+
+
+def row_weights(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """w_y of every row, 0 for ignored ones; the shape of `target`."""
+    counted = (target != ignore_index).to(accumulate_dtype(input.dtype))
+    if weight is None:
+        return counted
+    return counted * weight.to(counted.dtype)[target.long().clamp(0, len(weight) - 1)]
+
+
+def reduced(values: Tensor, weights: Tensor, reduction: str) -> Tensor:
+    """Losses of rows, weighted already, reduced as `functional.cross_entropy` reduces them."""
+    if reduction == "none":
+        return values
+    return values.sum() / weights.sum() if reduction == "mean" else values.sum()
