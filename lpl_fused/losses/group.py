@@ -25,14 +25,14 @@ class GroupVSLoss(CrossEntropyLoss):
         ι_g = −τ·log(n_g/Σn)      iota "log"
         ι_g = (n_g/n_max)^{−γ}    iota "power"
 
-    A group is usually a pair (label, background), worst-group accuracy the aim. Average the groups
-    by `weight`-free group DRO with `reduction="none"`. Cost: one more row sweep.
+    A group is usually a pair (label, background), worst-group accuracy the aim; group DRO on top
+    takes `reduction="none"`. Cost: one more row sweep.
 
     Args:
         group_num_list: (G,) training samples per group, each ≥ 1.
         gamma: γ, default 0.3, the authors' code.
         tau: τ, default 1.0, the authors' code. "log" alone.
-        iota: "log" (default) or "power"; the authors' code knows both, and "none" (ι = 0).
+        iota: "log" (default) or "power"; the authors' code knows both; or "none", ι = 0.
         form: "paper" (default): ι on the target's logit. "official": ι on all logits of the row as
             in the authors' code, where softmax does not see it.
         **keywords: of `CrossEntropyLoss`; `weight` is by class.

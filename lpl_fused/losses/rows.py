@@ -36,9 +36,9 @@ def expect_classes(input: Tensor, classes: int) -> None:
 
 def blanked(input: Tensor, target: Target, ignore_index: int) -> Tensor:
     """The logits with ignored rows set to 0: garbage in padding must not become 0·nan."""
+    Shaped(input, target)
     if not isinstance(target, Tensor) or target.is_floating_point():
         return input
-    Shaped(input, target)
     return input.masked_fill((target == ignore_index).unsqueeze(class_dim(input)), 0)
 
 
