@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 ABSTAIN = -1
-_MOST_TERMS = 100_000  # of the continued fraction; a sample of 10⁹ votes needs about as many
+_MOST_TERMS = 100_000  # of the continued fraction; 10⁹ votes take some 4,000
 
 
 class Certificate(NamedTuple):

@@ -126,8 +126,8 @@ def present_classes(
 ) -> tuple[Tensor, Tensor]:
     """The classes of a batch, and for each sample where its class stands among them.
 
-    Without a host synchronisation the number of distinct classes is unknown: on CUDA the list is
-    filled up to min(N, C) entries with class 0, to which no sample points.
+    Without a host synchronisation the number of distinct classes is unknown: on CUDA, and under
+    torch.compile, the list is filled up to min(N, C) entries with class 0; no sample points there.
 
     Args:
         target: (N,) class indices; `ignore_index`, and what is no class, points to entry 0.
@@ -144,7 +144,7 @@ def present_classes(
     size = min(len(target), num_classes)
     every = torch.arange(num_classes, device=target.device)
     classes = label.new_zeros(size + 1).scatter(0, torch.where(present, rank, size), every)[:size]
-    if target.device.type == "cpu":
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
         classes = classes[: max(1, int(present.sum()))]
     slot = torch.where(counted, rank[label.clamp(max=num_classes - 1)], 0)
     return classes, slot

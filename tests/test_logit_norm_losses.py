@@ -187,6 +187,6 @@ def test_bad_targets() -> None:
         loss(LOGITS, torch.tensor([0, 3]))
     with pytest.raises(TypeError, match="floating|float64, float32"):
         loss(LOGITS.long(), LABELS)
+    mixed, margin = MixedTarget(LABELS, LABELS, 0.5), Perturbation(margin=torch.ones(3))
     with pytest.raises(ValueError, match="margin"):
-        mixed = MixedTarget(LABELS, LABELS, 0.5)
-        loss(LOGITS, mixed, perturbation=Perturbation(margin=torch.ones(3)))
+        loss(LOGITS, mixed, perturbation=margin)

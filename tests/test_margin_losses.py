@@ -142,6 +142,12 @@ def test_perturbations_compose() -> None:
     value = plain(logits, target, perturbation=indexed.then(Perturbation(scale=one.scale)))
     expected = plain((logits + indexed.rows[target % 2]) * one.scale, target)
     torch.testing.assert_close(value, expected)
+    heat = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    value = plain(logits, target, perturbation=Perturbation(temperature=heat).then(two))
+    (grad,) = torch.autograd.grad(value.sum(), heat)
+    truth = plain(applied(logits / heat, two), target)
+    torch.testing.assert_close(value, truth)
+    torch.testing.assert_close(grad, torch.autograd.grad(truth.sum(), heat)[0])
     with pytest.raises(ValueError, match="both perturbations bring rows"):
         indexed.then(tables(True))
 

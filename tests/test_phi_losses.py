@@ -190,6 +190,8 @@ def test_binary_alpha_far_out() -> None:
         (lambda: losses.TruncatedGCELoss(4, k=1.0), "k: .*got 1"),
         (lambda: losses.TruncatedGCELoss(4, label_smoothing=0.1), "label_smoothing"),
         (lambda: losses.TruncatedGCELoss(4)(LOGITS, LABELS, LABELS[:1]), r"index.*shape \(2,\)"),
+        (lambda: losses.TruncatedGCELoss(4)(LOGITS, LABELS, torch.tensor([0, 4])), r"index.*\[0, 4\), got 4"),
+        (lambda: losses.TruncatedGCELoss(4).update(LOGITS, LABELS, torch.tensor([0, -1])), r"index.*got -1"),
         (lambda: losses.TruncatedGCELoss(4)(LOGITS, LOGITS, LABELS), "TruncatedGCELoss needs class indices"),
         (lambda: losses.BinaryAlphaLoss()(LOGITS, LABELS), r"target.*shape \(2, 3\)"),
         (lambda: losses.BinaryAlphaLoss()(LOGITS, LOGITS), r"target.*\[0, 1\]"),
@@ -199,8 +201,3 @@ def test_binary_alpha_far_out() -> None:
 def test_bad_input(call, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_sample_numbers_out_of_range() -> None:
-    with pytest.raises(IndexError):
-        losses.TruncatedGCELoss(4)(LOGITS, LABELS, torch.tensor([0, 4]))

@@ -12,7 +12,7 @@ from ..phi import Alpha, Phi, coded
 from ..problem import REDUCTIONS, accumulate_dtype
 from ..reference import phi_of
 from .cross_entropy import TableLoss
-from .rows import reduced
+from .rows import readable, reduced
 
 
 class BinaryLoss(TableLoss):
@@ -76,7 +76,7 @@ def checked_targets(input: Tensor, target: Tensor) -> Tensor:
         raise ValueError(
             f"target: expected shape {tuple(input.shape)}, that of input, got {tuple(target.shape)}"
         )
-    if target.device.type == "cpu" and bool(((target < 0) | (target > 1)).any()):
+    if readable(target) and bool(((target < 0) | (target > 1)).any()):
         raise ValueError("target: expected values in [0, 1]")
     return target
 
@@ -85,6 +85,6 @@ def binary_labels(input: Tensor, target: Tensor) -> Tensor:
     """Hard labels 0 and 1, of any dtype, as int64."""
     checked_targets(input, target)
     label = target.long()
-    if target.device.type == "cpu" and not torch.equal(label.to(target.dtype), target):
+    if readable(target) and not torch.equal(label.to(target.dtype), target):
         raise ValueError("target: expected hard labels 0 and 1, got soft ones")
     return label.clamp(0, 1)

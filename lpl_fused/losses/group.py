@@ -15,7 +15,7 @@ from ..problem import accumulate_dtype
 from ..row_transforms import FORMS, scale_and_margin
 from .binary import BinaryLoss, binary_labels
 from .cross_entropy import CrossEntropyLoss
-from .rows import blanked, class_indices, reduced
+from .rows import blanked, class_indices, readable, reduced
 
 
 class GroupVSLoss(CrossEntropyLoss):
@@ -177,7 +177,7 @@ def by_group(table: Tensor, label: Tensor, group: Tensor) -> Tensor:
         got = f"{group.dtype} of shape {tuple(group.shape)}" if isinstance(group, Tensor) else group
         raise ValueError(f"group: expected indices of shape {tuple(label.shape)}, got {got}")
     bad = (group < 0) | (group >= len(table))
-    if group.device.type == "cpu" and bool(bad.any()):
+    if readable(group) and bool(bad.any()):
         raise ValueError(
             f"group: expected indices in [0, {len(table)}), got {int(group[bad].reshape(-1)[0])}"
         )

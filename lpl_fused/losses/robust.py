@@ -13,7 +13,7 @@ from ..perturbation import Perturbation
 from ..phi import GCE, Alpha, Poly1
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
-from .rows import class_indices, reduced, row_weights
+from .rows import class_indices, readable, reduced, row_weights
 
 
 class AlphaLoss(CrossEntropyLoss):
@@ -72,7 +72,8 @@ class TruncatedGCELoss(CrossEntropyLoss):
     Called `loss(logits, target, index)`, `index` the sample numbers, of the target's shape.
 
     Raises:
-        ValueError: bad numbers; a target that is not class indices, when called.
+        ValueError: bad numbers; when called, a target that is not class indices or, on the CPU,
+            sample numbers out of range (a device assertion on CUDA).
     """
 
     kept: Tensor
@@ -99,6 +100,12 @@ class TruncatedGCELoss(CrossEntropyLoss):
             raise ValueError(
                 f"index: expected sample numbers of shape {tuple(target.shape)}"
                 f", got {index.dtype} of shape {tuple(index.shape)}"
+            )
+        bad = (index < 0) | (index >= len(self.kept))
+        if readable(index) and bool(bad.any()):
+            raise ValueError(
+                f"index: expected sample numbers in [0, {len(self.kept)})"
+                f", got {int(index[bad].reshape(-1)[0])}"
             )
         return index.long()
 

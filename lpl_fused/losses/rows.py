@@ -34,6 +34,11 @@ def expect_classes(input: Tensor, classes: int) -> None:
         raise ValueError(f"input: expected {classes} classes, got shape {tuple(input.shape)}")
 
 
+def readable(tensor: Tensor) -> bool:
+    """Values may be looked at: no GPU synchronisation, nobody tracing."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def blanked(input: Tensor, target: Target, ignore_index: int) -> Tensor:
     """The logits with ignored rows set to 0: garbage in padding must not become 0·nan."""
     Shaped(input, target)

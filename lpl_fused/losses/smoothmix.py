@@ -19,7 +19,8 @@ class SmoothMixLoss(nn.Module):
         F̂_i = mean_k softmax(u_ki),   t_i = (1 − λ_i)·F̂_i + λ_i/C
 
     Both means are over all m·N rows, masked ones included. As in the authors' code F̂ is not held
-    constant: the gradient reaches the clean logits through the target too. One step of training:
+    constant: the gradient reaches the clean logits through the target too. One step of training,
+    of which the authors take m, each with an m-th of the batch:
 
         clean, adversary = smoothmix_attack(model, x, y, noises)
         mixed, lam = smoothmix_inputs(clean, adversary)
