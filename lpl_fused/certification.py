@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 ABSTAIN = -1
 _MOST_TERMS = 100_000  # of the continued fraction; 10⁹ votes take some 4,000
@@ -26,6 +26,63 @@ class Certificate(NamedTuple):
     radius: float
 
 
+@dataclass(frozen=True)
+class SmoothedClassifier:
+    """The smoothed classifier of a model, by Monte Carlo.
+
+    Args:
+        model: maps (B, …) to logits (B, C); put it into evaluation mode first.
+        sigma: σ > 0, the deviation of the noise.
+        num_classes: C.
+        batch_size: noisy copies per call of the model, default 1000.
+        generator: of the noise; None is torch's default.
+
+    Raises:
+        ValueError: `sigma` not positive.
+    """
+
+    model: Callable[[Tensor], Tensor]
+    sigma: float
+    num_classes: int
+    batch_size: int = 1000
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        if not self.sigma > 0:
+            raise ValueError(f"sigma: expected a number > 0, got {self.sigma}")
+
+    @torch.no_grad()
+    def votes(self, x: Tensor, num: int) -> Tensor:
+        """(C,) int64: how often each class won among `num` draws of N(x, σ²I).
+
+        Args:
+            x: one input, without a batch dimension.
+        """
+        counts = torch.zeros(self.num_classes, dtype=torch.int64, device=x.device)
+        for start in range(0, num, self.batch_size):
+            shape = (min(self.batch_size, num - start), *x.shape)
+            noise = torch.randn(shape, generator=self.generator, dtype=x.dtype, device=x.device)
+            winner = self.model(x + self.sigma * noise).argmax(1)
+            counts += torch.bincount(winner, minlength=self.num_classes)
+        return counts
+
+    def certify(
+        self, x: Tensor, n0: int = 100, n: int = 100_000, alpha: float = 0.001
+    ) -> Certificate:
+        """Certifies one input: n0 votes choose the class, n further ones bound its probability.
+
+        Args:
+            n0, n, alpha: defaults 100, 100,000 and 0.001, Cohen's and SmoothMix's.
+        """
+        label = int(self.votes(x, n0).argmax())
+        radius = certified(int(self.votes(x, n)[label]), n, self.sigma, alpha)
+        return Certificate(ABSTAIN, 0.0) if radius is None else Certificate(label, radius)
+
+    def predict(self, x: Tensor, n: int = 100_000, alpha: float = 0.001) -> int:
+        """The class of one input from n votes, or ABSTAIN; see `voted`."""
+        return voted(self.votes(x, n), alpha)
+
+
 def certified(votes: int, total: int, sigma: float, alpha: float = 0.001) -> float | None:
     """The radius σ·Φ⁻¹(p_A) that `votes` of `total` for a class certify; None is abstention.
 
@@ -34,100 +91,18 @@ def certified(votes: int, total: int, sigma: float, alpha: float = 0.001) -> flo
     Raises:
         ValueError: numbers out of range.
     """
-    if not sigma > 0:
-        raise ValueError(f"sigma: expected a number > 0, got {sigma}")
     p = clopper_pearson_lower(votes, total, alpha)
     return None if p < 0.5 else sigma * NormalDist().inv_cdf(p)
 
 
-def certify(
-    model: nn.Module | Callable[[Tensor], Tensor],
-    x: Tensor,
-    *,
-    sigma: float,
-    num_classes: int,
-    n0: int = 100,
-    n: int = 100_000,
-    alpha: float = 0.001,
-    batch_size: int = 1000,
-    generator: torch.Generator | None = None,
-) -> Certificate:
-    """Certifies one input: n0 votes choose the class, n further ones bound its probability.
-
-    Args:
-        model: maps (B, …) to logits (B, C); put it into evaluation mode first.
-        x: one input, without a batch dimension.
-        n0, n, alpha: defaults 100, 100,000 and 0.001, the authors'.
-    """
-    votes = partial(
-        noisy_votes,
-        model,
-        x,
-        sigma=sigma,
-        num_classes=num_classes,
-        batch_size=batch_size,
-        generator=generator,
-    )
-    label = int(votes(n0).argmax())
-    count = int(votes(n)[label])
-    radius = certified(count, n, sigma, alpha)
-    return Certificate(ABSTAIN, 0.0) if radius is None else Certificate(label, radius)
-
-
-def predict(
-    model: nn.Module | Callable[[Tensor], Tensor],
-    x: Tensor,
-    *,
-    sigma: float,
-    num_classes: int,
-    n: int = 100_000,
-    alpha: float = 0.001,
-    batch_size: int = 1000,
-    generator: torch.Generator | None = None,
-) -> int:
-    """The smoothed classifier's class, or ABSTAIN where the two most voted for may be as likely.
-
-    Abstains if the two-sided binomial test of their counts has p > α. Arguments as in `certify`.
-    """
-    counts = noisy_votes(
-        model,
-        x,
-        n,
-        sigma=sigma,
-        num_classes=num_classes,
-        batch_size=batch_size,
-        generator=generator,
-    )
-    return voted(counts, alpha)
-
-
 def voted(counts: Tensor, alpha: float = 0.001) -> int:
-    """The class with the most of the votes `counts` (C,), or ABSTAIN by the test of `predict`."""
+    """The class with most of the votes `counts` (C,), or ABSTAIN where the second may be as likely.
+
+    Abstains if the two-sided binomial test of the two largest counts has p > α.
+    """
     (most, second), order = torch.topk(counts, 2)
-    both = int(most + second)
-    p = min(1.0, 2 * binomial_tail(int(most), both, 0.5))
+    p = min(1.0, 2 * binomial_tail(int(most), int(most + second), 0.5))
     return ABSTAIN if p > alpha else int(order[0])
-
-
-@torch.no_grad()
-def noisy_votes(
-    model: nn.Module | Callable[[Tensor], Tensor],
-    x: Tensor,
-    num: int,
-    *,
-    sigma: float,
-    num_classes: int,
-    batch_size: int = 1000,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """(C,) int64: how often each class won among `num` draws of N(x, σ²I)."""
-    counts = torch.zeros(num_classes, dtype=torch.int64, device=x.device)
-    for start in range(0, num, batch_size):
-        shape = (min(batch_size, num - start), *x.shape)
-        noise = torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
-        winner = model(x + sigma * noise).argmax(1)
-        counts += torch.bincount(winner, minlength=num_classes)
-    return counts
 
 
 def clopper_pearson_lower(successes: int, trials: int, alpha: float) -> float:

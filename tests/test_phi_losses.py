@@ -91,6 +91,8 @@ def test_truncated_gce_prunes() -> None:
     close(loss(LOGITS, LABELS, index), [0.354614 - bound, 0.0])
     loss.reduction = "mean"  # divides by pruned rows too
     close(loss(LOGITS, LABELS, index), (0.354614 - bound) / 2)
+    loss.update(LOGITS.flip(1), torch.tensor([-100, -100]), index)  # says nothing about them
+    assert loss.kept.tolist() == [True, False, True, True]
     loss.update(LOGITS.flip(1), LABELS, index)
     assert loss.kept.tolist() == [True, True, True, False]
 

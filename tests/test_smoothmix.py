@@ -214,25 +214,19 @@ def test_votes_and_abstention() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         return torch.stack([-x[:, 0], x[:, 0]], 1)
 
-    generator = torch.Generator().manual_seed(0)
-    keywords = {
-        "sigma": 0.5,
-        "num_classes": 3,
-        "n": 2000,
-        "batch_size": 300,
-        "generator": generator,
-    }
-    model_of_three = lambda x: F.pad(model(x), (0, 1), value=-9.0)  # noqa: E731
-    counts = certification.noisy_votes(model_of_three, torch.zeros(1), 1000, sigma=0.5, num_classes=3, generator=generator)  # fmt: skip
+    smoothed = certification.SmoothedClassifier(
+        lambda x: F.pad(model(x), (0, 1), value=-9.0), 0.5, 3, 300, torch.Generator().manual_seed(0)
+    )
+    counts = smoothed.votes(torch.zeros(1), 1000)
     assert counts.sum() == 1000
     assert counts[2] == 0
-    label, radius = certification.certify(model_of_three, torch.tensor([1.0]), **keywords)
+    label, radius = smoothed.certify(torch.tensor([1.0]), n=2000)
     assert label == 1
     assert 0.8 < radius <= 1.0  # the border is 1 away
-    assert certification.predict(model_of_three, torch.tensor([-1.0]), **keywords) == 0
+    assert smoothed.predict(torch.tensor([-1.0]), 2000) == 0
     border = torch.zeros(1)
-    assert certification.certify(model_of_three, border, **keywords) == (certification.ABSTAIN, 0.0)
-    assert certification.predict(model_of_three, border, **keywords) == certification.ABSTAIN
+    assert smoothed.certify(border, n=2000) == (certification.ABSTAIN, 0.0)
+    assert smoothed.predict(border, 2000) == certification.ABSTAIN
     assert certification.voted(torch.tensor([60, 40]), 0.05) == certification.ABSTAIN
     assert certification.voted(torch.tensor([39, 61]), 0.05) == 1
 
@@ -247,7 +241,7 @@ def test_votes_and_abstention() -> None:
         (lambda: losses.smoothmix_attack(None, LOGITS / 2, LABELS, [LOGITS], mix_step=4), "mix_step"),
         (lambda: losses.smoothmix_attack(None, LOGITS / 2, LABELS, []), "noises"),
         (lambda: certification.certified(3, 2, 0.5), "3 of 2"),
-        (lambda: certification.certified(2, 3, 0.0), "sigma.*got 0"),
+        (lambda: certification.SmoothedClassifier(abs, 0.0, 2), "sigma.*got 0"),
         (lambda: certification.certified(2, 3, 0.5, math.inf), "alpha.*inf"),
     ],
 )  # fmt: skip

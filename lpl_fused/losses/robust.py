@@ -11,7 +11,6 @@ from .. import functional
 from ..distributed import gather_rows
 from ..perturbation import Perturbation
 from ..phi import GCE, Alpha, Poly1
-from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
 from .rows import class_indices, readable, reduced, row_weights
 
@@ -111,7 +110,7 @@ class TruncatedGCELoss(CrossEntropyLoss):
 
     @torch.no_grad()
     def update(
-        self, input: Tensor, target: Target, index: Tensor, perturbation: Perturbation | None = None
+        self, input: Tensor, target: Tensor, index: Tensor, perturbation: Perturbation | None = None
     ) -> None:
         """Keeps those of the given samples with φ(ℓ_i) < φ(−log k), prunes the others.
 
@@ -127,9 +126,9 @@ class TruncatedGCELoss(CrossEntropyLoss):
             phi=self.phi,
             backend=self.backend,
         )
-        fresh = (value < self.bound).reshape(-1)
-        numbers = gather_rows(self._indices(label, index).reshape(-1))
-        self.kept[numbers] = gather_rows(fresh)
+        numbers = self._indices(label, index)
+        fresh = torch.where(target == self.ignore_index, self.kept[numbers], value < self.bound)
+        self.kept[gather_rows(numbers.reshape(-1))] = gather_rows(fresh.reshape(-1))
 
     def forward(  # type: ignore[override]
         self,
@@ -145,7 +144,8 @@ class TruncatedGCELoss(CrossEntropyLoss):
             input, target, perturbation=perturbation, **{**self.keywords(), "reduction": "none"}
         )
         weights = row_weights(input, target, self.weight, self.ignore_index)
-        return reduced((value - weights * self.bound) * kept, weights, self.reduction)
+        value = torch.where(kept, value - weights * self.bound, 0.0)
+        return reduced(value, weights, self.reduction)
 
 
 class Poly1Loss(CrossEntropyLoss):
