@@ -125,6 +125,11 @@ def test_one_vs_rest_takes_tables_phi_and_shapes() -> None:
     weight = hot + (1 - hot) * torch.tensor([1.0, 1.0, 0.0]).double()
     phi = (1 - torch.sigmoid(z * (2 * hot - 1)) ** 0.7) / 0.7
     torch.testing.assert_close(value, (weight * phi).sum() / seen.sum())
+    w = 0.5 + draw.uniform(3)
+    weighted = losses.EQLLoss(COUNTS, 0.05, phi=GCE(0.7), weight=w)
+    share = w[target[seen]] / w[target[seen]].sum()
+    expected = (share[:, None] * weight * phi).sum()
+    torch.testing.assert_close(weighted(logits, target, perturbation=tables), expected)
     none = losses.EQLLoss(COUNTS, 0.05, reduction="none")
     flat, image = none(logits, target), logits.reshape(3, 4, 3).movedim(2, 1)
     torch.testing.assert_close(none(image, target.reshape(3, 4)), flat.reshape(3, 4))

@@ -114,3 +114,40 @@ def test_16_bit_logits_beside_the_module(name: str) -> None:
     assert value.dtype == torch.float32
     (grad,) = torch.autograd.grad(value, logits)
     assert grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_labels_out_of_range(name: str) -> None:
+    """An error where values can be looked at, which leaves no trace in the state; nan elsewhere."""
+    features, target = data()
+    weight, bad = torch.randn(C, A), target.clone()
+    bad[3] = C
+    loss = MODULES[name]()
+    before = copy.deepcopy(loss.state_dict())
+    arguments = (torch.tanh(features @ weight.t()), bad, *further(loss, features, weight))
+    with pytest.raises(ValueError, match=f"target {C} is out of range"):
+        loss(*arguments)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in loss.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["eql", "eql-v2", "l-infinity-hinge", "group-vs"])
+def test_labels_nobody_looks_at(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA: the row of a label out of range is nan, no state and no other row is touched."""
+    features, target = data()
+    bad = target.clone()
+    bad[3] = 7 * C if name != "group-vs" else bad[3]
+    logits = torch.tanh(features @ torch.randn(C, A).t())
+    loss, alone = MODULES[name](), MODULES[name]()
+    loss.reduction = alone.reduction = "none"
+    monkeypatch.setattr("lpl_fused.losses.rows.readable", lambda _: False)
+    monkeypatch.setattr("lpl_fused.losses.group.readable", lambda _: False)
+    others = torch.arange(N) != 3
+    groups = ()
+    if name == "group-vs":
+        groups = (torch.where(others, torch.arange(N) % 3, 99),)
+    value = loss(logits, bad, *groups)
+    assert value[3].isnan()
+    rest = alone(logits[others], target[others], *(group[others] for group in groups))
+    torch.testing.assert_close(value[others], rest)
+    for mine, expected in zip(loss.buffers(), alone.buffers(), strict=True):
+        torch.testing.assert_close(mine, expected)

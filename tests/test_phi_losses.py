@@ -181,6 +181,14 @@ def test_binary_alpha_far_out() -> None:
     close(grad, [1.0, -1.0, 0.0])
 
 
+def test_binary_labels_nobody_looks_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA: what is no label makes nan."""
+    monkeypatch.setattr("lpl_fused.losses.binary.readable", lambda _: False)
+    f, t = torch.zeros(3), torch.tensor([0.0, 1.0, 1.5])
+    for make in (losses.BinaryAlphaLoss, lambda **k: losses.BinaryVSLoss([5, 1], **k)):
+        assert make(reduction="none")(f, t).isnan().tolist() == [False, False, True]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -51,7 +52,8 @@ class BinaryAlphaLoss(BinaryLoss):
     The loss is float32, float64 for float64 logits.
 
     Raises:
-        ValueError: `alpha` not positive; shapes that differ; targets outside [0, 1] (CPU).
+        ValueError: `alpha` not positive; shapes that differ; targets outside [0, 1] (on the CPU;
+            nan on CUDA).
     """
 
     def __init__(self, alpha: float = 2.0, **keywords: Any) -> None:
@@ -60,6 +62,7 @@ class BinaryAlphaLoss(BinaryLoss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         f = input.to(accumulate_dtype(input.dtype))
         t = checked_targets(input, target).to(f.dtype)
+        f = f.masked_fill((t < 0) | (t > 1), math.nan)
         positive = self.phi_of(-logsigmoid(f))
         negative = self.phi_of(-logsigmoid(-f))
         # a side without mass counts nothing, even where its loss is infinite

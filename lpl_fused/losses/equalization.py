@@ -18,7 +18,7 @@ from ..problem import Options, accumulate_dtype
 from ..validation import Shaped
 from .binary import BinaryLoss
 from .cross_entropy import CrossEntropyLoss
-from .rows import class_indices, expect_classes, numbered, reduced
+from .rows import class_indices, expect_classes, numbered, reduced, row_weights
 
 
 class SoftmaxEQLLoss(CrossEntropyLoss):
@@ -74,6 +74,7 @@ class OneVsRestLoss(BinaryLoss):
 
     Args:
         num_classes: C.
+        weight: (C,) weights of the rows by their class; the mean divides by their sum.
         ignore_index: rows with this label count nothing.
         reduction, phi: as in `functional.cross_entropy`.
 
@@ -81,9 +82,12 @@ class OneVsRestLoss(BinaryLoss):
     with `perturbation=…` z is perturbed. Plain PyTorch, half a dozen sweeps over the rows.
     """
 
+    weight: Tensor | None
+
     def __init__(
         self,
         num_classes: int,
+        weight: Tensor | None = None,
         *,
         ignore_index: int = -100,
         reduction: str = "mean",
@@ -93,36 +97,41 @@ class OneVsRestLoss(BinaryLoss):
         if num_classes < 1:
             raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
         self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.register_buffer("weight", weight)
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """(w⁺, w⁻), each (C,)."""
         raise NotImplementedError
 
-    def collect(self, z: Tensor, label: Tensor, counted: Tensor) -> None:
-        """Called in training with the logits z (N, C) that the loss saw, without gradient."""
+    def collect(self, z: Tensor, label: Tensor, weight: Tensor) -> None:
+        """Called in training, without gradient, with the logits z (N, C) that the loss saw.
+
+        Args:
+            label, weight: (N, 1); weight 0 for rows that do not count.
+        """
 
     def forward(
         self, input: Tensor, target: Tensor, *, perturbation: Perturbation | None = None
     ) -> Tensor:
-        class_indices(input, target, self)
+        label = class_indices(input, target, self)
         expect_classes(input, self.num_classes)
-        shaped = Shaped(input, target)
-        problem = shaped.problem(Options(ignore_index=self.ignore_index), perturbation)
+        # on CUDA a label may be no class: it must index no table, its weight makes the row nan
+        known = torch.where(target == self.ignore_index, target, label)
+        options = Options(ignore_index=self.ignore_index)
+        problem = Shaped(input, known).problem(options, perturbation)
         reference.check_labels(problem)
-        counted = problem.target != self.ignore_index
-        z = reference.perturb(problem).masked_fill(~counted[:, None], 0)
-        label = problem.target.clamp(0, shaped.classes - 1)[:, None]
+        ignored = problem.target == self.ignore_index
+        z = reference.perturb(problem).masked_fill(ignored[:, None], 0)
+        y = label.reshape(-1, 1)
         positive, negative = (table.to(z.dtype) for table in self.weights())
-        own = positive[label] * self.phi_of(-logsigmoid(z.gather(1, label)))
+        own = positive[y] * self.phi_of(-logsigmoid(z.gather(1, y)))
         others = negative * self.phi_of(-logsigmoid(-z))
-        value = own[:, 0] + others.scatter(1, label, 0.0).sum(1)
-        value = value.masked_fill(~counted, 0)
+        value = (own[:, 0] + others.scatter(1, y, 0.0).sum(1)).reshape(target.shape)
+        weights = row_weights(target, label, value, self)
         if self.training:
             with torch.no_grad():
-                self.collect(z, label, counted)
-        value = value.reshape(tuple(shaped.loss_shape))
-        weights = counted.to(z.dtype).reshape(value.shape)
-        return reduced(value, weights, self.reduction)
+                self.collect(z, y, weights.nan_to_num().reshape(-1, 1))
+        return reduced(value * weights, weights, self.reduction)
 
 
 class EQLLoss(OneVsRestLoss):
@@ -197,11 +206,10 @@ class EQLv2Loss(OneVsRestLoss):
         negative = torch.where(fresh, 1.0, negative)
         return 1 + self.alpha * (1 - negative), negative
 
-    def collect(self, z: Tensor, label: Tensor, counted: Tensor) -> None:
+    def collect(self, z: Tensor, label: Tensor, weight: Tensor) -> None:
         positive, negative = self.weights()
-        rows = counted[:, None].to(z.dtype)
-        own = torch.sigmoid(-z.gather(1, label)) * rows  # |∂/∂z_y| = 1 − σ(z_y)
-        others = (torch.sigmoid(z) * rows).scatter(1, label, 0.0)
+        own = torch.sigmoid(-z.gather(1, label)) * weight  # |∂/∂z_y| = 1 − σ(z_y)
+        others = (torch.sigmoid(z) * weight).scatter(1, label, 0.0)
         sums = torch.stack(
             [
                 torch.zeros_like(positive).index_add(0, label[:, 0], own[:, 0].double()) * positive,

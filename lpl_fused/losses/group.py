@@ -102,7 +102,8 @@ class BinaryVSLoss(BinaryLoss):
     labels hard.
 
     Raises:
-        ValueError: bad counts, form or scale; `group` left out or not wanted; soft labels (CPU).
+        ValueError: bad counts, form or scale; `group` left out or not wanted; soft labels (CPU;
+            nan on CUDA).
     """
 
     weight: Tensor | None
@@ -153,6 +154,7 @@ class BinaryVSLoss(BinaryLoss):
                 label == 1, by_group(table[1], label, group), by_group(table[0], label, group)
             )
 
+        f = f.masked_fill(label != target, math.nan)
         sign = 2 * label.to(f.dtype) - 1
         iota, delta = chosen(self.table("iota", input)), chosen(self.table("delta", input))
         margin = iota if self.form == "paper" else sign * iota

@@ -66,7 +66,7 @@ class LInfHingeLoss(CrossEntropyLoss):
         margins = certified_margins(blanked(input, target, self.ignore_index), label, self.epsilon)
         positive, dim = margins.clamp(min=0), class_dim(input)
         value = (1 - self.mix) * positive.amax(dim) + self.mix * positive.mean(dim)
-        weights = row_weights(input, target, self.weight, self.ignore_index)
+        weights = row_weights(target, label, value, self)
         return reduced(weights * value, weights, self.reduction)
 
 
@@ -120,7 +120,7 @@ class LInfMixtureLoss(CrossEntropyLoss):
         label = class_indices(input, target, self)
         margins = certified_margins(blanked(input, target, self.ignore_index), label, self.epsilon)
         hinge = margins.amax(class_dim(input)).clamp(0, self.clip)
-        weights = row_weights(input, target, self.weight, self.ignore_index)
+        weights = row_weights(target, label, hinge, self)
         hinge = reduced(weights * hinge, weights, self.reduction)
         return hinge + self.strength * super().forward(input, target, perturbation=perturbation)
 

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from ..class_stats import Counts, checked_counts
 from ..perturbation import Perturbation, chained
-from ..problem import accumulate_dtype
 from ..row_transforms import class_dim
-from ..validation import Target
+from ..validation import Shaped, Target
 from .cross_entropy import CrossEntropyLoss
-from .rows import as_rows, numbered
+from .rows import expect_classes, numbered
 
 
 class NoiseLoss(CrossEntropyLoss):
@@ -31,21 +30,20 @@ class NoiseLoss(CrossEntropyLoss):
         self.deviation = float(deviation)
         self.register_table("strength", strength)
 
-    def noise(self, input: Tensor) -> Tensor:
-        """|ε| for every row of logits, (N, C)."""
-        rows = as_rows(input)
-        dtype = accumulate_dtype(input.dtype)
-        draw = torch.randn(rows.shape, dtype=dtype, device=input.device)
-        return (draw * self.deviation).abs().clamp(max=1)
-
     def forward(
         self, input: Tensor, target: Target, *, perturbation: Perturbation | None = None
     ) -> Tensor:
         drawn = None
         if self.training:
-            rows = self.noise(input) * self.table("strength", input)
-            per_row = input.select(class_dim(input), 0)
-            drawn = Perturbation(rows=rows, row_index=numbered(per_row))
+            strength = self.table("strength", input)
+            Shaped(input, target)
+            expect_classes(input, len(strength))
+            index = numbered(input.select(class_dim(input), 0))
+            draw = torch.randn(
+                index.numel(), len(strength), dtype=strength.dtype, device=input.device
+            )
+            noise = (draw * self.deviation).abs().clamp(max=1)
+            drawn = Perturbation(rows=noise * strength, row_index=index)
         return super().forward(
             input, target, perturbation=chained(drawn, self.after(input), perturbation)
         )

@@ -143,7 +143,7 @@ class TruncatedGCELoss(CrossEntropyLoss):
         value = functional.cross_entropy(
             input, target, perturbation=perturbation, **{**self.keywords(), "reduction": "none"}
         )
-        weights = row_weights(input, target, self.weight, self.ignore_index)
+        weights = row_weights(target, label, value, self)
         value = torch.where(kept, value - weights * self.bound, 0.0)
         return reduced(value, weights, self.reduction)
 

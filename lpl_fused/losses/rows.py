@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from ..problem import accumulate_dtype
+from ..problem import label_range_error
 from ..row_transforms import class_dim
 from ..validation import Shaped, Target
 
 
-def class_indices(input: Tensor, target: Target, loss: object) -> Tensor:
+class RowLoss(Protocol):
+    """A loss of rows with labels."""
+
+    ignore_index: int
+    weight: Tensor | None
+
+
+def class_indices(input: Tensor, target: Target, loss: RowLoss) -> Tensor:
     """`target`, of its own shape, as int64 in [0, C), fit to index with.
 
-    Ignored labels, and on CUDA those out of range, become some class; the fused loss, which sees
-    the target itself, leaves them out or makes them nan.
+    Ignored labels, and on CUDA those out of range, become some class: whoever goes on with the
+    target itself, the fused loss or `row_weights`, leaves them out or makes them nan.
 
     Raises:
-        ValueError, TypeError: no class indices, one per row of logits.
+        ValueError, TypeError: no class indices, one per row of logits; out of range (CPU).
     """
     if not isinstance(target, Tensor) or target.is_floating_point():
         raise ValueError(
@@ -25,7 +35,13 @@ def class_indices(input: Tensor, target: Target, loss: object) -> Tensor:
             f" {'class probabilities' if isinstance(target, Tensor) else 'a mixed target'}"
         )
     shaped = Shaped(input, target)
-    return shaped.target.clamp(0, shaped.classes - 1).reshape(target.shape)
+    label = shaped.target.clamp(0, shaped.classes - 1).reshape(target.shape)
+    ignore_index = loss.ignore_index
+    if readable(target):
+        bad = (label != target) & (target != ignore_index)
+        if bad.any():
+            raise label_range_error("target", int(target[bad][0]), shaped.classes, ignore_index)
+    return label
 
 
 def expect_classes(input: Tensor, classes: int) -> None:
@@ -59,12 +75,15 @@ def numbered(label: Tensor) -> Tensor:
     return torch.arange(label.numel(), device=label.device).reshape(label.shape)
 
 
-def row_weights(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
-    """w_y of every row, 0 for ignored ones; the shape of `target`."""
-    counted = (target != ignore_index).to(accumulate_dtype(input.dtype))
-    if weight is None:
-        return counted
-    return counted * weight.to(counted.dtype)[target.long().clamp(0, len(weight) - 1)]
+def row_weights(target: Tensor, label: Tensor, like: Tensor, loss: RowLoss) -> Tensor:
+    """w_y of every row in the dtype of `like`, 0 for ignored ones, nan for what is no class.
+
+    Args:
+        label: `class_indices` of `target`.
+    """
+    weight = torch.ones_like(like) if loss.weight is None else loss.weight.to(like.dtype)[label]
+    ignored = target == loss.ignore_index
+    return weight.masked_fill(label != target, math.nan).masked_fill(ignored, 0)
 
 
 def reduced(values: Tensor, weights: Tensor, reduction: str) -> Tensor:

@@ -73,7 +73,8 @@ class SeesawLoss(CrossEntropyLoss):
         logits = blanked(input, target, self.ignore_index)
         expect_classes(input, len(self.seen))
         if self.training:
-            counted = (target != self.ignore_index).reshape(-1).to(self.seen.dtype)
+            counted = (label == target) & (target != self.ignore_index)
+            counted = counted.reshape(-1).to(self.seen.dtype)
             batch = torch.zeros_like(self.seen).index_add(0, label.reshape(-1), counted)
             self.seen += sum_over_ranks(batch)
         own = Perturbation(rows=self.rows(logits, label), row_index=numbered(label))
