@@ -78,6 +78,20 @@ def test_compiles_as_one_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
+def test_no_step_looks_at_a_value(name: str) -> None:
+    """On the meta device there are none: what a GPU would have to be waited for raises here."""
+    loss = MODULES[name]().to("meta")
+    features, target = (tensor.to("meta") for tensor in data())
+    weight = torch.empty(C, A, device="meta")
+    logits = torch.empty(N, C, device="meta", requires_grad=True)
+    arguments = [tensor.to("meta") for tensor in further(loss, features, weight)]
+    loss(logits, target, *arguments).backward()
+    assert logits.grad.shape == (N, C)
+    if isinstance(loss, losses.TruncatedGCELoss):
+        loss.update(logits, target, *arguments)
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_trains_a_model(name: str) -> None:
     """Gradients reach the classifier and cross-entropy, or the loss itself, falls."""
     features, target = data()

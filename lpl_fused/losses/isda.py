@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -131,7 +132,9 @@ class ISDALoss(CrossEntropyLoss):
         """(R, C) Δ of the given classes, differentiable with respect to the classifier."""
         dtype = accumulate_dtype(classifier_weight.dtype)
         weight, sigma = classifier_weight.to(dtype), self.covariance[classes].to(dtype)
-        with torch.autocast(weight.device.type, enabled=False):
+        device = weight.device.type
+        known = torch.amp.is_autocast_available(device)
+        with torch.autocast(device, enabled=False) if known else nullcontext():
             if self.full:
                 pairs: Tensor = _FullPairs.apply(weight, sigma, classes)
                 return 0.5 * self.strength * pairs

@@ -52,7 +52,7 @@ class SeesawLoss(CrossEntropyLoss):
         if not 0 < eps <= 1:
             raise ValueError(f"eps: expected a number in (0, 1], got {eps}")
         self.p, self.q, self.eps = float(p), float(q), float(eps)
-        # float64 holds every count, and log of it, without rounding the ratios
+        # float32 would stop counting at 2²⁴ labels of a class
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.float64))
 
     @torch.no_grad()
@@ -60,8 +60,8 @@ class SeesawLoss(CrossEntropyLoss):
         """log M + log K for every row of logits, (N, C)."""
         u = as_rows(input).to(accumulate_dtype(input.dtype))
         y = label.reshape(-1, 1)
-        logs = self.seen.clamp(min=1).log()
-        mitigation = self.p * (logs - logs[y]).clamp(max=0).to(u.dtype)
+        seen = self.seen.clamp(min=1).to(u.dtype)
+        mitigation = self.p * (seen / seen[y]).clamp(max=1).log()
         log_p = torch.log_softmax(u, 1)
         own = log_p.gather(1, y).clamp(min=math.log(self.eps))
         return mitigation + self.q * (log_p - own).clamp(min=0)
