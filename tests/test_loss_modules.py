@@ -24,6 +24,7 @@ MODULES = {
     "truncated-gce": lambda: losses.TruncatedGCELoss(N),
     "poly-1": lambda: losses.Poly1Loss(),
     "z-loss": lambda: losses.ZLoss(),
+    "t5x": lambda: losses.T5XCrossEntropyLoss(0.1, 1e-3),
     "cosface": lambda: losses.CosFaceLoss(16.0, 0.2),
     "am-softmax": lambda: losses.AMSoftmaxLoss(16.0),
     "arcface": lambda: losses.ArcFaceLoss(16.0, 0.2),

@@ -81,6 +81,30 @@ def test_alpha_half_is_the_exponential_of_differences() -> None:
     torch.testing.assert_close(value, gaps.sum(1), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 0.1, 8 / 9])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_t5x_is_a_divergence(dtype: torch.dtype, epsilon: float) -> None:
+    draw = Draw(20, 9, seed=8)
+    target = draw.labels()
+    hot = F.one_hot(target, 9).double()
+    t = (1 - epsilon) * hot + epsilon / 8 * (1 - hot)
+
+    def equation(u: torch.Tensor) -> torch.Tensor:
+        divergence = torch.special.xlogy(t, t).to(u) - t.to(u) * torch.log_softmax(u, 1)
+        return divergence.sum(1) + 0.01 * torch.logsumexp(u, 1) ** 2
+
+    loss = losses.T5XCrossEntropyLoss(epsilon, 0.01, reduction="none")
+    assert_equation(lambda u: loss(u, target), equation, draw.input(), dtype)
+
+
+def test_t5x_costs_nothing_where_it_is_right() -> None:
+    logits = torch.log(torch.tensor([[0.9, 0.05, 0.05], [0.9, 0.05, 0.05]])).double()
+    loss = losses.T5XCrossEntropyLoss(0.1, ignore_index=1)
+    torch.testing.assert_close(loss(logits, torch.tensor([0, 1])).item(), 0.0, atol=1e-7, rtol=0)
+    one = losses.T5XCrossEntropyLoss()(logits[:, :1], torch.tensor([0, 0]))
+    assert one == 0
+
+
 def test_truncated_gce_prunes() -> None:
     loss = losses.TruncatedGCELoss(4, reduction="none")
     bound = (1 - 0.5**0.7) / 0.7
@@ -196,6 +220,8 @@ def test_binary_labels_nobody_looks_at(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: losses.GCELoss(1.5), "q must be"),
         (lambda: losses.Poly1Loss(math.nan), "finite"),
         (lambda: losses.ZLoss(-1.0)(LOGITS, LABELS), "z_loss"),
+        (lambda: losses.T5XCrossEntropyLoss(0.7)(LOGITS, LABELS), r"label_smoothing.*\[0, 2/3\], got 0.7"),
+        (lambda: losses.T5XCrossEntropyLoss()(LOGITS, LOGITS), "T5XCrossEntropyLoss needs class indices"),
         (lambda: losses.TruncatedGCELoss(0), "num_samples.*got 0"),
         (lambda: losses.TruncatedGCELoss(4, k=1.0), "k: .*got 1"),
         (lambda: losses.TruncatedGCELoss(4, label_smoothing=0.1), "label_smoothing"),

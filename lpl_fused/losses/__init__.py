@@ -16,7 +16,7 @@ from .linf import LInfHingeLoss, LInfMixtureLoss
 from .lpl import LPLLoss
 from .noise import BLVLoss, GCLLoss
 from .norm import LogitClipLoss, LogitNormLoss
-from .robust import AlphaLoss, GCELoss, Poly1Loss, TruncatedGCELoss, ZLoss
+from .robust import AlphaLoss, GCELoss, Poly1Loss, T5XCrossEntropyLoss, TruncatedGCELoss, ZLoss
 from .scaling import CDTLoss, VSLoss
 from .seesaw import SeesawLoss
 from .smoothmix import SmoothMixLoss, smoothmix_attack, smoothmix_inputs
@@ -51,6 +51,7 @@ __all__ = [
     "SeesawLoss",
     "SmoothMixLoss",
     "SoftmaxEQLLoss",
+    "T5XCrossEntropyLoss",
     "TruncatedGCELoss",
     "VSLoss",
     "ZLoss",

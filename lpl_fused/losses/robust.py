@@ -1,7 +1,8 @@
-"""Losses that are a choice of φ, and the penalty on logsumexp."""
+"""Losses that are a choice of φ, of smoothing, or penalise logsumexp."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from .. import functional
 from ..distributed import gather_rows
 from ..perturbation import Perturbation
 from ..phi import GCE, Alpha, Poly1
+from ..row_transforms import class_dim
 from .cross_entropy import CrossEntropyLoss
 from .rows import class_indices, readable, reduced, row_weights
 
@@ -180,3 +182,56 @@ class ZLoss(CrossEntropyLoss):
 
     def __init__(self, strength: float = 1e-4, **keywords: Any) -> None:
         super().__init__(z_loss=strength, **keywords)
+
+
+class T5XCrossEntropyLoss(CrossEntropyLoss):
+    """Cross-entropy as T5X smooths it: L = KL(t ‖ softmax(u)) + λ·logsumexp(u)².
+
+    t_y = 1 − ε, t_j = ε/(C − 1) for j ≠ y, where torch's smoothing has t_j = ε/C for all j; and the
+    entropy of t is taken off, so that a perfect prediction costs nothing. Cost: that of plain
+    cross-entropy.
+
+    Args:
+        label_smoothing: ε in [0, (C − 1)/C], default 0.0.
+        z_loss: λ ≥ 0, default 0.0; 1e-4 is PaLM's.
+        ignore_index, reduction, backend: of `CrossEntropyLoss`.
+
+    Raises:
+        ValueError: when called, ε or λ out of range, or a target that is not class indices.
+    """
+
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            backend=backend,
+        )
+
+    def forward(  # type: ignore[override]
+        self, input: Tensor, target: Tensor, *, perturbation: Perturbation | None = None
+    ) -> Tensor:
+        label = class_indices(input, target, self)
+        rivals = input.shape[class_dim(input)] - 1
+        epsilon = self.label_smoothing
+        if epsilon * (rivals + 1) > rivals:
+            raise ValueError(
+                f"label_smoothing: expected a number in [0, {rivals}/{rivals + 1}], got {epsilon}"
+            )
+        smoothing = epsilon * (rivals + 1) / max(rivals, 1)  # torch's, of the same t
+        keywords = {**self.keywords(), "label_smoothing": smoothing, "reduction": "none"}
+        value = functional.cross_entropy(input, target, perturbation=perturbation, **keywords)
+        weights = row_weights(target, label, value, self)
+        entropy = 0.0
+        if epsilon > 0:
+            entropy = -(1 - epsilon) * math.log1p(-epsilon) - epsilon * math.log(epsilon / rivals)
+        return reduced(value - weights * entropy, weights, self.reduction)
