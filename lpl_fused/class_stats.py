@@ -202,3 +202,32 @@ def class_mean(values: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor
     count = zeros.index_add(0, index, torch.ones_like(values))[:num_classes]
     total = zeros.index_add(0, index, values)[:num_classes]
     return total / count.clamp(min=1), count
+
+
+def present_classes(
+    target: Tensor, num_classes: int, ignore_index: int = -100
+) -> tuple[Tensor, Tensor]:
+    """The classes of a batch, and for each sample where its class stands among them.
+
+    Without a host synchronisation the number of distinct classes is unknown: on CUDA, and under
+    torch.compile, the list is filled up to min(N, C) entries with class 0; no sample points there.
+
+    Args:
+        target: (N,) class indices; `ignore_index`, and what is no class, points to entry 0.
+
+    Returns:
+        classes: (R,) int64, ascending in front of the fill.
+        slot: (N,) int64, in [0, R).
+    """
+    counted = (target != ignore_index) & (target >= 0) & (target < num_classes)
+    label = torch.where(counted, target, num_classes)
+    present = torch.zeros(num_classes + 1, dtype=torch.bool, device=target.device)
+    present = present.scatter(0, label, torch.ones_like(counted))[:num_classes]
+    rank = present.cumsum(0) - 1
+    size = min(len(target), num_classes)
+    every = torch.arange(num_classes, device=target.device)
+    classes = label.new_zeros(size + 1).scatter(0, torch.where(present, rank, size), every)[:size]
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+        classes = classes[: max(1, int(present.sum()))]
+    slot = torch.where(counted, rank[label.clamp(max=num_classes - 1)], 0)
+    return classes, slot

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 from torch import Tensor
 
@@ -38,3 +39,45 @@ class Perturbation:
     rows: Tensor | None = None
     row_index: Tensor | None = None
     temperature: float | Tensor = 1.0
+
+    def then(self, other: Perturbation) -> Perturbation:
+        """The one perturbation that does what `self` and after it `other` do.
+
+        Raises:
+            ValueError: both bring `rows`, and not both by target class: no one row would fit.
+        """
+        first, second = self, other
+        both = first.rows is not None and second.rows is not None
+        if both and (first.row_index is not None or second.row_index is not None):
+            raise ValueError(
+                "rows: both perturbations bring rows; expected at most one of them, or both"
+                " without row_index"
+            )
+        index = first.row_index if first.row_index is not None else second.row_index
+        temperature = first.temperature
+
+        def scaled(table: Tensor | None) -> Tensor | None:
+            return table if second.scale is None or table is None else table * second.scale
+
+        def sum_of(before: Tensor | None, after: Tensor | None) -> Tensor | None:
+            if after is None:
+                return scaled(before)
+            plain = isinstance(temperature, float) and temperature == 1
+            after = after if plain else after * temperature
+            before = scaled(before)
+            return after if before is None else before + after
+
+        return Perturbation(
+            scale=second.scale if first.scale is None else scaled(first.scale),
+            offset=sum_of(first.offset, second.offset),
+            margin=sum_of(first.margin, second.margin),
+            rows=sum_of(first.rows, second.rows),
+            row_index=index,
+            temperature=temperature * second.temperature,
+        )
+
+
+def chained(*perturbations: Perturbation | None) -> Perturbation | None:
+    """All of them one after the other; None stands for one that does nothing."""
+    given = [perturbation for perturbation in perturbations if perturbation is not None]
+    return reduce(Perturbation.then, given) if given else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,3 +30,44 @@ def drw_weights(cls_num_list: Counts, epoch: int, start_epoch: int, beta: float 
     if epoch < start_epoch:
         return torch.ones(len(checked_counts(cls_num_list)))
     return effective_number_weights(cls_num_list, beta)
+
+
+def warm_up(value: float, epoch: int, epochs: int = 10) -> float:
+    """value·min(1, (epoch + 1)/epochs): SmoothMix's η, epochs counted from 0; default its 10."""
+    return value * min(1.0, (epoch + 1) / epochs)
+
+
+def isda_strength(epoch: float, epochs: int, strength: float = 0.5) -> float:
+    """λ₀·epoch/epochs (ISDA); λ₀ defaults to the authors' 0.5 for CIFAR, 7.5 being ImageNet's."""
+    return strength * epoch / epochs
+
+
+def progress(epoch: float, start: float, end: float) -> float:
+    """How much of [start, end] has passed, in [0, 1]; 1 where it is empty. Epochs may be fractions.
+
+    ℓ∞-dist-net v2: r = progress(epoch, 100, 1250) of 1300 epochs for λ and p.
+    """
+    return 1.0 if end <= start else min(max((epoch - start) / (end - start), 0.0), 1.0)
+
+
+def geometric(first: float, last: float, ratio: float) -> float:
+    """first·(last/first)^ratio: λ of ℓ∞-dist-net v2, 0.1 to 0.001 by default of the authors."""
+    return first * math.exp(math.log(last / first) * ratio)
+
+
+def lp_exponent(ratio: float, first: float = 8.0, last: float = 1000.0) -> float:
+    """p of ℓ∞-dist-net v2's layers: geometric, ∞ at the end where `last` ≥ 100."""
+    return math.inf if ratio >= 1 and last >= 100 else geometric(first, last, ratio)
+
+
+def smooth_ramp(value: float, ratio: float, smooth: float = 0.0) -> float:
+    """ε of ℓ∞-dist-net v2: linear in `ratio`; with `smooth` in (0, 1), its first part, quartic.
+
+    Value and slope are continuous where the parts meet.
+    """
+    if smooth == 0:
+        return value * ratio
+    k = 1 / ((4 - 3 * smooth) * smooth**3)
+    if ratio < smooth:
+        return value * k * ratio**4
+    return value * ((1 - k * smooth**4) / (1 - smooth) * (ratio - 1) + 1)

@@ -117,7 +117,7 @@ class Shaped:
             self.target = _as_rows(target, self.classes)
         else:
             self.target = self._labels("target", target)
-        self.input = _as_rows(input, self.classes)
+        self.input = input
 
     def _check(self, name: str, tensor: Tensor, shape: Sequence[int], why: str = "") -> None:
         if tensor.shape != tuple(shape):
@@ -202,7 +202,8 @@ class Shaped:
             options = options._replace(inverse_temperature=inverse_temperature)
         if steps is not None:
             fields["steps"] = self._steps(steps, dense)
-        return Problem(self.input, self.target, self.other, self.lam, options=options, **fields)
+        rows = _as_rows(self.input, self.classes)
+        return Problem(rows, self.target, self.other, self.lam, options=options, **fields)
 
     def _steps(self, steps: Tensor, dense: bool) -> Tensor:
         if not isinstance(steps, Tensor):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import functional
-from ..perturbation import Perturbation
+from ..perturbation import Perturbation, chained
 from ..phi import Focal, Phi
 from ..problem import REDUCTIONS
 from ..validation import Target
@@ -23,6 +23,9 @@ class CrossEntropyLoss(LossModule):
         weight: (C,) class weights; a buffer, may be assigned at any time (DRW does).
         ignore_index, reduction, label_smoothing, phi, z_loss, backend: as in
             `functional.cross_entropy`.
+
+    Called with `perturbation=…` it applies those tables after its own (logit-adjusted CosFace,
+    say); see `Perturbation.then`.
 
     Shapes: logits (C,), (N, C) or (N, C, d1, …); targets as in `functional.cross_entropy`.
     """
@@ -67,10 +70,11 @@ class CrossEntropyLoss(LossModule):
             "backend": self.backend,
         }
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:
-        return functional.cross_entropy(
-            input, target, perturbation=self.perturbation(input), **self.keywords()
-        )
+    def forward(
+        self, input: Tensor, target: Target, *, perturbation: Perturbation | None = None
+    ) -> Tensor:
+        tables = chained(self.perturbation(input), perturbation)
+        return functional.cross_entropy(input, target, perturbation=tables, **self.keywords())
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, phi={self.phi!r}"

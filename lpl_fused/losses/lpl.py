@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import functional
 from ..class_stats import Counts, checked_counts, class_mean
-from ..perturbation import Perturbation
+from ..perturbation import Perturbation, chained
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
 from .lpl_official import VARIANTS, official_cross_entropy
@@ -130,12 +130,14 @@ class LPLLoss(CrossEntropyLoss):
         return torch.floor(bound / self.step_size * (1 + 1e-6)).to(torch.int32)
 
     @torch.no_grad()
-    def balanced_steps(self, input: Tensor, target: Tensor) -> Tensor:
+    def balanced_steps(
+        self, input: Tensor, target: Tensor, perturbation: Perturbation | None = None
+    ) -> Tensor:
         """(C,) signed step counts from the classes' mean probabilities, running ones updated."""
         ell = functional.cross_entropy(
             input,
             target,
-            perturbation=self.perturbation(input),
+            perturbation=chained(self.perturbation(input), perturbation),
             ignore_index=self.ignore_index,
             reduction="none",
             backend=self.backend,
@@ -158,12 +160,16 @@ class LPLLoss(CrossEntropyLoss):
         bound = self.epsilon + torch.where(gap < 0, lowered, raised) * gap.abs()
         return torch.sign(gap).to(torch.int32) * self.step_count(bound) * present
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:
+    def forward(
+        self, input: Tensor, target: Target, *, perturbation: Perturbation | None = None
+    ) -> Tensor:
         if not self.training:
-            return super().forward(input, target)
+            return super().forward(input, target, perturbation=perturbation)
         if not isinstance(target, Tensor) or target.is_floating_point():
             raise ValueError("target: the learned perturbation needs class indices, one per row")
         if self.variant is not None:
+            if perturbation is not None:
+                raise ValueError("perturbation: an official variant takes none beside its own")
             return official_cross_entropy(
                 input,
                 target,
@@ -172,7 +178,11 @@ class LPLLoss(CrossEntropyLoss):
                 self.num_head,
                 keywords=self.keywords(),
             )
-        steps = self.steps if self.split == "long-tail" else self.balanced_steps(input, target)
+        steps = (
+            self.steps
+            if self.split == "long-tail"
+            else self.balanced_steps(input, target, perturbation)
+        )
         return functional.lpl_cross_entropy(
             input,
             target,
@@ -180,7 +190,7 @@ class LPLLoss(CrossEntropyLoss):
             step_size=self.step_size,
             normalize=self.normalize,
             through_perturbation=self.through_perturbation,
-            perturbation=self.perturbation(input),
+            perturbation=chained(self.perturbation(input), perturbation),
             **self.keywords(),
         )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import functional as LF
 from ..data import LongTailedData
 from ..evaluation import Accuracy, accuracy, relative_loss_variation
-from ..losses import CrossEntropyLoss, LDAMLoss
+from ..losses import CrossEntropyLoss
 from .models import build_model
 from .recipes import RECIPES
 from .settings import RunSettings
@@ -151,8 +151,8 @@ def _loss_variation(
     and with the criterion in training mode, since it learns none in `eval()`.
     """
     criterion.reduction = "none"
-    # LDAM sees s·u where a plain model has u: the scale belongs to the logits, not to the margin.
-    scale = criterion.s if isinstance(criterion, LDAMLoss) else 1.0
+    # Losses of cosines see s·u where a plain model has u: the scale belongs to the logits.
+    scale = getattr(criterion, "s", 1.0)
     order = torch.randperm(len(data.train_targets), generator=torch.Generator().manual_seed(0))
     plain, perturbed = [], []
     for batch in order.tensor_split(steps_per_epoch(data, settings)):

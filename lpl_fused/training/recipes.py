@@ -77,6 +77,32 @@ RECIPES: dict[str, Recipe] = {
         cosine_head=True,
         deferred=True,
     ),
+    "cosface": Recipe(
+        losses.CosFaceLoss,
+        "margin on cosine logits, Wang et al. 2018",
+        needs_counts=False,
+        cosine_head=True,
+    ),
+    "arcface": Recipe(
+        losses.ArcFaceLoss,
+        "angular margin on cosine logits, Deng et al. 2019",
+        needs_counts=False,
+        cosine_head=True,
+    ),
+    "gcl": Recipe(
+        losses.GCLLoss, "noise on rare classes' cosine logits, Li et al. 2022", cosine_head=True
+    ),
+    "blv": Recipe(losses.BLVLoss, "noise that raises rare classes, Wang et al. 2023"),
+    "logit-clip": Recipe(
+        losses.LogitClipLoss, "logits clipped in norm, Wei et al. 2023", needs_counts=False
+    ),
+    "logit-norm": Recipe(
+        losses.LogitNormLoss, "logits of one norm, Wei et al. 2022", needs_counts=False
+    ),
+    "gce": Recipe(
+        losses.GCELoss, "generalised cross-entropy, Zhang, Sabuncu 2018", needs_counts=False
+    ),
+    "poly-1": Recipe(losses.Poly1Loss, "poly-1, Leng et al. 2022", needs_counts=False),
     # The literature tunes γ for every data set. Raw logits favour the rare classes until training
     # has made up for the scales, and at the default of 0.3 that takes far longer than here.
     "vs": Recipe(losses.VSLoss, "vector scaling, Kini et al. 2021", options={"gamma": 0.05}),

@@ -1,0 +1,91 @@
+"""Margins on cosine logits, as face and product recognition use them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..perturbation import Perturbation
+from ..problem import accumulate_dtype
+from ..row_transforms import arc_margin, class_dim
+from ..validation import Target
+from .cross_entropy import CrossEntropyLoss
+from .rows import blanked, class_indices
+
+
+class CosFaceLoss(CrossEntropyLoss):
+    """CosFace (Wang et al., 2018): L = CE(s·(u − m·e_y), y) on cosine logits u.
+
+    End the model in `linear.NormalizedLinear`. Cost: tables, that of plain cross-entropy.
+
+    Args:
+        s: scale > 0, default 64, insightface's.
+        m: margin, default 0.4, insightface's.
+        **keywords: of `CrossEntropyLoss`; `ignore_index=-1` is insightface's.
+
+    Raises:
+        ValueError: `s` not positive; a target that is not class indices, when called.
+    """
+
+    def __init__(self, s: float = 64.0, m: float = 0.4, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        if not 0 < s < math.inf:
+            raise ValueError(f"s: expected a finite number > 0, got {s}")
+        self.s, self.m = float(s), float(m)
+
+    def perturbation(self, logits: Tensor) -> Perturbation:
+        classes = logits.shape[class_dim(logits)]
+        dtype = accumulate_dtype(logits.dtype)
+        margin = torch.full((classes,), self.m, dtype=dtype, device=logits.device)
+        return Perturbation(margin=margin, temperature=1 / self.s)
+
+
+class AMSoftmaxLoss(CosFaceLoss):
+    """AM-softmax (Wang et al., 2018): CosFace's equation, with its own defaults s = 30, m = 0.35.
+
+    Cost: tables, that of plain cross-entropy.
+
+    Args, Raises:
+        as `CosFaceLoss`.
+    """
+
+    def __init__(self, s: float = 30.0, m: float = 0.35, **keywords: Any) -> None:
+        super().__init__(s, m, **keywords)
+
+
+class ArcFaceLoss(CrossEntropyLoss):
+    """ArcFace (Deng et al., 2019): L = CE(s·(u + (ψ(u_y) − u_y)·e_y), y), u_j = cos θ_j.
+
+    ψ = cos(θ + m), from cos θ ≤ cos(π − m) on cos θ − m·sin(π − m). The gradient of the target
+    carries dψ/dcos θ = cos m + sin m·cos θ/sin θ, with sin θ held constant where it is 0. End the
+    model in `linear.NormalizedLinear`. Cost: one more row sweep.
+
+    Args:
+        s: scale > 0, default 64, insightface's.
+        m: margin in [0, π], radians, default 0.5, insightface's.
+        **keywords: of `CrossEntropyLoss`; `ignore_index=-1` is insightface's.
+
+    Raises:
+        ValueError: bad `s` or `m`; a target that is not class indices, when called.
+    """
+
+    def __init__(self, s: float = 64.0, m: float = 0.5, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        if not 0 < s < math.inf:
+            raise ValueError(f"s: expected a finite number > 0, got {s}")
+        if not 0 <= m <= math.pi:
+            raise ValueError(f"m: expected an angle in [0, pi], got {m}")
+        self.s, self.m = float(s), float(m)
+
+    def perturbation(self, logits: Tensor) -> Perturbation:
+        return Perturbation(temperature=1 / self.s)
+
+    def forward(
+        self, input: Tensor, target: Target, *, perturbation: Perturbation | None = None
+    ) -> Tensor:
+        label = class_indices(input, target, self)
+        rotated = arc_margin(blanked(input, target, self.ignore_index), label, self.m)
+        return super().forward(rotated, target, perturbation=perturbation)

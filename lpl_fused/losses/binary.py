@@ -1,0 +1,93 @@
+"""Losses of one logit and two classes, elementwise in plain PyTorch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from ..phi import Alpha, Phi, coded
+from ..problem import REDUCTIONS, accumulate_dtype
+from ..reference import phi_of
+from .module import LossModule
+from .rows import readable, reduced
+
+
+class BinaryLoss(LossModule):
+    """Base of the losses on one logit f per sample: φ of −log σ(±f), and its reduction.
+
+    Args:
+        reduction: "none", "mean" or "sum".
+        phi: "log", or `Alpha`, `GCE`, `Focal`, `Poly1`.
+    """
+
+    def __init__(self, *, reduction: str = "mean", phi: Phi = "log") -> None:
+        super().__init__()
+        if reduction not in REDUCTIONS:
+            raise ValueError(f'reduction: expected "none", "mean" or "sum", got {reduction!r}')
+        self.reduction, self.phi = reduction, phi
+        self._code, self._parameter = coded(phi)
+
+    def phi_of(self, ell: Tensor) -> Tensor:
+        return phi_of(ell, self._code, self._parameter)
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}, phi={self.phi!r}"
+
+
+class BinaryAlphaLoss(BinaryLoss):
+    """Binary α-loss (Sypherd et al., 2022): L = t·φ(−log σ(f)) + (1 − t)·φ(−log σ(−f)).
+
+    φ(ℓ) = (1 − e^{−κℓ})/κ, κ = 1 − 1/α. In the margin z = ±f: α = 1/2 is e^{−z}, α = 1 the
+    logistic loss, α = ∞ is σ(−z). Cost: elementwise, plain PyTorch.
+
+    Args:
+        alpha: α in (0, ∞], default 2.0, as `AlphaLoss`.
+        reduction: "none", "mean" or "sum".
+
+    Shapes: logits and targets of one shape, any; targets in [0, 1], soft ones too, of any dtype.
+    The loss is float32, float64 for float64 logits.
+
+    Raises:
+        ValueError: `alpha` not positive; shapes that differ; targets outside [0, 1] (on the CPU;
+            nan on CUDA).
+    """
+
+    def __init__(self, alpha: float = 2.0, **keywords: Any) -> None:
+        super().__init__(phi=Alpha(alpha), **keywords)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        f = input.to(accumulate_dtype(input.dtype))
+        t = checked_targets(input, target).to(f.dtype)
+        f = f.masked_fill((t < 0) | (t > 1), math.nan)
+        positive = self.phi_of(-logsigmoid(f))
+        negative = self.phi_of(-logsigmoid(-f))
+        # a side without mass counts nothing, even where its loss is infinite
+        value = torch.where(t == 0, 0.0, t * positive) + torch.where(
+            t == 1, 0.0, (1 - t) * negative
+        )
+        return reduced(value, torch.ones_like(value), self.reduction)
+
+
+def checked_targets(input: Tensor, target: Tensor) -> Tensor:
+    if not input.is_floating_point():
+        raise TypeError(f"input: expected floating logits, got {input.dtype}")
+    if target.shape != input.shape:
+        raise ValueError(
+            f"target: expected shape {tuple(input.shape)}, that of input, got {tuple(target.shape)}"
+        )
+    if readable(target) and bool(((target < 0) | (target > 1)).any()):
+        raise ValueError("target: expected values in [0, 1]")
+    return target
+
+
+def binary_labels(input: Tensor, target: Tensor) -> Tensor:
+    """Hard labels 0 and 1, of any dtype, as int64."""
+    checked_targets(input, target)
+    label = target.long()
+    if readable(target) and not torch.equal(label.to(target.dtype), target):
+        raise ValueError("target: expected hard labels 0 and 1, got soft ones")
+    return label.clamp(0, 1)

@@ -1,0 +1,116 @@
+"""Losses that draw a perturbation anew for every logit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..class_stats import Counts, checked_counts
+from ..perturbation import Perturbation, chained
+from ..row_transforms import class_dim
+from ..validation import Shaped, Target
+from .cross_entropy import CrossEntropyLoss
+from .rows import expect_classes, numbered
+
+
+class NoiseLoss(CrossEntropyLoss):
+    """Base: CE(perturb(u + ε ⊙ strength), y), ε_ic = |N(0, σ²)| cut off at 1, drawn per logit.
+
+    The draw is torch's own, so its random state is what a bit-equal continuation needs; in `eval()`
+    there is none. Cost: one more row sweep, and the draw as large as the logits.
+    """
+
+    def __init__(self, strength: Tensor, deviation: float, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        if not 0 <= deviation < math.inf:
+            raise ValueError(f"sigma: expected a finite number >= 0, got {deviation}")
+        self.deviation = float(deviation)
+        self.register_table("strength", strength)
+
+    def forward(
+        self, input: Tensor, target: Target, *, perturbation: Perturbation | None = None
+    ) -> Tensor:
+        drawn = None
+        if self.training:
+            strength = self.table("strength", input)
+            Shaped(input, target)
+            expect_classes(input, len(strength))
+            index = numbered(input.select(class_dim(input), 0))
+            draw = torch.randn(
+                index.numel(), len(strength), dtype=strength.dtype, device=input.device
+            )
+            noise = (draw * self.deviation).abs().clamp(max=1)
+            drawn = Perturbation(rows=noise * strength, row_index=index)
+        return super().forward(
+            input, target, perturbation=chained(drawn, self.after(input), perturbation)
+        )
+
+    def after(self, logits: Tensor) -> Perturbation | None:
+        """The tables that follow the noise."""
+        return None
+
+
+class GCLLoss(NoiseLoss):
+    """Gaussian clouded logits (Li et al., 2022): L = CE(s·(u − ν·|ε|⊙r − m·e_y), y).
+
+    r_c = (log n_max − log n_c)/max_j(…), ε_ic ~ N(0, (1/3)²) cut off at ±1: rare classes' logits
+    are lowered most, for every sample. The logits are cosines (`linear.NormalizedLinear`).
+
+    Args:
+        cls_num_list: (C,) training samples per class, each ≥ 1.
+        s: scale > 0, default 30; nu: ν, default 0.5; m: margin, default 0; sigma: deviation of ε,
+            default 1/3; all the authors' code.
+        **keywords: of `CrossEntropyLoss`.
+
+    Raises:
+        ValueError: bad counts, a class without samples, `s` not positive; with m ≠ 0 a target that
+            is not class indices, when called.
+    """
+
+    def __init__(
+        self,
+        cls_num_list: Counts,
+        s: float = 30.0,
+        nu: float = 0.5,
+        m: float = 0.0,
+        sigma: float = 1 / 3,
+        **keywords: Any,
+    ) -> None:
+        logs = torch.log(checked_counts(cls_num_list, minimum=1))
+        if not 0 < s < math.inf:
+            raise ValueError(f"s: expected a finite number > 0, got {s}")
+        super().__init__(-nu * relative(logs.max() - logs), sigma, **keywords)
+        self.s, self.nu, self.m = float(s), float(nu), float(m)
+        self.register_table("margin", torch.full_like(logs, self.m))
+
+    def after(self, logits: Tensor) -> Perturbation:
+        margin = self.table("margin", logits) if self.m else None
+        return Perturbation(margin=margin, temperature=1 / self.s)
+
+
+class BLVLoss(NoiseLoss):
+    """Balancing logit variation (Wang et al., 2023): L = CE(u + |ε|⊙r, y), ε_ic ~ N(0, σ²).
+
+    r_c = f_c/max f, f_c = log Σn − log n_c, |ε| cut off at 1. The opposite sign of `GCLLoss`: rare
+    classes' logits are raised.
+
+    Args:
+        cls_num_list: (C,) training samples per class, each ≥ 1.
+        sigma: σ, default 4, the authors' code.
+        **keywords: of `CrossEntropyLoss`.
+
+    Raises:
+        ValueError: bad counts, a class without samples, bad σ.
+    """
+
+    def __init__(self, cls_num_list: Counts, sigma: float = 4.0, **keywords: Any) -> None:
+        counts = checked_counts(cls_num_list, minimum=1)
+        super().__init__(relative(torch.log(counts.sum() / counts)), sigma, **keywords)
+
+
+def relative(values: Tensor) -> Tensor:
+    """values/max; all 0 where the largest is (equal counts)."""
+    return values / values.max().clamp(min=torch.finfo(values.dtype).tiny)

@@ -1,0 +1,81 @@
+"""Seesaw loss: pairs of classes balanced by what was seen so far."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..distributed import all_sum
+from ..perturbation import Perturbation, chained
+from ..problem import accumulate_dtype
+from .cross_entropy import CrossEntropyLoss
+from .rows import as_rows, blanked, class_indices, expect_classes, numbered
+
+
+class SeesawLoss(CrossEntropyLoss):
+    """Seesaw loss (Wang et al., 2021): L = CE(u_j + log M_{y,j} + log K_ij, y).
+
+        M_{y,j} = min(1, N_j/N_y)^p                mitigation: spares classes rarer than y
+        K_ij    = max(1, p_ij/max(p_iy, ε))^q      compensation: presses those preferred to y
+
+    p_i = softmax(u_i), held constant in both. N counts the labels seen in training, this batch
+    included, at least 1 each. In `eval()` nothing is counted. The single softmax of classification;
+    detection's objectness branch is left out. Cost: one more row sweep, and rows as large as the
+    logits.
+
+    State: `seen` (C,). With torch.distributed the counts are summed over ranks (one collective of C
+    numbers per batch), so that all ranks hold the same (the authors' code counts per process).
+
+    Args:
+        num_classes: C.
+        p: ≥ 0, default 0.8; q: ≥ 0, default 2.0; eps: ε > 0, default 1e-2; the authors'.
+        **keywords: of `CrossEntropyLoss`.
+
+    Raises:
+        ValueError: bad numbers; a target that is not class indices, when called.
+    """
+
+    seen: Tensor
+
+    def __init__(
+        self, num_classes: int, p: float = 0.8, q: float = 2.0, eps: float = 1e-2, **keywords: Any
+    ) -> None:
+        super().__init__(**keywords)
+        if num_classes < 1:
+            raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
+        for name, value in (("p", p), ("q", q)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+        if not 0 < eps <= 1:
+            raise ValueError(f"eps: expected a number in (0, 1], got {eps}")
+        self.p, self.q, self.eps = float(p), float(q), float(eps)
+        # float32 would stop counting at 2²⁴ labels of a class
+        self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.float64))
+
+    @torch.no_grad()
+    def rows(self, input: Tensor, label: Tensor) -> Tensor:
+        """log M + log K for every row of logits, (N, C)."""
+        u = as_rows(input).to(accumulate_dtype(input.dtype))
+        y = label.reshape(-1, 1)
+        seen = self.seen.clamp(min=1).to(u.dtype)
+        mitigation = self.p * (seen / seen[y]).clamp(max=1).log()
+        log_p = torch.log_softmax(u, 1)
+        own = log_p.gather(1, y).clamp(min=math.log(self.eps))
+        return mitigation + self.q * (log_p - own).clamp(min=0)
+
+    def forward(  # type: ignore[override]
+        self, input: Tensor, target: Tensor, *, perturbation: Perturbation | None = None
+    ) -> Tensor:
+        label = class_indices(input, target, self)
+        logits = blanked(input, target, self.ignore_index)
+        expect_classes(input, len(self.seen))
+        if self.training:
+            counted = (label == target) & (target != self.ignore_index)
+            counted = counted.reshape(-1).to(self.seen.dtype)
+            batch = torch.zeros_like(self.seen).index_add(0, label.reshape(-1), counted)
+            self.seen += all_sum(batch)
+        own = Perturbation(rows=self.rows(logits, label), row_index=numbered(label))
+        return super().forward(input, target, perturbation=chained(own, perturbation))
