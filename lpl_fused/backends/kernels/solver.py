@@ -9,8 +9,8 @@ are the head and take their steps one by one. All others, the tail, remain one p
 whose mass Σ_r E_r·M_r needs the tail's power sums M_r = Σ_tail e^r taken once. With D = Σ_k |a_k|
 |E_r| ≤ D^{r−1} (the map is majorised by its flow e/(1 − D·e)), so cutting the series off changes a
 probability by at most x^ORDER/(1 − x), x = D·max_tail e, relative, and about 1 + D·Σ_j e_j times
-that where the error feeds back through Z. Every row checks this at its end; one that may miss
-TOLERANCE says so and is left to the plain steps of lpl.py.
+that where the error feeds back through Z. Every row checks this at its end (good_enough); one that
+may be less exact says so and is left to the plain steps of lpl.py.
 """
 
 from __future__ import annotations
@@ -108,25 +108,23 @@ def read_head(row, count, head, problem, HEAD: tl.constexpr):
 
 
 @triton.jit
-def read_rivals(
-    row, head, problem,
-    HEAD: tl.constexpr, POWERS: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
-):  # fmt: skip
-    """(Rivals of a whole row, u, e): u and e (BLOCK,) are the row's with ONE_BLOCK."""
+def no_rivals(row, POWERS: tl.constexpr):
+    """Rivals before the first block."""
     zero = tl.full((), 0, row.hard.dtype)
-    rivals = Rivals(zero + float("-inf"), zero, (zero,) * POWERS, zero, tl.full((), 0, tl.int32))
-    columns = tl.arange(0, BLOCK)
-    u, z, inside = read_logits(row, columns, problem)
-    rivals, e = add_block(rivals, row, z, columns, head, problem, HEAD, POWERS, ONE_BLOCK)
-    if not ONE_BLOCK:
-        start = BLOCK
-        while start < problem.classes:
-            _, z, inside = read_logits(row, start + columns, problem)
-            rivals, _ = add_block(
-                rivals, row, z, start + columns, head, problem, HEAD, POWERS, ONE_BLOCK
-            )
-            start += BLOCK
-    return rivals, u, e
+    return Rivals(zero + float("-inf"), zero, (zero,) * POWERS, zero, tl.full((), 0, tl.int32))
+
+
+@triton.jit
+def sweep_rivals(row, head, problem, HEAD: tl.constexpr, POWERS: tl.constexpr, BLOCK: tl.constexpr):
+    """Rivals of a whole row."""
+    rivals = no_rivals(row, POWERS)
+    start = 0
+    while start < problem.classes:
+        columns = start + tl.arange(0, BLOCK)
+        z = read_logits(row, columns, problem)[1]
+        rivals = add_block(rivals, row, z, columns, head, problem, HEAD, POWERS, False)[0]
+        start += BLOCK
+    return rivals
 
 
 @triton.jit
@@ -166,14 +164,16 @@ def take_steps(
 
 
 @triton.jit
-def good_enough(rivals, moved, level, ORDER: tl.constexpr):
-    """Whether the series is as exact as the module's docstring asks; False where it overflowed."""
+def good_enough(rivals, moved, unit, ORDER: tl.constexpr):
+    """Whether the series is as exact as the module's docstring asks; False where it overflowed,
+    or does in units of exp(`unit`).
+    """
     tolerance: tl.constexpr = 1e-13 if moved.dose.dtype == tl.float64 else 2e-7
     x = moved.dose * rivals.largest
     error = 1 + moved.dose * rivals.mass
     for _ in tl.static_range(ORDER):
         error *= x
-    return (x < 1) & (error <= (1 - x) * tolerance) & (tl.exp(-level) < float("inf"))
+    return (x < 1) & (error <= (1 - x) * tolerance) & (tl.exp(-unit) < float("inf"))
 
 
 @triton.jit
@@ -214,17 +214,25 @@ def solve(
             fill_row(wanted.delta, index, float("nan"), problem.classes, BLOCK)
             return
 
-    _, z_own, _ = read_logits(row, row.column, problem)
     head = heads + index * HEAD
     powers: tl.constexpr = ORDER + 1 if NORMALIZE else ORDER
-    rivals, u, e = read_rivals(row, head, problem, HEAD, powers, BLOCK, ONE_BLOCK)
-    shift = finite_shift(rivals.maximum)
+    lanes = tl.arange(0, BLOCK)
+    # read before the sweep, which hides the latency
+    z_own = read_logits(row, row.column, problem)[1]
+    if ONE_BLOCK:
+        u, z, _ = read_logits(row, lanes, problem)
+        rivals = no_rivals(row, powers)
+        rivals, e = add_block(rivals, row, z, lanes, head, problem, HEAD, powers, True)
+    else:
+        rivals = sweep_rivals(row, head, problem, HEAD, powers, BLOCK)
+    alone = rivals.mass == 0
+    shift = finite_shift(tl.where(alone, z_own, rivals.maximum))
     own = z_own - shift
     tl.debug_barrier()
     head_columns, u_head, z_head = read_head(row, rivals.count, head, problem, HEAD)
     z_head -= shift
     # without rivals p_y = 1, and no step moves anything
-    count = tl.where(rivals.mass == 0, 0, tl.abs(signed))
+    count = tl.where(alone, 0, tl.abs(signed))
     step = tl.where(signed > 0, 1.0, -1.0).to(dtype) * step_size
     moved = take_steps(rivals, own, z_head, count, step, NORMALIZE, HEAD, ORDER)
 
@@ -232,16 +240,16 @@ def solve(
     z_head += moved.change
     tail = tail_mass(moved.series, rivals.powers, ORDER)
     level = tl.maximum(tl.maximum(tl.max(z_head, 0), tl.log(tail)), own)
+    unit = finite_shift(level)
     # a row of nan has nothing to lose by being cut off
-    lost = (rivals.mass != rivals.mass) | (own != own)
-    if (good_enough(rivals, moved, finite_shift(level), ORDER) | lost) == 0:
+    hopeless = (rivals.mass != rivals.mass) | (own != own)
+    if (good_enough(rivals, moved, unit, ORDER) | hopeless) == 0:
         tl.store(outcome + index, FELL_BACK)
         return
 
     tl.store(outcome + index, SOLVED)
-    unit = finite_shift(level)
-    moved_head = tl.exp(z_head - unit)
-    unit_tail = tl.exp(-unit)
+    e_head = tl.exp(z_head - unit)
+    of_tail = tl.exp(-unit)
     part = own
     strength = own
     if wanted.delta is None:
@@ -250,7 +258,7 @@ def solve(
             scale = 1 / tl.load(norm)
         if grad_rows is not None:
             scale = tl.load(grad_rows + index * grad_stride)
-        rest = tl.sum(moved_head, 0) + tail * unit_tail
+        rest = tl.sum(e_head, 0) + tail * of_tail
         gaps = (own - unit, own)
         value, terms = row_terms(row, gaps, shift + unit, rest, gaps, scale, problem)
         part = terms.part
@@ -260,23 +268,21 @@ def solve(
             tl.store(wanted.stats + index, shift + level)
             tl.store(wanted.stats + rows + index, rest)
     if (wanted.grad is not None) | (wanted.delta is not None):
-        lanes = tl.arange(0, BLOCK)
+        of_tail *= strength
         if ONE_BLOCK:
-            store_tail(row, u, e, lanes, moved, part, strength * unit_tail, wanted, problem, ORDER)
+            store_tail(row, u, e, lanes, moved, part, of_tail, wanted, problem, ORDER)
         else:
             # from the row's end, which the sweep before has left in the caches
             column = (problem.classes - 1) // BLOCK * BLOCK
             while column >= 0:
                 columns = column + lanes
-                u, z, _ = read_logits(row, columns, problem)
-                e = tl.exp(z - shift)
-                store_tail(
-                    row, u, e, columns, moved, part, strength * unit_tail, wanted, problem, ORDER
-                )
+                both = read_logits(row, columns, problem)
+                e = tl.exp(both[1] - shift)
+                store_tail(row, both[0], e, columns, moved, part, of_tail, wanted, problem, ORDER)
                 column -= BLOCK
         tl.debug_barrier()
         if wanted.grad is not None:
-            store_gradient(row, moved_head * strength, u_head, head_columns, wanted.grad, problem)
+            store_gradient(row, e_head * strength, u_head, head_columns, wanted.grad, problem)
         if wanted.delta is not None:
             store_delta(row, moved.change, head_columns, wanted.delta, problem)
 
