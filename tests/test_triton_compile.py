@@ -36,6 +36,8 @@ ALL_OPTIONS = Options(
 )
 SMOOTHED = Options(label_smoothing=0.1)
 EVERYTHING = ALL_OPTIONS._replace(label_smoothing=0.1)
+LPL = Options(step_size=0.1)
+LPL_EVERYTHING = ALL_OPTIONS._replace(step_size=0.1, normalize=True)
 
 
 class Report(NamedTuple):
@@ -76,7 +78,7 @@ class Variant:
             fields["row_index"] = labels
         if "lam" in self.parts:
             fields["other"] = labels
-        if self.call == "learned":
+        if self.call in ("learned", "delta"):
             fields["steps"] = torch.ones(classes, dtype=torch.int32)
         logits = torch.zeros(n, classes, dtype=self.dtype)
         target = torch.zeros_like(logits) if "dense" in self.parts else labels
@@ -85,13 +87,13 @@ class Variant:
     def run(self) -> None:
         backend, problem = load("triton"), self.problem()
         n, dtype = self.n, accumulate_dtype(self.dtype)
-        if self.call in ("loss", "gradient"):
-            backend.cross_entropy(problem, self.call == "gradient")
+        if self.call in ("loss", "gradient", "learned"):
+            backend.cross_entropy(problem, self.call != "loss")
         elif self.call == "backward":
             want = [True, *(name in self.parts for name in ("scale", "offset", "margin", "rows"))]
             stats = torch.ones(2, n, dtype=dtype)
             backend.cross_entropy_backward(problem, torch.ones(n, dtype=dtype), stats, want)
-        elif self.call == "learned":
+        elif self.call == "delta":
             backend.learned_perturbation(problem)
         else:
             backend.scale_rows_(problem.input, torch.ones((), dtype=dtype))
@@ -121,14 +123,15 @@ VARIANTS = {
     "backward, tables, 8142": Variant("backward", FP32, 8142, ALL_OPTIONS, TABLES),
     "backward, everything, 1000": Variant("backward", BF16, 1000, EVERYTHING, TABLES),
     "backward, everything fp64, 1000": Variant("backward", FP64, 1000, EVERYTHING, TABLES),
-    "lpl, 100": Variant("learned", FP32, 100, Options(step_size=0.1), n=128),
-    "lpl, 8142": Variant("learned", BF16, 8142, Options(step_size=0.1)),
-    "lpl, everything, 10": Variant(
-        "learned", FP64, 10, ALL_OPTIONS._replace(step_size=0.1, normalize=True), TABLES[2:], n=128
-    ),
-    "lpl, everything, 32000": Variant(
-        "learned", FP32, 32000, ALL_OPTIONS._replace(step_size=0.1, normalize=True), TABLES[2:]
-    ),
+    "lpl, 1": Variant("learned", FP32, 1, LPL),
+    "lpl, 100": Variant("learned", FP32, 100, LPL, n=128),
+    "lpl, 8142": Variant("learned", BF16, 8142, LPL),
+    "lpl, normalized, 8142": Variant("learned", FP32, 8142, LPL._replace(normalize=True)),
+    "lpl, everything, 10": Variant("learned", FP64, 10, LPL_EVERYTHING, TABLES, n=128),
+    "lpl, everything, 32000": Variant("learned", FP32, 32000, LPL_EVERYTHING, TABLES),
+    "lpl, everything fp64, 2049": Variant("learned", FP64, 2049, LPL_EVERYTHING, TABLES),
+    "lpl, δ, 8142": Variant("delta", FP32, 8142, LPL),
+    "lpl, δ, everything, 32000": Variant("delta", BF16, 32000, LPL_EVERYTHING, TABLES),
     "scale, 8142": Variant("scale", BF16, 8142),
 }
 
@@ -245,6 +248,7 @@ def test_every_kernel_is_compiled(reports: dict[tuple[str, str], list[Report]]) 
         "backward",
         "row_sums",
         "scale_rows",
+        "solve",
         "resident_steps",
         "sweeping_steps",
     }
@@ -258,6 +262,18 @@ def test_one_exponential_per_logit(
     (kernel,) = reports[variant, "sm_90"]
     each = max(1, kernel.meta["BLOCK"] // (32 * kernel.meta["num_warps"]))
     assert kernel.exponentials == each + 1
+
+
+@pytest.mark.parametrize("variant", ["lpl, 8142", "lpl, normalized, 8142"])
+def test_solved_in_one_exponential_per_logit(
+    reports: dict[tuple[str, str], list[Report]], variant: str
+) -> None:
+    """The head, a rival for each thread, has one at each step and one after the last; the target,
+    the units and the level of a row have five, whatever the steps.
+    """
+    (kernel,) = [found for found in reports[variant, "sm_90"] if found.kernel == "solve"]
+    threads = 32 * kernel.meta["num_warps"]
+    assert kernel.exponentials == kernel.meta["BLOCK"] // threads + 2 + 5
 
 
 if __name__ == "__main__":

@@ -53,16 +53,19 @@ def tail_square(series, powers, ORDER: tl.constexpr):
 def advanced(series, a, ORDER: tl.constexpr):
     """E·exp(a·E), cut off after ORDER terms."""
     # w = exp(a·E) from w' = a·E'·w
+    slope = ()
+    for i in tl.static_range(ORDER - 1):
+        slope += (series[i] * a * (i + 1.0),)
     growth = (tl.zeros_like(a) + 1,)
     for n in tl.static_range(1, ORDER):
-        term = tl.zeros_like(a)
-        for i in tl.static_range(n):
-            term += series[i] * growth[n - 1 - i] * (i + 1)
-        growth += (term * a * (1.0 / n),)
+        term = slope[0] * growth[n - 1]
+        for i in tl.static_range(1, n):
+            term += slope[i] * growth[n - 1 - i]
+        growth += (term * (1.0 / n),)
     result = series[:1]
     for n in tl.static_range(1, ORDER):
-        term = series[n]
-        for i in tl.static_range(n):
+        term = series[n] + growth[n]
+        for i in tl.static_range(1, n):
             term += series[i] * growth[n - i]
         result += (term,)
     return result

@@ -135,6 +135,8 @@ def take_steps(
     """Moved, of a row with target logit `own` and the head's logits (HEAD,), less the shift."""
     zero = tl.zeros_like(own)
     moved = Moved((zero + 1,) + (zero,) * (ORDER - 1), tl.zeros_like(head), zero, zero)
+    lost = tl.zeros_like(head)
+    own_lost = zero
     # log Z so far, up to what a step changes: keeps every exponential near its share of 1
     level = tl.maximum(tl.log(rivals.mass), own)
     k = 0
@@ -152,15 +154,23 @@ def take_steps(
             factor = normalized(factor, others * share, square)
         share *= factor
         a = share * unit
-        moved = Moved(
-            advanced(moved.series, a, ORDER),
-            moved.change + e * share,
-            moved.own_change - others * share,
-            moved.dose + tl.abs(a),
-        )
+        change, lost = compensated(moved.change, lost, e * share)
+        own_change, own_lost = compensated(moved.own_change, own_lost, -others * share)
+        series = advanced(moved.series, a, ORDER)
+        moved = Moved(series, change, own_change, moved.dose + tl.abs(a))
         level += tl.log(total)
         k += 1
     return moved
+
+
+@triton.jit
+def compensated(total, lost, term):
+    """(total + term, what rounding has added to it so far): Kahan's sum, as exact after many steps
+    as after one.
+    """
+    term -= lost
+    result = total + term
+    return result, (result - total) - term
 
 
 @triton.jit
@@ -228,6 +238,8 @@ def solve(
     alone = rivals.mass == 0
     shift = finite_shift(tl.where(alone, z_own, rivals.maximum))
     own = z_own - shift
+    # nan stays nan, whoever takes the steps
+    hopeless = (rivals.mass != rivals.mass) | (own != own)
     tl.debug_barrier()
     head_columns, u_head, z_head = read_head(row, rivals.count, head, problem, HEAD)
     z_head -= shift
@@ -241,8 +253,6 @@ def solve(
     tail = tail_mass(moved.series, rivals.powers, ORDER)
     level = tl.maximum(tl.maximum(tl.max(z_head, 0), tl.log(tail)), own)
     unit = finite_shift(level)
-    # a row of nan has nothing to lose by being cut off
-    hopeless = (rivals.mass != rivals.mass) | (own != own)
     if (good_enough(rivals, moved, unit, ORDER) | hopeless) == 0:
         tl.store(outcome + index, FELL_BACK)
         return
