@@ -16,11 +16,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+import lpl_fused
 from lpl_fused.backends import load
 from lpl_fused.phi import FOCAL
 from lpl_fused.problem import Options, Problem, accumulate_dtype
@@ -213,6 +215,8 @@ def main() -> None:
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[Report]]:
     """What the compilers said, by variant and target, from one process for all."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    # the package that this process tests, though another one may be installed
+    environment["PYTHONPATH"] = str(Path(lpl_fused.__file__).parents[1])
     environment["TRITON_DUMP_PTXAS_LOG"] = "1"
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     process = subprocess.run(

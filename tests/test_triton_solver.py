@@ -131,21 +131,30 @@ def test_each_row_for_itself() -> None:
     check(case(asked, reduction="mean"), FP64)
 
 
-@pytest.mark.parametrize(("head", "order"), [(16, 2), (16, 5), (64, 8)])
-def test_what_is_solved_is_exact(head: int, order: int) -> None:
-    """The error promise, in float64 where nothing else is an error: few terms, little room."""
+@pytest.mark.parametrize(
+    ("head", "order", "dtype"),
+    [(16, 2, FP64), (16, 5, FP64), (64, 8, FP64), (16, 3, FP32)],
+    ids=str,
+)
+def test_what_is_solved_is_exact(head: int, order: int, dtype: torch.dtype) -> None:
+    """The error promise where it matters: few terms, little room, doses from tiny to huge."""
     kinds = []
-    for seed in range(8):
+    for seed in range(14):
         draw = Draw(2, 150, seed)
-        spread, size = (0.01, 1.0, 4.0, 20.0)[seed % 4], 10 ** (0.8 * seed - 4)
-        asked = rows(draw, spread, [3, -3], step_size=size, normalize=seed % 2 == 1)
+        spread, size = (1.0, 4.0, 0.01, 20.0)[seed % 4], 10 ** (0.5 * seed - 5)
+        asked = rows(draw, spread, [2, -2], dtype, step_size=size, normalize=seed % 3 == 2)
         wanted = Wanted(asked.input[:, 0] * 0, asked.input[:, :2].T * 0, asked.input * 0)
         with launched_with(32, head, order), watched():
             _, outcome = backend._take_steps(asked, wanted)
         solved = outcome == SOLVED
-        truth = testing.evaluate(case(asked), "reference")
-        assert testing.error(wanted.losses[solved], truth.loss[solved]) < 1e-12
-        assert testing.error(wanted.grad[solved], truth.grads["input"][solved]) < 1e-12
+        truth = testing.evaluate(case(asked).to(FP64), "reference")
+        plain = testing.evaluate(case(asked), "reference")
+        for found, eager, exact in (
+            (wanted.losses, plain.loss, truth.loss),
+            (wanted.grad, plain.grads["input"], truth.grads["input"]),
+        ):
+            allowed = testing.budget(dtype, testing.error(eager[solved], exact[solved]))
+            assert testing.error(found[solved], exact[solved]) <= allowed
         kinds += outcome.tolist()
     assert {SOLVED, FELL_BACK} == set(kinds)
 
