@@ -174,16 +174,14 @@ def compensated(total, lost, term):
 
 
 @triton.jit
-def good_enough(rivals, moved, unit, ORDER: tl.constexpr):
-    """Whether the series is as exact as the module's docstring asks; False where it overflowed,
-    or does in units of exp(`unit`).
-    """
+def good_enough(rivals, moved, ORDER: tl.constexpr):
+    """Whether the series is as exact as the module's docstring asks; False where it overflowed."""
     tolerance: tl.constexpr = 1e-13 if moved.dose.dtype == tl.float64 else 2e-7
     x = moved.dose * rivals.largest
     error = 1 + moved.dose * rivals.mass
     for _ in tl.static_range(ORDER):
         error *= x
-    return (x < 1) & (error <= (1 - x) * tolerance) & (tl.exp(-unit) < float("inf"))
+    return (x < 1) & (error <= (1 - x) * tolerance)
 
 
 @triton.jit
@@ -253,13 +251,16 @@ def solve(
     tail = tail_mass(moved.series, rivals.powers, ORDER)
     level = tl.maximum(tl.maximum(tl.max(z_head, 0), tl.log(tail)), own)
     unit = finite_shift(level)
-    if (good_enough(rivals, moved, unit, ORDER) | hopeless) == 0:
+    e_head = tl.exp(z_head - unit)
+    of_tail = tl.exp(-unit)
+    rest = tl.sum(e_head, 0) + tail * of_tail
+    # tl.maximum drops a nan: what has overflowed on the way shows in the sum
+    whole = (rest + own < float("inf")) & (of_tail < float("inf"))
+    if ((good_enough(rivals, moved, ORDER) & whole) | hopeless | alone) == 0:
         tl.store(outcome + index, FELL_BACK)
         return
 
     tl.store(outcome + index, SOLVED)
-    e_head = tl.exp(z_head - unit)
-    of_tail = tl.exp(-unit)
     part = own
     strength = own
     if wanted.delta is None:
@@ -268,7 +269,6 @@ def solve(
             scale = 1 / tl.load(norm)
         if grad_rows is not None:
             scale = tl.load(grad_rows + index * grad_stride)
-        rest = tl.sum(e_head, 0) + tail * of_tail
         gaps = (own - unit, own)
         value, terms = row_terms(row, gaps, shift + unit, rest, gaps, scale, problem)
         part = terms.part
