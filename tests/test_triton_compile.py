@@ -16,11 +16,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+import lpl_fused
 from lpl_fused.backends import load
 from lpl_fused.phi import FOCAL
 from lpl_fused.problem import Options, Problem, accumulate_dtype
@@ -36,6 +38,8 @@ ALL_OPTIONS = Options(
 )
 SMOOTHED = Options(label_smoothing=0.1)
 EVERYTHING = ALL_OPTIONS._replace(label_smoothing=0.1)
+LPL = Options(step_size=0.1)
+LPL_EVERYTHING = ALL_OPTIONS._replace(step_size=0.1, normalize=True)
 
 
 class Report(NamedTuple):
@@ -76,7 +80,7 @@ class Variant:
             fields["row_index"] = labels
         if "lam" in self.parts:
             fields["other"] = labels
-        if self.call == "learned":
+        if self.call in ("learned", "delta"):
             fields["steps"] = torch.ones(classes, dtype=torch.int32)
         logits = torch.zeros(n, classes, dtype=self.dtype)
         target = torch.zeros_like(logits) if "dense" in self.parts else labels
@@ -85,13 +89,13 @@ class Variant:
     def run(self) -> None:
         backend, problem = load("triton"), self.problem()
         n, dtype = self.n, accumulate_dtype(self.dtype)
-        if self.call in ("loss", "gradient"):
-            backend.cross_entropy(problem, self.call == "gradient")
+        if self.call in ("loss", "gradient", "learned"):
+            backend.cross_entropy(problem, self.call != "loss")
         elif self.call == "backward":
             want = [True, *(name in self.parts for name in ("scale", "offset", "margin", "rows"))]
             stats = torch.ones(2, n, dtype=dtype)
             backend.cross_entropy_backward(problem, torch.ones(n, dtype=dtype), stats, want)
-        elif self.call == "learned":
+        elif self.call == "delta":
             backend.learned_perturbation(problem)
         else:
             backend.scale_rows_(problem.input, torch.ones((), dtype=dtype))
@@ -107,11 +111,12 @@ VARIANTS = {
     "plain, 16384": Variant("gradient", FP32, 16384),
     "plain, 128256": Variant("gradient", BF16, 128256),
     "plain loss, 50257": Variant("loss", FP16, 50257),
-    "plain fp64, 8142": Variant("gradient", FP64, 8142),
+    "plain, 1": Variant("gradient", FP32, 1),
+    "plain fp64, 1000": Variant("gradient", FP64, 1000),
     "tables, 8142": Variant("gradient", FP32, 8142, ALL_OPTIONS._replace(softcap=0.0), TABLES),
     "tables, 16384": Variant("gradient", FP32, 16384, ALL_OPTIONS._replace(softcap=0.0), TABLES),
     "everything, 50257": Variant("gradient", BF16, 50257, EVERYTHING, TABLES),
-    "everything fp64, 8142": Variant("gradient", FP64, 8142, EVERYTHING, TABLES),
+    "everything fp64, 2000": Variant("gradient", FP64, 2000, EVERYTHING, TABLES),
     "mixed, 32000": Variant("gradient", FP32, 32000, PLAIN, ("lam",)),
     "dense, 1000": Variant("gradient", BF16, 1000, SMOOTHED, ("dense",)),
     "smoothed, 128256": Variant("gradient", BF16, 128256, SMOOTHED, ("weight",)),
@@ -120,14 +125,15 @@ VARIANTS = {
     "backward, tables, 8142": Variant("backward", FP32, 8142, ALL_OPTIONS, TABLES),
     "backward, everything, 1000": Variant("backward", BF16, 1000, EVERYTHING, TABLES),
     "backward, everything fp64, 1000": Variant("backward", FP64, 1000, EVERYTHING, TABLES),
-    "lpl, 100": Variant("learned", FP32, 100, Options(step_size=0.1), n=128),
-    "lpl, 8142": Variant("learned", BF16, 8142, Options(step_size=0.1)),
-    "lpl, everything, 10": Variant(
-        "learned", FP64, 10, ALL_OPTIONS._replace(step_size=0.1, normalize=True), TABLES[2:], n=128
-    ),
-    "lpl, everything, 32000": Variant(
-        "learned", FP32, 32000, ALL_OPTIONS._replace(step_size=0.1, normalize=True), TABLES[2:]
-    ),
+    "lpl, 1": Variant("learned", FP32, 1, LPL),
+    "lpl, 100": Variant("learned", FP32, 100, LPL, n=128),
+    "lpl, 8142": Variant("learned", BF16, 8142, LPL),
+    "lpl, normalized, 8142": Variant("learned", FP32, 8142, LPL._replace(normalize=True)),
+    "lpl, everything, 10": Variant("learned", FP64, 10, LPL_EVERYTHING, TABLES, n=128),
+    "lpl, everything, 32000": Variant("learned", FP32, 32000, LPL_EVERYTHING, TABLES),
+    "lpl, everything fp64, 2049": Variant("learned", FP64, 2049, LPL_EVERYTHING, TABLES),
+    "lpl, δ, 8142": Variant("delta", FP32, 8142, LPL),
+    "lpl, δ, everything, 32000": Variant("delta", BF16, 32000, LPL_EVERYTHING, TABLES),
     "scale, 8142": Variant("scale", BF16, 8142),
 }
 
@@ -209,6 +215,8 @@ def main() -> None:
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[Report]]:
     """What the compilers said, by variant and target, from one process for all."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    # the package that this process tests, though another one may be installed
+    environment["PYTHONPATH"] = str(Path(lpl_fused.__file__).parents[1])
     environment["TRITON_DUMP_PTXAS_LOG"] = "1"
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     process = subprocess.run(
@@ -244,6 +252,7 @@ def test_every_kernel_is_compiled(reports: dict[tuple[str, str], list[Report]]) 
         "backward",
         "row_sums",
         "scale_rows",
+        "solve",
         "resident_steps",
         "sweeping_steps",
     }
@@ -257,6 +266,18 @@ def test_one_exponential_per_logit(
     (kernel,) = reports[variant, "sm_90"]
     each = max(1, kernel.meta["BLOCK"] // (32 * kernel.meta["num_warps"]))
     assert kernel.exponentials == each + 1
+
+
+@pytest.mark.parametrize("variant", ["lpl, 8142", "lpl, normalized, 8142"])
+def test_solved_in_one_exponential_per_logit(
+    reports: dict[tuple[str, str], list[Report]], variant: str
+) -> None:
+    """The head, a rival for each thread, has one at each step and one after the last; the target,
+    the units and the level of a row have five, whatever the steps.
+    """
+    (kernel,) = [found for found in reports[variant, "sm_90"] if found.kernel == "solve"]
+    threads = 32 * kernel.meta["num_warps"]
+    assert kernel.exponentials == kernel.meta["BLOCK"] // threads + 2 + 5
 
 
 if __name__ == "__main__":

@@ -16,17 +16,12 @@ from lpl_fused.problem import MEAN, NONE, Options, Problem
 if reason_against("triton", "cpu", torch.float32) is not None:
     pytest.skip("needs Triton's interpreter", allow_module_level=True)
 
-from triton_memory import watched
+from triton_memory import check, watched
+
+# NumPy's, where a kernel handles −inf and its like
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 
 backend = load("triton")
-
-
-def check(case: testing.Case, dtype: torch.dtype = torch.float32) -> None:
-    """Within the error budget, and without an access outside of the tensors."""
-    with watched():
-        testing.assert_within_budget(
-            case, "triton", dtype, upstream=lambda loss: torch.full_like(loss, 0.7)
-        )
 
 
 # the most classes in one block, or the block of a sweep: see the launch parameters

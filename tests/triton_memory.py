@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from triton.runtime.interpreter import InterpreterBuilder
 
+from lpl_fused import testing
 from lpl_fused.backends import load
 
 
@@ -106,3 +107,13 @@ def watched() -> Iterator[Traffic]:
         mock.patch.object(InterpreterBuilder, "create_masked_store", stored),
     ):
         yield traffic
+
+
+def check(case: testing.Case, dtype: torch.dtype = torch.float32) -> None:
+    """Within the error budget, and without an access outside of the tensors."""
+    # the interpreter truncates to bfloat16, once for the gradient and once for the upstream
+    ulps = 2.0 if dtype == torch.bfloat16 else 1.0
+    with watched():
+        testing.assert_within_budget(
+            case, "triton", dtype, upstream=lambda loss: torch.full_like(loss, 0.7), ulps=ulps
+        )

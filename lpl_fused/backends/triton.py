@@ -17,7 +17,25 @@ from torch import Tensor
 
 from ..phi import LOG
 from ..problem import MEAN, NONE, Problem, accumulate_dtype
-from .kernels.arguments import DENSE, LABELS, ONE_LABEL, Arguments, Gradients, Groups
+from .kernels.arguments import (
+    DENSE,
+    FELL_BACK,
+    LABELS,
+    ONE_LABEL,
+    Arguments,
+    Gradients,
+    Groups,
+    Wanted,
+)
+from .kernels.launch import (
+    column_meta,
+    filling_meta,
+    resident_meta,
+    row_meta,
+    solver_meta,
+    spread,
+    sweeping_meta,
+)
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 STATS = 2  # rows of the statistics that the backward wants
@@ -64,15 +82,19 @@ def cross_entropy(problem: Problem, want_grad: bool) -> tuple[Tensor, Tensor, Te
     stats = _new(problem, 2, n)
     norm = _normalizer(problem) if reduction == MEAN else losses.new_ones(())
     grad = _new(problem, *((n, classes) if want_grad else (0,)), dtype=input.dtype)
+    wanted = Wanted(losses, stats, grad if want_grad else None)
+    mean_norm = norm if reduction == MEAN else None
+    arguments, outcome = _learned(problem, wanted, norm=mean_norm)
     _launch(
         forward,
         (n,),
-        _arguments(problem),
-        norm if reduction == MEAN else None,
+        arguments,
+        outcome,
+        mean_norm,
         losses,
         stats,
         grad if want_grad else None,
-        **_row_meta(problem),
+        **row_meta(problem),
     )
     if reduction == NONE:
         return losses, stats, norm, grad
@@ -98,15 +120,16 @@ def cross_entropy_backward(
         margin=_new(problem, n) if want_margin else None,
         rows=_new(problem, n, classes) if want_rows else None,
     )
-    arguments = _arguments(problem)
+    meta, stride = column_meta(problem), grad_rows.stride(0)
+    only_input = Wanted(grad=wanted.input) if want == [True, *[False] * 4] else None
+    arguments, outcome = _learned(problem, only_input, grad_rows=grad_rows)
     sums = None
-    if _spread(problem):
+    if spread(problem):
         sums = _new(problem, 2, n)
-        _launch(row_sums, (n,), arguments, stats, sums, **_column_meta(problem))
-    meta = _column_meta(problem)
+        _launch(row_sums, (n,), arguments, stats, sums, **meta)
     grid = (chunks, -(-classes // meta["BLOCK"]))
-    stride = grad_rows.stride(0)
-    _launch(backward, grid, arguments, grad_rows, stride, stats, sums, wanted, n, chunk, **meta)
+    what = (arguments, outcome, grad_rows, stride, stats, sums, wanted, n, chunk)
+    _launch(backward, grid, *what, **meta)
 
     def finished(stored: Tensor | None, finish: Callable[[Tensor], Tensor]) -> Tensor:
         return stats.new_empty(0) if stored is None else finish(stored)
@@ -124,29 +147,17 @@ def cross_entropy_backward(
 
 def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
     """(delta, slot): see ops.py."""
-    from .kernels.lpl import resident_steps, sweeping_steps
-
     n, classes = problem.input.shape
-    normalize = problem.options.normalize
-    groups = _groups(problem)
-    delta = _new(problem, n, classes)
-    what = (
-        _arguments(problem._replace(steps=None)),
-        groups,
-        problem.steps,
-        _number(problem, problem.options.step_size),
-        delta,
-    )
-    done, meta = 0, _resident_meta(problem)
-    if classes <= meta["BLOCK"]:
-        done = meta["ROWS"]
-        _launch(resident_steps, (n,), *what, NORMALIZE=normalize, **meta)
-    if n > done:
-        rowwise = _new(problem, 2, n)
-        direction = _new(problem, n, classes) if normalize else None
-        meta = _sweeping_meta(problem)
-        _launch(sweeping_steps, (n,), *what, rowwise, direction, done, **meta)
-    return delta, groups.slot
+    arguments, _ = _take_steps(problem, Wanted(delta=_new(problem, n, classes)))
+    return arguments.delta, arguments.slot
+
+
+def fallbacks(problem: Problem) -> Tensor:
+    """0-dim: how many rows of a problem with `steps` the solver leaves to plain steps because its
+    series is not exact enough (kernels/solver.py). For tests and diagnosis."""
+    n = problem.input.shape[0]
+    _, outcome = _take_steps(problem, Wanted(_new(problem, n), _new(problem, 2, n)))
+    return (outcome == FELL_BACK).sum()
 
 
 def scale_rows_(buffer: Tensor, grad_loss: Tensor) -> None:
@@ -155,8 +166,63 @@ def scale_rows_(buffer: Tensor, grad_loss: Tensor) -> None:
 
     n, classes = buffer.shape
     stride = grad_loss.stride(0) if grad_loss.dim() else 0
-    meta = _meta(_power_of_two(classes, 16, 2048))
-    _launch(scale_rows, (n,), buffer, grad_loss, stride, classes, **meta)
+    _launch(scale_rows, (n,), buffer, grad_loss, stride, classes, **filling_meta(classes))
+
+
+def _learned(
+    problem: Problem,
+    wanted: Wanted | None,
+    norm: Tensor | None = None,
+    grad_rows: Tensor | None = None,
+) -> tuple[Arguments, Tensor | None]:
+    """The arguments of a problem with its δ, if any; and, where all weight of a row is on its
+    label, which rows already have what is `wanted`: see _take_steps.
+    """
+    if problem.steps is None:
+        return _arguments(problem), None
+    if wanted is None or spread(problem):
+        delta, slot = learned_perturbation(problem)
+        return _arguments(problem)._replace(delta=delta, slot=slot), None
+    return _take_steps(problem, wanted, norm, grad_rows)
+
+
+def _take_steps(
+    problem: Problem,
+    wanted: Wanted,
+    norm: Tensor | None = None,
+    grad_rows: Tensor | None = None,
+) -> tuple[Arguments, Tensor]:
+    """Solves what rows it can, and takes plain steps for the others' classes.
+
+    Returns:
+        arguments: of the problem with δ (N, C), of all rows if wanted.delta is given, else of those
+            left alone, the others' never touched.
+        outcome: (N,), SOLVED where a row has what is `wanted`.
+    """
+    from .kernels.lpl import resident_steps, sweeping_steps
+    from .kernels.solver import solve
+
+    n, classes = problem.input.shape
+    normalize = problem.options.normalize
+    arguments, groups = _arguments(problem), _groups(problem)
+    steps, step_size = problem.steps, _number(problem, problem.options.step_size)
+    meta = solver_meta(problem)
+    heads = _new(problem, n, meta["HEAD"], dtype=torch.int32)
+    outcome = _new(problem, n, dtype=torch.int32)
+    stride = 0 if grad_rows is None else grad_rows.stride(0)
+    what = (arguments, groups, steps, step_size, outcome)
+    _launch(solve, (n,), *what, heads, wanted, norm, grad_rows, stride, NORMALIZE=normalize, **meta)
+    delta = _new(problem, n, classes) if wanted.delta is None else wanted.delta
+    done, meta = 0, resident_meta(problem)
+    if classes <= meta["BLOCK"]:
+        done = meta["ROWS"]
+        _launch(resident_steps, (n,), *what, delta, NORMALIZE=normalize, **meta)
+    if n > done:
+        rowwise = _new(problem, 2, n)
+        direction = _new(problem, n, classes) if normalize else None
+        meta = sweeping_meta(problem)
+        _launch(sweeping_steps, (n,), *what, delta, rowwise, direction, done, **meta)
+    return arguments._replace(delta=delta, slot=groups.slot), outcome
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **meta: Any) -> None:
@@ -181,17 +247,10 @@ def _number(problem: Problem, value: float) -> Any:
     return constexpr(value)
 
 
-def _spread(problem: Problem) -> bool:
-    """The target has weight on all columns."""
-    return problem.dense or problem.smooth
-
-
 def _arguments(problem: Problem) -> Arguments:
+    """The problem in kernel form, without a δ."""
     from triton.language import constexpr
 
-    delta = slot = None
-    if problem.steps is not None:
-        delta, slot = learned_perturbation(problem)
     form = ONE_LABEL
     if problem.dense:
         form = DENSE
@@ -209,7 +268,7 @@ def _arguments(problem: Problem) -> Arguments:
         target=problem.target,
         target_stride=problem.target.stride(0),
         form=constexpr(form),
-        spread=constexpr(_spread(problem)),
+        spread=constexpr(spread(problem)),
         other=problem.other,
         lam=problem.lam,
         ignore_index=options.ignore_index,
@@ -223,8 +282,8 @@ def _arguments(problem: Problem) -> Arguments:
         rows=problem.rows,
         row_index=problem.row_index,
         row_count=None if problem.rows is None else problem.rows.shape[0],
-        delta=delta,
-        slot=slot,
+        delta=None,
+        slot=None,
         softcap=unless(0, options.softcap),
         inverse_temperature=unless(1, options.inverse_temperature),
         phi=constexpr(options.phi),
@@ -280,71 +339,3 @@ def _scattered(values: Tensor, index: Tensor, table: Tensor | None) -> Tensor:
     index = index.clamp(0, table.shape[0] - 1)
     # index_put_ sorts, where index_add_ would add in whatever order
     return torch.zeros_like(table).index_put_((index,), values, accumulate=True)
-
-
-# Launch parameters: plain functions of shape, dtype and options, so that the same call always runs
-# the same code. Chosen for registers (no kernel spills, as the tests compile them) and for bytes in
-# flight; not tuned on a GPU.
-
-
-def _power_of_two(n: int, least: int, most: int) -> int:
-    return min(most, max(least, 1 << (n - 1).bit_length()))
-
-
-def _meta(block: int, rows: int = 1, *, each: int = 8, ample: bool = False) -> dict[str, Any]:
-    """`each` columns for a thread, more where 16 warps are not enough.
-
-    Without `ample` registers ptxas rather spills a few bytes than let one block less on a
-    multiprocessor; with it what needs no more than it had anyway may also get more.
-    """
-    warps = max(1, min(16, rows * block // (32 * each)))
-    meta: dict[str, Any] = {"BLOCK": block, "num_warps": warps}
-    if ample and torch.version.hip is None:
-        meta["maxnreg"] = min(255, 65536 // (32 * warps))
-    return meta
-
-
-def _plain(problem: Problem) -> bool:
-    """Cross-entropy of labels and nothing else, as far as a logit is concerned."""
-    _, target, *parts, options = problem
-    absent = all(part is None for part in parts)
-    return absent and target.dim() == 1 and not options.label_smoothing and not options.softcap
-
-
-def _heavy(problem: Problem) -> bool:
-    """More arithmetic per logit than an exponential."""
-    return problem.options.softcap > 0 or (_spread(problem) and problem.options.phi != LOG)
-
-
-def _row_meta(problem: Problem) -> dict[str, Any]:
-    """One block for a row that fits the registers, else a sweep over smaller blocks."""
-    classes, plain = problem.input.shape[1], _plain(problem)
-    most = 4096 if _heavy(problem) else 16384 if plain else 8192
-    if problem.input.dtype == torch.float64:
-        most = 4096 if plain else 2048
-    block = _power_of_two(classes, 16, most if classes <= most else min(most, 8192))
-    return {**_meta(block, ample=not plain), "ONE_BLOCK": classes <= block}
-
-
-def _column_meta(problem: Problem) -> dict[str, Any]:
-    double = problem.input.dtype == torch.float64
-    block = _power_of_two(problem.input.shape[1], 16, 1024 if double else 2048)
-    return _meta(block, each=4 if double else 8, ample=not _plain(problem))
-
-
-def _resident_meta(problem: Problem) -> dict[str, Any]:
-    much = _heavy(problem) or problem.rows is not None or problem.input.dtype == torch.float64
-    return _tile_meta(problem, 4096 if much else 8192)
-
-
-def _sweeping_meta(problem: Problem) -> dict[str, Any]:
-    much = _heavy(problem) or problem.input.dtype == torch.float64
-    return _tile_meta(problem, 1024 if much else 2048)
-
-
-def _tile_meta(problem: Problem, most: int) -> dict[str, Any]:
-    """A tile of several rows for few classes, of one row for many."""
-    n, classes = problem.input.shape
-    block = _power_of_two(classes, 16, most)
-    rows = min(_power_of_two(n, 1, 64), max(1, 2048 // block))
-    return {**_meta(block, rows, ample=True), "ROWS": rows}

@@ -2,9 +2,12 @@
 
 elementary  expm1, log1p, tanh with all their digits, which the language lacks
 arguments   what a kernel is told: the tensors and numbers of a problem
+launch      launch parameters for a problem
 algebra     φ, the perturbed logits of some columns, the target of a row
 rows        from the columns of a row to its statistics, its loss and its gradient
 forward     kernel: loss of a row, with its gradient if wanted
 backward    kernels: gradients of logits and tables from saved statistics; scaling a finished one
-lpl         kernel: the learned perturbation of a class, step by step
+lpl         kernels: the learned perturbation of a class, step by step
+series      the power series that all steps of a small rival make
+solver      kernel: a row with a learned perturbation that has its class for itself
 """

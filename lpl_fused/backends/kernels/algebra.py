@@ -21,6 +21,7 @@ POLY1 = tl.constexpr(phi.POLY1)
 ONE_LABEL = tl.constexpr(arguments.ONE_LABEL)
 LABELS = tl.constexpr(arguments.LABELS)
 DENSE = tl.constexpr(arguments.DENSE)
+SOLVED = tl.constexpr(arguments.SOLVED)
 
 
 class Row(NamedTuple):

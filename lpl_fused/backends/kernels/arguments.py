@@ -11,6 +11,11 @@ ONE_LABEL = 0  # all of it on one label
 LABELS = 1  # on one or two labels; smoothed ones spread some over all columns
 DENSE = 2  # on all columns: class probabilities
 
+# what `solve` made of a row with a learned perturbation
+SOLVED = 0  # it is done
+GROUP = 1  # not tried: its class has other rows
+FELL_BACK = 2  # not as exact as promised
+
 
 class Arguments(NamedTuple):
     """A lpl_fused.problem.Problem in kernel form, with its δ if there is one."""
@@ -51,6 +56,15 @@ class Groups(NamedTuple):
     count: Any  # (N,): how many rows the group has
     begin: Any  # (N,): where the group begins in order
     order: Any  # (N,): the rows, group by group
+
+
+class Wanted(NamedTuple):
+    """Where `solve` stores what, each or None; stats go with the losses."""
+
+    losses: Any = None  # (N,)
+    stats: Any = None  # (2, N)
+    grad: Any = None  # (N, C)
+    delta: Any = None  # (N, C)
 
 
 class Gradients(NamedTuple):

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .algebra import LOG, cap, read_logits, read_row, read_weights, unperturb
+from .algebra import LOG, SOLVED, cap, read_logits, read_row, read_weights, unperturb
 from .rows import block_gradient, finite_shift, read_label_logits, row_terms, sweep_sums
 
 
@@ -38,14 +38,18 @@ def row_sums(problem, stats, sums, BLOCK: tl.constexpr):
 
 @triton.jit
 def backward(
-    problem, grad_rows, grad_stride, stats, sums, wanted, n_rows, CHUNK, BLOCK: tl.constexpr
-):
+    problem, outcome, grad_rows, grad_stride, stats, sums, wanted, n_rows, CHUNK,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
     """dL/du = dL/dz·dz/du, and of each chunk of CHUNK rows Σ_i dL/d scale and Σ_i dL/d offset.
 
     One program per chunk and block of columns. `wanted` says what is stored where, grad_rows (N,)
-    is dL/dL_i, sums is None unless weight is spread over all columns.
+    is dL/dL_i, sums is None unless weight is spread over all columns. Where there is an outcome
+    (N,) chunks are single rows, and those SOLVED are done.
     """
     chunk = tl.program_id(0).to(tl.int64)
+    if outcome is not None and tl.load(outcome + chunk) == SOLVED:
+        return
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < problem.classes
     dtype: tl.constexpr = stats.dtype.element_ty
@@ -59,14 +63,15 @@ def backward(
         dz = tl.zeros((BLOCK,), dtype)
         if live:
             u, z, _ = read_logits(row, columns, problem)
-            maximum = tl.load(stats + index)
+            shift = finite_shift(tl.load(stats + index))
             rest = tl.load(stats + n_rows + index)
             of_row = (rest, rest, rest)
             if sums is not None:
                 of_row = (rest, tl.load(sums + index), tl.load(sums + n_rows + index))
             upstream = tl.load(grad_rows + index * grad_stride)
-            own = read_label_logits(row, problem)
-            _, terms = row_terms(row, own, maximum, rest, of_row, upstream, problem)
+            own, other = read_label_logits(row, problem)
+            gaps = (own - shift, other - shift)
+            _, terms = row_terms(row, gaps, shift, rest, of_row, upstream, problem)
             weight = read_weights(row, columns, inside, problem)
             dz = block_gradient(row, z, weight, columns, terms, problem)
         du, d_row = unperturb(dz, u, columns, inside, problem)

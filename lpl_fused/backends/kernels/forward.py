@@ -3,36 +3,37 @@
 import triton
 import triton.language as tl
 
-from .algebra import LOG, read_logits, read_row, read_weights, unperturb
+from .algebra import LOG, SOLVED, read_logits, read_row, read_weights, unperturb
 from .rows import (
     block_gradient,
     block_statistics,
     block_sums,
-    fill_row,
     finite_shift,
     read_label_logits,
     row_terms,
+    store_nothing,
     sweep_statistics,
     sweep_sums,
 )
 
 
 @triton.jit
-def forward(problem, norm, losses, stats, grad, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
+def forward(
+    problem, outcome, norm, losses, stats, grad, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr
+):
     """L_i = Σ_j t'_j (φ(ℓ_j) + z_loss·lse²), and dL_i/du/norm in the same sweep.
 
     losses (N,), stats (2, N), grad (N, C) or None, norm 0-dim or None. With ONE_BLOCK the row
-    stays in registers: one read of the logits, one write of the gradient.
+    stays in registers: one read of the logits, one write of the gradient. Rows with an outcome
+    (N,) of SOLVED are done.
     """
     index = tl.program_id(0).to(tl.int64)
+    if outcome is not None and tl.load(outcome + index) == SOLVED:
+        return
     lanes = tl.arange(0, BLOCK)
     live, row = read_row(index, problem, losses.dtype.element_ty)
     if live == 0:
-        tl.store(losses + index, 0)
-        tl.store(stats + index, 0)
-        tl.store(stats + tl.num_programs(0) + index, 0)
-        if grad is not None:
-            fill_row(grad, index, 0, problem.classes, BLOCK)
+        store_nothing(index, losses, stats, grad, problem, BLOCK)
         return
 
     # read before the sweep, which hides the latency
@@ -46,9 +47,9 @@ def forward(problem, norm, losses, stats, grad, BLOCK: tl.constexpr, ONE_BLOCK: 
     tl.store(stats + index, maximum)
     tl.store(stats + tl.num_programs(0) + index, rest)
 
+    shift = finite_shift(maximum)
     sums = (mass, mass, mass)
     if problem.spread:
-        shift = finite_shift(maximum)
         log_total = tl.log(rest)
         if problem.phi == LOG:
             sums = (mass * log_total - pull, mass, mass)
@@ -59,7 +60,8 @@ def forward(problem, norm, losses, stats, grad, BLOCK: tl.constexpr, ONE_BLOCK: 
     scale = 1.0
     if norm is not None:
         scale = 1 / tl.load(norm)
-    value, terms = row_terms(row, label_logits, maximum, rest, sums, scale, problem)
+    gaps = (label_logits[0] - shift, label_logits[1] - shift)
+    value, terms = row_terms(row, gaps, shift, rest, sums, scale, problem)
     tl.store(losses + index, value)
 
     if grad is not None:

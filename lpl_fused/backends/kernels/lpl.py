@@ -1,5 +1,6 @@
 """The learned perturbation of a class, by plain steps: each one softmax of its rows.
 
+For classes that solver.py leaves: those with several rows, and rows whose series is too inexact.
 One program per row of the batch; the first row of a class works for it, on tiles of the class's
 rows, (ROWS, BLOCK). A class that fits one tile is resident_steps', any other sweeping_steps'.
 """
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .algebra import Row, read_label, read_logits, read_table_row
+from .algebra import SOLVED, Row, read_logits, read_table_row
 from .rows import fill_row, finite_shift
 
 NORM_FLOOR = tl.constexpr(1e-12)  # a gradient shorter than this has no direction
@@ -30,14 +31,18 @@ class Group(NamedTuple):
 
 
 @triton.jit
+def is_left(groups, outcome):
+    """Whether a program's row leads a class that `solve` has left to plain steps."""
+    index = tl.program_id(0)
+    return (tl.load(outcome + index) != SOLVED) & (tl.load(groups.slot + index) == index)
+
+
+@triton.jit
 def read_group(problem, groups, steps, step_size, dtype: tl.constexpr):
-    """(idle, fill, Group) of a program's row. A row is idle if it leads no class that takes steps;
-    then its δ is `fill`: 0, or nan for a label out of range.
-    """
+    """The Group that a program's row leads."""
     leader = tl.program_id(0).to(tl.int64)
-    column, ignored, outside = read_label(tl.load(problem.target + leader), problem)
+    column = tl.load(problem.target + leader)
     signed = tl.load(steps + column)
-    idle = ignored | outside | (tl.load(groups.slot + leader) != leader) | (signed == 0)
     one = tl.full((), 1, dtype)
     margin = one * 0
     if problem.margin is not None:
@@ -45,8 +50,7 @@ def read_group(problem, groups, steps, step_size, dtype: tl.constexpr):
     begin = tl.load(groups.begin + leader)
     count = tl.load(groups.count + leader)
     step = tl.where(signed > 0, one, -one) * step_size
-    group = Group(leader, column, margin, begin, count, tl.abs(signed), step)
-    return idle, tl.where(outside, float("nan"), one * 0), group
+    return Group(leader, column, margin, begin, count, tl.abs(signed), step)
 
 
 @triton.jit
@@ -72,6 +76,7 @@ def resident_steps(
     groups,
     steps,
     step_size,
+    outcome,
     delta,
     NORMALIZE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -80,14 +85,12 @@ def resident_steps(
     """δ of each class with at most ROWS rows, of at most BLOCK columns: they stay in registers.
 
     δ ← δ + sign(steps[c])·step_size·g, |steps[c]| times, with g of sweeping_steps. delta (N, C):
-    row i is the δ of the class of which i is the first row, else 0.
+    row i is the δ of the class of which i is the first row. Classes with an outcome (N,) of
+    SOLVED are done.
     """
-    if tl.load(groups.count + tl.program_id(0)) > ROWS:
+    if (tl.load(groups.count + tl.program_id(0)) > ROWS) | (is_left(groups, outcome) == 0):
         return
-    idle, fill, group = read_group(problem, groups, steps, step_size, delta.dtype.element_ty)
-    if idle:
-        fill_row(delta, group.leader, fill, problem.classes, BLOCK)
-        return
+    group = read_group(problem, groups, steps, step_size, delta.dtype.element_ty)
 
     columns = tl.arange(0, BLOCK)[None, :]
     z = read_tile(group, 0, columns, problem, groups, ROWS)
@@ -123,6 +126,7 @@ def sweeping_steps(
     groups,
     steps,
     step_size,
+    outcome,
     delta,
     rowwise,
     direction,
@@ -135,15 +139,13 @@ def sweeping_steps(
     δ ← δ + sign(steps[c])·step_size·g, |steps[c]| times, with over the rows I_c of class c
     g = mean_{i∈I_c} softmax(z_i + δ) − e_c, made unit length if there is a place for it, direction.
 
-    delta as in resident_steps. Scratch: rowwise (2, N), direction (N, C) or None. The target's own
-    δ is a number beside `delta` until the end, so that no lane waits for it.
+    delta and outcome as in resident_steps. Scratch: rowwise (2, N), direction (N, C) or None. The
+    target's own δ is a number beside `delta` until the end, so that no lane waits for it.
     """
-    if tl.load(groups.count + tl.program_id(0)) <= done:
+    if (tl.load(groups.count + tl.program_id(0)) <= done) | (is_left(groups, outcome) == 0):
         return
-    idle, fill, group = read_group(problem, groups, steps, step_size, delta.dtype.element_ty)
-    fill_row(delta, group.leader, fill, problem.classes, BLOCK)
-    if idle:
-        return
+    group = read_group(problem, groups, steps, step_size, delta.dtype.element_ty)
+    fill_row(delta, group.leader, 0, problem.classes, BLOCK)
 
     own_change = group.step * 0
     k = 0

@@ -135,23 +135,23 @@ def read_label_logits(row, problem):
 
 
 @triton.jit
-def row_terms(row, label_logits, maximum, rest, sums, scale, problem):
+def row_terms(row, gaps, shift, rest, sums, scale, problem):
     """(loss of the row, Terms of its gradient times `scale`), from its statistics.
+
+    `gaps` are the logits at the label and the other label, less the shift.
 
     L = Σ_j t'_j (φ(ℓ_j) + z_loss·lse²) and dL/dz_k = p_k·S − t'_k φ'(ℓ_k) with
     S = Σ_j t'_j (φ'(ℓ_j) + 2·z_loss·lse). `sums` are block_sums of the whole row, used where
     weight is spread over all columns.
     """
-    shift = finite_shift(maximum)
     part = tl.zeros_like(rest)
     other_part = tl.zeros_like(rest)
-    gap = label_logits[0] - shift
-    own = tl.exp(gap)
+    own = tl.exp(gaps[0])
     if problem.form == ONE_LABEL:
         total = rest + own
         # own is 1 where the target is the maximum: then ℓ = log1p(rest), without cancellation
         log_total = log1p(rest + (own - 1))
-        ell = log_total - gap
+        ell = log_total - gaps[0]
         weight = row.hard
         value = weight * phi_value(ell, problem)
         slope = weight * phi_slope(ell, problem)
@@ -164,13 +164,13 @@ def row_terms(row, label_logits, maximum, rest, sums, scale, problem):
         value = tl.where(row.uniform == 0, 0, row.uniform * sums[0])
         slope = row.uniform * sums[1]
         if problem.form == LABELS:
-            ell = log_total - gap
+            ell = log_total - gaps[0]
             value += _weighted(row.hard, phi_value(ell, problem), problem)
             part = -row.hard * phi_slope(ell, problem)
             slope -= part
             weight += row.hard
             if problem.other is not None:
-                ell = log_total - (label_logits[1] - shift)
+                ell = log_total - gaps[1]
                 value += _weighted(row.other_hard, phi_value(ell, problem), problem)
                 other_part = -row.other_hard * phi_slope(ell, problem)
                 slope -= other_part
@@ -226,3 +226,14 @@ def fill_row(matrix, index, value, classes, BLOCK: tl.constexpr):
         columns = start + tl.arange(0, BLOCK)
         tl.store(matrix + index * classes + columns, block, mask=columns < classes)
         start += BLOCK
+
+
+@triton.jit
+def store_nothing(index, losses, stats, grad, problem, BLOCK: tl.constexpr):
+    """Loss, statistics and gradient of a row that is ignored, each if there is a place for it."""
+    if losses is not None:
+        tl.store(losses + index, 0)
+        tl.store(stats + index, 0)
+        tl.store(stats + tl.num_programs(0) + index, 0)
+    if grad is not None:
+        fill_row(grad, index, 0, problem.classes, BLOCK)

@@ -1,0 +1,102 @@
+"""Launch parameters: plain functions of shape, dtype and options, so that the same call always runs
+the same code. Chosen for registers (no kernel spills, as the tests compile them) and for bytes in
+flight; not tuned on a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...phi import LOG
+from ...problem import Problem
+
+
+def spread(problem: Problem) -> bool:
+    """The target has weight on all columns."""
+    return problem.dense or problem.smooth
+
+
+def power_of_two(n: int, least: int, most: int) -> int:
+    return min(most, max(least, 1 << (n - 1).bit_length()))
+
+
+def meta(block: int, rows: int = 1, *, each: int = 8, ample: bool = False) -> dict[str, Any]:
+    """`each` columns for a thread, more where 16 warps are not enough.
+
+    Without `ample` registers ptxas rather spills a few bytes than let one block less on a
+    multiprocessor; with it what needs no more than it had anyway may also get more.
+    """
+    warps = max(1, min(16, rows * block // (32 * each)))
+    found: dict[str, Any] = {"BLOCK": block, "num_warps": warps}
+    if ample and torch.version.hip is None:
+        found["maxnreg"] = min(255, 65536 // (32 * warps))
+    return found
+
+
+def _plain(problem: Problem) -> bool:
+    """Cross-entropy of labels and nothing else, as far as a logit is concerned."""
+    _, target, *parts, options = problem
+    absent = all(part is None for part in parts)
+    return absent and target.dim() == 1 and not options.label_smoothing and not options.softcap
+
+
+def _heavy(problem: Problem) -> bool:
+    """More arithmetic per logit than an exponential."""
+    return problem.options.softcap > 0 or (spread(problem) and problem.options.phi != LOG)
+
+
+def filling_meta(classes: int) -> dict[str, Any]:
+    """For a matrix that is but read and written."""
+    return meta(power_of_two(classes, 16, 2048))
+
+
+def row_meta(problem: Problem) -> dict[str, Any]:
+    """One block for a row that fits the registers, else a sweep over smaller blocks."""
+    classes, plain = problem.input.shape[1], _plain(problem)
+    most = 4096 if _heavy(problem) else 16384 if plain else 8192
+    if problem.input.dtype == torch.float64:
+        most = 4096 if plain else 2048
+    block = power_of_two(classes, 16, most if classes <= most else min(most, 8192))
+    return {**meta(block, ample=not plain), "ONE_BLOCK": classes <= block}
+
+
+def solver_meta(problem: Problem) -> dict[str, Any]:
+    """As row_meta; HEAD rivals take their steps one by one, ORDER terms stand for all others: as
+    many as make steps exact that add up to a dose of 20 in float32, of 10 in float64.
+    """
+    classes, double = problem.input.shape[1], problem.input.dtype == torch.float64
+    most = 2048 if double else 4096 if _heavy(problem) else 8192
+    block = power_of_two(classes, 16, most)
+    return {
+        **meta(block, ample=True),
+        "ONE_BLOCK": classes <= block,
+        "HEAD": power_of_two(classes, 16, 512),
+        "ORDER": 8 if double else 6,
+    }
+
+
+def column_meta(problem: Problem) -> dict[str, Any]:
+    double = problem.input.dtype == torch.float64
+    block = power_of_two(problem.input.shape[1], 16, 1024 if double else 2048)
+    return meta(block, each=4 if double else 8, ample=not _plain(problem))
+
+
+def resident_meta(problem: Problem) -> dict[str, Any]:
+    much = _heavy(problem) or problem.rows is not None
+    double = problem.input.dtype == torch.float64
+    return _tile_meta(problem, 2048 if double else 4096 if much else 8192)
+
+
+def sweeping_meta(problem: Problem) -> dict[str, Any]:
+    much = _heavy(problem) or problem.input.dtype == torch.float64
+    return _tile_meta(problem, 1024 if much else 2048)
+
+
+def _tile_meta(problem: Problem, most: int) -> dict[str, Any]:
+    """A tile of several rows for few classes, of one row for many."""
+    n, classes = problem.input.shape
+    block = power_of_two(classes, 16, most)
+    rows = min(power_of_two(n, 1, 64), max(1, 2048 // block))
+    return {**meta(block, rows, ample=True), "ROWS": rows}

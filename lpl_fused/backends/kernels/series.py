@@ -1,0 +1,80 @@
+"""Power series of the tail: E(e) = Σ_{r=1..ORDER} E_r·e^r with E_1 = 1, and power sums
+M_r = Σ e^r, r = 1, 2, …; tuples of numbers, whose loops are unrolled.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def scaled(powers, factor, POWERS: tl.constexpr):
+    """Σ (factor·e)^r"""
+    result = ()
+    power = factor
+    for r in tl.static_range(POWERS):
+        result += (powers[r] * power,)
+        power *= factor
+    return result
+
+
+@triton.jit
+def added(powers, e, POWERS: tl.constexpr):
+    """powers + Σ e^r"""
+    result = ()
+    power = e
+    for r in tl.static_range(POWERS):
+        result += (powers[r] + tl.sum(power, 0),)
+        power *= e
+    return result
+
+
+@triton.jit
+def tail_mass(series, powers, ORDER: tl.constexpr):
+    """Σ_tail E(e)"""
+    mass = powers[0]
+    for r in tl.static_range(1, ORDER):
+        mass += series[r] * powers[r]
+    return mass
+
+
+@triton.jit
+def tail_square(series, powers, ORDER: tl.constexpr):
+    """Σ_tail E(e)², cut off as E(e)·e is."""
+    square = tl.zeros_like(powers[0])
+    for r in tl.static_range(ORDER):
+        coefficient = tl.zeros_like(square)
+        for i in tl.static_range(r + 1):
+            coefficient += series[i] * series[r - i]
+        square += coefficient * powers[r + 1]
+    return square
+
+
+@triton.jit
+def advanced(series, a, ORDER: tl.constexpr):
+    """E·exp(a·E), cut off after ORDER terms."""
+    # w = exp(a·E) from w' = a·E'·w
+    slope = ()
+    for i in tl.static_range(ORDER - 1):
+        slope += (series[i] * a * (i + 1.0),)
+    growth = (tl.zeros_like(a) + 1,)
+    for n in tl.static_range(1, ORDER):
+        term = slope[0] * growth[n - 1]
+        for i in tl.static_range(1, n):
+            term += slope[i] * growth[n - 1 - i]
+        growth += (term * (1.0 / n),)
+    result = series[:1]
+    for n in tl.static_range(1, ORDER):
+        term = series[n] + growth[n]
+        for i in tl.static_range(1, n):
+            term += series[i] * growth[n - i]
+        result += (term,)
+    return result
+
+
+@triton.jit
+def relative_series(series, e, ORDER: tl.constexpr):
+    """E(e)/e − 1"""
+    value = tl.zeros_like(e) + series[ORDER - 1]
+    for r in tl.static_range(ORDER - 2):
+        value = value * e + series[ORDER - 2 - r]
+    return value * e
