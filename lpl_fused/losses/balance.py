@@ -140,9 +140,12 @@ class LADELoss(CrossEntropyLoss):
     def perturbation(self, logits: Tensor) -> Perturbation:
         return Perturbation(offset=self.table("offset", logits))
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:
+    def forward(
+        self, input: Tensor, target: Target, *, perturbation: Perturbation | None = None
+    ) -> Tensor:
         target = class_indices(target, "LADE")
-        return super().forward(input, target) + self.lader_weight * self.lader(input, target)
+        loss = super().forward(input, target, perturbation=perturbation)
+        return loss + self.lader_weight * self.lader(input, target)
 
     def lader(self, input: Tensor, target: Tensor) -> Tensor:
         """R, the regulariser alone; 0-dim."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import functional
 from ..class_stats import Counts, checked_counts, difficulty_weights
 from ..distributed import all_sum
+from ..perturbation import Perturbation, chained
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
 from .module import DeferredStart, class_indices, counted
@@ -85,13 +86,14 @@ class CDBLoss(CrossEntropyLoss):
         self.weight = difficulty_weights(difficulty, self.tau)
         self.difficulty.copy_(difficulty)
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:
+    def forward(
+        self, input: Tensor, target: Target, *, perturbation: Perturbation | None = None
+    ) -> Tensor:
         if self.reduction != "mean" or self.normalization == "weight":
-            return super().forward(input, target)
+            return super().forward(input, target, perturbation=perturbation)
         keywords = {**self.keywords(), "reduction": "sum"}
-        total = functional.cross_entropy(
-            input, target, perturbation=self.perturbation(input), **keywords
-        )
+        tables = chained(self.perturbation(input), perturbation)
+        total = functional.cross_entropy(input, target, perturbation=tables, **keywords)
         return total / counted(target, self.ignore_index).sum()
 
     def extra_repr(self) -> str:
