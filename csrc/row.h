@@ -10,8 +10,9 @@ enum class DType : int32_t { f64 = 0, f32 = 1, bf16 = 2, f16 = 3 };
 enum class Phi : int32_t { log = 0, power = 1, focal = 2, poly1 = 3 };
 enum class Reduction : int32_t { none = 0, mean = 1, sum = 2 };
 
-// Why a call stopped before it computed anything.
-enum class Fault : int32_t { none = 0, target = 1, row_index = 2 };
+// Why a call gave nothing: a label out of range, or steps through which the kernels do not
+// differentiate.
+enum class Fault : int32_t { none = 0, target = 1, row_index = 2, through = 3 };
 
 // (N, C) logits and all that the loss of their rows depends on. `Acc` parts are float, or double
 // beside f64 logits.
@@ -38,9 +39,14 @@ struct Problem {
   const int64_t* row_index;  // (N,), or null: the target's row
   const int32_t* steps;      // (C,), learned perturbation
 
+  // What an earlier sweep of a direct problem (RowLoss::direct) left, or null: (N, 3) Acc, shift,
+  // rest and target's logit of each row, whose exponentials are in the gradient's row.
+  const void* swept;
+
   Reduction reduction;
   Phi phi;
   bool normalize;
+  bool through;  // the gradient goes through the learned perturbation's steps
   int64_t ignore_index;
   double phi_parameter, label_smoothing, z_loss, softcap, inverse_temperature, step_size;
 
@@ -59,6 +65,7 @@ struct Outputs {
   void* grad_scale;          // (C,) Acc
   void* grad_offset;         // (C,) Acc
   void* grad_margin;         // (C,) Acc
+  void* swept;               // (N, 3) Acc: see Problem
   void* delta;               // (N, C) Acc, zeroed by the caller: the learned perturbation
   int64_t* slot;             // (N,) row of `delta` that each row uses
 };

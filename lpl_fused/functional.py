@@ -11,9 +11,10 @@ from torch import Tensor
 
 from . import ops, reference
 from .backends import REFERENCE, resolve
+from .ops import Choose
 from .perturbation import Perturbation
 from .phi import Phi
-from .problem import Options, Problem
+from .problem import NONE, NotDifferentiable, Options, Problem
 from .validation import (
     MixedTarget,
     Shaped,
@@ -88,14 +89,13 @@ def cross_entropy(
     shaped = Shaped(input, target)
     options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap)
     problem = shaped.problem(options, perturbation, weight, sample_weight, label_smoothing)
-    backend = _resolve(backend, problem)
-    return shaped.restore(_run(problem, backend), options)
+    return shaped.restore(_run_on(problem, backend), options)
 
 
 def lpl_cross_entropy(
     input: Tensor,
     target: Tensor,
-    steps: Tensor,
+    steps: Tensor | Choose,
     weight: Tensor | None = None,
     *,
     step_size: float,
@@ -126,28 +126,40 @@ def lpl_cross_entropy(
         input, weight, perturbation, ignore_index, reduction, label_smoothing, phi, z_loss, softcap,
             sample_weight, backend: as in `cross_entropy`. Ignored rows take no part in δ.
         target: class indices.
-        steps: (C,), integer; 0 leaves a class untouched.
+        steps: (C,), integer; 0 leaves a class untouched. Or a function that makes them from the
+            batch: it is called once with the unweighted cross-entropy of z of every row (the shape
+            of `target`, 0 where ignored, no gradient), for which no row is swept twice.
         step_size: α ≥ 0, finite. With `normalize` ‖δ_c‖₂ ≤ |steps[c]|·α.
         normalize: unit-length steps (the paper's eq. 11 is the plain gradient).
-        through_perturbation: differentiate through all steps (the official long-tail code does);
-            needs memory for |steps| copies of the logits. Reference backend only.
+        through_perturbation: differentiate through all steps (the official long-tail code does).
+            The cpp backend does so for rows alone in their class, with unsmoothed labels, no
+            softcap and tables that do not learn; "auto" takes the reference for everything else,
+            which needs memory for |steps| copies of the logits.
 
     Returns, Raises:
         as `cross_entropy`; also TypeError for `steps` that are not integers.
     """
     shaped = Shaped(input, target)
     options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap)
-    options = options._replace(step_size=checked_step_size(step_size), normalize=bool(normalize))
-    problem = shaped.problem(options, perturbation, weight, sample_weight, label_smoothing, steps)
-    if through_perturbation:
-        if backend not in ("auto", REFERENCE):
-            raise ValueError(
-                'through_perturbation: expected backend "auto" or "reference", which alone '
-                f"differentiates the steps, got {backend!r}"
-            )
-        return shaped.restore(reference.cross_entropy(problem, through_perturbation=True), options)
-    backend = _resolve(backend, problem)
-    return shaped.restore(_run(problem, backend), options)
+    options = options._replace(
+        step_size=checked_step_size(step_size),
+        normalize=bool(normalize),
+        through=bool(through_perturbation),
+    )
+    choose = None
+    if callable(steps) and not isinstance(steps, Tensor):
+        choose = _chooser(shaped, steps)
+    given = None if choose else steps
+    problem = shaped.problem(
+        options,
+        perturbation,
+        weight,
+        sample_weight,
+        label_smoothing,
+        given,  # type: ignore[arg-type]
+    )
+    run = _through_perturbation if through_perturbation else _run_on
+    return shaped.restore(run(problem, backend, choose), options)
 
 
 def lpl_perturbation(
@@ -186,12 +198,67 @@ def lpl_perturbation(
         return classes, delta[leader]
 
 
-def _run(problem: Problem, backend: str) -> Tensor:
+def _run_on(problem: Problem, backend: str, choose: Choose | None = None) -> Tensor:
+    return _run(problem, _resolve(backend, problem), choose)
+
+
+def _run(problem: Problem, backend: str, choose: Choose | None = None) -> Tensor:
+    """The loss on a backend that was resolved."""
+    if choose is not None and (backend == REFERENCE or not ops.one_sweep(problem, backend)):
+        problem, choose = _with_steps(problem, backend, choose), None
     if backend == REFERENCE:
         return reference.cross_entropy(problem)
     if problem.steps is not None and torch.is_grad_enabled() and ops.tables_learn(problem):
         problem = _with_fixed_delta(problem, backend)
-    return ops.cross_entropy(problem, backend)
+    return ops.cross_entropy(problem, backend, choose)
+
+
+def _chooser(shaped: Shaped, steps: Choose) -> Choose:
+    shaped.check_one_label()
+
+    def choose(losses: Tensor) -> Tensor:
+        with torch.no_grad():
+            return shaped.steps(steps(losses.reshape(tuple(shaped.loss_shape))))
+
+    return choose
+
+
+def _with_steps(problem: Problem, backend: str, choose: Choose) -> Problem:
+    """The problem with its steps, chosen after a sweep of their own."""
+    options = Options(
+        reduction=NONE,
+        ignore_index=problem.options.ignore_index,
+        softcap=problem.options.softcap,
+        inverse_temperature=problem.options.inverse_temperature,
+    )
+    bare = problem._replace(weight=None, sample_weight=None, smoothing=None, options=options)
+    with torch.no_grad():
+        return problem._replace(steps=choose(_run(bare, backend)))
+
+
+def _through_perturbation(problem: Problem, backend: str, choose: Choose | None) -> Tensor:
+    """Loss and gradient through the steps, fused where that is possible."""
+    fused = _resolve(backend, problem)
+    if choose is not None:
+        problem = _with_steps(problem, fused, choose)
+    if not torch.is_grad_enabled() or fused == REFERENCE:
+        return _run(problem, fused)
+    reason = None
+    if fused != "cpp":
+        reason = f"the {fused} backend does not differentiate the steps"
+    elif ops.tables_learn(problem) or problem.input.dtype == torch.float16:
+        reason = "the cpp backend takes no learnable tables and no float16 beside it"
+    elif torch.compiler.is_compiling():
+        reason = "not under torch.compile"
+    if reason is None:
+        try:
+            return _run(problem, fused)
+        except NotDifferentiable:
+            if backend != "auto":
+                raise
+    elif backend != "auto":
+        raise NotDifferentiable(f'through_perturbation: {reason}; use backend="auto"')
+    return _run(problem, REFERENCE)
 
 
 def _with_fixed_delta(problem: Problem, backend: str) -> Problem:

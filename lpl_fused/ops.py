@@ -21,7 +21,7 @@ beside it are served by functional.py, which hands δ over as `rows`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -115,12 +115,14 @@ for _name, _kernel, _fake in (
         _LIBRARY.impl(_name, _kernel, _device)
     torch.library.register_fake(f"lpl_fused::{_name}", _fake, lib=_LIBRARY)
 
+Choose = Callable[[Tensor], Tensor]
+
 _forward_op = torch.ops.lpl_fused.cross_entropy.default
 _backward_op = torch.ops.lpl_fused.cross_entropy_backward.default
 _perturbation_op = torch.ops.lpl_fused.learned_perturbation.default
 
 _TABLE_FIELDS = tuple(Problem._fields.index(name) for name in TABLES)
-_BEFORE_TENSORS = 2  # options and backend stand before the tensors in CrossEntropy.apply
+_BEFORE_TENSORS = 3  # options, backend and choose stand before the tensors in CrossEntropy.apply
 
 
 def _direct(tensor: Tensor) -> bool:
@@ -150,14 +152,22 @@ class CrossEntropy(torch.autograd.Function):
     *Recomputed* from the saved row statistics: where tables want gradients too, and for float16,
     whose small gradients live only after the upstream factor (a loss scaler's) was applied.
 
-    `tensors` are the leading fields of a Problem, up to the last that is present.
+    `tensors` are the leading fields of a Problem, up to the last that is present. `choose`, if
+    any, makes the steps of the learned perturbation from the losses of the rows without it.
     """
 
     @staticmethod
-    def forward(ctx: Any, options: Options, backend: str, *tensors: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, options: Options, backend: str, choose: Choose | None, *tensors: Tensor | None
+    ) -> Tensor:
         tables_wanted = any(ctx.needs_input_grad[_BEFORE_TENSORS + 2 :])
         in_sweep = not tables_wanted and tensors[0].dtype != torch.float16  # type: ignore[union-attr]
-        loss, stats, norm, grad = _forward(_problem(tensors, options), backend, in_sweep)
+        if choose is None:
+            loss, stats, norm, grad = _forward(_problem(tensors, options), backend, in_sweep)
+        else:
+            problem = _problem(tensors, options)
+            loss, grad, problem = load(backend).cross_entropy_after(problem, choose)
+            tensors = problem[:-1]
         ctx.options, ctx.backend, ctx.buffer = options, backend, None
         if not in_sweep:
             ctx.save_for_backward(*tensors, stats, norm, None)
@@ -204,11 +214,13 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     for field, wanted, grad in zip((0, *_TABLE_FIELDS), want, found, strict=True):
         if wanted:
             grads[field] = grad
-    return (None, None, *grads)
+    inputs = len(ctx.needs_input_grad) - _BEFORE_TENSORS
+    return (*[None] * _BEFORE_TENSORS, *grads[:inputs])
 
 
 def _only_input(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (None, None, grad, *[None] * (len(ctx.needs_input_grad) - _BEFORE_TENSORS - 1))
+    others = len(ctx.needs_input_grad) - _BEFORE_TENSORS - 1
+    return (*[None] * _BEFORE_TENSORS, grad, *[None] * others)
 
 
 class _Once(torch.autograd.Function):
@@ -229,15 +241,29 @@ def _problem(tensors: Sequence[Tensor | None], options: Options) -> Problem:
     return Problem(*tensors, options=options)  # type: ignore
 
 
-def cross_entropy(problem: Problem, backend: str) -> Tensor:
-    """The loss of a problem, differentiable with respect to its input and its tables."""
+def cross_entropy(problem: Problem, backend: str, choose: Choose | None = None) -> Tensor:
+    """The loss of a problem, differentiable with respect to its input and its tables.
+
+    `choose` makes its steps from the losses (N,) of its rows without them, if `one_sweep` allows.
+    """
     if torch.is_grad_enabled() and (problem.input.requires_grad or tables_learn(problem)):
         tensors = problem[:-1]
         present = len(tensors)
         while tensors[present - 1] is None:
             present -= 1
-        return CrossEntropy.apply(problem.options, backend, *tensors[:present])  # type: ignore[no-any-return]
+        return CrossEntropy.apply(problem.options, backend, choose, *tensors[:present])  # type: ignore[no-any-return]
     return _forward(problem, backend, False)[0]  # type: ignore[return-value]
+
+
+def one_sweep(problem: Problem, backend: str) -> bool:
+    """Whether the sweep that gives the losses without learned perturbation can serve it too."""
+    return (
+        torch.is_grad_enabled()
+        and problem.input.requires_grad
+        and _direct(problem.input)
+        and not tables_learn(problem)
+        and load(backend).sweeps_first(problem)
+    )
 
 
 def tables_learn(problem: Problem) -> bool:

@@ -34,11 +34,18 @@ class Options(NamedTuple):
     inverse_temperature: float = 1.0
     step_size: float = 0.0
     normalize: bool = False
+    through: bool = False  # the gradient goes through the learned perturbation's steps
 
     def packed(self) -> tuple[list[int], list[float]]:
         """The same as two lists, the form in which an operator's schema takes them."""
         return (
-            [self.reduction, self.ignore_index, self.phi, int(self.normalize)],
+            [
+                self.reduction,
+                self.ignore_index,
+                self.phi,
+                int(self.normalize),
+                int(self.through),
+            ],
             [
                 self.phi_parameter,
                 self.label_smoothing,
@@ -51,8 +58,9 @@ class Options(NamedTuple):
 
     @staticmethod
     def unpacked(codes: Sequence[int], numbers: Sequence[float]) -> Options:
-        reduction, ignore_index, phi, normalize = codes
-        return Options(reduction, ignore_index, phi, *numbers, bool(normalize))  # type: ignore
+        reduction, ignore_index, phi, normalize, through = codes
+        switches = bool(normalize), bool(through)
+        return Options(reduction, ignore_index, phi, *numbers, *switches)  # type: ignore
 
 
 class Problem(NamedTuple):
@@ -89,6 +97,10 @@ TABLES = ("scale", "offset", "margin", "rows")  # the fields that can receive a 
 
 class RangeError(ValueError, IndexError):
     """A label or row index outside its range. (torch raises IndexError for the same.)"""
+
+
+class NotDifferentiable(RuntimeError):
+    """A backend that cannot differentiate through the steps of this problem."""
 
 
 def label_range_error(what: str, value: int, size: int, ignore_index: int | None) -> RangeError:

@@ -238,12 +238,12 @@ def normalizer(problem: Problem) -> Tensor:
     return _weighted(total, problem).sum()
 
 
-def cross_entropy(problem: Problem, *, through_perturbation: bool = False) -> Tensor:
+def cross_entropy(problem: Problem) -> Tensor:
     """The loss of a problem: 0-dim, or (N,) for reduction "none"."""
     check_labels(problem)
     z = perturb(problem)
     if problem.steps is not None:
-        delta, slot = learned_perturbation(problem, differentiable=through_perturbation)
+        delta, slot = learned_perturbation(problem, differentiable=problem.options.through)
         z = z + delta[slot]
     if not problem.dense and problem.other is None:
         # garbage in ignored rows (padding) must not reach the gradient as 0·nan

@@ -201,18 +201,22 @@ class Shaped:
             fields.update(tables)
             options = options._replace(inverse_temperature=inverse_temperature)
         if steps is not None:
-            fields["steps"] = self._steps(steps, dense)
+            self.check_one_label()
+            fields["steps"] = self.steps(steps)
         rows = _as_rows(self.input, self.classes)
         return Problem(rows, self.target, self.other, self.lam, options=options, **fields)
 
-    def _steps(self, steps: Tensor, dense: bool) -> Tensor:
+    def check_one_label(self) -> None:
+        if self.target.is_floating_point() or self.other is not None:
+            raise ValueError("target: the learned perturbation needs class indices, one per row")
+
+    def steps(self, steps: Tensor) -> Tensor:
+        """Signed step counts as the kernels take them."""
         if not isinstance(steps, Tensor):
             raise TypeError(f"steps: expected a tensor, got {type(steps).__name__}")
         if steps.is_floating_point() or steps.is_complex() or steps.dtype == torch.bool:
             raise TypeError(f"steps: expected signed integers, got {steps.dtype}")
         self._check("steps", steps, (self.classes,), ", one signed count per class")
-        if dense or self.other is not None:
-            raise ValueError("target: the learned perturbation needs class indices, one per row")
         return steps.to(torch.int32).contiguous()
 
     def _tables(

@@ -197,19 +197,24 @@ def balanced_by_hand(logits, target, epsilon, span, step_size):  # type: ignore[
     return steps
 
 
+def row_losses(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return LF.cross_entropy(logits, target, ignore_index=255, reduction="none")
+
+
 def test_balanced_split(backend: str) -> None:
     """τ is the mean over the classes of the batch: absent ones never enter it."""
     draw = Draw(30, 50, seed=4)
     logits, target = draw.input(), draw.labels() % 7
     loss = losses.LPLLoss([1] * 50, split="balanced", epsilon=0.1, delta_epsilon=0.8, step_size=0.05, backend=backend)  # fmt: skip
     expected = balanced_by_hand(logits, target, 0.1, 0.8, 0.05)
-    assert torch.equal(loss.balanced_steps(logits, target), expected)
+    assert torch.equal(loss.balanced_steps(row_losses(logits, target), target), expected)
     assert (expected[7:] == 0).all()
     assert (expected < 0).any()
     assert (expected > 0).any()
     value = LF.lpl_cross_entropy(logits, target, expected, step_size=0.05, normalize=True)
     torch.testing.assert_close(loss(logits, target), value)
-    one_class = loss.balanced_steps(logits, torch.zeros_like(target))
+    alone = torch.zeros_like(target)
+    one_class = loss.balanced_steps(row_losses(logits, alone), alone)
     assert (one_class == 0).all()  # q̄ = q̄_c: nobody is above or below
 
 
@@ -219,7 +224,9 @@ def test_balanced_split_ignores_ignored_rows() -> None:
     loss = losses.LPLLoss([1] * 6, split="balanced", ignore_index=255)
     padded = torch.cat([target, torch.full((5,), 255)])
     garbage = torch.cat([logits, torch.full((5, 6), float("nan"), dtype=torch.float64)])
-    assert torch.equal(loss.balanced_steps(garbage, padded), loss.balanced_steps(logits, target))
+    steps = loss.balanced_steps(row_losses(logits, target), target)
+    assert torch.equal(loss.balanced_steps(row_losses(garbage, padded), padded), steps)
+    assert torch.equal(loss(garbage, padded), loss(logits, target))
 
 
 def test_running_statistics_survive_save_and_load() -> None:

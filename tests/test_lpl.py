@@ -7,7 +7,7 @@ import torch
 from cases import Draw
 from torch import Tensor
 
-from lpl_fused import Perturbation
+from lpl_fused import Focal, Perturbation
 from lpl_fused import functional as LF
 
 ROW = torch.tensor([[2.0, 1.0, 0.0]])
@@ -238,3 +238,67 @@ def test_targets_that_are_no_single_label() -> None:
     for target in (torch.full((1, 3), 1 / 3), LF.MixedTarget(TARGET, TARGET, 0.5)):
         with pytest.raises(ValueError, match="class indices, one per row"):
             LF.lpl_cross_entropy(ROW, target, steps_of(1), step_size=0.1)
+
+
+@pytest.mark.parametrize("form", ["plain", "tables", "weights", "smoothed", "through"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_steps_chosen_from_the_batch(backend: str, form: str, dtype: torch.dtype) -> None:
+    """A function as `steps` sees the losses without them and gives what its result would give."""
+    draw = Draw(12, 40, seed=11)
+    target = draw.labels() % 9
+    if form == "through":
+        target = torch.arange(12)
+    target[5] = -100
+    keywords = {
+        "plain": {},
+        "tables": {"perturbation": draw.tables()},
+        "weights": {"weight": draw.uniform(40), "phi": Focal(2.0), "reduction": "none"},
+        "smoothed": {"label_smoothing": 0.1},
+        "through": {"through_perturbation": True},
+    }[form]
+    if form == "through" and (backend == "triton" or dtype == torch.float16):
+        pytest.skip("only the cpp backend differentiates the steps, and not beside float16")
+    input = draw.input().to(dtype).requires_grad_()
+    seen = []
+
+    def choose(losses: torch.Tensor) -> torch.Tensor:
+        assert not losses.requires_grad
+        seen.append(losses)
+        by_class = torch.zeros(40).index_add(0, target.clamp(min=0), losses.float())
+        return (3 * torch.sin(9 * by_class)).round().to(torch.int64)
+
+    def run(steps, backend):  # type: ignore[no-untyped-def]
+        return LF.lpl_cross_entropy(
+            input, target, steps, step_size=0.2, backend=backend, **keywords
+        )
+
+    loss = run(choose, backend)
+    bare = {"perturbation": keywords.get("perturbation"), "reduction": "none"}
+    expected = LF.cross_entropy(input.detach(), target, backend="reference", **bare)
+    torch.testing.assert_close(seen[0], expected)
+    assert len(seen) == 1
+    steps = choose(seen[0])
+    assert steps.count_nonzero() > 3
+    given = run(steps, backend)
+    torch.testing.assert_close(loss, given)
+    upstream = torch.linspace(0.5, 2, loss.numel()).reshape(loss.shape)
+    found = [torch.autograd.grad(x, input, upstream, retain_graph=True)[0] for x in (loss, given)]
+    again = torch.autograd.grad(loss, input, upstream)[0]
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(again, found[1])
+    truth = torch.autograd.grad(run(steps, "reference"), input, upstream)[0]
+    torch.testing.assert_close(
+        found[0], truth, rtol=2e-3 if dtype == torch.float16 else 1e-5, atol=1e-7
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(run(choose, backend), given)
+
+
+def test_chosen_steps_are_checked() -> None:
+    input, target = torch.randn(3, 4, requires_grad=True), torch.tensor([0, 1, 2])
+    with pytest.raises(ValueError, match=r"steps: expected shape \(4,\)"):
+        LF.lpl_cross_entropy(input, target, lambda losses: torch.ones(3).int(), step_size=0.1)
+    with pytest.raises(TypeError, match="steps: expected signed integers"):
+        LF.lpl_cross_entropy(input, target, lambda losses: torch.ones(4), step_size=0.1)
+    with pytest.raises(ValueError, match="class indices"):
+        LF.lpl_cross_entropy(input, torch.rand(3, 4), lambda losses: target, step_size=0.1)

@@ -13,11 +13,12 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import Draw
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, event, given, settings
 from hypothesis import strategies as st
 
-from lpl_fused import functional, testing
+from lpl_fused import Focal, Perturbation, functional, testing
 from lpl_fused.backends import cpp, load
+from lpl_fused.problem import NotDifferentiable
 from lpl_fused.testing import Case
 
 TOLERANCE = {torch.float32: 2e-7, torch.float64: 1e-13}
@@ -113,6 +114,75 @@ def cases(draw: st.DrawFn) -> Case:
 @given(case=cases(), dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_any_problem(case: Case, dtype: torch.dtype) -> None:
     check(case, dtype)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(case=cases(), dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_gradient_through_the_steps(case: Case, dtype: torch.dtype) -> None:
+    assume(case.target.unique().numel() == case.target.numel())
+    case.keywords["through_perturbation"] = True
+    try:
+        check(case, dtype)
+    except NotDifferentiable:
+        # rows that are left to plain steps: "auto" takes the reference for them
+        event("left to the reference")
+        auto = testing.evaluate(case, "auto")
+        torch.testing.assert_close(auto.grads, testing.evaluate(case, "reference").grads)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_gradcheck_through_the_steps(normalize: bool) -> None:
+    draw = Draw(4, 30, seed=4)
+    target, steps = torch.tensor([3, 7, 8, -100]), draw.steps(9)
+    perturbation = Perturbation(scale=0.5 + draw.uniform(30), offset=draw.normal(30))
+
+    def loss(input: torch.Tensor) -> torch.Tensor:
+        return functional.lpl_cross_entropy(
+            input,
+            target,
+            steps,
+            step_size=0.4,
+            normalize=normalize,
+            through_perturbation=True,
+            perturbation=perturbation,
+            phi=Focal(2.0),
+            weight=draw.uniform(30),
+            backend="cpp",
+        )
+
+    input = draw.input().requires_grad_()
+    assert torch.autograd.gradcheck(loss, input)
+
+
+def test_what_the_kernels_do_not_differentiate_through() -> None:
+    draw = Draw(4, 6, seed=5)
+    steps, unique = torch.full((6,), 3), torch.arange(4)
+    asked = {
+        "alone in their class": {"target": torch.tensor([0, 1, 1, 2])},
+        "unsmoothed": {"label_smoothing": 0.1},
+        "no softcap": {"softcap": 3.0},
+        "learnable tables": {"perturbation": Perturbation(offset=draw.normal(6).requires_grad_())},
+        "no float16": {"input": draw.input().half()},
+    }
+    for reason, keywords in asked.items():
+        arguments = {"input": draw.input(), "target": unique, "steps": steps, "step_size": 0.3}
+        arguments.update(keywords, through_perturbation=True)
+        arguments["input"].requires_grad_()
+        with pytest.raises(NotDifferentiable, match=reason):
+            functional.lpl_cross_entropy(**arguments, backend="cpp")
+        auto, plain = (
+            torch.autograd.grad(
+                functional.lpl_cross_entropy(**arguments, backend=b), arguments["input"]
+            )
+            for b in ("auto", "reference")
+        )
+        assert torch.equal(auto[0], plain[0]), reason
 
 
 def counted(case: Case) -> tuple[int, int]:

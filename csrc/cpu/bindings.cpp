@@ -75,19 +75,27 @@ Problem make_problem(const py::tuple& problem, const py::tuple& sizes) {
   p.inverse_temperature = options[at++].cast<double>();
   p.step_size = options[at++].cast<double>();
   p.normalize = options[at++].cast<bool>();
+  p.through = options[at++].cast<bool>();
   return p;
 }
 
 // (fault, value, rows solved, rows swept): fault is 0 when all went well.
-py::tuple reported(const Status& status) {
+py::tuple run(Status (*kernel)(const Problem&, const Outputs&), const Problem& problem,
+              const Outputs& out) {
+  Status status{};
+  {
+    py::gil_scoped_release unlocked;
+    status = kernel(problem, out);
+  }
   return py::make_tuple(int(status.fault), status.value, status.solved, status.swept);
 }
 
-py::tuple cross_entropy(const py::tuple& tensors, const py::tuple& sizes, Address loss,
-                        Address norm, Address grad, Address grad_rows, int64_t grad_rows_stride,
-                        Address grad_perturbed, Address grad_scale, Address grad_offset,
-                        Address grad_margin) {
-  const Problem problem = make_problem(tensors, sizes);
+py::tuple cross_entropy(const py::tuple& tensors, const py::tuple& sizes, Address swept,
+                        Address loss, Address norm, Address grad, Address grad_rows,
+                        int64_t grad_rows_stride, Address grad_perturbed, Address grad_scale,
+                        Address grad_offset, Address grad_margin) {
+  Problem problem = make_problem(tensors, sizes);
+  problem.swept = output(swept);
   Outputs out{};
   out.loss = output(loss);
   out.norm = output(norm);
@@ -98,12 +106,7 @@ py::tuple cross_entropy(const py::tuple& tensors, const py::tuple& sizes, Addres
   out.grad_scale = output(grad_scale);
   out.grad_offset = output(grad_offset);
   out.grad_margin = output(grad_margin);
-  Status status{};
-  {
-    py::gil_scoped_release unlocked;
-    status = lpl::kernels().cross_entropy(problem, out);
-  }
-  return reported(status);
+  return run(lpl::kernels().cross_entropy, problem, out);
 }
 
 py::tuple learned_perturbation(const py::tuple& tensors, const py::tuple& sizes, Address delta,
@@ -112,12 +115,17 @@ py::tuple learned_perturbation(const py::tuple& tensors, const py::tuple& sizes,
   Outputs out{};
   out.delta = output(delta);
   out.slot = output<int64_t>(slot);
-  Status status{};
-  {
-    py::gil_scoped_release unlocked;
-    status = lpl::kernels().learned_perturbation(problem, out);
-  }
-  return reported(status);
+  return run(lpl::kernels().learned_perturbation, problem, out);
+}
+
+py::tuple sweep(const py::tuple& tensors, const py::tuple& sizes, Address swept, Address loss,
+                Address grad) {
+  const Problem problem = make_problem(tensors, sizes);
+  Outputs out{};
+  out.swept = output(swept);
+  out.loss = output(loss);
+  out.grad = output(grad);
+  return run(lpl::kernels().sweep, problem, out);
 }
 
 std::vector<std::string> usable_isas() {
@@ -132,6 +140,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Vectorised row kernels; called through lpl_fused.backends.cpp.";
   m.def("cross_entropy", &cross_entropy);
   m.def("learned_perturbation", &learned_perturbation);
+  m.def("sweep", &sweep);
   m.def(
       "isa", [] { return std::string(lpl::kernels().isa); },
       "The instruction set whose kernels are in use.");

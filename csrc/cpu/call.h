@@ -84,18 +84,25 @@ struct Call {
     return total;
   }
 
-  // Exponentials of a row: e^(z_j − shift), Σ over all but one of them, and where z is.
+  // Exponentials of a row: e^(z_j − shift), Σ over all but one of them, z of that one, and where z
+  // is; null where that is not known any more.
   struct Exponentials {
     Acc shift;
     double rest;
+    Acc own;
     const Acc* z;
   };
 
   // One sweep over row i plus `delta` (may be null): perturbed logits to `z` (where anything
   // changes them), the exponentials to `e` (may be null or `z`), their sum without class `skip`
   // (or −1). The maximum comes to light block by block; what was summed before is scaled to it
-  // where it exceeds the shift by more than kSlack.
+  // where it exceeds the shift by more than kSlack. Nothing is swept where an earlier call has left
+  // the exponentials in the gradient's row.
   Exponentials exponentials(i64 i, const Acc* delta, i64 skip, Acc* z, Acc* capped, Acc* e) const {
+    if (p.swept && !delta) {
+      const Acc* swept = table(p.swept) + 3 * i;
+      return {swept[0], double(swept[1]), swept[2], nullptr};
+    }
     const Acc* row =
         bare() && !extra_row(i) && !delta && !p.margin ? same_type(logits(i)) : nullptr;
     const bool fill = row == nullptr;
@@ -114,7 +121,7 @@ struct Call {
       }
       rest += exp_sum(row + lo, shift, e ? e + lo : nullptr, size, skip - lo);
     }
-    return {shift, rest, row};
+    return {shift, rest, skip < 0 ? Acc(0) : row[skip], row};
   }
 
  private:

@@ -3,6 +3,8 @@
 namespace lpl {
 namespace {
 
+#define LPL_KERNELS(isa) {#isa, isa::cross_entropy, isa::learned_perturbation, isa::sweep}
+
 std::vector<Kernels> find_usable() {
   std::vector<Kernels> found;
 #if defined(LPL_X86)
@@ -10,10 +12,10 @@ std::vector<Kernels> find_usable() {
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (v4) found.push_back({"avx512", avx512::cross_entropy, avx512::learned_perturbation});
-  if (v3) found.push_back({"avx2", avx2::cross_entropy, avx2::learned_perturbation});
+  if (v4) found.push_back(LPL_KERNELS(avx512));
+  if (v3) found.push_back(LPL_KERNELS(avx2));
 #endif
-  found.push_back({"baseline", baseline::cross_entropy, baseline::learned_perturbation});
+  found.push_back(LPL_KERNELS(baseline));
   return found;
 }
 

@@ -1,4 +1,4 @@
-// The kernels as the bindings see them: one pair per instruction set, the best chosen at run time.
+// The kernels as the bindings see them: one set per instruction set, the best chosen at run time.
 #pragma once
 
 #include <string>
@@ -12,6 +12,7 @@ namespace lpl {
   namespace isa {                                                          \
   Status cross_entropy(const Problem& problem, const Outputs& out);        \
   Status learned_perturbation(const Problem& problem, const Outputs& out); \
+  Status sweep(const Problem& problem, const Outputs& out);                \
   }
 LPL_DECLARE(baseline)
 #if defined(LPL_X86)
@@ -24,6 +25,7 @@ struct Kernels {
   const char* isa;
   Status (*cross_entropy)(const Problem&, const Outputs&);
   Status (*learned_perturbation)(const Problem&, const Outputs&);
+  Status (*sweep)(const Problem&, const Outputs&);
 };
 
 // Those that this processor runs, the best first.

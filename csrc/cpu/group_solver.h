@@ -99,7 +99,7 @@ class GroupSolver {
         q[group.label] = 0;
         const bool rivals = swept.rest > 0;
         scale_by(Acc(rivals ? 1 / swept.rest : 0), q, c_);
-        const double own = double(swept.z[group.label]) - double(swept.shift);
+        const double own = double(swept.own) - double(swept.shift);
         lift_[r] = std::min(rivals ? own - std::log(swept.rest) : 0.0, 700.0);
       }
     }

@@ -59,12 +59,14 @@ Status cross_entropy_of_type(const Problem& p, const Outputs& out) {
     const Learned<T> learned(call);
     const Grouping grouping(p);
     const Plan<T> plan(learned, grouping, call);
+    const bool through = p.through && row_loss.wants_grad();
+    if (through && (!row_loss.direct() || plan.shared(learned))) return {Fault::through, 0, 0, 0};
     workspaces.resize(plan.threads);
     for (Workspace<Acc>& w : workspaces) w = row_loss.workspace();
     const auto place = [&](i64 i) { return row_loss.place(i); };
-    const auto solved = [&](int, i64 i, const Solved<Acc>& solution) {
+    const auto solved = [&](int, i64 i, Solver<T>& solver, int lane) {
       if (!row_loss.direct()) return false;
-      const Acc loss = row_loss.run_solved(i, solution);
+      const Acc loss = row_loss.run_solved(i, solver, lane);
       if (losses) losses[i] = loss;
       return true;
     };
@@ -72,6 +74,7 @@ Status cross_entropy_of_type(const Problem& p, const Outputs& out) {
       run_row(i, delta, workspaces[thread]);
     };
     run_learned(call, plan, learned, place, solved, row, &status);
+    if (through && status.swept > 0) return {Fault::through, status.swept, 0, 0};
   }
 
   add_all(out.grad_scale, workspaces, &Workspace<Acc>::grad_scale, p.c);
@@ -103,7 +106,36 @@ Status learned_perturbation_of_type(const Problem& p, const Outputs& out) {
   };
   run_learned(
       call, plan, learned, [](i64) -> Acc* { return nullptr; },
-      [](int, i64, const Solved<Acc>&) { return false; }, row, &status);
+      [](int, i64, Solver<T>&, int) { return false; }, row, &status);
+  return status;
+}
+
+// The exponentials of every row into the gradient's row, and −log p of the target into the loss.
+template <typename T>
+Status sweep_of_type(const Problem& p, const Outputs& out) {
+  using Acc = typename AccumulateOf<T>::type;
+  const Call<T> call(p);
+  const Status status = call.check();
+  if (status.fault != Fault::none) return status;
+  const int threads = call.threads_for(p.n * p.c);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    Vector<Acc> z(p.c);
+#pragma omp for schedule(static)
+    for (i64 i = 0; i < p.n; ++i) {
+      Acc* swept = static_cast<Acc*>(out.swept) + 3 * i;
+      Acc* loss = static_cast<Acc*>(out.loss) + i;
+      *loss = 0;
+      if (call.ignored(p.target[i])) continue;
+      Acc* e = static_cast<Acc*>(out.grad) + i * p.c;
+      const auto row = call.exponentials(i, nullptr, p.target[i], z.data(), nullptr, e);
+      swept[0] = row.shift;
+      swept[1] = Acc(row.rest);
+      swept[2] = row.own;
+      const Acc lift = row.own - row.shift;
+      *loss = cross_entropy_of(lift, exp_of(lift), swept[1]);
+    }
+  }
   return status;
 }
 
@@ -126,6 +158,11 @@ Status cross_entropy(const Problem& p, const Outputs& out) {
 Status learned_perturbation(const Problem& p, const Outputs& out) {
   return for_type(p.dtype,
                   [&](auto t) { return learned_perturbation_of_type<decltype(t)>(p, out); });
+}
+
+Status sweep(const Problem& p, const Outputs& out) {
+  if (p.dtype == DType::f64) return sweep_of_type<double>(p, out);
+  return sweep_of_type<float>(p, out);
 }
 
 }  // namespace LPL_ISA

@@ -35,11 +35,17 @@ struct Plan {
       return learned.steps(a) > learned.steps(b);
     });
   }
+
+  // Whether several rows share a perturbation.
+  bool shared(const Learned<T>& learned) const {
+    const auto moves = [&](const Group& g) { return g.size > 1 && learned.steps(g) > 0; };
+    return !large.empty() || std::any_of(small.begin(), small.end(), moves);
+  }
 };
 
 // Runs every row once, by one of
 //     row(thread, i, delta)        under δ (C,), null where it does not move
-//     solved(thread, i, solution)  as the solver left it; false if it wants δ after all
+//     solved(thread, i, solver, lane)  as the solver left it; false if it wants δ after all
 // `place(i)` says where the row's exponentials may go until then, null if nowhere.
 template <typename T, typename Place, typename SolvedRow, typename Row>
 void run_learned(const Call<T>& call, const Plan<T>& plan, const Learned<T>& learned, Place place,
@@ -99,7 +105,7 @@ void run_learned(const Call<T>& call, const Plan<T>& plan, const Learned<T>& lea
           case State::unmoved: row(thread, i, nullptr); break;
           case State::solved:
             ++rows_solved;
-            if (solved(thread, i, solver.solution(lane))) break;
+            if (solved(thread, i, solver, lane)) break;
             solver.perturbation(lane, group.label, delta.data());
             row(thread, i, delta.data());
             break;

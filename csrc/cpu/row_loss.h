@@ -50,7 +50,8 @@ class RowLoss {
   }
 
   // Row i as the solver left it, if direct(). Writes its gradient, returns its loss.
-  Acc run_solved(i64 i, const Solved<Acc>& solved) const {
+  Acc run_solved(i64 i, Solver<T>& solver, int lane) const {
+    const Solved<Acc>& solved = solver.solution(lane);
     const i64 y = p_.target[i];
     Pull pull{};
     pull.labels = 1;
@@ -65,8 +66,12 @@ class RowLoss {
     settle(pull, &mass, &lift, &own, &rest, total, lse);
     if (out_.grad) {
       const Acc upstream = this->upstream(i) * call_.sample_weight(i);
-      const double share = double(upstream) * double(pull.share) / unit;
-      write_solved(i, solved, share);
+      double share = double(pull.share) / unit;
+      if (p_.through) {
+        pull.at_label[0] = Acc(solver.reverse(lane, share, double(pull.at_label[0])));
+        share = 1;  // it is in the solution now
+      }
+      write_solved(i, solved, double(upstream) * share);
       write_labels(i, pull, upstream);
     }
     return pull.loss * call_.sample_weight(i);
@@ -131,13 +136,13 @@ class RowLoss {
     }
     // without the first label's own term, so that 1 − p keeps its digits as p → 1
     const i64 y = pull.label[0];
-    const auto [top, others, z] = sweep(i, delta, y, w);
-    const Acc own = exp_of(z[y] - top);
+    const auto [top, others, z_own, z] = sweep(i, delta, y, w);
+    const Acc own = exp_of(z_own - top);
     const Acc total = Acc(others + own);
     const Acc lse = p_.z_loss > 0 ? top + std::log(total) : Acc(0);
     Acc own_of[2], rest_of[2], lift[2];
     for (int k = 0; k < pull.labels; ++k) {
-      lift[k] = z[pull.label[k]] - top;
+      lift[k] = (k ? z[pull.label[k]] : z_own) - top;
       own_of[k] = k ? exp_of(lift[k]) : own;
       rest_of[k] = std::max(Acc(k ? others + own - own_of[k] : others), Acc(0));
     }
@@ -167,7 +172,7 @@ class RowLoss {
   Pull soft(i64 i, const Acc* delta, Workspace<Acc>& w) const {
     Acc* t = w.pull.data();
     fill_target(i, t);
-    const auto [top, total, z] = sweep(i, delta, -1, w);
+    const auto [top, total, unused, z] = sweep(i, delta, -1, w);
     const Acc log_total = std::log(Acc(total));
     const Acc lse = top + log_total;
     const double mass = sum_of(t, c_);

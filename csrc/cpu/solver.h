@@ -64,7 +64,7 @@ class Solver {
     const double log_rest = std::log(swept.rest);
     row.base = double(swept.shift) + log_rest;
     // beyond e^700 the rivals' probabilities vanish, in the exact iteration too
-    row.initial_lift = std::min(double(swept.z[y]) - double(swept.shift) - log_rest, 700.0);
+    row.initial_lift = std::min(double(swept.own) - double(swept.shift) - log_rest, 700.0);
     const int steps = call_.p.steps[y];
     step_[lane] = steps > 0 ? call_.p.step_size : -call_.p.step_size;
     count_[lane] = std::abs(steps);
@@ -77,23 +77,78 @@ class Solver {
   // Solves the first `size` lanes. A lane that stays open is left to plain steps.
   void solve(int size) {
     for (int lane = size; lane < kLanes; ++lane) states_[lane] = State::unmoved;
+    const auto is_open = [](State state) { return state == State::open; };
     for (int attempt = 0; attempt < kAttempts; ++attempt) {
-      bool collected[kLanes], any = false;
+      if (!std::any_of(states_, states_ + kLanes, is_open)) return;
+      bool collected[kLanes];
       for (int lane = 0; lane < kLanes; ++lane) {
-        collected[lane] = states_[lane] == State::open && collect(lane);
-        if (!collected[lane]) idle(lane);
-        any = any || collected[lane];
+        // the path that reverse() goes back is that of the last iteration, for all lanes
+        const bool again = call_.p.through && states_[lane] == State::solved;
+        collected[lane] = (again || is_open(states_[lane])) && collect(lane);
+        if (collected[lane]) continue;
+        if (again) states_[lane] = State::open;
+        idle(lane);
       }
-      if (!any) return;
+      if (std::none_of(collected, collected + kLanes, [](bool b) { return b; })) return;
       iterate();
       for (int lane = 0; lane < kLanes; ++lane) {
         if (!collected[lane]) continue;
         finish(lane);
-        if (series_error(dose_[lane], rows_[lane].cut) <= series_tolerance<Acc>())
-          states_[lane] = State::solved;
+        const bool good = series_error(dose_[lane], rows_[lane].cut) <= tolerance();
+        states_[lane] = good ? State::solved : State::open;
         expected_dose_[lane] = kRetryDose * dose_[lane];
       }
     }
+  }
+
+  // The gradient through all steps of a solved row: what dL/d(z + δ) is in dL/dz, for a problem
+  // that is to be differentiated `through` them. dL/d(z + δ) is `share` times the rivals' mass e^(z
+  // + δ) and `own` at the target; the solution's series and head take the place of that mass, and
+  // what `own` becomes is returned. v ← v + J(v − ĝ⟨ĝ, v⟩ or v), J = a·(diag(m) − m mᵀ/Z), step by
+  // step back, is in the tail a polynomial in q as the masses m are.
+  double reverse(int lane, double share, double own) {
+    Solved<Acc>& row = rows_[lane];
+    const i64 heads = row.head.size();
+    double v[kOrder + 1], w[kOrder + 1], product[kOrder + 1], mass[kOrder + 1];
+    for (int r = 1; r <= kOrder; ++r) v[r] = share * row.series[r];
+    Vector<double>& head = row.head_mass;
+    for (double& value : head) value *= share;
+    for (i64 k = i64(count_[lane]) - 1; k >= 0; --k) {
+      const Step& step = path_[k];
+      const Lanes* masses = path_masses_.data() + k * i64(heads_.size());
+      const double a = step.a[lane], z = step.rest[lane] + step.own[lane];
+      if (a == 0) continue;
+      for (int r = 1; r <= kOrder; ++r) mass[r] = step.series[r][lane];
+      // Σ_rivals m·v
+      const auto along = [&](const double* tail, const Vector<double>& values) {
+        double sum = 0;
+        for (int s = 2; s <= kOrder; ++s) {
+          product[s] = 0;
+          for (int r = 1; r < s; ++r) product[s] += mass[r] * tail[s - r];
+          sum += product[s] * moments_[s][lane];
+        }
+        for (i64 j = 0; j < heads; ++j) sum += masses[j][lane] * values[j];
+        return sum;
+      };
+      double rivals = along(v, head), turned = own;
+      std::copy(v + 1, v + kOrder + 1, w + 1);
+      turned_.assign(head.begin(), head.end());
+      if (call_.p.normalize) {
+        const double length = std::abs(step_[lane] / a);  // ‖g‖·Z
+        const double part = (rivals - step.rest[lane] * own) / (length * length);
+        for (int r = 1; r <= kOrder; ++r) w[r] -= part * mass[r];
+        for (i64 j = 0; j < heads; ++j) turned_[j] -= part * masses[j][lane];
+        turned += part * step.rest[lane];
+        rivals = along(w, turned_);
+      }
+      const double mean = (rivals + step.own[lane] * turned) / z;
+      v[1] -= a * mean * mass[1];
+      for (int r = 2; r <= kOrder; ++r) v[r] += a * (product[r] - mean * mass[r]);
+      for (i64 j = 0; j < heads; ++j) head[j] += a * masses[j][lane] * (turned_[j] - mean);
+      own += a * step.own[lane] * (turned - mean);
+    }
+    std::copy(v + 1, v + kOrder + 1, row.series + 1);
+    return own;
   }
 
   // δ of a solved row.
@@ -122,10 +177,13 @@ class Solver {
   // Solving a head of more than this share of the classes costs more than plain steps.
   static constexpr i64 kHeadShare = 8;
 
+  // The coefficients of the way back grow like the product of two series, so they get more room.
+  double tolerance() const { return series_tolerance<Acc>() / (call_.p.through ? 64 : 1); }
+
   // Power sums of the tail and the list of what stands out of it. False if too much does.
   bool collect(int lane) {
     Solved<Acc>& row = rows_[lane];
-    row.cut = series_thresholds(expected_dose_[lane], series_tolerance<Acc>());
+    row.cut = series_thresholds(expected_dose_[lane], tolerance());
     row.middling.clear();
     row.middling_q.clear();
     row.head.clear();
@@ -220,11 +278,23 @@ class Solver {
       }
       a = count_now_ > k ? a : none;
       dose_ += a < none ? -a : a;
+      if (call_.p.through) remember(i64(k), a);
       for (size_t slot = 0; slot < used; ++slot) heads_[slot] += a * masses_[slot];
       lift_ -= a * rest;
       lift_ = lift_ > 700.0 ? none + 700.0 : lift_;
       series_step(series_, a);
     }
+  }
+
+  void remember(i64 k, Lanes a) {
+    path_.resize(k + 1);
+    Step& step = path_[k];
+    step.a = a;
+    step.own = own_;
+    step.rest = rest_;
+    std::copy(series_ + 1, series_ + kOrder + 1, step.series + 1);
+    path_masses_.resize((k + 1) * masses_.size());
+    std::copy(masses_.begin(), masses_.end(), path_masses_.begin() + k * i64(masses_.size()));
   }
 
   void finish(int lane) {
@@ -241,6 +311,11 @@ class Solver {
     }
   }
 
+  // Before a step: its size and what it was made from.
+  struct Step {
+    Lanes a, own, rest, series[kOrder + 1];
+  };
+
   const Call<T>& call_;
   const i64 c_;
   int lanes_;
@@ -249,6 +324,9 @@ class Solver {
   Vector<double> head_logs_[kLanes];
   Vector<Lanes> heads_, masses_;
   Lanes moments_[kOrder + 1], series_[kOrder + 1];
+  Vector<Step> path_;
+  Vector<Lanes> path_masses_;  // (steps, heads_.size())
+  Vector<double> turned_;
   Lanes lift_, own_, rest_, step_, count_, count_now_, dose_, expected_dose_;
 };
 

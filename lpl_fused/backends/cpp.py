@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from ..problem import NONE, Problem, accumulate_dtype, label_range_error
+from ..problem import NONE, NotDifferentiable, Problem, accumulate_dtype, label_range_error
 
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
-_FAULT_TARGET = 1
+_FAULT_TARGET, _FAULT_ROW_INDEX, _FAULT_THROUGH = 1, 2, 3
 STATS = 0  # rows of the statistics that the backward wants: it recomputes them
 
 # Rows whose learned perturbation the solver found, and those that it left to plain steps because
@@ -69,6 +69,11 @@ def _check(status: tuple[int, int, int, int], problem: Problem) -> None:
         if fault == _FAULT_TARGET:
             ignore_index = problem.options.ignore_index
             raise label_range_error("target", value, problem.input.shape[1], ignore_index)
+        if fault == _FAULT_THROUGH:
+            raise NotDifferentiable(
+                "through_perturbation: the cpp backend differentiates the steps of rows alone in "
+                'their class, with unsmoothed labels and no softcap; use backend="auto"'
+            )
         assert problem.rows is not None
         raise label_range_error("row_index", value, problem.rows.shape[0], None)
     solver_rows["solved"] += solved
@@ -86,6 +91,7 @@ def cross_entropy(
     status = _native().cross_entropy(
         problem,
         _sizes(problem),
+        0,
         loss.data_ptr(),
         0 if norm is None else norm.data_ptr(),
         0 if grad is None else grad.data_ptr(),
@@ -93,6 +99,41 @@ def cross_entropy(
     )
     _check(status, problem)
     return loss, None, norm, grad
+
+
+def sweeps_first(problem: Problem) -> bool:
+    """Whether `cross_entropy_after` can do in one sweep what else takes two."""
+    options = problem.options
+    plain = not (problem.dense or problem.smooth or options.softcap)
+    return plain and problem.input.dtype in (torch.float32, torch.float64)
+
+
+def cross_entropy_after(
+    problem: Problem, choose: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Problem]:
+    """(loss, grad, problem with its steps) of a problem whose `steps` are still to be chosen, from
+    the losses (N,) of its rows without them; one sweep serves both.
+    """
+    input, sizes = problem.input, _sizes(problem)
+    rows = input.shape[0]
+    losses, swept = torch.empty(rows, dtype=input.dtype), torch.empty((rows, 3), dtype=input.dtype)
+    grad = torch.empty(input.shape, dtype=input.dtype)
+    native = _native()
+    places = swept.data_ptr(), losses.data_ptr(), grad.data_ptr()
+    _check(native.sweep(problem, sizes, *places), problem)
+    problem = problem._replace(steps=choose(losses))
+    loss = torch.empty((rows,) if problem.options.reduction == NONE else (), dtype=input.dtype)
+    status = native.cross_entropy(
+        problem,
+        sizes,
+        swept.data_ptr(),
+        loss.data_ptr(),
+        0,
+        grad.data_ptr(),
+        *(0, 0, 0, 0, 0, 0),
+    )
+    _check(status, problem)
+    return loss, grad, problem
 
 
 def cross_entropy_backward(
@@ -109,7 +150,7 @@ def cross_entropy_backward(
     status = _native().cross_entropy(
         problem,
         _sizes(problem),
-        *(0, 0),
+        *(0, 0, 0),
         grad.data_ptr(),
         grad_rows.data_ptr(),
         grad_rows.stride(0),

@@ -72,6 +72,11 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
+def sweeps_first(problem: Problem) -> bool:
+    """Steps are chosen after a sweep of their own."""
+    return False
+
+
 def cross_entropy(problem: Problem, want_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, stats, norm, grad): see ops.py."""
     from .kernels.forward import forward

@@ -129,22 +129,16 @@ class LPLLoss(CrossEntropyLoss):
         """K = ⌊ε/α⌋; the tiny margin keeps 0.4/0.01 at 40 where floating point says 39.999…"""
         return torch.floor(bound / self.step_size * (1 + 1e-6)).to(torch.int32)
 
-    @torch.no_grad()
-    def balanced_steps(
-        self, input: Tensor, target: Tensor, perturbation: Perturbation | None = None
-    ) -> Tensor:
-        """(C,) signed step counts from the classes' mean probabilities, running ones updated."""
-        ell = functional.cross_entropy(
-            input,
-            target,
-            perturbation=chained(self.perturbation(input), perturbation),
-            ignore_index=self.ignore_index,
-            reduction="none",
-            backend=self.backend,
-        ).reshape(-1)
+    def balanced_steps(self, row_losses: Tensor, target: Tensor) -> Tensor:
+        """(C,) signed step counts from the classes' mean probabilities, running ones updated.
+
+        Args:
+            row_losses: −log p of each row's class, before the learned perturbation.
+            target: the labels, of the same shape.
+        """
         labels = target.reshape(-1).long()
         labels = torch.where(labels == self.ignore_index, -1, labels)
-        mean, count = class_mean(torch.exp(-ell), labels, len(self.counts))
+        mean, count = class_mean(torch.exp(-row_losses.reshape(-1)), labels, len(self.counts))
         present = count > 0
         known = present
         if self.statistics == "ema":
@@ -178,15 +172,13 @@ class LPLLoss(CrossEntropyLoss):
                 self.num_head,
                 keywords=self.keywords(),
             )
-        steps = (
-            self.steps
-            if self.split == "long-tail"
-            else self.balanced_steps(input, target, perturbation)
-        )
+        labels = target
         return functional.lpl_cross_entropy(
             input,
             target,
-            steps,
+            self.steps
+            if self.split == "long-tail"
+            else lambda row_losses: self.balanced_steps(row_losses, labels),
             step_size=self.step_size,
             normalize=self.normalize,
             through_perturbation=self.through_perturbation,
