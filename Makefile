@@ -22,7 +22,7 @@ gpu: $(VENV)/gpu.done  ## on a CUDA machine: tests on the device, then the bench
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/cpu/*
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/cpu/* tests/*.cpp
 	$(BIN)/mypy
 
 clean:

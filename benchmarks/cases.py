@@ -21,6 +21,7 @@ DTYPES = {
 }
 LOSSES = ("ce", "la", "vs", "ldam", "smoothing", "lpl10", "lpl50", "lpl10-zipf")
 STEP_SWEEP = ("lpl1", "lpl2", "lpl5", "lpl10", "lpl20", "lpl50", "lpl100")
+UNIQUE_SWEEP = ("ce-unique", "lpl5-unique", "lpl10-unique", "lpl50-unique", "lpl100-unique")
 
 # From CIFAR's classes to a language model's. 8142 and 50257 leave rows off every vector's boundary.
 SHAPES = (
@@ -34,6 +35,8 @@ GPU_SHAPES = (
     *("4096x151936", "4096x152064", "4096x256000", "4096x262144", "2048x128256"),
 )
 COMMON_SHAPES = ("128x100", "512x8142", "256x32000")
+# Tokens of a language model: the second is a whole batch, for a GPU or for patience.
+TOKEN_SHAPES = ("1024x32000", "8192x128000")
 
 IMBALANCE = 100.0  # most over fewest training samples per class, the usual long-tail benchmark's
 SMOOTHING = 0.1
@@ -48,12 +51,13 @@ COPY = "copy"  # the mode of the yardstick: the logits copied once
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss as the command line names it: ce, la, vs, ldam, smoothing, lplK; or with "-zipf".
+    """A loss as the command line names it: ce, la, vs, ldam, smoothing, lplK; then its labels.
 
     Attributes:
         kind: the name without the rest; "lpl" for every K.
         steps: K, the steps of the learned perturbation; 0 for the other losses.
-        labels: "uniform", or "zipf": the class of rank r has probability ∝ 1/r.
+        labels: "uniform"; "-zipf": the class of rank r has probability ∝ 1/r; "-unique": every row
+            has a class of its own.
     """
 
     kind: str
@@ -62,16 +66,18 @@ class Loss:
 
     @staticmethod
     def parse(name: str) -> Loss:
-        found = re.fullmatch(r"(?:(ce|la|vs|ldam|smoothing)|lpl(\d{1,4}))(-zipf)?", name)
+        found = re.fullmatch(r"(?:(ce|la|vs|ldam|smoothing)|lpl(\d{1,4}))(?:-(zipf|unique))?", name)
         if found is None or found[2] == "0":
-            expected = "ce, la, vs, ldam, smoothing or lplK with K >= 1, each with -zipf or without"
+            expected = (
+                "ce, la, vs, ldam, smoothing or lplK with K >= 1, then -zipf, -unique or nothing"
+            )
             raise ValueError(f"loss: expected {expected}, got {name!r}")
-        kind, steps, zipf = found.groups()
-        return Loss(kind or "lpl", int(steps or 0), "zipf" if zipf else "uniform")
+        kind, steps, labels = found.groups()
+        return Loss(kind or "lpl", int(steps or 0), labels or "uniform")
 
     @property
     def name(self) -> str:
-        suffix = "-zipf" if self.labels == "zipf" else ""
+        suffix = "" if self.labels == "uniform" else f"-{self.labels}"
         return f"{self.kind}{self.steps or ''}{suffix}"
 
 
@@ -91,7 +97,10 @@ class Case:
             raise ValueError(f"shape: expected rows x classes, as 512x8142, got {shape!r}")
         if dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-        return Case(int(found[1]), int(found[2]), dtype, Loss.parse(loss))
+        case = Case(int(found[1]), int(found[2]), dtype, Loss.parse(loss))
+        if case.loss.labels == "unique" and case.rows > case.classes:
+            raise ValueError(f"shape: expected a class for every row of {loss}, got {shape}")
+        return case
 
     @property
     def shape(self) -> str:
@@ -155,7 +164,8 @@ def draw(case: Case, device: torch.device) -> Batch:
     frequency = torch.ones(case.classes, device=device)
     if case.loss.labels == "zipf":
         frequency /= torch.arange(1, case.classes + 1, device=device)
-    target = torch.multinomial(frequency, case.rows, replacement=True, generator=generator)
+    repeated = case.loss.labels != "unique"
+    target = torch.multinomial(frequency, case.rows, replacement=repeated, generator=generator)
     # any loss's dtype holds a number of few bits
     upstream = (torch.rand((), device=device, generator=generator) + 0.25).bfloat16()
     steps = None
@@ -201,9 +211,21 @@ def default_cases(device: str) -> list[Case]:
     return cases
 
 
+def lpl_cases(device: str) -> list[Case]:
+    """What the steps of LPL cost: beside plain cross-entropy, one row per class; and in a batch of
+    tokens, where frequent ones share a perturbation, beside as many rows that do not.
+    """
+    cases = product(COMMON_SHAPES[1:], ["fp32"], UNIQUE_SWEEP)
+    tokens = ("ce-zipf", "lpl10-zipf", "lpl10-unique")
+    if device == "cuda":
+        return cases + product(TOKEN_SHAPES, ["bf16"], tokens)
+    return cases + product(TOKEN_SHAPES[:1], ["fp32"], tokens)
+
+
 def all_cases(device: str) -> list[Case]:
-    """Every shape and loss, and the sweep over the number of steps."""
+    """Every shape and loss, and the sweeps over the number of steps."""
     cases = product(SHAPES, ["fp32"], LOSSES) + product(["512x8142"], ["fp32"], STEP_SWEEP)
+    cases += lpl_cases(device)
     if device == "cuda":
         cases += product(GPU_SHAPES, ["bf16"], LOSSES)
     return list(dict.fromkeys(cases))

@@ -42,7 +42,7 @@ def save(records: list[Record], folder: Path) -> list[Path]:
     if any(r.provider != EAGER.name and r.ratio_to_eager is not None for r in both):
         written.append(folder / "relative.png")
         relative(both).savefig(written[-1], dpi=130)
-    if len({r.steps for r in both if r.steps and r.labels == "uniform"}) > 1:
+    if _sweeps(both):
         written.append(folder / "steps.png")
         against_steps(both).savefig(written[-1], dpi=130)
     return written
@@ -115,17 +115,34 @@ def _bars(axes: Axes, records: list[Record], places: list[float], width: float) 
 
 def against_steps(both: Iterable[Record]) -> Figure:
     """Time against the number of LPL steps, plain cross-entropy standing at K = 0."""
-    shown = [r for r in both if r.labels == "uniform" and (r.steps or r.loss == "ce")]
-    panels = list(dict.fromkeys((r.rows, r.classes, r.dtype) for r in shown if r.steps))
+    both = list(both)
+    panels = _sweeps(both)
     figure = Figure(figsize=(1.5 + 5.5 * len(panels), 4.6), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, panel in zip(grid, panels, strict=True):
-        mine = [r for r in shown if (r.rows, r.classes, r.dtype) == panel]
-        _steps_panel(axes, mine)
-        axes.set_title("{}×{} {}".format(*panel))
+        _steps_panel(axes, [r for r in both if _panel(r) == panel and (r.steps or _is_plain(r))])
+        rows, classes, dtype, labels = panel
+        axes.set_title(f"{rows}×{classes} {dtype}, {labels} labels")
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     return figure
+
+
+def _panel(record: Record) -> tuple[int, int, str, str]:
+    return record.rows, record.classes, record.dtype, record.labels
+
+
+def _is_plain(record: Record) -> bool:
+    return record.loss.partition("-")[0] == "ce"
+
+
+def _sweeps(both: Iterable[Record]) -> list[tuple[int, int, str, str]]:
+    """The panels that are known at more than one K."""
+    steps: dict[tuple[int, int, str, str], set[int]] = {}
+    for record in both:
+        if record.steps:
+            steps.setdefault(_panel(record), set()).add(record.steps)
+    return [panel for panel, known in steps.items() if len(known) > 1]
 
 
 def _steps_panel(axes: Axes, records: list[Record]) -> None:
@@ -144,7 +161,7 @@ def _steps_panel(axes: Axes, records: list[Record]) -> None:
             color=_COLOURS.get(provider, _OTHER),
             label=_LABELS.get(provider, provider),
         )
-    plain = [r.median_ms for r in records if r.loss == "ce" and r.provider == EAGER.name]
+    plain = [r.median_ms for r in records if _is_plain(r) and r.provider == EAGER.name]
     if plain and plain[0] is not None:
         colour, label = _COLOURS[EAGER_CE.name], _LABELS[EAGER_CE.name]
         axes.axhline(plain[0], color=colour, linestyle=":", linewidth=1.5, label=label)

@@ -47,6 +47,8 @@ _NOTES = """\
   loop over classes. "× plain CE": over eager `F.cross_entropy` of the same logits, not perturbed.
 * GB/s counts the least traffic (logits read once, gradient written once); "copy" is a copy of the
   logits, into memory already there, in the same run.
+* Labels are drawn uniformly; with "-zipf" as tokens come, the class of rank r with probability
+  ∝ 1/r, so that some have many rows; with "-unique" every row has a class of its own.
 * "gradient error": worst relative error against float64, eager's beside it in its own row. Who
   misses the truth is named below and not timed.
 """

@@ -27,10 +27,13 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     which = made.add_argument_group("what is measured (default: a selection of some minutes)")
     which.add_argument("--all", action="store_true", help="every shape and loss, K = 1 … 100")
+    which.add_argument("--lpl", action="store_true", help="the steps of LPL beside plain CE")
     which.add_argument("--quick", action="store_true", help="a smoke run of seconds")
     which.add_argument("--shapes", type=_list, help="as 512x8142,256x32000")
     which.add_argument("--dtypes", type=_list, help=f"of {', '.join(cases.DTYPES)}")
-    which.add_argument("--losses", type=_list, help="of ce,la,vs,ldam,smoothing,lplK[-zipf]")
+    which.add_argument(
+        "--losses", type=_list, help="of ce,la,vs,ldam,smoothing,lplK[-zipf|-unique]"
+    )
     which.add_argument("--providers", type=_list, help=f"of {','.join(providers())}")
     how = made.add_argument_group("how")
     how.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -60,6 +63,8 @@ def selected(options: argparse.Namespace) -> list[Case]:
         return cases.product(shapes, options.dtypes or ["fp32"], options.losses or cases.LOSSES)
     if options.quick:
         return cases.quick_cases()
+    if options.lpl:
+        return cases.lpl_cases(options.device)
     return (cases.all_cases if options.all else cases.default_cases)(options.device)
 
 

@@ -17,8 +17,17 @@ import torch.nn.functional as F
 from matplotlib import image
 from rich.console import Console
 
-from benchmarks import correctness, records, run
-from benchmarks.cases import COPY, MODES, Case, all_cases, default_cases, draw
+from benchmarks import correctness, plots, records, run
+from benchmarks.cases import (
+    COPY,
+    MODES,
+    TOKEN_SHAPES,
+    Case,
+    all_cases,
+    default_cases,
+    draw,
+    lpl_cases,
+)
 from benchmarks.measure import Conditions, admit, measure
 from benchmarks.providers import COMPILE, EAGER, EAGER_CE, Provider, providers
 from benchmarks.timing import CpuSampler
@@ -26,7 +35,7 @@ from benchmarks.timing import CpuSampler
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 CE = Case.parse("48x130", "fp32", "ce")
-KINDS = ("ce", "la", "vs", "ldam", "smoothing", "lpl3", "lpl3-zipf")
+KINDS = ("ce", "la", "vs", "ldam", "smoothing", "lpl3", "lpl3-zipf", "lpl3-unique")
 
 
 def conditions(patience: float = 1.0) -> Conditions:
@@ -119,6 +128,8 @@ def test_results_name_neither_machine_nor_folder(quick: tuple[Path, str]) -> Non
         (["--shapes", "512"], "shape: expected rows x classes"),
         (["--dtypes", "int8"], "dtype: expected one of fp64"),
         (["--losses", "lpl0"], "loss: expected ce, la"),
+        (["--shapes", "9x8", "--losses", "ce-unique"], "shape: expected a class for every row"),
+        (["--losses", "lpl5-rare"], "then -zipf, -unique or nothing, got 'lpl5-rare'"),
         (["--losses", "arcface"], "loss: expected ce, la"),
         (["--providers", "jax"], "providers: expected some of eager"),
     ],
@@ -145,14 +156,28 @@ def test_the_selections_hold_each_case_once(device: str) -> None:
     default, everything = default_cases(device), all_cases(device)
     assert len(set(default)) == len(default)
     assert len(set(everything)) == len(everything)
-    assert set(default) <= set(everything)
+    assert set(default) | set(lpl_cases(device)) <= set(everything)
     classes = {case.classes for case in everything}
     assert classes >= {10, 100, 365, 1000, 8142, 21841, 32000, 50257, 128256, 151936, 262144}
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_steps_of_lpl_stand_beside_plain_cross_entropy(device: str) -> None:
+    options = run.parser().parse_args(["--lpl", "--device", device])
+    chosen = run.selected(options)
+    assert chosen == lpl_cases(device)
+    unique = {c for c in chosen if c.shape not in TOKEN_SHAPES}
+    assert {c.loss.labels for c in unique} == {"unique"}
+    for shape in ("512x8142", "256x32000"):
+        assert {c.loss.steps for c in unique if c.shape == shape} == {0, 5, 10, 50, 100}
+    tokens = [c for c in chosen if c.shape in TOKEN_SHAPES]
+    assert {c.loss.labels for c in tokens if c.loss.steps} == {"zipf", "unique"}
+    assert all(c.plain in chosen or c.loss.labels == "unique" for c in tokens)
+
+
 def test_a_loss_is_called_what_it_was_called() -> None:
-    for name in (*KINDS, "ce-zipf", "lpl100"):
-        assert Case.parse("8x4", "fp32", name).loss.name == name
+    for name in (*KINDS, "ce-zipf", "ce-unique", "lpl100"):
+        assert Case.parse("4x8", "fp32", name).loss.name == name
 
 
 LOGITS = 512 * 8142
@@ -200,6 +225,22 @@ def test_zipf_labels_repeat_where_uniform_ones_do_not() -> None:
     assert len(uniform.unique()) > 240
     assert len(zipf.unique()) < 200
     assert zipf.bincount().argmax() < 5
+
+
+def test_unique_labels_do_not_repeat() -> None:
+    target = draw(Case.parse("60x64", "fp32", "lpl3-unique"), CPU).target
+    assert len(target.unique()) == 60
+    assert target.min() >= 0
+    assert target.max() < 64
+    assert target.diff().min() < 0  # in no order
+
+
+def test_the_batch_of_tokens_is_unequal() -> None:
+    """Frequent classes with dozens of rows, and most classes with one."""
+    found = draw(Case.parse("1024x3200", "bf16", "ce-zipf"), CPU).target.bincount()
+    present = found[found > 0]
+    assert 40 < present.max() < 200
+    assert (present == 1).float().mean() > 0.5
 
 
 # --- who is let in -----------------------------------------------------------------------------
@@ -308,6 +349,19 @@ def test_plain_cross_entropy_stands_beside_a_perturbed_case() -> None:
     ratio = both["eager"].ratio_to_eager_ce
     assert ratio == pytest.approx((both["eager"].median_ms or 0) / both[EAGER_CE.name].median_ms)
     assert both["eager"].grad_error is not None
+
+
+def test_steps_are_drawn_by_shape_and_labels() -> None:
+    sweep = ("ce", "lpl1", "lpl2", "ce-unique", "lpl1-unique", "lpl2-unique", "lpl1-zipf")
+    cases = [Case.parse("8x12", "fp32", loss) for loss in sweep]
+    found = [r for case in cases for r in measure(case, [EAGER], conditions()) if r.mode == "both"]
+    panels = plots.against_steps(found).axes
+    assert [axes.get_title() for axes in panels] == [
+        "8×12 fp32, uniform labels",
+        "8×12 fp32, unique labels",
+    ]
+    for axes in panels:
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0: plain CE", "1", "2"]
 
 
 def test_who_is_too_slow_is_timed_in_one_mode() -> None:
