@@ -19,7 +19,7 @@
 namespace lpl {
 namespace {  // every object has its own, made for its instruction set
 
-constexpr int kOrder = 8;      // terms of E for rivals of middling q
+constexpr int kOrder = 10;     // terms of E for rivals of middling q
 constexpr int kTinyOrder = 5;  // terms that do for the many of tiny q
 
 // E ← E·exp(a·E); `Real` is double, or a vector of them: one per row.

@@ -24,7 +24,7 @@ extern "C" __attribute__((no_instrument_function)) void __cyg_profile_func_enter
   };
   exponentials += is(static_cast<float (*)(float)>(lpl::exp_of));
   exponentials += is(static_cast<double (*)(double)>(lpl::exp_of));
-  exponentials += lpl::kLanes * is(static_cast<lpl::Lanes (*)(lpl::Lanes)>(lpl::exp_of));
+  exponentials += lpl::kLanes * is(static_cast<lpl::Lanes (*)(lpl::Lanes)>(lpl::exp_of<false>));
 }
 extern "C" __attribute__((no_instrument_function)) void __cyg_profile_func_exit(void*, void*) {}
 

@@ -141,6 +141,7 @@ def test_gradcheck_through_the_steps(normalize: bool) -> None:
     draw = Draw(4, 30, seed=4)
     target, steps = torch.tensor([3, 7, 8, -100]), draw.steps(9)
     perturbation = Perturbation(scale=0.5 + draw.uniform(30), offset=draw.normal(30))
+    weight = draw.uniform(30)
 
     def loss(input: torch.Tensor) -> torch.Tensor:
         return functional.lpl_cross_entropy(
@@ -152,7 +153,7 @@ def test_gradcheck_through_the_steps(normalize: bool) -> None:
             through_perturbation=True,
             perturbation=perturbation,
             phi=Focal(2.0),
-            weight=draw.uniform(30),
+            weight=weight,
             backend="cpp",
         )
 
@@ -206,8 +207,8 @@ def test_usual_rows_are_solved(spread: float, normalize: bool) -> None:
 
 def test_rows_out_of_reach_are_swept_and_counted() -> None:
     """A dose of 200 leaves no class in the tail: plain steps, and the counter says so."""
-    draw = Draw(5, 3000, seed=2)
-    steps = torch.full((3000,), 200, dtype=torch.int32)
+    draw = Draw(5, 300, seed=2)
+    steps = torch.full((300,), 200, dtype=torch.int32)
     case = Case(draw.input(0.1), torch.arange(5), {"step_size": 1.0, "reduction": "sum"}, steps)
     assert counted(replace(case, input=case.input.float())) == (0, 5)
     check(case, torch.float32)

@@ -97,9 +97,10 @@ struct Call {
   // changes them), the exponentials to `e` (may be null or `z`), their sum without class `skip`
   // (or −1). The maximum comes to light block by block; what was summed before is scaled to it
   // where it exceeds the shift by more than kSlack. Nothing is swept where an earlier call has left
-  // the exponentials in the gradient's row.
-  Exponentials exponentials(i64 i, const Acc* delta, i64 skip, Acc* z, Acc* capped, Acc* e) const {
-    if (p.swept && !delta) {
+  // the exponentials in the gradient's row, unless they are wanted `again`.
+  Exponentials exponentials(i64 i, const Acc* delta, i64 skip, Acc* z, Acc* capped, Acc* e,
+                            bool again = false) const {
+    if (p.swept && !delta && !again) {
       const Acc* swept = table(p.swept) + 3 * i;
       return {swept[0], double(swept[1]), swept[2], nullptr};
     }

@@ -31,10 +31,10 @@ class GroupSolver {
 
   explicit GroupSolver(const Call<T>& call) : call_(call), c_(call.c) {}
 
-  // What a group costs, in plain steps, of some 6 instructions per logit each: 16 for the solver's
-  // sweeps and N/10 for the Gram matrix. The solver pays where that is less than the steps it
-  // saves.
-  static double cost(i64 size) { return (16 + double(size) / 10) / 6; }
+  // What a group costs, in plain steps: these take some 6 instructions per logit each, the solver
+  // 24 for its sweeps and N/20 for the Gram matrix (counted, 8142 classes, AVX2). It pays where
+  // that is less than the steps it saves.
+  static double cost(i64 size) { return (24 + double(size) / 20) / 6; }
   static bool pays(i64 size, i64 steps) { return cost(size) < double(steps); }
 
   // δ of a group into `delta` (C,); place(i) says where the exponentials of a row may go, or null.
@@ -45,18 +45,20 @@ class GroupSolver {
     if (dose > kLargestDose) return false;
     n_ = group.size;
     signed_step_ = call_.p.steps[group.label] > 0 ? call_.p.step_size : -call_.p.step_size;
-    sweep(group, threads, place);
-    const double tail = dose > 0 ? std::min(kLargestTail, kTailDose / dose) : kLargestTail;
-    if (!split(tail, threads)) return false;
-    squares_.assign(n_, 0.0);
-    cubes_.assign(n_, 0.0);
-    way_.assign(n_, 0.0);
-    iterate(steps);
-    if (!tail_.empty()) {
+    for (const double tail : kTails) {
+      sweep(group, threads, place, tail != kTails[0]);
+      const double threshold = dose > 0 ? std::min(1.0, kTailDose * tail / dose) : 1.0;
+      if (!split(std::min(kLargestTail, threshold), threads)) return false;
+      squares_.assign(n_, 0.0);
+      cubes_.assign(n_, 0.0);
+      way_.assign(n_, 0.0);
+      iterate(steps);
+      if (tail_.empty()) break;
       way_ = w_;
       higher_orders(threads);
       iterate(steps);
-      if (!(error() <= kTolerance)) return false;
+      if (error() <= kTolerance) break;
+      if (tail == kTails[2]) return false;
     }
     finish(group, delta);
     return true;
@@ -69,13 +71,13 @@ class GroupSolver {
   static constexpr double kTailDose = sizeof(Acc) == 8 ? 0 : 5e-3;
   static constexpr double kLargestTail = sizeof(Acc) == 8 ? 0 : 0.02;
   static constexpr i64 kMostExact = 16 << 20;  // entries of the exact classes' matrix
+  // ... of these parts of that, one after the other until the error bound is met.
+  static constexpr double kTails[] = {1, 0.2, 0.04};
   static constexpr double kTolerance = series_tolerance<Acc>();
-  using Wide = typename WideOf<Acc>::type;
-  static constexpr i64 kWide = sizeof(Wide) / sizeof(Acc);
 
   // q of all rows, and of the target.
   template <typename Place>
-  void sweep(const Group& group, int threads, Place place) {
+  void sweep(const Group& group, int threads, Place place, bool again) {
     rows_.resize(n_);
     lift_.resize(n_);
     scratch_.clear();
@@ -94,8 +96,8 @@ class GroupSolver {
 #pragma omp for schedule(static)
       for (i64 r = 0; r < n_; ++r) {
         Acc* q = rows_[r];
-        const auto swept =
-            call_.exponentials(group.rows[r], nullptr, group.label, z.data(), capped.data(), q);
+        const auto swept = call_.exponentials(group.rows[r], nullptr, group.label, z.data(),
+                                              capped.data(), q, again);
         q[group.label] = 0;
         const bool rivals = swept.rest > 0;
         scale_by(Acc(rivals ? 1 / swept.rest : 0), q, c_);
@@ -170,7 +172,7 @@ class GroupSolver {
       for (i64 k = 0; k < i; ++k) tail_[k * n_ + i] = tail_[i * n_ + k];
   }
 
-  // kTile×kTile products of rows over a block, kept in registers. Rows beyond the last repeat it.
+  // kTile×kTile products of rows over a block. Rows beyond the last repeat it.
   static constexpr i64 kTile = 3;
   void tile(i64 i, i64 k, i64 lo, i64 size, double* sums) const {
     const Acc *left[kTile], *right[kTile];
@@ -178,24 +180,11 @@ class GroupSolver {
       left[t] = rows_[std::min(i + t, n_ - 1)] + lo;
       right[t] = rows_[std::min(k + t, n_ - 1)] + lo;
     }
-    Wide wide[kTile][kTile] = {};
-    i64 j = 0;
-    for (; j + kWide <= size; j += kWide) {
-      Wide a[kTile], b[kTile];
-      for (i64 t = 0; t < kTile; ++t) {
-        std::memcpy(&a[t], left[t] + j, sizeof(Wide));
-        std::memcpy(&b[t], right[t] + j, sizeof(Wide));
-      }
-      for (i64 s = 0; s < kTile; ++s)
-        for (i64 t = 0; t < kTile; ++t) wide[s][t] += a[s] * b[t];
-    }
+    Acc products[kTile * kTile];
+    products_of_three(left, right, size, products);
     for (i64 s = 0; s < kTile && i + s < n_; ++s)
-      for (i64 t = 0; t < kTile && k + t <= i + s; ++t) {
-        double sum = 0;
-        for (i64 l = 0; l < kWide; ++l) sum += wide[s][t][l];
-        for (i64 l = j; l < size; ++l) sum += double(left[s][l]) * double(right[t][l]);
-        sums[(i + s) * n_ + k + t] += sum;
-      }
+      for (i64 t = 0; t < kTile && k + t <= i + s; ++t)
+        sums[(i + s) * n_ + k + t] += products[s * kTile + t];
   }
 
   // All steps, from the start: δ of the exact classes and of the target, W.

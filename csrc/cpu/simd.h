@@ -94,15 +94,22 @@ constexpr int kLanes = 8;
 typedef double Lanes __attribute__((vector_size(kLanes * sizeof(double))));
 typedef uint64_t LaneBits __attribute__((vector_size(kLanes * sizeof(double))));
 
+// Precise as exp_of(double), or to the 1e-9 that rows of float logits need.
+template <bool Precise>
 inline Lanes exp_of(Lanes x) {
   const Lanes shifted = x * 1.4426950408889634074 + 6755399441055744.0;
   const Lanes n = shifted - 6755399441055744.0;
   const Lanes r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
-  Lanes p = r * (1.0 / 6227020800.0) + 1.0 / 479001600.0;
-  p = p * r + 1.0 / 39916800.0;
-  p = p * r + 1.0 / 3628800.0;
-  p = p * r + 1.0 / 362880.0;
-  p = p * r + 1.0 / 40320.0;
+  Lanes p;
+  if (Precise) {
+    p = r * (1.0 / 6227020800.0) + 1.0 / 479001600.0;
+    p = p * r + 1.0 / 39916800.0;
+    p = p * r + 1.0 / 3628800.0;
+    p = p * r + 1.0 / 362880.0;
+    p = p * r + 1.0 / 40320.0;
+  } else {
+    p = r * (1.0 / 362880.0) + 1.0 / 40320.0;
+  }
   p = p * r + 1.0 / 5040.0;
   p = p * r + 1.0 / 720.0;
   p = p * r + 1.0 / 120.0;
@@ -203,18 +210,6 @@ struct AccumulateOf<double> {
   using type = double;
 };
 
-// A vector register of 32 bytes.
-template <typename Acc>
-struct WideOf;
-template <>
-struct WideOf<float> {
-  typedef float type __attribute__((vector_size(32)));
-};
-template <>
-struct WideOf<double> {
-  typedef double type __attribute__((vector_size(32)));
-};
-
 // Long float sums lose digits: blocks are summed in float, their sums in double.
 constexpr i64 kBlock = 1024;
 
@@ -255,6 +250,30 @@ inline Acc exp_sum(const Acc* z, Acc shift, Acc* e, i64 size, i64 skip) {
              : exp_block<false, true>(z, shift, e, int32_t(size), int32_t(skip));
   return e ? exp_block<true, false>(z, shift, e, int32_t(size), -1)
            : exp_block<false, false>(z, shift, e, int32_t(size), -1);
+}
+
+// The nine scalar products of three rows with three others. Written out, because GCC keeps an array
+// of sums in memory.
+template <typename Acc>
+__attribute__((noinline)) void products_of_three(const Acc* const* left, const Acc* const* right,
+                                                 i64 size, Acc* products) {
+  const Acc *a = left[0], *b = left[1], *c = left[2];
+  const Acc *x = right[0], *y = right[1], *z = right[2];
+  Acc ax = 0, ay = 0, az = 0, bx = 0, by = 0, bz = 0, cx = 0, cy = 0, cz = 0;
+#pragma omp simd reduction(+ : ax, ay, az, bx, by, bz, cx, cy, cz)
+  for (i64 j = 0; j < size; ++j) {
+    ax += a[j] * x[j];
+    ay += a[j] * y[j];
+    az += a[j] * z[j];
+    bx += b[j] * x[j];
+    by += b[j] * y[j];
+    bz += b[j] * z[j];
+    cx += c[j] * x[j];
+    cy += c[j] * y[j];
+    cz += c[j] * z[j];
+  }
+  const Acc all[9] = {ax, ay, az, bx, by, bz, cx, cy, cz};
+  std::memcpy(products, all, sizeof(all));
 }
 
 // sums[r] += Σ q^r, r = 1..5, q = e·inverse, over the e of a block that are at most `cut`; whether

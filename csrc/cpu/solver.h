@@ -171,9 +171,10 @@ class Solver {
   }
 
  private:
+  static constexpr bool kPrecise = sizeof(Acc) == 8;
   static constexpr i64 kCache = 256 << 10;
   static constexpr int kAttempts = 3;
-  static constexpr double kLoweringDose = 1.5, kRetryDose = 1.25;
+  static constexpr double kLoweringDose = 1.25, kRetryDose = 1.25;
   // Solving a head of more than this share of the classes costs more than plain steps.
   static constexpr i64 kHeadShare = 8;
 
@@ -243,6 +244,9 @@ class Solver {
   }
 
   // All steps of all lanes.
+  void iterate() { call_.p.normalize ? iterate<true>() : iterate<false>(); }
+
+  template <bool Normalize>
   void iterate() {
     size_t used = 0;
     for (size_t k = 0; k < heads_.size(); ++k)
@@ -258,18 +262,18 @@ class Solver {
     for (double k = 0;; ++k) {
       Lanes rest{}, squares{};
       for (size_t slot = 0; slot < used; ++slot) {
-        const Lanes mass = exp_of(heads_[slot]);
+        const Lanes mass = exp_of<kPrecise>(heads_[slot]);
         masses_[slot] = mass;
         rest += mass;
-        squares += mass * mass;
+        if (Normalize) squares += mass * mass;
       }
       for (int r = 1; r <= kOrder; ++r) rest += series_[r] * moments_[r];
       rest_ = rest;
-      own_ = exp_of(lift_);
+      own_ = exp_of<kPrecise>(lift_);
       if (k == most) return;
       const Lanes z = rest + own_;
       Lanes a = step_ / z;
-      if (call_.p.normalize) {
+      if (Normalize) {
         Lanes square[kOrder + 1];
         series_square(series_, square);
         for (int s = 2; s <= kOrder; ++s) squares += square[s] * moments_[s];
