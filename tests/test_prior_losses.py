@@ -162,7 +162,7 @@ def test_lade_is_the_equation(backend: str) -> None:
         (lambda: losses.LADELoss(COUNTS, 0.1, math.inf), "regularizer"),
         (
             lambda: losses.LADELoss(COUNTS)(LOGITS, (LABELS, LABELS, 0.5)),
-            "LADE needs class indices",
+            "LADELoss needs class indices",
         ),
     ],
 )

@@ -12,7 +12,7 @@ from ..class_stats import Counts, checked_counts, class_mean, effective_number_w
 from ..perturbation import Perturbation
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
-from .module import class_indices
+from .rows import class_indices
 
 
 class LogitAdjustedLoss(CrossEntropyLoss):
@@ -143,7 +143,8 @@ class LADELoss(CrossEntropyLoss):
     def forward(
         self, input: Tensor, target: Target, *, perturbation: Perturbation | None = None
     ) -> Tensor:
-        target = class_indices(target, "LADE")
+        class_indices(input, target, self)
+        assert isinstance(target, Tensor)
         loss = super().forward(input, target, perturbation=perturbation)
         return loss + self.lader_weight * self.lader(input, target)
 

@@ -67,10 +67,3 @@ def counted(target: Target, ignore_index: int) -> Tensor:
     if target.is_floating_point():  # class probabilities
         return torch.ones_like(target.select(0 if target.dim() == 1 else 1, 0), dtype=torch.bool)
     return target != ignore_index
-
-
-def class_indices(target: Target, what: str) -> Tensor:
-    """`target`, which must be class indices for `what` to make sense."""
-    if not isinstance(target, Tensor) or target.is_floating_point():
-        raise ValueError(f"target: {what} needs class indices, one per row")
-    return target

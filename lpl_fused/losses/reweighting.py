@@ -14,7 +14,8 @@ from ..distributed import all_sum
 from ..perturbation import Perturbation, chained
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
-from .module import DeferredStart, class_indices, counted
+from .module import DeferredStart, counted
+from .rows import class_indices
 
 
 class CDBLoss(CrossEntropyLoss):
@@ -155,7 +156,8 @@ class IBLoss(DeferredStart, CrossEntropyLoss):
             self.register_table("class_weight", inverse * (len(inverse) / inverse.sum()))
 
     def forward(self, input: Tensor, target: Target, feature_norm: Tensor) -> Tensor:  # type: ignore[override]
-        target = class_indices(target, "the influence")
+        class_indices(input, target, self)
+        assert isinstance(target, Tensor)
         if feature_norm.shape != target.shape:
             raise ValueError(
                 f"feature_norm: expected one per row, shape {tuple(target.shape)}, got "

@@ -1,0 +1,200 @@
+"""What callers get wrong: torch's behaviour, or an error that names what was expected and what came."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lpl_fused import GCE, Alpha, Focal, MixedTarget, Perturbation, Poly1
+from lpl_fused import functional as LF
+from lpl_fused.problem import RangeError
+
+EXAMPLE = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
+LABELS = torch.tensor([0, 2])
+
+# What is wrong, what the message must name.
+BAD = {
+    "input type": (
+        lambda: LF.cross_entropy([[1.0, 2.0]], LABELS),
+        TypeError,
+        "input.*tensor.*list",
+    ),
+    "input dtype": (
+        lambda: LF.cross_entropy(torch.ones(2, 3).int(), LABELS),
+        TypeError,
+        "input.*int32",
+    ),
+    "input 0-dim": (
+        lambda: LF.cross_entropy(torch.tensor(1.0), LABELS),
+        ValueError,
+        "input.*0-dim",
+    ),
+    "zero classes": (
+        lambda: LF.cross_entropy(torch.ones(2, 0), LABELS),
+        ValueError,
+        "at least one class.*\\(2, 0\\)",
+    ),
+    "target type": (lambda: LF.cross_entropy(EXAMPLE, [0, 2]), TypeError, "target.*list"),
+    "target length": (
+        lambda: LF.cross_entropy(EXAMPLE, torch.tensor([0])),
+        ValueError,
+        "target.*\\(2,\\).*\\(1,\\)",
+    ),
+    "target 2-dim": (
+        lambda: LF.cross_entropy(EXAMPLE, torch.zeros(2, 3).long()),
+        ValueError,
+        "target.*\\(2, 3\\)",
+    ),
+    "target bool": (
+        lambda: LF.cross_entropy(EXAMPLE, torch.ones(2).bool()),
+        TypeError,
+        "target.*bool",
+    ),
+    "target too high": (
+        lambda: LF.cross_entropy(EXAMPLE, torch.tensor([0, 3])),
+        RangeError,
+        "target 3 .*< 3",
+    ),
+    "target negative": (
+        lambda: LF.cross_entropy(EXAMPLE, torch.tensor([-1, 0])),
+        RangeError,
+        "target -1 ",
+    ),
+    "other out of range": (
+        lambda: LF.cross_entropy(EXAMPLE, MixedTarget(LABELS, torch.tensor([0, 9]), 0.5)),
+        RangeError,
+        "target 9",
+    ),
+    "probabilities shape": (
+        lambda: LF.cross_entropy(EXAMPLE, torch.ones(2, 4)),
+        ValueError,
+        "probabilities.*\\(2, 3\\).*\\(2, 4\\)",
+    ),
+    "probabilities with ignore_index": (
+        lambda: LF.cross_entropy(EXAMPLE, torch.ones(2, 3), ignore_index=1),
+        ValueError,
+        "ignore_index",
+    ),
+    "ignore_index type": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS, ignore_index=1.5),
+        TypeError,
+        "ignore_index.*1.5",
+    ),
+    "weight length": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS, torch.ones(4)),
+        ValueError,
+        "weight.*\\(3,\\).*\\(4,\\)",
+    ),
+    "weight type": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS, [1.0, 1, 1]),
+        TypeError,
+        "weight.*list",
+    ),
+    "sample_weight length": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS, sample_weight=torch.ones(3)),
+        ValueError,
+        "sample_weight.*\\(2,\\)",
+    ),
+    "reduction": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS, reduction="avg"),
+        ValueError,
+        "reduction.*'avg'",
+    ),
+    "label_smoothing": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS, label_smoothing=1.2),
+        ValueError,
+        "label_smoothing.*1.2",
+    ),
+    "label_smoothing by class with probabilities": (
+        lambda: LF.cross_entropy(EXAMPLE, torch.ones(2, 3), label_smoothing=torch.zeros(3)),
+        ValueError,
+        "label_smoothing",
+    ),
+    "z_loss": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS, z_loss=float("nan")),
+        ValueError,
+        "z_loss.*nan",
+    ),
+    "softcap": (lambda: LF.cross_entropy(EXAMPLE, LABELS, softcap=-1.0), ValueError, "softcap.*-1"),
+    "phi": (lambda: LF.cross_entropy(EXAMPLE, LABELS, phi="focal"), TypeError, "phi.*'focal'"),
+    "backend name": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS, backend="gpu"),
+        ValueError,
+        "backend.*'gpu'",
+    ),
+    "perturbation type": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS, perturbation={}),
+        TypeError,
+        "perturbation",
+    ),
+    "mixed target of two": (
+        lambda: LF.cross_entropy(EXAMPLE, (LABELS, LABELS)),
+        TypeError,
+        "lam.*2 values",
+    ),
+    "lam shape": (
+        lambda: LF.cross_entropy(EXAMPLE, (LABELS, LABELS, torch.ones(3))),
+        ValueError,
+        "lam.*\\(2,\\).*\\(3,\\)",
+    ),
+}
+BAD_TABLES = {
+    "offset length": ({"offset": torch.ones(2)}, ValueError, "offset.*\\(3,\\).*\\(2,\\)"),
+    "scale shape": ({"scale": torch.ones(3, 1)}, ValueError, "scale.*\\(3,\\).*\\(3, 1\\)"),
+    "scale type": ({"scale": 2.0}, TypeError, "scale.*float"),
+    "margin complex": ({"margin": torch.ones(3, dtype=torch.cfloat)}, TypeError, "margin.*complex"),
+    "offset device": ({"offset": torch.ones(3, device="meta")}, ValueError, "offset.*cpu.*meta"),
+    "rows 1-dim": ({"rows": torch.ones(3)}, ValueError, "rows.*\\(R, 3\\)"),
+    "rows width": ({"rows": torch.ones(2, 4), "row_index": LABELS}, ValueError, "rows.*\\(2, 3\\)"),
+    "rows by target": ({"rows": torch.ones(2, 3)}, ValueError, "rows.*one row per class"),
+    "row_index alone": ({"row_index": LABELS}, ValueError, "row_index.*without rows"),
+    "row_index floating": ({"rows": torch.ones(2, 3), "row_index": torch.ones(2)}, TypeError, "row_index"),
+    "row_index range": ({"rows": torch.ones(2, 3), "row_index": torch.tensor([0, 2])}, RangeError, "row_index 2"),
+    "temperature zero": ({"temperature": 0.0}, ValueError, "temperature.*0"),
+    "temperature shape": ({"temperature": torch.ones(2)}, ValueError, "temperature"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name: str) -> None:
+    call, kind, message = BAD[name]
+    with pytest.raises(kind, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", BAD_TABLES)
+def test_bad_tables(name: str) -> None:
+    tables, kind, message = BAD_TABLES[name]
+    with pytest.raises(kind, match=message):
+        LF.cross_entropy(EXAMPLE, LABELS, perturbation=Perturbation(**tables))
+
+
+def test_tables_that_need_one_label() -> None:
+    for target in (torch.full((2, 3), 1 / 3), MixedTarget(LABELS, LABELS, 0.5)):
+        for tables in ({"margin": torch.ones(3)}, {"rows": torch.ones(3, 3)}):
+            with pytest.raises(ValueError, match="margin|rows"):
+                LF.cross_entropy(EXAMPLE, target, perturbation=Perturbation(**tables))
+
+
+@pytest.mark.parametrize("target", [3, 10**6, -1, -(2**40)])
+def test_labels_out_of_range(backend: str, target: int) -> None:
+    """An error on the CPU from the compiled kernels too, as ValueError and as torch's IndexError."""
+    if backend == "triton":
+        pytest.skip("poisons the row with nan instead; see test_triton_interpreted.py")
+    for kind in (ValueError, IndexError):
+        with pytest.raises(kind, match=f"target {target} "):
+            LF.cross_entropy(EXAMPLE, torch.tensor([0, target]), backend=backend)
+        with pytest.raises(kind, match=f"target {target} "):
+            LF.lpl_cross_entropy(
+                EXAMPLE,
+                torch.tensor([0, target]),
+                torch.ones(3).int(),
+                step_size=0.1,
+                backend=backend,
+            )
+
+
+@pytest.mark.parametrize("bad", [lambda: Alpha(0.0), lambda: Alpha(float("nan")), lambda: GCE(1.5), lambda: Focal(-1.0), lambda: Poly1(float("inf"))])  # fmt: skip
+def test_bad_phi(bad: object) -> None:
+    with pytest.raises(ValueError, match="got"):
+        bad()
