@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "dispatch.h"
+#include "memory.h"
 
 namespace py = pybind11;
 
@@ -79,12 +80,18 @@ Problem make_problem(const py::tuple& problem, const py::tuple& sizes) {
   return p;
 }
 
+int64_t bytes_of(const Problem& p) {
+  const int64_t sizes[] = {8, 4, 2, 2};  // by DType
+  return p.n * p.c * sizes[int(p.dtype)];
+}
+
 // (fault, value, rows solved, rows swept): fault is 0 when all went well.
 py::tuple run(Status (*kernel)(const Problem&, const Outputs&), const Problem& problem,
               const Outputs& out) {
   Status status{};
   {
     py::gil_scoped_release unlocked;
+    lpl::prefer_huge_pages(out.grad, bytes_of(problem));
     status = kernel(problem, out);
   }
   return py::make_tuple(int(status.fault), status.value, status.solved, status.swept);
@@ -128,6 +135,23 @@ py::tuple sweep(const py::tuple& tensors, const py::tuple& sizes, Address swept,
   return run(lpl::kernels().sweep, problem, out);
 }
 
+// grad (n, c), contiguous, times factors of its accumulate dtype, 0-dim (stride 0) or (n,); in
+// place.
+void scale_rows(Address grad, int64_t n, int64_t c, int dtype, Address factors, int64_t stride,
+                int32_t threads) {
+  Problem problem{};
+  problem.n = n;
+  problem.c = c;
+  problem.dtype = lpl::DType(dtype);
+  problem.threads = threads;
+  Outputs out{};
+  out.grad = output(grad);
+  out.grad_rows = output(factors);
+  out.grad_rows_stride = stride;
+  py::gil_scoped_release unlocked;
+  lpl::kernels().scale_rows(problem, out);
+}
+
 std::vector<std::string> usable_isas() {
   std::vector<std::string> names;
   for (const lpl::Kernels& kernels : lpl::usable_kernels()) names.push_back(kernels.isa);
@@ -141,6 +165,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("cross_entropy", &cross_entropy);
   m.def("learned_perturbation", &learned_perturbation);
   m.def("sweep", &sweep);
+  m.def("scale_rows", &scale_rows);
   m.def(
       "isa", [] { return std::string(lpl::kernels().isa); },
       "The instruction set whose kernels are in use.");

@@ -13,6 +13,7 @@ namespace lpl {
   Status cross_entropy(const Problem& problem, const Outputs& out);        \
   Status learned_perturbation(const Problem& problem, const Outputs& out); \
   Status sweep(const Problem& problem, const Outputs& out);                \
+  Status scale_rows(const Problem& problem, const Outputs& out);           \
   }
 LPL_DECLARE(baseline)
 #if defined(LPL_X86)
@@ -26,6 +27,7 @@ struct Kernels {
   Status (*cross_entropy)(const Problem&, const Outputs&);
   Status (*learned_perturbation)(const Problem&, const Outputs&);
   Status (*sweep)(const Problem&, const Outputs&);
+  Status (*scale_rows)(const Problem&, const Outputs&);
 };
 
 // Those that this processor runs, the best first.

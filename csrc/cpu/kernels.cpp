@@ -4,6 +4,7 @@
 
 #include "dispatch.h"
 #include "learned_rows.h"
+#include "narrow_rows.h"
 #include "row_loss.h"
 
 namespace lpl {
@@ -45,7 +46,16 @@ Status cross_entropy_of_type(const Problem& p, const Outputs& out) {
     if (losses) losses[i] = loss;
   };
 
-  if (!p.steps) {
+  if (NarrowRows<T>::serves(call, out)) {
+    constexpr i64 kRows = NarrowRows<T>::kRows;
+    const int threads = call.threads_for(p.n * p.c);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+      NarrowRows<T> rows(call, out, norm);
+#pragma omp for schedule(static)
+      for (i64 i = 0; i < p.n; i += kRows) rows.run(i, std::min(kRows, p.n - i), losses);
+    }
+  } else if (!p.steps) {
     const int threads = call.threads_for(p.n * p.c);
     workspaces.resize(threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -139,6 +149,26 @@ Status sweep_of_type(const Problem& p, const Outputs& out) {
   return status;
 }
 
+// Finished gradients times an upstream gradient. From the last row to the first: those written last
+// are still in the caches.
+template <typename T>
+Status scale_rows_of_type(const Problem& p, const Outputs& out) {
+  using Acc = typename AccumulateOf<T>::type;
+  const Acc* factors = static_cast<const Acc*>(out.grad_rows);
+  if (out.grad_rows_stride == 0 && *factors == 1) return {};
+  const int threads = Call<T>(p).threads_for(p.n * p.c);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (i64 thread = 0; thread < threads; ++thread) {
+    for (i64 i = p.n * (thread + 1) / threads - 1; i >= p.n * thread / threads; --i) {
+      T* row = static_cast<T*>(out.grad) + i * p.c;
+      const Acc factor = factors[i * out.grad_rows_stride];
+      LPL_SIMD
+      for (i64 j = 0; j < p.c; ++j) row[j] = store<T>(load(row[j]) * factor);
+    }
+  }
+  return {};
+}
+
 template <typename Run>
 Status for_type(DType dtype, Run run) {
   switch (dtype) {
@@ -163,6 +193,10 @@ Status learned_perturbation(const Problem& p, const Outputs& out) {
 Status sweep(const Problem& p, const Outputs& out) {
   if (p.dtype == DType::f64) return sweep_of_type<double>(p, out);
   return sweep_of_type<float>(p, out);
+}
+
+Status scale_rows(const Problem& p, const Outputs& out) {
+  return for_type(p.dtype, [&](auto t) { return scale_rows_of_type<decltype(t)>(p, out); });
 }
 
 }  // namespace LPL_ISA

@@ -127,6 +127,30 @@ inline Lanes sqrt_of(Lanes x) {
   return x;
 }
 
+// log x to about one unit in the last place for normal x > 0; inf and nan stay.
+inline float log_of(float x) {
+  // x = 2^n·m with m in [√½, √2)
+  const uint32_t shifted = bit_cast<uint32_t>(x) - 0x3f3504f3u;
+  const float n = float(int32_t(shifted) >> 23);
+  const float f = bit_cast<float>((shifted & 0x7fffffu) + 0x3f3504f3u) - 1.0f;
+  float p = 7.0376836292e-2f;
+  p = p * f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  const float square = f * f;
+  const float low = p * f * square - n * 2.12194440e-4f - 0.5f * square;
+  const float y = (f + low) + n * 0.693359375f;
+  return x < 3.4e38f ? y : x;
+}
+inline double log_of(double x) {
+  return std::log(x);
+}
+
 // tanh without cancellation at 0.
 inline float tanh_of(float x) {
   const float square = x * x;

@@ -180,7 +180,12 @@ def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
 
 def scale_rows_(buffer: Tensor, grad_loss: Tensor) -> None:
     """buffer (N, C) times the upstream gradient, 0-dim or (N,), in place."""
-    if grad_loss.dim():
-        buffer.mul_(grad_loss[:, None])
-    elif grad_loss.item() != 1:  # no synchronisation: a CPU number
-        buffer.mul_(grad_loss)
+    stride = grad_loss.stride(0) if grad_loss.dim() else 0
+    _native().scale_rows(
+        buffer.data_ptr(),
+        *buffer.shape,
+        _DTYPES[buffer.dtype],
+        grad_loss.data_ptr(),
+        stride,
+        torch.get_num_threads(),
+    )
