@@ -49,6 +49,7 @@ struct Problem {
   bool through;  // the gradient goes through the learned perturbation's steps
   int64_t ignore_index;
   double phi_parameter, label_smoothing, z_loss, softcap, inverse_temperature, step_size;
+  double norm_p, norm_limit, norm_gain, norm_offset;  // of lpl_fused.norm; p = 0: none
 
   int32_t threads;
 };

@@ -3,6 +3,7 @@
 from . import functional, losses
 from .backends import backends, explain
 from .functional import MixedTarget
+from .norm import LogitClip, LogitNorm
 from .perturbation import Perturbation
 from .phi import GCE, Alpha, Focal, Poly1
 from .version import __version__
@@ -11,6 +12,8 @@ __all__ = [
     "GCE",
     "Alpha",
     "Focal",
+    "LogitClip",
+    "LogitNorm",
     "MixedTarget",
     "Perturbation",
     "Poly1",

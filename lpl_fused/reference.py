@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .norm import Numbers
 from .phi import FOCAL, LOG, POLY1, POWER
 from .problem import MEAN, NONE, Problem, accumulate_dtype, label_range_error
 
@@ -63,10 +64,34 @@ def check_labels(problem: Problem) -> None:
             raise label_range_error("row_index", value, problem.rows.shape[0], None)
 
 
+def row_norm(u: Tensor, p: float, dim: int) -> Tensor:
+    """‖u‖_p along `dim`, kept as a dimension; no power overflows, the gradient at 0 is 0."""
+    # the norm does not depend on what it is scaled by, so neither does its gradient
+    peak = u.detach().abs().amax(dim, keepdim=True).clamp(min=torch.finfo(u.dtype).tiny)
+    norm: Tensor = torch.linalg.vector_norm(u / peak, p, dim=dim, keepdim=True)
+    return peak * norm
+
+
+def renormed(u: Tensor, norm: Numbers, dim: int = 1) -> Tensor:
+    """T(u) = u·f(‖u‖_p) along `dim`: see `lpl_fused.norm`. What is −inf stays so, uncounted."""
+    masked = u == -torch.inf
+    counted = u.masked_fill(masked, 0)
+    length = row_norm(counted, norm.p, dim) + norm.offset
+    # the branch that torch.where leaves out must not divide by 0 either
+    factor = norm.gain / length.clamp(min=norm.limit)
+    factor = torch.where(length > norm.limit, factor, 1.0)
+    return torch.where(masked, u * factor.detach(), counted * factor)
+
+
 def perturb(problem: Problem) -> Tensor:
     """The perturbed logits z (N, C), without the learned perturbation."""
     options = problem.options
     z = problem.input.to(accumulate_dtype(problem.input.dtype))
+    if options.norm_p > 0:
+        if not problem.dense and problem.other is None:
+            # garbage in ignored rows (padding) must not reach the gradient as 0·nan
+            z = z.masked_fill((problem.target == options.ignore_index)[:, None], 0)
+        z = renormed(z, options.norm)
     if options.softcap > 0:
         z = options.softcap * torch.tanh(z / options.softcap)
     if problem.scale is not None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .norm import Norm, numbers_of
 from .perturbation import Perturbation
 from .phi import Phi, coded
 from .problem import NONE, REDUCTIONS, Options, Problem, accumulate_dtype
@@ -40,6 +41,7 @@ def call_options(
     label_smoothing: float | Tensor,
     z_loss: float,
     softcap: float,
+    norm: Norm | None = None,
 ) -> Options:
     if reduction not in REDUCTIONS:
         raise ValueError(f'reduction: expected "none", "mean" or "sum", got {reduction!r}')
@@ -58,7 +60,7 @@ def call_options(
         label_smoothing=smoothing,
         z_loss=float(z_loss),
         softcap=float(softcap),
-    )
+    ).with_norm(numbers_of(norm))
 
 
 def integer(name: str, value: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from cases import PHIS, Draw
+from cases import NORMS, PHIS, Draw
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +47,8 @@ def cases(draw: st.DrawFn) -> Case:
         keywords["z_loss"] = 1e-3
     if draw(st.booleans()) and finite:
         keywords["softcap"] = draw(st.sampled_from([2.0, 30.0]))
+    if draw(st.booleans()):
+        keywords["norm"] = NORMS[draw(st.sampled_from(sorted(NORMS)))](classes)
     one_label = form in ("hard", "ignoring")
     allowed = [name for name in TABLES if one_label or name != "margin"]
     chosen = draw(st.lists(st.sampled_from(allowed), unique=True, max_size=4))

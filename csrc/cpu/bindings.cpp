@@ -72,6 +72,10 @@ Problem make_problem(const py::tuple& problem, const py::tuple& sizes) {
   p.label_smoothing = options[at++].cast<double>();
   p.z_loss = options[at++].cast<double>();
   p.softcap = options[at++].cast<double>();
+  p.norm_p = options[at++].cast<double>();
+  p.norm_limit = options[at++].cast<double>();
+  p.norm_gain = options[at++].cast<double>();
+  p.norm_offset = options[at++].cast<double>();
   p.inverse_temperature = options[at++].cast<double>();
   p.step_size = options[at++].cast<double>();
   p.normalize = options[at++].cast<bool>();
