@@ -111,7 +111,7 @@ def cross_entropy_backward(
     problem: Problem, grad_rows: Tensor, stats: Tensor, want: list[bool]
 ) -> tuple[Tensor, ...]:
     """(input, scale, offset, margin, rows), empty where not wanted: see ops.py."""
-    from .kernels.backward import backward, row_sums
+    from .kernels.backward import backward, row_alongs, row_sums
 
     n, classes = problem.input.shape
     want_input, want_scale, want_offset, want_margin, want_rows = want
@@ -132,8 +132,12 @@ def cross_entropy_backward(
     if spread(problem):
         sums = _new(problem, 2, n)
         _launch(row_sums, (n,), arguments, stats, sums, **meta)
+    alongs = None
+    if problem.options.norm_p > 0:
+        alongs = _new(problem, n)
+        _launch(row_alongs, (n,), arguments, grad_rows, stride, stats, sums, alongs, **meta)
     grid = (chunks, -(-classes // meta["BLOCK"]))
-    what = (arguments, outcome, grad_rows, stride, stats, sums, wanted, n, chunk)
+    what = (arguments, outcome, grad_rows, stride, stats, sums, alongs, wanted, n, chunk)
     _launch(backward, grid, *what, **meta)
 
     def finished(stored: Tensor | None, finish: Callable[[Tensor], Tensor]) -> Tensor:
@@ -185,9 +189,9 @@ def _learned(
     """
     if problem.steps is None:
         return _arguments(problem), None
-    if wanted is None or spread(problem):
-        delta, slot = learned_perturbation(problem)
-        return _arguments(problem)._replace(delta=delta, slot=slot), None
+    if wanted is None or spread(problem) or problem.options.norm_p > 0:
+        delta = _new(problem, *problem.input.shape)
+        return _take_steps(problem, Wanted(delta=delta))[0], None
     return _take_steps(problem, wanted, norm, grad_rows)
 
 
@@ -253,7 +257,7 @@ def _number(problem: Problem, value: float) -> Any:
 
 
 def _arguments(problem: Problem) -> Arguments:
-    """The problem in kernel form, without a δ."""
+    """The problem in kernel form, without a δ, its rows measured if they have a norm."""
     from triton.language import constexpr
 
     form = ONE_LABEL
@@ -266,7 +270,8 @@ def _arguments(problem: Problem) -> Arguments:
     def unless(off: float, value: float) -> Any:
         return None if value == off else _number(problem, value)
 
-    return Arguments(
+    norm = options.norm_p > 0
+    arguments = Arguments(
         input=problem.input,
         input_stride=problem.input.stride(0),
         classes=problem.input.shape[1],
@@ -290,11 +295,23 @@ def _arguments(problem: Problem) -> Arguments:
         delta=None,
         slot=None,
         softcap=unless(0, options.softcap),
+        norm_p=constexpr(options.norm_p) if norm else None,
+        norm_limit=_number(problem, options.norm_limit) if norm else None,
+        norm_gain=_number(problem, options.norm_gain) if norm else None,
+        norm_offset=_number(problem, options.norm_offset) if norm else None,
+        lengths=None,
         inverse_temperature=unless(1, options.inverse_temperature),
         phi=constexpr(options.phi),
         phi_parameter=None if options.phi == LOG else _number(problem, options.phi_parameter),
         z_loss=unless(0, options.z_loss),
     )
+    if not norm:
+        return arguments
+    from .kernels.norms import measure_rows
+
+    lengths = _new(problem, problem.input.shape[0], 3)
+    _launch(measure_rows, lengths.shape[:1], arguments, lengths, **column_meta(problem))
+    return arguments._replace(lengths=lengths)
 
 
 def _normalizer(problem: Problem) -> Tensor:
