@@ -4,6 +4,7 @@ from . import functional, losses
 from .backends import backends, explain
 from .functional import MixedTarget
 from .norm import LogitClip, LogitNorm
+from .penalty import MarginPenalty
 from .perturbation import Perturbation
 from .phi import GCE, Alpha, Focal, Poly1
 from .version import __version__
@@ -14,6 +15,7 @@ __all__ = [
     "Focal",
     "LogitClip",
     "LogitNorm",
+    "MarginPenalty",
     "MixedTarget",
     "Perturbation",
     "Poly1",

@@ -13,6 +13,7 @@ from . import ops, reference
 from .backends import REFERENCE, resolve
 from .norm import Norm, numbers_of
 from .ops import Choose
+from .penalty import MarginPenalty
 from .perturbation import Perturbation
 from .phi import Phi
 from .problem import NONE, NotDifferentiable, Options, Problem
@@ -41,6 +42,7 @@ def cross_entropy(
     z_loss: float = 0.0,
     softcap: float = 0.0,
     norm: Norm | None = None,
+    penalty: MarginPenalty | None = None,
     sample_weight: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -52,7 +54,7 @@ def cross_entropy(
         z    = perturbation(softcap·tanh(T(u)/softcap))     see `norm`, `Perturbation`
         ℓ_ij = logsumexp(z_i) − z_ij
         L_i  = s_i · Σ_j w_j t_ij (φ(ℓ_ij) + z_loss·logsumexp(z_i)²)
-        L    = Σ_i L_i / Σ_i s_i w_{y_i}                    reduction "mean"
+        L    = Σ_i L_i / Σ_i s_i w_{y_i} + mean_i P_i       reduction "mean"; P: see `penalty`
 
     One read of the logits for the loss, one write for the gradient, no other N×C memory.
 
@@ -73,6 +75,8 @@ def cross_entropy(
         z_loss: ≥ 0, weight of the squared logsumexp (PaLM uses 1e-4).
         softcap: > 0 bounds the logits before the perturbation (Gemma 2 uses 30); 0 does not.
         norm: `LogitClip` or `LogitNorm`, T(u) = u·f(‖u‖_p), before the softcap; None leaves u.
+        penalty: a `MarginPenalty` P_i of each row, on the raw logits, 0 where the label is ignored.
+            No weight touches it: the mean is over the rows that count, the sum and "none" add P_i.
         sample_weight: weights s, one per loss: the shape of `target` (class indices).
         backend: "auto", "cpp", "triton" or "reference"; see `lpl_fused.explain()`.
 
@@ -91,7 +95,9 @@ def cross_entropy(
     """
     shaped = Shaped(input, target)
     options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
-    problem = shaped.problem(options, perturbation, weight, sample_weight, label_smoothing)
+    problem = shaped.problem(
+        options, perturbation, weight, sample_weight, label_smoothing, penalty=penalty
+    )
     return shaped.restore(_run_on(problem, backend), options)
 
 

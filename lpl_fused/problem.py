@@ -39,6 +39,10 @@ class Options(NamedTuple):
     norm_offset: float = 0.0
     inverse_temperature: float = 1.0
     step_size: float = 0.0
+    penalty: int = 0  # code of lpl_fused.penalty
+    penalty_margin: float = 1.0
+    penalty_unit: float = 1.0
+    penalty_strength: float = 1.0
     normalize: bool = False
     through: bool = False  # the gradient goes through the learned perturbation's steps
 
@@ -59,6 +63,7 @@ class Options(NamedTuple):
                 self.reduction,
                 self.ignore_index,
                 self.phi,
+                self.penalty,
                 int(self.normalize),
                 int(self.through),
             ],
@@ -73,14 +78,18 @@ class Options(NamedTuple):
                 self.norm_offset,
                 self.inverse_temperature,
                 self.step_size,
+                self.penalty_margin,
+                self.penalty_unit,
+                self.penalty_strength,
             ],
         )
 
     @staticmethod
     def unpacked(codes: Sequence[int], numbers: Sequence[float]) -> Options:
-        reduction, ignore_index, phi, normalize, through = codes
-        switches = bool(normalize), bool(through)
-        return Options(reduction, ignore_index, phi, *numbers, *switches)  # type: ignore
+        reduction, ignore_index, phi, penalty, normalize, through = codes
+        *others, margin, unit, strength = numbers
+        last = penalty, margin, unit, strength, bool(normalize), bool(through)
+        return Options(reduction, ignore_index, phi, *others, *last)  # type: ignore
 
 
 class Problem(NamedTuple):
@@ -99,6 +108,8 @@ class Problem(NamedTuple):
     rows: Tensor | None = None  # (R, C)
     row_index: Tensor | None = None  # (N,) int64; None: the target
     steps: Tensor | None = None  # (C,) int32: learned perturbation, signed step counts
+    multiplier: Tensor | None = None  # (C,): λ of the penalty
+    rho: Tensor | None = None  # (C,): ρ of the penalty
     options: Options = Options()
 
     @property

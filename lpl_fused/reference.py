@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .norm import Numbers
+from .penalty import value_of
 from .phi import FOCAL, LOG, POLY1, POWER
 from .problem import MEAN, NONE, Problem, accumulate_dtype, label_range_error
 
@@ -263,6 +264,27 @@ def normalizer(problem: Problem) -> Tensor:
     return _weighted(total, problem).sum()
 
 
+def counted_rows(problem: Problem) -> Tensor:
+    """(N,) bool: the rows that count, all but those that are ignored (with both labels)."""
+    if problem.dense:
+        return problem.target.new_ones(problem.target.shape[0], dtype=torch.bool)
+    counted = problem.target != problem.options.ignore_index
+    if problem.other is not None:
+        counted = counted | (problem.other != problem.options.ignore_index)
+    return counted
+
+
+def penalties(problem: Problem, counted: Tensor) -> Tensor:
+    """(N,) penalties of the rows that count, 0 for the others: see `lpl_fused.penalty`."""
+    options = problem.options
+    # garbage in ignored rows (padding) must not reach the gradient as 0·nan
+    u = problem.input.to(accumulate_dtype(problem.input.dtype)).masked_fill(~counted[:, None], 0)
+    excess = (u.amax(1, keepdim=True) - u - options.penalty_margin) / options.penalty_unit
+    strength = options.penalty_strength
+    values = value_of(excess, options.penalty, strength, problem.multiplier, problem.rho)
+    return values.mean(1).masked_fill(~counted, 0)
+
+
 def cross_entropy(problem: Problem) -> Tensor:
     """The loss of a problem: 0-dim, or (N,) for reduction "none"."""
     check_labels(problem)
@@ -274,7 +296,14 @@ def cross_entropy(problem: Problem) -> Tensor:
         # garbage in ignored rows (padding) must not reach the gradient as 0·nan
         z = z.masked_fill((problem.target == problem.options.ignore_index)[:, None], 0)
     loss = row_losses(problem, z)
-    if problem.options.reduction == NONE:
-        return loss
-    total = loss.sum()
-    return total / normalizer(problem) if problem.options.reduction == MEAN else total
+    reduction = problem.options.reduction
+    value = loss if reduction == NONE else loss.sum()
+    if reduction == MEAN:
+        value = value / normalizer(problem)
+    if problem.options.penalty:
+        counted = counted_rows(problem)
+        penalty = penalties(problem, counted)
+        if reduction != NONE:
+            penalty = penalty.sum() / (counted.sum() if reduction == MEAN else 1)
+        value = value + penalty
+    return value

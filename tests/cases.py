@@ -14,6 +14,7 @@ from lpl_fused import (
     Focal,
     LogitClip,
     LogitNorm,
+    MarginPenalty,
     MixedTarget,
     Perturbation,
     Poly1,
@@ -42,6 +43,9 @@ NORMS: dict[str, Callable[[int], Norm]] = {
     "clip-official": lambda classes: LogitClip(0.5, form="official"),
     "logit-norm": lambda classes: LogitNorm(0.2),
 }
+
+
+PENALTIES = ("relu", "phr", "p2", "p3")
 
 
 class Draw:
@@ -84,6 +88,12 @@ class Draw:
             row_index=torch.randint(3, (self.n,), generator=self.generator),
             temperature=0.7,
         )
+
+    def penalty(self, kind: str, margin: float = 2.0, normalize: bool = True) -> MarginPenalty:
+        if kind == "relu":
+            return MarginPenalty(margin=margin, strength=0.3, normalize=normalize)
+        lam, rho = self.uniform(self.classes), 1 + self.uniform(self.classes)
+        return MarginPenalty(kind, margin, normalize=normalize, multiplier=lam, rho=rho)
 
     def steps(self, largest: int = 6) -> Tensor:
         return torch.randint(-largest, largest + 1, (self.classes,), generator=self.generator)
@@ -143,6 +153,7 @@ def cross_entropy_cases() -> dict[str, Build]:
     cases["softcap"] = with_keywords(targets()["hard"], lambda d: {"softcap": 3.0})
     cases.update(table_cases())
     cases.update(norm_cases())
+    cases.update(penalty_cases())
     cases["everything"] = lambda d: Case(
         d.input(),
         d.ignoring(),
@@ -265,6 +276,41 @@ def norm_cases() -> dict[str, Build]:
             "norm": NORMS["clip"](d.classes),
         },
         learn=("scale", "offset", "margin", "rows", "temperature"),
+    )
+    return cases
+
+
+def penalty_cases() -> dict[str, Build]:
+    """Every kind alone, with ties for the maximum, and beside everything else."""
+    cases = {}
+    for kind in PENALTIES:
+        cases[f"penalty-{kind}"] = with_keywords(
+            targets()["ignore"], lambda d, kind=kind: {"penalty": d.penalty(kind)}
+        )
+        cases[f"penalty-{kind}-ties"] = lambda d, kind=kind: Case(
+            d.input().round(), d.labels(), {"penalty": d.penalty(kind, 0.5, normalize=False)}
+        )
+    for form in targets():
+        for reduction in ("none", "mean", "sum"):
+            cases[f"{form}-{reduction}-penalty"] = with_keywords(
+                targets()[form],
+                lambda d, reduction=reduction: {
+                    "weight": d.uniform(d.classes),
+                    "sample_weight": d.uniform(d.n),
+                    "reduction": reduction,
+                    "penalty": d.penalty("phr"),
+                },
+            )
+    for name in ("clip", "clip-p3", "logit-norm"):
+        cases[f"{name}-penalty"] = with_keywords(
+            norm_cases()[name], lambda d: {"penalty": d.penalty("p2")}
+        )
+    for name in ("scale-learned", "rows-learned", "margin-cold-learned", "softcap-scale-learned"):
+        cases[f"{name}-penalty"] = with_keywords(
+            table_cases()[name], lambda d: {"penalty": d.penalty("relu")}
+        )
+    cases["penalty-everything"] = with_keywords(
+        norm_cases()["clip-everything"], lambda d: {"penalty": d.penalty("phr")}
     )
     return cases
 

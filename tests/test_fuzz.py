@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from cases import NORMS, PHIS, Draw
+from cases import NORMS, PENALTIES, PHIS, Draw
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -64,6 +64,9 @@ def cases(draw: st.DrawFn) -> Case:
         steps = random.steps(draw(st.integers(0, 5)))
         keywords["step_size"] = draw(st.sampled_from([0.01, 0.3, 1.0]))
         keywords["normalize"] = draw(st.booleans())
+    if steps is None and finite and draw(st.booleans()):
+        kind = draw(st.sampled_from(PENALTIES))
+        keywords["penalty"] = random.penalty(kind, normalize=draw(st.booleans()))
     if not finite:
         learn = ()  # 0·∞ in a table's gradient is nan however it is formed
     return Case(input, target, keywords, steps, learn)

@@ -84,6 +84,14 @@ struct Call {
     return total;
   }
 
+  // How many rows count: what the mean of the penalties divides by.
+  i64 counted_rows() const {
+    if (!p.target) return n;
+    i64 count = 0;
+    for (i64 i = 0; i < n; ++i) count += !ignored(p.target[i]) || (p.other && !ignored(p.other[i]));
+    return count;
+  }
+
   // Exponentials of a row: e^(z_j − shift), Σ over all but one of them, z of that one, and where z
   // is; null where that is not known any more. What the row's norm has done to it.
   struct Exponentials {

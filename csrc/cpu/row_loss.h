@@ -1,6 +1,7 @@
 // The loss of one row and its gradient, for every target form.
 #pragma once
 
+#include "penalty.h"
 #include "solver.h"
 
 namespace lpl {
@@ -9,7 +10,7 @@ namespace {
 // What a thread needs to work on rows: scratch of C numbers each, and the sums of table gradients.
 template <typename Acc>
 struct Workspace {
-  Vector<Acc> z, e, pull, capped, dz;                // (C,)
+  Vector<Acc> z, e, pull, capped, dz, push;          // (C,)
   RowNorm<Acc> norm;                                 // of the row at work
   Vector<Acc> grad_scale, grad_offset, grad_margin;  // (C,), zero at first
 };
@@ -20,7 +21,11 @@ class RowLoss {
   using Acc = typename AccumulateOf<T>::type;
 
   RowLoss(const Call<T>& call, const Outputs& out, double norm)
-      : call_(call), p_(call.p), out_(out), norm_(norm), c_(call.c) {
+      : call_(call), p_(call.p), out_(out), norm_(norm), c_(call.c), penalty_(call.p) {
+    penalised_ = p_.penalty != Penalty::none;
+    // no weight touches a penalty, whose mean is over the rows that count
+    if (penalised_ && p_.reduction == Reduction::mean)
+      penalty_weight_ = norm / double(call.counted_rows());
     soft_ = p_.dense || call.smooth();
     tables_ = out.grad_scale || out.grad_offset || out.grad_margin || out.grad_perturbed;
   }
@@ -32,6 +37,7 @@ class RowLoss {
     w.z.resize(c_);
     w.e.resize(c_);
     if (soft_) w.pull.resize(c_);
+    if (penalised_ && out_.grad) w.push.resize(c_);
     if (p_.softcap > 0) w.capped.resize(c_);
     if (tables_ || p_.softcap > 0) w.dz.resize(c_);
     if (out_.grad_scale) w.grad_scale.assign(c_, 0);
@@ -42,7 +48,9 @@ class RowLoss {
 
   // Whether a row's loss needs nothing of its softmax but the masses of target and rivals, and its
   // gradient nothing but one product per class: such rows take the solver's result as it is.
-  bool direct() const { return !soft_ && !tables_ && p_.softcap == 0 && p_.norm_p == 0; }
+  bool direct() const {
+    return !soft_ && !tables_ && p_.softcap == 0 && p_.norm_p == 0 && !penalised_;
+  }
 
   // The gradient's row i as a place for exponentials, over which it will be written; else null.
   Acc* place(i64 i) const {
@@ -86,8 +94,14 @@ class RowLoss {
     }
     const Acc upstream = this->upstream(i) * call_.sample_weight(i);
     const Pull pull = soft_ ? soft(i, delta, w) : labelled(i, delta, w);
+    double penalty = 0;
+    if (penalised_) {
+      Acc* push = w.push.empty() ? nullptr : w.push.data();
+      const double weight = double(this->upstream(i)) * penalty_weight_;
+      penalty = penalty_weight_ * penalty_.run(call_.logits(i), weight, push);
+    }
     if (wants_grad()) write(i, pull, upstream, w);
-    return pull.loss * call_.sample_weight(i);
+    return Acc(double(pull.loss * call_.sample_weight(i)) + penalty);
   }
 
  private:
@@ -260,51 +274,61 @@ class RowLoss {
     const Acc* scale = call_.scale;
     if (soft_) {
       const Acc* t = w.pull.data();
-      write_input(i, w.norm, pull, upstream, e, [=](i64 j) {
+      write_input(i, w, pull, upstream, e, [=](i64 j) {
         return (share * e[j] - upstream * t[j]) * (scale ? scale[j] : uniform);
       });
     } else if (scale) {
-      write_input(i, w.norm, pull, upstream, e, [=](i64 j) { return share * e[j] * scale[j]; });
+      write_input(i, w, pull, upstream, e, [=](i64 j) { return share * e[j] * scale[j]; });
     } else {
       const Acc factor = share * uniform;
-      write_input(i, w.norm, pull, upstream, e, [=](i64 j) { return factor * e[j]; });
+      write_input(i, w, pull, upstream, e, [=](i64 j) { return factor * e[j]; });
     }
   }
 
   // dL/du from the gradient g(j) of what the norm hands on; at the labels it is that of `pull`.
   // g(j) reads `e` at j, which may lie where the result goes.
   template <typename Gradient>
-  void write_input(i64 i, const RowNorm<Acc>& norm, const Pull& pull, Acc upstream, Acc* e,
+  void write_input(i64 i, const Workspace<Acc>& w, const Pull& pull, Acc upstream, Acc* e,
                    Gradient g) const {
-    if (norm.factor != 1 || norm.bend != 0) return write_normed(i, norm, pull, upstream, e, g);
-    T* out = grad_row(i);
-    LPL_SIMD
-    for (i64 j = 0; j < c_; ++j) out[j] = store<T>(g(j));
-    write_labels(i, pull, upstream);
-  }
-
-  template <typename Gradient>
-  void write_normed(i64 i, const RowNorm<Acc>& norm, const Pull& pull, Acc upstream, Acc* e,
-                    Gradient g) const {
-    const T* u = call_.logits(i);
+    const RowNorm<Acc>& norm = w.norm;
+    const Acc factor = norm.factor;
+    if (factor == 1 && norm.bend == 0) {
+      store_row(i, w, pull, upstream, [=](i64, Acc own) { return own; }, g);
+      return;
+    }
     // the labels' own terms apart, so that 1 − p keeps its digits as p → 1
     for (int k = 0; k < pull.labels; ++k) e[pull.label[k]] = 0;
     if (p_.norm_p != 2 || norm.masked) {
       LPL_SIMD
       for (i64 j = 0; j < c_; ++j) e[j] = g(j);
-      return write_by_any_norm(i, norm, pull, upstream, e);
+      return write_by_any_norm(i, w, pull, upstream, e);
     }
+    const T* u = call_.logits(i);
     double along = sum_over<Acc>(c_, [=](i64 j) { return g(j) * load(u[j]); });
     for (int k = 0; k < pull.labels; ++k)
       along += double(label_gradient(pull, k, upstream)) * double(load(u[pull.label[k]]));
-    const Acc factor = norm.factor;
     const Acc each = Acc(double(factor) * norm.bend * norm.inverse * norm.inverse * along);
+    const auto through = [=](i64 j, Acc own) { return factor * own - each * load(u[j]); };
+    store_row(i, w, pull, upstream, through, g);
+  }
+
+  // The row of dL/du, through(j, g_j) and what the penalty adds.
+  template <typename Through, typename Gradient>
+  void store_row(i64 i, const Workspace<Acc>& w, const Pull& pull, Acc upstream, Through through,
+                 Gradient g) const {
     T* out = grad_row(i);
-    LPL_SIMD
-    for (i64 j = 0; j < c_; ++j) out[j] = store<T>(factor * g(j) - each * load(u[j]));
+    const Acc* push = w.push.data();
+    if (w.push.empty()) {
+      LPL_SIMD
+      for (i64 j = 0; j < c_; ++j) out[j] = store<T>(through(j, g(j)));
+    } else {
+      LPL_SIMD
+      for (i64 j = 0; j < c_; ++j) out[j] = store<T>(through(j, g(j)) + push[j]);
+    }
     for (int k = 0; k < pull.labels; ++k) {
       const i64 y = pull.label[k];
-      out[y] = store<T>(factor * label_gradient(pull, k, upstream) - each * load(u[y]));
+      const Acc value = through(y, label_gradient(pull, k, upstream));
+      out[y] = store<T>(w.push.empty() ? value : value + push[y]);
     }
   }
 
@@ -313,20 +337,20 @@ class RowLoss {
   }
 
   // The same, whatever p, and with masked classes; the gradient g comes in `e`.
-  void write_by_any_norm(i64 i, const RowNorm<Acc>& norm, const Pull& pull, Acc upstream,
+  void write_by_any_norm(i64 i, const Workspace<Acc>& w, const Pull& pull, Acc upstream,
                          Acc* e) const {
+    const RowNorm<Acc>& norm = w.norm;
     const T* u = call_.logits(i);
     for (int k = 0; k < pull.labels; ++k) e[pull.label[k]] = label_gradient(pull, k, upstream);
     const double along = sum_over<Acc>(c_, [=](i64 j) { return e[j] * counted(u[j]); });
     const Acc factor = norm.factor;
     const Acc each = Acc(double(factor) * norm.bend * norm.inverse * along);
-    T* out = grad_row(i);
     const auto finish = [&](auto slope) {
-      LPL_SIMD
-      for (i64 j = 0; j < c_; ++j) {
+      const auto through = [=](i64 j, Acc own) {
         const Acc x = counted(u[j]), sign = Acc(x > 0) - Acc(x < 0);
-        out[j] = store<T>(factor * e[j] - each * sign * slope(magnitude_of(x)));
-      }
+        return factor * own - each * sign * slope(magnitude_of(x));
+      };
+      store_row(i, w, Pull{}, upstream, through, [=](i64 j) { return e[j]; });
     };
     const Acc inverse = Acc(norm.inverse), peak = norm.peak, power = Acc(p_.norm_p - 1);
     if (p_.norm_p == 2) return finish([=](Acc x) { return x * inverse; });
@@ -417,12 +441,12 @@ class RowLoss {
     const Pull whole{};  // with its labels in dz
     if (p_.softcap > 0) {
       const Acc inverse = Acc(1 / p_.softcap);
-      write_input(i, w.norm, whole, upstream, dz, [=](i64 j) {
+      write_input(i, w, whole, upstream, dz, [=](i64 j) {
         const Acc bounded = capped[j] * inverse;
         return dz[j] * (scale ? scale[j] : uniform) * (1 - bounded) * (1 + bounded);
       });
     } else {
-      write_input(i, w.norm, whole, upstream, dz,
+      write_input(i, w, whole, upstream, dz,
                   [=](i64 j) { return dz[j] * (scale ? scale[j] : uniform); });
     }
   }
@@ -443,7 +467,9 @@ class RowLoss {
   const Outputs& out_;
   const double norm_;
   const i64 c_;
-  bool soft_, tables_;
+  bool soft_, tables_, penalised_;
+  double penalty_weight_ = 1;
+  RowPenalty<T> penalty_;
 };
 
 }  // namespace
