@@ -257,7 +257,8 @@ def _number(problem: Problem, value: float) -> Any:
 
 
 def _arguments(problem: Problem) -> Arguments:
-    """The problem in kernel form, without a δ, its rows measured if they have a norm."""
+    """The problem in kernel form, without a δ, what its norm or penalty wants to know of each
+    row included."""
     from triton.language import constexpr
 
     form = ONE_LABEL
@@ -300,18 +301,32 @@ def _arguments(problem: Problem) -> Arguments:
         norm_gain=_number(problem, options.norm_gain) if norm else None,
         norm_offset=_number(problem, options.norm_offset) if norm else None,
         lengths=None,
+        penalty=constexpr(options.penalty) if options.penalty else None,
+        penalty_margin=_number(problem, options.penalty_margin) if options.penalty else None,
+        penalty_unit=_number(problem, options.penalty_unit) if options.penalty else None,
+        penalty_strength=_number(problem, options.penalty_strength) if options.penalty else None,
+        multiplier=problem.multiplier,
+        rho=problem.rho,
+        penalties=None,
         inverse_temperature=unless(1, options.inverse_temperature),
         phi=constexpr(options.phi),
         phi_parameter=None if options.phi == LOG else _number(problem, options.phi_parameter),
         z_loss=unless(0, options.z_loss),
     )
-    if not norm:
-        return arguments
-    from .kernels.norms import measure_rows
+    n, meta = problem.input.shape[0], column_meta(problem)
+    if norm:
+        from .kernels.norms import measure_rows
 
-    lengths = _new(problem, problem.input.shape[0], 3)
-    _launch(measure_rows, lengths.shape[:1], arguments, lengths, **column_meta(problem))
-    return arguments._replace(lengths=lengths)
+        lengths = _new(problem, n, 3)
+        _launch(measure_rows, (n,), arguments, lengths, **meta)
+        arguments = arguments._replace(lengths=lengths)
+    if options.penalty:
+        from .kernels.penalties import penalise_rows
+
+        penalties = _new(problem, n, 4)
+        _launch(penalise_rows, (n,), arguments, _penalty_weight(problem), penalties, **meta)
+        arguments = arguments._replace(penalties=penalties)
+    return arguments
 
 
 def _normalizer(problem: Problem) -> Tensor:
@@ -336,6 +351,19 @@ def _normalizer(problem: Problem) -> Tensor:
     if problem.sample_weight is not None:
         total = total * problem.sample_weight
     return total.sum(dtype=dtype)
+
+
+def _penalty_weight(problem: Problem) -> Tensor | None:
+    """0-dim: what undoes the weights of a mean, as a penalty's is over the rows that count."""
+    if problem.options.reduction != MEAN:
+        return None
+    norm = _normalizer(problem)
+    if problem.dense:
+        return norm / problem.input.shape[0]
+    counted = problem.target != problem.options.ignore_index
+    if problem.other is not None:
+        counted = counted | (problem.other != problem.options.ignore_index)
+    return norm / counted.sum()
 
 
 def _groups(problem: Problem) -> Groups:

@@ -55,6 +55,13 @@ class Arguments(NamedTuple):
     phi: Any  # constexpr, a code of lpl_fused.phi
     phi_parameter: Any
     z_loss: Any
+    penalty: Any  # constexpr, a code of lpl_fused.penalty, or None as all that belongs to it
+    penalty_margin: Any
+    penalty_unit: Any
+    penalty_strength: Any
+    multiplier: Any  # (C,)
+    rho: Any  # (C,)
+    penalties: Any  # (N, 4): what penalties.penalise_rows says of each row
 
 
 class Groups(NamedTuple):

@@ -5,6 +5,7 @@ import triton.language as tl
 
 from .algebra import LOG, SOLVED, bounded, read_logits, read_row, read_weights, unperturb
 from .norms import through_norm
+from .penalties import push_of
 from .rows import (
     block_gradient,
     finite_shift,
@@ -105,8 +106,12 @@ def backward(
             weight = read_weights(row, columns, inside, problem)
             dz = block_gradient(row, z, weight, columns, terms, problem)
         du, d_row = unperturb(dz, u, columns, inside, row, problem)
-        if alongs is not None:
-            du = through_norm(du, tl.load(alongs + index), u, row, problem)
+        if live:
+            if alongs is not None:
+                du = through_norm(du, tl.load(alongs + index), u, row, problem)
+            if problem.penalties is not None:
+                push = push_of(index, u, columns, inside, problem)
+                du += push * tl.load(grad_rows + index * grad_stride)
         start = index * problem.classes
         if wanted.input is not None:
             du = du.to(wanted.input.dtype.element_ty)

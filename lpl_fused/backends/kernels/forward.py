@@ -5,6 +5,7 @@ import triton.language as tl
 
 from .algebra import LOG, SOLVED, read_logits, read_row, read_weights, unperturb
 from .norms import along_norm, through_norm
+from .penalties import push_of
 from .rows import (
     block_gradient,
     block_statistics,
@@ -64,6 +65,8 @@ def forward(
         scale = 1 / tl.load(norm)
     gaps = (label_logits[0] - shift, label_logits[1] - shift)
     value, terms = row_terms(row, gaps, shift, rest, sums, scale, problem)
+    if problem.penalties is not None:
+        value += tl.load(problem.penalties + index * 4)
     tl.store(losses + index, value)
 
     if grad is not None:
@@ -72,14 +75,16 @@ def forward(
             du, _ = unperturb(dz, u, lanes, inside, row, problem)
             if problem.lengths is not None:
                 du = through_norm(du, along_norm(du, u, row), u, row, problem)
+            if problem.penalties is not None:
+                du += push_of(index, u, lanes, inside, problem) * scale
             here = grad + index * problem.classes + lanes
             tl.store(here, du.to(grad.dtype.element_ty), mask=inside)
         else:
-            sweep_gradient(row, terms, grad, problem, BLOCK)
+            sweep_gradient(row, terms, scale, grad, problem, BLOCK)
 
 
 @triton.jit
-def sweep_gradient(row, terms, grad, problem, BLOCK: tl.constexpr):
+def sweep_gradient(row, terms, scale, grad, problem, BLOCK: tl.constexpr):
     """Writes dL/du of a row, from its end, which the sweep before has left in the caches."""
     along = terms.strength
     if problem.lengths is not None:
@@ -93,6 +98,8 @@ def sweep_gradient(row, terms, grad, problem, BLOCK: tl.constexpr):
         du, _ = unperturb(dz, u, columns, inside, row, problem)
         if problem.lengths is not None:
             du = through_norm(du, along, u, row, problem)
+        if problem.penalties is not None:
+            du += push_of(row.index, u, columns, inside, problem) * scale
         here = grad + row.index * problem.classes + columns
         tl.store(here, du.to(grad.dtype.element_ty), mask=inside)
         column -= BLOCK

@@ -40,7 +40,7 @@ def _plain(problem: Problem) -> bool:
     """Cross-entropy of labels and nothing else, as far as a logit is concerned."""
     _, target, *parts, options = problem
     absent = all(part is None for part in parts)
-    changed = options.label_smoothing or options.softcap or options.norm_p
+    changed = options.label_smoothing or options.softcap or options.norm_p or options.penalty
     return absent and target.dim() == 1 and not changed
 
 
