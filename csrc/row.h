@@ -8,6 +8,7 @@ namespace lpl {
 
 enum class DType : int32_t { f64 = 0, f32 = 1, bf16 = 2, f16 = 3 };
 enum class Phi : int32_t { log = 0, power = 1, focal = 2, poly1 = 3 };
+enum class Penalty : int32_t { none = 0, relu = 1, phr = 2, p2 = 3, p3 = 4 };
 enum class Reduction : int32_t { none = 0, mean = 1, sum = 2 };
 
 // Why a call gave nothing: a label out of range, or steps through which the kernels do not
@@ -38,6 +39,8 @@ struct Problem {
   int64_t row_count;
   const int64_t* row_index;  // (N,), or null: the target's row
   const int32_t* steps;      // (C,), learned perturbation
+  const void* multiplier;    // (C,) Acc, λ of the penalty
+  const void* rho;           // (C,) Acc, ρ of the penalty
 
   // What an earlier sweep of a direct problem (RowLoss::direct) left, or null: (N, 3) Acc, shift,
   // rest and target's logit of each row, whose exponentials are in the gradient's row.
@@ -45,10 +48,13 @@ struct Problem {
 
   Reduction reduction;
   Phi phi;
+  Penalty penalty;
   bool normalize;
   bool through;  // the gradient goes through the learned perturbation's steps
   int64_t ignore_index;
   double phi_parameter, label_smoothing, z_loss, softcap, inverse_temperature, step_size;
+  double norm_p, norm_limit, norm_gain, norm_offset;  // of lpl_fused.norm; p = 0: none
+  double penalty_margin, penalty_unit, penalty_strength;
 
   int32_t threads;
 };

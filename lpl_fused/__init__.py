@@ -3,6 +3,8 @@
 from . import functional, losses
 from .backends import backends, explain
 from .functional import MixedTarget
+from .norm import LogitClip, LogitNorm
+from .penalty import MarginPenalty
 from .perturbation import Perturbation
 from .phi import GCE, Alpha, Focal, Poly1
 from .version import __version__
@@ -11,6 +13,9 @@ __all__ = [
     "GCE",
     "Alpha",
     "Focal",
+    "LogitClip",
+    "LogitNorm",
+    "MarginPenalty",
     "MixedTarget",
     "Perturbation",
     "Poly1",

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from . import ops, reference
 from .backends import REFERENCE, resolve
+from .norm import Norm, numbers_of
 from .ops import Choose
+from .penalty import MarginPenalty
 from .perturbation import Perturbation
 from .phi import Phi
 from .problem import NONE, NotDifferentiable, Options, Problem
@@ -39,6 +41,8 @@ def cross_entropy(
     phi: Phi = "log",
     z_loss: float = 0.0,
     softcap: float = 0.0,
+    norm: Norm | None = None,
+    penalty: MarginPenalty | None = None,
     sample_weight: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -47,10 +51,10 @@ def cross_entropy(
     Without the keywords that `torch.nn.functional.cross_entropy` lacks it is that function. With
     them, for logits u (rows i, classes j) and target distribution t:
 
-        z    = perturbation(softcap·tanh(u/softcap))        see `Perturbation`
+        z    = perturbation(softcap·tanh(T(u)/softcap))     see `norm`, `Perturbation`
         ℓ_ij = logsumexp(z_i) − z_ij
         L_i  = s_i · Σ_j w_j t_ij (φ(ℓ_ij) + z_loss·logsumexp(z_i)²)
-        L    = Σ_i L_i / Σ_i s_i w_{y_i}                    reduction "mean"
+        L    = Σ_i L_i / Σ_i s_i w_{y_i} + mean_i P_i       reduction "mean"; P: see `penalty`
 
     One read of the logits for the loss, one write for the gradient, no other N×C memory.
 
@@ -70,6 +74,9 @@ def cross_entropy(
         phi: "log", or `Alpha`, `GCE`, `Focal`, `Poly1`.
         z_loss: ≥ 0, weight of the squared logsumexp (PaLM uses 1e-4).
         softcap: > 0 bounds the logits before the perturbation (Gemma 2 uses 30); 0 does not.
+        norm: `LogitClip` or `LogitNorm`, T(u) = u·f(‖u‖_p), before the softcap; None leaves u.
+        penalty: a `MarginPenalty` P_i of each row, on the raw logits, 0 where the label is ignored.
+            No weight touches it: the mean is over the rows that count, the sum and "none" add P_i.
         sample_weight: weights s, one per loss: the shape of `target` (class indices).
         backend: "auto", "cpp", "triton" or "reference"; see `lpl_fused.explain()`.
 
@@ -87,8 +94,10 @@ def cross_entropy(
         RuntimeError: a backend asked for by name that cannot run here.
     """
     shaped = Shaped(input, target)
-    options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap)
-    problem = shaped.problem(options, perturbation, weight, sample_weight, label_smoothing)
+    options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
+    problem = shaped.problem(
+        options, perturbation, weight, sample_weight, label_smoothing, penalty=penalty
+    )
     return shaped.restore(_run_on(problem, backend), options)
 
 
@@ -108,6 +117,7 @@ def lpl_cross_entropy(
     phi: Phi = "log",
     z_loss: float = 0.0,
     softcap: float = 0.0,
+    norm: Norm | None = None,
     sample_weight: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -124,7 +134,7 @@ def lpl_cross_entropy(
 
     Args:
         input, weight, perturbation, ignore_index, reduction, label_smoothing, phi, z_loss, softcap,
-            sample_weight, backend: as in `cross_entropy`. Ignored rows take no part in δ.
+            norm, sample_weight, backend: as in `cross_entropy`. Ignored rows take no part in δ.
         target: class indices.
         steps: (C,), integer; 0 leaves a class untouched. Or a function that makes them from the
             batch: it is called once with the unweighted cross-entropy of z of every row (the shape
@@ -133,14 +143,14 @@ def lpl_cross_entropy(
         normalize: unit-length steps (the paper's eq. 11 is the plain gradient).
         through_perturbation: differentiate through all steps (the official long-tail code does).
             The cpp backend does so for rows alone in their class, with unsmoothed labels, no
-            softcap and tables that do not learn; "auto" takes the reference for everything else,
-            which needs memory for |steps| copies of the logits.
+            softcap, no norm and tables that do not learn; "auto" takes the reference for
+            everything else, which needs memory for |steps| copies of the logits.
 
     Returns, Raises:
         as `cross_entropy`; also TypeError for `steps` that are not integers.
     """
     shaped = Shaped(input, target)
-    options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap)
+    options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
     options = options._replace(
         step_size=checked_step_size(step_size),
         normalize=bool(normalize),
@@ -172,6 +182,7 @@ def lpl_perturbation(
     perturbation: Perturbation | None = None,
     ignore_index: int = -100,
     softcap: float = 0.0,
+    norm: Norm | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The δ that `lpl_cross_entropy` uses, for inspection; not differentiable.
@@ -185,6 +196,7 @@ def lpl_perturbation(
     """
     shaped = Shaped(input, target)
     options = Options(ignore_index=integer("ignore_index", ignore_index), softcap=float(softcap))
+    options = options.with_norm(numbers_of(norm))
     options = options._replace(step_size=checked_step_size(step_size), normalize=bool(normalize))
     problem = shaped.problem(options, perturbation, steps=steps)
     backend = _resolve(backend, problem)
@@ -230,7 +242,7 @@ def _with_steps(problem: Problem, backend: str, choose: Choose) -> Problem:
         ignore_index=problem.options.ignore_index,
         softcap=problem.options.softcap,
         inverse_temperature=problem.options.inverse_temperature,
-    )
+    ).with_norm(problem.options.norm)
     bare = problem._replace(weight=None, sample_weight=None, smoothing=None, options=options)
     with torch.no_grad():
         return problem._replace(steps=choose(_run(bare, backend)))

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .norm import Numbers
+
 NONE, MEAN, SUM = range(3)
 REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
 
@@ -31,10 +33,28 @@ class Options(NamedTuple):
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     softcap: float = 0.0
+    norm_p: float = 0.0  # what a lpl_fused.norm does to the rows: its Numbers
+    norm_limit: float = 0.0
+    norm_gain: float = 1.0
+    norm_offset: float = 0.0
     inverse_temperature: float = 1.0
     step_size: float = 0.0
+    penalty: int = 0  # code of lpl_fused.penalty
+    penalty_margin: float = 1.0
+    penalty_unit: float = 1.0
+    penalty_strength: float = 1.0
     normalize: bool = False
     through: bool = False  # the gradient goes through the learned perturbation's steps
+
+    @property
+    def norm(self) -> Numbers:
+        """What happens to the rows' norms."""
+        return Numbers(self.norm_p, self.norm_limit, self.norm_gain, self.norm_offset)
+
+    def with_norm(self, norm: Numbers) -> Options:
+        return self._replace(
+            norm_p=norm.p, norm_limit=norm.limit, norm_gain=norm.gain, norm_offset=norm.offset
+        )
 
     def packed(self) -> tuple[list[int], list[float]]:
         """The same as two lists, the form in which an operator's schema takes them."""
@@ -43,6 +63,7 @@ class Options(NamedTuple):
                 self.reduction,
                 self.ignore_index,
                 self.phi,
+                self.penalty,
                 int(self.normalize),
                 int(self.through),
             ],
@@ -51,16 +72,24 @@ class Options(NamedTuple):
                 self.label_smoothing,
                 self.z_loss,
                 self.softcap,
+                self.norm_p,
+                self.norm_limit,
+                self.norm_gain,
+                self.norm_offset,
                 self.inverse_temperature,
                 self.step_size,
+                self.penalty_margin,
+                self.penalty_unit,
+                self.penalty_strength,
             ],
         )
 
     @staticmethod
     def unpacked(codes: Sequence[int], numbers: Sequence[float]) -> Options:
-        reduction, ignore_index, phi, normalize, through = codes
-        switches = bool(normalize), bool(through)
-        return Options(reduction, ignore_index, phi, *numbers, *switches)  # type: ignore
+        reduction, ignore_index, phi, penalty, normalize, through = codes
+        *others, margin, unit, strength = numbers
+        last = penalty, margin, unit, strength, bool(normalize), bool(through)
+        return Options(reduction, ignore_index, phi, *others, *last)  # type: ignore
 
 
 class Problem(NamedTuple):
@@ -79,6 +108,8 @@ class Problem(NamedTuple):
     rows: Tensor | None = None  # (R, C)
     row_index: Tensor | None = None  # (N,) int64; None: the target
     steps: Tensor | None = None  # (C,) int32: learned perturbation, signed step counts
+    multiplier: Tensor | None = None  # (C,): λ of the penalty
+    rho: Tensor | None = None  # (C,): ρ of the penalty
     options: Options = Options()
 
     @property

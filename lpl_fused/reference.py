@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .norm import Numbers
+from .penalty import value_of
 from .phi import FOCAL, LOG, POLY1, POWER
 from .problem import MEAN, NONE, Problem, accumulate_dtype, label_range_error
 
@@ -63,10 +65,34 @@ def check_labels(problem: Problem) -> None:
             raise label_range_error("row_index", value, problem.rows.shape[0], None)
 
 
+def row_norm(u: Tensor, p: float, dim: int) -> Tensor:
+    """‖u‖_p along `dim`, kept as a dimension; no power overflows, the gradient at 0 is 0."""
+    # the norm does not depend on what it is scaled by, so neither does its gradient
+    peak = u.detach().abs().amax(dim, keepdim=True).clamp(min=torch.finfo(u.dtype).tiny)
+    norm: Tensor = torch.linalg.vector_norm(u / peak, p, dim=dim, keepdim=True)
+    return peak * norm
+
+
+def renormed(u: Tensor, norm: Numbers, dim: int = 1) -> Tensor:
+    """T(u) = u·f(‖u‖_p) along `dim`: see `lpl_fused.norm`. What is −inf stays so, uncounted."""
+    masked = u == -torch.inf
+    counted = u.masked_fill(masked, 0)
+    length = row_norm(counted, norm.p, dim) + norm.offset
+    # the branch that torch.where leaves out must not divide by 0 either
+    factor = norm.gain / length.clamp(min=norm.limit)
+    factor = torch.where(length > norm.limit, factor, 1.0)
+    return torch.where(masked, u * factor.detach(), counted * factor)
+
+
 def perturb(problem: Problem) -> Tensor:
     """The perturbed logits z (N, C), without the learned perturbation."""
     options = problem.options
     z = problem.input.to(accumulate_dtype(problem.input.dtype))
+    if options.norm_p > 0:
+        if not problem.dense and problem.other is None:
+            # garbage in ignored rows (padding) must not reach the gradient as 0·nan
+            z = z.masked_fill((problem.target == options.ignore_index)[:, None], 0)
+        z = renormed(z, options.norm)
     if options.softcap > 0:
         z = options.softcap * torch.tanh(z / options.softcap)
     if problem.scale is not None:
@@ -238,6 +264,27 @@ def normalizer(problem: Problem) -> Tensor:
     return _weighted(total, problem).sum()
 
 
+def counted_rows(problem: Problem) -> Tensor:
+    """(N,) bool: the rows that count, all but those that are ignored (with both labels)."""
+    if problem.dense:
+        return problem.target.new_ones(problem.target.shape[0], dtype=torch.bool)
+    counted = problem.target != problem.options.ignore_index
+    if problem.other is not None:
+        counted = counted | (problem.other != problem.options.ignore_index)
+    return counted
+
+
+def penalties(problem: Problem, counted: Tensor) -> Tensor:
+    """(N,) penalties of the rows that count, 0 for the others: see `lpl_fused.penalty`."""
+    options = problem.options
+    # garbage in ignored rows (padding) must not reach the gradient as 0·nan
+    u = problem.input.to(accumulate_dtype(problem.input.dtype)).masked_fill(~counted[:, None], 0)
+    excess = (u.amax(1, keepdim=True) - u - options.penalty_margin) / options.penalty_unit
+    strength = options.penalty_strength
+    values = value_of(excess, options.penalty, strength, problem.multiplier, problem.rho)
+    return values.mean(1).masked_fill(~counted, 0)
+
+
 def cross_entropy(problem: Problem) -> Tensor:
     """The loss of a problem: 0-dim, or (N,) for reduction "none"."""
     check_labels(problem)
@@ -249,7 +296,14 @@ def cross_entropy(problem: Problem) -> Tensor:
         # garbage in ignored rows (padding) must not reach the gradient as 0·nan
         z = z.masked_fill((problem.target == problem.options.ignore_index)[:, None], 0)
     loss = row_losses(problem, z)
-    if problem.options.reduction == NONE:
-        return loss
-    total = loss.sum()
-    return total / normalizer(problem) if problem.options.reduction == MEAN else total
+    reduction = problem.options.reduction
+    value = loss if reduction == NONE else loss.sum()
+    if reduction == MEAN:
+        value = value / normalizer(problem)
+    if problem.options.penalty:
+        counted = counted_rows(problem)
+        penalty = penalties(problem, counted)
+        if reduction != NONE:
+            penalty = penalty.sum() / (counted.sum() if reduction == MEAN else 1)
+        value = value + penalty
+    return value

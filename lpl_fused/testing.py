@@ -50,6 +50,10 @@ class Case:
             p = keywords["perturbation"]
             tables = {name: cast(getattr(p, name)) for name in TABLES}
             keywords["perturbation"] = replace(p, **tables)
+        if "penalty" in keywords:
+            penalty = keywords["penalty"]
+            tables = {name: cast(getattr(penalty, name)) for name in ("multiplier", "rho")}
+            keywords["penalty"] = replace(penalty, **tables)
         return replace(self, input=cast(self.input), target=target, keywords=keywords)
 
     def rounded(self, dtype: torch.dtype) -> Case:

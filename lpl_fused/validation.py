@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .norm import Norm, numbers_of
+from .penalty import KINDS, MarginPenalty
 from .perturbation import Perturbation
 from .phi import Phi, coded
 from .problem import NONE, REDUCTIONS, Options, Problem, accumulate_dtype
@@ -40,6 +42,7 @@ def call_options(
     label_smoothing: float | Tensor,
     z_loss: float,
     softcap: float,
+    norm: Norm | None = None,
 ) -> Options:
     if reduction not in REDUCTIONS:
         raise ValueError(f'reduction: expected "none", "mean" or "sum", got {reduction!r}')
@@ -58,7 +61,7 @@ def call_options(
         label_smoothing=smoothing,
         z_loss=float(z_loss),
         softcap=float(softcap),
-    )
+    ).with_norm(numbers_of(norm))
 
 
 def integer(name: str, value: int) -> int:
@@ -181,6 +184,7 @@ class Shaped:
         sample_weight: Tensor | None = None,
         label_smoothing: float | Tensor = 0.0,
         steps: Tensor | None = None,
+        penalty: MarginPenalty | None = None,
     ) -> Problem:
         dense = self.target.dim() == 2
         if dense and options.ignore_index >= 0:
@@ -203,6 +207,18 @@ class Shaped:
         if steps is not None:
             self.check_one_label()
             fields["steps"] = self.steps(steps)
+        if penalty is not None:
+            if not isinstance(penalty, MarginPenalty):
+                raise TypeError(f"penalty: expected a MarginPenalty or None, got {penalty!r}")
+            options = options._replace(
+                penalty=KINDS[penalty.kind],
+                penalty_margin=float(penalty.margin),
+                penalty_unit=float(penalty.unit),
+                penalty_strength=float(penalty.strength),
+            )
+            for name in ("multiplier", "rho"):
+                table = self._table(name, getattr(penalty, name))
+                fields[name] = None if table is None else table.detach()
         rows = _as_rows(self.input, self.classes)
         return Problem(rows, self.target, self.other, self.lam, options=options, **fields)
 

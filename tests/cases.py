@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from lpl_fused import GCE, Alpha, Focal, MixedTarget, Perturbation, Poly1
+from lpl_fused import (
+    GCE,
+    Alpha,
+    Focal,
+    LogitClip,
+    LogitNorm,
+    MarginPenalty,
+    MixedTarget,
+    Perturbation,
+    Poly1,
+)
+from lpl_fused.norm import Norm
 from lpl_fused.testing import Case
 
 PHIS = {
@@ -19,6 +31,21 @@ PHIS = {
     "focal2": Focal(2.0),
     "poly1": Poly1(2.0),
 }
+
+
+# by name: made for rows of a number of classes, so that about half of them are clipped
+NORMS: dict[str, Callable[[int], Norm]] = {
+    "clip": lambda classes: LogitClip(2.0 * classes**0.5),
+    "clip-p1": lambda classes: LogitClip(1.6 * classes, 1.0),
+    "clip-p1.5": lambda classes: LogitClip(1.8 * classes ** (2 / 3), 1.5),
+    "clip-p3": lambda classes: LogitClip(2.3 * classes ** (1 / 3), 3.0),
+    "clip-infinity": lambda classes: LogitClip(4.0, math.inf),
+    "clip-official": lambda classes: LogitClip(0.5, form="official"),
+    "logit-norm": lambda classes: LogitNorm(0.2),
+}
+
+
+PENALTIES = ("relu", "phr", "p2", "p3")
 
 
 class Draw:
@@ -62,6 +89,12 @@ class Draw:
             temperature=0.7,
         )
 
+    def penalty(self, kind: str, margin: float = 2.0, normalize: bool = True) -> MarginPenalty:
+        if kind == "relu":
+            return MarginPenalty(margin=margin, strength=0.3, normalize=normalize)
+        lam, rho = self.uniform(self.classes), 1 + self.uniform(self.classes)
+        return MarginPenalty(kind, margin, normalize=normalize, multiplier=lam, rho=rho)
+
     def steps(self, largest: int = 6) -> Tensor:
         return torch.randint(-largest, largest + 1, (self.classes,), generator=self.generator)
 
@@ -94,7 +127,8 @@ def targets() -> dict[str, Build]:
 def with_keywords(build: Build, make: Callable[[Draw], dict[str, object]]) -> Build:
     def built(draw: Draw) -> Case:
         case = build(draw)
-        return Case(case.input, case.target, {**case.keywords, **make(draw)})
+        keywords = {**case.keywords, **make(draw)}
+        return Case(case.input, case.target, keywords, learn=case.learn)
 
     return built
 
@@ -118,6 +152,8 @@ def cross_entropy_cases() -> dict[str, Build]:
             )
     cases["softcap"] = with_keywords(targets()["hard"], lambda d: {"softcap": 3.0})
     cases.update(table_cases())
+    cases.update(norm_cases())
+    cases.update(penalty_cases())
     cases["everything"] = lambda d: Case(
         d.input(),
         d.ignoring(),
@@ -202,6 +238,83 @@ def table_cases() -> dict[str, Build]:
     return cases
 
 
+def norm_cases() -> dict[str, Build]:
+    """Every norm alone, and one of them under everything else."""
+
+    def norm_of(name: str) -> Callable[[Draw], dict[str, object]]:
+        return lambda d: {"norm": NORMS[name](d.classes)}
+
+    cases = {name: with_keywords(targets()["ignore"], norm_of(name)) for name in NORMS}
+    for form in targets():
+        cases[f"{form}-logit-norm"] = with_keywords(targets()[form], norm_of("logit-norm"))
+    for form, others in (("softcap", "hard"), ("scale-learned", ""), ("tables-mixed", "")):
+        build = table_cases()[form] if not others else targets()[others]
+        for name in ("clip", "clip-p3"):
+            cases[f"{form}-{name}"] = with_keywords(
+                build,
+                lambda d, form=form, name=name: {
+                    "norm": NORMS[name](d.classes),
+                    **({"softcap": 3.0} if form == "softcap" else {}),
+                },
+            )
+    for name in ("temperature", "offset", "rows-learned", "margin-cold-learned"):
+        cases[f"{name}-clip"] = with_keywords(table_cases()[name], norm_of("clip"))
+    cases["clip-focal"] = with_keywords(
+        targets()["hard"], lambda d: {"norm": NORMS["clip"](d.classes), "phi": Focal(2.0)}
+    )
+    cases["clip-everything"] = lambda d: Case(
+        d.input(),
+        d.ignoring(),
+        {
+            "weight": d.uniform(d.classes),
+            "sample_weight": d.uniform(d.n),
+            "perturbation": d.tables(),
+            "label_smoothing": 0.3 * d.uniform(d.classes),
+            "phi": Focal(1.5),
+            "z_loss": 1e-3,
+            "softcap": 5.0,
+            "norm": NORMS["clip"](d.classes),
+        },
+        learn=("scale", "offset", "margin", "rows", "temperature"),
+    )
+    return cases
+
+
+def penalty_cases() -> dict[str, Build]:
+    """Every kind alone, with ties for the maximum, and beside everything else."""
+    cases = {}
+    for kind in PENALTIES:
+        cases[f"penalty-{kind}"] = with_keywords(
+            targets()["ignore"], lambda d, kind=kind: {"penalty": d.penalty(kind)}
+        )
+        cases[f"penalty-{kind}-ties"] = lambda d, kind=kind: Case(
+            d.input().round(), d.labels(), {"penalty": d.penalty(kind, 0.5, normalize=False)}
+        )
+    for form in targets():
+        for reduction in ("none", "mean", "sum"):
+            cases[f"{form}-{reduction}-penalty"] = with_keywords(
+                targets()[form],
+                lambda d, reduction=reduction: {
+                    "weight": d.uniform(d.classes),
+                    "sample_weight": d.uniform(d.n),
+                    "reduction": reduction,
+                    "penalty": d.penalty("phr"),
+                },
+            )
+    for name in ("clip", "clip-p3", "logit-norm"):
+        cases[f"{name}-penalty"] = with_keywords(
+            norm_cases()[name], lambda d: {"penalty": d.penalty("p2")}
+        )
+    for name in ("scale-learned", "rows-learned", "margin-cold-learned", "softcap-scale-learned"):
+        cases[f"{name}-penalty"] = with_keywords(
+            table_cases()[name], lambda d: {"penalty": d.penalty("relu")}
+        )
+    cases["penalty-everything"] = with_keywords(
+        norm_cases()["clip-everything"], lambda d: {"penalty": d.penalty("phr")}
+    )
+    return cases
+
+
 def lpl_cases() -> dict[str, Build]:
     def lpl(build: Build, largest: int = 6, step_size: float = 0.3, **keywords: object) -> Build:
         def built(d: Draw) -> Case:
@@ -238,6 +351,12 @@ def lpl_cases() -> dict[str, Build]:
     for name, build in forms.items():
         cases[name] = lpl(build)
         cases[f"{name}-normalized"] = lpl(build, normalize=True)
+    for name in ("clip", "clip-infinity", "logit-norm"):
+        for form in ("unique", "groups", "tables-learned"):
+            build = with_keywords(
+                forms[form], lambda d, name=name: {"norm": NORMS[name](d.classes)}
+            )
+            cases[f"{form}-{name}"] = lpl(build, normalize=form == "groups")
     cases["no-steps"] = lpl(few_classes, largest=0)
     cases["many-small-steps"] = lpl(few_classes, largest=60, step_size=0.02)
     cases["one-huge-step"] = lpl(few_classes, largest=1, step_size=40.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from cases import PHIS, Draw
+from cases import NORMS, PENALTIES, PHIS, Draw
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +47,8 @@ def cases(draw: st.DrawFn) -> Case:
         keywords["z_loss"] = 1e-3
     if draw(st.booleans()) and finite:
         keywords["softcap"] = draw(st.sampled_from([2.0, 30.0]))
+    if draw(st.booleans()):
+        keywords["norm"] = NORMS[draw(st.sampled_from(sorted(NORMS)))](classes)
     one_label = form in ("hard", "ignoring")
     allowed = [name for name in TABLES if one_label or name != "margin"]
     chosen = draw(st.lists(st.sampled_from(allowed), unique=True, max_size=4))
@@ -62,6 +64,9 @@ def cases(draw: st.DrawFn) -> Case:
         steps = random.steps(draw(st.integers(0, 5)))
         keywords["step_size"] = draw(st.sampled_from([0.01, 0.3, 1.0]))
         keywords["normalize"] = draw(st.booleans())
+    if steps is None and finite and draw(st.booleans()):
+        kind = draw(st.sampled_from(PENALTIES))
+        keywords["penalty"] = random.penalty(kind, normalize=draw(st.booleans()))
     if not finite:
         learn = ()  # 0·∞ in a table's gradient is nan however it is formed
     return Case(input, target, keywords, steps, learn)

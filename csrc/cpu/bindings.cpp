@@ -63,6 +63,8 @@ Problem make_problem(const py::tuple& problem, const py::tuple& sizes) {
   p.rows = data(problem[at++]);
   p.row_index = data<int64_t>(problem[at++]);
   p.steps = data<int32_t>(problem[at++]);
+  p.multiplier = data(problem[at++]);
+  p.rho = data(problem[at++]);
 
   const py::tuple options = problem[at];
   at = 0;
@@ -73,8 +75,16 @@ Problem make_problem(const py::tuple& problem, const py::tuple& sizes) {
   p.label_smoothing = options[at++].cast<double>();
   p.z_loss = options[at++].cast<double>();
   p.softcap = options[at++].cast<double>();
+  p.norm_p = options[at++].cast<double>();
+  p.norm_limit = options[at++].cast<double>();
+  p.norm_gain = options[at++].cast<double>();
+  p.norm_offset = options[at++].cast<double>();
   p.inverse_temperature = options[at++].cast<double>();
   p.step_size = options[at++].cast<double>();
+  p.penalty = lpl::Penalty(options[at++].cast<int>());
+  p.penalty_margin = options[at++].cast<double>();
+  p.penalty_unit = options[at++].cast<double>();
+  p.penalty_strength = options[at++].cast<double>();
   p.normalize = options[at++].cast<bool>();
   p.through = options[at++].cast<bool>();
   return p;

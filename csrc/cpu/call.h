@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "../lpl_math.h"
-#include "simd.h"
+#include "norm.h"
 
 namespace lpl {
 namespace {
@@ -84,13 +84,22 @@ struct Call {
     return total;
   }
 
+  // How many rows count: what the mean of the penalties divides by.
+  i64 counted_rows() const {
+    if (!p.target) return n;
+    i64 count = 0;
+    for (i64 i = 0; i < n; ++i) count += !ignored(p.target[i]) || (p.other && !ignored(p.other[i]));
+    return count;
+  }
+
   // Exponentials of a row: e^(z_j − shift), Σ over all but one of them, z of that one, and where z
-  // is; null where that is not known any more.
+  // is; null where that is not known any more. What the row's norm has done to it.
   struct Exponentials {
     Acc shift;
     double rest;
     Acc own;
     const Acc* z;
+    RowNorm<Acc> norm;
   };
 
   // One sweep over row i plus `delta` (may be null): perturbed logits to `z` (where anything
@@ -102,17 +111,20 @@ struct Call {
                             bool again = false) const {
     if (p.swept && !delta && !again) {
       const Acc* swept = table(p.swept) + 3 * i;
-      return {swept[0], double(swept[1]), swept[2], nullptr};
+      return {swept[0], double(swept[1]), swept[2], nullptr, {}};
     }
-    const Acc* row =
-        bare() && !extra_row(i) && !delta && !p.margin ? same_type(logits(i)) : nullptr;
+    RowNorm<Acc> norm;
+    if (p.norm_p > 0) norm = measured_norm<Acc>(p, logits(i));
+    const bool as_it_is = bare() && norm.factor == 1 && !extra_row(i) && !delta && !p.margin;
+    const Acc* row = as_it_is ? same_type(logits(i)) : nullptr;
     const bool fill = row == nullptr;
     if (fill) row = z;
     Acc shift = std::numeric_limits<Acc>::lowest();
     double rest = 0;
+    const i64 ahead = p.norm_p > 0 && c <= kRowAhead ? p.row_stride : kBlock;
     for (i64 lo = 0; lo < c; lo += kBlock) {
       const i64 size = std::min(kBlock, c - lo);
-      if (fill) perturb(i, delta, lo, size, z, capped);
+      if (fill) perturb(i, delta, lo, size, norm.factor, z, capped);
       const Acc top = max_of(row + lo, size);
       if (top > shift + kSlack) {
         const Acc factor = exp_of(shift - top);
@@ -121,12 +133,12 @@ struct Call {
         shift = top;
       }
       for (i64 part = lo; part < lo + size; part += kPart) {
-        prefetch(logits(i) + part + kBlock);
+        prefetch(logits(i) + part + ahead);
         const i64 length = std::min(kPart, lo + size - part);
         rest += exp_sum(row + part, shift, e ? e + part : nullptr, length, skip - part);
       }
     }
-    return {shift, rest, skip < 0 ? Acc(0) : row[skip], row};
+    return {shift, rest, skip < 0 ? Acc(0) : row[skip], row, norm};
   }
 
  private:
@@ -143,20 +155,21 @@ struct Call {
     return nullptr;
   }
 
-  // z[lo : lo + size] of row i, with the bounded logits in `capped` if there is a softcap.
-  void perturb(i64 i, const Acc* delta, i64 lo, i64 size, Acc* z, Acc* capped) const {
+  // z[lo : lo + size] of row i, whose norm makes its logits `length` times as long; the bounded
+  // ones go to `capped` if there is a softcap.
+  void perturb(i64 i, const Acc* delta, i64 lo, i64 size, Acc length, Acc* z, Acc* capped) const {
     const Acc* extra = extra_row(i);
     // `delta` lives in z, `extra` in the units of the logits
     const Acc* first = extra ? extra : delta;
     const Acc factor = extra ? uniform : Acc(1);
     if (p.softcap > 0) {
-      const Acc cap = Acc(p.softcap), inverse = Acc(1 / p.softcap);
+      const Acc cap = Acc(p.softcap), inverse = length * Acc(1 / p.softcap);
       const T* u = logits(i) + lo;
       LPL_SIMD
       for (i64 j = 0; j < size; ++j) capped[lo + j] = cap * tanh_of(load(u[j]) * inverse);
-      add_tables(static_cast<const Acc*>(capped), first, factor, lo, size, z);
+      add_tables(static_cast<const Acc*>(capped), Acc(1), first, factor, lo, size, z);
     } else {
-      add_tables(logits(i), first, factor, lo, size, z);
+      add_tables(logits(i), length, first, factor, lo, size, z);
     }
     if (extra && delta) {
       LPL_SIMD
@@ -169,19 +182,26 @@ struct Call {
   }
 
   template <typename U>
-  void add_tables(const U* u, const Acc* extra, Acc factor, i64 lo, i64 size, Acc* z) const {
+  void add_tables(const U* u, Acc length, const Acc* extra, Acc factor, i64 lo, i64 size,
+                  Acc* z) const {
+    const Acc each = scale ? length : length * uniform;  // `scale` has 1/temperature in it
     const auto run = [&](auto kernel) {
-      kernel(u + lo, at(scale, lo), uniform, at(offset, lo), at(extra, lo), factor, z + lo, size);
+      kernel(u + lo, at(scale, lo), each, at(offset, lo), at(extra, lo), factor, z + lo, size);
     };
-    switch ((scale ? 4 : 0) | (offset ? 2 : 0) | (extra ? 1 : 0)) {
-      case 0: return run(perturb_block<false, false, false, U, Acc>);
-      case 1: return run(perturb_block<false, false, true, U, Acc>);
-      case 2: return run(perturb_block<false, true, false, U, Acc>);
-      case 3: return run(perturb_block<false, true, true, U, Acc>);
-      case 4: return run(perturb_block<true, false, false, U, Acc>);
-      case 5: return run(perturb_block<true, false, true, U, Acc>);
-      case 6: return run(perturb_block<true, true, false, U, Acc>);
-      default: return run(perturb_block<true, true, true, U, Acc>);
+    const bool stretched = scale && length != 1;
+    switch ((stretched ? 8 : scale ? 4 : 0) | (offset ? 2 : 0) | (extra ? 1 : 0)) {
+      case 0: return run(perturb_block<false, true, false, false, U, Acc>);
+      case 1: return run(perturb_block<false, true, false, true, U, Acc>);
+      case 2: return run(perturb_block<false, true, true, false, U, Acc>);
+      case 3: return run(perturb_block<false, true, true, true, U, Acc>);
+      case 4: return run(perturb_block<true, false, false, false, U, Acc>);
+      case 5: return run(perturb_block<true, false, false, true, U, Acc>);
+      case 6: return run(perturb_block<true, false, true, false, U, Acc>);
+      case 7: return run(perturb_block<true, false, true, true, U, Acc>);
+      case 8: return run(perturb_block<true, true, false, false, U, Acc>);
+      case 9: return run(perturb_block<true, true, false, true, U, Acc>);
+      case 10: return run(perturb_block<true, true, true, false, U, Acc>);
+      default: return run(perturb_block<true, true, true, true, U, Acc>);
     }
   }
 
@@ -189,6 +209,8 @@ struct Call {
   // that the memory works while exponentials are computed. (Measured: a tenth less time where rows
   // come from main memory. The hardware's own prefetching ends with a page, which is a block.)
   static constexpr i64 kPart = 256;
+  // A norm has read the row already: up to this length the next row is what to fetch.
+  static constexpr i64 kRowAhead = 32768;
   static void prefetch(const T* part) {
     for (i64 j = 0; j < kPart; j += 64 / i64(sizeof(T))) __builtin_prefetch(part + j);
   }

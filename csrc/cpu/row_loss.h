@@ -1,6 +1,7 @@
 // The loss of one row and its gradient, for every target form.
 #pragma once
 
+#include "penalty.h"
 #include "solver.h"
 
 namespace lpl {
@@ -9,7 +10,8 @@ namespace {
 // What a thread needs to work on rows: scratch of C numbers each, and the sums of table gradients.
 template <typename Acc>
 struct Workspace {
-  Vector<Acc> z, e, pull, capped, dz;                // (C,)
+  Vector<Acc> z, e, pull, capped, dz, push;          // (C,)
+  RowNorm<Acc> norm;                                 // of the row at work
   Vector<Acc> grad_scale, grad_offset, grad_margin;  // (C,), zero at first
 };
 
@@ -19,7 +21,11 @@ class RowLoss {
   using Acc = typename AccumulateOf<T>::type;
 
   RowLoss(const Call<T>& call, const Outputs& out, double norm)
-      : call_(call), p_(call.p), out_(out), norm_(norm), c_(call.c) {
+      : call_(call), p_(call.p), out_(out), norm_(norm), c_(call.c), penalty_(call.p) {
+    penalised_ = p_.penalty != Penalty::none;
+    // no weight touches a penalty, whose mean is over the rows that count
+    if (penalised_ && p_.reduction == Reduction::mean)
+      penalty_weight_ = norm / double(call.counted_rows());
     soft_ = p_.dense || call.smooth();
     tables_ = out.grad_scale || out.grad_offset || out.grad_margin || out.grad_perturbed;
   }
@@ -31,6 +37,7 @@ class RowLoss {
     w.z.resize(c_);
     w.e.resize(c_);
     if (soft_) w.pull.resize(c_);
+    if (penalised_ && out_.grad) w.push.resize(c_);
     if (p_.softcap > 0) w.capped.resize(c_);
     if (tables_ || p_.softcap > 0) w.dz.resize(c_);
     if (out_.grad_scale) w.grad_scale.assign(c_, 0);
@@ -41,7 +48,9 @@ class RowLoss {
 
   // Whether a row's loss needs nothing of its softmax but the masses of target and rivals, and its
   // gradient nothing but one product per class: such rows take the solver's result as it is.
-  bool direct() const { return !soft_ && !tables_ && p_.softcap == 0; }
+  bool direct() const {
+    return !soft_ && !tables_ && p_.softcap == 0 && p_.norm_p == 0 && !penalised_;
+  }
 
   // The gradient's row i as a place for exponentials, over which it will be written; else null.
   Acc* place(i64 i) const {
@@ -85,8 +94,14 @@ class RowLoss {
     }
     const Acc upstream = this->upstream(i) * call_.sample_weight(i);
     const Pull pull = soft_ ? soft(i, delta, w) : labelled(i, delta, w);
+    double penalty = 0;
+    if (penalised_) {
+      Acc* push = w.push.empty() ? nullptr : w.push.data();
+      const double weight = double(this->upstream(i)) * penalty_weight_;
+      penalty = penalty_weight_ * penalty_.run(call_.logits(i), weight, push);
+    }
     if (wants_grad()) write(i, pull, upstream, w);
-    return pull.loss * call_.sample_weight(i);
+    return Acc(double(pull.loss * call_.sample_weight(i)) + penalty);
   }
 
  private:
@@ -115,7 +130,9 @@ class RowLoss {
 
   typename Call<T>::Exponentials sweep(i64 i, const Acc* delta, i64 skip, Workspace<Acc>& w) const {
     Acc* e = wants_grad() ? exponentials(i, w) : nullptr;
-    return call_.exponentials(i, delta, skip, w.z.data(), w.capped.data(), e);
+    const auto swept = call_.exponentials(i, delta, skip, w.z.data(), w.capped.data(), e);
+    w.norm = swept.norm;
+    return swept;
   }
 
   // One label, or the two of a mixed target, unsmoothed.
@@ -136,7 +153,7 @@ class RowLoss {
     }
     // without the first label's own term, so that 1 − p keeps its digits as p → 1
     const i64 y = pull.label[0];
-    const auto [top, others, z_own, z] = sweep(i, delta, y, w);
+    const auto [top, others, z_own, z, norm] = sweep(i, delta, y, w);
     const Acc own = exp_of(z_own - top);
     const Acc total = Acc(others + own);
     const Acc lse = p_.z_loss > 0 ? top + std::log(total) : Acc(0);
@@ -172,7 +189,7 @@ class RowLoss {
   Pull soft(i64 i, const Acc* delta, Workspace<Acc>& w) const {
     Acc* t = w.pull.data();
     fill_target(i, t);
-    const auto [top, total, unused, z] = sweep(i, delta, -1, w);
+    const auto [top, total, unused, z, norm] = sweep(i, delta, -1, w);
     const Acc log_total = std::log(Acc(total));
     const Acc lse = top + log_total;
     const double mass = sum_of(t, c_);
@@ -250,33 +267,104 @@ class RowLoss {
   }
 
   void write(i64 i, const Pull& pull, Acc upstream, Workspace<Acc>& w) const {
-    const Acc share = upstream * pull.share;
-    const Acc* e = exponentials(i, w);
     if (!w.dz.empty()) return write_tables(i, pull, upstream, w);
-    T* out = grad_row(i);
+    const Acc share = upstream * pull.share;
+    Acc* e = exponentials(i, w);
     const Acc uniform = call_.uniform;
     const Acc* scale = call_.scale;
     if (soft_) {
       const Acc* t = w.pull.data();
-      LPL_SIMD
-      for (i64 j = 0; j < c_; ++j)
-        out[j] = store<T>((share * e[j] - upstream * t[j]) * (scale ? scale[j] : uniform));
+      write_input(i, w, pull, upstream, e, [=](i64 j) {
+        return (share * e[j] - upstream * t[j]) * (scale ? scale[j] : uniform);
+      });
     } else if (scale) {
-      LPL_SIMD
-      for (i64 j = 0; j < c_; ++j) out[j] = store<T>(share * e[j] * scale[j]);
+      write_input(i, w, pull, upstream, e, [=](i64 j) { return share * e[j] * scale[j]; });
     } else {
       const Acc factor = share * uniform;
-      LPL_SIMD
-      for (i64 j = 0; j < c_; ++j) out[j] = store<T>(factor * e[j]);
+      write_input(i, w, pull, upstream, e, [=](i64 j) { return factor * e[j]; });
     }
-    write_labels(i, pull, upstream);
+  }
+
+  // dL/du from the gradient g(j) of what the norm hands on; at the labels it is that of `pull`.
+  // g(j) reads `e` at j, which may lie where the result goes.
+  template <typename Gradient>
+  void write_input(i64 i, const Workspace<Acc>& w, const Pull& pull, Acc upstream, Acc* e,
+                   Gradient g) const {
+    const RowNorm<Acc>& norm = w.norm;
+    const Acc factor = norm.factor;
+    if (factor == 1 && norm.bend == 0) {
+      store_row(i, w, pull, upstream, [=](i64, Acc own) { return own; }, g);
+      return;
+    }
+    // the labels' own terms apart, so that 1 − p keeps its digits as p → 1
+    for (int k = 0; k < pull.labels; ++k) e[pull.label[k]] = 0;
+    if (p_.norm_p != 2 || norm.masked) {
+      LPL_SIMD
+      for (i64 j = 0; j < c_; ++j) e[j] = g(j);
+      return write_by_any_norm(i, w, pull, upstream, e);
+    }
+    const T* u = call_.logits(i);
+    double along = sum_over<Acc>(c_, [=](i64 j) { return g(j) * load(u[j]); });
+    for (int k = 0; k < pull.labels; ++k)
+      along += double(label_gradient(pull, k, upstream)) * double(load(u[pull.label[k]]));
+    const Acc each = Acc(double(factor) * norm.bend * norm.inverse * norm.inverse * along);
+    const auto through = [=](i64 j, Acc own) { return factor * own - each * load(u[j]); };
+    store_row(i, w, pull, upstream, through, g);
+  }
+
+  // The row of dL/du, through(j, g_j) and what the penalty adds.
+  template <typename Through, typename Gradient>
+  void store_row(i64 i, const Workspace<Acc>& w, const Pull& pull, Acc upstream, Through through,
+                 Gradient g) const {
+    T* out = grad_row(i);
+    const Acc* push = w.push.data();
+    if (w.push.empty()) {
+      LPL_SIMD
+      for (i64 j = 0; j < c_; ++j) out[j] = store<T>(through(j, g(j)));
+    } else {
+      LPL_SIMD
+      for (i64 j = 0; j < c_; ++j) out[j] = store<T>(through(j, g(j)) + push[j]);
+    }
+    for (int k = 0; k < pull.labels; ++k) {
+      const i64 y = pull.label[k];
+      const Acc value = through(y, label_gradient(pull, k, upstream));
+      out[y] = store<T>(w.push.empty() ? value : value + push[y]);
+    }
+  }
+
+  Acc label_gradient(const Pull& pull, int k, Acc upstream) const {
+    return upstream * pull.at_label[k] * scale_of(pull.label[k]);
+  }
+
+  // The same, whatever p, and with masked classes; the gradient g comes in `e`.
+  void write_by_any_norm(i64 i, const Workspace<Acc>& w, const Pull& pull, Acc upstream,
+                         Acc* e) const {
+    const RowNorm<Acc>& norm = w.norm;
+    const T* u = call_.logits(i);
+    for (int k = 0; k < pull.labels; ++k) e[pull.label[k]] = label_gradient(pull, k, upstream);
+    const double along = sum_over<Acc>(c_, [=](i64 j) { return e[j] * counted(u[j]); });
+    const Acc factor = norm.factor;
+    const Acc each = Acc(double(factor) * norm.bend * norm.inverse * along);
+    const auto finish = [&](auto slope) {
+      const auto through = [=](i64 j, Acc own) {
+        const Acc x = counted(u[j]), sign = Acc(x > 0) - Acc(x < 0);
+        return factor * own - each * sign * slope(magnitude_of(x));
+      };
+      store_row(i, w, Pull{}, upstream, through, [=](i64 j) { return e[j]; });
+    };
+    const Acc inverse = Acc(norm.inverse), peak = norm.peak, power = Acc(p_.norm_p - 1);
+    if (p_.norm_p == 2) return finish([=](Acc x) { return x * inverse; });
+    if (p_.norm_p == 1) return finish([](Acc) { return Acc(1); });
+    if (p_.norm_p == std::numeric_limits<double>::infinity())
+      return finish([=](Acc x) { return Acc(x == peak); });
+    finish([=](Acc x) { return power_of(x * inverse, power); });
   }
 
   void write_labels(i64 i, const Pull& pull, Acc upstream) const {
     T* out = grad_row(i);
     for (int k = 0; k < pull.labels; ++k) {
       const i64 y = pull.label[k];
-      out[y] = store<T>(upstream * pull.at_label[k] * scale_of(y));
+      out[y] = store<T>(label_gradient(pull, k, upstream));
     }
   }
 
@@ -337,8 +425,9 @@ class RowLoss {
         LPL_SIMD
         for (i64 j = 0; j < c_; ++j) sum[j] += uniform * dz[j] * capped[j];
       } else {
+        const Acc length = uniform * w.norm.factor;
         LPL_SIMD
-        for (i64 j = 0; j < c_; ++j) sum[j] += uniform * dz[j] * load(u[j]);
+        for (i64 j = 0; j < c_; ++j) sum[j] += length * dz[j] * load(u[j]);
       }
     }
     if (out_.grad_margin) w.grad_margin[p_.target[i]] -= uniform * dz[p_.target[i]];
@@ -348,18 +437,17 @@ class RowLoss {
       for (i64 j = 0; j < c_; ++j) row[j] = uniform * dz[j];
     }
     if (!out_.grad) return;
-    T* out = grad_row(i);
     const Acc* scale = call_.scale;
+    const Pull whole{};  // with its labels in dz
     if (p_.softcap > 0) {
       const Acc inverse = Acc(1 / p_.softcap);
-      LPL_SIMD
-      for (i64 j = 0; j < c_; ++j) {
+      write_input(i, w, whole, upstream, dz, [=](i64 j) {
         const Acc bounded = capped[j] * inverse;
-        out[j] = store<T>(dz[j] * (scale ? scale[j] : uniform) * (1 - bounded) * (1 + bounded));
-      }
+        return dz[j] * (scale ? scale[j] : uniform) * (1 - bounded) * (1 + bounded);
+      });
     } else {
-      LPL_SIMD
-      for (i64 j = 0; j < c_; ++j) out[j] = store<T>(dz[j] * (scale ? scale[j] : uniform));
+      write_input(i, w, whole, upstream, dz,
+                  [=](i64 j) { return dz[j] * (scale ? scale[j] : uniform); });
     }
   }
 
@@ -379,7 +467,9 @@ class RowLoss {
   const Outputs& out_;
   const double norm_;
   const i64 c_;
-  bool soft_, tables_;
+  bool soft_, tables_, penalised_;
+  double penalty_weight_ = 1;
+  RowPenalty<T> penalty_;
 };
 
 }  // namespace

@@ -368,13 +368,15 @@ inline Acc max_of(const Acc* x, i64 n) {
   return top;
 }
 
-// z_j = scale_j·u_j (+ offset_j) (+ factor·extra_j).
-template <bool Scale, bool Offset, bool Extra, typename T, typename Acc>
+// z_j = uniform·u_j, scale_j·u_j or both (+ offset_j) (+ factor·extra_j).
+template <bool Scale, bool Uniform, bool Offset, bool Extra, typename T, typename Acc>
 inline void perturb_block(const T* u, const Acc* scale, Acc uniform, const Acc* offset,
                           const Acc* extra, Acc factor, Acc* z, i64 n) {
   LPL_SIMD
   for (i64 j = 0; j < n; ++j) {
-    Acc value = load(u[j]) * (Scale ? scale[j] : uniform);
+    Acc value = load(u[j]);
+    if (Uniform) value *= uniform;
+    if (Scale) value *= scale[j];
     if (Offset) value += offset[j];
     if (Extra) value += factor * extra[j];
     z[j] = value;

@@ -72,7 +72,7 @@ def _check(status: tuple[int, int, int, int], problem: Problem) -> None:
         if fault == _FAULT_THROUGH:
             raise NotDifferentiable(
                 "through_perturbation: the cpp backend differentiates the steps of rows alone in "
-                'their class, with unsmoothed labels and no softcap; use backend="auto"'
+                'their class, with unsmoothed labels, no softcap and no norm; use backend="auto"'
             )
         assert problem.rows is not None
         raise label_range_error("row_index", value, problem.rows.shape[0], None)
@@ -104,7 +104,7 @@ def cross_entropy(
 def sweeps_first(problem: Problem) -> bool:
     """Whether `cross_entropy_after` can do in one sweep what else takes two."""
     options = problem.options
-    plain = not (problem.dense or problem.smooth or options.softcap)
+    plain = not (problem.dense or problem.smooth or options.softcap or options.norm_p)
     return plain and problem.input.dtype in (torch.float32, torch.float64)
 
 

@@ -111,7 +111,7 @@ def cross_entropy_backward(
     problem: Problem, grad_rows: Tensor, stats: Tensor, want: list[bool]
 ) -> tuple[Tensor, ...]:
     """(input, scale, offset, margin, rows), empty where not wanted: see ops.py."""
-    from .kernels.backward import backward, row_sums
+    from .kernels.backward import backward, row_alongs, row_sums
 
     n, classes = problem.input.shape
     want_input, want_scale, want_offset, want_margin, want_rows = want
@@ -132,8 +132,12 @@ def cross_entropy_backward(
     if spread(problem):
         sums = _new(problem, 2, n)
         _launch(row_sums, (n,), arguments, stats, sums, **meta)
+    alongs = None
+    if problem.options.norm_p > 0:
+        alongs = _new(problem, n)
+        _launch(row_alongs, (n,), arguments, grad_rows, stride, stats, sums, alongs, **meta)
     grid = (chunks, -(-classes // meta["BLOCK"]))
-    what = (arguments, outcome, grad_rows, stride, stats, sums, wanted, n, chunk)
+    what = (arguments, outcome, grad_rows, stride, stats, sums, alongs, wanted, n, chunk)
     _launch(backward, grid, *what, **meta)
 
     def finished(stored: Tensor | None, finish: Callable[[Tensor], Tensor]) -> Tensor:
@@ -185,9 +189,9 @@ def _learned(
     """
     if problem.steps is None:
         return _arguments(problem), None
-    if wanted is None or spread(problem):
-        delta, slot = learned_perturbation(problem)
-        return _arguments(problem)._replace(delta=delta, slot=slot), None
+    if wanted is None or spread(problem) or problem.options.norm_p > 0:
+        delta = _new(problem, *problem.input.shape)
+        return _take_steps(problem, Wanted(delta=delta))[0], None
     return _take_steps(problem, wanted, norm, grad_rows)
 
 
@@ -253,7 +257,8 @@ def _number(problem: Problem, value: float) -> Any:
 
 
 def _arguments(problem: Problem) -> Arguments:
-    """The problem in kernel form, without a δ."""
+    """The problem in kernel form, without a δ, what its norm or penalty wants to know of each
+    row included."""
     from triton.language import constexpr
 
     form = ONE_LABEL
@@ -266,7 +271,8 @@ def _arguments(problem: Problem) -> Arguments:
     def unless(off: float, value: float) -> Any:
         return None if value == off else _number(problem, value)
 
-    return Arguments(
+    norm = options.norm_p > 0
+    arguments = Arguments(
         input=problem.input,
         input_stride=problem.input.stride(0),
         classes=problem.input.shape[1],
@@ -290,11 +296,37 @@ def _arguments(problem: Problem) -> Arguments:
         delta=None,
         slot=None,
         softcap=unless(0, options.softcap),
+        norm_p=constexpr(options.norm_p) if norm else None,
+        norm_limit=_number(problem, options.norm_limit) if norm else None,
+        norm_gain=_number(problem, options.norm_gain) if norm else None,
+        norm_offset=_number(problem, options.norm_offset) if norm else None,
+        lengths=None,
+        penalty=constexpr(options.penalty) if options.penalty else None,
+        penalty_margin=_number(problem, options.penalty_margin) if options.penalty else None,
+        penalty_unit=_number(problem, options.penalty_unit) if options.penalty else None,
+        penalty_strength=_number(problem, options.penalty_strength) if options.penalty else None,
+        multiplier=problem.multiplier,
+        rho=problem.rho,
+        penalties=None,
         inverse_temperature=unless(1, options.inverse_temperature),
         phi=constexpr(options.phi),
         phi_parameter=None if options.phi == LOG else _number(problem, options.phi_parameter),
         z_loss=unless(0, options.z_loss),
     )
+    n, meta = problem.input.shape[0], column_meta(problem)
+    if norm:
+        from .kernels.norms import measure_rows
+
+        lengths = _new(problem, n, 3)
+        _launch(measure_rows, (n,), arguments, lengths, **meta)
+        arguments = arguments._replace(lengths=lengths)
+    if options.penalty:
+        from .kernels.penalties import penalise_rows
+
+        penalties = _new(problem, n, 4)
+        _launch(penalise_rows, (n,), arguments, _penalty_weight(problem), penalties, **meta)
+        arguments = arguments._replace(penalties=penalties)
+    return arguments
 
 
 def _normalizer(problem: Problem) -> Tensor:
@@ -319,6 +351,19 @@ def _normalizer(problem: Problem) -> Tensor:
     if problem.sample_weight is not None:
         total = total * problem.sample_weight
     return total.sum(dtype=dtype)
+
+
+def _penalty_weight(problem: Problem) -> Tensor | None:
+    """0-dim: what undoes the weights of a mean, as a penalty's is over the rows that count."""
+    if problem.options.reduction != MEAN:
+        return None
+    norm = _normalizer(problem)
+    if problem.dense:
+        return norm / problem.input.shape[0]
+    counted = problem.target != problem.options.ignore_index
+    if problem.other is not None:
+        counted = counted | (problem.other != problem.options.ignore_index)
+    return norm / counted.sum()
 
 
 def _groups(problem: Problem) -> Groups:

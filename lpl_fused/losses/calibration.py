@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import functional
 from ..class_stats import Counts, label_aware_smoothing
 from ..distributed import all_sum
+from ..penalty import KINDS, MarginPenalty, slope_of, value_of
 from ..problem import REDUCTIONS, accumulate_dtype
+from ..row_transforms import class_dim
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
 from .module import LossModule, counted
@@ -51,36 +54,7 @@ class LabelAwareSmoothingLoss(CrossEntropyLoss):
         return {**super().keywords(), "label_smoothing": self.smoothing}
 
 
-class _Penalty(NamedTuple):
-    """P(h, λ, ρ) of an augmented Lagrangian and its slope dP/dh."""
-
-    value: Callable[[Tensor, Tensor, Tensor], Tensor]
-    slope: Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-# |h| rather than −h: the branch that torch.where leaves out must not divide by 0 either
-_PENALTIES = {
-    "phr": _Penalty(
-        lambda h, lam, rho: ((lam + rho * h).clamp(min=0) ** 2 - lam**2) / (2 * rho),
-        lambda h, lam, rho: (lam + rho * h).clamp(min=0),
-    ),
-    "p2": _Penalty(
-        lambda h, lam, rho: torch.where(
-            h >= 0, lam * h + lam * rho * h**2 + rho**2 * h**3 / 6, lam * h / (1 + rho * h.abs())
-        ),
-        lambda h, lam, rho: torch.where(
-            h >= 0, lam + 2 * lam * rho * h + (rho * h) ** 2 / 2, lam / (1 + rho * h.abs()) ** 2
-        ),
-    ),
-    "p3": _Penalty(
-        lambda h, lam, rho: torch.where(
-            h >= 0, lam * h + lam * rho * h**2, lam * h / (1 + rho * h.abs())
-        ),
-        lambda h, lam, rho: torch.where(
-            h >= 0, lam + 2 * lam * rho * h, lam / (1 + rho * h.abs()) ** 2
-        ),
-    ),
-}
+_PENALTIES = ("phr", "p2", "p3")
 
 
 class _MarginLoss(LossModule):
@@ -97,16 +71,34 @@ class _MarginLoss(LossModule):
             raise ValueError(f"margin: expected a finite number > 0, got {margin}")
         self.margin = float(margin)
 
-    def penalty(self, excess: Tensor) -> Tensor:
-        """Of max_k u_k − u_j − m (…, C), elementwise."""
+    def margin_penalty(self) -> MarginPenalty:
+        """The second term."""
         raise NotImplementedError
 
+    def penalty(self, excess: Tensor) -> Tensor:
+        """Of `excess` (…, C), elementwise."""
+        return self._elementwise(value_of, excess)
+
+    def _elementwise(self, function: Callable[..., Tensor], excess: Tensor) -> Tensor:
+        p = self.margin_penalty()
+        tables = (t if t is None else t.to(excess.dtype) for t in (p.multiplier, p.rho))
+        return function(excess, KINDS[p.kind], p.strength, *tables)
+
     def excess(self, input: Tensor) -> Tensor:
-        """max_k u_k − u_j − m, classes last; float32, float64 for float64 logits."""
+        """max_k u_k − u_j − m, divided by its unit, classes last; float32 (float64 for float64)."""
         u = input.to(accumulate_dtype(input.dtype)).movedim(min(input.dim() - 1, 1), -1)
-        return u.amax(-1, keepdim=True) - u - self.margin
+        return (u.amax(-1, keepdim=True) - u - self.margin) / self.margin_penalty().unit
 
     def forward(self, input: Tensor, target: Target) -> Tensor:
+        base = self.base
+        if isinstance(base, CrossEntropyLoss) and type(base).forward is CrossEntropyLoss.forward:
+            return functional.cross_entropy(
+                input,
+                target,
+                perturbation=base.perturbation(input),
+                penalty=self.margin_penalty(),
+                **base.keywords(),
+            )
         loss: Tensor = self.base(input, target)
         rows = counted(target, self.ignore_index)
         # garbage in ignored rows (padding) must not reach the gradient as 0·nan
@@ -123,7 +115,8 @@ class MbLSLoss(_MarginLoss):
 
         L = base + α·mean_ij max(0, max_k u_ik − u_ij − m)
 
-    Cost: that of `base`, and a sweep over the rows in plain PyTorch. The logits must be finite.
+    Fused where `base` is a `CrossEntropyLoss` that only chooses tables and keywords; else it costs
+    `base` and a sweep over the rows in plain PyTorch. The logits must be finite.
 
     Args:
         alpha: α ≥ 0, default 0.1, the authors'.
@@ -143,8 +136,8 @@ class MbLSLoss(_MarginLoss):
             raise ValueError(f"alpha: expected a finite number >= 0, got {alpha}")
         self.alpha = float(alpha)
 
-    def penalty(self, excess: Tensor) -> Tensor:
-        return self.alpha * torch.relu(excess)
+    def margin_penalty(self) -> MarginPenalty:
+        return MarginPenalty(margin=self.margin, strength=self.alpha)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, margin={self.margin}"
@@ -167,7 +160,8 @@ class CALSLoss(_MarginLoss):
         λ_j ← mean over held-out rows of clamp(P'(h_ij, λ_j, ρ_j))
         ρ_j ← 1.2·ρ_j  where mean h_j > 0.9·max(mean h_j of the last epoch, 0)   every `rho_every`
 
-    Cost: that of `base`, and a sweep over the rows in plain PyTorch. The logits must be finite.
+    Fused where `base` is a `CrossEntropyLoss` that only chooses tables and keywords; else it costs
+    `base` and a sweep over the rows in plain PyTorch. The logits must be finite.
 
     Args:
         num_classes: C.
@@ -232,25 +226,34 @@ class CALSLoss(_MarginLoss):
         self.register_buffer("sums", torch.zeros(2, num_classes, dtype=torch.float64))
         self.register_buffer("observed", torch.tensor(0.0, dtype=torch.float64))
 
+    def margin_penalty(self) -> MarginPenalty:
+        return MarginPenalty(
+            self.kind,
+            self.margin,
+            normalize=self.normalize,
+            multiplier=self.multiplier,
+            rho=self.rho,
+        )
+
     def excess(self, input: Tensor) -> Tensor:
         """h, classes last."""
-        excess = super().excess(input)
-        return excess / self.margin if self.normalize else excess
+        self._expect_classes(input)
+        return super().excess(input)
 
-    def penalty(self, excess: Tensor) -> Tensor:
-        return _PENALTIES[self.kind].value(excess, *self._multipliers(excess))
+    def forward(self, input: Tensor, target: Target) -> Tensor:
+        self._expect_classes(input)
+        return super().forward(input, target)
 
-    def _multipliers(self, excess: Tensor) -> tuple[Tensor, Tensor]:
-        if excess.shape[-1] != len(self.rho):
-            raise ValueError(f"input: expected {len(self.rho)} classes, got {excess.shape[-1]}")
-        return self.multiplier.to(excess.dtype), self.rho.to(excess.dtype)
+    def _expect_classes(self, input: Tensor) -> None:
+        if input.shape[class_dim(input)] != len(self.rho):
+            classes = input.shape[class_dim(input)]
+            raise ValueError(f"input: expected {len(self.rho)} classes, got {classes}")
 
     @torch.no_grad()
     def observe(self, input: Tensor) -> None:
         """Adds held-out logits, (N, C) or (N, C, d1, …) and no padding, to the epoch's sums."""
         excess = self.excess(input)
-        slope = _PENALTIES[self.kind].slope(excess, *self._multipliers(excess))
-        slope = slope.clamp(*self.multiplier_bounds)
+        slope = self._elementwise(slope_of, excess).clamp(*self.multiplier_bounds)
         sums = [part.reshape(-1, len(self.rho)).double().sum(0) for part in (slope, excess)]
         self.sums.add_(torch.stack(sums))
         self.observed.add_(excess.numel() / len(self.rho))

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import functional
+from ..norm import Norm
 from ..perturbation import Perturbation, chained
 from ..phi import Focal, Phi
 from ..problem import REDUCTIONS
@@ -15,13 +16,13 @@ from .module import LossModule
 
 
 class CrossEntropyLoss(LossModule):
-    """`torch.nn.CrossEntropyLoss` on the fused kernels, with φ and z-loss.
+    """`torch.nn.CrossEntropyLoss` on the fused kernels, with φ, z-loss and norm.
 
     The equation is that of `functional.cross_entropy`.
 
     Args:
         weight: (C,) class weights; a buffer, may be assigned at any time (DRW does).
-        ignore_index, reduction, label_smoothing, phi, z_loss, backend: as in
+        ignore_index, reduction, label_smoothing, phi, z_loss, norm, backend: as in
             `functional.cross_entropy`.
 
     Called with `perturbation=…` it applies those tables after its own (logit-adjusted CosFace,
@@ -41,6 +42,7 @@ class CrossEntropyLoss(LossModule):
         label_smoothing: float = 0.0,
         phi: Phi = "log",
         z_loss: float = 0.0,
+        norm: Norm | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -52,6 +54,7 @@ class CrossEntropyLoss(LossModule):
         self.label_smoothing = label_smoothing
         self.phi = phi
         self.z_loss = z_loss
+        self.norm = norm
         self.backend = backend
 
     def perturbation(self, logits: Tensor) -> Perturbation | None:
@@ -67,6 +70,7 @@ class CrossEntropyLoss(LossModule):
             "label_smoothing": self.label_smoothing,
             "phi": self.phi,
             "z_loss": self.z_loss,
+            "norm": self.norm,
             "backend": self.backend,
         }
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..class_stats import Counts, checked_counts
+from ..norm import FORMS
 from ..perturbation import Perturbation
 from ..problem import accumulate_dtype
-from ..row_transforms import FORMS, scale_and_margin
+from ..row_transforms import scale_and_margin
 from .binary import BinaryLoss, binary_labels
 from .cross_entropy import CrossEntropyLoss
 from .rows import blanked, class_indices, readable, reduced

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .. import functional, reference
+from ..norm import numbers_of
 from ..perturbation import Perturbation
 from ..problem import Options, Problem, accumulate_dtype
 
@@ -81,9 +82,9 @@ def official_cross_entropy(
     """
     dtype = accumulate_dtype(input.dtype)
     offset = official_adjustment(counts).to(input.device, dtype) if variant.adjusted else None
-    problem = Problem(
-        input, target, offset=offset, options=Options(ignore_index=keywords["ignore_index"])
-    )
+    options = Options(ignore_index=keywords["ignore_index"])
+    options = options.with_norm(numbers_of(keywords.get("norm")))
+    problem = Problem(input, target, offset=offset, options=options)
     with torch.set_grad_enabled(variant.differentiable and torch.is_grad_enabled()):
         delta, slot = official_perturbation(problem, variant, counts, num_head)
     if variant.differentiable:

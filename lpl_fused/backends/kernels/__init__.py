@@ -3,6 +3,8 @@
 elementary  expm1, log1p, tanh with all their digits, which the language lacks
 arguments   what a kernel is told: the tensors and numbers of a problem
 launch      launch parameters for a problem
+norms       the norm of a row of logits, and its gradient
+penalties   the penalty on logit distances, and its gradient
 algebra     φ, the perturbed logits of some columns, the target of a row
 rows        from the columns of a row to its statistics, its loss and its gradient
 forward     kernel: loss of a row, with its gradient if wanted

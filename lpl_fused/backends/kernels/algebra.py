@@ -13,6 +13,7 @@ import triton.language as tl
 from ... import phi
 from . import arguments
 from .elementary import expm1, tanh
+from .norms import read_length
 
 LOG = tl.constexpr(phi.LOG)
 POWER = tl.constexpr(phi.POWER)
@@ -38,11 +39,16 @@ class Row(NamedTuple):
     table_row: Any  # of problem.rows
     delta_row: Any  # of problem.delta
     margin: Any
+    factor: Any  # its logits are this many times as long: see norms.py
+    length: Any
+    bend: Any
 
 
 @triton.jit
-def cap(u, problem):
-    """v = softcap·tanh(u/softcap)"""
+def bounded(u, row, problem):
+    """v = softcap·tanh(T(u)/softcap)"""
+    if problem.lengths is not None:
+        u = u * row.factor
     if problem.softcap is not None:
         u = tanh(u / problem.softcap) * problem.softcap
     return u
@@ -51,7 +57,7 @@ def cap(u, problem):
 @triton.jit
 def perturb(u, columns, inside, row, problem):
     """z = (scale·v + offset + rows[r] − margin[y]·1[j = y])/temperature + delta; −inf outside."""
-    z = cap(u, problem)
+    z = bounded(u, row, problem)
     if problem.scale is not None:
         z = z * tl.load(problem.scale + columns, mask=inside, other=0)
     if problem.offset is not None:
@@ -71,8 +77,10 @@ def perturb(u, columns, inside, row, problem):
 
 
 @triton.jit
-def unperturb(dz, u, columns, inside, problem):
-    """(dL/du, dL/d offset) of some columns, from dL/dz: du = dz·scale·(1 − tanh²)/temperature."""
+def unperturb(dz, u, columns, inside, row, problem):
+    """(dL/dT, dL/d offset) of some columns, from dL/dz: dT = dz·scale·(1 − tanh²)/temperature.
+    T is u itself unless there is a norm; see norms.through_norm.
+    """
     d_offset = dz
     if problem.inverse_temperature is not None:
         d_offset = d_offset * problem.inverse_temperature
@@ -80,6 +88,8 @@ def unperturb(dz, u, columns, inside, problem):
     if problem.scale is not None:
         du = du * tl.load(problem.scale + columns, mask=inside, other=0)
     if problem.softcap is not None:
+        if problem.lengths is not None:
+            u = u * row.factor
         t = tanh(u / problem.softcap)
         du = du * (1 - t * t)
     return du, d_offset
@@ -215,7 +225,11 @@ def read_row(index, problem, dtype: tl.constexpr):
     margin = share * 0
     if problem.margin is not None:
         margin = tl.load(problem.margin + column)
-    row = Row(index, column, hard, other, other_hard, uniform, table_row, delta_row, margin)
+    factor, length, bend = read_length(index, problem, share)
+    row = Row(
+        index, column, hard, other, other_hard, uniform, table_row, delta_row, margin,
+        factor, length, bend,
+    )  # fmt: skip
     return live, row
 
 

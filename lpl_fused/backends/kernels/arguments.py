@@ -17,6 +17,9 @@ GROUP = 1  # not tried: its class has other rows
 FELL_BACK = 2  # not as exact as promised
 
 
+INFINITY = float("inf")
+
+
 class Arguments(NamedTuple):
     """A lpl_fused.problem.Problem in kernel form, with its δ if there is one."""
 
@@ -43,10 +46,22 @@ class Arguments(NamedTuple):
     delta: Any  # (N, C): the learned perturbation; row i has delta[slot[i]]
     slot: Any  # (N,)
     softcap: Any
+    norm_p: Any  # constexpr; of lpl_fused.norm, as the numbers that follow
+    norm_limit: Any
+    norm_gain: Any
+    norm_offset: Any
+    lengths: Any  # (N, 3): what norms.measure_rows says of each row
     inverse_temperature: Any
     phi: Any  # constexpr, a code of lpl_fused.phi
     phi_parameter: Any
     z_loss: Any
+    penalty: Any  # constexpr, a code of lpl_fused.penalty, or None as all that belongs to it
+    penalty_margin: Any
+    penalty_unit: Any
+    penalty_strength: Any
+    multiplier: Any  # (C,)
+    rho: Any  # (C,)
+    penalties: Any  # (N, 4): what penalties.penalise_rows says of each row
 
 
 class Groups(NamedTuple):

@@ -3,8 +3,17 @@
 import triton
 import triton.language as tl
 
-from .algebra import LOG, SOLVED, cap, read_logits, read_row, read_weights, unperturb
-from .rows import block_gradient, finite_shift, read_label_logits, row_terms, sweep_sums
+from .algebra import LOG, SOLVED, bounded, read_logits, read_row, read_weights, unperturb
+from .norms import through_norm
+from .penalties import push_of
+from .rows import (
+    block_gradient,
+    finite_shift,
+    read_label_logits,
+    row_terms,
+    sweep_along,
+    sweep_sums,
+)
 
 
 @triton.jit
@@ -37,14 +46,44 @@ def row_sums(problem, stats, sums, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def terms_of_row(row, index, n_rows, grad_rows, grad_stride, stats, sums, problem):
+    """The row's Terms, from what is saved of it."""
+    shift = finite_shift(tl.load(stats + index))
+    rest = tl.load(stats + n_rows + index)
+    of_row = (rest, rest, rest)
+    if sums is not None:
+        of_row = (rest, tl.load(sums + index), tl.load(sums + n_rows + index))
+    upstream = tl.load(grad_rows + index * grad_stride)
+    own, other = read_label_logits(row, problem)
+    gaps = (own - shift, other - shift)
+    return row_terms(row, gaps, shift, rest, of_row, upstream, problem)[1]
+
+
+@triton.jit
+def row_alongs(problem, grad_rows, grad_stride, stats, sums, alongs, BLOCK: tl.constexpr):
+    """alongs (N,): what `backward` needs of a whole row beside that where there is a norm: see
+    norms.py. One program per row.
+    """
+    index = tl.program_id(0).to(tl.int64)
+    live, row = read_row(index, problem, alongs.dtype.element_ty)
+    along = tl.full((), 0, alongs.dtype.element_ty)
+    if live:
+        rows = tl.num_programs(0)
+        terms = terms_of_row(row, index, rows, grad_rows, grad_stride, stats, sums, problem)
+        along = sweep_along(row, terms, problem, BLOCK)
+    tl.store(alongs + index, along)
+
+
+@triton.jit
 def backward(
-    problem, outcome, grad_rows, grad_stride, stats, sums, wanted, n_rows, CHUNK,
+    problem, outcome, grad_rows, grad_stride, stats, sums, alongs, wanted, n_rows, CHUNK,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """dL/du = dL/dz·dz/du, and of each chunk of CHUNK rows Σ_i dL/d scale and Σ_i dL/d offset.
 
     One program per chunk and block of columns. `wanted` says what is stored where, grad_rows (N,)
-    is dL/dL_i, sums is None unless weight is spread over all columns. Where there is an outcome
+    is dL/dL_i, sums is None unless weight is spread over all columns, alongs unless there is a
+    norm. Where there is an outcome
     (N,) chunks are single rows, and those SOLVED are done.
     """
     chunk = tl.program_id(0).to(tl.int64)
@@ -63,18 +102,16 @@ def backward(
         dz = tl.zeros((BLOCK,), dtype)
         if live:
             u, z, _ = read_logits(row, columns, problem)
-            shift = finite_shift(tl.load(stats + index))
-            rest = tl.load(stats + n_rows + index)
-            of_row = (rest, rest, rest)
-            if sums is not None:
-                of_row = (rest, tl.load(sums + index), tl.load(sums + n_rows + index))
-            upstream = tl.load(grad_rows + index * grad_stride)
-            own, other = read_label_logits(row, problem)
-            gaps = (own - shift, other - shift)
-            _, terms = row_terms(row, gaps, shift, rest, of_row, upstream, problem)
+            terms = terms_of_row(row, index, n_rows, grad_rows, grad_stride, stats, sums, problem)
             weight = read_weights(row, columns, inside, problem)
             dz = block_gradient(row, z, weight, columns, terms, problem)
-        du, d_row = unperturb(dz, u, columns, inside, problem)
+        du, d_row = unperturb(dz, u, columns, inside, row, problem)
+        if live:
+            if alongs is not None:
+                du = through_norm(du, tl.load(alongs + index), u, row, problem)
+            if problem.penalties is not None:
+                push = push_of(index, u, columns, inside, problem)
+                du += push * tl.load(grad_rows + index * grad_stride)
         start = index * problem.classes
         if wanted.input is not None:
             du = du.to(wanted.input.dtype.element_ty)
@@ -85,7 +122,7 @@ def backward(
             # by the one lane that holds the target's column
             tl.store(wanted.margin + index + columns * 0, -d_row, mask=columns == row.column)
         if wanted.scale is not None:
-            d_scale += d_row * cap(u, problem)
+            d_scale += d_row * bounded(u, row, problem)
         if wanted.offset is not None:
             d_offset += d_row
         index += 1

@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 
 from .algebra import LOG, SOLVED, read_logits, read_row, read_weights, unperturb
+from .norms import along_norm, through_norm
+from .penalties import push_of
 from .rows import (
     block_gradient,
     block_statistics,
@@ -12,6 +14,7 @@ from .rows import (
     read_label_logits,
     row_terms,
     store_nothing,
+    sweep_along,
     sweep_statistics,
     sweep_sums,
 )
@@ -62,28 +65,41 @@ def forward(
         scale = 1 / tl.load(norm)
     gaps = (label_logits[0] - shift, label_logits[1] - shift)
     value, terms = row_terms(row, gaps, shift, rest, sums, scale, problem)
+    if problem.penalties is not None:
+        value += tl.load(problem.penalties + index * 4)
     tl.store(losses + index, value)
 
     if grad is not None:
         if ONE_BLOCK:
             dz = block_gradient(row, z, weight, lanes, terms, problem)
-            du, _ = unperturb(dz, u, lanes, inside, problem)
+            du, _ = unperturb(dz, u, lanes, inside, row, problem)
+            if problem.lengths is not None:
+                du = through_norm(du, along_norm(du, u, row), u, row, problem)
+            if problem.penalties is not None:
+                du += push_of(index, u, lanes, inside, problem) * scale
             here = grad + index * problem.classes + lanes
             tl.store(here, du.to(grad.dtype.element_ty), mask=inside)
         else:
-            sweep_gradient(row, terms, grad, problem, BLOCK)
+            sweep_gradient(row, terms, scale, grad, problem, BLOCK)
 
 
 @triton.jit
-def sweep_gradient(row, terms, grad, problem, BLOCK: tl.constexpr):
+def sweep_gradient(row, terms, scale, grad, problem, BLOCK: tl.constexpr):
     """Writes dL/du of a row, from its end, which the sweep before has left in the caches."""
+    along = terms.strength
+    if problem.lengths is not None:
+        along = sweep_along(row, terms, problem, BLOCK)
     column = (problem.classes - 1) // BLOCK * BLOCK
     while column >= 0:
         columns = column + tl.arange(0, BLOCK)
         u, z, inside = read_logits(row, columns, problem)
         weight = read_weights(row, columns, inside, problem)
         dz = block_gradient(row, z, weight, columns, terms, problem)
-        du, _ = unperturb(dz, u, columns, inside, problem)
+        du, _ = unperturb(dz, u, columns, inside, row, problem)
+        if problem.lengths is not None:
+            du = through_norm(du, along, u, row, problem)
+        if problem.penalties is not None:
+            du += push_of(row.index, u, columns, inside, problem) * scale
         here = grad + row.index * problem.classes + columns
         tl.store(here, du.to(grad.dtype.element_ty), mask=inside)
         column -= BLOCK

@@ -5,6 +5,7 @@ flight; not tuned on a GPU.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -39,12 +40,15 @@ def _plain(problem: Problem) -> bool:
     """Cross-entropy of labels and nothing else, as far as a logit is concerned."""
     _, target, *parts, options = problem
     absent = all(part is None for part in parts)
-    return absent and target.dim() == 1 and not options.label_smoothing and not options.softcap
+    changed = options.label_smoothing or options.softcap or options.norm_p or options.penalty
+    return absent and target.dim() == 1 and not changed
 
 
 def _heavy(problem: Problem) -> bool:
     """More arithmetic per logit than an exponential."""
-    return problem.options.softcap > 0 or (spread(problem) and problem.options.phi != LOG)
+    options = problem.options
+    power = options.norm_p not in (0, 1, 2, math.inf)
+    return options.softcap > 0 or power or (spread(problem) and options.phi != LOG)
 
 
 def filling_meta(classes: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from .algebra import SOLVED, Row, read_logits, read_table_row
+from .norms import read_length
 from .rows import fill_row, finite_shift
 
 NORM_FLOOR = tl.constexpr(1e-12)  # a gradient shorter than this has no direction
@@ -61,9 +62,11 @@ def read_tile(group, first, columns, problem, groups, ROWS: tl.constexpr):
     index = tl.load(groups.order + group.begin + member, mask=inside, other=group.leader)
     table_row, outside = read_table_row(index, group.column, problem)
     weight = group.step
+    factor, length, bend = read_length(index, problem, weight)
     row = Row(
-        index, group.column, weight, group.column, weight, weight, table_row, index, group.margin
-    )
+        index, group.column, weight, group.column, weight, weight, table_row, index, group.margin,
+        factor, length, bend,
+    )  # fmt: skip
     _, z, _ = read_logits(row, columns, problem)
     if problem.row_index is not None:
         z = tl.where(outside, float("nan"), z)

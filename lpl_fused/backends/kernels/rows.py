@@ -19,8 +19,10 @@ from .algebra import (
     phi_value,
     read_logits,
     read_weights,
+    unperturb,
 )
 from .elementary import log1p
+from .norms import along_norm
 
 
 class Terms(NamedTuple):
@@ -215,6 +217,22 @@ def block_gradient(row, z, weight, columns, terms, problem):
         if problem.other is not None:
             dz += tl.where(columns == row.other, terms.other_part, 0)
     return dz
+
+
+@triton.jit
+def sweep_along(row, terms, problem, BLOCK: tl.constexpr):
+    """along_norm of a whole row: see norms.py."""
+    along = tl.zeros_like(terms.strength)
+    start = 0
+    while start < problem.classes:
+        columns = start + tl.arange(0, BLOCK)
+        u, z, inside = read_logits(row, columns, problem)
+        weight = read_weights(row, columns, inside, problem)
+        dz = block_gradient(row, z, weight, columns, terms, problem)
+        du, _ = unperturb(dz, u, columns, inside, row, problem)
+        along += along_norm(du, u, row)
+        start += BLOCK
+    return along
 
 
 @triton.jit

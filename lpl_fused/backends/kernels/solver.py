@@ -311,9 +311,9 @@ def store_tail(row, u, e, columns, moved, part, strength, wanted, problem, ORDER
 
 @triton.jit
 def store_gradient(row, dz, u, columns, grad, problem):
-    """Writes dL/du of some columns."""
+    """Writes dL/du of some columns, of rows without a norm."""
     inside = columns < problem.classes
-    du, _ = unperturb(dz, u, columns, inside, problem)
+    du, _ = unperturb(dz, u, columns, inside, row, problem)
     here = grad + row.index * problem.classes + columns
     tl.store(here, du.to(grad.dtype.element_ty), mask=inside)
 

@@ -1,0 +1,126 @@
+// T(u) = u·f(‖u‖_p) of a row of logits: its norm, and what the norm makes of the gradient.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "simd.h"
+
+namespace lpl {
+namespace {
+
+// What a row's norm n does to it: dL/du_j = factor·g_j − pull·s_j for g = dL/dT, with
+// pull = factor·bend·Σ g_k u_k/n and s = ∇n.
+template <typename Acc>
+struct RowNorm {
+  Acc factor = 1;       // f(n)
+  double inverse = 0;   // 1/n, 0 for n = 0
+  double bend = 0;      // −f'·n/f, over the number of ties for p = ∞; 0 where f is constant
+  Acc peak = 0;         // max |u_j|
+  bool masked = false;  // some logits are −∞: they stay so, and count nothing
+};
+
+// log x to a few units in the last place, x > 0; less than any number of use for 0.
+inline float log_of(float x) {
+  const bool small = x < 1.17549435e-38f;
+  const float scaled = small ? x * 16777216.0f : x;
+  const uint32_t bits = bit_cast<uint32_t>(scaled) - 0x3f3504f3u;  // relative to √½
+  const float exponent = float(int32_t(bits) >> 23);
+  const float m = bit_cast<float>((bits & 0x007fffffu) + 0x3f3504f3u);  // in [√½, √2)
+  const float r = (m - 1.0f) / (m + 1.0f), square = r * r;
+  // 2·artanh r
+  float p = square * (2.0f / 9) + 2.0f / 7;
+  p = p * square + 2.0f / 5;
+  p = p * square + 2.0f / 3;
+  p = p * square * r + 2.0f * r;
+  const float value = (exponent - (small ? 24.0f : 0.0f)) * 0.693147180559945f + p;
+  return x == 0 ? -1e30f : value;
+}
+
+// x^p for x ≥ 0, p > 0.
+inline float power_of(float x, float p) {
+  return exp_of(p * log_of(x));
+}
+inline double power_of(double x, double p) {
+  return std::pow(x, p);
+}
+
+template <typename Acc>
+inline Acc magnitude_of(Acc x) {
+  return x < 0 ? -x : x;
+}
+
+// A logit as its norm sees it.
+template <typename T>
+inline typename AccumulateOf<T>::type counted(T x) {
+  const auto value = load(x);
+  return value == -INFINITY ? 0 : value;
+}
+
+// Σ term(j) over a row: blocks in Acc, their sums in double.
+template <typename Acc, typename Term>
+inline double sum_over(i64 c, Term term) {
+  double total = 0;
+  for (i64 lo = 0; lo < c; lo += kBlock) {
+    const i64 hi = std::min(c, lo + kBlock);
+    Acc sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (i64 j = lo; j < hi; ++j) sum += term(j);
+    total += sum;
+  }
+  return total;
+}
+
+// Whether the sum of powers neither overflowed nor lost what counts, on its way or at its end.
+template <typename Acc>
+inline bool well_scaled(double sum) {
+  return sizeof(Acc) == 8 ? sum > 1e-250 && sum < 1e280 : sum > 1e-25 && sum < 1e30;
+}
+
+template <typename Acc, typename T>
+RowNorm<Acc> measured_norm(const Problem& problem, const T* u) {
+  const i64 c = problem.c;
+  const double p = problem.norm_p;
+  RowNorm<Acc> row;
+  double n = 0, ties = 1;
+  bool done = false;
+  if (p == 2 || p == 1) {
+    double sum;
+    if (p == 2) {
+      sum = sum_over<Acc>(c, [=](i64 j) { return load(u[j]) * load(u[j]); });
+    } else {
+      sum = sum_over<Acc>(c, [=](i64 j) { return magnitude_of(load(u[j])); });
+    }
+    done = well_scaled<Acc>(sum);
+    n = p == 2 ? std::sqrt(sum) : sum;
+  }
+  if (!done) {
+    Acc peak = 0, least = 0;
+#pragma omp simd reduction(max : peak) reduction(min : least)
+    for (i64 j = 0; j < c; ++j) {
+      const Acc magnitude = magnitude_of(counted(u[j]));
+      peak = magnitude > peak ? magnitude : peak;
+      least = load(u[j]) < least ? load(u[j]) : least;
+    }
+    row.peak = peak;
+    row.masked = least == -std::numeric_limits<Acc>::infinity();
+    n = peak;
+    if (p == std::numeric_limits<double>::infinity()) {
+      ties = sum_over<Acc>(c, [=](i64 j) { return Acc(magnitude_of(load(u[j])) == peak); });
+    } else if (peak > 0) {
+      const Acc power = Acc(p);
+      const double sum = sum_over<Acc>(
+          c, [=](i64 j) { return power_of(magnitude_of(counted(u[j])) / peak, power); });
+      n *= std::pow(sum, 1 / p);
+    }
+  }
+  const double length = n + problem.norm_offset;
+  if (!(length > problem.norm_limit)) return row;
+  row.factor = Acc(problem.norm_gain / length);
+  row.inverse = n > 0 ? 1 / n : 0;
+  row.bend = n / length / ties;
+  return row;
+}
+
+}  // namespace
+}  // namespace lpl

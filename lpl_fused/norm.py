@@ -1,0 +1,103 @@
+"""What a loss does to the length of a row of logits: T(u) = u·f(‖u‖_p), before everything else.
+
+Every member is the same f under other numbers, those of `Numbers`:
+
+    f(n) = gain/(n + offset)   where n + offset exceeds limit, else 1
+
+The gradient passes through the norm: dL/du = f·g + f'(n)·⟨g, u⟩·∇n for g = dL/dT.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+FORMS = ("paper", "official")
+NORM_OFFSET = 1e-7  # what the authors of LogitClip and LogitNorm add to the norm
+
+
+class Numbers(NamedTuple):
+    """f as kernels know it; p = 0 is no norm at all."""
+
+    p: float = 0.0
+    limit: float = 0.0
+    gain: float = 1.0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class LogitClip:
+    """LogitClip (Wei et al., 2023): rows longer than a threshold are shortened.
+
+        "paper"      u·min(1, τ/‖u‖_p)
+        "official"   u/(n·τ) where n = ‖u‖_p + 1e-7 exceeds τ, else u: the authors' code, whose
+                     clipped radius is 1/τ
+
+    For p = inf the gradient of the norm is shared evenly where the largest |u_j| is not one alone.
+    Classes masked with −inf stay so and do not count.
+
+    Args:
+        tau: τ > 0. Default 1.0, the authors' code, where both forms agree.
+        p: ≥ 1 or inf. Default 2, the authors'.
+        form: "paper" or "official".
+
+    Raises:
+        ValueError: bad `tau`, `p` or `form`.
+    """
+
+    tau: float = 1.0
+    p: float = 2.0
+    form: str = "paper"
+
+    def __post_init__(self) -> None:
+        _check_tau(self.tau)
+        if not self.p >= 1:
+            raise ValueError(f"p: expected a norm's exponent >= 1 or inf, got {self.p}")
+        if self.form not in FORMS:
+            raise ValueError(f'form: expected "paper" or "official", got {self.form!r}')
+
+    def numbers(self) -> Numbers:
+        tau, p = float(self.tau), float(self.p)
+        if self.form == "paper":
+            return Numbers(p, tau, tau, 0.0)
+        return Numbers(p, tau, 1 / tau, NORM_OFFSET)
+
+
+@dataclass(frozen=True)
+class LogitNorm:
+    """LogitNorm (Wei et al., 2022): u/((‖u‖₂ + 1e-7)·τ), every row of one length 1/τ.
+
+    Classes masked with −inf stay so and do not count.
+
+    Args:
+        tau: τ > 0. Default 0.04, the paper's (the authors' code defaults to 1).
+
+    Raises:
+        ValueError: bad `tau`.
+    """
+
+    tau: float = 0.04
+
+    def __post_init__(self) -> None:
+        _check_tau(self.tau)
+
+    def numbers(self) -> Numbers:
+        return Numbers(2.0, 0.0, 1 / float(self.tau), NORM_OFFSET)
+
+
+Norm = LogitClip | LogitNorm
+
+
+def numbers_of(norm: Norm | None) -> Numbers:
+    """The numbers under which kernels know `norm`."""
+    if norm is None:
+        return Numbers()
+    if isinstance(norm, (LogitClip, LogitNorm)):
+        return norm.numbers()
+    raise TypeError(f"norm: expected LogitClip(...), LogitNorm(...) or None, got {norm!r}")
+
+
+def _check_tau(tau: float) -> None:
+    if not 0 < tau < math.inf:
+        raise ValueError(f"tau: expected a finite number > 0, got {tau}")
