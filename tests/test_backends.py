@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import pytest
@@ -20,7 +21,7 @@ DTYPES = {
     "float16": torch.float16,
 }
 CLASSES = 7  # a ragged vector
-WIDE = 37  # a row that is no multiple of 16 bytes
+WIDE = 61  # a row that is no multiple of 16 bytes, and has the C++ kernel for itself
 
 
 def rows(backend: str) -> int:
@@ -109,10 +110,12 @@ def test_every_instruction_set(isa: str) -> None:
         pytest.skip(f"this processor does not run {isa}")
     try:
         for name, build in [*CASES.items(), *LPL_CASES.items()]:
-            for dtype in DTYPES.values():
+            for classes, dtype in itertools.product((CLASSES, WIDE), DTYPES.values()):
+                # more rows than stand side by side, and some left over
+                problem = build(Draw(45, classes, seed=1))
                 try:
-                    check(build(Draw(rows("cpp"), CLASSES, seed=1)), "cpp", dtype)
+                    check(problem, "cpp", dtype)
                 except AssertionError as failed:
-                    raise AssertionError(f"{isa}, {name}: {failed}") from failed
+                    raise AssertionError(f"{isa}, {name}, {classes}: {failed}") from failed
     finally:
         native.use_isa(best)

@@ -24,7 +24,7 @@ class NarrowRows {
     const Problem& p = call.p;
     const bool tables = out.grad_scale || out.grad_offset || out.grad_margin || out.grad_perturbed;
     return call.c <= kMostClasses && p.target && !p.other && !call.smooth() && !p.rows &&
-           !p.steps && p.softcap == 0 && !tables;
+           !p.steps && p.softcap == 0 && p.norm_p == 0 && p.penalty == Penalty::none && !tables;
   }
 
   // Rows first … first + count − 1, at most kRows. Writes their gradients and losses (if wanted).

@@ -20,24 +20,7 @@ struct RowNorm {
   bool masked = false;  // some logits are −∞: they stay so, and count nothing
 };
 
-// log x to a few units in the last place, x > 0; less than any number of use for 0.
-inline float log_of(float x) {
-  const bool small = x < 1.17549435e-38f;
-  const float scaled = small ? x * 16777216.0f : x;
-  const uint32_t bits = bit_cast<uint32_t>(scaled) - 0x3f3504f3u;  // relative to √½
-  const float exponent = float(int32_t(bits) >> 23);
-  const float m = bit_cast<float>((bits & 0x007fffffu) + 0x3f3504f3u);  // in [√½, √2)
-  const float r = (m - 1.0f) / (m + 1.0f), square = r * r;
-  // 2·artanh r
-  float p = square * (2.0f / 9) + 2.0f / 7;
-  p = p * square + 2.0f / 5;
-  p = p * square + 2.0f / 3;
-  p = p * square * r + 2.0f * r;
-  const float value = (exponent - (small ? 24.0f : 0.0f)) * 0.693147180559945f + p;
-  return x == 0 ? -1e30f : value;
-}
-
-// x^p for x ≥ 0, p > 0.
+// x^p for x ≥ 0, p ≥ 1; at 0 less than any number of use.
 inline float power_of(float x, float p) {
   return exp_of(p * log_of(x));
 }

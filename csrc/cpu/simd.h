@@ -127,7 +127,8 @@ inline Lanes sqrt_of(Lanes x) {
   return x;
 }
 
-// log x to about one unit in the last place for normal x > 0; inf and nan stay.
+// log x to about one unit in the last place for normal x > 0, about −88 for smaller x; inf and nan
+// stay.
 inline float log_of(float x) {
   // x = 2^n·m with m in [√½, √2)
   const uint32_t shifted = bit_cast<uint32_t>(x) - 0x3f3504f3u;
