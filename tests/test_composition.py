@@ -207,6 +207,12 @@ def test_every_loss_is_composed() -> None:
     assert {name.partition(",")[0] for name in ENTRIES} | ELSEWHERE.keys() == classes
 
 
+def test_every_loss_says_what_it_costs() -> None:
+    for name in losses.__all__:
+        if inspect.isclass(loss := getattr(losses, name)):
+            assert "Cost:" in (loss.__doc__ or ""), name
+
+
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_other_losses_refuse_what_they_cannot_use(name: str) -> None:
     loss = getattr(losses, name)
