@@ -59,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         help="train a small model with several losses and seeds, and compare them",
         description="Train a small model on long-tailed data with several losses and seeds. "
         "Prints a table of overall, many-, medium- and few-shot accuracy and step time; writes "
-        "run.json and plot.png to the output folder. Ctrl-C keeps what was finished.",
+        "run.json and plot.png to the output folder. Ctrl-C keeps what was finished; a loss that "
+        "fails or diverges does not stop the others.",
         argument_default=argparse.SUPPRESS,  # so that --resume can tell given from default
     )
     train.set_defaults(run=_train)
@@ -121,7 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--resume",
         metavar="RUN_JSON",
-        help="continue a run: its settings, without the losses and seeds that are done",
+        help="continue a run: its settings, without the losses and seeds that are done (one "
+        "interrupted in the middle, or failed, is trained from its beginning)",
     )
     return parser
 
@@ -170,7 +172,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     from .data import DataError, MissingExtraError, needs_extra
-    from .training import DivergedError, SettingsError
+    from .training import SettingsError
 
     given = vars(arguments)
     try:
@@ -186,7 +188,7 @@ def _train(arguments: argparse.Namespace) -> int:
             output=given.get("output"),
             resume=given.get("resume"),
         )
-    except (DataError, DivergedError, MissingExtraError, SettingsError) as error:
+    except (DataError, MissingExtraError, SettingsError) as error:
         print(f"lpl-fused train: error: {error}", file=sys.stderr)
         return 2
 

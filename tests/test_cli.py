@@ -155,15 +155,6 @@ def test_every_loss_trains(loss: str) -> None:
     assert trained.loss_variation.isfinite().all()
 
 
-def test_deferred_weights_come_late() -> None:
-    counts = torch.tensor([100, 10, 1])
-    weights = [RECIPES["ldam+drw"].class_weights(counts, epoch, 10) for epoch in range(10)]
-    for epoch, weight in enumerate(weights):
-        assert weight is not None
-        assert (weight.unique().numel() == 1) == (epoch < 8)
-    assert RECIPES["ldam"].class_weights(counts, 9, 10) is None
-
-
 def test_ldam_variation_is_that_of_its_margin() -> None:
     # a margin raises every loss; were the scale s part of it, confident classes would fall
     settings = RunSettings.for_data("digits", {"epochs": 30, "threads": 1})
@@ -273,15 +264,50 @@ def test_interrupted_before_anything_is_finished(
     assert list((tmp_path / "none").iterdir()) == []
 
 
-def test_diverged_loss_keeps_what_was_finished(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    wild = ("--loss", "ce", "vs", "--set", "vs.gamma=-30", "--seeds", 0)
+def test_diverged_loss_keeps_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wild = ("--loss", "ce", "vs", "la", "--set", "vs.gamma=-30", "--seeds", 0)
     assert run(*QUICK, *wild, "--output", tmp_path / "out") == 2
     printed = capsys.readouterr()
     assert re.search("the vs loss of seed 0 is nan after epoch 1", printed.err)
     assert "many-shot" in printed.out
-    assert [result["loss"] for result in read(tmp_path / "out")["results"]] == ["ce"]
+    record = read(tmp_path / "out")
+    assert [result["loss"] for result in record["results"]] == ["ce", "la"]
+    assert [(f["loss"], f["seed"]) for f in record["failures"]] == [("vs", 0)]
+
+
+def test_a_loss_that_raises_keeps_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(data: Any, loss: str, *rest: Any, **keywords: Any) -> Any:
+        if loss == "ce":
+            raise ZeroDivisionError("by nought")
+        return train(data, loss, *rest, **keywords)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "train", failing)
+        assert run(*QUICK, "--loss", "ce", "la", "--seeds", 0, "--output", out) == 2
+    printed = capsys.readouterr()
+    assert "the ce loss of seed 0: ZeroDivisionError: by nought" in printed.err
+    assert "failing" in printed.out, "where it happened"
+    assert [result["loss"] for result in read(out)["results"]] == ["la"]
+
+    assert run("train", "--resume", out / "run.json") == 0, "what failed is tried again"
+    record = read(out)
+    assert [result["loss"] for result in record["results"]] == ["la", "ce"]
+    assert record["failures"] == []
+
+
+def test_many_losses_are_drawn_as_bars(tmp_path: Path) -> None:
+    some = list(RECIPES)[:14]
+    out = ("--output", tmp_path)
+    assert run(*QUICK, "--epochs", 1, "--loss", *some, "--seeds", "0-1", *out) == 0
+    with Image.open(tmp_path / "plot.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    coloured = (pixels.max(2) - pixels.min(2) > 40).mean()
+    assert coloured > 0.1, "no bars"
+    summary = read(tmp_path)["summary"]["ce"]["overall"]
+    assert summary["standard_deviation"] == pytest.approx(math.sqrt(2) * summary["standard_error"])
 
 
 def test_interrupted_save_leaves_the_earlier_record(
@@ -327,8 +353,8 @@ def test_changed_environment_is_told(done: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--loss", "ce", "mse"), "loss must be one of ce, la, .*; got 'mse'"),
-        (("--set", "mse.tau=1"), "loss must be one of ce, la, .*; got 'mse'"),
+        (("--loss", "ce", "mse"), "loss must be one of ce, .*, la, .*; got 'mse'"),
+        (("--set", "mse.tau=1"), "loss must be one of ce, .*, la, .*; got 'mse'"),
         (("--set", "la.gamma=1"), "loss 'la' has no option 'gamma'; it has tau, label_smoothing"),
         (("--loss", "la", "--set", "la.tau=much"), "loss 'la' with options {'tau': 'much'}"),
         (("--loss", "lpl", "--set", "lpl.split=odd"), "split: expected .* got 'odd'"),

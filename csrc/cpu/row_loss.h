@@ -440,10 +440,12 @@ class RowLoss {
     const Acc* scale = call_.scale;
     const Pull whole{};  // with its labels in dz
     if (p_.softcap > 0) {
-      const Acc inverse = Acc(1 / p_.softcap);
+      // 1 − tanh² from e^(−2|x|), not from tanh, where it would cancel
+      const Acc twice = Acc(-2 / p_.softcap) * w.norm.factor;
       write_input(i, w, whole, upstream, dz, [=](i64 j) {
-        const Acc bounded = capped[j] * inverse;
-        return dz[j] * (scale ? scale[j] : uniform) * (1 - bounded) * (1 + bounded);
+        const Acc decay = exp_of(twice * magnitude_of(load(u[j])));
+        const Acc slope = 4 * decay / ((1 + decay) * (1 + decay));
+        return dz[j] * (scale ? scale[j] : uniform) * slope;
       });
     } else {
       write_input(i, w, whole, upstream, dz,

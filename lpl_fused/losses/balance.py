@@ -19,6 +19,7 @@ class LogitAdjustedLoss(CrossEntropyLoss):
     """Logit adjustment (Menon et al., 2021): L = CE(u + log(π^τ + 1e-12), y), π_c = n_c/Σn.
 
     Predict with the raw logits u: the adjustment belongs to training.
+    Cost: tables, that of plain cross-entropy.
 
     Args:
         cls_num_list: (C,) training samples per class. The floor 1e-12, inside the logarithm as in
@@ -44,6 +45,7 @@ class BalancedSoftmaxLoss(CrossEntropyLoss):
     """Balanced softmax (Ren et al., 2020): L = CE(u + log n, y).
 
     Equal to `LogitAdjustedLoss` with τ = 1, a constant apart that softmax does not see.
+    Cost: tables, that of plain cross-entropy.
 
     Args:
         cls_num_list: (C,) training samples per class. One without samples is masked out (−∞).
@@ -166,6 +168,8 @@ class LADELoss(CrossEntropyLoss):
 
 class ClassBalancedLoss(CrossEntropyLoss):
     """Class-balanced cross-entropy (Cui et al., 2019): weights w_c ∝ (1 − β)/(1 − β^{n_c}), Σw = C.
+
+    Cost: weights, that of plain cross-entropy.
 
     Args:
         cls_num_list: (C,) training samples per class.

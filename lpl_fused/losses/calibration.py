@@ -47,6 +47,8 @@ class LabelAwareSmoothingLoss(CrossEntropyLoss):
         **keywords: Any,
     ) -> None:
         super().__init__(**keywords)
+        if isinstance(self.label_smoothing, Tensor) or self.label_smoothing != 0:
+            raise ValueError("label_smoothing: this loss brings its own, by class")
         smoothing = label_aware_smoothing(cls_num_list, head, tail, shape=shape, power=power)
         self.register_buffer("smoothing", smoothing, persistent=False)
 

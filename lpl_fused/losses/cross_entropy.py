@@ -18,7 +18,8 @@ from .module import LossModule
 class CrossEntropyLoss(LossModule):
     """`torch.nn.CrossEntropyLoss` on the fused kernels, with φ, z-loss and norm.
 
-    The equation is that of `functional.cross_entropy`.
+    The equation is that of `functional.cross_entropy`. Cost: plain cross-entropy, one read of the
+    logits and one write of their gradient.
 
     Args:
         weight: (C,) class weights; a buffer, may be assigned at any time (DRW does).
@@ -86,6 +87,8 @@ class CrossEntropyLoss(LossModule):
 
 class FocalLoss(CrossEntropyLoss):
     """Focal loss (Lin et al., 2017): L = w_y·(1 − p_y)^γ·(−log p_y).
+
+    Cost: φ, that of plain cross-entropy.
 
     Args:
         gamma: ≥ 0, default 2.0, the paper's; 0 is cross-entropy.

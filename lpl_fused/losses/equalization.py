@@ -138,7 +138,7 @@ class EQLLoss(OneVsRestLoss):
     """Equalisation loss (Tan et al., 2020): one-vs-rest BCE without rare classes' negatives.
 
     L_i = −log σ(u_y) − Σ_{j≠y} 1[π_j ≥ λ]·log σ(−u_j). In detection backgrounds keep them; here all
-    rows are foreground.
+    rows are foreground. Cost: one-vs-rest, half a dozen sweeps over the rows in plain PyTorch.
 
     Args:
         cls_num_list: (C,) training samples per class.
@@ -169,7 +169,8 @@ class EQLv2Loss(OneVsRestLoss):
         g_c  = Σ|positive gradients|/(Σ|negative gradients| + 1e-10), weighted, over all batches
 
     Before the first batch all weights are 1. In `eval()` nothing is accumulated. With φ other than
-    "log" the gradients counted remain those of the plain BCE.
+    "log" the gradients counted remain those of the plain BCE. Cost: one-vs-rest, half a dozen
+    sweeps over the rows in plain PyTorch, and one for the sums.
 
     State: `positive`, `negative` (C,), the sums. With torch.distributed both are summed over ranks
     in every batch, as in the authors' code, so that all ranks hold the same.

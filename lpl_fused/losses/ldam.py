@@ -16,6 +16,7 @@ class LDAMLoss(CrossEntropyLoss):
 
     The logits u are cosines: end the model in `linear.NormalizedLinear`. For LDAM-DRW assign
     `loss.weight = schedules.drw_weights(…)` once per epoch.
+    Cost: tables, that of plain cross-entropy.
 
     Args:
         cls_num_list: (C,) training samples per class, each ≥ 1.

@@ -112,7 +112,8 @@ class LInfMixtureLoss(CrossEntropyLoss):
         self.s = nn.Parameter(torch.tensor(float(scale)))
 
     def perturbation(self, logits: Tensor) -> Perturbation:
-        return Perturbation(scale=self.s.expand(logits.shape[class_dim(logits)]))
+        s = self.s.to(accumulate_dtype(logits.dtype))  # products with other tables lose no digits
+        return Perturbation(scale=s.expand(logits.shape[class_dim(logits)]))
 
     def forward(  # type: ignore[override]
         self, input: Tensor, target: Tensor, *, perturbation: Perturbation | None = None

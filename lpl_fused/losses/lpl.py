@@ -33,6 +33,10 @@ class LPLLoss(CrossEntropyLoss):
     In `eval()` mode there is no learned perturbation and no statistic is touched (the paper
     perturbs in training alone); the offset τ·log π stays. Predict with the raw logits.
 
+    Cost: cross-entropy and a sweep or two, whatever the steps; in `eval()` tables alone. A variant,
+    and `through_perturbation` beyond what the C++ backend differentiates: sweeps by the step, in
+    plain PyTorch.
+
     Args:
         cls_num_list: (C,) training samples per class ("balanced" uses only how many classes).
         split: "long-tail" or "balanced".

@@ -27,6 +27,7 @@ from .. import functional, reference
 from ..norm import numbers_of
 from ..perturbation import Perturbation
 from ..problem import Options, Problem, accumulate_dtype
+from ..validation import Shaped
 
 
 @dataclass(frozen=True)
@@ -72,24 +73,25 @@ def official_cross_entropy(
     """Cross-entropy at the script's perturbed logits.
 
     Args:
-        input: (N, C) floating logits.
-        target: (N,) class indices.
+        input: logits (C,), (N, C) or (N, C, d1, …).
+        target: class indices.
         variant: which script.
         counts: (C,) training samples per class, most frequent first where the split is by index.
         num_head: classes 0 to num_head − 1 are lowered in long-tail scripts.
         keywords: of `functional.cross_entropy`; its backend runs the loss where the perturbation
             is a constant.
     """
-    dtype = accumulate_dtype(input.dtype)
-    offset = official_adjustment(counts).to(input.device, dtype) if variant.adjusted else None
+    offset = None
+    if variant.adjusted:
+        offset = official_adjustment(counts).to(input.device, accumulate_dtype(input.dtype))
     options = Options(ignore_index=keywords["ignore_index"])
     options = options.with_norm(numbers_of(keywords.get("norm")))
-    problem = Problem(input, target, offset=offset, options=options)
     with torch.set_grad_enabled(variant.differentiable and torch.is_grad_enabled()):
+        problem = Shaped(input, target).problem(options, Perturbation(offset=offset))
         delta, slot = official_perturbation(problem, variant, counts, num_head)
     if variant.differentiable:
         keywords = {**keywords, "backend": "reference"}
-    perturbation = Perturbation(offset=offset, rows=delta, row_index=slot)
+    perturbation = Perturbation(offset=offset, rows=delta, row_index=slot.reshape(target.shape))
     return functional.cross_entropy(input, target, perturbation=perturbation, **keywords)
 
 
@@ -131,10 +133,11 @@ def official_perturbation(
 ) -> tuple[Tensor, Tensor]:
     """(delta (N, C), slot (N,)) in the convention of `reference.learned_perturbation`."""
     reference.check_labels(problem)
-    z = reference.perturb(problem)
+    kept = problem.target != problem.options.ignore_index
+    # garbage in ignored rows (padding) must not reach the norms as 0·nan
+    z = reference.perturb(problem).masked_fill(~kept[:, None], 0)
     classes = z.shape[1]
     slot, size = reference.leaders(problem)
-    kept = problem.target != problem.options.ignore_index
     label = problem.target.masked_fill(~kept, 0)[:, None]
     is_leader = (slot == torch.arange(len(slot), device=slot.device)) & kept
 

@@ -58,6 +58,7 @@ class GCLLoss(NoiseLoss):
 
     r_c = (log n_max − log n_c)/max_j(…), ε_ic ~ N(0, (1/3)²) cut off at ±1: rare classes' logits
     are lowered most, for every sample. The logits are cosines (`linear.NormalizedLinear`).
+    Cost: one more row sweep, and a draw as large as the logits.
 
     Args:
         cls_num_list: (C,) training samples per class, each ≥ 1.
@@ -95,7 +96,7 @@ class BLVLoss(NoiseLoss):
     """Balancing logit variation (Wang et al., 2023): L = CE(u + |ε|⊙r, y), ε_ic ~ N(0, σ²).
 
     r_c = f_c/max f, f_c = log Σn − log n_c, |ε| cut off at 1. The opposite sign of `GCLLoss`: rare
-    classes' logits are raised.
+    classes' logits are raised. Cost: one more row sweep, and a draw as large as the logits.
 
     Args:
         cls_num_list: (C,) training samples per class, each ≥ 1.

@@ -85,7 +85,7 @@ class TruncatedGCELoss(CrossEntropyLoss):
             raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
         if not 0 < k < 1:
             raise ValueError(f"k: expected a number in (0, 1), got {k}")
-        if self.label_smoothing != 0:
+        if isinstance(self.label_smoothing, Tensor) or self.label_smoothing != 0:
             raise ValueError("label_smoothing: a truncated loss has one label per row")
         self.q, self.k = float(q), float(k)
         self.register_buffer("kept", torch.ones(num_samples, dtype=torch.bool))
@@ -197,6 +197,7 @@ class T5XCrossEntropyLoss(CrossEntropyLoss):
         ignore_index, reduction, backend: of `CrossEntropyLoss`.
 
     Raises:
+        TypeError: `label_smoothing` is a tensor.
         ValueError: when called, ε or λ out of range, or a target that is not class indices.
     """
 
@@ -209,6 +210,8 @@ class T5XCrossEntropyLoss(CrossEntropyLoss):
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
+        if isinstance(label_smoothing, Tensor):
+            raise TypeError("label_smoothing: expected one number for all classes, got a tensor")
         super().__init__(
             ignore_index=ignore_index,
             reduction=reduction,

@@ -155,7 +155,14 @@ class IBLoss(DeferredStart, CrossEntropyLoss):
             inverse = 1 / checked_counts(cls_num_list, minimum=1)
             self.register_table("class_weight", inverse * (len(inverse) / inverse.sum()))
 
-    def forward(self, input: Tensor, target: Target, feature_norm: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self,
+        input: Tensor,
+        target: Target,
+        feature_norm: Tensor,
+        *,
+        perturbation: Perturbation | None = None,
+    ) -> Tensor:
         class_indices(input, target, self)
         assert isinstance(target, Tensor)
         if feature_norm.shape != target.shape:
@@ -164,11 +171,10 @@ class IBLoss(DeferredStart, CrossEntropyLoss):
                 f"{tuple(feature_norm.shape)}"
             )
         if not self.started or not self.training:
-            return super().forward(input, target)
+            return super().forward(input, target, perturbation=perturbation)
         keywords = {**self.keywords(), "reduction": "none"}
-        losses = functional.cross_entropy(
-            input, target, perturbation=self.perturbation(input), **keywords
-        )
+        tables = chained(self.perturbation(input), perturbation)
+        losses = functional.cross_entropy(input, target, perturbation=tables, **keywords)
         rows = counted(target, self.ignore_index)
         norm = torch.where(rows, feature_norm, 0).to(losses.dtype)
         factor = self.alpha / (-2 * torch.expm1(-losses) * norm + self.epsilon)

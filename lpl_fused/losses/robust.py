@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..class_stats import Counts, checked_counts, class_mean
 from ..distributed import all_rows, all_sum, world_size
+from ..perturbation import Perturbation
 from ..problem import label_range_error
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
@@ -28,9 +29,13 @@ class _Rows(LossModule):
         if getattr(self.base, "reduction", None) != "none":
             raise ValueError(f'base: expected a loss with reduction="none", got {self.base!r}')
 
-    def rows(self, input: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    def rows(
+        self, input: Tensor, target: Target, perturbation: Perturbation | None
+    ) -> tuple[Tensor, Tensor]:
         """(losses, counted), both (M,)."""
-        losses = self.base(input, target)
+        # a base of another package need not know the keyword
+        keywords = {} if perturbation is None else {"perturbation": perturbation}
+        losses = self.base(input, target, **keywords)
         rows = counted(target, getattr(self.base, "ignore_index", -100))
         return losses.reshape(-1), rows.reshape(-1)
 
@@ -60,7 +65,7 @@ class ABSGDLoss(DeferredStart, _Rows):
     all_gather of two numbers per batch; the authors' is each process's own), and p is scaled so
     that the average over ranks, which DistributedDataParallel takes, is that of the whole batch.
 
-    Shapes: as `base`; returns a 0-dim tensor.
+    Shapes: as `base`; returns a 0-dim tensor. Called with `perturbation=…` it hands it to `base`.
 
     Raises:
         ValueError: λ zero or not finite, γ or a out of range, `base` with another reduction.
@@ -98,8 +103,10 @@ class ABSGDLoss(DeferredStart, _Rows):
         self.register_buffer("log_u", torch.tensor(-math.inf, dtype=torch.float64))
         self.register_buffer("batches", torch.tensor(0))
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:
-        losses, rows = self.rows(input, target)
+    def forward(
+        self, input: Tensor, target: Target, *, perturbation: Perturbation | None = None
+    ) -> Tensor:
+        losses, rows = self.rows(input, target, perturbation)
         lam = self.lam if self.started else self.first_lam
         if lam is None or not self.training:
             return losses.sum() / rows.sum()
@@ -149,7 +156,8 @@ class GroupDROLoss(_Rows):
         cvar: α in (0, 1] or None; the authors' greedy variant has 0.2.
         momentum: share of the new loss in ℓ̄, default 0.1, the authors' γ. `cvar` alone.
 
-    Called `loss(logits, target, group)`, `group` (…) integer in [0, G) of the losses' shape.
+    Called `loss(logits, target, group)`, `group` (…) integer in [0, G) of the losses' shape; with
+    `perturbation=…` it hands that to `base`.
 
     State: `log_q`, or `running_loss` and `seen`. Under torch.distributed the sums and counts of
     groups are all_reduced, so that q is the same on all ranks, and the loss is scaled so that the
@@ -206,8 +214,15 @@ class GroupDROLoss(_Rows):
         taken = torch.minimum(left.clamp(min=0), share) / self.cvar
         return torch.zeros_like(taken).scatter(0, order, taken)
 
-    def forward(self, input: Tensor, target: Target, group: Tensor) -> Tensor:
-        losses, rows = self.rows(input, target)
+    def forward(
+        self,
+        input: Tensor,
+        target: Target,
+        group: Tensor,
+        *,
+        perturbation: Perturbation | None = None,
+    ) -> Tensor:
+        losses, rows = self.rows(input, target, perturbation)
         index = self._checked(group, losses, rows)
         with torch.no_grad():
             mean, count = class_mean(losses.double(), index, self.groups)

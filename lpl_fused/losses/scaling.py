@@ -16,7 +16,7 @@ class VSLoss(CrossEntropyLoss):
     """Vector scaling (Kini et al., 2021): CE(Δ⊙u + ι, y), Δ_c = (n_c/n_max)^γ, ι_c = τ·log π_c.
 
     γ = 0 is logit adjustment, τ = 0 is CDT. Every logit is scaled by its own column's Δ, not by the
-    label's.
+    label's. Cost: tables, that of plain cross-entropy.
 
     Args:
         cls_num_list: (C,) training samples per class, each ≥ 1.
@@ -43,6 +43,8 @@ class VSLoss(CrossEntropyLoss):
 
 class CDTLoss(CrossEntropyLoss):
     """Class-dependent temperatures (Ye et al., 2020): L = CE(u_c/a_c, y), a_c = (n_max/n_c)^γ.
+
+    Cost: tables, that of plain cross-entropy.
 
     Args:
         cls_num_list: (C,) training samples per class, each ≥ 1.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,11 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..backends import resolve
-from ..data import load
-from .loop import steps_per_epoch, train
+from ..data import LongTailedData, load
+from .loop import DivergedError, prepare, steps_per_epoch, train
+from .plots import save_plot
 from .recipes import RECIPES
 from .record import Record, environment
-from .report import save_plot, table
+from .report import table
 from .settings import RunSettings, SettingsError
 
 RECORD_NAME = "run.json"
@@ -25,6 +27,7 @@ PLOT_NAME = "plot.png"
 DEFAULT_DATA = "glyphs"
 DEFAULT_LOSSES = ("ce", "la", "ldam", "vs", "lpl", "la+lpl")
 DEFAULT_SEEDS = (0, 1, 2)
+FAILED = 2
 INTERRUPTED = 130  # the shell's status of a program ended by Ctrl-C
 
 _TABLE_WIDTH = 110  # where the output is no terminal whose width is known
@@ -50,14 +53,16 @@ def run(
         losses: names in `RECIPES`; by default six of them, or the resumed run's.
         seeds: by default 0, 1 and 2, or the resumed run's.
         output: a folder without a run in it; by default runs/DATA-TIME.
-        resume: a run.json to continue in its place: pairs that it has are not trained again.
+        resume: a run.json to continue in its place: pairs that it has are not trained again. A
+            pair interrupted in the middle starts anew, and with it what its loss had gathered.
 
     Returns:
-        0, or 130 after Ctrl-C (what was finished is written all the same).
+        0; 130 after Ctrl-C (what was finished is written all the same); 2 where a run failed, a
+        loss no longer finite, say: the others are trained and written, the error is recorded, and a
+        resumed comparison tries the run again.
 
     Raises:
         SettingsError, DataError: before any training; nothing is written.
-        DivergedError: what was finished before is written.
     """
     console = Console()
     for loss in losses or ():
@@ -93,7 +98,9 @@ def run(
     finally:
         if record.results:
             _report(record, folder, console)
-    return 0
+    for failure in record.failures:
+        print(f"lpl-fused train: error: {failure['error']}", file=sys.stderr)
+    return FAILED if record.failures else 0
 
 
 def _report(record: Record, folder: Path, console: Console) -> None:
@@ -161,16 +168,22 @@ def _train_all(record: Record, folder: Path, console: Console) -> None:
             progress.update(bar, description=f"{record.settings.data}, seed {seed}")
             data = load(record.settings.data, seed=seed, **record.settings.data_options)
             record.describe_data(data, seed)
-            _check_losses(record, losses)
+            _check_losses(record, data, losses, seed)
             _make(folder)
             steps = record.settings.epochs * steps_per_epoch(data, record.settings)
             progress.update(bar, total=pairs * steps)
             for loss in losses:
                 progress.update(bar, description=f"{loss}, seed {seed}")
-                trained = train(
-                    data, loss, seed, record.settings, on_step=lambda: progress.advance(bar)
-                )
-                record.add(loss, seed, trained)
+                try:
+                    trained = train(
+                        data, loss, seed, record.settings, on_step=lambda: progress.advance(bar)
+                    )
+                except Exception as error:  # whatever it is, the other losses are worth having
+                    record.add_failure(loss, seed, error)
+                    if not isinstance(error, DivergedError):
+                        console.print_exception()
+                else:
+                    record.add(loss, seed, trained)
                 record.save(folder / RECORD_NAME)
 
 
@@ -181,13 +194,12 @@ def _make(folder: Path) -> None:
         raise SettingsError(f"the output folder {folder} cannot be made: {error}") from error
 
 
-def _check_losses(record: Record, losses: Sequence[str]) -> None:
+def _check_losses(record: Record, data: LongTailedData, losses: Sequence[str], seed: int) -> None:
     """Build every loss once, so that a bad option ends the comparison before it starts."""
-    counts = torch.tensor(next(iter(record.class_counts.values())))
     for loss in losses:
         options = record.settings.loss_options.get(loss, {})
         try:
-            RECIPES[loss].build(counts, options, record.settings.backend)
+            prepare(data, loss, seed, record.settings)
         except (TypeError, ValueError) as error:
             raise SettingsError(f"loss {loss!r} with options {options}: {error}") from error
 

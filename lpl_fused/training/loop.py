@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from .. import functional as LF
 from ..data import LongTailedData
 from ..evaluation import Accuracy, accuracy, relative_loss_variation
-from ..losses import CrossEntropyLoss
+from .hooks import Batch, Hook, Run, hold_out, parts
 from .models import build_model
-from .recipes import RECIPES
+from .recipes import RECIPES, Facts
 from .settings import RunSettings
 
 MOMENTUM = 0.9
@@ -45,9 +46,56 @@ class Trained:
     loss_ms: float
 
 
+class Prepared(NamedTuple):
+    """What `prepare` makes."""
+
+    model: nn.Module
+    run: Run
+    hooks: list[Hook]
+
+
 def steps_per_epoch(data: LongTailedData, settings: RunSettings) -> int:
     """Number of batches in an epoch: as few as hold all examples, of equal size to within one."""
     return math.ceil(len(data.train_targets) / settings.batch_size)
+
+
+def prepare(data: LongTailedData, loss: str, seed: int, settings: RunSettings) -> Prepared:
+    """Model, loss and hooks of a run, and nothing trained yet.
+
+    Raises:
+        KeyError: unknown loss.
+        TypeError, ValueError: an option that the loss refuses, or data that it cannot be used on.
+    """
+    recipe = RECIPES[loss]
+    device = torch.device(settings.device)
+    torch.manual_seed(seed)
+    model = build_model(data, cosine_head=recipe.cosine_head).to(device)
+    if recipe.uniform_bias:
+        nn.init.constant_(parts(model)[1].bias, -math.log(max(1, data.num_classes - 1)))  # type: ignore[arg-type]
+    kept = ~hold_out(data.train_targets, recipe.held_out, seed)
+    targets = data.train_targets[kept]
+    counts = torch.bincount(targets, minlength=data.num_classes).to(device)
+    facts = Facts(
+        cls_num_list=counts,
+        num_features=parts(model)[1].in_features,  # type: ignore[arg-type]
+        epochs=settings.epochs,
+        few_below=settings.few_below,
+        many_above=settings.many_above,
+        backend=settings.backend,
+    )
+    criterion = recipe.build(facts, settings.loss_options.get(loss, {})).to(device)
+    run = Run(
+        criterion=criterion,
+        epochs=settings.epochs,
+        cls_num_list=counts,
+        inputs=data.train_inputs[kept].to(device),
+        targets=targets.to(device),
+        held_out=data.train_inputs[~kept].to(device),
+        predict=lambda inputs: _predict(model, inputs),
+        few_below=settings.few_below,
+        many_above=settings.many_above,
+    )
+    return Prepared(model, run, [hook(run) for hook in recipe.hooks])
 
 
 def train(
@@ -68,16 +116,12 @@ def train(
 
     Raises:
         KeyError: unknown loss.
+        TypeError, ValueError: as `prepare`.
         DivergedError: the loss is no longer finite.
     """
-    recipe = RECIPES[loss]
     device = torch.device(settings.device)
-    torch.manual_seed(seed)
-    model = build_model(data, cosine_head=recipe.cosine_head).to(device)
-    counts = data.cls_num_list.to(device)
-    criterion = recipe.build(counts, settings.loss_options.get(loss, {}), settings.backend)
-    criterion.to(device)
-    inputs, targets = data.train_inputs.to(device), data.train_targets.to(device)
+    model, run, hooks = prepare(data, loss, seed, settings)
+    body, head = parts(model)
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=settings.lr,
@@ -85,6 +129,7 @@ def train(
         nesterov=True,
         weight_decay=settings.weight_decay,
     )
+    # of all the data, so that a loss that holds some out takes as many steps as the others
     batches = steps_per_epoch(data, settings)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * batches)
     order = torch.Generator().manual_seed(seed)
@@ -92,20 +137,30 @@ def train(
 
     model.train()
     for epoch in range(settings.epochs):
-        if recipe.deferred:
-            criterion.weight = recipe.class_weights(counts, epoch, settings.epochs)
-        for batch in torch.randperm(len(targets), generator=order).tensor_split(batches):
-            batch = batch.to(device)
+        for hook in hooks:
+            hook.before_epoch(epoch)
+        for index in _order(run, hooks, order).tensor_split(batches):
+            index = index.to(device)
             timer.mark()
-            logits = model(inputs[batch])
-            # The graph is cut at the logits, so that the loss's part of the step can be timed.
-            leaf = logits.detach().requires_grad_()
+            inputs, target = run.inputs[index], run.targets[index]
+            for hook in hooks:
+                inputs, target = hook.mix(inputs, target)  # type: ignore[assignment]
+            features = body(inputs)
+            logits = head(features)
+            optimizer.zero_grad()
+            # The graph is cut before the loss, so that its part of the step can be timed.
+            leaves = [part.detach().requires_grad_() for part in (logits, features)]
+            batch = Batch(index, target, leaves[1], head.weight)  # type: ignore[arg-type]
             timer.mark()
-            value = criterion(leaf, targets[batch])
+            value = run.criterion(leaves[0], target, *_arguments(hooks, batch))
             value.backward()
             timer.mark()
-            optimizer.zero_grad()
-            logits.backward(leaf.grad)
+            reached = [  # most losses do not look at the features
+                (part, leaf.grad)
+                for part, leaf in zip((logits, features), leaves, strict=True)
+                if leaf.grad is not None
+            ]
+            torch.autograd.backward([part for part, _ in reached], [grad for _, grad in reached])
             optimizer.step()
             scheduler.step()
             timer.mark()
@@ -115,25 +170,47 @@ def train(
                 f"the {loss} loss of seed {seed} is {value.item()} after epoch {epoch + 1}; "
                 f"the learning rate {settings.lr} may be too high"
             )
+        for hook in hooks:
+            hook.after_epoch(epoch)
 
-    model.eval()
     step_ms, loss_ms = timer.medians()
     return Trained(
         accuracy=_evaluate(model, data, settings),
-        loss_variation=_loss_variation(model, criterion, data, settings),
+        loss_variation=_loss_variation(model, run, hooks, settings),
         step_ms=step_ms,
         loss_ms=loss_ms,
     )
 
 
+def _order(run: Run, hooks: Sequence[Hook], generator: torch.Generator) -> Tensor:
+    """The numbers of an epoch's samples: each once, or drawn by a hook's weights."""
+    for hook in hooks:
+        weights = hook.sample_weights()
+        if weights is not None:
+            return torch.multinomial(
+                weights, len(run.targets), replacement=True, generator=generator
+            )
+    return torch.randperm(len(run.targets), generator=generator)
+
+
+def _arguments(hooks: Sequence[Hook], batch: Batch) -> list[Tensor]:
+    return [argument for hook in hooks for argument in hook.arguments(batch)]
+
+
 @torch.no_grad()
+def _predict(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Raw logits in evaluation mode; the model is left in the mode it had."""
+    mode = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    logits = [model(part.to(device)) for part in inputs.split(_EVALUATION_BATCH)]
+    model.train(mode)
+    return torch.cat(logits)
+
+
 def _evaluate(model: nn.Module, data: LongTailedData, settings: RunSettings) -> Accuracy:
-    predictions = [
-        model(inputs.to(settings.device)).argmax(dim=1).cpu()
-        for inputs in data.test_inputs.split(_EVALUATION_BATCH)
-    ]
     return accuracy(
-        torch.cat(predictions),
+        _predict(model, data.test_inputs).argmax(dim=1).cpu(),
         data.test_targets,
         data.cls_num_list,
         many_above=settings.many_above,
@@ -143,25 +220,37 @@ def _evaluate(model: nn.Module, data: LongTailedData, settings: RunSettings) -> 
 
 @torch.no_grad()
 def _loss_variation(
-    model: nn.Module, criterion: CrossEntropyLoss, data: LongTailedData, settings: RunSettings
+    model: nn.Module, run: Run, hooks: Sequence[Hook], settings: RunSettings
 ) -> Tensor:
     """Relative loss variation per class `(C,)` over the training data.
 
     In batches of the training's size, since a learned perturbation is that of a class *in a batch*,
-    and with the criterion in training mode, since it learns none in `eval()`.
+    and with the criterion in training mode, since it learns none in `eval()`. Of a loss that stands
+    on a base it is the base's: weights of rows, and terms that are added, perturb no logits.
     """
+    model.eval()
+    body, head = parts(model)
+    based = hasattr(run.criterion, "base")
+    criterion = run.criterion.base if based else run.criterion
     criterion.reduction = "none"
     # Losses of cosines see s·u where a plain model has u: the scale belongs to the logits.
     scale = getattr(criterion, "s", 1.0)
-    order = torch.randperm(len(data.train_targets), generator=torch.Generator().manual_seed(0))
+    count = len(run.targets)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     plain, perturbed = [], []
-    for batch in order.tensor_split(steps_per_epoch(data, settings)):
-        logits = model(data.train_inputs[batch].to(settings.device))
-        target = data.train_targets[batch].to(settings.device)
+    for index in order.tensor_split(math.ceil(count / settings.batch_size)):
+        index = index.to(run.targets.device)
+        features = body(run.inputs[index])
+        logits, target = head(features), run.targets[index]
+        batch = Batch(index, target, features, head.weight)  # type: ignore[arg-type]
+        extra = [] if based else _arguments(hooks, batch)
         plain.append(LF.cross_entropy(scale * logits, target, reduction="none").cpu())
-        perturbed.append(criterion(logits, target).cpu())
+        perturbed.append(criterion(logits, target, *extra).cpu())
     return relative_loss_variation(
-        torch.cat(plain), torch.cat(perturbed), data.train_targets[order], data.num_classes
+        torch.cat(plain),
+        torch.cat(perturbed),
+        run.targets[order.to(run.targets.device)].cpu(),
+        len(run.cls_num_list),
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from ..atomic import replacing
 from ..data import LongTailedData
 from ..version import __version__
-from .loop import Trained
+from .loop import DivergedError, Trained
 from .settings import RunSettings, SettingsError
 
 FORMAT = 1
@@ -23,10 +23,11 @@ MEASURES = ("overall", "balanced", "many", "medium", "few", "step_ms", "loss_ms"
 
 
 class Summary(NamedTuple):
-    """Mean over the seeds and its standard error (nan for a single seed)."""
+    """Mean over the seeds, its standard error, and how they scatter (nan for a single seed)."""
 
     mean: float
     standard_error: float
+    standard_deviation: float
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Record:
             `class_accuracy` and `loss_variation`. nan where there was nothing to measure.
         data_summary: sizes of the data and of the many, medium and few splits.
         environment: versions and machine of the runs, see `environment`.
+        failures: `loss`, `seed` and `error` of the runs that failed when last tried.
     """
 
     settings: RunSettings
@@ -50,6 +52,7 @@ class Record:
     results: list[dict[str, Any]] = field(default_factory=list)
     data_summary: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    failures: list[dict[str, Any]] = field(default_factory=list)
 
     def extend(self, losses: Iterable[str], seeds: Iterable[int]) -> None:
         """Want these losses and seeds as well."""
@@ -107,11 +110,16 @@ class Record:
             }
         )
 
+    def add_failure(self, loss: str, seed: int, error: Exception) -> None:
+        """Note a run that failed; it stays missing."""
+        text = str(error) if isinstance(error, DivergedError) else _described(loss, seed, error)
+        self.failures.append({"loss": loss, "seed": seed, "error": text})
+
     def summary(self, loss: str, measure: str) -> Summary:
-        """Mean of a measure over the seeds and its standard error s/√n."""
+        """Mean of a measure over the seeds, its standard error s/√n, and s."""
         values = torch.tensor([run[measure] for run in self.of_loss(loss)], dtype=torch.float64)
-        error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.nan
-        return Summary(float(values.mean()), error)
+        deviation = float(values.std()) if len(values) > 1 else math.nan
+        return Summary(float(values.mean()), deviation / len(values) ** 0.5, deviation)
 
     def save(self, path: Path) -> None:
         """Write the JSON; interrupted, it leaves the earlier one."""
@@ -127,6 +135,7 @@ class Record:
                 loss: {measure: self.summary(loss, measure)._asdict() for measure in MEASURES}
                 for loss in self.finished_losses()
             },
+            "failures": self.failures,
             "results": self.results,
         }
         with replacing(path) as temporary:
@@ -155,6 +164,10 @@ class Record:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SettingsError(f"{path} is not the record of a run: {error}") from error
+
+
+def _described(loss: str, seed: int, error: Exception) -> str:
+    return f"the {loss} loss of seed {seed}: {type(error).__name__}: {error}"
 
 
 def environment(settings: RunSettings) -> dict[str, Any]:
