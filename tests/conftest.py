@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# Threads that wait while others work, as workers of pytest-xdist do, must not spin
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
 # Triton looks at this when its kernels are first imported, so it comes before everything else
@@ -88,6 +91,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """A whole run in which an available backend ran nothing has tested less than it says."""
+    if hasattr(session.config, "workerinput"):
+        return  # a worker of pytest-xdist has a part of the tests
     whole = not session.config.option.keyword and not session.config.option.markexpr
     whole = whole and session.config.args == session.config.getini("testpaths")
     silent = [name for name in EXPECTED if not RAN.get(name)]
