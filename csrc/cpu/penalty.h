@@ -8,15 +8,16 @@
 namespace lpl {
 namespace {
 
-// P(h) and dP/dh of a class with multiplier λ and weight ρ; `floor` is −λ²/(2ρ).
+// P and dP/dh of a class with multiplier λ and weight ρ; `floor` is −λ²/(2ρ). P of relu is without
+// its strength.
 template <typename Acc>
 struct PenaltyValue {
   Acc value, slope;
 };
 
 template <Penalty Kind, typename Acc>
-inline PenaltyValue<Acc> penalty_of(Acc h, Acc strength, Acc lam, Acc rho, Acc floor) {
-  if (Kind == Penalty::relu) return {strength * (h > 0 ? h : Acc(0)), h > 0 ? strength : Acc(0)};
+inline PenaltyValue<Acc> penalty_of(Acc h, Acc lam, Acc rho, Acc floor) {
+  if (Kind == Penalty::relu) return {h > 0 ? h : Acc(0), h > 0 ? Acc(1) : Acc(0)};
   const Acc x = lam + rho * h;
   // (x² − λ²)/(2ρ) without its cancellation
   if (Kind == Penalty::phr) return {x > 0 ? h * (lam + x) * Acc(0.5) : floor, x > 0 ? x : Acc(0)};
@@ -57,60 +58,81 @@ class RowPenalty {
   template <Penalty Kind>
   double run(const T* u, double upstream, Acc* push) const {
     Acc top = -INFINITY;
-#pragma omp simd reduction(max : top)
-    for (i64 j = 0; j < c_; ++j) top = load(u[j]) > top ? load(u[j]) : top;
-    double value = 0, slope = 0;
-    const Acc each = Acc(upstream / (p_.penalty_unit * double(c_)));
+    for (i64 lo = 0; lo < c_; lo += kBlock) top = std::max(top, largest(u, lo));
+    // α and 1/unit come in at the end where P is linear
+    constexpr bool kLinear = Kind == Penalty::relu;
+    const double strength = kLinear ? p_.penalty_strength : 1, inverse = 1 / p_.penalty_unit;
+    const Acc each = Acc(-upstream * strength * inverse / double(c_));
+    double value = 0, pushed = 0;
     for (i64 lo = 0; lo < c_; lo += kBlock) {
-      const i64 size = std::min(kBlock, c_ - lo);
-      const PenaltyValue<Acc> block = push ? of_block<Kind, true>(u, lo, size, top, each, push)
-                                           : of_block<Kind, false>(u, lo, size, top, each, push);
+      const Sums block = push ? of_block<Kind, true>(u, lo, top, each, push)
+                              : of_block<Kind, false>(u, lo, top, each, push);
       value += block.value;
-      slope += block.slope;
+      pushed += block.pushed;
     }
-    // the maximum takes what it pushes all others away with, in even shares
-    if (push) {
-      i64 ties = 0;
-      for_each_at_least(u, top, [&](i64) { ++ties; });
-      const Acc share = Acc(double(each) * slope / double(ties));
-      for_each_at_least(u, top, [&](i64 j) { push[j] += share; });
-    }
-    return value / double(c_);
+    if (push) raise(u, top, pushed, push);
+    return value * strength * (kLinear ? inverse : 1) / double(c_);
   }
+
+  struct Sums {
+    Acc value, pushed;
+  };
 
   template <Penalty Kind, bool Store>
-  __attribute__((noinline)) PenaltyValue<Acc> of_block(const T* u, i64 lo, i64 size, Acc top,
-                                                       Acc each, Acc* push) const {
-    constexpr bool kTables = Kind != Penalty::relu, kFloor = Kind == Penalty::phr;
+  __attribute__((noinline)) Sums of_block(const T* u, i64 lo, Acc top, Acc each, Acc* push) const {
+    constexpr bool kLinear = Kind == Penalty::relu, kFloor = Kind == Penalty::phr;
+    const i64 size = std::min(kBlock, c_ - lo);
     const Acc margin = Acc(p_.penalty_margin), inverse = Acc(1 / p_.penalty_unit);
-    const Acc strength = Acc(p_.penalty_strength);
-    const Acc *lam = lam_, *rho = rho_, *floor = floor_.data();
-    Acc value = 0, slope = 0;
-#pragma omp simd reduction(+ : value, slope)
-    for (i64 j = lo; j < lo + size; ++j) {
-      const Acc h = ((top - load(u[j])) - margin) * inverse;
+    const Acc *lam = lam_ + lo, *rho = rho_ + lo, *floor = floor_.data() + lo;
+    Acc value = 0, pushed = 0;
+    u += lo;
+    push += lo;
+#pragma omp simd reduction(+ : value, pushed)
+    for (i64 j = 0; j < size; ++j) {
+      const Acc excess = (top - load(u[j])) - margin;
       const PenaltyValue<Acc> at =
-          penalty_of<Kind>(h, strength, kTables ? lam[j] : Acc(0), kTables ? rho[j] : Acc(0),
-                           kFloor ? floor[j] : Acc(0));
+          kLinear ? penalty_of<Kind>(excess, Acc(0), Acc(0), Acc(0))
+                  : penalty_of<Kind>(excess * inverse, lam[j], rho[j], kFloor ? floor[j] : Acc(0));
       value += at.value;
-      slope += at.slope;
-      if (Store) push[j] = -each * at.slope;
+      if (Store) {
+        const Acc own = each * at.slope;
+        push[j] = own;
+        pushed += own;
+      }
     }
-    return {value, slope};
+    return {value, pushed};
   }
 
-  template <typename Found>
-  void for_each_at_least(const T* u, Acc top, Found found) const {
-    constexpr i64 kChunk = 64;
-    for (i64 lo = 0; lo < c_; lo += kChunk) {
-      const i64 hi = std::min(c_, lo + kChunk);
-      int32_t any = 0;
-#pragma omp simd reduction(| : any)
-      for (i64 j = lo; j < hi; ++j) any |= int32_t(load(u[j]) >= top);
-      if (!any) continue;
-      for (i64 j = lo; j < hi; ++j)
-        if (load(u[j]) >= top) found(j);
+  __attribute__((noinline)) Acc largest(const T* u, i64 lo) const {
+    const i64 hi = std::min(c_, lo + kBlock);
+    Acc top = -INFINITY;
+#pragma omp simd reduction(max : top)
+    for (i64 j = lo; j < hi; ++j) top = load(u[j]) > top ? load(u[j]) : top;
+    return top;
+  }
+
+  // The maximum takes what it pushes all others away with, in even shares.
+  void raise(const T* u, Acc top, double pushed, Acc* push) const {
+    i64 ties = 0;
+    for (i64 lo = 0; lo < c_; lo += kBlock) ties += count_of(u, lo, top);
+    const Acc share = Acc(-pushed / double(ties));
+    for (i64 lo = 0, left = ties; lo < c_ && left > 0; lo += kBlock) {
+      if (count_of(u, lo, top) == 0) continue;
+      const i64 hi = std::min(c_, lo + kBlock);
+      for (i64 j = lo; j < hi; ++j) {
+        if (load(u[j]) != top) continue;
+        push[j] += share;
+        --left;
+      }
     }
+  }
+
+  __attribute__((noinline)) i64 count_of(const T* u, i64 lo, Acc top) const {
+    const i64 hi = std::min(c_, lo + kBlock);
+    int32_t count = 0;
+#pragma omp simd reduction(+ : count)
+    for (i64 j = lo; j < hi; ++j) count += int32_t(load(u[j]) == top);
+    return count;
   }
 
   const Problem& p_;
