@@ -53,8 +53,8 @@ def call_options(
         if not 0 <= value < math.inf:
             raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
     code, parameter = coded(phi)
-    # every field, since torch.compile takes a tuple's default numbers for inputs of the graph, which
-    # it fails to find again in a second call
+    # every field: torch.compile takes default numbers for inputs of the graph, and fails to find
+    # them again in a second call
     return Options(
         reduction=REDUCTIONS[reduction],
         ignore_index=integer("ignore_index", ignore_index),
