@@ -8,18 +8,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lpl_fused import Perturbation
+from lpl_fused import LogitClip, MarginPenalty, Perturbation
+from lpl_fused.norm import Norm
 
 PgdStep = Callable[..., Tensor]
 
 
 def cross_entropy(
-    logits: Tensor, target: Tensor, perturbation: Perturbation | None, label_smoothing: float
+    logits: Tensor,
+    target: Tensor,
+    perturbation: Perturbation | None,
+    label_smoothing: float,
+    norm: Norm | None = None,
+    penalty: MarginPenalty | None = None,
 ) -> Tensor:
-    """Perturbs the logits, then `F.cross_entropy`."""
+    """Shortens the rows and perturbs the logits, then `F.cross_entropy`, plus a penalty."""
+    extra = 0.0 if penalty is None else margin_penalty(logits, penalty)
+    if norm is not None:
+        logits = normed(logits, norm)
     if perturbation is not None:
         logits = perturbed(logits, target, perturbation)
-    return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+    return F.cross_entropy(logits, target, label_smoothing=label_smoothing) + extra
+
+
+def normed(logits: Tensor, norm: Norm) -> Tensor:
+    """Rows of bounded or of equal length."""
+    if isinstance(norm, LogitClip):
+        length: Tensor = logits.norm(p=norm.p, dim=1, keepdim=True)
+        return logits * (norm.tau / length).clamp(max=1)
+    length = logits.norm(dim=1, keepdim=True) + 1e-7
+    return logits / (length * norm.tau)
+
+
+def margin_penalty(logits: Tensor, penalty: MarginPenalty) -> Tensor:
+    """Distances from the largest logit above a margin, as the authors of MbLS and CALS penalise."""
+    h = logits.max(dim=1, keepdim=True).values - logits - penalty.margin
+    if penalty.multiplier is None or penalty.rho is None:
+        return penalty.strength * F.relu(h).mean()
+    h = h / penalty.margin
+    lam, rho = penalty.multiplier, penalty.rho
+    return ((F.relu(lam + rho * h) ** 2 - lam**2) / (2 * rho)).mean()
 
 
 def perturbed(logits: Tensor, target: Tensor, perturbation: Perturbation) -> Tensor:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lpl_fused import Perturbation, losses
+from lpl_fused import LogitClip, LogitNorm, MarginPenalty, Perturbation, losses
+from lpl_fused.norm import Norm
 from lpl_fused.problem import accumulate_dtype
 
 DTYPES = {
@@ -19,7 +20,10 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-LOSSES = ("ce", "la", "vs", "ldam", "smoothing", "lpl10", "lpl50", "lpl10-zipf")
+LOSSES = (
+    *("ce", "la", "vs", "ldam", "smoothing", "logitclip", "logitnorm", "mbls", "cals"),
+    *("lpl10", "lpl50", "lpl10-zipf"),
+)
 STEP_SWEEP = ("lpl1", "lpl2", "lpl5", "lpl10", "lpl20", "lpl50", "lpl100")
 UNIQUE_SWEEP = ("ce-unique", "lpl5-unique", "lpl10-unique", "lpl50-unique", "lpl100-unique")
 
@@ -40,6 +44,10 @@ TOKEN_SHAPES = ("1024x32000", "8192x128000")
 
 IMBALANCE = 100.0  # most over fewest training samples per class, the usual long-tail benchmark's
 SMOOTHING = 0.1
+KINDS = ("ce", "la", "vs", "ldam", "smoothing", "logitclip", "logitnorm", "mbls", "cals")
+# as the authors set them; every row of the logits drawn here is longer than τ
+NORMS: dict[str, Norm] = {"logitclip": LogitClip(1.0), "logitnorm": LogitNorm(0.04)}
+_MARGIN = 6.0
 STEP_SIZE = 0.1
 _LOGITS_STD = 2.0
 _COSINE_STD = 0.125  # of cosines between random 64-dimensional vectors, which LDAM asks for
@@ -51,7 +59,8 @@ COPY = "copy"  # the mode of the yardstick: the logits copied once
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss as the command line names it: ce, la, vs, ldam, smoothing, lplK; then its labels.
+    """A loss as the command line names it: ce, la, vs, ldam, smoothing, logitclip, logitnorm, mbls,
+    cals, lplK; then its labels.
 
     Attributes:
         kind: the name without the rest; "lpl" for every K.
@@ -66,11 +75,10 @@ class Loss:
 
     @staticmethod
     def parse(name: str) -> Loss:
-        found = re.fullmatch(r"(?:(ce|la|vs|ldam|smoothing)|lpl(\d{1,4}))(?:-(zipf|unique))?", name)
+        found = re.fullmatch(rf"(?:({'|'.join(KINDS)})|lpl(\d{{1,4}}))(?:-(zipf|unique))?", name)
         if found is None or found[2] == "0":
-            expected = (
-                "ce, la, vs, ldam, smoothing or lplK with K >= 1, then -zipf, -unique or nothing"
-            )
+            kinds = ", ".join(KINDS)
+            expected = f"{kinds} or lplK with K >= 1, then -zipf, -unique or nothing"
             raise ValueError(f"loss: expected {expected}, got {name!r}")
         kind, steps, labels = found.groups()
         return Loss(kind or "lpl", int(steps or 0), labels or "uniform")
@@ -133,7 +141,7 @@ class Case:
         gradient = 0 if mode.startswith("forward") else self.logits_bytes
         if mode == COPY:
             return self.logits_bytes + gradient
-        tables = {"la": 1, "vs": 2, "ldam": 1}.get(self.loss.kind, 0)
+        tables = {"la": 1, "vs": 2, "ldam": 1, "cals": 2}.get(self.loss.kind, 0)
         table_bytes = tables * self.classes * accumulate_dtype(self.dtype).itemsize
         if self.loss.steps:
             table_bytes += self.classes * torch.int32.itemsize
@@ -149,6 +157,8 @@ class Batch(NamedTuple):
     perturbation: Perturbation | None
     label_smoothing: float
     steps: Tensor | None  # (C,) int32, ±K
+    norm: Norm | None = None
+    penalty: MarginPenalty | None = None
 
     def rows(self, index: Tensor) -> Batch:
         """Some of the rows."""
@@ -180,7 +190,24 @@ def draw(case: Case, device: torch.device) -> Batch:
         _perturbation(case, logits),
         SMOOTHING if case.loss.kind == "smoothing" else 0.0,
         steps,
+        NORMS.get(case.loss.kind),
+        _penalty(case, logits),
     )
+
+
+def _penalty(case: Case, logits: Tensor) -> MarginPenalty | None:
+    """The authors' penalties, with margins that some of these logits exceed."""
+    if case.loss.kind == "mbls":
+        return losses.MbLSLoss(margin=_MARGIN).margin_penalty()
+    if case.loss.kind == "cals":
+        loss = losses.CALSLoss(case.classes, margin=_MARGIN).to(logits.device)
+        loss.multiplier.copy_(torch.linspace(1e-6, 0.1, case.classes))
+        penalty = loss.margin_penalty()
+        dtype = accumulate_dtype(case.dtype)
+        tables = (penalty.multiplier, penalty.rho)
+        lam, rho = (None if table is None else table.to(dtype) for table in tables)
+        return replace(penalty, multiplier=lam, rho=rho)
+    return None
 
 
 def _perturbation(case: Case, logits: Tensor) -> Perturbation | None:

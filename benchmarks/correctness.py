@@ -76,6 +76,8 @@ def truth(batch: Batch) -> Result:
                 part.target,
                 perturbation=perturbation,
                 label_smoothing=batch.label_smoothing,
+                norm=batch.norm,
+                penalty=batch.penalty,
                 **keywords,
             )
         (grad[index],) = torch.autograd.grad(loss / n, logits, batch.upstream.double())

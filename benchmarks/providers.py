@@ -40,8 +40,14 @@ def _eager(case: Case, batch: Batch) -> Criterion:
     if batch.steps is not None:
         target, steps, most = batch.target, batch.steps, case.loss.steps
         return lambda u: baselines.lpl_cross_entropy(u, target, steps, STEP_SIZE, most)
-    target, perturbation, smoothing = batch.target, batch.perturbation, batch.label_smoothing
-    return lambda u: baselines.cross_entropy(u, target, perturbation, smoothing)
+    what = _of_loss(batch)
+    return lambda u: baselines.cross_entropy(u, *what)
+
+
+def _of_loss(batch: Batch) -> tuple[Any, ...]:
+    """What `baselines.cross_entropy` takes beside the logits."""
+    tables = batch.perturbation, batch.label_smoothing
+    return (batch.target, *tables, batch.norm, batch.penalty)
 
 
 def _compiled(case: Case, batch: Batch) -> Criterion:
@@ -59,8 +65,8 @@ def _compiled(case: Case, batch: Batch) -> Criterion:
         target, steps, most = batch.target, batch.steps, case.loss.steps
         return lambda u: lpl(u, target, steps, STEP_SIZE, most)
     loss = compiled(baselines.cross_entropy)
-    target, perturbation, smoothing = batch.target, batch.perturbation, batch.label_smoothing
-    return lambda u: loss(u, target, perturbation, smoothing)
+    what = _of_loss(batch)
+    return lambda u: loss(u, *what)
 
 
 def _fused(backend: str) -> Callable[[Case, Batch], Criterion]:
@@ -73,6 +79,8 @@ def _fused(backend: str) -> Callable[[Case, Batch], Criterion]:
         keywords: dict[str, Any] = {
             "perturbation": batch.perturbation,
             "label_smoothing": batch.label_smoothing,
+            "norm": batch.norm,
+            "penalty": batch.penalty,
             "backend": backend,
         }
         target = batch.target

@@ -92,7 +92,7 @@ Norm = LogitClip | LogitNorm
 def numbers_of(norm: Norm | None) -> Numbers:
     """The numbers under which kernels know `norm`."""
     if norm is None:
-        return Numbers()
+        return Numbers(0.0, 0.0, 1.0, 0.0)
     if isinstance(norm, (LogitClip, LogitNorm)):
         return norm.numbers()
     raise TypeError(f"norm: expected LogitClip(...), LogitNorm(...) or None, got {norm!r}")

@@ -53,6 +53,8 @@ def call_options(
         if not 0 <= value < math.inf:
             raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
     code, parameter = coded(phi)
+    # every field: torch.compile takes default numbers for inputs of the graph, and fails to find
+    # them again in a second call
     return Options(
         reduction=REDUCTIONS[reduction],
         ignore_index=integer("ignore_index", ignore_index),
@@ -61,6 +63,14 @@ def call_options(
         label_smoothing=smoothing,
         z_loss=float(z_loss),
         softcap=float(softcap),
+        inverse_temperature=1.0,
+        step_size=0.0,
+        penalty=0,
+        penalty_margin=1.0,
+        penalty_unit=1.0,
+        penalty_strength=1.0,
+        normalize=False,
+        through=False,
     ).with_norm(numbers_of(norm))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lpl_fused import GCE, Alpha, Focal, MixedTarget, Perturbation, Poly1
+from lpl_fused import GCE, Alpha, Focal, MarginPenalty, MixedTarget, Perturbation, Poly1
 from lpl_fused import functional as LF
 from lpl_fused.problem import RangeError
 
@@ -114,6 +114,27 @@ BAD = {
         lambda: LF.cross_entropy(EXAMPLE, LABELS, z_loss=float("nan")),
         ValueError,
         "z_loss.*nan",
+    ),
+    "norm": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS, norm=2.0),
+        TypeError,
+        "norm.*LogitClip.*2.0",
+    ),
+    "penalty": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS, penalty=0.1),
+        TypeError,
+        "penalty.*MarginPenalty.*0.1",
+    ),
+    "penalty without tables": (lambda: MarginPenalty("phr"), ValueError, "multiplier.*phr"),
+    "penalty kind": (lambda: MarginPenalty("l2"), ValueError, "kind.*phr.*l2"),
+    "penalty of other classes": (
+        lambda: LF.cross_entropy(
+            EXAMPLE,
+            LABELS,
+            penalty=MarginPenalty("p2", multiplier=torch.ones(2), rho=torch.ones(2)),
+        ),
+        ValueError,
+        "multiplier: expected shape",
     ),
     "softcap": (lambda: LF.cross_entropy(EXAMPLE, LABELS, softcap=-1.0), ValueError, "softcap.*-1"),
     "phi": (lambda: LF.cross_entropy(EXAMPLE, LABELS, phi="focal"), TypeError, "phi.*'focal'"),

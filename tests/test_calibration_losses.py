@@ -104,6 +104,36 @@ def test_penalty_reductions_and_shapes(make) -> None:  # type: ignore[no-untyped
     torch.testing.assert_close(loss(logits[0], target[0]), rows[0])
 
 
+class Unfused(losses.CrossEntropyLoss):
+    """Of which the penalty knows nothing but that it is called."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(input, target)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("kind", ["relu", "phr", "p2", "p3"])
+def test_fused_equals_unfused(backend: str, kind: str, reduction: str) -> None:
+    """Class weights do not touch the penalty; nor does what stands in ignored rows."""
+    draw = Draw(9, 5, seed=4)
+    logits = torch.cat([draw.input().round(), torch.full((1, 5), math.nan)])  # ties
+    target = F.pad(draw.ignoring(), (0, 1), value=-100)
+    results = []
+    for make in (losses.CrossEntropyLoss, Unfused):
+        base = make(0.5 + torch.arange(5).double(), reduction=reduction, backend=backend)
+        loss: torch.nn.Module = losses.MbLSLoss(0.5, 1.0, base)
+        if kind != "relu":
+            loss = losses.CALSLoss(5, base, margin=1.0, penalty=kind)
+            loss.multiplier.copy_(torch.linspace(0.1, 0.6, 5))
+        leaf = logits.clone().requires_grad_()
+        value = loss(leaf, target)
+        upstream = torch.linspace(0.5, 2.0, value.numel()).double().reshape(value.shape)
+        results.append((value.detach(), torch.autograd.grad(value, leaf, upstream)[0]))
+    for fused, unfused in zip(*results, strict=True):
+        torch.testing.assert_close(fused, unfused, rtol=1e-10, atol=1e-13)
+
+
 def test_penalty_beside_another_loss() -> None:
     """The penalty is on the raw logits, whatever the base makes of them; any target form."""
     counts, draw = [50, 20, 5, 1], Draw(6, 4, seed=3)

@@ -10,7 +10,19 @@ import torch.nn.functional as F
 from cases import Draw
 from equations import DTYPES, LABELS, LOGITS, assert_equation, close, cross_entropy
 
-from lpl_fused import GCE, Alpha, Focal, MixedTarget, Perturbation, losses, row_transforms
+from lpl_fused import (
+    GCE,
+    Alpha,
+    Focal,
+    LogitClip,
+    LogitNorm,
+    MixedTarget,
+    Perturbation,
+    losses,
+    row_transforms,
+)
+from lpl_fused import functional as LF
+from lpl_fused.norm import Norm
 
 
 @pytest.mark.parametrize(
@@ -110,16 +122,70 @@ def test_losses_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("p", [1.5, 2.0, 100.0, math.inf])
-def test_extreme_rows(p: float) -> None:
+def test_extreme_rows(backend: str, p: float) -> None:
     """Zero rows are left alone; huge ones do not overflow in any power."""
     logits = torch.tensor([[0.0, 0.0, 0.0], [3e30, -1e30, 2e20], [1e-30, 0.0, 0.0]])
     logits.requires_grad_()
-    for loss in (losses.LogitClipLoss(1.0, p), losses.LogitNormLoss()):
+    for make in (lambda **k: losses.LogitClipLoss(1.0, p, **k), losses.LogitNormLoss):
+        loss = make(backend=backend)
         (grad,) = torch.autograd.grad(loss(logits, torch.tensor([0, 1, 2])), logits)
         assert grad.isfinite().all()
     clipped = row_transforms.logit_clip(logits.detach(), 1.0, p)
     assert torch.equal(clipped[0], torch.zeros(3))
     torch.testing.assert_close(torch.linalg.vector_norm(clipped[1], p), torch.tensor(1.0))
+
+
+NORMS = [LogitClip(1.5, p) for p in (1.0, 1.5, 2.0, 3.0, math.inf)] + [
+    LogitClip(0.5, form="official"),
+    LogitNorm(0.3),
+]
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=str)
+def test_gradient_by_differences(backend: str, norm: Norm) -> None:
+    draw = Draw(5, 4, seed=7)
+    logits, target = draw.input().requires_grad_(), draw.labels()
+    assert torch.autograd.gradcheck(
+        lambda u: LF.cross_entropy(u, target, norm=norm, reduction="none", backend=backend),
+        logits,
+        nondet_tol=0.0,
+    )
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+@pytest.mark.parametrize("norm", NORMS, ids=str)
+def test_masked_classes_stay_masked_and_do_not_count(backend: str, norm: Norm) -> None:
+    """As if the row had fewer classes; garbage in an ignored row reaches nothing."""
+    draw = Draw(4, 5, seed=8)
+    few, target = draw.input(), draw.labels() % 5
+    masked = torch.full((5, 7), -math.inf, dtype=torch.float64)
+    columns = torch.tensor([0, 2, 3, 5, 6])
+    masked[:4, columns] = few
+    masked[4] = math.nan
+    labels = F.pad(columns[target], (0, 1), value=-100)
+    few.requires_grad_(), masked.requires_grad_()
+    expected = LF.cross_entropy(few, target, norm=norm, backend="reference")
+    value = LF.cross_entropy(masked, labels, norm=norm, backend=backend)
+    torch.testing.assert_close(value, expected)
+    (grad,) = torch.autograd.grad(value, masked)
+    (right,) = torch.autograd.grad(expected, few)
+    torch.testing.assert_close(grad[:4, columns], right)
+    assert (grad[:, [1, 4]] == 0).all() and (grad[4] == 0).all()
+
+
+def test_ties_share_the_gradient_of_the_largest(backend: str) -> None:
+    logits = torch.tensor([[2.0, -2.0, 1.0, 2.0]]).double().requires_grad_()
+    found = []
+    for name in (backend, "reference"):
+        norm = LogitClip(1.0, math.inf)
+        loss = LF.cross_entropy(logits, torch.tensor([2]), norm=norm, backend=name)
+        found += torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+    u = (logits / 2).detach()
+    g = torch.softmax(u, 1) - F.one_hot(torch.tensor([2]), 4)
+    share = (u * g).sum() / 3
+    expected = (g - share * torch.tensor([[1.0, -1.0, 0.0, 1.0]])) / 2
+    torch.testing.assert_close(found[0], expected)
 
 
 @pytest.mark.parametrize("phi", ["log", GCE(0.7), Alpha(0.5), Focal(2.0)], ids=str)

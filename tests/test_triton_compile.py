@@ -24,6 +24,8 @@ import torch
 
 import lpl_fused
 from lpl_fused.backends import load
+from lpl_fused.norm import LogitClip, LogitNorm
+from lpl_fused.penalty import P2, PHR, RELU
 from lpl_fused.phi import FOCAL
 from lpl_fused.problem import Options, Problem, accumulate_dtype
 
@@ -38,6 +40,11 @@ ALL_OPTIONS = Options(
 )
 SMOOTHED = Options(label_smoothing=0.1)
 EVERYTHING = ALL_OPTIONS._replace(label_smoothing=0.1)
+NORMED = Options().with_norm(LogitNorm().numbers())
+NORMED_EVERYTHING = EVERYTHING.with_norm(LogitClip(p=3.0).numbers())
+PENALISED = Options(penalty=RELU, penalty_strength=0.1)
+PENALISED_EVERYTHING = NORMED_EVERYTHING._replace(penalty=P2)
+LAGRANGIAN = ("multiplier", "rho")
 LPL = Options(step_size=0.1)
 LPL_EVERYTHING = ALL_OPTIONS._replace(step_size=0.1, normalize=True)
 
@@ -125,6 +132,27 @@ VARIANTS = {
     "backward, tables, 8142": Variant("backward", FP32, 8142, ALL_OPTIONS, TABLES),
     "backward, everything, 1000": Variant("backward", BF16, 1000, EVERYTHING, TABLES),
     "backward, everything fp64, 1000": Variant("backward", FP64, 1000, EVERYTHING, TABLES),
+    "norm, 8142": Variant("gradient", BF16, 8142, NORMED),
+    "norm, 32000": Variant("gradient", FP32, 32000, NORMED),
+    "norm, everything, 4096": Variant("gradient", FP32, 4096, NORMED_EVERYTHING, TABLES),
+    "norm, everything fp64, 2000": Variant("gradient", FP64, 2000, NORMED_EVERYTHING, TABLES),
+    "norm, backward, everything, 50257": Variant(
+        "backward", BF16, 50257, NORMED_EVERYTHING, TABLES
+    ),
+    "norm, lpl, 8142": Variant("learned", FP32, 8142, LPL.with_norm(LogitClip().numbers())),
+    "penalty, 8142": Variant("gradient", BF16, 8142, PENALISED),
+    "penalty, phr, 32000": Variant(
+        "gradient", FP32, 32000, PLAIN._replace(penalty=PHR), LAGRANGIAN
+    ),
+    "penalty, everything, 4096": Variant(
+        "gradient", FP32, 4096, PENALISED_EVERYTHING, (*TABLES, *LAGRANGIAN)
+    ),
+    "penalty, everything fp64, 2000": Variant(
+        "gradient", FP64, 2000, PENALISED_EVERYTHING, (*TABLES, *LAGRANGIAN)
+    ),
+    "penalty, backward, everything, 1000": Variant(
+        "backward", BF16, 1000, PENALISED_EVERYTHING, (*TABLES, *LAGRANGIAN)
+    ),
     "lpl, 1": Variant("learned", FP32, 1, LPL),
     "lpl, 100": Variant("learned", FP32, 100, LPL, n=128),
     "lpl, 8142": Variant("learned", BF16, 8142, LPL),
@@ -251,6 +279,9 @@ def test_every_kernel_is_compiled(reports: dict[tuple[str, str], list[Report]]) 
         "forward",
         "backward",
         "row_sums",
+        "row_alongs",
+        "measure_rows",
+        "penalise_rows",
         "scale_rows",
         "solve",
         "resident_steps",

@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from lpl_fused.backends import load, reason_against
+from lpl_fused.norm import LogitNorm
+from lpl_fused.penalty import RELU
 from lpl_fused.phi import FOCAL
 from lpl_fused.problem import Options, Problem, accumulate_dtype
 
@@ -101,6 +103,8 @@ LPL = Options(step_size=0.1)
 LPL_NORMALIZED = Options(step_size=0.1, normalize=True)
 TOO_FAR = Options(step_size=1e3)  # for the solver, which leaves such rows to plain steps
 SMOOTHED_FOCAL = Options(phi=FOCAL, phi_parameter=2.0, label_smoothing=0.1)
+NORMED = Options().with_norm(LogitNorm().numbers())
+PENALISED = Options(penalty=RELU, penalty_strength=0.1)
 ALL = ("scale", "offset", "margin", "rows")
 
 BUDGETS = {
@@ -176,6 +180,23 @@ BUDGETS = {
         SWEEP,
         {"input": (4, 0), "grad": (0, 2), "target": (4, 0)},
         parts=("dense",),
+    ),
+    # a norm: one read to measure it; swept rows one more, since the gradient needs a sum over it
+    "gradient, norm": Budget(
+        forward_and_gradient, ONE_BLOCK, {"input": (4, 0), "grad": (0, 2)}, options=NORMED
+    ),
+    "gradient, norm, swept": Budget(
+        forward_and_gradient, SWEEP, {"input": (8, 0), "grad": (0, 2)}, options=NORMED
+    ),
+    "backward, norm": Budget(
+        backward("input"), SWEEP, {"input": (6, 0), "wanted.input": (0, 2)}, options=NORMED
+    ),
+    # a penalty: one read for the maximum, one for what lies below it
+    "gradient, penalty": Budget(
+        forward_and_gradient, ONE_BLOCK, {"input": (6, 0), "grad": (0, 2)}, options=PENALISED
+    ),
+    "backward, penalty": Budget(
+        backward("input"), SWEEP, {"input": (6, 0), "wanted.input": (0, 2)}, options=PENALISED
     ),
     # learned perturbation of a class with one row: as the plain loss, whatever the steps
     **{

@@ -8,18 +8,19 @@
 namespace lpl {
 namespace {
 
-// P(h) and dP/dh of a class with multiplier λ and weight ρ; `floor` is −λ²/(2ρ).
+// P and dP/dh of a class with multiplier λ and weight ρ, up to the factors of `run`: relu of h in
+// units of the logits, without its strength; phr as 2P and with ρ in those units, `floor` −λ²/ρ.
 template <typename Acc>
 struct PenaltyValue {
   Acc value, slope;
 };
 
 template <Penalty Kind, typename Acc>
-inline PenaltyValue<Acc> penalty_of(Acc h, Acc strength, Acc lam, Acc rho, Acc floor) {
-  if (Kind == Penalty::relu) return {strength * (h > 0 ? h : Acc(0)), h > 0 ? strength : Acc(0)};
+inline PenaltyValue<Acc> penalty_of(Acc h, Acc lam, Acc rho, Acc floor) {
+  if (Kind == Penalty::relu) return {h > 0 ? h : Acc(0), h > 0 ? Acc(1) : Acc(0)};
   const Acc x = lam + rho * h;
   // (x² − λ²)/(2ρ) without its cancellation
-  if (Kind == Penalty::phr) return {x > 0 ? h * (lam + x) * Acc(0.5) : floor, x > 0 ? x : Acc(0)};
+  if (Kind == Penalty::phr) return {x > 0 ? h * (lam + x) : floor, x > 0 ? x : Acc(0)};
   const Acc dose = rho * h, square = Kind == Penalty::p2 ? dose * dose : Acc(0);
   const Acc inverse = 1 / (1 + (dose < 0 ? -dose : dose));
   return {h >= 0 ? h * (lam + lam * dose + square * Acc(1.0 / 6)) : lam * h * inverse,
@@ -38,7 +39,13 @@ class RowPenalty {
         rho_(static_cast<const Acc*>(p.rho)) {
     if (p.penalty != Penalty::phr) return;
     floor_.resize(c_);
-    for (i64 j = 0; j < c_; ++j) floor_[j] = -lam_[j] * lam_[j] / (2 * rho_[j]);
+    scaled_.resize(c_);
+    const Acc inverse = Acc(1 / p.penalty_unit);
+    for (i64 j = 0; j < c_; ++j) {
+      scaled_[j] = rho_[j] * inverse;
+      floor_[j] = -lam_[j] * lam_[j] / scaled_[j];
+    }
+    rho_ = scaled_.data();
   }
 
   // mean_j P of a row of logits; its gradient times `upstream` goes to `push` (C,), if not null.
@@ -56,67 +63,97 @@ class RowPenalty {
  private:
   template <Penalty Kind>
   double run(const T* u, double upstream, Acc* push) const {
+    // the largest logit, and the blocks between which it is found
     Acc top = -INFINITY;
-#pragma omp simd reduction(max : top)
-    for (i64 j = 0; j < c_; ++j) top = load(u[j]) > top ? load(u[j]) : top;
-    double value = 0, slope = 0;
-    const Acc each = Acc(upstream / (p_.penalty_unit * double(c_)));
+    i64 first = 0, last = 0;
     for (i64 lo = 0; lo < c_; lo += kBlock) {
-      const i64 size = std::min(kBlock, c_ - lo);
-      const PenaltyValue<Acc> block = push ? of_block<Kind, true>(u, lo, size, top, each, push)
-                                           : of_block<Kind, false>(u, lo, size, top, each, push);
+      const Acc here = largest(u + lo, std::min(kBlock, c_ - lo));
+      if (here > top) first = lo;
+      if (here >= top) last = lo;
+      top = std::max(top, here);
+    }
+    // where P is linear in a factor, that comes in at the end
+    constexpr bool relu = Kind == Penalty::relu, phr = Kind == Penalty::phr;
+    const double strength = relu ? p_.penalty_strength : 1, inverse = 1 / p_.penalty_unit;
+    const Acc each = Acc(-upstream * strength * inverse / double(c_));
+    double value = 0, pushed = 0;
+    for (i64 lo = 0; lo < c_; lo += kBlock) {
+      const Sums block = push ? of_block<Kind, true>(u, lo, top, each, push)
+                              : of_block<Kind, false>(u, lo, top, each, push);
       value += block.value;
-      slope += block.slope;
+      pushed += block.pushed;
     }
-    // the maximum takes what it pushes all others away with, in even shares
-    if (push) {
-      i64 ties = 0;
-      for_each_at_least(u, top, [&](i64) { ++ties; });
-      const Acc share = Acc(double(each) * slope / double(ties));
-      for_each_at_least(u, top, [&](i64 j) { push[j] += share; });
-    }
-    return value / double(c_);
+    if (push) raise(u, first, std::min(c_, last + kBlock), top, pushed, push);
+    return value * strength * (phr ? inverse / 2 : relu ? inverse : 1) / double(c_);
   }
+
+  struct Sums {
+    Acc value, pushed;
+  };
 
   template <Penalty Kind, bool Store>
-  __attribute__((noinline)) PenaltyValue<Acc> of_block(const T* u, i64 lo, i64 size, Acc top,
-                                                       Acc each, Acc* push) const {
-    constexpr bool kTables = Kind != Penalty::relu, kFloor = Kind == Penalty::phr;
+  __attribute__((noinline)) Sums of_block(const T* u, i64 lo, Acc top, Acc each, Acc* push) const {
+    constexpr bool relu = Kind == Penalty::relu, phr = Kind == Penalty::phr;
+    const i64 size = std::min(kBlock, c_ - lo);
     const Acc margin = Acc(p_.penalty_margin), inverse = Acc(1 / p_.penalty_unit);
-    const Acc strength = Acc(p_.penalty_strength);
-    const Acc *lam = lam_, *rho = rho_, *floor = floor_.data();
-    Acc value = 0, slope = 0;
-#pragma omp simd reduction(+ : value, slope)
-    for (i64 j = lo; j < lo + size; ++j) {
-      const Acc h = ((top - load(u[j])) - margin) * inverse;
-      const PenaltyValue<Acc> at =
-          penalty_of<Kind>(h, strength, kTables ? lam[j] : Acc(0), kTables ? rho[j] : Acc(0),
-                           kFloor ? floor[j] : Acc(0));
+    const Acc *lam = lam_ + lo, *rho = rho_ + lo, *floor = floor_.data() + lo;
+    Acc value = 0, pushed = 0;
+    u += lo;
+    push += lo;
+#pragma omp simd reduction(+ : value, pushed)
+    for (i64 j = 0; j < size; ++j) {
+      const Acc excess = (top - load(u[j])) - margin;
+      const Acc h = relu || phr ? excess : excess * inverse;
+      const PenaltyValue<Acc> at = penalty_of<Kind>(
+          h, relu ? Acc(0) : lam[j], relu ? Acc(0) : rho[j], phr ? floor[j] : Acc(0));
       value += at.value;
-      slope += at.slope;
-      if (Store) push[j] = -each * at.slope;
+      if (Store) {
+        const Acc own = each * at.slope;
+        push[j] = own;
+        pushed += own;
+      }
     }
-    return {value, slope};
+    return {value, pushed};
   }
 
-  template <typename Found>
-  void for_each_at_least(const T* u, Acc top, Found found) const {
-    constexpr i64 kChunk = 64;
-    for (i64 lo = 0; lo < c_; lo += kChunk) {
-      const i64 hi = std::min(c_, lo + kChunk);
-      int32_t any = 0;
-#pragma omp simd reduction(| : any)
-      for (i64 j = lo; j < hi; ++j) any |= int32_t(load(u[j]) >= top);
-      if (!any) continue;
-      for (i64 j = lo; j < hi; ++j)
-        if (load(u[j]) >= top) found(j);
+  // By two halves at once, for a loop of half as many rounds.
+  __attribute__((noinline)) Acc largest(const T* u, i64 size) const {
+    const i64 half = size / 2;
+    const T* second = u + half;
+    Acc one = load(u[size - 1]), other = one;
+#pragma omp simd reduction(max : one, other)
+    for (i64 j = 0; j < half; ++j) {
+      one = load(u[j]) > one ? load(u[j]) : one;
+      other = load(second[j]) > other ? load(second[j]) : other;
     }
+    return one > other ? one : other;
+  }
+
+  // The maximum takes what it pushes all others away with, in even shares.
+  void raise(const T* u, i64 first, i64 end, Acc top, double pushed, Acc* push) const {
+    i64 ties = 0;
+    for (i64 lo = first; lo < end; lo += kPart) ties += count_of(u, lo, end, top);
+    const Acc share = Acc(-pushed / double(ties));
+    for (i64 lo = first; lo < end; lo += kPart) {
+      if (count_of(u, lo, end, top) == 0) continue;
+      for (i64 j = lo; j < std::min(end, lo + kPart); ++j)
+        if (load(u[j]) == top) push[j] += share;
+    }
+  }
+
+  static constexpr i64 kPart = 128;
+  __attribute__((noinline)) i64 count_of(const T* u, i64 lo, i64 end, Acc top) const {
+    const i64 hi = std::min(end, lo + kPart);
+    int32_t count = 0;
+#pragma omp simd reduction(+ : count)
+    for (i64 j = lo; j < hi; ++j) count += int32_t(load(u[j]) == top);
+    return count;
   }
 
   const Problem& p_;
   const i64 c_;
   const Acc *lam_, *rho_;
-  Vector<Acc> floor_;
+  Vector<Acc> floor_, scaled_;
 };
 
 }  // namespace
