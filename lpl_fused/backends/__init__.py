@@ -1,6 +1,6 @@
 """Which implementation runs, and why.
 
-A backend is a module with four launchers over a `Problem` (their contract stands in ops.py) and two
+A backend is a module with four launchers over a `Problem` (their contract stands in ops/) and two
 questions: `unavailable()` and `unsupported(device, dtype)`, each answered by None or by a reason.
 """
 

@@ -78,7 +78,7 @@ def sweeps_first(problem: Problem) -> bool:
 
 
 def cross_entropy(problem: Problem, want_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, stats, norm, grad): see ops.py."""
+    """(loss, stats, norm, grad): see ops/"""
     from .kernels.forward import forward
 
     input, reduction = problem.input, problem.options.reduction
@@ -110,7 +110,7 @@ def cross_entropy(problem: Problem, want_grad: bool) -> tuple[Tensor, Tensor, Te
 def cross_entropy_backward(
     problem: Problem, grad_rows: Tensor, stats: Tensor, want: list[bool]
 ) -> tuple[Tensor, ...]:
-    """(input, scale, offset, margin, rows), empty where not wanted: see ops.py."""
+    """(input, scale, offset, margin, rows), empty where not wanted: see ops/"""
     from .kernels.backward import backward, row_sums
 
     n, classes = problem.input.shape
@@ -151,7 +151,7 @@ def cross_entropy_backward(
 
 
 def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
-    """(delta, slot): see ops.py."""
+    """(delta, slot): see ops/"""
     n, classes = problem.input.shape
     arguments, _ = _take_steps(problem, Wanted(delta=_new(problem, n, classes)))
     return arguments.delta, arguments.slot

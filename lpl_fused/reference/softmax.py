@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .phi import FOCAL, LOG, POLY1, POWER
-from .problem import MEAN, NONE, Problem, accumulate_dtype, label_range_error
+from ..phi import FOCAL, LOG, POLY1, POWER
+from ..problem import MEAN, NONE, Problem, accumulate_dtype, label_range_error
 
 NORM_FLOOR = 1e-12  # a gradient shorter than this has no direction: the normalised step is 0
 

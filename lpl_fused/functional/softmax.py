@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import ops, reference
-from .backends import REFERENCE, resolve
-from .ops import Choose
-from .perturbation import Perturbation
-from .phi import Phi
-from .problem import NONE, NotDifferentiable, Options, Problem
-from .validation import (
+from .. import ops, reference
+from ..backends import REFERENCE, resolve
+from ..ops import Choose
+from ..perturbation import Perturbation
+from ..phi import Phi
+from ..problem import NONE, NotDifferentiable, Options, Problem
+from ..validation import (
     MixedTarget,
     Shaped,
     Target,
