@@ -3,17 +3,19 @@
 from . import functional, losses
 from .backends import backends, explain
 from .functional import MixedTarget
-from .perturbation import Perturbation
+from .perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from .phi import GCE, Alpha, Focal, Poly1
 from .version import __version__
 
 __all__ = [
     "GCE",
     "Alpha",
+    "BinaryPerturbation",
     "Focal",
     "MixedTarget",
     "Perturbation",
     "Poly1",
+    "RebalancedWeight",
     "__version__",
     "backends",
     "explain",

@@ -2,6 +2,7 @@
 it runs.
 """
 
+from . import sigmoid
 from .softmax import (
     Choose,
     CrossEntropy,
@@ -17,5 +18,6 @@ __all__ = [
     "cross_entropy",
     "learned_perturbation",
     "one_sweep",
+    "sigmoid",
     "tables_learn",
 ]

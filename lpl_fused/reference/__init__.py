@@ -2,6 +2,7 @@
 device. Backends are tested against these run in float64.
 """
 
+from . import sigmoid
 from .softmax import (
     NORM_FLOOR,
     check_labels,
@@ -31,5 +32,6 @@ __all__ = [
     "perturb",
     "phi_of",
     "row_losses",
+    "sigmoid",
     "target_cross_entropy",
 ]
