@@ -128,6 +128,56 @@ py::tuple sweep(const py::tuple& tensors, const py::tuple& sizes, Address swept,
   return run(lpl::kernels().sweep, problem, out);
 }
 
+// `problem` is a lpl_fused.problem.BinaryProblem; `sizes` what cpp._binary_sizes returns. Gives the
+// classes (solved, swept).
+py::tuple binary_cross_entropy(const py::tuple& problem, const py::tuple& sizes, Address loss,
+                               Address norm, Address grad, Address upstream, bool upstream_each,
+                               Address delta) {
+  lpl::BinaryProblem p{};
+  int at = 0;
+  p.n = sizes[at++].cast<int64_t>();
+  p.c = sizes[at++].cast<int64_t>();
+  p.row_stride = sizes[at++].cast<int64_t>();
+  p.target_stride = sizes[at++].cast<int64_t>();
+  p.dtype = lpl::DType(sizes[at++].cast<int>());
+  p.target_type = lpl::LabelType(sizes[at++].cast<int>());
+  p.threads = sizes[at++].cast<int32_t>();
+
+  at = 0;
+  p.input = data(problem[at++]);
+  p.target = data(problem[at++]);
+  p.weight[1] = data(problem[at++]);
+  p.weight[0] = data(problem[at++]);
+  for (const int side : {1, 0}) {
+    p.scale[side] = data(problem[at++]);
+    p.offset[side] = data(problem[at++]);
+  }
+  p.inverse_count = data(problem[at++]);
+  p.sample_weight = data(problem[at++]);
+  p.steps = data<int32_t>(problem[at++]);
+
+  const py::tuple options = problem[at];
+  at = 0;
+  p.reduction = lpl::Reduction(options[at++].cast<int>());
+  p.phi = lpl::Phi(options[at++].cast<int>());
+  p.missing = options[at++].cast<bool>();
+  p.phi_parameter = options[at++].cast<double>();
+  p.ignored = options[at++].cast<double>();
+  p.alpha = options[at++].cast<double>();
+  p.beta = options[at++].cast<double>();
+  p.mu = options[at++].cast<double>();
+  p.step_size = options[at++].cast<double>();
+
+  const lpl::BinaryOutputs out{output(loss),     output(norm),  output(grad),
+                               output(upstream), upstream_each, output(delta)};
+  lpl::BinaryStatus status{};
+  {
+    py::gil_scoped_release unlocked;
+    status = lpl::kernels().binary_cross_entropy(p, out);
+  }
+  return py::make_tuple(status.solved, status.swept);
+}
+
 std::vector<std::string> usable_isas() {
   std::vector<std::string> names;
   for (const lpl::Kernels& kernels : lpl::usable_kernels()) names.push_back(kernels.isa);
@@ -141,6 +191,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("cross_entropy", &cross_entropy);
   m.def("learned_perturbation", &learned_perturbation);
   m.def("sweep", &sweep);
+  m.def("binary_cross_entropy", &binary_cross_entropy);
   m.def(
       "isa", [] { return std::string(lpl::kernels().isa); },
       "The instruction set whose kernels are in use.");

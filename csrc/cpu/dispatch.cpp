@@ -3,7 +3,8 @@
 namespace lpl {
 namespace {
 
-#define LPL_KERNELS(isa) {#isa, isa::cross_entropy, isa::learned_perturbation, isa::sweep}
+#define LPL_KERNELS(isa) \
+  {#isa, isa::cross_entropy, isa::learned_perturbation, isa::sweep, isa::binary_cross_entropy}
 
 std::vector<Kernels> find_usable() {
   std::vector<Kernels> found;
