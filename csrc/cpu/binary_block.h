@@ -1,6 +1,8 @@
 // The losses of a block of multi-label logits, and their gradient: the vectorised part.
 #pragma once
 
+#include <type_traits>
+
 #include "../binary.h"
 #include "../lpl_math.h"
 #include "simd.h"
@@ -68,14 +70,20 @@ inline int form_of(Phi phi, double parameter) {
   return parameter == 2 ? kSquare : kFocal;
 }
 
-// Unperturbed, unweighted logits with all labels there, under φ = log; returns the sum of losses.
-template <bool Each, typename T, typename Acc>
-__attribute__((noinline)) Acc plain_block(const T* u, const Acc* label, Acc pull, T* grad,
-                                          Acc* loss, int32_t size) {
+// Unweighted logits with all labels there, under φ = log; returns the sum of losses. `Moved` ones
+// have an offset by their label, others are as they are.
+template <bool Each, bool Moved, typename T, typename Acc>
+__attribute__((noinline)) Acc plain_block(const T* u, const Acc* label, const Acc* offset0,
+                                          const Acc* offset1, Acc pull, T* grad, Acc* loss,
+                                          int32_t size) {
   Acc sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int32_t j = 0; j < size; ++j) {
-    const Acc z = load(u[j]);
+    Acc z = load(u[j]);
+    if (Moved) {
+      const Acc zero = offset0[j], one = offset1[j];
+      z += label[j] > Acc(0.5) ? one : zero;
+    }
     const Acc sign = Acc(1) - 2 * label[j];
     const Acc s = sign * z;
     const Acc e = exp_of(-std::abs(s));
@@ -182,16 +190,17 @@ inline float load_label(Float16 label) {
 // Labels of a block as Acc, nan where they are missing; whether all that are there are 0 or 1.
 template <bool Missing, typename Y, typename Acc>
 __attribute__((noinline)) bool read_block(const Y* label, Acc ignored, Acc* y, int32_t size) {
-  int32_t soft = 0;
+  using Bits = typename std::conditional<sizeof(Acc) == 8, uint64_t, uint32_t>::type;
+  Bits soft = 0;
 #pragma omp simd reduction(| : soft)
   for (int32_t j = 0; j < size; ++j) {
     Acc value = Acc(load_label(label[j]));
     if (Missing) value = value == ignored ? Acc(NAN) : value;
     y[j] = value;
-    soft |=
-        int32_t(!(value == 0)) & int32_t(!(value == 1)) & (Missing ? int32_t(value == value) : 1);
+    const Acc off = value * value - value;  // +0 of 0 and 1 alone
+    soft |= bit_cast<Bits>(Missing && value != value ? Acc(0) : off);
   }
-  return !soft;
+  return soft == 0;
 }
 
 }  // namespace

@@ -31,7 +31,7 @@ class BinaryCall {
 
   BinaryCall(const BinaryProblem& problem, const BinaryOutputs& outputs)
       : p(problem), out(outputs), n(problem.n), c(problem.c) {
-    bare_ = !p.inverse_count && !p.sample_weight && !p.missing && !p.steps && p.phi == Phi::log;
+    bare_ = !p.inverse_count && !p.sample_weight && !p.missing && p.phi == Phi::log;
     for (const int side : {0, 1}) {
       bare_ = bare_ && !p.weight[side] && !p.scale[side] && !p.offset[side];
     }
@@ -151,8 +151,7 @@ class BinaryCall {
     if (out.upstream_each) return widened(b, upstream + i * c + lo, scratch);
     if (!hard) return widened(b, nullptr, scratch);
     if (!bare_) return table_block(b);
-    return b.loss ? plain_block<true>(u, y, b.pull, b.grad, b.loss, b.size)
-                  : plain_block<false>(u, y, b.pull, b.grad, b.loss, b.size);
+    return p.steps ? plain<true>(b) : plain<false>(b);
   }
 
  private:
@@ -206,6 +205,14 @@ class BinaryCall {
       for (int32_t j = 0; j < size; ++j) b.loss[j] = scratch.losses[0][j] + scratch.losses[1][j];
     }
     return total;
+  }
+
+  template <bool Moved>
+  double plain(const Block<T>& b) const {
+    const Acc *zero = b.offset[0], *one = b.offset[1];
+    return b.loss
+               ? plain_block<true, Moved>(b.u, b.label, zero, one, b.pull, b.grad, b.loss, b.size)
+               : plain_block<false, Moved>(b.u, b.label, zero, one, b.pull, b.grad, b.loss, b.size);
   }
 
   template <typename Y>

@@ -20,7 +20,8 @@
 namespace lpl {
 namespace {
 
-constexpr int kMoments = 10;
+constexpr int kMoments = 8;
+constexpr int kListedMoments = 16;       // of positives that are followed one by one
 constexpr double kLargestMiss = 1.5e-7;  // of δ, which is to have the digits of a float
 constexpr int kCentres = 3;              // tries
 constexpr int kGroup = 8;                // classes side by side
@@ -93,7 +94,7 @@ class Columns {
       centre_[side].resize(width);
       moved_[side].resize(width);
     }
-    moments_.resize((kMoments + 1) * width);
+    moments_.resize((kListedMoments + 1) * width);
     steps_.resize(width);
   }
 
@@ -167,6 +168,8 @@ class Columns {
     return hard_ && side && count < n_;
   }
 
+  int order(int side, i64 g) const { return listed(side, g) ? kListedMoments : kMoments; }
+
   double distance(int side, i64 place) const {
     const i64 j = place % width_;
     const double z = double(load(u_[place])) * scale_[side][j] + offset_[side][j];
@@ -175,11 +178,9 @@ class Columns {
 
   // Of row i and the classes from g: distances, and how much of each is on this side.
   void entries(int side, i64 i, i64 g, Group scale, Group offset, Group& s, Group& share) const {
-    const T* u = logits(i) + g;
-    Group z, y;
-    for (int lane = 0; lane < kGroup; ++lane) z[lane] = load(u[lane]);
+    Group y;
     std::memcpy(&y, labels(i) + g, sizeof(y));
-    z = z * scale + offset;
+    const Group z = read(logits(i) + g) * scale + offset;
     share = side ? y : 1 - y;
     share = y == y ? share : Group{};
     s = side ? -z : z;
@@ -204,58 +205,97 @@ class Columns {
     return false;
   }
 
-  // Σ share·T^n of the classes from g, n = 0 … kMoments.
+  // Σ share·T^n of the classes from g, n = 0 … order.
   void take_moments(int side, i64 g) {
     double* moments = moments_.data();
     const auto at = [&](int n, i64 j) -> double& { return moments[n * width_ + j]; };
-    for (int n = 0; n <= kMoments; ++n)
+    for (int n = 0; n <= order(side, g); ++n)
       for (i64 j = g; j < g + kGroup; ++j) at(n, j) = 0;
     if (listed(side, g)) {
       for (i64 k = starts_[g / kGroup]; k < starts_[g / kGroup + 1]; ++k) {
         const i64 j = positives_[k] % width_;
-        const double e = exp_of(-std::abs(distance(side, positives_[k]) + centre_[side][j]));
+        const double s = distance(side, positives_[k]) + centre_[side][j];
+        const double e = exp_of(-std::abs(s));
         const double size = (1 - e) / (1 + e);
-        const double t = distance(side, positives_[k]) + centre_[side][j] < 0 ? -size : size;
+        const double t = s < 0 ? -size : size;
         double power = 1;
-        for (int n = 0; n <= kMoments; ++n) {
+        for (int n = 0; n <= kListedMoments; ++n) {
           at(n, j) += power;
           power *= t;
         }
       }
       return;
     }
-    const Group scale = group_of(scale_[side], g), offset = group_of(offset_[side], g);
-    const Group centre = group_of(centre_[side], g);
     for (i64 lo = 0; lo < n_; lo += kBatch) {
-      Group sums[kMoments + 1] = {};
+      Group sums[kMoments + 1];
       const i64 hi = std::min(n_, lo + kBatch);
-      for (i64 i = lo; i < hi; ++i) {
-        Group s, power;
-        entries(side, i, g, scale, offset, s, power);
-        s += centre;
-        const Group e = exp_of(negative_magnitude(s));
-        const Group size = (1 - e) / (1 + e);
-        const Group t = s < 0 ? -size : size;
-        sums[0] += power;
-#pragma GCC unroll 16
-        for (int n = 1; n <= kMoments; ++n) {
-          power *= t;
-          sums[n] += power;
-        }
+      if (side) {
+        hard_ ? sum_powers<1, true>(g, lo, hi, sums) : sum_powers<1, false>(g, lo, hi, sums);
+      } else {
+        hard_ ? sum_powers<0, true>(g, lo, hi, sums) : sum_powers<0, false>(g, lo, hi, sums);
       }
       for (int n = 0; n <= kMoments; ++n)
         for (int lane = 0; lane < kGroup; ++lane) at(n, g + lane) += sums[n][lane];
     }
   }
 
+  // The same over some rows, in Acc.
+  template <int Side, bool Hard>
+  __attribute__((noinline)) void sum_powers(i64 g, i64 lo, i64 hi, Group* sums) const {
+    const Group scale = group_of(scale_[Side], g), centre = group_of(centre_[Side], g);
+    const Group offset = group_of(offset_[Side], g) + (Side ? -centre : centre);
+    Group s0 = {}, s1 = {}, s2 = {}, s3 = {}, s4 = {}, s5 = {}, s6 = {}, s7 = {}, s8 = {};
+    for (i64 i = lo; i < hi; ++i) {
+      Group y;
+      std::memcpy(&y, labels(i) + g, sizeof(y));
+      const Group z = read(logits(i) + g) * scale + offset;
+      const Group e = exp_of(negative_magnitude(z));
+      const Group size = (1 - e) / (1 + e);
+      const Group sized = Side ? -size : size;
+      Group t = z < 0 ? -sized : sized;
+      Group power;
+      if (Hard) {
+        power = y == Acc(Side) ? Group{} + 1 : Group{};
+      } else {
+        power = y == y ? (Side ? y : 1 - y) : Group{};
+      }
+      t = power != 0 ? t : Group{};  // whatever the logit is where nothing counts
+      s0 += power;
+      s1 += power *= t;
+      s2 += power *= t;
+      s3 += power *= t;
+      s4 += power *= t;
+      s5 += power *= t;
+      s6 += power *= t;
+      s7 += power *= t;
+      s8 += power *= t;
+    }
+    static_assert(kMoments == 8, "as many sums; an array of them would stay in memory");
+    const Group all[kMoments + 1] = {s0, s1, s2, s3, s4, s5, s6, s7, s8};
+    std::copy(all, all + kMoments + 1, sums);
+  }
+
+  static Group read(const Acc* u) {
+    Group values;
+    std::memcpy(&values, u, sizeof(values));
+    return values;
+  }
+  template <typename U>
+  static Group read(const U* u) {
+    Group values;
+    for (int lane = 0; lane < kGroup; ++lane) values[lane] = load(u[lane]);
+    return values;
+  }
+
   // The steps of the classes from g, from their moments; whether what the series leaves out is as
   // little as promised.
   bool recur(int side, i64 g) {
-    Lanes mean[kMoments + 1], step, count, centre, d = {}, miss = {};
+    const int order = this->order(side, g);
+    Lanes mean[kListedMoments + 1], step, count, centre, d = {}, miss = {};
     for (int lane = 0; lane < kGroup; ++lane) {
       const i64 j = g + lane;
       const double mass = moments_[j];
-      for (int n = 1; n <= kMoments; ++n)
+      for (int n = 1; n <= order; ++n)
         mean[n][lane] = mass > 0 ? moments_[n * width_ + j] / mass : 0;
       count[lane] = mass > 0 ? std::abs(steps_[j]) : 0;
       step[lane] = steps_[j] < 0 ? -call_.p.step_size : call_.p.step_size;
@@ -264,11 +304,12 @@ class Columns {
     for (int32_t k = 0; k < most_; ++k) {
       const Lanes e = exp_of<false>(centre - d);
       const Lanes tau = (1 - e) / (1 + e), square = tau * tau;
-      Lanes sum = mean[kMoments];
-      for (int n = kMoments - 1; n > 0; --n) sum = mean[n] - tau * sum;
+      Lanes sum = mean[order];
+      for (int n = order - 1; n > 0; --n) sum = mean[n] - tau * sum;
       const Lanes value = 0.5 + 0.5 * (tau + (1 - square) * sum);
-      static_assert(kMoments == 10, "the power that is left out");
-      const Lanes fourth = square * square, left = fourth * fourth * square;
+      static_assert(kMoments == 8 && kListedMoments == 16, "the powers that are left out");
+      const Lanes fourth = square * square, eighth = fourth * fourth;
+      const Lanes left = order == kMoments ? eighth : eighth * eighth;
       const Lanes active = count > double(k) ? Lanes{} + 1.0 : Lanes{};
       miss += active * 0.5 * call_.p.step_size * left;
       d += active * step * value;

@@ -36,6 +36,21 @@ from .kernels.launch import (
     spread,
     sweeping_meta,
 )
+from .triton_binary import (
+    binary_cross_entropy,
+    binary_cross_entropy_backward,
+    binary_perturbation,
+)
+
+__all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_backward",
+    "binary_perturbation",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "learned_perturbation",
+    "scale_rows_",
+]
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 STATS = 2  # rows of the statistics that the backward wants
@@ -234,7 +249,7 @@ def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **meta: Any) ->
     """Runs a kernel on the device of its first argument's tensor, if there is anything to do."""
     on = arguments[0]
     if grid[0] > 0:
-        with torch.cuda.device_of(on.input if isinstance(on, Arguments) else on):
+        with torch.cuda.device_of(on if isinstance(on, Tensor) else on.input):
             kernel[grid](*arguments, **meta, enable_fp_fusion=True)
 
 

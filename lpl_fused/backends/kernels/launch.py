@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ...phi import LOG
-from ...problem import Problem
+from ...problem import BinaryProblem, Problem
 
 
 def spread(problem: Problem) -> bool:
@@ -100,3 +100,31 @@ def _tile_meta(problem: Problem, most: int) -> dict[str, Any]:
     block = power_of_two(classes, 16, most)
     rows = min(power_of_two(n, 1, 64), max(1, 2048 // block))
     return {**meta(block, rows, ample=True), "ROWS": rows}
+
+
+def binary_tile_meta(problem: BinaryProblem) -> dict[str, Any]:
+    """Tiles of few rows, as wide as the classes allow: 8 logits for a thread, 4 in float64."""
+    n, classes = problem.input.shape
+    double = problem.input.dtype == torch.float64
+    block = power_of_two(classes, 16, 512)
+    rows = min(power_of_two(n, 1, 64), max(1, 2048 // block))
+    return {**meta(block, rows, each=4 if double else 8, ample=True), "ROWS": rows}
+
+
+def binary_mass_meta(problem: BinaryProblem) -> dict[str, Any]:
+    return meta(power_of_two(problem.input.shape[1], 16, 2048))
+
+
+def binary_learned_meta(problem: BinaryProblem) -> dict[str, Any]:
+    """Whole columns in registers where at least 16 of them fit side by side, a memory sector of
+    half precision and more; else tiles of them.
+    """
+    n, classes = problem.input.shape
+    most = 2048 if problem.input.dtype == torch.float64 else 4096
+    rows = power_of_two(n, 1, most // 16)
+    block = power_of_two(classes, 16, max(16, min(64, most // rows)))
+    return {
+        **meta(block, rows, each=8, ample=True),
+        "ROWS": rows,
+        "RESIDENT": n <= rows,
+    }
