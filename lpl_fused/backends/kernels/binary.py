@@ -71,9 +71,10 @@ class Side(NamedTuple):
 
 @triton.jit
 def read_table(table, columns, inside, default: tl.constexpr, dtype: tl.constexpr):
-    if table is None:
-        return tl.full(columns.shape, default, dtype)
-    return tl.load(table + columns, mask=inside, other=default)
+    values = tl.full(columns.shape, default, dtype)
+    if table is not None:
+        values = tl.load(table + columns, mask=inside, other=default)
+    return values
 
 
 @triton.jit
@@ -156,7 +157,7 @@ def tile_terms(u, y, known, rows, columns, positive, negative, problem):
         own = tl.load(problem.inverse_count + columns, mask=inside, other=0)
         mass = tl.load(problem.masses + rows, mask=rows < problem.rows, other=1)
         ratio = tl.where(mass > 0, own / tl.where(mass > 0, mass, 1), float("inf"))
-        weight = problem.alpha + 1 / (1 + tl.exp((problem.mu - ratio) * problem.beta))
+        weight = 1 / (1 + tl.exp(-((ratio - problem.mu) * problem.beta))) + problem.alpha
         loss = loss * weight
         du = du * weight
     if problem.sample_weight is not None:
@@ -176,7 +177,7 @@ def store_tile(loss, du, rows, columns, problem, wanted):
     if wanted.grad is not None:
         if wanted.norm is not None:
             # without a label that counts the norm is 0, and so is every gradient
-            du = tl.where(du == 0, 0, du / tl.load(wanted.norm))
+            du = tl.where(du == 0, 0, du * (1 / tl.load(wanted.norm)))
         if wanted.upstream is not None:
             if wanted.each:
                 du = du * tl.load(wanted.upstream + places, mask=inside, other=0)
@@ -195,7 +196,7 @@ def binary_tiles(problem, wanted, DTYPE: tl.constexpr, ROWS: tl.constexpr, BLOCK
     loss, du = tile_terms(u, y, known, rows, columns, positive, negative, problem)
     store_tile(loss, du, rows, columns, problem, wanted)
     if wanted.sums is not None:
-        place = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+        place = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
         tl.store(wanted.sums + place, tl.sum(tl.sum(loss, 1), 0))
 
 
@@ -295,7 +296,7 @@ def binary_learned(
     if wanted.delta is not None:
         tl.store(wanted.delta + columns, -moved_one, mask=inside)
         tl.store(wanted.delta + problem.classes + columns, moved_zero, mask=inside)
-    if wanted.sums is not None or wanted.grad is not None:
+    if wanted.delta is None:
         positive = Side(positive.scale, positive.offset - moved_one, positive.weight)
         negative = Side(negative.scale, negative.offset + moved_zero, negative.weight)
         total = tl.zeros((1, BLOCK), DTYPE)
