@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import Draw
-from multilabel_cases import binary_cases, binary_lpl_cases
+from multilabel_cases import binary_cases, binary_lpl_cases, hard
 from test_backends import CLASSES, DTYPES, WIDE, check, rows
 
 from lpl_fused.backends import load
+from lpl_fused.testing import Case, evaluate
 
 CASES, LPL_CASES = binary_cases(), binary_lpl_cases()
 
@@ -45,6 +46,29 @@ def test_class_counts(backend: str, classes: int) -> None:
 def test_columns_of_many_rows(backend: str, n: int, case: str) -> None:
     """δ is a mean over the batch: sums of many rows, in blocks, must keep their digits."""
     check(LPL_CASES[case](Draw(n, 9, seed=n)), backend)
+
+
+@pytest.mark.parametrize("density", [0.02, 0.5])
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_moments_solve_usual_batches(labels: str, density: float) -> None:
+    """Ten steps of 0.1 from any start need no plain step; what a series cannot reach takes them."""
+    if load("cpp").unavailable():
+        pytest.skip(str(load("cpp").unavailable()))
+    draw = Draw(70, 40, seed=4)
+    y = hard(draw, density)
+    target = y if labels == "hard" else 0.9 * y + 0.03
+    count = load("cpp").solver_columns
+
+    def taken(steps: int, dtype: torch.dtype) -> tuple[int, int]:
+        before = dict(count)
+        signs = torch.where(draw.uniform(40) < 0.5, -1, 1)
+        case = Case(draw.input(), target, {"step_size": 0.1}, steps * signs, multilabel=True)
+        evaluate(case.to(dtype), "cpp")
+        return count["solved"] - before["solved"], count["swept"] - before["swept"]
+
+    assert taken(10, torch.float32) == taken(10, torch.bfloat16) == (40, 0)
+    assert taken(10, torch.float64) == (0, 40)
+    assert taken(200, torch.float32)[1] > 0
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])

@@ -20,7 +20,7 @@
 namespace lpl {
 namespace {
 
-constexpr int kMoments = 8;
+constexpr int kMoments = 10;             // enough for any steps that add up to 1
 constexpr int kListedMoments = 16;       // of positives that are followed one by one
 constexpr double kLargestMiss = 1.5e-7;  // of δ, which is to have the digits of a float
 constexpr int kCentres = 3;              // tries
@@ -245,6 +245,7 @@ class Columns {
     const Group scale = group_of(scale_[Side], g), centre = group_of(centre_[Side], g);
     const Group offset = group_of(offset_[Side], g) + (Side ? -centre : centre);
     Group s0 = {}, s1 = {}, s2 = {}, s3 = {}, s4 = {}, s5 = {}, s6 = {}, s7 = {}, s8 = {};
+    Group s9 = {}, s10 = {};
     for (i64 i = lo; i < hi; ++i) {
       Group y;
       std::memcpy(&y, labels(i) + g, sizeof(y));
@@ -269,9 +270,11 @@ class Columns {
       s6 += power *= t;
       s7 += power *= t;
       s8 += power *= t;
+      s9 += power *= t;
+      s10 += power *= t;
     }
-    static_assert(kMoments == 8, "as many sums; an array of them would stay in memory");
-    const Group all[kMoments + 1] = {s0, s1, s2, s3, s4, s5, s6, s7, s8};
+    static_assert(kMoments == 10, "as many sums; an array of them would stay in memory");
+    const Group all[kMoments + 1] = {s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10};
     std::copy(all, all + kMoments + 1, sums);
   }
 
@@ -307,9 +310,9 @@ class Columns {
       Lanes sum = mean[order];
       for (int n = order - 1; n > 0; --n) sum = mean[n] - tau * sum;
       const Lanes value = 0.5 + 0.5 * (tau + (1 - square) * sum);
-      static_assert(kMoments == 8 && kListedMoments == 16, "the powers that are left out");
+      static_assert(kMoments == 10 && kListedMoments == 16, "the powers that are left out");
       const Lanes fourth = square * square, eighth = fourth * fourth;
-      const Lanes left = order == kMoments ? eighth : eighth * eighth;
+      const Lanes left = eighth * (order == kMoments ? square : eighth);
       const Lanes active = count > double(k) ? Lanes{} + 1.0 : Lanes{};
       miss += active * 0.5 * call_.p.step_size * left;
       d += active * step * value;
