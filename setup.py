@@ -80,9 +80,11 @@ class NinjaBuild(build_ext):
             objects.append(f"{name}.o")
             n.build(objects[-1:], "compile", [str(source / f"{name}.cpp")])
         for isa, options in ISAS.items():
-            objects.append(f"kernels_{isa}.o")
             variables = {"isa": " ".join([f"-DLPL_ISA={isa}", *options])}
-            n.build(objects[-1:], "compile", [str(source / "kernels.cpp")], variables=variables)
+            for name in ("kernels", "binary_kernels"):
+                objects.append(f"{name}_{isa}.o")
+                text = [str(source / f"{name}.cpp")]
+                n.build(objects[-1:], "compile", text, variables=variables)
         n.build([str(target)], "link", objects)
 
 

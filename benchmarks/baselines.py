@@ -100,3 +100,50 @@ def lpl_cross_entropy(
             rate = torch.where(signed.abs() > k, signed.sign() * step_size, 0.0)
             delta = step(logits, delta, group, classes, count, rate)
     return loss(logits + delta[group], target)
+
+
+def distribution_balanced(
+    logits: Tensor, target: Tensor, inverse: Tensor, bias: Tensor, neg_scale: float
+) -> Tensor:
+    """The distribution-balanced loss with re-balanced weights, NTR and focal, step by step.
+
+    Args:
+        inverse, bias: (C,), 1/n and ν.
+    """
+    ratio = inverse / (target @ inverse)[:, None]
+    weight = 0.1 + torch.sigmoid(10.0 * (ratio - 0.2))
+    z = logits + bias
+    z = torch.where(target == 1, z, neg_scale * z)
+    weight = torch.where(target == 1, weight, weight / neg_scale)
+    ell = F.binary_cross_entropy_with_logits(z, target, reduction="none")
+    return (2.0 * (1 - torch.exp(-ell)) ** 2 * weight * ell).mean()
+
+
+def binary_pgd_step(logits: Tensor, target: Tensor, delta: Tensor, rate: Tensor) -> Tensor:
+    """One step of the δ (2, C) of all classes: += rate·mean gradient of positives, of negatives."""
+    positive = target.sum(0)
+    one = ((torch.sigmoid(logits + delta[0]) - 1) * target).sum(0) / positive.clamp(min=1)
+    negative = (target.shape[0] - positive).clamp(min=1)
+    zero = (torch.sigmoid(logits + delta[1]) * (1 - target)).sum(0) / negative
+    return delta + rate * torch.stack([one, zero])
+
+
+def lpl_binary_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    steps: Tensor,
+    step_size: float,
+    max_steps: int,
+    *,
+    step: PgdStep = binary_pgd_step,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.binary_cross_entropy_with_logits,
+) -> Tensor:
+    """Multi-label LPL, as `lpl_cross_entropy`."""
+    with torch.no_grad():
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        delta = torch.zeros((2, logits.shape[1]), dtype=wide, device=logits.device)
+        signed = steps.to(wide)
+        for k in range(max_steps):
+            rate = torch.where(signed.abs() > k, signed.sign() * step_size, 0.0)
+            delta = step(logits, target, delta, rate)
+    return loss(logits + torch.where(target == 1, delta[0], delta[1]), target)

@@ -38,10 +38,14 @@ GPU_SHAPES = (
     *("4096x8142", "8192x32000", "8192x50257", "8192x128000", "8192x128256", "8192x129280"),
     *("4096x151936", "4096x152064", "4096x256000", "4096x262144", "2048x128256"),
 )
+# Labels of many classes at once: COCO, VOC, Open Images, a retrieval vocabulary.
+MULTILABEL_LOSSES = ("bce", "db", "bce-lpl10", "bce-lpl50")
+MULTILABEL_SHAPES = ("4096x80", "1024x20", "512x9605", "256x32000")
 COMMON_SHAPES = ("128x100", "512x8142", "256x32000")
 # Tokens of a language model: the second is a whole batch, for a GPU or for patience.
 TOKEN_SHAPES = ("1024x32000", "8192x128000")
 
+LABELS_PER_ROW = 3.0  # positives of a multi-label row on average, as in COCO
 IMBALANCE = 100.0  # most over fewest training samples per class, the usual long-tail benchmark's
 SMOOTHING = 0.1
 KINDS = ("ce", "la", "vs", "ldam", "smoothing", "logitclip", "logitnorm", "mbls", "cals")
@@ -60,10 +64,11 @@ COPY = "copy"  # the mode of the yardstick: the logits copied once
 @dataclass(frozen=True)
 class Loss:
     """A loss as the command line names it: ce, la, vs, ldam, smoothing, logitclip, logitnorm, mbls,
-    cals, lplK; then its labels.
+    cals, lplK; then its labels. Or a multi-label one, without more: bce, db (the
+    distribution-balanced loss), bce-lplK.
 
     Attributes:
-        kind: the name without the rest; "lpl" for every K.
+        kind: the name without the rest; "lpl" and "bce-lpl" for every K.
         steps: K, the steps of the learned perturbation; 0 for the other losses.
         labels: "uniform"; "-zipf": the class of rank r has probability ∝ 1/r; "-unique": every row
             has a class of its own.
@@ -75,10 +80,15 @@ class Loss:
 
     @staticmethod
     def parse(name: str) -> Loss:
+        if found := re.fullmatch(r"bce|db|bce-lpl([1-9]\d{0,3})", name):
+            return Loss("bce-lpl", int(found[1])) if found[1] else Loss(name)
         found = re.fullmatch(rf"(?:({'|'.join(KINDS)})|lpl(\d{{1,4}}))(?:-(zipf|unique))?", name)
         if found is None or found[2] == "0":
             kinds = ", ".join(KINDS)
-            expected = f"{kinds} or lplK with K >= 1, then -zipf, -unique or nothing"
+            expected = (
+                f"{kinds} or lplK with K >= 1, then -zipf, -unique or nothing;"
+                " or bce, db or bce-lplK"
+            )
             raise ValueError(f"loss: expected {expected}, got {name!r}")
         kind, steps, labels = found.groups()
         return Loss(kind or "lpl", int(steps or 0), labels or "uniform")
@@ -87,6 +97,10 @@ class Loss:
     def name(self) -> str:
         suffix = "" if self.labels == "uniform" else f"-{self.labels}"
         return f"{self.kind}{self.steps or ''}{suffix}"
+
+    @property
+    def multilabel(self) -> bool:
+        return self.kind in ("bce", "db", "bce-lpl")
 
 
 @dataclass(frozen=True)
@@ -125,7 +139,8 @@ class Case:
     @property
     def plain(self) -> Case:
         """The same logits and labels under plain cross-entropy."""
-        return replace(self, loss=Loss("ce", labels=self.loss.labels))
+        plain = "bce" if self.loss.multilabel else "ce"
+        return replace(self, loss=Loss(plain, labels=self.loss.labels))
 
     @property
     def logits_bytes(self) -> int:
@@ -141,24 +156,28 @@ class Case:
         gradient = 0 if mode.startswith("forward") else self.logits_bytes
         if mode == COPY:
             return self.logits_bytes + gradient
-        tables = {"la": 1, "vs": 2, "ldam": 1, "cals": 2}.get(self.loss.kind, 0)
+        tables = {"la": 1, "vs": 2, "ldam": 1, "cals": 2, "db": 2}.get(self.loss.kind, 0)
         table_bytes = tables * self.classes * accumulate_dtype(self.dtype).itemsize
         if self.loss.steps:
             table_bytes += self.classes * torch.int32.itemsize
-        return self.logits_bytes + gradient + self.rows * _BYTES_OF_LABEL + table_bytes
+        labels = self.rows * _BYTES_OF_LABEL
+        if self.loss.multilabel:
+            labels = self.logits_bytes
+        return self.logits_bytes + gradient + labels + table_bytes
 
 
 class Batch(NamedTuple):
     """The data of a case, the same for all who solve it."""
 
     logits: Tensor  # (N, C)
-    target: Tensor  # (N,) int64
+    target: Tensor  # (N,) int64; (N, C) of multi-label losses, in the logits' dtype
     upstream: Tensor  # 0-dim: the gradient that backward starts from; not 1
     perturbation: Perturbation | None
     label_smoothing: float
     steps: Tensor | None  # (C,) int32, ±K
     norm: Norm | None = None
     penalty: MarginPenalty | None = None
+    counts: Tensor | None = None  # (C,) training samples, which "db" is made from
 
     def rows(self, index: Tensor) -> Batch:
         """Some of the rows."""
@@ -174,8 +193,13 @@ def draw(case: Case, device: torch.device) -> Batch:
     frequency = torch.ones(case.classes, device=device)
     if case.loss.labels == "zipf":
         frequency /= torch.arange(1, case.classes + 1, device=device)
-    repeated = case.loss.labels != "unique"
-    target = torch.multinomial(frequency, case.rows, replacement=repeated, generator=generator)
+    if case.loss.multilabel:
+        share = min(0.5, LABELS_PER_ROW / case.classes)
+        drawn = torch.rand(size, device=device, generator=generator)
+        target = (drawn < share).to(case.dtype)  # as eager's own function asks for
+    else:
+        repeated = case.loss.labels != "unique"
+        target = torch.multinomial(frequency, case.rows, replacement=repeated, generator=generator)
     # any loss's dtype holds a number of few bits
     upstream = (torch.rand((), device=device, generator=generator) + 0.25).bfloat16()
     steps = None
@@ -192,6 +216,7 @@ def draw(case: Case, device: torch.device) -> Batch:
         steps,
         NORMS.get(case.loss.kind),
         _penalty(case, logits),
+        _counts(case) if case.loss.kind == "db" else None,
     )
 
 
@@ -210,10 +235,15 @@ def _penalty(case: Case, logits: Tensor) -> MarginPenalty | None:
     return None
 
 
-def _perturbation(case: Case, logits: Tensor) -> Perturbation | None:
-    """The class tables of the loss, from counts that fall exponentially by `IMBALANCE`."""
+def _counts(case: Case) -> Tensor:
+    """Training samples per class, falling exponentially by `IMBALANCE`."""
     rank = torch.arange(case.classes) / max(case.classes - 1, 1)
-    counts = (1000 * IMBALANCE**-rank).round().to(torch.int64)
+    return (1000 * IMBALANCE**-rank).round().to(torch.int64)
+
+
+def _perturbation(case: Case, logits: Tensor) -> Perturbation | None:
+    """The class tables of the loss."""
+    counts = _counts(case)
     if case.loss.kind == "la":
         return losses.LogitAdjustedLoss(counts).to(logits.device).perturbation(logits)
     if case.loss.kind == "vs":
@@ -249,10 +279,15 @@ def lpl_cases(device: str) -> list[Case]:
     return cases + product(TOKEN_SHAPES[:1], ["fp32"], tokens)
 
 
+def multilabel_cases(device: str) -> list[Case]:
+    """Multi-label losses, in bfloat16 on a GPU."""
+    return product(MULTILABEL_SHAPES, ["bf16" if device == "cuda" else "fp32"], MULTILABEL_LOSSES)
+
+
 def all_cases(device: str) -> list[Case]:
     """Every shape and loss, and the sweeps over the number of steps."""
     cases = product(SHAPES, ["fp32"], LOSSES) + product(["512x8142"], ["fp32"], STEP_SWEEP)
-    cases += lpl_cases(device)
+    cases += lpl_cases(device) + multilabel_cases(device)
     if device == "cuda":
         cases += product(GPU_SHAPES, ["bf16"], LOSSES)
     return list(dict.fromkeys(cases))

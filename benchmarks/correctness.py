@@ -14,7 +14,7 @@ from lpl_fused import functional as LF
 from lpl_fused.testing import TABLES, budget, error
 
 from .cases import STEP_SIZE, Batch, Case
-from .providers import Criterion
+from .providers import Criterion, fused_multilabel
 
 # A right answer summed in another order; a wrong one misses by orders of magnitude.
 MARGIN = 4.0
@@ -56,8 +56,10 @@ def evaluate(criterion: Criterion, batch: Batch) -> Result:
     return Result(loss.detach(), grad)
 
 
-def truth(batch: Batch) -> Result:
+def truth(case: Case, batch: Batch) -> Result:
     """Loss and gradient in float64, by the library's reference, a chunk of rows after the other."""
+    if case.loss.multilabel:
+        return _multilabel_truth(case, batch)
     n = len(batch.target)
     keywords: dict[str, Any] = {"backend": "reference", "reduction": "sum"}
     perturbation = _in_float64(batch.perturbation)
@@ -83,6 +85,26 @@ def truth(batch: Batch) -> Result:
         (grad[index],) = torch.autograd.grad(loss / n, logits, batch.upstream.double())
         total += loss.detach() / n
     return Result(total, grad)
+
+
+def _multilabel_truth(case: Case, batch: Batch) -> Result:
+    """The same; in chunks of columns, whose δ are means over all rows, where there are steps."""
+    n, classes = batch.logits.shape
+    of_columns = batch.steps is not None
+    size = max(1, _CHUNK // (n if of_columns else classes))
+    total = torch.zeros((), dtype=torch.float64, device=batch.logits.device)
+    grads: list[Tensor] = []
+    for start in range(0, classes if of_columns else n, size):
+        chunk = slice(start, start + size)
+        index = (slice(None), chunk) if of_columns else (chunk, slice(None))
+        steps = None if batch.steps is None else batch.steps[chunk]
+        part = batch._replace(logits=batch.logits[index], target=batch.target[index], steps=steps)
+        logits = part.logits.double().requires_grad_()
+        loss = fused_multilabel(case, part, "reference", reduction="sum")(logits)
+        loss = loss / batch.logits.numel()
+        grads += torch.autograd.grad(loss, logits, batch.upstream.double())
+        total += loss.detach()
+    return Result(total, torch.cat(grads, 1 if of_columns else 0))
 
 
 def whole_classes(target: Tensor, size: int) -> Iterator[Tensor]:

@@ -89,7 +89,7 @@ def admit(
 ) -> Iterator[Entrant]:
     """Checks every provider against float64 truth; eager, the measure of the others, first."""
     notify("float64 truth")
-    exact = truth(batch)
+    exact = truth(case, batch)
     eager: Errors | None = None
     for provider in sorted(providers, key=lambda p: p.name != EAGER.name):
         reason = provider.absent(device)

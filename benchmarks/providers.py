@@ -14,6 +14,7 @@ from torch import Tensor
 
 import lpl_fused
 from lpl_fused import functional as LF
+from lpl_fused import losses
 
 from . import baselines
 from .cases import STEP_SIZE, Batch, Case
@@ -36,7 +37,40 @@ class Provider:
     absent: Callable[[str], str | None] = lambda device: None
 
 
+def _balanced(case: Case, batch: Batch) -> losses.DistributionBalancedLoss:
+    """The loss of a batch's counts; every other training sample has the commonest class."""
+    assert batch.counts is not None
+    samples = 2 * int(batch.counts.max())
+    return losses.DistributionBalancedLoss(batch.counts, samples).to(batch.logits.device)
+
+
+def _plain_multilabel(
+    case: Case,
+    batch: Batch,
+    balanced: Callable[..., Tensor],
+    bce: Callable[[Tensor, Tensor], Tensor],
+    step: Callable[..., Tensor],
+) -> Criterion:
+    """A multi-label loss of PyTorch's operations, each part as it is or compiled."""
+    target = batch.target
+    if batch.counts is not None:
+        loss = _balanced(case, batch)
+        inverse, bias = loss.table("inverse_count", target), loss.table("bias", target)
+        wide = target.to(inverse.dtype)
+        return lambda u: balanced(u.to(wide.dtype), wide, inverse, bias, loss.neg_scale)
+    if batch.steps is not None:
+        steps, most = batch.steps, case.loss.steps
+        return lambda u: baselines.lpl_binary_cross_entropy(
+            u, target, steps, STEP_SIZE, most, step=step, loss=bce
+        )
+    return lambda u: bce(u, target)
+
+
 def _eager(case: Case, batch: Batch) -> Criterion:
+    if case.loss.multilabel:
+        bce = F.binary_cross_entropy_with_logits
+        balanced, step = baselines.distribution_balanced, baselines.binary_pgd_step
+        return _plain_multilabel(case, batch, balanced, bce, step)
     if batch.steps is not None:
         target, steps, most = batch.target, batch.steps, case.loss.steps
         return lambda u: baselines.lpl_cross_entropy(u, target, steps, STEP_SIZE, most)
@@ -55,6 +89,13 @@ def _compiled(case: Case, batch: Batch) -> Criterion:
     torch.compiler.reset()
     mode = "max-autotune-no-cudagraphs" if batch.logits.is_cuda else None
     compiled = functools.partial(torch.compile, dynamic=False, fullgraph=True, mode=mode)
+    if case.loss.multilabel:
+        parts = (
+            baselines.distribution_balanced,
+            F.binary_cross_entropy_with_logits,
+            baselines.binary_pgd_step,
+        )
+        return _plain_multilabel(case, batch, *map(compiled, parts))
     if batch.steps is not None:
         # unrolled, 50 steps take minutes to compile; one step is a graph of its own
         lpl = functools.partial(
@@ -71,6 +112,8 @@ def _compiled(case: Case, batch: Batch) -> Criterion:
 
 def _fused(backend: str) -> Callable[[Case, Batch], Criterion]:
     def criterion(case: Case, batch: Batch) -> Criterion:
+        if case.loss.multilabel:
+            return fused_multilabel(case, batch, backend)
         if batch.steps is not None:
             target, steps = batch.target, batch.steps
             return lambda u: LF.lpl_cross_entropy(
@@ -87,6 +130,22 @@ def _fused(backend: str) -> Callable[[Case, Batch], Criterion]:
         return lambda u: LF.cross_entropy(u, target, **keywords)
 
     return criterion
+
+
+def fused_multilabel(case: Case, batch: Batch, backend: str, **keywords: Any) -> Criterion:
+    """A multi-label loss of this library; `keywords` go to its function."""
+    target = batch.target
+    if batch.counts is not None:
+        loss = _balanced(case, batch)
+        loss.backend = backend
+        loss.reduction = keywords.get("reduction", "mean")
+        return lambda u: loss(u, target)
+    if batch.steps is not None:
+        steps = batch.steps
+        return lambda u: LF.lpl_binary_cross_entropy_with_logits(
+            u, target, steps, step_size=STEP_SIZE, backend=backend, **keywords
+        )
+    return lambda u: LF.binary_cross_entropy_with_logits(u, target, backend=backend, **keywords)
 
 
 def _backend_absent(backend: str, device: str) -> str | None:
@@ -108,8 +167,16 @@ def _compiler_absent(device: str) -> str | None:
 
 EAGER = Provider("eager", _eager)
 COMPILE = Provider("compile", _compiled, _compiler_absent)
+
+
 # No rival: the price of not perturbing at all, beside which a perturbation's cost is seen.
-EAGER_CE = Provider("eager-ce", lambda case, batch: lambda u: F.cross_entropy(u, batch.target))
+def _plain(case: Case, batch: Batch) -> Criterion:
+    if case.loss.multilabel:
+        return lambda u: F.binary_cross_entropy_with_logits(u, batch.target)
+    return lambda u: F.cross_entropy(u, batch.target)
+
+
+EAGER_CE = Provider("eager-ce", _plain)
 
 
 def providers() -> dict[str, Provider]:

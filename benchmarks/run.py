@@ -32,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--shapes", type=_list, help="as 512x8142,256x32000")
     which.add_argument("--dtypes", type=_list, help=f"of {', '.join(cases.DTYPES)}")
     which.add_argument(
-        "--losses", type=_list, help="of ce,la,vs,ldam,smoothing,lplK[-zipf|-unique]"
+        "--losses",
+        type=_list,
+        help="of ce,la,vs,ldam,smoothing,lplK[-zipf|-unique],bce,db,bce-lplK",
     )
     which.add_argument("--providers", type=_list, help=f"of {','.join(providers())}")
     how = made.add_argument_group("how")

@@ -40,7 +40,7 @@ def test_forward_and_backward(benchmark: Any, case: Case, provider: Provider) ->
 
     found = benchmark(run)
 
-    exact = truth(batch)
+    exact = truth(case, batch)
     eager = None
     if provider != EAGER:
         eager = errors(evaluate(EAGER.criterion(case, batch), batch), exact)

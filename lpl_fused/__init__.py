@@ -5,13 +5,14 @@ from .backends import backends, explain
 from .functional import MixedTarget
 from .norm import LogitClip, LogitNorm
 from .penalty import MarginPenalty
-from .perturbation import Perturbation
+from .perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from .phi import GCE, Alpha, Focal, Poly1
 from .version import __version__
 
 __all__ = [
     "GCE",
     "Alpha",
+    "BinaryPerturbation",
     "Focal",
     "LogitClip",
     "LogitNorm",
@@ -19,6 +20,7 @@ __all__ = [
     "MixedTarget",
     "Perturbation",
     "Poly1",
+    "RebalancedWeight",
     "__version__",
     "backends",
     "explain",

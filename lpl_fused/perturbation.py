@@ -1,8 +1,8 @@
-"""The fixed perturbation of the logits: the tables of one small algebra."""
+"""The fixed perturbation of the logits: the tables of one small algebra, for both links."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 from torch import Tensor
@@ -75,6 +75,91 @@ class Perturbation:
             row_index=index,
             temperature=temperature * second.temperature,
         )
+
+
+@dataclass(frozen=True)
+class BinaryPerturbation:
+    """Perturbation of multi-label logits u that depends on the label:
+
+        z⁺[i, k] = positive(u)[i, k]   where Y_ik = 1
+        z⁻[i, k] = negative(u)[i, k]   where Y_ik = 0
+
+    A soft label Y weighs the loss of z⁺ by Y and that of z⁻ by 1 − Y. Each side is a `Perturbation`
+    with `scale`, `offset` and `temperature`, all optional; None leaves its logits as they are. A
+    `Perturbation` P given instead is the same on both sides, but for its `margin`, which is taken
+    from positives alone.
+
+    Args:
+        positive: what positives undergo.
+        negative: what negatives undergo.
+    """
+
+    positive: Perturbation | None = None
+    negative: Perturbation | None = None
+
+    @staticmethod
+    def of(perturbation: Perturbation | BinaryPerturbation | None) -> BinaryPerturbation:
+        """Both sides of a perturbation.
+
+        Raises:
+            TypeError: neither a Perturbation nor a BinaryPerturbation.
+            ValueError: it has `rows`, or a `margin` on one side.
+        """
+        if perturbation is None:
+            return BinaryPerturbation()
+        if isinstance(perturbation, Perturbation):
+            p = perturbation
+            offset = p.offset
+            if p.margin is not None:
+                offset = -p.margin if offset is None else offset - p.margin
+            both = BinaryPerturbation(
+                replace(p, offset=offset, margin=None), replace(p, margin=None)
+            )
+            return BinaryPerturbation.of(both)
+        if not isinstance(perturbation, BinaryPerturbation):
+            raise TypeError(
+                "perturbation: expected a Perturbation or a BinaryPerturbation, got"
+                f" {perturbation!r}"
+            )
+        for name in ("positive", "negative"):
+            side = getattr(perturbation, name)
+            if side is None:
+                continue
+            if not isinstance(side, Perturbation):
+                raise TypeError(f"{name}: expected a Perturbation, got {side!r}")
+            if side.rows is not None or side.row_index is not None:
+                raise ValueError("rows: a multi-label loss has no rows of offsets")
+            if side.margin is not None:
+                raise ValueError(f"margin: given within {name}; expected an offset there")
+        return perturbation
+
+    def then(self, other: Perturbation | BinaryPerturbation) -> BinaryPerturbation:
+        """The one perturbation that does what `self` and after it `other` do."""
+        first, second = BinaryPerturbation.of(self), BinaryPerturbation.of(other)
+        return BinaryPerturbation(
+            chained(first.positive, second.positive), chained(first.negative, second.negative)
+        )
+
+
+@dataclass(frozen=True)
+class RebalancedWeight:
+    """Row×class weights of the distribution-balanced loss (Wu et al., 2020), built in the kernel:
+
+        r_ik = v_k / Σ_{j: Y_ij = 1} v_j        v = 1/n, n training samples per class
+        w_ik = alpha + σ(beta·(r_ik − mu))
+
+    They weigh positives and negatives alike. A row without positives has r = ∞, w = alpha + 1.
+    Soft labels weigh the v_j of the sum; missing labels count nothing.
+
+    Args:
+        inverse_count: (C,), v: finite, ≥ 0.
+        alpha, beta, mu: default 0.1, 10 and 0.2, the authors' for COCO-MLT (VOC-MLT: mu 0.3).
+    """
+
+    inverse_count: Tensor
+    alpha: float = 0.1
+    beta: float = 10.0
+    mu: float = 0.2
 
 
 def chained(*perturbations: Perturbation | None) -> Perturbation | None:

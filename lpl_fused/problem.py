@@ -123,6 +123,44 @@ class Problem(NamedTuple):
         return self.smoothing is not None or self.options.label_smoothing > 0
 
 
+class BinaryOptions(NamedTuple):
+    """The numbers of a multi-label call; every field has a value that switches it off."""
+
+    reduction: int = MEAN
+    phi: int = 0
+    missing: int = 0  # 0: every label is there; 1: those equal to `ignored` or nan are not
+    phi_parameter: float = 0.0
+    ignored: float = 0.0
+    alpha: float = 0.0
+    beta: float = 0.0
+    mu: float = 0.0
+    step_size: float = 0.0
+
+    def packed(self) -> tuple[list[int], list[float]]:
+        return list(self[:3]), list(self[3:])
+
+    @staticmethod
+    def unpacked(codes: Sequence[int], numbers: Sequence[float]) -> BinaryOptions:
+        return BinaryOptions(*codes, *numbers)
+
+
+class BinaryProblem(NamedTuple):
+    """The tensors of a multi-label call and its options. What is None is absent."""
+
+    input: Tensor  # (N, C), unit stride along C
+    target: Tensor  # (N, C), any real dtype, unit stride along C
+    positive_weight: Tensor | None = None  # (C,)
+    negative_weight: Tensor | None = None  # (C,)
+    positive_scale: Tensor | None = None  # (C,)
+    positive_offset: Tensor | None = None  # (C,)
+    negative_scale: Tensor | None = None  # (C,)
+    negative_offset: Tensor | None = None  # (C,)
+    inverse_count: Tensor | None = None  # (C,): row×class weights
+    sample_weight: Tensor | None = None  # (N,)
+    steps: Tensor | None = None  # (C,) int32: learned perturbation, signed step counts
+    options: BinaryOptions = BinaryOptions()
+
+
 TABLES = ("scale", "offset", "margin", "rows")  # the fields that can receive a gradient
 
 

@@ -9,30 +9,37 @@ the arithmetic, four because rounding a difference of 8 nats alone changes a pro
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
 
-from . import functional, reference
+from . import functional
+from .penalty import MarginPenalty
+from .perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from .problem import accumulate_dtype
+from .reference import softmax as reference
 from .validation import MixedTarget, Target
 
 SCATTER = 2.0
 TABLES = ("scale", "offset", "margin", "rows", "temperature")
+_TABLES = (Perturbation, BinaryPerturbation, RebalancedWeight, MarginPenalty)
 
 
 @dataclass
 class Case:
-    """One call of `functional.cross_entropy`, or of `lpl_cross_entropy` where there are `steps`."""
+    """One call of `functional.cross_entropy`, or of `lpl_cross_entropy` where there are `steps`; if
+    `multilabel` of `binary_cross_entropy_with_logits` and `lpl_binary_cross_entropy_with_logits`.
+    """
 
     input: Tensor
     target: Target
     keywords: dict[str, Any] = field(default_factory=dict)
     steps: Tensor | None = None
     learn: tuple[str, ...] = ()  # tables of the perturbation that require grad
+    multilabel: bool = False
 
     def to(self, dtype: torch.dtype) -> Case:
         """The same with logits, tables and numbers per row cast."""
@@ -45,15 +52,15 @@ class Case:
             target = MixedTarget(target.target, target.other, cast(target.lam))
         else:
             target = cast(target)
-        keywords = {name: cast(value) for name, value in self.keywords.items()}
-        if "perturbation" in keywords:
-            p = keywords["perturbation"]
-            tables = {name: cast(getattr(p, name)) for name in TABLES}
-            keywords["perturbation"] = replace(p, **tables)
-        if "penalty" in keywords:
-            penalty = keywords["penalty"]
-            tables = {name: cast(getattr(penalty, name)) for name in ("multiplier", "rho")}
-            keywords["penalty"] = replace(penalty, **tables)
+
+        def cast_all(value: Any) -> Any:
+            """The tensors of a dataclass, and of those within it."""
+            if not isinstance(value, _TABLES):
+                return cast(value)
+            parts = {part.name: cast_all(getattr(value, part.name)) for part in fields(value)}
+            return replace(value, **parts)
+
+        keywords = {name: cast_all(value) for name, value in self.keywords.items()}
         return replace(self, input=cast(self.input), target=target, keywords=keywords)
 
     def rounded(self, dtype: torch.dtype) -> Case:
@@ -93,7 +100,14 @@ def evaluate(case: Case, backend: str, upstream: Tensor | None = None) -> Result
         }
         keywords["perturbation"] = replace(keywords["perturbation"], **tables)
         leaves.update(tables)
-    if case.steps is None:
+    if case.multilabel:
+        assert isinstance(case.target, Tensor)
+        steps = () if case.steps is None else (case.steps,)
+        run = functional.lpl_binary_cross_entropy_with_logits  # type: ignore[assignment]
+        if case.steps is None:
+            run = functional.binary_cross_entropy_with_logits  # type: ignore[assignment]
+        loss = run(input, case.target, *steps, backend=backend, **keywords)
+    elif case.steps is None:
         loss = functional.cross_entropy(input, case.target, backend=backend, **keywords)
     else:
         assert isinstance(case.target, Tensor)
@@ -173,6 +187,8 @@ def assert_within_budget(
         pairs.append((f"gradient of {name}", grad, eager.grads[name], truth.grads[name]))
     soft = not isinstance(case.target, Tensor) or _is_real(case.target)
     soft = soft or "label_smoothing" in case.keywords
+    if case.multilabel:
+        soft = bool((case.target.double().frac().abs() > 0).any())  # type: ignore[union-attr]
     for name, value, plain, exactly in pairs:
         allowed = budget(value.dtype, error(plain, exactly, cancels=soft), ulps)
         actual = error(value, exactly, cancels=soft)

@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
 import pytest
 
 import lpl_fused
-from lpl_fused.backends import BACKENDS, REFERENCE, load
+from lpl_fused.backends import BACKENDS, REFERENCE, load, triton_binary
 
 RAN: dict[str, int] = {}
 EXPECTED = [name for name, state in lpl_fused.backends().items() if state == "available"]
@@ -45,8 +45,8 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return made
 
-    for backend in BACKENDS:
-        monkeypatch.setattr(load(backend), "torch", _Poisoned(poisoned), raising=False)
+    for launcher in (*map(load, BACKENDS), triton_binary):
+        monkeypatch.setattr(launcher, "torch", _Poisoned(poisoned), raising=False)
 
 
 class _Poisoned:

@@ -85,9 +85,10 @@ def test_modes_do_what_they_say() -> None:
 
 
 def test_backward_hands_the_upstream_on() -> None:
-    batch = draw(Case.parse("8x10", "fp64", "ce"), CPU)
-    made = steps(EAGER.criterion(Case.parse("8x10", "fp64", "ce"), batch), batch)
-    expected = correctness.truth(batch).grad
+    case = Case.parse("8x10", "fp64", "ce")
+    batch = draw(case, CPU)
+    made = steps(EAGER.criterion(case, batch), batch)
+    expected = correctness.truth(case, batch).grad
     (both,) = made["both"].run(None)  # type: ignore[misc]
     torch.testing.assert_close(both, expected)
     assert made["backward"].prepare is not None

@@ -35,7 +35,8 @@ from benchmarks.timing import CpuSampler
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 CE = Case.parse("48x130", "fp32", "ce")
-KINDS = ("ce", "la", "vs", "ldam", "smoothing", "lpl3", "lpl3-zipf", "lpl3-unique")
+MULTILABEL = ("bce", "db", "bce-lpl3")
+KINDS = ("ce", "la", "vs", "ldam", "smoothing", "lpl3", "lpl3-zipf", "lpl3-unique", *MULTILABEL)
 
 
 def conditions(patience: float = 1.0) -> Conditions:
@@ -326,12 +327,26 @@ def test_a_wrong_baseline_gives_no_ratios() -> None:
     assert {(r.status, r.ratio_to_eager) for r in timed} == {("ok", None)}
 
 
+@pytest.mark.parametrize("loss", MULTILABEL)
+def test_multilabel_truth_in_chunks_is_the_truth(
+    loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case.parse("48x20", "fp32", loss)
+    batch = draw(case, CPU)
+    whole = correctness.truth(case, batch)
+    monkeypatch.setattr(correctness, "_CHUNK", 150)
+    parts = correctness.truth(case, batch)
+    torch.testing.assert_close(parts.loss, whole.loss, rtol=1e-14, atol=0)
+    torch.testing.assert_close(parts.grad, whole.grad, rtol=1e-12, atol=1e-18)
+
+
 def test_truth_in_chunks_is_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = draw(Case.parse("48x20", "fp32", "lpl3-zipf"), CPU)
-    whole = correctness.truth(batch)
+    case = Case.parse("48x20", "fp32", "lpl3-zipf")
+    batch = draw(case, CPU)
+    whole = correctness.truth(case, batch)
     monkeypatch.setattr(correctness, "_CHUNK", 100)
     chunks = [batch.target[i].tolist() for i in correctness.whole_classes(batch.target, 5)]
-    parts = correctness.truth(batch)
+    parts = correctness.truth(case, batch)
     assert len(chunks) > 2
     assert sum(map(len, chunks)) == 48
     assert sum(len(set(chunk)) for chunk in chunks) == len(batch.target.unique())

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from cases import PHIS, Draw, cross_entropy_cases, lpl_cases
 
-from lpl_fused import Perturbation, ops, testing
+from lpl_fused import Perturbation, testing
 from lpl_fused import functional as LF
+from lpl_fused.ops import softmax as ops
 from lpl_fused.problem import Problem
 from lpl_fused.validation import Shaped, call_options
 

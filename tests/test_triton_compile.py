@@ -27,7 +27,7 @@ from lpl_fused.backends import load
 from lpl_fused.norm import LogitClip, LogitNorm
 from lpl_fused.penalty import P2, PHR, RELU
 from lpl_fused.phi import FOCAL
-from lpl_fused.problem import Options, Problem, accumulate_dtype
+from lpl_fused.problem import BinaryOptions, BinaryProblem, Options, Problem, accumulate_dtype
 
 pytest.importorskip("triton")
 
@@ -108,6 +108,46 @@ class Variant:
             backend.scale_rows_(problem.input, torch.ones((), dtype=dtype))
 
 
+MULTILABEL = BinaryOptions()
+MULTILABEL_ALL = BinaryOptions(
+    phi=FOCAL, phi_parameter=1.5, missing=1, ignored=-1.0, alpha=0.1, beta=10.0, mu=0.2
+)
+MULTILABEL_TABLES = BinaryProblem._fields[2:10]
+
+
+@dataclass
+class MultilabelVariant:
+    """A multi-label launcher called with logits (n, classes), as Variant."""
+
+    call: str
+    dtype: torch.dtype
+    classes: int
+    options: BinaryOptions = MULTILABEL
+    parts: tuple[str, ...] = ()
+    n: int = 4
+    labels: torch.dtype = torch.float32
+
+    def run(self) -> None:
+        backend, dtype = load("triton"), accumulate_dtype(self.dtype)
+        shapes = {"sample_weight": (self.n,)}
+        fields: dict[str, Any] = {
+            name: torch.ones(shapes.get(name, (self.classes,)), dtype=dtype) for name in self.parts
+        }
+        options = self.options
+        if self.call in ("learned", "delta"):
+            fields["steps"] = torch.ones(self.classes, dtype=torch.int32)
+            options = options._replace(step_size=0.1)
+        logits = torch.zeros(self.n, self.classes, dtype=self.dtype)
+        target = torch.zeros(self.n, self.classes, dtype=self.labels)
+        problem = BinaryProblem(logits, target, **fields, options=options)
+        if self.call == "backward":
+            backend.binary_cross_entropy_backward(problem, torch.ones_like(logits, dtype=dtype))
+        elif self.call == "delta":
+            backend.binary_perturbation(problem)
+        else:
+            backend.binary_cross_entropy(problem, self.call != "loss")
+
+
 # Chosen so that each dtype, class count, option, table and target form occurs, and for each kernel
 # what takes most registers: the largest block that stays in registers, and everything switched on.
 VARIANTS = {
@@ -163,10 +203,37 @@ VARIANTS = {
     "lpl, δ, 8142": Variant("delta", FP32, 8142, LPL),
     "lpl, δ, everything, 32000": Variant("delta", BF16, 32000, LPL_EVERYTHING, TABLES),
     "scale, 8142": Variant("scale", BF16, 8142),
+    "multi-label, 20": MultilabelVariant("gradient", FP32, 20, n=1024),
+    "multi-label, 9605": MultilabelVariant("gradient", BF16, 9605, labels=BF16),
+    "multi-label bool, 9605": MultilabelVariant("gradient", FP16, 9605, labels=torch.bool),
+    "multi-label loss, 80": MultilabelVariant("loss", FP32, 80, labels=torch.int64),
+    "multi-label, everything, 9605": MultilabelVariant(
+        "gradient", FP32, 9605, MULTILABEL_ALL, MULTILABEL_TABLES
+    ),
+    "multi-label, everything fp64, 80": MultilabelVariant(
+        "gradient", FP64, 80, MULTILABEL_ALL, MULTILABEL_TABLES, n=64
+    ),
+    "multi-label, backward, 9605": MultilabelVariant(
+        "backward", FP16, 9605, MULTILABEL_ALL, MULTILABEL_TABLES, labels=torch.bool
+    ),
+    "multi-label lpl, 9605": MultilabelVariant("learned", BF16, 9605, n=256),
+    "multi-label lpl, 80": MultilabelVariant("learned", FP32, 80, n=4096, labels=torch.bool),
+    "multi-label lpl, everything, 9605": MultilabelVariant(
+        "learned", FP32, 9605, MULTILABEL_ALL, MULTILABEL_TABLES, n=64
+    ),
+    "multi-label lpl, everything fp64, 80": MultilabelVariant(
+        "learned", FP64, 80, MULTILABEL_ALL, MULTILABEL_TABLES, n=100
+    ),
+    "multi-label lpl, everything, 32000": MultilabelVariant(
+        "learned", BF16, 32000, MULTILABEL_ALL, MULTILABEL_TABLES, n=1000
+    ),
+    "multi-label δ, 9605": MultilabelVariant("delta", BF16, 9605, n=128),
 }
 
 
-def launches(variant: Variant) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+def launches(
+    variant: Variant | MultilabelVariant,
+) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     """The (kernel, arguments, launch parameters) of a variant, not launched."""
     found: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
     load("triton")._launch = lambda kernel, _, *arguments, **meta: found.append(
@@ -286,6 +353,9 @@ def test_every_kernel_is_compiled(reports: dict[tuple[str, str], list[Report]]) 
         "solve",
         "resident_steps",
         "sweeping_steps",
+        "binary_tiles",
+        "row_masses",
+        "binary_learned",
     }
 
 

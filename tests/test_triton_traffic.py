@@ -19,7 +19,7 @@ from lpl_fused.backends import load, reason_against
 from lpl_fused.norm import LogitNorm
 from lpl_fused.penalty import RELU
 from lpl_fused.phi import FOCAL
-from lpl_fused.problem import Options, Problem, accumulate_dtype
+from lpl_fused.problem import BinaryOptions, BinaryProblem, Options, Problem, accumulate_dtype
 
 if reason_against("triton", "cpu", torch.float32) is not None:
     pytest.skip("needs Triton's interpreter", allow_module_level=True)
@@ -311,6 +311,61 @@ def test_traffic_is_within_budget(
     traffic = measure(budget.run, budget.problem())
     record_property("bytes_per_logit", traffic.total() / (budget.n * budget.classes))
     check(budget, traffic)
+
+
+MULTILABEL = BinaryOptions()
+MULTILABEL_BUDGETS = {
+    # (rows, parts, steps, options): bytes per logit of each matrix; labels are float32
+    "multi-label": (
+        8,
+        (),
+        0,
+        MULTILABEL,
+        {"input": (2, 0), "target": (4, 0), "wanted.grad": (0, 2)},
+    ),
+    "multi-label, missing": (
+        *(8, (), 0, MULTILABEL._replace(missing=1, ignored=-1.0)),
+        {"input": (2, 0), "target": (4, 0), "wanted.grad": (0, 2)},
+    ),
+    # the sum over a row's labels comes before any of its weights
+    "multi-label, rebalanced": (
+        *(8, ("inverse_count",), 0, MULTILABEL),
+        {"input": (2, 0), "target": (8, 0), "wanted.grad": (0, 2)},
+    ),
+    # whole columns in registers: as the plain loss, whatever the steps
+    **{
+        f"multi-label LPL, {steps} steps": (
+            *(100, (), steps, MULTILABEL._replace(step_size=0.1)),
+            {"input": (2, 0), "target": (4, 0), "wanted.grad": (0, 2)},
+        )
+        for steps in (1, 7)
+    },
+    # too many rows: read again in every step
+    "multi-label LPL, swept": (
+        *(300, (), 3, MULTILABEL._replace(step_size=0.1)),
+        {"input": (2 * 4, 0), "target": (4 * 4, 0), "wanted.grad": (0, 2)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MULTILABEL_BUDGETS)
+def test_traffic_of_multilabel_losses(name: str) -> None:
+    n, parts, steps, options, matrices = MULTILABEL_BUDGETS[name]
+    classes = 200
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(n, classes, generator=generator).bfloat16()
+    target = (torch.rand(n, classes, generator=generator) < 0.1).float()
+    fields = {part: torch.rand(classes, generator=generator) for part in parts}
+    if steps:
+        fields["steps"] = torch.full((classes,), steps, dtype=torch.int32)
+    problem = BinaryProblem(logits, target, **fields, options=options)
+    with watched() as traffic:
+        backend.binary_cross_entropy(problem, True)
+    for matrix, (loaded, stored) in matrices.items():
+        expected = (loaded * n * classes, stored * n * classes)
+        assert traffic.of(matrix) == expected, f"{matrix}: {traffic.of(matrix)}"
+    rest = traffic.total() - sum(sum(traffic.of(matrix)) for matrix in matrices)
+    assert rest <= 16 * classes + 16 * n + 16 * classes * len(parts) * n
 
 
 @pytest.mark.parametrize("classes", [ONE_BLOCK, SWEEP])

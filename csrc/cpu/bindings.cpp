@@ -90,9 +90,9 @@ Problem make_problem(const py::tuple& problem, const py::tuple& sizes) {
   return p;
 }
 
-int64_t bytes_of(const Problem& p) {
+int64_t bytes_of(int64_t logits, lpl::DType dtype) {
   const int64_t sizes[] = {8, 4, 2, 2};  // by DType
-  return p.n * p.c * sizes[int(p.dtype)];
+  return logits * sizes[int(dtype)];
 }
 
 // (fault, value, rows solved, rows swept): fault is 0 when all went well.
@@ -101,7 +101,7 @@ py::tuple run(Status (*kernel)(const Problem&, const Outputs&), const Problem& p
   Status status{};
   {
     py::gil_scoped_release unlocked;
-    lpl::prefer_huge_pages(out.grad, bytes_of(problem));
+    lpl::prefer_huge_pages(out.grad, bytes_of(problem.n * problem.c, problem.dtype));
     status = kernel(problem, out);
   }
   return py::make_tuple(int(status.fault), status.value, status.solved, status.swept);
@@ -162,6 +162,57 @@ void scale_rows(Address grad, int64_t n, int64_t c, int dtype, Address factors, 
   lpl::kernels().scale_rows(problem, out);
 }
 
+// `problem` is a lpl_fused.problem.BinaryProblem; `sizes` what cpp._binary_sizes returns. Gives the
+// classes (solved, swept).
+py::tuple binary_cross_entropy(const py::tuple& problem, const py::tuple& sizes, Address loss,
+                               Address norm, Address grad, Address upstream, bool upstream_each,
+                               Address delta) {
+  lpl::BinaryProblem p{};
+  int at = 0;
+  p.n = sizes[at++].cast<int64_t>();
+  p.c = sizes[at++].cast<int64_t>();
+  p.row_stride = sizes[at++].cast<int64_t>();
+  p.target_stride = sizes[at++].cast<int64_t>();
+  p.dtype = lpl::DType(sizes[at++].cast<int>());
+  p.target_type = lpl::LabelType(sizes[at++].cast<int>());
+  p.threads = sizes[at++].cast<int32_t>();
+
+  at = 0;
+  p.input = data(problem[at++]);
+  p.target = data(problem[at++]);
+  p.weight[1] = data(problem[at++]);
+  p.weight[0] = data(problem[at++]);
+  for (const int side : {1, 0}) {
+    p.scale[side] = data(problem[at++]);
+    p.offset[side] = data(problem[at++]);
+  }
+  p.inverse_count = data(problem[at++]);
+  p.sample_weight = data(problem[at++]);
+  p.steps = data<int32_t>(problem[at++]);
+
+  const py::tuple options = problem[at];
+  at = 0;
+  p.reduction = lpl::Reduction(options[at++].cast<int>());
+  p.phi = lpl::Phi(options[at++].cast<int>());
+  p.missing = options[at++].cast<bool>();
+  p.phi_parameter = options[at++].cast<double>();
+  p.ignored = options[at++].cast<double>();
+  p.alpha = options[at++].cast<double>();
+  p.beta = options[at++].cast<double>();
+  p.mu = options[at++].cast<double>();
+  p.step_size = options[at++].cast<double>();
+
+  const lpl::BinaryOutputs out{output(loss),     output(norm),  output(grad),
+                               output(upstream), upstream_each, output(delta)};
+  lpl::BinaryStatus status{};
+  {
+    py::gil_scoped_release unlocked;
+    lpl::prefer_huge_pages(out.grad, bytes_of(p.n * p.c, p.dtype));
+    status = lpl::kernels().binary_cross_entropy(p, out);
+  }
+  return py::make_tuple(status.solved, status.swept);
+}
+
 std::vector<std::string> usable_isas() {
   std::vector<std::string> names;
   for (const lpl::Kernels& kernels : lpl::usable_kernels()) names.push_back(kernels.isa);
@@ -176,6 +227,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("learned_perturbation", &learned_perturbation);
   m.def("sweep", &sweep);
   m.def("scale_rows", &scale_rows);
+  m.def("binary_cross_entropy", &binary_cross_entropy);
   m.def(
       "isa", [] { return std::string(lpl::kernels().isa); },
       "The instruction set whose kernels are in use.");

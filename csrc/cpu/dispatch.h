@@ -4,16 +4,18 @@
 #include <string>
 #include <vector>
 
+#include "../binary.h"
 #include "../row.h"
 
 namespace lpl {
 
-#define LPL_DECLARE(isa)                                                   \
-  namespace isa {                                                          \
-  Status cross_entropy(const Problem& problem, const Outputs& out);        \
-  Status learned_perturbation(const Problem& problem, const Outputs& out); \
-  Status sweep(const Problem& problem, const Outputs& out);                \
-  Status scale_rows(const Problem& problem, const Outputs& out);           \
+#define LPL_DECLARE(isa)                                                                     \
+  namespace isa {                                                                            \
+  Status cross_entropy(const Problem& problem, const Outputs& out);                          \
+  Status learned_perturbation(const Problem& problem, const Outputs& out);                   \
+  Status sweep(const Problem& problem, const Outputs& out);                                  \
+  Status scale_rows(const Problem& problem, const Outputs& out);                             \
+  BinaryStatus binary_cross_entropy(const BinaryProblem& problem, const BinaryOutputs& out); \
   }
 LPL_DECLARE(baseline)
 #if defined(LPL_X86)
@@ -28,6 +30,7 @@ struct Kernels {
   Status (*learned_perturbation)(const Problem&, const Outputs&);
   Status (*sweep)(const Problem&, const Outputs&);
   Status (*scale_rows)(const Problem&, const Outputs&);
+  BinaryStatus (*binary_cross_entropy)(const BinaryProblem&, const BinaryOutputs&);
 };
 
 // Those that this processor runs, the best first.

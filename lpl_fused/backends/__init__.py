@@ -1,7 +1,8 @@
 """Which implementation runs, and why.
 
-A backend is a module with four launchers over a `Problem` (their contract stands in ops.py) and two
-questions: `unavailable()` and `unsupported(device, dtype)`, each answered by None or by a reason.
+A backend is a module with launchers over a `Problem` or `BinaryProblem` (their contract stands in
+ops/) and two questions: `unavailable()` and `unsupported(device, dtype)`, each answered by None or
+by a reason.
 """
 
 from __future__ import annotations

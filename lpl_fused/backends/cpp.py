@@ -10,15 +10,28 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..problem import NONE, NotDifferentiable, Problem, accumulate_dtype, label_range_error
+from ..problem import (
+    NONE,
+    BinaryProblem,
+    NotDifferentiable,
+    Problem,
+    accumulate_dtype,
+    label_range_error,
+)
 
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+_LABELS = {
+    **_DTYPES,
+    **{torch.bool: 4, torch.uint8: 4, torch.int8: 5, torch.int16: 6, torch.int32: 7},
+    torch.int64: 8,
+}
 _FAULT_TARGET, _FAULT_ROW_INDEX, _FAULT_THROUGH = 1, 2, 3
 STATS = 0  # rows of the statistics that the backward wants: it recomputes them
 
 # Rows whose learned perturbation the solver found, and those that it left to plain steps because
 # its error bound was not met; counted since the process began.
 solver_rows = {"solved": 0, "swept": 0}
+solver_columns = {"solved": 0, "swept": 0}  # the same of the classes of multi-label problems
 
 
 @functools.cache
@@ -176,6 +189,60 @@ def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
     )
     _check(status, problem)
     return delta, slot
+
+
+def _binary(problem: BinaryProblem, **outputs: Tensor | None) -> None:
+    """Runs the multi-label kernel; `outputs` are its arguments, absent ones not wanted."""
+    input, target = problem.input, problem.target
+    if target.dtype not in _LABELS:
+        problem = problem._replace(target=target.to(accumulate_dtype(input.dtype)))
+        target = problem.target
+    sizes = (
+        *input.shape,
+        input.stride(0),
+        target.stride(0),
+        _DTYPES[input.dtype],
+        _LABELS[target.dtype],
+        torch.get_num_threads(),
+    )
+    upstream = outputs.get("upstream")
+    places = {name: 0 if t is None else t.data_ptr() for name, t in outputs.items()}
+    names = ("loss", "norm", "grad", "upstream")
+    solved, swept = _native().binary_cross_entropy(
+        problem,
+        sizes,
+        *(places.get(name, 0) for name in names),
+        upstream is not None and upstream.dim() > 0,
+        places.get("delta", 0),
+    )
+    solver_columns["solved"] += solved
+    solver_columns["swept"] += swept
+
+
+def binary_cross_entropy(
+    problem: BinaryProblem, want_grad: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    input = problem.input
+    dtype = accumulate_dtype(input.dtype)
+    loss = torch.empty(input.shape if problem.options.reduction == NONE else (), dtype=dtype)
+    norm = None if want_grad else torch.empty((), dtype=dtype)
+    grad = torch.empty(input.shape, dtype=input.dtype) if want_grad else None
+    _binary(problem, loss=loss, norm=norm, grad=grad)
+    return loss, norm, grad
+
+
+def binary_cross_entropy_backward(problem: BinaryProblem, upstream: Tensor) -> Tensor:
+    grad = torch.empty(problem.input.shape, dtype=problem.input.dtype)
+    upstream = upstream.to(accumulate_dtype(grad.dtype)).contiguous()
+    _binary(problem, grad=grad, upstream=upstream)
+    return grad
+
+
+def binary_perturbation(problem: BinaryProblem) -> Tensor:
+    dtype = accumulate_dtype(problem.input.dtype)
+    delta = torch.empty((2, problem.input.shape[1]), dtype=dtype)
+    _binary(problem, delta=delta)
+    return delta
 
 
 def scale_rows_(buffer: Tensor, grad_loss: Tensor) -> None:

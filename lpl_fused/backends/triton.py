@@ -36,6 +36,21 @@ from .kernels.launch import (
     spread,
     sweeping_meta,
 )
+from .triton_binary import (
+    binary_cross_entropy,
+    binary_cross_entropy_backward,
+    binary_perturbation,
+)
+
+__all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_backward",
+    "binary_perturbation",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "learned_perturbation",
+    "scale_rows_",
+]
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 STATS = 2  # rows of the statistics that the backward wants
@@ -78,7 +93,7 @@ def sweeps_first(problem: Problem) -> bool:
 
 
 def cross_entropy(problem: Problem, want_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, stats, norm, grad): see ops.py."""
+    """(loss, stats, norm, grad): see ops/"""
     from .kernels.forward import forward
 
     input, reduction = problem.input, problem.options.reduction
@@ -110,7 +125,7 @@ def cross_entropy(problem: Problem, want_grad: bool) -> tuple[Tensor, Tensor, Te
 def cross_entropy_backward(
     problem: Problem, grad_rows: Tensor, stats: Tensor, want: list[bool]
 ) -> tuple[Tensor, ...]:
-    """(input, scale, offset, margin, rows), empty where not wanted: see ops.py."""
+    """(input, scale, offset, margin, rows), empty where not wanted: see ops/"""
     from .kernels.backward import backward, row_alongs, row_sums
 
     n, classes = problem.input.shape
@@ -155,7 +170,7 @@ def cross_entropy_backward(
 
 
 def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
-    """(delta, slot): see ops.py."""
+    """(delta, slot): see ops/"""
     n, classes = problem.input.shape
     arguments, _ = _take_steps(problem, Wanted(delta=_new(problem, n, classes)))
     return arguments.delta, arguments.slot
@@ -238,7 +253,7 @@ def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **meta: Any) ->
     """Runs a kernel on the device of its first argument's tensor, if there is anything to do."""
     on = arguments[0]
     if grid[0] > 0:
-        with torch.cuda.device_of(on.input if isinstance(on, Arguments) else on):
+        with torch.cuda.device_of(on if isinstance(on, Tensor) else on.input):
             kernel[grid](*arguments, **meta, enable_fp_fusion=True)
 
 

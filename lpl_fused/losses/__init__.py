@@ -17,6 +17,12 @@ from .isda import ISDALoss
 from .ldam import LDAMLoss
 from .linf import LInfHingeLoss, LInfMixtureLoss
 from .lpl import LPLLoss
+from .multilabel import (
+    DistributionBalancedLoss,
+    MultiLabelLDAMLoss,
+    MultiLabelLoss,
+    MultiLabelLPLLoss,
+)
 from .noise import BLVLoss, GCLLoss
 from .norm import LogitClipLoss, LogitNormLoss
 from .phi import AlphaLoss, GCELoss, Poly1Loss, T5XCrossEntropyLoss, TruncatedGCELoss, ZLoss
@@ -42,6 +48,7 @@ __all__ = [
     "ClassBalancedLoss",
     "CosFaceLoss",
     "CrossEntropyLoss",
+    "DistributionBalancedLoss",
     "EQLLoss",
     "EQLv2Loss",
     "FocalLoss",
@@ -61,6 +68,9 @@ __all__ = [
     "LogitClipLoss",
     "LogitNormLoss",
     "MbLSLoss",
+    "MultiLabelLDAMLoss",
+    "MultiLabelLPLLoss",
+    "MultiLabelLoss",
     "Poly1Loss",
     "SeesawLoss",
     "SmoothMixLoss",

@@ -142,7 +142,12 @@ class LPLLoss(CrossEntropyLoss):
         """
         labels = target.reshape(-1).long()
         labels = torch.where(labels == self.ignore_index, -1, labels)
-        mean, count = class_mean(torch.exp(-row_losses.reshape(-1)), labels, len(self.counts))
+        return self.steps_of_means(
+            *class_mean(torch.exp(-row_losses.reshape(-1)), labels, len(self.counts))
+        )
+
+    def steps_of_means(self, mean: Tensor, count: Tensor) -> Tensor:
+        """The same from the batch's mean probabilities (C,) of the classes, and their samples."""
         present = count > 0
         known = present
         if self.statistics == "ema":

@@ -11,5 +11,6 @@ forward     kernel: loss of a row, with its gradient if wanted
 backward    kernels: gradients of logits and tables from saved statistics; scaling a finished one
 lpl         kernels: the learned perturbation of a class, step by step
 series      the power series that all steps of a small rival make
+binary      kernels: multi-label loss and gradient, and the learned perturbation of a class
 solver      kernel: a row with a learned perturbation that has its class for itself
 """

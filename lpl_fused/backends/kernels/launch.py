@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ...phi import LOG
-from ...problem import Problem
+from ...problem import BinaryProblem, Problem
 
 
 def spread(problem: Problem) -> bool:
@@ -104,3 +104,37 @@ def _tile_meta(problem: Problem, most: int) -> dict[str, Any]:
     block = power_of_two(classes, 16, most)
     rows = min(power_of_two(n, 1, 64), max(1, 2048 // block))
     return {**meta(block, rows, ample=True), "ROWS": rows}
+
+
+def _binary_tile(problem: BinaryProblem, most: int) -> int:
+    """Logits of a tile: fewer where each takes more registers."""
+    heavy = problem.options.phi != LOG or problem.inverse_count is not None
+    return most // (4 if problem.input.dtype == torch.float64 else 2 if heavy else 1)
+
+
+def _binary_meta(problem: BinaryProblem, block: int, rows: int) -> dict[str, Any]:
+    double = problem.input.dtype == torch.float64
+    return {**meta(block, rows, each=4 if double else 8, ample=True), "ROWS": rows}
+
+
+def binary_tile_meta(problem: BinaryProblem) -> dict[str, Any]:
+    """Tiles of few rows, as wide as the classes allow."""
+    n, classes = problem.input.shape
+    block = power_of_two(classes, 16, 512)
+    most = _binary_tile(problem, 2048)
+    return _binary_meta(problem, block, min(power_of_two(n, 1, 64), max(1, most // block)))
+
+
+def binary_mass_meta(problem: BinaryProblem) -> dict[str, Any]:
+    return meta(power_of_two(problem.input.shape[1], 16, 2048))
+
+
+def binary_learned_meta(problem: BinaryProblem) -> dict[str, Any]:
+    """Whole columns in registers where at least 16 of them fit side by side, a sector of memory
+    in half precision and more; else tiles of them.
+    """
+    n, classes = problem.input.shape
+    most = _binary_tile(problem, 4096)
+    rows = power_of_two(n, 1, most // 16)
+    block = power_of_two(classes, 16, max(16, min(64, most // rows)))
+    return {**_binary_meta(problem, block, rows), "RESIDENT": n <= rows}

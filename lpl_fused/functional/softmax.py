@@ -9,15 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import ops, reference
-from .backends import REFERENCE, resolve
-from .norm import Norm, numbers_of
-from .ops import Choose
-from .penalty import MarginPenalty
-from .perturbation import Perturbation
-from .phi import Phi
-from .problem import NONE, NotDifferentiable, Options, Problem
-from .validation import (
+from .. import ops, reference
+from ..backends import REFERENCE, resolve
+from ..norm import Norm, numbers_of
+from ..ops import Choose
+from ..penalty import MarginPenalty
+from ..perturbation import Perturbation
+from ..phi import Phi
+from ..problem import NONE, NotDifferentiable, Options, Problem
+from ..validation import (
     MixedTarget,
     Shaped,
     Target,

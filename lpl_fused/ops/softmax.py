@@ -16,7 +16,7 @@
 A launcher of a backend returns None where its operator returns an empty tensor.
 
 A problem with `steps` is differentiated with its δ held constant; tables that want a gradient
-beside it are served by functional.py, which hands δ over as `rows`.
+beside it are served by functional/, which hands δ over as `rows`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends import load
-from .problem import NONE, TABLES, Options, Problem, accumulate_dtype
+from ..backends import load
+from ..problem import NONE, TABLES, Options, Problem, accumulate_dtype
 
 _PROBLEM = "Tensor input, Tensor target, Tensor?[] parts, int[] codes, float[] numbers, str backend"
 _LIBRARY = torch.library.Library("lpl_fused", "DEF")

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .norm import Numbers
-from .penalty import value_of
-from .phi import FOCAL, LOG, POLY1, POWER
-from .problem import MEAN, NONE, Problem, accumulate_dtype, label_range_error
+from ..norm import Numbers
+from ..penalty import value_of
+from ..phi import FOCAL, LOG, POLY1, POWER
+from ..problem import MEAN, NONE, Problem, accumulate_dtype, label_range_error
 
 NORM_FLOOR = 1e-12  # a gradient shorter than this has no direction: the normalised step is 0
 

@@ -1,0 +1,159 @@
+"""Launchers of the multi-label Triton kernels; part of the Triton backend, see triton.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..phi import LOG
+from ..problem import MEAN, NONE, BinaryProblem, accumulate_dtype
+from .kernels.launch import binary_learned_meta, binary_mass_meta, binary_tile_meta
+
+
+def binary_cross_entropy(problem: BinaryProblem, want_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, norm, grad): see ops/sigmoid.py."""
+    input, reduction = problem.input, problem.options.reduction
+    norm = _normalizer(problem)
+    grad = _new(problem, *(input.shape if want_grad else (0,)), dtype=input.dtype)
+    losses = _new(problem, *input.shape) if reduction == NONE else None
+    found = _run(
+        problem,
+        sums=reduction != NONE,
+        losses=losses,
+        grad=grad if want_grad else None,
+        norm=norm if reduction == MEAN else None,
+    )
+    if losses is not None:
+        return losses, norm, grad
+    assert found is not None
+    total = found.sum()
+    return total / norm if reduction == MEAN else total, norm, grad
+
+
+def binary_cross_entropy_backward(problem: BinaryProblem, upstream: Tensor) -> Tensor:
+    """dL/d input: see ops/sigmoid.py."""
+    grad = _new(problem, *problem.input.shape, dtype=problem.input.dtype)
+    upstream = upstream.to(accumulate_dtype(grad.dtype)).contiguous()
+    _run(problem, grad=grad, upstream=upstream)
+    return grad
+
+
+def binary_perturbation(problem: BinaryProblem) -> Tensor:
+    """(2, C): see ops/sigmoid.py."""
+    delta = _new(problem, 2, problem.input.shape[1])
+    _run(problem, delta=delta)
+    return delta
+
+
+def _run(problem: BinaryProblem, *, sums: bool = False, **places: Tensor | None) -> Tensor | None:
+    """Runs the kernels for what is wanted; the losses of the programs if `sums`."""
+    from triton.language import constexpr
+
+    from .kernels.binary import BinaryWanted, binary_learned, binary_tiles
+    from .triton import _number
+
+    n, classes = problem.input.shape
+    if problem.steps is None:
+        meta = binary_tile_meta(problem)
+        grid: tuple[int, ...] = (-(-n // meta["ROWS"]), -(-classes // meta["BLOCK"]))
+    else:
+        meta = binary_learned_meta(problem)
+        grid = (-(-classes // meta["BLOCK"]),)
+    programs = grid[0] * (grid[1] if len(grid) > 1 else 1)
+    found = _new(problem, programs if n else 0) if sums else None
+    upstream = places.get("upstream")
+    each = constexpr(upstream is not None and upstream.dim() > 0)
+    wanted = BinaryWanted(sums=found, each=each, **places)
+    if n == 0 or classes == 0:
+        if places.get("delta") is not None:
+            places["delta"].zero_()  # type: ignore[union-attr]
+        return None if found is None else found.new_zeros(0)
+    arguments = _arguments(problem)
+    meta["DTYPE"] = _language_dtype(problem)
+    if problem.steps is None:
+        _launch(binary_tiles, grid, arguments, wanted, **meta)
+    else:
+        step_size = _number(problem, problem.options.step_size)  # type: ignore[arg-type]
+        _launch(binary_learned, grid, arguments, wanted, problem.steps, step_size, **meta)
+    return found
+
+
+def _arguments(problem: BinaryProblem) -> Any:
+    from triton.language import constexpr
+
+    from .kernels.binary import HARD, SHARED, SIDES, BinaryArguments, row_masses
+    from .triton import _number
+
+    input, target, options = problem.input, problem.target, problem.options
+    tables = problem[4:8]
+    form = SIDES
+    if target.dtype == torch.bool:
+        form = HARD
+    elif options.phi == LOG and all(t is None for t in tables) and problem.steps is None:
+        form = SHARED
+
+    def number(value: float) -> Any:
+        return _number(problem, value)  # type: ignore[arg-type]
+
+    weighs = problem.inverse_count is not None
+    ignored = options.ignored
+    arguments = BinaryArguments(
+        input=input,
+        input_stride=input.stride(0),
+        rows=input.shape[0],
+        classes=input.shape[1],
+        # a bool is a byte to a kernel
+        target=target.view(torch.uint8) if target.dtype == torch.bool else target,
+        target_stride=target.stride(0),
+        form=form,
+        missing=constexpr(bool(options.missing)),
+        ignored=number(ignored) if options.missing and ignored == ignored else None,
+        **{name: getattr(problem, name) for name in problem._fields[2:9]},
+        masses=None,
+        alpha=number(options.alpha) if weighs else None,
+        beta=number(options.beta) if weighs else None,
+        mu=number(options.mu) if weighs else None,
+        sample_weight=problem.sample_weight,
+        phi=constexpr(options.phi),
+        phi_parameter=None if options.phi == LOG else number(options.phi_parameter),
+    )
+    if not weighs:
+        return arguments
+    masses = _new(problem, input.shape[0])
+    meta = binary_mass_meta(problem)
+    _launch(
+        row_masses, (input.shape[0],), arguments, masses, DTYPE=_language_dtype(problem), **meta
+    )
+    return arguments._replace(masses=masses)
+
+
+def _normalizer(problem: BinaryProblem) -> Tensor:
+    """0-dim: what "mean" divides by."""
+    options, target = problem.options, problem.target
+    dtype = accumulate_dtype(problem.input.dtype)
+    if options.reduction != MEAN or not options.missing:
+        count = target.numel() if options.reduction == MEAN else 1
+        return problem.input.new_full((), count, dtype=dtype)
+    known = target == target
+    if options.ignored == options.ignored:
+        known = known & (target.to(dtype) != options.ignored)
+    return known.sum().to(dtype)
+
+
+def _language_dtype(problem: BinaryProblem) -> Any:
+    import triton.language as tl
+
+    return tl.float64 if problem.input.dtype == torch.float64 else tl.float32
+
+
+def _new(problem: BinaryProblem, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    dtype = dtype or accumulate_dtype(problem.input.dtype)
+    return torch.empty(shape, dtype=dtype, device=problem.input.device)
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **meta: Any) -> None:
+    from . import triton
+
+    triton._launch(kernel, grid, *arguments, **meta)

@@ -1,0 +1,353 @@
+"""Multi-label losses: binary cross-entropy under class tables, and LPL beneath any of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from ..class_stats import Counts, checked_counts
+from ..perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
+from ..phi import Focal, Phi
+from ..problem import REDUCTIONS
+from .lpl import LPLLoss
+from .module import LossModule
+
+AnyPerturbation = Perturbation | BinaryPerturbation
+
+
+class MultiLabelLoss(LossModule):
+    """`torch.nn.BCEWithLogitsLoss` on the fused kernels, with φ and missing labels.
+
+    The equation is that of `functional.binary_cross_entropy_with_logits`. Called
+    `loss(logits, labels)`; with `perturbation=…` that comes after the loss's own.
+
+    Args:
+        weight, pos_weight: as in `torch.nn.BCEWithLogitsLoss`; buffers.
+        ignore_index, reduction, phi, backend: as in
+            `functional.binary_cross_entropy_with_logits`.
+    """
+
+    weight: Tensor | None
+    pos_weight: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        pos_weight: Tensor | None = None,
+        ignore_index: float | None = None,
+        reduction: str = "mean",
+        phi: Phi = "log",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if reduction not in REDUCTIONS:
+            raise ValueError(f'reduction: expected "none", "mean" or "sum", got {reduction!r}')
+        self.register_buffer("weight", weight)
+        self.register_buffer("pos_weight", pos_weight)
+        self.ignore_index, self.reduction = ignore_index, reduction
+        self.phi, self.backend = phi, backend
+
+    def perturbation(self, logits: Tensor) -> AnyPerturbation | None:
+        """The tables of this loss for these logits; None leaves them as they are."""
+        return None
+
+    def keywords(self, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+        """What every call of a function of `functional` gets from this module."""
+        return {
+            "weight": self.weight,
+            "pos_weight": self.pos_weight,
+            "ignore_index": self.ignore_index,
+            "reduction": self.reduction,
+            "phi": self.phi,
+            "backend": self.backend,
+        }
+
+    def tables(
+        self, logits: Tensor, perturbation: AnyPerturbation | None
+    ) -> AnyPerturbation | None:
+        own = self.perturbation(logits)
+        if own is None or perturbation is None:
+            return perturbation if own is None else own
+        return BinaryPerturbation.of(own).then(perturbation)
+
+    def forward(
+        self, input: Tensor, target: Tensor, *, perturbation: AnyPerturbation | None = None
+    ) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(
+            input,
+            target,
+            perturbation=self.tables(input, perturbation),
+            **self.keywords(input, target),
+        )
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, phi={self.phi!r}"
+
+
+class MultiLabelLDAMLoss(MultiLabelLoss):
+    """LDAM for multi-label data, a baseline of Wu et al. (2020): z = s·(u − m_k·1[Y_ik = 1]).
+
+        m_k = max_m·(n_k/n_min)^(−1/4)
+
+    Args:
+        cls_num_list: (C,) positive training samples per class, ≥ 1.
+        max_m: margin of the rarest class, default 0.5; s: scale, default 1 (raw logits).
+        **keywords: of `MultiLabelLoss`.
+    """
+
+    def __init__(
+        self, cls_num_list: Counts, max_m: float = 0.5, s: float = 1.0, **keywords: Any
+    ) -> None:
+        super().__init__(**keywords)
+        if not 0 < s < math.inf:
+            raise ValueError(f"s: expected a finite number > 0, got {s}")
+        counts = checked_counts(cls_num_list, minimum=1)
+        self.s = float(s)
+        self.register_table("margin", max_m * (counts / counts.min()) ** -0.25)
+
+    def perturbation(self, logits: Tensor) -> AnyPerturbation | None:
+        return Perturbation(margin=self.table("margin", logits), temperature=1 / self.s)
+
+
+WEIGHTINGS = ("rebalance", "inverse", "sqrt-inverse", "class-balanced")
+
+
+class DistributionBalancedLoss(MultiLabelLoss):
+    """Distribution-balanced loss (Wu, Huang, Liu, Wang, Lin, 2020) and the family of its parts:
+
+        L_ik = b·w_ik·( Y·φ(softplus(−z)) + (1 − Y)·φ(softplus(λz))/λ ),   z = u + ν_k
+        ν_k  = −κ·log(N/n_k − 1)                          negative-tolerant regularisation (NTR)
+        w_ik = α + σ(β·(r_ik − μ)),  r_ik = (1/n_k)/Σ_{j: Y_ij=1} 1/n_j         re-balanced weights
+        φ(ℓ) = (1 − e^(−ℓ))^γ·ℓ                                                         focal
+
+    | name in the literature | weighting | ntr | focal |
+    |---|---|---|---|
+    | DB, DB-0FL | "rebalance" | True | True, False |
+    | R-BCE, R-BCE-Focal | "rebalance" | False | False, True |
+    | NTR, NTR-Focal | None | True | False, True |
+    | CB-NTR, CB-Focal | "class-balanced" | True, False | True |
+    | RW | "inverse", "sqrt-inverse" | False | False |
+
+    The weight matrix is never formed: the kernel adds up 1/n over a row's labels. Counts that would
+    give an infinite table are taken as the nearest that do not: n_k = 0 as 1, n_k = N as N − 1.
+
+    Args:
+        cls_num_list: (C,) positive training samples n_k per class.
+        num_samples: N, training samples; at least every n_k, and 2.
+        weighting: "rebalance"; "inverse" N/n_k; "sqrt-inverse" its root; "class-balanced"
+            (1 − β')/(1 − β'^n_k); None.
+        average: with a class weighting, weigh a row by the mean over its positives (1 where it has
+            none) instead of every logit by its class.
+        ntr, focal: the parts.
+        alpha, beta, mu: default 0.1, 10, 0.2, the authors' for COCO-MLT (VOC-MLT: mu 0.3).
+        neg_scale: λ > 0, default 2.0 (COCO-MLT; VOC-MLT 5.0).
+        init_bias: κ, default 0.05.
+        ntr_bias_div: divide ν by λ, as the authors' code does and a later one calls a slip; default
+            False.
+        gamma: default 2.0. balance: b, default 2.0, with focal alone.
+        cb_beta: β' in [0, 1), default 0.9, the authors'.
+        **keywords: of `MultiLabelLoss`, but `phi`.
+
+    Raises:
+        ValueError: bad counts, weighting or numbers.
+    """
+
+    def __init__(
+        self,
+        cls_num_list: Counts,
+        num_samples: int,
+        *,
+        weighting: str | None = "rebalance",
+        average: bool = False,
+        ntr: bool = True,
+        focal: bool = True,
+        alpha: float = 0.1,
+        beta: float = 10.0,
+        mu: float = 0.2,
+        neg_scale: float = 2.0,
+        init_bias: float = 0.05,
+        ntr_bias_div: bool = False,
+        gamma: float = 2.0,
+        balance: float = 2.0,
+        cb_beta: float = 0.9,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(phi=Focal(gamma) if focal else "log", **keywords)
+        counts = checked_counts(cls_num_list)
+        if num_samples < 2 or counts.max() > num_samples:
+            raise ValueError(
+                f"num_samples: expected at least 2 and every count, got {num_samples} beside a"
+                f" count of {counts.max().item():g}"
+            )
+        if weighting not in (*WEIGHTINGS, None):
+            expected = ", ".join(repr(name) for name in WEIGHTINGS)
+            raise ValueError(f"weighting: expected {expected} or None, got {weighting!r}")
+        if average and weighting in ("rebalance", None):
+            raise ValueError(f"average: needs a weighting by class, got {weighting!r}")
+        if not 0 < neg_scale < math.inf:
+            raise ValueError(f"neg_scale: expected a finite number > 0, got {neg_scale}")
+        if not 0 < balance < math.inf:
+            raise ValueError(f"balance: expected a finite number > 0, got {balance}")
+        self.weighting, self.average, self.ntr = weighting, average, ntr
+        self.numbers = {"alpha": alpha, "beta": beta, "mu": mu}
+        self.neg_scale = float(neg_scale) if ntr else 1.0
+        self.balance = float(balance) if focal else 1.0
+        counts = counts.clamp(1, num_samples - 1)
+        self.register_table("inverse_count", 1 / counts)
+        bias = -torch.log(num_samples / counts - 1) * init_bias
+        self.register_table("bias", bias / neg_scale if ntr_bias_div else bias)
+        weights = None
+        if weighting in ("inverse", "sqrt-inverse"):
+            weights = (num_samples / counts) ** (1.0 if weighting == "inverse" else 0.5)
+        elif weighting == "class-balanced":
+            weights = _effective(counts, cb_beta)
+        self.register_table("class_weight", torch.ones(()) if weights is None else weights)
+
+    def perturbation(self, logits: Tensor) -> AnyPerturbation | None:
+        if not self.ntr:
+            return None
+        moved = Perturbation(offset=self.table("bias", logits))
+        # of negatives λ·(u + ν): its 1/λ is among the weights
+        return BinaryPerturbation(
+            moved, Perturbation(offset=moved.offset, temperature=1 / self.neg_scale)
+        )
+
+    def keywords(self, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+        keywords = super().keywords(logits, labels)
+        inverse = self.table("inverse_count", logits)
+        if self.weighting == "rebalance":
+            keywords["rebalance"] = RebalancedWeight(inverse, **self.numbers)
+        elif self.weighting is not None:
+            own = self.table("class_weight", logits)
+            own = self.row_weights(labels, own) if self.average else own
+            given = keywords["weight"]
+            keywords["weight"] = own if given is None else own * given
+        if self.balance != 1:
+            factor = inverse.new_full((), self.balance)
+            given = keywords["pos_weight"]
+            keywords["pos_weight"] = factor if given is None else given * factor
+        negative = self.balance / self.neg_scale
+        if negative != 1:
+            keywords["neg_weight"] = inverse.new_full((), negative)
+        return keywords
+
+    def row_weights(self, labels: Tensor, class_weight: Tensor) -> Tensor:
+        """(…, 1): the mean of the class weights over a row's positives, 1 without any."""
+        y = labels.to(class_weight.dtype)
+        if self.ignore_index is not None:
+            y = y.masked_fill((y == self.ignore_index) | y.isnan(), 0)
+        count = y.sum(-1, keepdim=True)
+        mean = (y @ class_weight)[..., None] / count.where(count > 0, torch.ones_like(count))
+        return torch.where(count > 0, mean, 1.0)
+
+    def extra_repr(self) -> str:
+        parts = f"weighting={self.weighting!r}, ntr={self.ntr}, neg_scale={self.neg_scale}"
+        return f"{parts}, balance={self.balance}, {super().extra_repr()}"
+
+
+def _effective(counts: Tensor, beta: float) -> Tensor:
+    """(1 − β)/(1 − β^n), without cancellation for β → 1."""
+    if not 0 <= beta < 1:
+        raise ValueError(f"cb_beta: expected a number in [0, 1), got {beta}")
+    if beta == 0:
+        return torch.ones_like(counts)
+    return (1 - beta) / -torch.expm1(counts * math.log(beta))
+
+
+class MultiLabelLPLLoss(MultiLabelLoss):
+    """Multi-label LPL: each class's logits perturbed by a δ⁺ and a δ⁻ learned in every batch.
+
+    The loss is `functional.lpl_binary_cross_entropy_with_logits`, on top of `base`: a
+    `MultiLabelLoss`, say a `DistributionBalancedLoss`, whose tables come first (δ is added to the
+    logits that it hands to the sigmoid, as LA+LPL adds it to adjusted logits). Which classes are
+    raised or lowered, and how far, is chosen as in `LPLLoss`: split "long-tail" from counts of
+    positives, "balanced" from q̄_k, the mean of σ(u_ik) over the class's positives in the batch
+    (one more sweep). The authors published no multi-label code; this is our reading.
+
+    In `eval()` mode there is no learned perturbation and no statistic is touched.
+
+    Args:
+        cls_num_list: (C,) positive training samples per class.
+        base: the loss beneath; default `MultiLabelLoss()`.
+        normalize: steps of length α, closed form; False takes the plain gradient's.
+        split, head, epsilon, delta_epsilon, step_size, statistics, momentum: of `LPLLoss`.
+        **keywords: of `MultiLabelLoss`, for the default base alone.
+
+    Raises:
+        ValueError: as `LPLLoss`; keywords beside a base.
+    """
+
+    def __init__(
+        self,
+        cls_num_list: Counts,
+        base: MultiLabelLoss | None = None,
+        *,
+        normalize: bool = True,
+        split: str = "long-tail",
+        head: int | float = 0.4,
+        epsilon: float | None = None,
+        delta_epsilon: float | tuple[float, float] | None = None,
+        step_size: float | None = None,
+        statistics: str = "batch",
+        momentum: float = 0.9,
+        **keywords: Any,
+    ) -> None:
+        if base is not None and keywords:
+            raise ValueError(f"{next(iter(keywords))}: give it to the base")
+        super().__init__(**keywords)
+        self.base = MultiLabelLoss(**keywords) if base is None else base
+        self.bounds = LPLLoss(
+            cls_num_list,
+            split=split,
+            head=head,
+            epsilon=epsilon,
+            delta_epsilon=delta_epsilon,
+            step_size=step_size,
+            statistics=statistics,
+            momentum=momentum,
+        )
+        self.normalize = normalize
+
+    def steps(self, input: Tensor, target: Tensor) -> Tensor:
+        """(C,) signed step counts; running means of "balanced" are updated."""
+        if self.bounds.split == "long-tail":
+            return self.bounds.steps
+        with torch.no_grad():
+            y = target.reshape(-1, input.shape[-1])
+            present = (
+                y > 0 if self.base.ignore_index is None else (y > 0) & (y != self.base.ignore_index)
+            )
+            # one step of length one leads to mean (σ(u) − 1)
+            once = torch.ones(input.shape[-1], dtype=torch.int32, device=input.device)
+            moved, _ = functional.lpl_binary_perturbation(
+                input,
+                target,
+                once,
+                step_size=1.0,
+                ignore_index=self.base.ignore_index,
+                backend=self.base.backend,
+            )
+            return self.bounds.steps_of_means(1 + moved, present.sum(0))
+
+    def forward(
+        self, input: Tensor, target: Tensor, *, perturbation: AnyPerturbation | None = None
+    ) -> Tensor:
+        if not self.training:
+            return self.base(input, target, perturbation=perturbation)  # type: ignore[no-any-return]
+        return functional.lpl_binary_cross_entropy_with_logits(
+            input,
+            target,
+            self.steps(input, target),
+            step_size=self.bounds.step_size,
+            normalize=self.normalize,
+            perturbation=self.base.tables(input, perturbation),
+            **self.base.keywords(input, target),
+        )
+
+    def extra_repr(self) -> str:
+        return f"normalize={self.normalize}"

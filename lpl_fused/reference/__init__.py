@@ -1,0 +1,39 @@
+"""The definition of correct, by link: every loss in plain, differentiable PyTorch, any dtype, any
+device. Backends are tested against these run in float64.
+"""
+
+from . import sigmoid
+from .softmax import (
+    NORM_FLOOR,
+    check_labels,
+    cross_entropy,
+    exponent_limit,
+    labels_with_shares,
+    leaders,
+    learned_perturbation,
+    normalizer,
+    one_minus_exp,
+    perturb,
+    phi_of,
+    renormed,
+    row_losses,
+    target_cross_entropy,
+)
+
+__all__ = [
+    "NORM_FLOOR",
+    "check_labels",
+    "cross_entropy",
+    "exponent_limit",
+    "labels_with_shares",
+    "leaders",
+    "learned_perturbation",
+    "normalizer",
+    "one_minus_exp",
+    "perturb",
+    "phi_of",
+    "renormed",
+    "row_losses",
+    "sigmoid",
+    "target_cross_entropy",
+]

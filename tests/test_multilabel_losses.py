@@ -1,0 +1,216 @@
+"""Multi-label losses: hand-checked numbers, equations, degenerate counts, LPL beneath them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import Draw
+from equations import DTYPES, assert_equation, close
+from multilabel_cases import hard, missing
+from torch import Tensor
+
+from lpl_fused import functional as LF
+from lpl_fused import losses
+
+# METHODS 2.4: N = 100, n = (60, 20, 5), Y = (1, 0, 1), u = (1, −1, 0.5)
+COUNTS, SAMPLES = [60, 20, 5], 100
+U, Y = torch.tensor([[1.0, -1.0, 0.5]]).double(), torch.tensor([[1.0, 0.0, 1.0]])
+COCO = {"mu": 0.2, "neg_scale": 2.0, "init_bias": 0.05, "alpha": 0.1, "beta": 10.0}
+
+
+def db(**keywords: object) -> losses.DistributionBalancedLoss:
+    return losses.DistributionBalancedLoss(COUNTS, SAMPLES, **{**COCO, **keywords})
+
+
+@pytest.mark.parametrize(
+    ("keywords", "expected", "mean"),
+    [
+        ({"focal": False, "ntr_bias_div": True}, [0.101252, 0.040212, 0.552396], 0.231287),
+        ({"ntr_bias_div": True}, [0.014431, 0.001011, 0.172365], 0.062603),
+        ({}, None, 0.071414),
+    ],
+    ids=["without focal", "with focal", "undivided bias"],
+)
+def test_distribution_balanced_numbers(
+    backend: str, keywords: dict[str, object], expected: list[float] | None, mean: float
+) -> None:
+    if expected is not None:
+        close(db(reduction="none", backend=backend, **keywords)(U, Y)[0], expected)
+    close(db(backend=backend, **keywords)(U, Y), mean)
+
+
+def test_tables_of_the_numbers() -> None:
+    loss = db(ntr_bias_div=True)
+    close(loss.table("bias", U), [0.010137, -0.034657, -0.073611])
+    inverse = loss.table("inverse_count", U)
+    close(inverse / (Y.double() @ inverse), [0.076923, 0.230769, 0.923077])
+
+
+def plain(u: Tensor, y: Tensor, weight: Tensor | float = 1.0, gamma: float = 0.0, **ntr) -> Tensor:  # type: ignore[no-untyped-def]
+    """The family's equation, elementwise."""
+    lam, bias, b = ntr.get("lam", 1.0), ntr.get("bias", 0.0), ntr.get("b", 1.0)
+    z = u + bias
+    ell = torch.where(y == 1, F.softplus(-z), F.softplus(lam * z))
+    factor = -torch.expm1(-ell)
+    value = b * factor**gamma * ell if gamma else b * ell
+    return weight * torch.where(y == 1, value, value / lam)
+
+
+def members() -> dict[str, tuple[dict[str, object], dict[str, object]]]:
+    n = torch.tensor(COUNTS).double()
+    bias, b = -0.05 * torch.log(SAMPLES / n - 1), 2.0
+    cb = (1 - 0.9) / (1 - 0.9**n)
+    return {
+        "NTR": ({"weighting": None, "focal": False}, {"lam": 2.0, "bias": bias}),
+        "NTR-Focal": ({"weighting": None}, {"lam": 2.0, "bias": bias, "gamma": 2.0, "b": b}),
+        "focal": ({"weighting": None, "ntr": False, "balance": 0.25}, {"gamma": 2.0, "b": 0.25}),
+        "RW": ({"weighting": "inverse", "ntr": False, "focal": False}, {"weight": SAMPLES / n}),
+        "sqrt RW": (
+            {"weighting": "sqrt-inverse", "ntr": False, "focal": False},
+            {"weight": (SAMPLES / n).sqrt()},
+        ),
+        "CB-Focal": (
+            {"weighting": "class-balanced", "ntr": False},
+            {"weight": cb, "gamma": 2.0, "b": b},
+        ),
+        "CB-NTR": (
+            {"weighting": "class-balanced", "focal": False},
+            {"weight": cb, "lam": 2.0, "bias": bias},
+        ),
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", members())
+def test_members_of_the_family(name: str, dtype: torch.dtype) -> None:
+    keywords, parts = members()[name]
+    y, logits = hard(Draw(9, 3, seed=2)), Draw(9, 3, seed=3).input()
+    loss = db(reduction="none", **keywords)
+
+    def equation(u: Tensor) -> Tensor:
+        cast = {k: v.to(u.dtype) if isinstance(v, Tensor) else v for k, v in parts.items()}
+        return plain(u, y.to(u.dtype), **cast)
+
+    assert_equation(lambda u: loss(u, y), equation, logits, dtype)
+
+
+def test_weights_averaged_over_the_positives() -> None:
+    y = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0]])
+    loss = db(weighting="inverse", average=True, ntr=False, focal=False, reduction="none")
+    weight = torch.tensor([[(100 / 60 + 100 / 5) / 2], [1.0], [100 / 20]])
+    u = Draw(3, 3, seed=1).input()
+    close(loss(u, y), F.binary_cross_entropy_with_logits(u, y.double(), weight, reduction="none"))
+
+
+@pytest.mark.parametrize("weighting", [*losses.multilabel.WEIGHTINGS, None])
+def test_degenerate_counts(weighting: str | None) -> None:
+    """No sample, all samples; rows without positives, batches without positives of a class."""
+    loss = losses.DistributionBalancedLoss([0, 50, 100, 7], 100, weighting=weighting)
+    u = Draw(6, 4, seed=1).input().requires_grad_()
+    for y in (torch.zeros(6, 4), torch.ones(6, 4), hard(Draw(6, 4, seed=4))):
+        value = loss(u, y)
+        assert value.isfinite()
+        assert torch.autograd.grad(value, u)[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("match", "keywords"),
+    [
+        ("num_samples: expected at least 2 and every count, got 50", {"num_samples": 50}),
+        ("weighting: expected 'rebalance'", {"weighting": "none"}),
+        ("average: needs a weighting by class", {"average": True}),
+        ("neg_scale: expected", {"neg_scale": 0.0}),
+        ("balance: expected", {"balance": -1.0}),
+        ("cb_beta: expected", {"weighting": "class-balanced", "cb_beta": 1.0}),
+        ("reduction: expected", {"reduction": "max"}),
+    ],
+)
+def test_bad_input(match: str, keywords: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=match):
+        losses.DistributionBalancedLoss(
+            COUNTS,
+            **{"num_samples": SAMPLES, **keywords},  # type: ignore[arg-type]
+        )
+
+
+def test_multilabel_ldam() -> None:
+    d = Draw(7, 3, seed=5)
+    u, y, n = d.input(), hard(d), torch.tensor(COUNTS).double()
+    margin = 0.5 * (n / 5) ** -0.25
+    loss = losses.MultiLabelLDAMLoss(COUNTS, s=3.0)
+    close(loss(u, y), F.binary_cross_entropy_with_logits(3 * (u - margin * y), y))
+
+
+def test_lpl_numbers() -> None:
+    """METHODS 1.8, by bounds: K = 3 steps of 0.1."""
+    u, one = torch.tensor([[0.5]]).double(), torch.ones(1, 1)
+    for head, expected in ((0, 0.598139), (1, 0.371101)):
+        loss = losses.MultiLabelLPLLoss(
+            [10], head=head, epsilon=0.3, delta_epsilon=0.0, step_size=0.1
+        )
+        close(loss(u, one), expected)
+        close(loss.eval()(u, one), F.softplus(torch.tensor(-0.5)).item())
+
+
+def test_lpl_bounds_are_those_of_the_single_label_loss() -> None:
+    counts = [100, 50, 20, 5, 1]
+    loss = losses.MultiLabelLPLLoss(counts, head=2)
+    d = Draw(6, 5, seed=1)
+    assert torch.equal(loss.steps(d.input(), hard(d)), losses.LPLLoss(counts, head=2).steps)
+
+
+def test_lpl_on_top_of_distribution_balanced(backend: str) -> None:
+    d = Draw(12, 3, seed=1)
+    u, y = d.input().requires_grad_(), missing(d)
+    base = db(ignore_index=-1, backend=backend)
+    loss = losses.MultiLabelLPLLoss(COUNTS, base, head=1, normalize=False, step_size=0.2,
+                                    epsilon=1.0)  # fmt: skip
+    delta = LF.lpl_binary_perturbation(
+        u.detach(),
+        y,
+        loss.bounds.steps,
+        step_size=0.2,
+        perturbation=base.perturbation(u),
+        ignore_index=-1,
+    )
+    from lpl_fused import BinaryPerturbation, Perturbation
+
+    moved = BinaryPerturbation(*(Perturbation(offset=part) for part in delta))
+    found, expected = loss(u, y), base(u, y, perturbation=moved)
+    close(found, expected, 1e-12)
+    one, other = (torch.autograd.grad(value, u)[0] for value in (found, expected))
+    torch.testing.assert_close(one, other)
+    assert torch.equal(loss.eval()(u, y), base(u, y))
+
+
+@pytest.mark.parametrize("statistics", ["batch", "ema"])
+def test_balanced_split(backend: str, statistics: str) -> None:
+    """Classes whose positives are below the average are raised; classes without any, untouched."""
+    d = Draw(20, 4, seed=3)
+    u, y = d.input(), hard(d)
+    u[:, 1] += 6 * (2 * y[:, 1] - 1)
+    y[:, 2] = 0
+    loss = losses.MultiLabelLPLLoss(
+        [1] * 4, losses.MultiLabelLoss(backend=backend), split="balanced", statistics=statistics
+    )
+    steps = loss.steps(u, y)
+    mean = (torch.sigmoid(u) * y).sum(0) / y.sum(0)
+    average = mean[y.sum(0) > 0].mean()
+    assert steps[0] == steps[2] == 0
+    expected = torch.sign(average - mean)
+    assert torch.equal(steps[[1, 3]].sign(), expected[[1, 3]].int())
+    assert loss(u, y).isfinite()
+    before = {name: value.clone() for name, value in loss.state_dict().items()}
+    loss.eval()(u, y)
+    assert (len(before) > 0) == (statistics == "ema")
+    assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
+
+
+def test_keywords_go_to_the_base() -> None:
+    with pytest.raises(ValueError, match="reduction: give it to the base"):
+        losses.MultiLabelLPLLoss(COUNTS, db(), reduction="sum")
+    assert losses.MultiLabelLPLLoss(COUNTS, reduction="none")(U, Y).shape == U.shape
+    assert math.isfinite(losses.MultiLabelLPLLoss(COUNTS)(U, Y))
