@@ -88,8 +88,8 @@ def weigh_rows(
         maximum = joint
         start += BLOCK
     shift = finite_shift(maximum)
-    # without rivals p_y = 1, and no step moves anything
-    lift = tl.where(mass == 0, 0, own - shift - tl.log(mass))
+    # without rivals p_y = 1, and no step moves anything; without anything it is nan
+    lift = tl.where(mass == 0, own - own, own - shift - tl.log(mass))
     tl.store(shared.shift + place, shift)
     tl.store(shared.unit + place, tl.where(mass == 0, 0, 1 / mass))
     tl.store(shared.lift + place, tl.where(lift > LARGEST_LIFT, LARGEST_LIFT, lift))

@@ -98,15 +98,17 @@ def polynomial(shared, number, end, NODES: tl.constexpr):
         keep = (here - last > NEAREST) & ((here == 1) | (1 - here > NEAREST))
         last = tl.where(keep, here, last)
         scalars += (here,)
-        keeps += (keep,)
+        keeps += (keep.to(tl.int32),)
     product = at
-    kept = slots < 0
+    kept = slots * 0
     first = tl.full((), 1, tl.float32)
     for m in tl.static_range(NODES):
-        product *= tl.where(keeps[m] & (slots != m), at - scalars[m], 1)
-        kept |= (slots == m) & keeps[m]
-        first *= tl.where(keeps[m], -scalars[m], 1)
-    return at, tl.where(kept, 1 / tl.where(kept, product, 1), 0), 1 / first
+        other = tl.where(slots == m, 0, keeps[m]) > 0
+        product *= tl.where(other, at - scalars[m], 1)
+        kept = tl.where(slots == m, keeps[m], kept)
+        first *= tl.where(keeps[m] > 0, -scalars[m], 1)
+    weights = tl.where(kept > 0, 1 / tl.where(kept > 0, product, 1), 0)
+    return at, weights, 1 / first
 
 
 @triton.jit
