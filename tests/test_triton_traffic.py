@@ -258,6 +258,12 @@ BUDGETS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every program that shares work of unknown size asks how much there is."""
+    monkeypatch.setattr(backend, "PROGRAMS", 8)
+
+
 def measure(run: Callable[[Problem], object], problem: Problem) -> Traffic:
     with watched() as traffic:
         run(problem)

@@ -161,8 +161,8 @@ def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def fallbacks(problem: Problem) -> Tensor:
-    """0-dim: how many rows of a problem with `steps` the solver leaves to plain steps because its
-    series is not exact enough (kernels/solver.py). For tests and diagnosis."""
+    """0-dim: how many rows of a problem with `steps` the solvers leave to plain steps because they
+    are not exact enough (kernels/solver.py, kernels/group_solver.py). For tests and diagnosis."""
     n = problem.input.shape[0]
     _, outcome = _take_steps(problem, Wanted(_new(problem, n), _new(problem, 2, n)))
     return (outcome == FELL_BACK).sum()

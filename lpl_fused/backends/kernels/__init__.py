@@ -10,4 +10,6 @@ backward    kernels: gradients of logits and tables from saved statistics; scali
 lpl         kernels: the learned perturbation of a class, step by step
 series      the power series that all steps of a small rival make
 solver      kernel: a row with a learned perturbation that has its class for itself
+group_rows  kernels: classes with several rows, made ready for the solver
+group_solver  kernels: their learned perturbation, all steps in a fixed number of sweeps
 """

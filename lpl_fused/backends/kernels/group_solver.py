@@ -255,16 +255,18 @@ def take_group_steps(
             factor = normalized(factor, own, tl.sum(g * g) + ratio * own * own)
         if node | last:
             tl.store(node_scalars(shared, 0, number, NODES) + slots, k + slots * 0.0, mask=noted)
-            tl.store(node_scalars(shared, 1, number, NODES) + slots, walked + slots * 0.0, mask=noted)
-            tl.store(node_scalars(shared, 2, number, NODES) + slots, ratio + slots * 0.0, mask=noted)
+            tl.store(
+                node_scalars(shared, 1, number, NODES) + slots, walked + slots * 0.0, mask=noted
+            )
+            tl.store(
+                node_scalars(shared, 2, number, NODES) + slots, ratio + slots * 0.0, mask=noted
+            )
             tl.store(node_scalars(shared, 3, number, NODES) + slots, own + slots * 0.0, mask=noted)
             filled += 1
         if last == 0:
             change, lost = compensated(change, lost, g * factor)
             own_change, own_lost = compensated(own_change, own_lost, -own * factor)
-            walked, walked_lost = compensated(
-                walked, walked_lost, inverses / group.count * factor
-            )
+            walked, walked_lost = compensated(walked, walked_lost, inverses / group.count * factor)
         k += 1
     tl.store(shared.change + number * HEAD + lanes, change)
     tl.store(shared.ends + number * 2, own_change)

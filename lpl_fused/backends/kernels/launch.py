@@ -99,7 +99,11 @@ def group_meta(problem: Problem) -> GroupMeta:
     n, classes = problem.input.shape
     normalize = problem.options.normalize
     much = _heavy(problem) or problem.rows is not None
-    block, head, nodes = power_of_two(classes, 16, 256 if much else 512), power_of_two(classes, 16, 256), 8
+    block, head, nodes = (
+        power_of_two(classes, 16, 256 if much else 512),
+        power_of_two(classes, 16, 256),
+        8,
+    )
     rows = power_of_two(n, 2, 4)
     tile = {**meta(block, rows, each=4 if much else 8, ample=True), "ROWS": rows}
     step_rows = power_of_two(n, 2, 16)
