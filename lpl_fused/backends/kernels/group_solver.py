@@ -1,16 +1,16 @@
 """The learned perturbation of classes with several rows, solved: a fixed number of sweeps, whatever
 the number of steps.
 
-With q_ij = exp(z_ij)/Σ_{l≠y} exp(z_il), the rivals of row i in units of their mass, x_j = exp(δ_j)
-and Z_i = exp(lift_i + δ_y) + Σ_j q_ij·x_j, a step adds a·mean_i(q_ij·x_j/Z_i) to δ_j. Exact classes,
+With q_ij = exp(z_ij)/Σ_{l≠y} exp(z_il), the rivals of row i by their mass, x_j = exp(δ_j) and
+Z_i = exp(lift_i + δ_y) + Σ_j q_ij·x_j, a step adds a·mean_i(q_ij·x_j/Z_i) to δ_j. Exact classes,
 at most HEAD, those of largest mean_i q_ij, take it one by one: one exponential, however many rows.
 All others, the tail, need the steps only through
 
     B_j = mean_i(W_i·q_ij) ,   W_i = Σ_k a_k/Z_i^k ,
 
-because δ_j moves by β·exp(δ_j) where B_j moves by β, a map whose s-fold iterate is known. So their
-mass in every row, T_i = Σ_tail q_ij·x_j, is found by relaxation: all steps are taken with the T that
-one has, W is kept at some of them, the nodes, and a sweep finds T anew there; in between T is
+because δ_j moves by β·exp(δ_j) where B_j moves by β, a map whose s-fold iterate is known. So
+their mass in every row, T_i = Σ_tail q_ij·x_j, is found by relaxation: all steps are taken with
+the T that one has, W is kept at some of them, the nodes, and a sweep finds T anew there; in between T is
 interpolated by a polynomial in the mean of W. To begin with T is taken to first order,
 proportional to mean W.
 
@@ -249,9 +249,9 @@ def take_group_steps(
         factor = group.step
         if NORMALIZE:
             if ROUND == 0:
-                if k == 0:
-                    ratio_start = square_start / tl.where(own == 0, 1, own * own)
-                    ratio = ratio_start
+                found = square_start / tl.where(own == 0, 1, own * own)
+                ratio_start = tl.where(k == 0, found, ratio_start)
+                ratio = ratio_start
             factor = normalized(factor, own, tl.sum(g * g) + ratio * own * own)
         if node | last:
             tl.store(node_scalars(shared, 0, number, NODES) + slots, k + slots * 0.0, mask=noted)
@@ -373,7 +373,6 @@ def finish_groups(
     if number >= tl.load(shared.leaders + shared.most):
         return
     group = listed_group(number, problem, groups, steps, step_size, shared)
-    slots = tl.arange(0, NODES)
     # a comparison with nan is false
     good = number >= 0
     hopeless = number < 0

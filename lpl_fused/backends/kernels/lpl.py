@@ -1,8 +1,9 @@
 """The learned perturbation of a class, by plain steps: each one softmax of its rows.
 
 For classes that solver.py and group_solver.py leave: where few steps of a small class cost less
-than they do, or where they are too inexact. One program per row of the batch; the first row of a class works for it, on tiles of the class's
-rows, (ROWS, BLOCK). A class that fits one tile is resident_steps', any other sweeping_steps'.
+than they do, or where they are too inexact. One program per row of the batch; the first row of a
+class works for it, on tiles of the class's rows, (ROWS, BLOCK). A class that fits one tile is
+resident_steps', any other sweeping_steps'.
 """
 
 from __future__ import annotations
