@@ -10,8 +10,8 @@ All others, the tail, need the steps only through
 
 because δ_j moves by β·exp(δ_j) where B_j moves by β, a map whose s-fold iterate is known. So
 their mass in every row, T_i = Σ_tail q_ij·x_j, is found by relaxation: all steps are taken with
-the T that one has, W is kept at some of them, the nodes, and a sweep finds T anew there; in between T is
-interpolated by a polynomial in the mean of W. To begin with T is taken to first order,
+the T that one has, W is kept at some of them, the nodes, and a sweep finds T anew there; in between
+T is interpolated by a polynomial in the mean of W. To begin with T is taken to first order,
 proportional to mean W.
 
 Every round makes the error smaller by about B, which the choice of exact classes keeps at 0.02.
