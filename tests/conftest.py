@@ -22,6 +22,30 @@ RAN: dict[str, int] = {}
 EXPECTED = [name for name, state in lpl_fused.backends().items() if state == "available"]
 
 
+def _interpret_quickly() -> None:
+    """Triton's interpreter searches its language for what to replace whenever a kernel calls a
+    function of ours, a millisecond each time; what it has replaced already need not be searched.
+    """
+    try:
+        from triton.runtime import interpreter
+    except ImportError:
+        return
+    import triton.language as tl
+
+    search = interpreter._patch_lang
+
+    def patch(fn):  # type: ignore[no-untyped-def]
+        if not any(tl.core.is_builtin(lang.load) for lang in (tl, tl.core)):
+            return interpreter._LangPatchScope()
+        return search(fn)
+
+    interpreter._patch_lang = patch
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    _interpret_quickly()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return

@@ -279,6 +279,12 @@ BUDGETS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every program that shares work of unknown size asks how much there is."""
+    monkeypatch.setattr(backend, "PROGRAMS", 8)
+
+
 def measure(run: Callable[[Problem], object], problem: Problem) -> Traffic:
     with watched() as traffic:
         run(problem)
@@ -377,6 +383,24 @@ def test_learned_moves_no_more_than_plain(classes: int) -> None:
         return measure(forward_and_gradient, problem._replace(input=3 * problem.input)).total()
 
     assert total(2) <= 1.1 * total(None)
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+def test_a_group_is_read_six_times(steps: int) -> None:
+    """Classes with several rows, the same dose in few steps or in many: once for the rows' mass,
+    once to tell exact classes, three times for the tail, each of one tile of rows, once for the
+    loss and its gradient. Each row reads the δ of its class, float32, which is written once.
+    """
+    n, classes = 4, 2000
+    asked = Budget(forward_and_gradient, classes, {}, steps=steps, parts=("one class",))
+    problem = asked.problem()._replace(options=Options(step_size=2.0 / steps))
+    traffic = measure(forward_and_gradient, problem)
+    logits = n * classes
+    allowance = 4 * 256 * n  # the exact classes' own logits and δ
+    for name, per_logit in {"input": (6 * 2, 0), "delta": (4, 4 / n), "grad": (0, 2)}.items():
+        for found, expected in zip(traffic.of(name), per_logit, strict=True):
+            assert 0 <= found - expected * logits <= allowance, name
+    assert 0 < traffic.loaded["move_tail", "input"] == 3 * 2 * logits
 
 
 def test_a_second_read_breaks_a_budget() -> None:

@@ -25,11 +25,13 @@ from .kernels.arguments import (
     Arguments,
     Gradients,
     Groups,
+    Shared,
     Wanted,
 )
 from .kernels.launch import (
     column_meta,
     filling_meta,
+    group_meta,
     resident_meta,
     row_meta,
     solver_meta,
@@ -54,6 +56,7 @@ __all__ = [
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 STATS = 2  # rows of the statistics that the backward wants
+PROGRAMS = 1024  # that share the work of a kernel whose size the host does not know
 
 
 def unavailable() -> str | None:
@@ -177,8 +180,8 @@ def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def fallbacks(problem: Problem) -> Tensor:
-    """0-dim: how many rows of a problem with `steps` the solver leaves to plain steps because its
-    series is not exact enough (kernels/solver.py). For tests and diagnosis."""
+    """0-dim: how many rows of a problem with `steps` the solvers leave to plain steps because they
+    are not exact enough (kernels/solver.py, kernels/group_solver.py). For tests and diagnosis."""
     n = problem.input.shape[0]
     _, outcome = _take_steps(problem, Wanted(_new(problem, n), _new(problem, 2, n)))
     return (outcome == FELL_BACK).sum()
@@ -237,9 +240,11 @@ def _take_steps(
     what = (arguments, groups, steps, step_size, outcome)
     _launch(solve, (n,), *what, heads, wanted, norm, grad_rows, stride, NORMALIZE=normalize, **meta)
     delta = _new(problem, n, classes) if wanted.delta is None else wanted.delta
-    done, meta = 0, resident_meta(problem)
-    if classes <= meta["BLOCK"]:
-        done = meta["ROWS"]
+    meta = resident_meta(problem)
+    done = meta["ROWS"] if classes <= meta["BLOCK"] else 0
+    if n > 1 and problem.input.dtype != torch.float64:
+        _solve_groups(problem, what, delta, done)
+    if done:
         _launch(resident_steps, (n,), *what, delta, NORMALIZE=normalize, **meta)
     if n > done:
         rowwise = _new(problem, 2, n)
@@ -247,6 +252,71 @@ def _take_steps(
         meta = sweeping_meta(problem)
         _launch(sweeping_steps, (n,), *what, delta, rowwise, direction, done, **meta)
     return arguments._replace(delta=delta, slot=groups.slot), outcome
+
+
+def _solve_groups(problem: Problem, what: tuple[Any, ...], delta: Tensor, resident: int) -> None:
+    """δ of the classes with several rows for which that costs less than plain steps, into the row
+    of `delta` (N, C) of their first row. `resident`: the most rows that have these in registers.
+
+    In float64 there are none, because what the relaxation leaves would show.
+    """
+    from .kernels.group_rows import gather_heads, list_groups, split_columns, weigh_rows
+    from .kernels.group_solver import finish_groups, move_tail, take_group_steps
+
+    n, classes = problem.input.shape
+    arguments, groups, steps, _, outcome = what
+    meta = group_meta(problem)
+    shared = _shared(problem, -(-classes // meta.block), meta.head, meta.nodes)
+    alone, each = (1,), (shared.most,)
+    pieces = (min(shared.most * shared.chunks, PROGRAMS),)
+    block = min(1024, max(16, 1 << (n - 1).bit_length()))
+    listed = (arguments, groups, steps, outcome, shared, n, resident)
+    _launch(list_groups, alone, *listed, BLOCK=block)
+    _launch(weigh_rows, (n,), *what, shared, resident, **meta.weigh_rows)
+    common = (*what[:4], shared)
+    _launch(split_columns, pieces, *common, delta, **meta.split_columns)
+    _launch(gather_heads, pieces, *common, delta, **meta.gather_heads)
+    for turn in range(meta.rounds):
+        last = turn == meta.rounds - 1
+        _launch(take_group_steps, each, *common, ROUND=turn, **meta.take_group_steps)
+        _launch(move_tail, pieces, *common, delta, LAST=last, **meta.move_tail)
+    _launch(finish_groups, each, *common, delta, outcome, **meta.finish_groups)
+
+
+def _shared(problem: Problem, chunks: int, head: int, nodes: int) -> Shared:
+    n = problem.input.shape[0]
+    most = n // 2
+
+    def indices(*shape: int) -> Tensor:
+        return _new(problem, *shape, dtype=torch.int32)
+
+    shift, unit, lift, tail, slope, way, inverse = _new(problem, 7, n).unbind()
+    gains, ways, used, inverses = _new(problem, 4, n, nodes).unbind()
+    return Shared(
+        rows=n,
+        most=most,
+        chunks=chunks,
+        leaders=_new(problem, most + 1, dtype=torch.int64),
+        shift=shift,
+        unit=unit,
+        lift=lift,
+        tail=tail,
+        slope=slope,
+        way=way,
+        inverse=inverse,
+        counts=indices(most, chunks),
+        heads=indices(n, head),
+        exact=_new(problem, n, head),
+        change=_new(problem, most, head),
+        partial=_new(problem, chunks, nodes, n),
+        squares=_new(problem, most, chunks, nodes),
+        gains=gains,
+        ways=ways,
+        used=used,
+        inverses=inverses,
+        node=_new(problem, most, 4, nodes),
+        ends=_new(problem, most, 2),
+    )
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **meta: Any) -> None:

@@ -13,4 +13,6 @@ lpl         kernels: the learned perturbation of a class, step by step
 series      the power series that all steps of a small rival make
 binary      kernels: multi-label loss and gradient, and the learned perturbation of a class
 solver      kernel: a row with a learned perturbation that has its class for itself
+group_rows  kernels: classes with several rows, made ready for the solver
+group_solver  kernels: their learned perturbation, all steps in a fixed number of sweeps
 """

@@ -1,8 +1,9 @@
 """The learned perturbation of a class, by plain steps: each one softmax of its rows.
 
-For classes that solver.py leaves: those with several rows, and rows whose series is too inexact.
-One program per row of the batch; the first row of a class works for it, on tiles of the class's
-rows, (ROWS, BLOCK). A class that fits one tile is resident_steps', any other sweeping_steps'.
+For classes that solver.py and group_solver.py leave: where few steps of a small class cost less
+than they do, or where they are too inexact. One program per row of the batch; the first row of a
+class works for it, on tiles of the class's rows, (ROWS, BLOCK). A class that fits one tile is
+resident_steps', any other sweeping_steps'.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .algebra import SOLVED, Row, read_logits, read_table_row
+from . import arguments
+from .algebra import Row, read_logits, read_table_row
 from .norms import read_length
 from .rows import fill_row, finite_shift
 
+GROUP = tl.constexpr(arguments.GROUP)
+FELL_BACK = tl.constexpr(arguments.FELL_BACK)
 NORM_FLOOR = tl.constexpr(1e-12)  # a gradient shorter than this has no direction
 
 
@@ -33,15 +37,15 @@ class Group(NamedTuple):
 
 @triton.jit
 def is_left(groups, outcome):
-    """Whether a program's row leads a class that `solve` has left to plain steps."""
+    """Whether a program's row leads a class that the solvers have left to plain steps."""
     index = tl.program_id(0)
-    return (tl.load(outcome + index) != SOLVED) & (tl.load(groups.slot + index) == index)
+    found = tl.load(outcome + index)
+    return ((found == GROUP) | (found == FELL_BACK)) & (tl.load(groups.slot + index) == index)
 
 
 @triton.jit
-def read_group(problem, groups, steps, step_size, dtype: tl.constexpr):
-    """The Group that a program's row leads."""
-    leader = tl.program_id(0).to(tl.int64)
+def read_group(leader, problem, groups, steps, step_size, dtype: tl.constexpr):
+    """The Group that a row leads."""
     column = tl.load(problem.target + leader)
     signed = tl.load(steps + column)
     one = tl.full((), 1, dtype)
@@ -89,11 +93,12 @@ def resident_steps(
 
     δ ← δ + sign(steps[c])·step_size·g, |steps[c]| times, with g of sweeping_steps. delta (N, C):
     row i is the δ of the class of which i is the first row. Classes with an outcome (N,) of
-    SOLVED are done.
+    SOLVED or PERTURBED are done.
     """
     if (tl.load(groups.count + tl.program_id(0)) > ROWS) | (is_left(groups, outcome) == 0):
         return
-    group = read_group(problem, groups, steps, step_size, delta.dtype.element_ty)
+    leader = tl.program_id(0).to(tl.int64)
+    group = read_group(leader, problem, groups, steps, step_size, delta.dtype.element_ty)
 
     columns = tl.arange(0, BLOCK)[None, :]
     z = read_tile(group, 0, columns, problem, groups, ROWS)
@@ -147,7 +152,8 @@ def sweeping_steps(
     """
     if (tl.load(groups.count + tl.program_id(0)) <= done) | (is_left(groups, outcome) == 0):
         return
-    group = read_group(problem, groups, steps, step_size, delta.dtype.element_ty)
+    leader = tl.program_id(0).to(tl.int64)
+    group = read_group(leader, problem, groups, steps, step_size, delta.dtype.element_ty)
     fill_row(delta, group.leader, 0, problem.classes, BLOCK)
 
     own_change = group.step * 0

@@ -1,0 +1,302 @@
+"""The solver of classes with several rows: right wherever it says that it is, whatever the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from cases import Draw
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lpl_fused import Perturbation, reference, testing
+from lpl_fused.backends import load, reason_against
+from lpl_fused.problem import NONE, Options, Problem
+
+if reason_against("triton", "cpu", torch.float32) is not None:
+    pytest.skip("needs Triton's interpreter", allow_module_level=True)
+
+from triton_memory import check, watched
+
+from lpl_fused.backends.kernels.arguments import FELL_BACK, GROUP, PERTURBED, SOLVED, Wanted
+from lpl_fused.backends.kernels.launch import GroupMeta
+
+# NumPy's, where a kernel handles −inf and its like
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+
+FP16, BF16, FP32, FP64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+
+backend = load("triton")
+
+
+def problem(
+    sizes: list[int],
+    steps: list[int],
+    classes: int,
+    spread: float = 2.0,
+    ease: float = 0.0,
+    seed: int = 0,
+    **options: Any,
+) -> Problem:
+    """Groups of the given sizes, each with its steps; the rows of a group resemble each other."""
+    draw = Draw(sum(sizes), classes, seed)
+    target = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    alike = Draw(len(sizes), classes, seed + 1).input(spread)[target]
+    logits = (0.8 * alike + 0.6 * draw.input(spread)).float().double()
+    logits.scatter_add_(1, target[:, None], torch.full((draw.n, 1), ease, dtype=FP64))
+    shuffled = torch.randperm(draw.n, generator=draw.generator)
+    counts = torch.zeros(classes, dtype=torch.int32)
+    counts[: len(steps)] = torch.tensor(steps, dtype=torch.int32)
+    options.setdefault("step_size", 0.1)
+    return Problem(
+        logits[shuffled],
+        target[shuffled],
+        steps=counts,
+        options=Options(reduction=NONE, **options),
+    )
+
+
+def case(asked: Problem, **keywords: object) -> testing.Case:
+    """The same as a call."""
+    step_size, normalize = asked.options.step_size, asked.options.normalize
+    keywords = {"step_size": step_size, "normalize": normalize, "reduction": "none"} | keywords
+    return testing.Case(asked.input, asked.target, keywords, asked.steps)
+
+
+def solve(asked: Problem) -> tuple[Tensor, Tensor]:
+    """(δ by row, outcome) in float32."""
+    narrow = asked._replace(input=asked.input.float())
+    wanted = Wanted(delta=torch.full_like(narrow.input, torch.nan))
+    arguments, outcome = backend._take_steps(narrow, wanted)
+    return arguments.delta[arguments.slot], outcome
+
+
+def outcome(asked: Problem) -> Tensor:
+    return solve(asked)[1]
+
+
+def check_delta(asked: Problem, delta: Tensor) -> None:
+    """δ is that of exact iteration for logits and a step size that differ by the tolerance or by
+    rounding: what such a difference makes is measured.
+    """
+    truth, slot = reference.learned_perturbation(asked)
+    generator = torch.Generator().manual_seed(0)
+    noise = 2 * torch.rand(asked.input.shape, generator=generator, dtype=FP64) - 1
+    size = 2e-7 + 1.2e-7 * (4 + asked.input.abs() + asked.input.amax(1, keepdim=True).abs())
+    granted = torch.zeros((), dtype=FP64)
+    for sign in (1, -1):
+        options = asked.options._replace(step_size=asked.options.step_size * (1 + sign * 2e-7))
+        moved = asked._replace(input=asked.input + sign * size * noise, options=options)
+        other, _ = reference.learned_perturbation(moved)
+        granted = granted.maximum((other - truth)[slot].abs().max())
+    rounding = 16 * torch.finfo(FP32).eps * (1 + truth[slot].abs().max())
+    assert (delta - truth[slot]).abs().max() <= 4 * granted + rounding
+
+
+@contextmanager
+def launched_with(
+    head: int = 32, block: int = 64, rows: int = 2, step_rows: int = 4, worth: bool = True
+) -> Iterator[None]:
+    """Several chunks, several tiles, and few exact classes at few classes; no resident steps."""
+
+    def meta(problem: Problem) -> GroupMeta:
+        one = {"num_warps": 1}
+        tile = {**one, "ROWS": rows, "BLOCK": block}
+        kind, nodes = {"NORMALIZE": problem.options.normalize}, {"NODES": 8}
+        heads, steps = {"HEAD": head}, {**one, "ROWS": step_rows}
+        return GroupMeta(
+            3 if problem.input.shape[1] > head else 1,
+            head,
+            8,
+            block,
+            {**one, "BLOCK": 32},
+            {**tile, **kind, **heads, **nodes},
+            {**tile, **heads, "LANES": 4},
+            {**steps, **kind, **heads, **nodes},
+            {**tile, **kind, **nodes},
+            {**steps, **kind, **heads, **nodes},
+        )
+
+    resident = {"ROWS": 1, "BLOCK": 512, "num_warps": 1}
+    with mock.patch.object(backend, "group_meta", meta):
+        if not worth:
+            yield
+            return
+        with mock.patch.object(backend, "resident_meta", return_value=resident):
+            yield
+
+
+@pytest.mark.parametrize(
+    ("spread", "ease", "normalize"),
+    [(0.01, 8.0, False), (1.0, -8.0, True), (3.0, 0.0, False), (6.0, 8.0, True)],
+)
+def test_without_falling_back(spread: float, ease: float, normalize: bool) -> None:
+    """Both directions, easy and hard targets, nearly equal logits and a few that have all mass;
+    beside a row of its own, which the other solver has.
+    """
+    asked = problem([2, 5, 1], [10, -10, 3], 200, spread, ease, normalize=normalize)
+    with launched_with(block=128), watched():
+        delta, found = solve(asked)
+    check_delta(asked, delta)
+    assert found.tolist() == torch.where(asked.target == 2, SOLVED, PERTURBED).tolist()
+
+
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+def test_a_large_group(normalize: bool) -> None:
+    asked = problem([300], [9], 130, 3.0, normalize=normalize)
+    with launched_with(block=256, rows=64, step_rows=128), watched():
+        delta, found = solve(asked)
+    assert set(found.tolist()) == {PERTURBED}
+    check_delta(asked, delta)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+def test_narrow_logits(dtype: torch.dtype) -> None:
+    asked = problem([3, 2], [5, -5], 150)
+    with launched_with():
+        check(case(asked), dtype)
+
+
+def test_float64_takes_plain_steps() -> None:
+    """What the relaxation leaves would show at 1e-13."""
+    asked = problem([3], [4], 150)
+    with launched_with():
+        _, found = backend._take_steps(asked, Wanted(delta=torch.empty_like(asked.input)))
+        check(case(asked), FP64)
+    assert found.tolist() == [GROUP] * 3
+
+
+def test_as_it_is_launched() -> None:
+    """The launch parameters of the backend; few classes, all exact, and enough for a tail."""
+    for classes in (200, 600):
+        asked = problem([9], [-6], classes, 3.0)
+        delta, found = solve(asked)
+        assert set(found.tolist()) == {PERTURBED}
+        check_delta(asked, delta)
+
+
+def test_few_steps_are_taken_plainly() -> None:
+    """In registers 16 steps cost less than the solver, and 17 do not; swept 2 do."""
+    for sizes, steps, classes, expected in (
+        ([2], 16, 300, GROUP),
+        ([2], 17, 300, PERTURBED),
+        ([9], -2, 300, GROUP),
+        ([9], -3, 300, PERTURBED),
+    ):
+        assert set(outcome(problem(sizes, [steps], classes)).tolist()) == {expected}
+
+
+@pytest.mark.parametrize("programs", [1, 3])
+def test_as_many_programs_as_there_are(programs: int) -> None:
+    """The same bits, whoever has which piece of the work."""
+    asked = problem([2, 4], [4, -4], 200)
+    asked = asked._replace(input=asked.input.float())
+    with launched_with():
+        expected = backend.learned_perturbation(asked)[0]
+        with mock.patch.object(backend, "PROGRAMS", programs):
+            assert torch.equal(backend.learned_perturbation(asked)[0], expected)
+
+
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+def test_extremes(normalize: bool) -> None:
+    """Masked rivals and targets, no rivals at all, a target that has all mass, far offsets; nan
+    and a row without any mass make their group nan, and no other.
+    """
+    asked = problem([4, 2, 3, 2, 2], [4, -4, 3, 3, -3], 150, normalize=normalize)
+    logits, target = asked.input.clone(), asked.target
+    rows = [torch.nonzero(target == label)[:, 0] for label in range(5)]
+    logits[rows[0][0], 40:] = -torch.inf
+    logits[rows[0][1], torch.arange(150) != 0] = -torch.inf
+    logits[rows[0][2]] += 5000
+    logits[rows[0][3], 0] = 500
+    logits[rows[1], 1] = -torch.inf
+    logits[rows[2], 7] = 60.0
+    logits[rows[3][0], 50] = torch.nan
+    logits[rows[4][0]] = -torch.inf
+    asked = asked._replace(input=logits)
+    with launched_with():
+        found = outcome(asked)
+        assert FELL_BACK not in found[target < 3]
+        check(case(asked))
+    assert set(found[target >= 3].tolist()) == {GROUP}
+
+
+def test_tables_and_rows_that_do_not_count() -> None:
+    asked = problem([4, 3], [5, -5], 150)
+    draw = Draw(7, 150, seed=1)
+    target = asked.target.clone()
+    target[torch.nonzero(target == 0)[0]] = -100
+    asked = asked._replace(target=target)
+    perturbation = Perturbation(
+        scale=0.5 + draw.uniform(150),
+        offset=draw.normal(150),
+        margin=draw.uniform(150),
+        temperature=1.3,
+    )
+    keywords = {"perturbation": perturbation, "weight": draw.uniform(150)}
+    with launched_with():
+        check(case(asked, z_loss=1e-2, reduction="mean", **keywords))
+
+
+def test_a_label_out_of_range_is_nan_and_never_followed() -> None:
+    asked = problem([4, 3], [5, -5], 150)
+    strange = asked.target.clone()
+    strange[torch.nonzero(strange == 0)[:2, 0]] = 2**40
+    asked = asked._replace(input=asked.input.float(), target=strange)
+    with launched_with(), watched():
+        losses, *_ = backend.cross_entropy(asked, True)
+        delta, slot = backend.learned_perturbation(asked)
+    assert torch.equal(losses.isnan(), strange == 2**40)
+    fine = strange != 2**40
+    check_delta(
+        asked._replace(input=asked.input.double()[fine], target=strange[fine]), delta[slot[fine]]
+    )
+
+
+def test_fallback_is_noticed_counted_and_right() -> None:
+    """A dose too large for so few exact classes, in one group of three."""
+    asked = problem([3, 2, 2], [24, 3, 0], 150, 0.5, step_size=1.0)
+    with launched_with(block=256):
+        delta, found = solve(asked)
+        check_delta(asked, delta)
+        assert set(found[asked.target == 0].tolist()) == {FELL_BACK}
+        assert set(found[asked.target == 1].tolist()) == {PERTURBED}
+        assert set(found[asked.target == 2].tolist()) == {SOLVED}
+        assert backend.fallbacks(asked._replace(input=asked.input.float())) == 3
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    steps = draw(st.sampled_from([1, 2, 7, 9, 12]))
+    sizes = draw(st.sampled_from([[2], [3, 2], [9], [2, 4, 2]]))
+    signs = draw(st.lists(st.sampled_from([-1, 1]), min_size=len(sizes), max_size=len(sizes)))
+    return problem(
+        sizes,
+        [sign * steps for sign in signs],
+        draw(st.sampled_from([40, 70, 150])),
+        draw(st.sampled_from([0.01, 1.0, 3.0, 6.0, 20.0])),
+        draw(st.sampled_from([0.0, 10.0, -10.0])),
+        draw(st.integers(0, 10**6)),
+        step_size=draw(st.sampled_from([1e-3, 0.1, 0.5, 3.0])),
+        normalize=draw(st.booleans()),
+    )
+
+
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(asked=problems())
+def test_whatever_is_asked(asked: Problem) -> None:
+    """Solved or fallen back, δ is that of exact iteration."""
+    with launched_with(block=128):
+        delta, _ = solve(asked)
+    check_delta(asked, delta)
