@@ -12,8 +12,8 @@ from equations import DTYPES, assert_equation, close
 from multilabel_cases import hard, missing
 from torch import Tensor
 
+from lpl_fused import BinaryPerturbation, Perturbation, losses
 from lpl_fused import functional as LF
-from lpl_fused import losses
 
 # METHODS 2.4: N = 100, n = (60, 20, 5), Y = (1, 0, 1), u = (1, −1, 0.5)
 COUNTS, SAMPLES = [60, 20, 5], 100
@@ -176,8 +176,6 @@ def test_lpl_on_top_of_distribution_balanced(backend: str) -> None:
         perturbation=base.perturbation(u),
         ignore_index=-1,
     )
-    from lpl_fused import BinaryPerturbation, Perturbation
-
     moved = BinaryPerturbation(*(Perturbation(offset=part) for part in delta))
     found, expected = loss(u, y), base(u, y, perturbation=moved)
     close(found, expected, 1e-12)
@@ -214,3 +212,32 @@ def test_keywords_go_to_the_base() -> None:
         losses.MultiLabelLPLLoss(COUNTS, db(), reduction="sum")
     assert losses.MultiLabelLPLLoss(COUNTS, reduction="none")(U, Y).shape == U.shape
     assert math.isfinite(losses.MultiLabelLPLLoss(COUNTS)(U, Y))
+
+
+def test_equalization_v2_is_a_choice_of_weights(backend: str) -> None:
+    d = Draw(8, 5, seed=6)
+    u, label = d.input(), d.labels()
+    eql = losses.EQLv2Loss(5).eval()
+    eql.positive.copy_(d.uniform(5))
+    eql.negative.copy_(d.uniform(5))
+    positive, negative = eql.weights()
+    y = F.one_hot(label, 5)
+    found = LF.binary_cross_entropy_with_logits(
+        u, y, pos_weight=positive, neg_weight=negative, reduction="sum", backend=backend
+    )
+    close(found / 8, eql(u, label))
+
+
+def test_binary_vector_scaling_is_a_choice_of_tables(backend: str) -> None:
+    d = Draw(16, 1, seed=7)
+    u, y = d.input(), (d.uniform(16, 1) < 0.4).long()
+    vs = losses.BinaryVSLoss([90, 10], form="official", reduction="none")
+    delta, iota = vs.table("delta", u), vs.table("iota", u)
+    sides = (
+        Perturbation(scale=delta[k : k + 1], offset=-iota[k : k + 1], temperature=1 / vs.s)
+        for k in (1, 0)
+    )
+    found = LF.binary_cross_entropy_with_logits(
+        u, y, perturbation=BinaryPerturbation(*sides), reduction="none", backend=backend
+    )
+    close(found, vs(u, y), 1e-6)
