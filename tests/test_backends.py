@@ -91,7 +91,7 @@ def test_wider_rows(backend: str, case: str, dtype: str) -> None:
 # 1023 to 1025 surround the C++ block and a common Triton block; 8142 is iNaturalist 2018
 @pytest.mark.parametrize("classes", [1, 2, 15, 16, 17, 1023, 1024, 1025, 8142])
 def test_class_counts(backend: str, classes: int) -> None:
-    for case in ("hard", "ignore", "smoothed", "offset"):
+    for case in ("hard", "ignore", "smoothed", "offset", "clip", "penalty-relu-ties"):
         problem = CASES[case](Draw(3, classes, seed=classes))
         check(problem, backend)
     problem = LPL_CASES["groups-normalized"](Draw(3, classes, seed=classes))

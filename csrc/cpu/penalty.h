@@ -76,19 +76,19 @@ class RowPenalty {
     constexpr bool relu = Kind == Penalty::relu, phr = Kind == Penalty::phr;
     const double strength = relu ? p_.penalty_strength : 1, inverse = 1 / p_.penalty_unit;
     const Acc each = Acc(-upstream * strength * inverse / double(c_));
-    double value = 0, pushed = 0;
+    double value = 0, slope = 0;
     for (i64 lo = 0; lo < c_; lo += kBlock) {
       const Sums block = push ? of_block<Kind, true>(u, lo, top, each, push)
                               : of_block<Kind, false>(u, lo, top, each, push);
       value += block.value;
-      pushed += block.pushed;
+      slope += block.slope;
     }
-    if (push) raise(u, first, std::min(c_, last + kBlock), top, pushed, push);
+    if (push) raise(u, first, std::min(c_, last + kBlock), top, double(each) * slope, push);
     return value * strength * (phr ? inverse / 2 : relu ? inverse : 1) / double(c_);
   }
 
   struct Sums {
-    Acc value, pushed;
+    Acc value, slope;
   };
 
   template <Penalty Kind, bool Store>
@@ -97,10 +97,10 @@ class RowPenalty {
     const i64 size = std::min(kBlock, c_ - lo);
     const Acc margin = Acc(p_.penalty_margin), inverse = Acc(1 / p_.penalty_unit);
     const Acc *lam = lam_ + lo, *rho = rho_ + lo, *floor = floor_.data() + lo;
-    Acc value = 0, pushed = 0;
+    Acc value = 0, slope = 0;
     u += lo;
     push += lo;
-#pragma omp simd reduction(+ : value, pushed)
+#pragma omp simd reduction(+ : value, slope)
     for (i64 j = 0; j < size; ++j) {
       const Acc excess = (top - load(u[j])) - margin;
       const Acc h = relu || phr ? excess : excess * inverse;
@@ -108,12 +108,11 @@ class RowPenalty {
           h, relu ? Acc(0) : lam[j], relu ? Acc(0) : rho[j], phr ? floor[j] : Acc(0));
       value += at.value;
       if (Store) {
-        const Acc own = each * at.slope;
-        push[j] = own;
-        pushed += own;
+        push[j] = each * at.slope;
+        slope += at.slope;
       }
     }
-    return {value, pushed};
+    return {value, slope};
   }
 
   // By two halves at once, for a loop of half as many rounds.
