@@ -24,8 +24,8 @@ SMALL = tl.constexpr(1 << 18)
 def is_worth_it(count, steps, classes, resident_rows):
     """Whether a class is solved, or plain steps cost less.
 
-    By instructions per logit, counted in the kernels' text, not timed: the solver takes some 200,
-    in seven sweeps that all programs share, a plain step in registers 12. One that sweeps takes 30,
+    By estimated instructions per logit, neither counted nor timed: the solver takes some 200, in
+    seven sweeps that all programs share, a plain step in registers 12. One that sweeps takes 30,
     in two sweeps by the one program that a class has: only where the class is small, too, and few
     steps are to be taken, is that less.
     """
