@@ -246,9 +246,15 @@ def launches(
 
 
 def compiled(
-    kernel: Any, arguments: tuple[Any, ...], meta: dict[str, Any], target: str
+    kernel: Any,
+    arguments: tuple[Any, ...],
+    meta: dict[str, Any],
+    target: str,
+    known: dict[str, tuple[Any, str]],
 ) -> tuple[Any, str]:
-    """(what Triton would compile at this launch on `target`, ptxas's log)."""
+    """(what Triton would compile at this launch on `target`, ptxas's log); once, if variants share
+    it: those that were compiled are `known`.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, make_backend
@@ -266,10 +272,13 @@ def compiled(
         backend, meta, bound, specialization, options
     )
     source = ASTSource(kernel, signature, constants, attributes)
-    log = io.StringIO()
-    with contextlib.redirect_stdout(log):
-        binary = triton.compile(source, target=gpu, options=options.__dict__)
-    return binary, log.getvalue()
+    key = f"{kernel.fn.__name__} {source.hash()} {options.hash()}"
+    if key not in known:
+        log = io.StringIO()
+        with contextlib.redirect_stdout(log):
+            binary = triton.compile(source, target=gpu, options=options.__dict__)
+        known[key] = binary, log.getvalue()
+    return known[key]
 
 
 def number(pattern: str, text: str) -> int:
@@ -278,8 +287,7 @@ def number(pattern: str, text: str) -> int:
     return int(found.group(1))
 
 
-def report(kernel: Any, arguments: tuple[Any, ...], meta: dict[str, Any], target: str) -> Report:
-    binary, log = compiled(kernel, arguments, meta, target)
+def report(kernel: Any, binary: Any, log: str, meta: dict[str, Any], target: str) -> Report:
     # multiplications make offsets; a 32-bit one may only number columns
     narrow = re.findall(r"%(\w+) = arith\.muli .*: (?:tensor<[\dx]*)?i32\b", binary.asm["ttir"])
     narrow = [name for name in narrow if not name.startswith("column")]
@@ -300,50 +308,59 @@ def report(kernel: Any, arguments: tuple[Any, ...], meta: dict[str, Any], target
     )
 
 
-def main() -> None:
+def main(target: str) -> None:
+    known: dict[str, tuple[Any, str]] = {}
     for name, variant in VARIANTS.items():
         for kernel, arguments, meta in launches(variant):
-            for target in TARGETS:
-                found = report(kernel, arguments, meta, target)
-                print(json.dumps([name, found]), flush=True)
+            found = report(kernel, *compiled(kernel, arguments, meta, target, known), meta, target)
+            print(json.dumps([name, found]), flush=True)
+
+
+def on(target: str) -> Any:
+    """A target as a parameter; what is compiled for it, one process of pytest-xdist asks for."""
+    return pytest.param(target, marks=pytest.mark.xdist_group(f"compile for {target}"))
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[Report]]:
-    """What the compilers said, by variant and target, from one process for all."""
+def reports(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[Report]]:
+    """What the compiler for a target said, by variant, from one process."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     # the package that this process tests, though another one may be installed
     environment["PYTHONPATH"] = str(Path(lpl_fused.__file__).parents[1])
     environment["TRITON_DUMP_PTXAS_LOG"] = "1"
-    environment["TRITON_ALWAYS_COMPILE"] = "1"  # what variants share, too: the log is wanted
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    process = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, __file__, request.param]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr[-4000:]
-    found: dict[tuple[str, str], list[Report]] = {}
+    found: dict[str, list[Report]] = {}
     for line in process.stdout.splitlines():
         name, fields = json.loads(line)
-        found.setdefault((name, fields[1]), []).append(Report(*fields))
+        found.setdefault(name, []).append(Report(*fields))
     return found
 
 
-@pytest.mark.parametrize("target", TARGETS)
+ALL = pytest.mark.parametrize("reports", map(on, TARGETS), indirect=True)
+HOPPER = pytest.mark.parametrize("reports", [on("sm_90")], indirect=True)
+
+
+@ALL
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_no_spills(
-    reports: dict[tuple[str, str], list[Report]],
+    reports: dict[str, list[Report]],
     variant: str,
-    target: str,
     record_property: Callable[[str, object], None],
 ) -> None:
-    for kernel in reports[variant, target]:
+    for kernel in reports[variant]:
         record_property(f"{kernel.kernel} registers", kernel.registers)
         assert kernel.binary_bytes > 0
         assert (kernel.spilled, kernel.stack) == (0, 0), kernel
         assert kernel.narrow_offsets == [], kernel
 
 
-def test_every_kernel_is_compiled(reports: dict[tuple[str, str], list[Report]]) -> None:
+@ALL
+def test_every_kernel_is_compiled(reports: dict[str, list[Report]]) -> None:
     kernels = {kernel.kernel for found in reports.values() for kernel in found}
     assert kernels == {
         "forward",
@@ -369,27 +386,27 @@ def test_every_kernel_is_compiled(reports: dict[tuple[str, str], list[Report]]) 
     }
 
 
+@HOPPER
 @pytest.mark.parametrize("variant", ["plain, 10", "plain, 1000", "plain, 8142", "plain, 16384"])
-def test_one_exponential_per_logit(
-    reports: dict[tuple[str, str], list[Report]], variant: str
-) -> None:
+def test_one_exponential_per_logit(reports: dict[str, list[Report]], variant: str) -> None:
     """A row in registers: loss and gradient share their exponentials, and the label has one more."""
-    (kernel,) = reports[variant, "sm_90"]
+    (kernel,) = reports[variant]
     each = max(1, kernel.meta["BLOCK"] // (32 * kernel.meta["num_warps"]))
     assert kernel.exponentials == each + 1
 
 
+@HOPPER
 @pytest.mark.parametrize("variant", ["lpl, 8142", "lpl, normalized, 8142"])
 def test_solved_in_one_exponential_per_logit(
-    reports: dict[tuple[str, str], list[Report]], variant: str
+    reports: dict[str, list[Report]], variant: str
 ) -> None:
     """The head, a rival for each thread, has one at each step and one after the last; the target,
     the units and the level of a row have five, whatever the steps.
     """
-    (kernel,) = [found for found in reports[variant, "sm_90"] if found.kernel == "solve"]
+    (kernel,) = [found for found in reports[variant] if found.kernel == "solve"]
     threads = 32 * kernel.meta["num_warps"]
     assert kernel.exponentials == kernel.meta["BLOCK"] // threads + 2 + 5
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])
