@@ -40,7 +40,7 @@ def cached(path: Path, names: tuple[str, ...], make: Callable[[], Arrays]) -> Ar
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         warnings.warn(
             f"{path.name} is not cached, so the next run makes it again: {error}", stacklevel=3

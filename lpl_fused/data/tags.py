@@ -36,7 +36,7 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class _Example(NamedTuple):
-    unit: str  # top-level module or package
+    unit: str  # module: its file
     words: tuple[str, ...]
     identifiers: frozenset[str]
 
@@ -182,7 +182,7 @@ def _examples(files: Iterable[tuple[Path, tuple[str, ...], bytes]]) -> Iterator[
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # escapes that a later Python refuses
             tree = ast.parse(source, filename=str(path))
-        unit = parts[0].removesuffix(".py")
+        unit = "/".join(parts)
         for qualified_name, function in _functions(tree, ()):
             docstring = ast.get_docstring(function)
             parameters = _parameters(function.args)
