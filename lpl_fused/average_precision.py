@@ -59,18 +59,17 @@ def mean_average_precision(
         ValueError: shapes that disagree, no example, nan among the scores, other labels than 0
             and 1, or `few_below` above `many_above + 1`.
     """
-    from torchmetrics.functional.classification import multilabel_average_precision
+    from torchmetrics.functional.classification import binary_average_precision
 
     counts = torch.as_tensor(cls_num_list).to(scores.device)
     _check(scores, target, counts, many_above, few_below)
-    labels = target.long()
-    judged = labels.any(0)
-    per_class = torch.full((len(counts),), torch.nan, dtype=torch.float64, device=scores.device)
-    if judged.any():
-        found = multilabel_average_precision(
-            _ranks(scores[:, judged]), labels[:, judged], int(judged.sum()), average=None
-        )
-        per_class[judged] = found.reshape(-1).double()
+    labels, ranks = target.long(), _ranks(scores)
+    # class by class: MultilabelAveragePrecision, which does the same, wants two labels at least
+    ap = [
+        float(binary_average_precision(of_class, own)) if own.any() else torch.nan
+        for of_class, own in zip(ranks.unbind(1), labels.unbind(1), strict=True)
+    ]
+    per_class = torch.tensor(ap, dtype=torch.float64, device=scores.device)
     many, few = counts > many_above, counts < few_below
     return MeanAveragePrecision(
         overall=float(per_class.nanmean()),

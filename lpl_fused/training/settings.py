@@ -36,7 +36,7 @@ _TRAINING: dict[str, dict[str, Any]] = {
     },
     "tokens": {"epochs": 3, "batch_size": 256, "lr": 1.0, "weight_decay": 1e-5, "threads": 1},
     # A mean over all N·C labels has gradients C times smaller than a mean over N samples.
-    "tags": {"epochs": 20, "batch_size": 128, "lr": 100.0, "weight_decay": 1e-7, "threads": 1},
+    "tags": {"epochs": 20, "batch_size": 128, "lr": 100.0, "weight_decay": 1e-5, "threads": 1},
     "folder": {"epochs": 30, "batch_size": 64, "lr": 0.05},
 }
 
