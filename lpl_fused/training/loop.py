@@ -135,12 +135,14 @@ def train(
     device = torch.device(settings.device)
     model, run, hooks = prepare(data, loss, seed, settings)
     body, head = parts(model)
+    # One learning rate for any number of classes: a multi-label loss is 1/C of a sum over them.
+    terms = data.num_classes if data.multi_label else 1
     optimizer = torch.optim.SGD(
         model.parameters(),
-        lr=settings.lr,
+        lr=settings.lr * terms,
         momentum=MOMENTUM,
         nesterov=True,
-        weight_decay=settings.weight_decay,
+        weight_decay=settings.weight_decay / terms,
     )
     # of all the data, so that a loss that holds some out takes as many steps as the others
     batches = steps_per_epoch(data, settings)

@@ -14,9 +14,9 @@ from .. import losses
 from . import hooks
 from .hooks import DEFERRED_UNTIL, Hook, shot_groups
 
-# Keywords of the losses that a comparison settles itself, and φ, which is no literal.
+# Keywords of the losses that a comparison settles itself, and φ and norms, which are no literals.
 _FIXED = frozenset(
-    {"weight", "pos_weight", "ignore_index", "reduction", "backend", "phi", "base", "dtype"}
+    {"weight", "pos_weight", "ignore_index", "reduction", "backend", "phi", "norm", "base", "dtype"}
 )
 
 
@@ -82,6 +82,7 @@ class Recipe:
             of a sample would drown everything at first.
         held_out: share of every class's training samples kept out for the hooks.
         multi_label: the loss is called with logits and multi-hot labels.
+        idle: keywords that would change nothing, or what the loss is named for: no options.
     """
 
     loss: type[nn.Module]
@@ -94,6 +95,7 @@ class Recipe:
     uniform_bias: bool = False
     held_out: float = 0.0
     multi_label: bool = False
+    idle: frozenset[str] = frozenset()
 
     def build(self, facts: Facts, options: Mapping[str, Any]) -> nn.Module:
         """The loss with `options` on top of the recipe's own."""
@@ -114,7 +116,7 @@ class Recipe:
 
     def known_options(self) -> list[str]:
         """The keywords that `build` accepts as options."""
-        excluded = _FIXED | _FACTS.keys() | self.settled.keys()
+        excluded = _FIXED | _FACTS.keys() | self.settled.keys() | self.idle
         return [name for name in _parameters(self.loss) if name not in excluded]
 
 
@@ -131,17 +133,32 @@ def _after(share: float) -> Fact:
     return lambda facts: int(share * facts.epochs)
 
 
-def _multi_label(
-    loss: type[nn.Module], summary: str, base: Recipe | None = None, **options: Any
+def _multi_label(loss: type[nn.Module], summary: str, base: Recipe | None = None) -> Recipe:
+    return Recipe(loss, summary, base=base, uniform_bias=True, multi_label=True)
+
+
+def _balanced(
+    summary: str, weighting: str | None = "rebalance", ntr: bool = True, focal: bool = True
 ) -> Recipe:
-    return Recipe(loss, summary, options, base, uniform_bias=True, multi_label=True)
+    """A member of the distribution-balanced family: its parts are its name's and no options."""
+    idle = {"weighting", "ntr", "focal"}
+    idle |= set() if weighting == "rebalance" else {"alpha", "beta", "mu"}
+    idle |= set() if weighting == "class-balanced" else {"average", "cb_beta"}
+    idle |= set() if ntr else {"neg_scale", "init_bias", "ntr_bias_div"}
+    idle |= set() if focal else {"gamma", "balance"}
+    return Recipe(
+        losses.DistributionBalancedLoss,
+        summary,
+        options={"weighting": weighting, "ntr": ntr, "focal": focal},
+        uniform_bias=True,
+        multi_label=True,
+        idle=frozenset(idle),
+    )
 
 
 _CROSS_ENTROPY = Recipe(losses.CrossEntropyLoss, "cross-entropy")
 _ROWS = Recipe(losses.CrossEntropyLoss, "one loss per row", options={"reduction": "none"})
-_DB = _multi_label(
-    losses.DistributionBalancedLoss, "distribution-balanced focal loss, Wu et al. 2020"
-)
+_DB = _balanced("distribution-balanced focal loss, Wu et al. 2020")
 
 RECIPES: dict[str, Recipe] = {
     "ce": _CROSS_ENTROPY,
@@ -316,45 +333,14 @@ RECIPES: dict[str, Recipe] = {
     ),
     # several labels
     "bce": _multi_label(losses.MultiLabelLoss, "binary cross-entropy"),
-    "focal-bce": _multi_label(
-        losses.DistributionBalancedLoss,
-        "focal binary cross-entropy, Lin et al. 2017",
-        weighting=None,
-        ntr=False,
-    ),
-    "cb-bce": _multi_label(
-        losses.DistributionBalancedLoss,
-        "class-balanced weights, Cui et al. 2019",
-        weighting="class-balanced",
-        ntr=False,
-        focal=False,
-    ),
-    "r-bce": _multi_label(
-        losses.DistributionBalancedLoss,
-        "weights re-balanced by a sample's labels, Wu et al. 2020",
-        ntr=False,
-        focal=False,
-    ),
-    "ntr": _multi_label(
-        losses.DistributionBalancedLoss,
-        "negative-tolerant regularisation, Wu et al. 2020",
-        weighting=None,
-        focal=False,
-    ),
-    "ntr-focal": _multi_label(
-        losses.DistributionBalancedLoss,
-        "NTR with focal loss, Wu et al. 2020",
-        weighting=None,
-    ),
-    "cb-ntr": _multi_label(
-        losses.DistributionBalancedLoss,
-        "NTR with focal loss and class-balanced weights, Huang et al. 2021",
-        weighting="class-balanced",
-    ),
+    "focal-bce": _balanced("focal binary cross-entropy, Lin et al. 2017", None, ntr=False),
+    "cb-bce": _balanced("class-balanced weights, Cui et al. 2019", "class-balanced", False, False),
+    "r-bce": _balanced("weights by a sample's labels, Wu et al. 2020", ntr=False, focal=False),
+    "ntr": _balanced("negative-tolerant regularisation, Wu et al. 2020", None, focal=False),
+    "ntr-focal": _balanced("NTR with focal loss, Wu et al. 2020", None),
+    "cb-ntr": _balanced("NTR, focal, class-balanced, Huang et al. 2021", "class-balanced"),
     "db": _DB,
-    "db-0fl": _multi_label(
-        losses.DistributionBalancedLoss, "DB without focal loss, Wu et al. 2020", focal=False
-    ),
+    "db-0fl": _balanced("DB without focal loss, Wu et al. 2020", focal=False),
     "ml-ldam": _multi_label(
         losses.MultiLabelLDAMLoss, "LDAM margins on the positives, Wu et al. 2020"
     ),

@@ -35,8 +35,7 @@ _TRAINING: dict[str, dict[str, Any]] = {
         "few_below": 5,
     },
     "tokens": {"epochs": 3, "batch_size": 256, "lr": 1.0, "weight_decay": 1e-5, "threads": 1},
-    # A mean over all N·C labels has gradients C times smaller than a mean over N samples.
-    "tags": {"epochs": 20, "batch_size": 128, "lr": 100.0, "weight_decay": 1e-5, "threads": 1},
+    "tags": {"epochs": 20, "batch_size": 128, "lr": 0.1, "weight_decay": 1e-2, "threads": 1},
     "folder": {"epochs": 30, "batch_size": 64, "lr": 0.05},
 }
 
@@ -54,8 +53,9 @@ class RunSettings:
         data_options: keywords of `lpl_fused.data.load`.
         epochs: passes over the training data.
         batch_size: examples per step.
-        lr: first learning rate of the cosine schedule.
-        weight_decay: of all parameters.
+        lr: first learning rate of the cosine schedule; of multi-label data, whose losses are means
+            over the classes too, that of their sum over classes.
+        weight_decay: of all parameters, beside the same loss.
         device: a torch device.
         threads: CPU threads; None is torch's own choice.
         backend: of the losses, see `lpl_fused.explain`.
