@@ -58,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         help="train a small model with several losses and seeds, and compare them",
         description="Train a small model on long-tailed data with several losses and seeds. "
-        "Prints a table of overall, many-, medium- and few-shot accuracy and step time; writes "
+        "Prints a table of overall, many-, medium- and few-shot accuracy (of multi-label data "
+        "mean average precision) and step time; writes "
         "run.json and plot.png to the output folder. Ctrl-C keeps what was finished; a loss that "
         "fails or diverges does not stop the others.",
         argument_default=argparse.SUPPRESS,  # so that --resume can tell given from default
@@ -69,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
         "--loss",
         nargs="+",
         metavar="LOSS",
-        help="losses, see --list-losses (default: ce la ldam vs lpl la+lpl)",
+        help="losses, see --list-losses (default: ce la ldam vs lpl la+lpl; multi-label: bce "
+        "focal-bce db ml-lpl)",
     )
     what.add_argument("--list-losses", action="store_true", help="list the losses and exit")
     what.add_argument(
@@ -88,12 +90,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     data = train.add_argument_group("data")
     data.add_argument(
-        "--data", choices=("glyphs", "digits", "tokens", "folder"), help="default: glyphs"
+        "--data",
+        choices=("glyphs", "digits", "tokens", "tags", "folder"),
+        help="default: glyphs; tags is multi-label",
     )
     data.add_argument("--path", help="folder of images: PATH/CLASS/… or PATH/train, PATH/test")
     data.add_argument("--image-size", type=int, help="side of the folder's images (default: 32)")
     data.add_argument(
-        "--classes", type=int, help="glyphs: up to 5113 (default: 500); tokens: default 10000"
+        "--classes",
+        type=int,
+        help="glyphs: up to 5113 (default: 500); tokens: default 10000; tags: default 1000",
     )
     data.add_argument(
         "--imbalance",

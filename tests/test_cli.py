@@ -8,18 +8,21 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import small_library
 import torch
 from PIL import Image
 
 from lpl_fused.cli import main
-from lpl_fused.data import load
+from lpl_fused.data import LabelSets, LongTailedData, load
 from lpl_fused.training import RECIPES, Record, RunSettings, SettingsError, compare, train
+from lpl_fused.training.kinds import KINDS
 from lpl_fused.version import __version__
 
 QUICK = ("train", "--data", "digits", "--epochs", "2")
@@ -36,6 +39,22 @@ def one_thread() -> Iterator[None]:
 
 def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small standard library instead of Python's, and an empty cache."""
+    folder = tmp_path / "library"
+    folder.mkdir()
+    small_library.write(folder)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return folder
+
+
+@pytest.fixture
+def small_data(library: Path) -> LongTailedData:
+    return load("tags", num_classes=12)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -147,11 +166,20 @@ def test_same_seed_same_result(done: Path, tmp_path: Path) -> None:
     assert first[0]["overall"] != first[1]["overall"], "two seeds differ"
 
 
-@pytest.mark.parametrize("loss", RECIPES)
+@pytest.mark.parametrize("loss", [name for name in RECIPES if not RECIPES[name].multi_label])
 def test_every_loss_trains(loss: str) -> None:
     settings = RunSettings.for_data("digits", {"epochs": 5, "threads": 1})
     trained = train(load("digits", seed=0), loss, 0, settings)
-    assert trained.accuracy.overall > 0.3, "no better than guessing"
+    assert trained.scores.overall > 0.3, "no better than guessing"
+    assert trained.loss_variation.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [name for name in RECIPES if RECIPES[name].multi_label])
+def test_every_multi_label_loss_trains(loss: str, small_data: LongTailedData) -> None:
+    settings = RunSettings.for_data("tags", {"batch_size": 32})
+    trained = train(small_data, loss, 0, settings)
+    assert isinstance(small_data.test_targets, LabelSets)
+    assert trained.scores.overall > 2 * small_data.test_targets.dense().mean(), "guessing"
     assert trained.loss_variation.isfinite().all()
 
 
@@ -187,6 +215,8 @@ def test_losses_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", "--list-losses") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(RECIPES)
+    for line in lines:
+        assert ("multi-label" in line) == RECIPES[line.split()[0]].multi_label
 
 
 def test_module_runs_as_a_program() -> None:
@@ -207,6 +237,93 @@ def test_missing_package_names_the_extra() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.strip().endswith("rich is missing: pip install lpl_fused[train]")
+
+
+# several labels
+
+TAGS = ("train", "--data", "tags", "--classes", "12", "--epochs", "3")
+
+
+def test_multi_label_end_to_end(
+    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    borders = ("--many-above", 80, "--few-below", 30)
+    assert run(*TAGS, *borders, "--loss", "bce", "db+lpl", "--seeds", "0-1", "--output", out) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    record = read(out)
+    counts, data = record["class_counts"]["1"], record["data"]
+    assert f"means over the {data['judged_classes']} classes with a positive in the test" in text
+    assert "mAP in %" in text
+    assert "accuracy" not in text and "balanced" not in text
+    assert data["judged_classes"] == 12
+    assert data["judged_few_classes"] == sum(count < 30 for count in counts)
+    assert data["labels_per_example"] == pytest.approx(
+        sum(counts) / data["train_examples"], abs=0.01
+    )
+    pairs = [(result["loss"], result["seed"]) for result in record["results"]]
+    assert pairs == [("bce", 0), ("db+lpl", 0), ("bce", 1), ("db+lpl", 1)]
+    for result in record["results"]:
+        by_class = np.array(result["class_average_precision"])
+        counts = np.array(record["class_counts"][str(result["seed"])])
+        assert result["overall"] == pytest.approx(by_class.mean(), abs=1e-4)
+        assert result["many"] == pytest.approx(by_class[counts > 80].mean(), abs=1e-4)
+        assert result["few"] == pytest.approx(by_class[counts < 30].mean(), abs=1e-4)
+        assert "balanced" not in result and "class_accuracy" not in result
+    assert set(record["summary"]["bce"]) == {
+        "overall",
+        "many",
+        "medium",
+        "few",
+        "step_ms",
+        "loss_ms",
+    }
+    with Image.open(out / "plot.png") as image:
+        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 50
+
+
+def test_multi_label_resume(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    assert run(*TAGS, "--loss", "bce", "ml-lpl", "--seeds", "0-1", "--output", whole) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "train", Counted(interrupt_at=3))
+        assert run(*TAGS, "--loss", "bce", "ml-lpl", "--seeds", "0-1", "--output", parted) == 130
+    counted = Counted()
+    monkeypatch.setattr(compare, "train", counted)
+    assert run("train", "--resume", parted / "run.json") == 0
+    assert counted.pairs == [("ml-lpl", 1)]
+    assert untimed(read(parted)["results"]) == untimed(read(whole)["results"])
+    assert run("train", "--resume", parted / "run.json", "--loss", "ntr", "--seeds", 0) == 0
+    assert counted.pairs[1:] == [("ntr", 0), ("ntr", 1)]
+
+
+def test_default_losses_fit_the_kind(library: Path, tmp_path: Path) -> None:
+    assert run(*TAGS, "--epochs", 1, "--seeds", 0, "--output", tmp_path / "out") == 0
+    assert read(tmp_path / "out")["losses"] == ["bce", "focal-bce", "db", "ml-lpl"]
+    for kind in KINDS.values():
+        assert all(RECIPES[loss].multi_label == kind.multi_label for loss in kind.default_losses)
+
+
+def test_many_multi_label_losses_are_drawn_as_bars(library: Path, tmp_path: Path) -> None:
+    every = [name for name in RECIPES if RECIPES[name].multi_label]
+    assert len(every) == 12
+    out = ("--output", tmp_path / "out")
+    assert run(*TAGS, "--epochs", 1, "--loss", *every, "--seeds", 0, *out) == 0
+    with Image.open(tmp_path / "out" / "plot.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert (pixels.max(2) - pixels.min(2) > 40).mean() > 0.02, "no bars"
+
+
+def test_resume_refuses_a_loss_of_the_other_kind(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (done / "run.json").read_bytes()
+    assert run("train", "--resume", done / "run.json", "--loss", "bce") == 2
+    error = capsys.readouterr().err
+    assert re.search(
+        "data 'digits' is single-label, loss 'bce' is not.* that fit: ce, .*la,", error
+    )
+    assert (done / "run.json").read_bytes() == before
 
 
 # resume and interruption
@@ -360,6 +477,23 @@ def test_changed_environment_is_told(done: Path, capsys: pytest.CaptureFixture[s
         (("--loss", "lpl", "--set", "lpl.split=odd"), "split: expected .* got 'odd'"),
         (("--data", "folder"), "data 'folder' needs the path"),
         (("--data", "folder", "--path", "/does/not/exist"), "/does/not/exist does not exist"),
+        (
+            ("--data", "tags", "--loss", "bce", "la"),
+            "data 'tags' is multi-label, loss 'la' is not; losses that fit: bce, focal-bce, .*db",
+        ),
+        (
+            ("--loss", "ce", "db"),
+            "data 'digits' is single-label, loss 'db' is not; losses that fit: ce, ",
+        ),
+        (("--set", "db.mu=0.3"), "data 'digits' is single-label, loss 'db' is not"),
+        (
+            ("--data", "tags", "--set", "ntr.gamma=1"),
+            "loss 'ntr' has no option 'gamma'; it has neg_scale",
+        ),
+        (
+            ("--data", "tags", "--largest", "10"),
+            "data 'tags' has no option 'largest'; it has num_classes",
+        ),
         (("--data", "tokens", "--imbalance", "10"), "'tokens' has no option 'imbalance'"),
         (("--classes", "5"), "data 'digits' has no option 'num_classes'"),
         (("--imbalance", "1000"), "imbalance must lie between 1 .* and 100"),

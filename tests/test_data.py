@@ -105,7 +105,7 @@ def test_inconsistent_data_are_refused(
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(DataError, match="one of glyphs, digits, tokens, folder; got 'cifar'"):
+    with pytest.raises(DataError, match="one of glyphs, digits, tokens, tags, folder; got 'cifar'"):
         load("cifar")
 
 
@@ -242,7 +242,7 @@ def test_interrupted_write_leaves_no_cache(
 def test_broken_cache_is_rendered_anew(few_sprites: Sprites) -> None:
     cache_file().parent.mkdir(parents=True)
     cache_file().write_bytes(b"PK\x03\x04 not an archive")
-    with pytest.warns(UserWarning, match="is unreadable .* rendering anew"):
+    with pytest.warns(UserWarning, match="is unreadable .* making it anew"):
         assert torch.equal(load_sprites().images, few_sprites.images)
     assert torch.equal(load_sprites().images, few_sprites.images)
 
@@ -252,7 +252,7 @@ def test_unwritable_cache_is_only_a_warning(
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="not cached, so the next run renders them again"):
+    with pytest.warns(UserWarning, match="not cached, so the next run makes it again"):
         assert torch.equal(load_sprites().images, few_sprites.images)
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import sysconfig
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import small_library
 import torch
 from torch import Tensor, nn
 
 from lpl_fused import losses
-from lpl_fused.data import LongTailedData, load
+from lpl_fused.data import LabelSets, LongTailedData, load
 from lpl_fused.training import RECIPES, RunSettings, hooks, loop, train
 from lpl_fused.training.hooks import hold_out, shot_groups
 from lpl_fused.training.recipes import LEFT_OUT
@@ -33,8 +35,23 @@ def data() -> LongTailedData:
     return load("digits", seed=0)
 
 
-def settings(**given: Any) -> RunSettings:
-    return RunSettings.for_data("digits", {"epochs": EPOCHS, "threads": 1, **given})
+@pytest.fixture(scope="module")
+def tags(tmp_path_factory: pytest.TempPathFactory) -> LongTailedData:
+    """The small library's functions."""
+    folder = tmp_path_factory.mktemp("library")
+    small_library.write(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sysconfig, "get_path", lambda name: str(folder))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return load("tags", seed=0, num_classes=16)
+
+
+def settings(data: str = "digits", **given: Any) -> RunSettings:
+    return RunSettings.for_data(data, {"epochs": EPOCHS, "threads": 1, **given})
+
+
+SINGLE_LABEL = [name for name, recipe in RECIPES.items() if not recipe.multi_label]
+MULTI_LABEL = [name for name, recipe in RECIPES.items() if recipe.multi_label]
 
 
 class Watched:
@@ -81,8 +98,11 @@ REFUSED = {("z-loss", "z_loss"), ("ib", "label_smoothing"), ("ib", "z_loss")}
 
 
 @pytest.mark.parametrize("loss", RECIPES)
-def test_every_option_reaches_its_loss(loss: str, data: LongTailedData) -> None:
+def test_every_option_reaches_its_loss(
+    loss: str, data: LongTailedData, tags: LongTailedData
+) -> None:
     """Each option alone, at the value that the loss has anyway."""
+    data = tags if RECIPES[loss].multi_label else data
     for name in RECIPES[loss].known_options():
         for kind in (RECIPES[loss].loss, losses.CrossEntropyLoss):
             if name in inspect.signature(kind).parameters:
@@ -90,7 +110,7 @@ def test_every_option_reaches_its_loss(loss: str, data: LongTailedData) -> None:
                 break
         if value is inspect.Parameter.empty:
             value = 0.125
-        given = settings(loss_options={loss: {name: value}})
+        given = settings(data.name, loss_options={loss: {name: value}})
         if (loss, name) in REFUSED:
             with pytest.raises((TypeError, ValueError), match=name):
                 loop.prepare(data, loss, 0, given)
@@ -244,3 +264,102 @@ def test_difficult_classes_weigh_more_and_are_drawn_more_often(
 def test_one_vs_rest_starts_at_uniform_probabilities(data: LongTailedData) -> None:
     head = loop.prepare(data, "eql-v2", 0, settings()).model[1]
     torch.testing.assert_close(torch.sigmoid(head.bias), torch.full((10,), 0.1))
+
+
+# several labels
+
+
+def test_multi_label_batches_are_multi_hot(tags: LongTailedData, watched: Watched) -> None:
+    train(tags, "bce", 0, settings("tags", epochs=1, batch_size=50))
+    assert isinstance(tags.train_targets, LabelSets)
+    assert sum(len(target) for _, target in watched.calls[:-1]) >= len(tags.train_targets)
+    steps = loop.steps_per_epoch(tags, settings("tags", batch_size=50))
+    shown = torch.cat([target for _, target in watched.calls[:steps]])
+    order = torch.randperm(len(tags.train_targets), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(shown, tags.train_targets[order])
+
+
+@pytest.mark.parametrize("loss", MULTI_LABEL)
+def test_counts_and_samples_reach_multi_label_losses(loss: str, tags: LongTailedData) -> None:
+    criterion = loop.prepare(tags, loss, 0, settings("tags")).run.criterion
+    criterion = getattr(criterion, "base", criterion)
+    counts, samples = tags.cls_num_list.double(), len(tags.train_targets)
+    if isinstance(criterion, losses.DistributionBalancedLoss):
+        bias = -0.05 * torch.log(samples / counts - 1)
+        torch.testing.assert_close(
+            criterion.table("bias", torch.empty(0)).double(), bias, rtol=1e-6, atol=0
+        )
+    elif isinstance(criterion, losses.MultiLabelLDAMLoss):
+        margin = 0.5 * (counts / counts.min()) ** -0.25
+        torch.testing.assert_close(
+            criterion.table("margin", torch.empty(0)).double(), margin, rtol=1e-6, atol=0
+        )
+    else:
+        assert type(criterion) is losses.MultiLabelLoss
+
+
+def test_options_of_the_distribution_balanced_family() -> None:
+    """Its names in the literature, by the parts that its docstring lists."""
+    parts = {
+        name: tuple(
+            RECIPES[name].options.get(part, default)
+            for part, default in (("weighting", "rebalance"), ("ntr", True), ("focal", True))
+        )
+        for name in MULTI_LABEL
+        if RECIPES[name].loss is losses.DistributionBalancedLoss
+    }
+    assert parts == {
+        "focal-bce": (None, False, True),
+        "cb-bce": ("class-balanced", False, False),
+        "r-bce": ("rebalance", False, False),
+        "ntr": (None, True, False),
+        "ntr-focal": (None, True, True),
+        "cb-ntr": ("class-balanced", True, True),
+        "db": ("rebalance", True, True),
+        "db-0fl": ("rebalance", True, False),
+    }
+
+
+def test_lpl_stands_on_the_distribution_balanced_loss(tags: LongTailedData) -> None:
+    criterion = loop.prepare(tags, "db+lpl", 0, settings("tags")).run.criterion
+    assert isinstance(criterion.base, losses.DistributionBalancedLoss)
+    assert criterion.base.backend == "auto"
+    named = loop.prepare(tags, "db+lpl", 0, settings("tags", backend="reference")).run.criterion
+    assert named.base.backend == "reference"
+
+
+def test_biases_start_at_the_share_of_positives(tags: LongTailedData) -> None:
+    head = loop.prepare(tags, "bce", 0, settings("tags")).model[1]
+    assert isinstance(tags.train_targets, LabelSets)
+    share = tags.train_targets.dense().mean()
+    torch.testing.assert_close(torch.sigmoid(head.bias), share.expand(16))  # type: ignore[operator]
+
+
+def test_filler_words_count_nothing(tags: LongTailedData) -> None:
+    model = loop.prepare(tags, "bce", 0, settings("tags")).model.eval()
+    bags = tags.test_inputs[:9]
+    longer = torch.cat([torch.zeros(9, 5, dtype=torch.int64), bags], dim=1)
+    torch.testing.assert_close(model(longer), model(bags))
+    assert model[0][0].embedding.num_embeddings == tags.words + 1  # type: ignore[operator,index]
+
+
+def test_variation_is_that_of_the_positives(tags: LongTailedData) -> None:
+    """BCE varies nothing; LDAM's margin raises every positive's loss; LPL raises the rare."""
+    found = {
+        loss: train(tags, loss, 0, settings("tags")).loss_variation
+        for loss in ("bce", "ml-ldam", "ml-lpl")
+    }
+    torch.testing.assert_close(found["bce"], torch.zeros(16).double(), atol=1e-4, rtol=0)
+    assert (found["ml-ldam"] > 0.01).all()
+    assert (found["ml-lpl"][:3] < 0).all()
+    assert (found["ml-lpl"][-3:] > 0).all()
+
+
+def test_a_multi_label_loss_alone_learns_and_is_judged(tags: LongTailedData) -> None:
+    scores = train(tags, "bce", 0, settings("tags", epochs=40)).scores
+    assert isinstance(tags.test_targets, LabelSets)
+    judged = tags.test_targets.counts() > 0
+    assert torch.equal(scores.per_class.isfinite(), judged)
+    assert scores.overall == pytest.approx(float(scores.per_class[judged].mean()))
+    chance = float(tags.test_targets.dense()[:, judged].mean())
+    assert scores.overall > 3 * chance

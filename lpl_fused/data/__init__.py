@@ -1,7 +1,7 @@
 """Long-tailed data that needs no download, and the user's own images.
 
 `load` returns every data set as one `LongTailedData`: a training set with few examples of many
-classes, and a test set to judge by.
+classes, and a test set to judge by. In "tags" an example has several classes, in the others one.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from .base import (
     long_tail_counts,
     needs_extra,
 )
+from .labels import LabelSets
 
-NAMES = ("glyphs", "digits", "tokens", "folder")
+NAMES = ("glyphs", "digits", "tokens", "tags", "folder")
+MULTI_LABEL = frozenset({"tags"})
 
 __all__ = [
+    "MULTI_LABEL",
     "NAMES",
     "PROFILES",
     "DataError",
+    "LabelSets",
     "LongTailedData",
     "MissingExtraError",
     "load",
@@ -37,11 +41,11 @@ def load(name: str, *, seed: int = 0, **options: Any) -> LongTailedData:
 
     Args:
         name: "glyphs" (`num_classes`, `imbalance`, `profile`, `largest`), "digits" (`imbalance`,
-            `profile`, `largest`), "tokens" (`num_classes`, `train_samples`, `context`) or
-            "folder" (`path`, `image_size`).
+            `profile`, `largest`), "tokens" (`num_classes`, `train_samples`, `context`),
+            "tags" (`num_classes`) or "folder" (`path`, `image_size`).
         seed: of everything random in the data; the same seed gives the same tensors.
         options: those in parentheses above; see `load_glyphs`, `load_digits`, `load_tokens`,
-            `load_folder`.
+            `load_tags`, `load_folder`.
 
     Raises:
         DataError: unknown name, or data that cannot be made as asked.
@@ -68,6 +72,10 @@ def _loader(name: str) -> Callable[..., LongTailedData]:
         from . import tokens
 
         return tokens.load_tokens
+    if name == "tags":
+        from . import tags
+
+        return tags.load_tags
     from . import folder
 
     return folder.load_folder

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .labels import LabelSets, class_counts
+
 PROFILES = ("exp", "zipf")
-_EXTRA_PACKAGES = frozenset({"matplotlib", "numpy", "PIL", "rich", "sklearn"})
+_EXTRA_PACKAGES = frozenset({"matplotlib", "numpy", "PIL", "rich", "sklearn", "torchmetrics"})
 
 
 class DataError(ValueError):
@@ -27,12 +29,15 @@ class LongTailedData:
 
     Args:
         name: the data set's name, as `load` knows it.
-        train_inputs: images `(N, channels, height, width)` uint8, or contexts `(N, length)` int64.
-        train_targets: class of each training input, `(N,)` int64, in `[0, len(class_names))`.
+        train_inputs: images `(N, channels, height, width)` uint8, or contexts `(N, length)` int64,
+            or bags of words `(N, length)` int64.
+        train_targets: class of each training input, `(N,)` int64, in `[0, len(class_names))`; or,
+            of multi-label data, their `LabelSets`.
         test_inputs: as `train_inputs`, `(M, ...)`. The built-in data sets hold the same number for
             every class.
-        test_targets: `(M,)` int64.
+        test_targets: `(M,)` int64, or `LabelSets`.
         class_names: one name per class; its length is the number of classes C.
+        words: number of words, where inputs are bags of them, 1 to `words`, filled up with 0.
 
     `cls_num_list`, `(C,)` int64, is counted from `train_targets`.
 
@@ -43,10 +48,11 @@ class LongTailedData:
 
     name: str
     train_inputs: Tensor
-    train_targets: Tensor
+    train_targets: Tensor | LabelSets
     test_inputs: Tensor
-    test_targets: Tensor
+    test_targets: Tensor | LabelSets
     class_names: tuple[str, ...]
+    words: int | None = None
     cls_num_list: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -58,7 +64,7 @@ class LongTailedData:
                 raise DataError(
                     f"{self.name}: {len(inputs)} {part} inputs but {len(targets)} {part} targets"
                 )
-        counts = torch.bincount(self.train_targets, minlength=len(self.class_names))
+        counts = class_counts(self.train_targets, len(self.class_names))
         if len(counts) != len(self.class_names):
             raise DataError(
                 f"{self.name}: training label {len(counts) - 1} is out of range for "
@@ -76,6 +82,11 @@ class LongTailedData:
     def num_classes(self) -> int:
         """The number of classes C."""
         return len(self.class_names)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an example may have several classes, or none."""
+        return isinstance(self.train_targets, LabelSets)
 
 
 def long_tail_counts(

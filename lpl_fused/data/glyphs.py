@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
-import warnings
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..atomic import replacing
 from .base import DataError, LongTailedData, long_tail_counts
+from .cache import Arrays, cache_folder, cached
 
 POINT_SIZE = 18
 CANVAS = 40  # pixels; the widest 18-point character of the twelve faces takes 36
@@ -153,47 +149,28 @@ def cache_file() -> Path:
     import matplotlib
     from matplotlib import ft2font
 
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG base directory specification has relative paths ignored.
-    base = Path(root) if os.path.isabs(root) else Path.home() / ".cache"
     # Another matplotlib may ship other fonts, and another FreeType may draw them differently.
     key = f"v{_CACHE_VERSION}-mpl{matplotlib.__version__}-ft{ft2font.__freetype_version__}"
-    return base / "lpl_fused" / f"glyphs-{key}-{POINT_SIZE}pt.npz"
+    return cache_folder() / f"glyphs-{key}-{POINT_SIZE}pt.npz"
 
 
 def load_sprites() -> Sprites:
     """The rendered characters, from the cache or, the first time, from the fonts (seconds)."""
-    path = cache_file()
-    if path.exists():
-        try:
-            with np.load(path) as stored:
-                return Sprites(
-                    torch.from_numpy(stored["images"]),
-                    torch.from_numpy(stored["classes"]),
-                    tuple(map(chr, stored["codes"].tolist())),
-                )
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
-            warnings.warn(f"{path} is unreadable ({error}); rendering anew", stacklevel=2)
+    arrays = cached(cache_file(), ("images", "classes", "codes"), _rendered)
+    return Sprites(
+        torch.from_numpy(arrays["images"]),
+        torch.from_numpy(arrays["classes"]),
+        tuple(map(chr, arrays["codes"].tolist())),
+    )
+
+
+def _rendered() -> Arrays:
     sprites = render_sprites()
-    try:
-        _write_cache(path, sprites)
-    except OSError as error:
-        warnings.warn(
-            f"the rendered characters are not cached, so the next run renders them again: {error}",
-            stacklevel=2,
-        )
-    return sprites
-
-
-def _write_cache(path: Path, sprites: Sprites) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            images=sprites.images.numpy(),
-            classes=sprites.classes.numpy(),
-            codes=np.array([ord(name) for name in sprites.class_names]),
-        )
+    return {
+        "images": sprites.images.numpy(),
+        "classes": sprites.classes.numpy(),
+        "codes": np.array([ord(name) for name in sprites.class_names]),
+    }
 
 
 def render_sprites() -> Sprites:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import sysconfig
 import tokenize
 from collections import Counter
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .base import DataError, LongTailedData
+from .stdlib import source_files
 
 NUM_CLASSES = 10_000
 CONTEXT = 4
@@ -20,10 +19,6 @@ TEST_PER_CLASS = 3
 
 # Words (identifiers, keywords, numbers, the prose of comments and docstrings) and single marks.
 _TOKEN = re.compile(r"\w+|[^\w\s]")
-# Not every distribution ships the test suites; site-packages is not the standard library.
-_SKIPPED_FOLDERS = frozenset(
-    {"__pycache__", "dist-packages", "idle_test", "site-packages", "test", "tests"}
-)
 
 
 def load_tokens(
@@ -55,7 +50,7 @@ def load_tokens(
             f"tokens needs at least one training example per class: train_samples is "
             f"{train_samples}, num_classes is {num_classes}"
         )
-    files = _tokenised_files(Path(sysconfig.get_path("stdlib")))
+    files = _tokenised_files()
     frequency = Counter(token for file in files for token in file)
     usable = [item for item in frequency.items() if item[1] > TEST_PER_CLASS]
     if len(usable) < num_classes:
@@ -88,12 +83,11 @@ def load_tokens(
     )
 
 
-def _tokenised_files(root: Path) -> list[list[str]]:
+def _tokenised_files() -> list[list[str]]:
     files = []
-    for path in sorted(root.rglob("*.py")):
-        if _SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts):
-            with tokenize.open(path) as file:  # honours the file's coding declaration
-                files.append(_TOKEN.findall(file.read()))
+    for path, _ in source_files():
+        with tokenize.open(path) as file:  # honours the file's coding declaration
+            files.append(_TOKEN.findall(file.read()))
     return files
 
 

@@ -25,7 +25,6 @@ from .settings import RunSettings, SettingsError
 RECORD_NAME = "run.json"
 PLOT_NAME = "plot.png"
 DEFAULT_DATA = "glyphs"
-DEFAULT_LOSSES = ("ce", "la", "ldam", "vs", "lpl", "la+lpl")
 DEFAULT_SEEDS = (0, 1, 2)
 FAILED = 2
 INTERRUPTED = 130  # the shell's status of a program ended by Ctrl-C
@@ -34,8 +33,11 @@ _TABLE_WIDTH = 110  # where the output is no terminal whose width is known
 
 
 def list_losses() -> list[tuple[str, str]]:
-    """Name and summary of every loss."""
-    return [(name, recipe.summary) for name, recipe in RECIPES.items()]
+    """Name and summary of every loss; a multi-label one says so."""
+    return [
+        (name, f"multi-label: {recipe.summary}" if recipe.multi_label else recipe.summary)
+        for name, recipe in RECIPES.items()
+    ]
 
 
 def run(
@@ -50,7 +52,8 @@ def run(
 
     Args:
         given: fields of `RunSettings`; the rest are the data set's defaults, or the resumed run's.
-        losses: names in `RECIPES`; by default six of them, or the resumed run's.
+        losses: names in `RECIPES` that fit the data's kind; by default those of the kind, or the
+            resumed run's.
         seeds: by default 0, 1 and 2, or the resumed run's.
         output: a folder without a run in it; by default runs/DATA-TIME.
         resume: a run.json to continue in its place: pairs that it has are not trained again. A
@@ -65,22 +68,21 @@ def run(
         SettingsError, DataError: before any training; nothing is written.
     """
     console = Console()
-    for loss in losses or ():
-        if loss not in RECIPES:
-            raise SettingsError(f"loss must be one of {', '.join(RECIPES)}; got {loss!r}")
     if resume is not None:
         if output is not None:
             raise SettingsError("a resumed run is written where it was: leave the output out")
         record, folder = Record.load(Path(resume)), Path(resume).parent
         record.settings.check_unchanged(given)
+        record.settings.check_losses(losses or ())
         _check_backend(record.settings)
         record.extend(losses or (), seeds or ())
         _note_changed_environment(record, console)
     else:
         settings = _new_settings(given)
+        settings.check_losses(losses or ())
         _check_backend(settings)
         record = Record(settings, [], [], environment=environment(settings))
-        record.extend(losses or DEFAULT_LOSSES, seeds or DEFAULT_SEEDS)
+        record.extend(losses or record.kind.default_losses, seeds or DEFAULT_SEEDS)
         folder = Path(output or f"runs/{settings.data}-{time.strftime('%Y%m%d-%H%M%S')}")
         if (folder / RECORD_NAME).exists():
             raise SettingsError(

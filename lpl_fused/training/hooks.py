@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..class_stats import class_mean
+from ..data import LabelSets
 from ..sampling import UniMix, difficulty_sampling_weights
 from ..schedules import drw_weights, isda_strength
 from ..validation import Target
@@ -58,16 +59,22 @@ class Run:
     epochs: int
     cls_num_list: Tensor
     inputs: Tensor
-    targets: Tensor
+    targets: Tensor | LabelSets
     held_out: Tensor
     predict: Callable[[Tensor], Tensor]
     few_below: int
     many_above: int
 
+    @property
+    def labels(self) -> Tensor:
+        """(n,) the targets of single-label data."""
+        assert isinstance(self.targets, Tensor)
+        return self.targets
+
     def class_accuracy(self) -> Tensor:
         """(C,) accuracy on the training data itself."""
-        right = (self.predict(self.inputs).argmax(1) == self.targets).double()
-        return class_mean(right, self.targets, len(self.cls_num_list))[0]
+        right = (self.predict(self.inputs).argmax(1) == self.labels).double()
+        return class_mean(right, self.labels, len(self.cls_num_list))[0]
 
 
 class Hook:
@@ -149,7 +156,7 @@ class DifficultySampling(Hook):
         self.difficulty = (1 - self.run.class_accuracy()).cpu()
 
     def sample_weights(self) -> Tensor:
-        return difficulty_sampling_weights(self.run.targets.cpu(), self.difficulty)
+        return difficulty_sampling_weights(self.run.labels.cpu(), self.difficulty)
 
 
 class ShotGroups(Hook):
@@ -197,8 +204,9 @@ class Pruned(Hook):
         start = max(1, round(_PRUNED_FROM * self.run.epochs))
         every = max(1, round(_PRUNED_EVERY * self.run.epochs))
         if epoch >= start and (epoch - start) % every == 0:
-            numbers = torch.arange(len(self.run.targets), device=self.run.targets.device)
-            self.run.criterion.update(self.run.predict(self.run.inputs), self.run.targets, numbers)
+            labels = self.run.labels
+            numbers = torch.arange(len(labels), device=labels.device)
+            self.run.criterion.update(self.run.predict(self.run.inputs), labels, numbers)
 
     def arguments(self, batch: Batch) -> tuple[Tensor, ...]:
         return (batch.index,)

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import functional as LF
-from ..data import LongTailedData
-from ..evaluation import Accuracy, accuracy, relative_loss_variation
+from ..data import LabelSets, LongTailedData
+from ..data.labels import class_counts
+from ..evaluation import relative_loss_variation
 from .hooks import Batch, Hook, Run, hold_out, parts
+from .kinds import KINDS, Scores
 from .models import build_model
 from .recipes import RECIPES, Facts
 from .settings import RunSettings
@@ -34,13 +35,13 @@ class Trained:
     """What one training run came to, after its last epoch.
 
     Args:
-        accuracy: on the test data, from raw logits.
+        scores: accuracy or mean average precision on the test data, from raw logits.
         loss_variation: `(C,)`, relative loss variation per class on the training data.
         step_ms: median time of a training step (forward, loss, backward, update).
         loss_ms: median time of the loss within it, forward and backward to the logits.
     """
 
-    accuracy: Accuracy
+    scores: Scores
     loss_variation: Tensor
     step_ms: float
     loss_ms: float
@@ -71,12 +72,13 @@ def prepare(data: LongTailedData, loss: str, seed: int, settings: RunSettings) -
     torch.manual_seed(seed)
     model = build_model(data, cosine_head=recipe.cosine_head).to(device)
     if recipe.uniform_bias:
-        nn.init.constant_(parts(model)[1].bias, -math.log(max(1, data.num_classes - 1)))  # type: ignore[arg-type]
-    kept = ~hold_out(data.train_targets, recipe.held_out, seed)
-    targets = data.train_targets[kept]
-    counts = torch.bincount(targets, minlength=data.num_classes).to(device)
+        share = float(data.cls_num_list.sum()) / (len(data.train_targets) * data.num_classes)
+        nn.init.constant_(parts(model)[1].bias, -math.log(max(1.0, 1 / share - 1)))  # type: ignore[arg-type]
+    held_out, targets = _hold_out(data.train_targets, recipe.held_out, seed)
+    counts = class_counts(targets, data.num_classes).to(device)
     facts = Facts(
         cls_num_list=counts,
+        num_samples=len(targets),
         num_features=parts(model)[1].in_features,  # type: ignore[arg-type]
         epochs=settings.epochs,
         few_below=settings.few_below,
@@ -88,14 +90,25 @@ def prepare(data: LongTailedData, loss: str, seed: int, settings: RunSettings) -
         criterion=criterion,
         epochs=settings.epochs,
         cls_num_list=counts,
-        inputs=data.train_inputs[kept].to(device),
+        inputs=data.train_inputs[~held_out].to(device),
         targets=targets.to(device),
-        held_out=data.train_inputs[~kept].to(device),
+        held_out=data.train_inputs[held_out].to(device),
         predict=lambda inputs: _predict(model, inputs),
         few_below=settings.few_below,
         many_above=settings.many_above,
     )
     return Prepared(model, run, [hook(run) for hook in recipe.hooks])
+
+
+def _hold_out(
+    targets: Tensor | LabelSets, share: float, seed: int
+) -> tuple[Tensor, Tensor | LabelSets]:
+    """A bool per sample: whether it is held out; and the targets of the others."""
+    if share == 0:
+        return torch.zeros(len(targets), dtype=torch.bool), targets
+    assert isinstance(targets, Tensor)
+    held_out = hold_out(targets, share, seed)
+    return held_out, targets[~held_out]
 
 
 def train(
@@ -122,12 +135,14 @@ def train(
     device = torch.device(settings.device)
     model, run, hooks = prepare(data, loss, seed, settings)
     body, head = parts(model)
+    # One learning rate for any number of classes: a multi-label loss is 1/C of a sum over them.
+    terms = data.num_classes if data.multi_label else 1
     optimizer = torch.optim.SGD(
         model.parameters(),
-        lr=settings.lr,
+        lr=settings.lr * terms,
         momentum=MOMENTUM,
         nesterov=True,
-        weight_decay=settings.weight_decay,
+        weight_decay=settings.weight_decay / terms,
     )
     # of all the data, so that a loss that holds some out takes as many steps as the others
     batches = steps_per_epoch(data, settings)
@@ -175,7 +190,12 @@ def train(
 
     step_ms, loss_ms = timer.medians()
     return Trained(
-        accuracy=_evaluate(model, data, settings),
+        scores=KINDS[data.multi_label].judge(
+            _predict(model, data.test_inputs),
+            data,
+            many_above=settings.many_above,
+            few_below=settings.few_below,
+        ),
         loss_variation=_loss_variation(model, run, hooks, settings),
         step_ms=step_ms,
         loss_ms=loss_ms,
@@ -208,16 +228,6 @@ def _predict(model: nn.Module, inputs: Tensor) -> Tensor:
     return torch.cat(logits)
 
 
-def _evaluate(model: nn.Module, data: LongTailedData, settings: RunSettings) -> Accuracy:
-    return accuracy(
-        _predict(model, data.test_inputs).argmax(dim=1).cpu(),
-        data.test_targets,
-        data.cls_num_list,
-        many_above=settings.many_above,
-        few_below=settings.few_below,
-    )
-
-
 @torch.no_grad()
 def _loss_variation(
     model: nn.Module, run: Run, hooks: Sequence[Hook], settings: RunSettings
@@ -230,28 +240,20 @@ def _loss_variation(
     """
     model.eval()
     body, head = parts(model)
-    based = hasattr(run.criterion, "base")
-    criterion = run.criterion.base if based else run.criterion
-    criterion.reduction = "none"
-    # Losses of cosines see s·u where a plain model has u: the scale belongs to the logits.
-    scale = getattr(criterion, "s", 1.0)
+    kind = KINDS[isinstance(run.targets, LabelSets)]
+    criterion = kind.perturbing(run.criterion)
     count = len(run.targets)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    plain, perturbed = [], []
+    found = []
     for index in order.tensor_split(math.ceil(count / settings.batch_size)):
-        index = index.to(run.targets.device)
+        index = index.to(run.inputs.device)
         features = body(run.inputs[index])
         logits, target = head(features), run.targets[index]
         batch = Batch(index, target, features, head.weight)  # type: ignore[arg-type]
-        extra = [] if based else _arguments(hooks, batch)
-        plain.append(LF.cross_entropy(scale * logits, target, reduction="none").cpu())
-        perturbed.append(criterion(logits, target, *extra).cpu())
-    return relative_loss_variation(
-        torch.cat(plain),
-        torch.cat(perturbed),
-        run.targets[order.to(run.targets.device)].cpu(),
-        len(run.cls_num_list),
-    )
+        extra = _arguments(hooks, batch) if criterion is run.criterion else []
+        found.append(kind.class_losses(criterion, logits, target, extra))
+    plain, perturbed, classes = (torch.cat(part).cpu() for part in zip(*found, strict=True))
+    return relative_loss_variation(plain, perturbed, classes, len(run.cls_num_list))
 
 
 class _StepTimer:

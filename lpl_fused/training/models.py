@@ -45,18 +45,37 @@ class ContextEmbedding(nn.Module):
         return embedded.flatten(1)
 
 
+class BagEmbedding(nn.Module):
+    """Bags of words `(N, length)` int64 to the mean `(N, width)` of their words' embeddings.
+
+    Words are numbered from 1; 0 fills up and counts nothing.
+    """
+
+    def __init__(self, words: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.EmbeddingBag(words + 1, width, mode="mean", padding_idx=0)
+        nn.init.normal_(self.embedding.weight, std=0.1)  # as in ContextEmbedding
+
+    def forward(self, bags: Tensor) -> Tensor:
+        embedded: Tensor = self.embedding(bags)
+        return embedded
+
+
 def build_model(data: LongTailedData, *, cosine_head: bool = False) -> nn.Module:
     """A model that maps `data`'s inputs to raw logits `(N, C)`, initialised from torch's RNG.
 
-    Contexts of tokens: embedding and one hidden layer. Images up to 24 pixels a side: two hidden
-    layers; larger ones: three strided convolutions and one hidden layer.
+    Contexts of tokens, bags of words: embedding and one hidden layer. Images up to 24 pixels a
+    side: two hidden layers; larger ones: three strided convolutions and one hidden layer.
 
     Args:
         data: the inputs' shape and dtype, the pixel statistics and the number of classes.
         cosine_head: the last layer is a `NormalizedLinear`, so that logits are cosines (LDAM).
     """
     inputs = data.train_inputs
-    if not inputs.is_floating_point() and inputs.ndim == 2:
+    if data.words is not None:
+        width, features = 96, 128
+        body = nn.Sequential(BagEmbedding(data.words, width), *_dense(width, features))
+    elif not inputs.is_floating_point() and inputs.ndim == 2:
         width, features = 48, 64
         body = nn.Sequential(
             ContextEmbedding(data.num_classes + 1, width),

@@ -22,7 +22,6 @@ _COLOURS = (
 )
 _MARKERS = "os^Dv<>PX*h"
 _BARS = {"overall": "#000000", "many": "#0072B2", "medium": "#009E73", "few": "#D55E00"}
-_REFERENCE = "ce"  # a line through its bars, where it was trained
 
 
 def save_plot(record: Record, path: Path) -> None:
@@ -34,18 +33,19 @@ def save_plot(record: Record, path: Path) -> None:
 
 
 def _bars(record: Record) -> Figure:
-    """Overall, many-, medium- and few-shot accuracy of every loss, the best overall on top."""
+    """Overall, many-, medium- and few-shot metric of every loss, the best overall on top."""
     losses = sorted(record.finished_losses(), key=lambda loss: record.summary(loss, "overall").mean)
     figure = Figure(figsize=(12, 1.6 + 0.21 * len(losses)), layout="constrained")
     panels = figure.subplots(1, len(_BARS), sharey=True)
     places = np.arange(len(losses))
+    reference = record.kind.reference  # a line through its bars, where it was trained
     for axes, (measure, colour) in zip(panels, _BARS.items(), strict=True):
         summaries = [record.summary(loss, measure) for loss in losses]
         means = np.array([100 * summary.mean for summary in summaries])
         spread = np.array([100 * summary.standard_deviation for summary in summaries])
         axes.barh(places, means, xerr=spread, height=0.72, color=colour, alpha=0.55, ecolor="0.2")
-        if _REFERENCE in losses:
-            axes.axvline(means[losses.index(_REFERENCE)], color="0.2", linestyle=":", linewidth=1)
+        if reference in losses:
+            axes.axvline(means[losses.index(reference)], color="0.2", linestyle=":", linewidth=1)
         axes.set_title(measure if measure == "overall" else f"{measure}-shot", fontsize=10)
         axes.set_xlim(0, 100)
         axes.grid(axis="x", alpha=0.25)
@@ -54,8 +54,8 @@ def _bars(record: Record) -> Figure:
     panels[0].set_ylim(-0.7, len(losses) - 0.3)
     seeds = sorted({len(record.of_loss(loss)) for loss in losses})
     figure.suptitle(
-        f"{_described(record)}\naccuracy in %, mean ± standard deviation over "
-        f"{' or '.join(map(str, seeds))} seeds; dotted: {_REFERENCE}",
+        f"{_described(record)}\n{record.kind.metric} in %, mean ± standard deviation over "
+        f"{' or '.join(map(str, seeds))} seeds; dotted: {reference}",
         fontsize=11,
     )
     return figure
@@ -70,11 +70,13 @@ def _described(record: Record) -> str:
 
 
 def _curves(record: Record) -> Figure:
-    """Accuracy and relative loss variation per class, by class frequency."""
+    """The metric and relative loss variation per class, by class frequency."""
     figure = Figure(figsize=(12, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _by_frequency(left, record, "class_accuracy", scale=100.0)
-    left.set(ylabel="accuracy on test data (%)", ylim=(0, 100), title="Accuracy by class frequency")
+    kind = record.kind
+    metric = kind.class_metric
+    _by_frequency(left, record, kind.by_class, scale=100.0)
+    left.set(ylabel=f"{metric} on test data (%)", ylim=(0, 100), title=f"{metric} by frequency")
     _by_frequency(right, record, "loss_variation", scale=1.0)
     right.axhline(0, color="0.3", linewidth=0.8, zorder=0)
     right.set_yscale("symlog", linthresh=1.0)

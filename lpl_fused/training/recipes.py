@@ -14,8 +14,10 @@ from .. import losses
 from . import hooks
 from .hooks import DEFERRED_UNTIL, Hook, shot_groups
 
-# Keywords of the losses that a comparison settles itself, and φ, which is no literal.
-_FIXED = frozenset({"weight", "ignore_index", "reduction", "backend", "phi", "base", "dtype"})
+# Keywords of the losses that a comparison settles itself, and φ and norms, which are no literals.
+_FIXED = frozenset(
+    {"weight", "pos_weight", "ignore_index", "reduction", "backend", "phi", "norm", "base", "dtype"}
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Facts:
 
     Args:
         cls_num_list: (C,) training samples per class.
+        num_samples: N, training samples; of multi-label data not the sum of the counts.
         num_features: A, what the classifier sees.
         epochs: of the training.
         few_below, many_above: the borders of few- and many-shot classes.
@@ -31,6 +34,7 @@ class Facts:
     """
 
     cls_num_list: Tensor
+    num_samples: int
     num_features: int
     epochs: int
     few_below: int
@@ -55,7 +59,7 @@ Fact = Callable[[Facts], Any]
 _FACTS: dict[str, Fact] = {
     "cls_num_list": lambda facts: facts.cls_num_list,
     "num_classes": lambda facts: len(facts.cls_num_list),
-    "num_samples": lambda facts: int(facts.cls_num_list.sum()),
+    "num_samples": lambda facts: facts.num_samples,
     "num_features": lambda facts: facts.num_features,
 }
 
@@ -69,24 +73,29 @@ class Recipe:
         summary: one line for `--list-losses`.
         options: keywords of the loss that differ from its own defaults, values or functions of the
             `Facts`.
-        base: keywords of the cross-entropy that the loss stands on; None: it stands on none.
+        base: the recipe of the loss that it stands on; None: it stands on none, or on its own.
         hooks: what the loss asks of the training loop.
         settled: functions of the facts for keywords that no option changes.
         cosine_head: the loss expects cosine logits, from a `NormalizedLinear`.
-        uniform_bias: the classifier's biases start where a sigmoid gives 1/C: in one-vs-rest
-            losses the C − 1 negatives of a sample would drown everything at first.
+        uniform_bias: the classifier's biases start where a sigmoid gives the share of positives
+            among all labels, 1/C where a sample has one class: in one-vs-rest losses the negatives
+            of a sample would drown everything at first.
         held_out: share of every class's training samples kept out for the hooks.
+        multi_label: the loss is called with logits and multi-hot labels.
+        idle: keywords that would change nothing, or what the loss is named for: no options.
     """
 
     loss: type[nn.Module]
     summary: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    base: Mapping[str, Any] | None = None
+    base: Recipe | None = None
     hooks: tuple[type[Hook], ...] = ()
     settled: Mapping[str, Fact] = field(default_factory=dict)
     cosine_head: bool = False
     uniform_bias: bool = False
     held_out: float = 0.0
+    multi_label: bool = False
+    idle: frozenset[str] = frozenset()
 
     def build(self, facts: Facts, options: Mapping[str, Any]) -> nn.Module:
         """The loss with `options` on top of the recipe's own."""
@@ -100,22 +109,23 @@ class Recipe:
             if name in self.settled or name in inspect.signature(self.loss).parameters
         }
         if self.base is not None:
-            keywords["base"] = losses.CrossEntropyLoss(**self.base, backend=facts.backend)
+            keywords["base"] = self.base.build(facts, {})
         elif "backend" in _parameters(self.loss):
             keywords["backend"] = facts.backend
         return self.loss(**keywords)
 
     def known_options(self) -> list[str]:
         """The keywords that `build` accepts as options."""
-        excluded = _FIXED | _FACTS.keys() | self.settled.keys()
+        excluded = _FIXED | _FACTS.keys() | self.settled.keys() | self.idle
         return [name for name in _parameters(self.loss) if name not in excluded]
 
 
 def _parameters(loss: type) -> list[str]:
-    """The keywords of a loss: its own, and cross-entropy's where it hands them on."""
+    """The keywords of a loss: its own, and those of the one that it hands others on to."""
     own = list(inspect.signature(loss).parameters.values())
-    if any(p.kind is p.VAR_KEYWORD for p in own) and issubclass(loss, losses.CrossEntropyLoss):
-        own += inspect.signature(losses.CrossEntropyLoss).parameters.values()
+    for root in (losses.CrossEntropyLoss, losses.MultiLabelLoss):
+        if any(p.kind is p.VAR_KEYWORD for p in own) and issubclass(loss, root):
+            own += inspect.signature(root).parameters.values()
     return list(dict.fromkeys(p.name for p in own if p.kind is not p.VAR_KEYWORD))
 
 
@@ -123,10 +133,35 @@ def _after(share: float) -> Fact:
     return lambda facts: int(share * facts.epochs)
 
 
-_ROWS = {"reduction": "none"}
+def _multi_label(loss: type[nn.Module], summary: str, base: Recipe | None = None) -> Recipe:
+    return Recipe(loss, summary, base=base, uniform_bias=True, multi_label=True)
+
+
+def _balanced(
+    summary: str, weighting: str | None = "rebalance", ntr: bool = True, focal: bool = True
+) -> Recipe:
+    """A member of the distribution-balanced family: its parts are its name's and no options."""
+    idle = {"weighting", "ntr", "focal"}
+    idle |= set() if weighting == "rebalance" else {"alpha", "beta", "mu"}
+    idle |= set() if weighting == "class-balanced" else {"average", "cb_beta"}
+    idle |= set() if ntr else {"neg_scale", "init_bias", "ntr_bias_div"}
+    idle |= set() if focal else {"gamma", "balance"}
+    return Recipe(
+        losses.DistributionBalancedLoss,
+        summary,
+        options={"weighting": weighting, "ntr": ntr, "focal": focal},
+        uniform_bias=True,
+        multi_label=True,
+        idle=frozenset(idle),
+    )
+
+
+_CROSS_ENTROPY = Recipe(losses.CrossEntropyLoss, "cross-entropy")
+_ROWS = Recipe(losses.CrossEntropyLoss, "one loss per row", options={"reduction": "none"})
+_DB = _balanced("distribution-balanced focal loss, Wu et al. 2020")
 
 RECIPES: dict[str, Recipe] = {
-    "ce": Recipe(losses.CrossEntropyLoss, "cross-entropy"),
+    "ce": _CROSS_ENTROPY,
     "label-smoothing": Recipe(
         losses.CrossEntropyLoss,
         "smoothed labels, Szegedy et al. 2016",
@@ -183,12 +218,14 @@ RECIPES: dict[str, Recipe] = {
     "logit-clip": Recipe(losses.LogitClipLoss, "logits clipped in norm, Wei et al. 2023"),
     "logit-norm": Recipe(losses.LogitNormLoss, "logits of one norm, Wei et al. 2022"),
     "mbls": Recipe(
-        losses.MbLSLoss, "a penalty on logit distances above a margin, Liu et al. 2022", base={}
+        losses.MbLSLoss,
+        "a penalty on logit distances above a margin, Liu et al. 2022",
+        base=_CROSS_ENTROPY,
     ),
     "cals": Recipe(
         losses.CALSLoss,
         "MbLS with multipliers by class, from a tenth of the data held out, Liu et al. 2023",
-        base={},
+        base=_CROSS_ENTROPY,
         hooks=(hooks.Observed,),
         held_out=0.1,
     ),
@@ -294,6 +331,23 @@ RECIPES: dict[str, Recipe] = {
         "LPL on logit-adjusted logits, Li et al. 2022",
         options={"tau": 1.0},
     ),
+    # several labels
+    "bce": _multi_label(losses.MultiLabelLoss, "binary cross-entropy"),
+    "focal-bce": _balanced("focal binary cross-entropy, Lin et al. 2017", None, ntr=False),
+    "cb-bce": _balanced("class-balanced weights, Cui et al. 2019", "class-balanced", False, False),
+    "r-bce": _balanced("weights by a sample's labels, Wu et al. 2020", ntr=False, focal=False),
+    "ntr": _balanced("negative-tolerant regularisation, Wu et al. 2020", None, focal=False),
+    "ntr-focal": _balanced("NTR with focal loss, Wu et al. 2020", None),
+    "cb-ntr": _balanced("NTR, focal, class-balanced, Huang et al. 2021", "class-balanced"),
+    "db": _DB,
+    "db-0fl": _balanced("DB without focal loss, Wu et al. 2020", focal=False),
+    "ml-ldam": _multi_label(
+        losses.MultiLabelLDAMLoss, "LDAM margins on the positives, Wu et al. 2020"
+    ),
+    "ml-lpl": _multi_label(
+        losses.MultiLabelLPLLoss, "learned class-level perturbation, our reading of Li et al."
+    ),
+    "db+lpl": _multi_label(losses.MultiLabelLPLLoss, "LPL on DB", base=_DB),
 }
 
 # Losses that no recipe trains with, and why.

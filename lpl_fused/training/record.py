@@ -14,12 +14,14 @@ import torch
 
 from ..atomic import replacing
 from ..data import LongTailedData
+from ..data.labels import LabelSets, class_counts
 from ..version import __version__
+from .kinds import Kind, kind_of
 from .loop import DivergedError, Trained
 from .settings import RunSettings, SettingsError
 
 FORMAT = 1
-MEASURES = ("overall", "balanced", "many", "medium", "few", "step_ms", "loss_ms")
+TIMES = ("step_ms", "loss_ms")
 
 
 class Summary(NamedTuple):
@@ -38,9 +40,11 @@ class Record:
         settings: of all the runs.
         losses, seeds: all that are wanted, finished or not.
         class_counts: training examples per class, by seed.
-        results: one per finished run, in order: `loss`, `seed`, the `MEASURES`, and by class
-            `class_accuracy` and `loss_variation`. nan where there was nothing to measure.
-        data_summary: sizes of the data and of the many, medium and few splits.
+        results: one per finished run, in order: `loss`, `seed`, the measures of the data's kind,
+            the `TIMES`, and by class what the kind calls it and `loss_variation`. nan where there
+            was nothing to measure.
+        data_summary: sizes of the data and of the many, medium and few splits; of multi-label data
+            also how many classes have a positive in the test.
         environment: versions and machine of the runs, see `environment`.
         failures: `loss`, `seed` and `error` of the runs that failed when last tried.
     """
@@ -53,6 +57,11 @@ class Record:
     data_summary: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def kind(self) -> Kind:
+        """What is measured."""
+        return kind_of(self.settings.data)
 
     def extend(self, losses: Iterable[str], seeds: Iterable[int]) -> None:
         """Want these losses and seeds as well."""
@@ -76,7 +85,7 @@ class Record:
         """Note the class counts of `seed` and, once, the sizes."""
         counts = data.cls_num_list
         self.class_counts[seed] = counts.tolist()
-        test_counts = torch.bincount(data.test_targets, minlength=data.num_classes)
+        test_counts = class_counts(data.test_targets, data.num_classes)
         many, few = counts > self.settings.many_above, counts < self.settings.few_below
         self.data_summary = {
             "classes": data.num_classes,
@@ -90,22 +99,26 @@ class Record:
             "few_classes": int(few.sum()),
             "balanced_test": bool((test_counts == test_counts[0]).all()),
         }
+        if isinstance(data.train_targets, LabelSets):
+            judged = test_counts > 0
+            self.data_summary |= {
+                "labels_per_example": round(float(counts.sum()) / len(data.train_targets), 2),
+                "judged_classes": int(judged.sum()),
+                "judged_many_classes": int((judged & many).sum()),
+                "judged_few_classes": int((judged & few).sum()),
+            }
 
     def add(self, loss: str, seed: int, trained: Trained) -> None:
         """Append a finished run."""
-        accuracy = trained.accuracy
+        scores = trained.scores
         self.results.append(
             {
                 "loss": loss,
                 "seed": seed,
-                "overall": accuracy.overall,
-                "balanced": accuracy.balanced,
-                "many": accuracy.many,
-                "medium": accuracy.medium,
-                "few": accuracy.few,
+                **{measure: getattr(scores, measure) for measure in self.kind.measures},
                 "step_ms": round(trained.step_ms, 4),
                 "loss_ms": round(trained.loss_ms, 4),
-                "class_accuracy": [round(value, 5) for value in accuracy.per_class.tolist()],
+                self.kind.by_class: [round(value, 5) for value in scores.per_class.tolist()],
                 "loss_variation": [round(value, 5) for value in trained.loss_variation.tolist()],
             }
         )
@@ -132,7 +145,10 @@ class Record:
             "data": self.data_summary,
             "class_counts": self.class_counts,
             "summary": {
-                loss: {measure: self.summary(loss, measure)._asdict() for measure in MEASURES}
+                loss: {
+                    measure: self.summary(loss, measure)._asdict()
+                    for measure in (*self.kind.measures, *TIMES)
+                }
                 for loss in self.finished_losses()
             },
             "failures": self.failures,

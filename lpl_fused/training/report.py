@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from rich.table import Table
 
 from .record import Record, Summary
 
-_COLUMNS = {
-    "overall": "overall",
-    "balanced": "balanced",
-    "many": "many-shot",
-    "medium": "medium-shot",
-    "few": "few-shot",
-}
-
 
 def table(record: Record) -> Table:
-    """Accuracy in percent and step time in milliseconds by loss, mean ± standard error over seeds.
+    """The metric in percent and step time in milliseconds by loss, mean ± standard error.
 
-    The best mean of every accuracy column is bold. Accuracies are those of raw logits after the
-    last epoch.
+    The best mean of every column of the metric is bold. It is that of raw logits after the last
+    epoch.
     """
     data, settings = record.data_summary, record.settings
     title = (
@@ -32,13 +25,15 @@ def table(record: Record) -> Table:
     if settings.device == "cpu":
         where += f", threads: {record.environment['threads']}"
     caption = (
-        f"accuracy in % on {data['test_examples']:,} test examples, from raw logits after the last "
-        f"epoch; mean ± standard error over seeds; many-shot: > {settings.many_above} training "
-        f"examples ({data['many_classes']} classes), few-shot: < {settings.few_below} "
-        f"({data['few_classes']}); time: median per training step on {where}"
+        f"{record.kind.metric} in % on {data['test_examples']:,} test examples, from raw logits "
+        f"after the last epoch; mean ± standard error over seeds; many-shot: > "
+        f"{settings.many_above} training examples ({data['many_classes']} classes), few-shot: < "
+        f"{settings.few_below} ({data['few_classes']}); {_judged(data)}time: median per training "
+        f"step on {where}"
     )
     # With a balanced test set the balanced accuracy is the overall one.
-    measures = [m for m in _COLUMNS if m != "balanced" or not data["balanced_test"]]
+    headings = record.kind.measures
+    measures = [m for m in headings if m != "balanced" or not data["balanced_test"]]
     summaries = {
         loss: {measure: record.summary(loss, measure) for measure in measures}
         for loss in record.finished_losses()
@@ -49,7 +44,7 @@ def table(record: Record) -> Table:
     result.add_column("loss")
     result.add_column("seeds", justify="right")
     for measure in measures:
-        result.add_column(_COLUMNS[measure], justify="right")
+        result.add_column(headings[measure], justify="right")
     result.add_column("step ms", justify="right")
     result.add_column("of it loss", justify="right")
     for loss, summary in summaries.items():
@@ -61,6 +56,17 @@ def table(record: Record) -> Table:
         seeds = str(len(record.of_loss(loss)))
         result.add_row(loss, seeds, *cells, f"{step:.2f}", f"{own:.2f}")
     return result
+
+
+def _judged(data: dict[str, Any]) -> str:
+    """Where not every class has a positive in the test: how many count."""
+    if "judged_classes" not in data:
+        return ""
+    return (
+        f"means over the {data['judged_classes']} classes with a positive in the test "
+        f"({data['judged_many_classes']} many-, {data['judged_few_classes']} few-shot) of the last "
+        "seed; "
+    )
 
 
 def _percent(summary: Summary) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..evaluation import FEW_BELOW, MANY_ABOVE
+from .kinds import kind_of
 from .recipes import RECIPES
 
 # Keywords of `lpl_fused.data.load` by data set, with the defaults of a comparison.
@@ -17,6 +18,7 @@ _DATA_OPTIONS: dict[str, dict[str, Any]] = {
     "glyphs": {"num_classes": 500, "imbalance": 100.0, "profile": "exp", "largest": 200},
     "digits": {"imbalance": 100.0, "profile": "exp", "largest": 100},
     "tokens": {"num_classes": 10_000, "train_samples": 250_000},
+    "tags": {"num_classes": 1000},
     "folder": {"path": None, "image_size": 32},
 }
 _TRAINING: dict[str, dict[str, Any]] = {
@@ -33,6 +35,7 @@ _TRAINING: dict[str, dict[str, Any]] = {
         "few_below": 5,
     },
     "tokens": {"epochs": 3, "batch_size": 256, "lr": 1.0, "weight_decay": 1e-5, "threads": 1},
+    "tags": {"epochs": 20, "batch_size": 128, "lr": 0.1, "weight_decay": 1e-2, "threads": 1},
     "folder": {"epochs": 30, "batch_size": 64, "lr": 0.05},
 }
 
@@ -50,8 +53,9 @@ class RunSettings:
         data_options: keywords of `lpl_fused.data.load`.
         epochs: passes over the training data.
         batch_size: examples per step.
-        lr: first learning rate of the cosine schedule.
-        weight_decay: of all parameters.
+        lr: first learning rate of the cosine schedule; of multi-label data, whose losses are means
+            over the classes too, that of their sum over classes.
+        weight_decay: of all parameters, beside the same loss.
         device: a torch device.
         threads: CPU threads; None is torch's own choice.
         backend: of the losses, see `lpl_fused.explain`.
@@ -101,9 +105,8 @@ class RunSettings:
                 )
         if self.data == "folder" and not self.data_options.get("path"):
             raise SettingsError("data 'folder' needs the path of a folder of images")
+        self.check_losses(self.loss_options)
         for name, options in self.loss_options.items():
-            if name not in RECIPES:
-                raise SettingsError(f"loss must be one of {', '.join(RECIPES)}; got {name!r}")
             known = RECIPES[name].known_options()
             for option in options:
                 if option not in known:
@@ -117,6 +120,19 @@ class RunSettings:
         """The defaults of `data` with the `given` fields on top (`data_options` one by one)."""
         options = {**_DATA_OPTIONS[data], **given.get("data_options", {})}
         return cls(data=data, **{**_TRAINING[data], **given, "data_options": options})
+
+    def check_losses(self, losses: Iterable[str]) -> None:
+        """Raise SettingsError where a loss is unknown, or not for data of this kind."""
+        kind = kind_of(self.data)
+        fitting = [n for n, recipe in RECIPES.items() if recipe.multi_label == kind.multi_label]
+        for loss in losses:
+            if loss not in RECIPES:
+                raise SettingsError(f"loss must be one of {', '.join(RECIPES)}; got {loss!r}")
+            if loss not in fitting:
+                raise SettingsError(
+                    f"data {self.data!r} is {kind.name}, loss {loss!r} is not; losses that fit: "
+                    f"{', '.join(fitting)}"
+                )
 
     def check_unchanged(self, given: Mapping[str, Any]) -> None:
         """Raise SettingsError where a `given` field differs from what it is here."""
