@@ -51,9 +51,9 @@ def load_tags(seed: int = 0, num_classes: int = NUM_CLASSES) -> LongTailedData:
     parameters of its own; the data's are the `num_classes` that most training functions mention,
     numbered from the most frequent. Of functions with the same bag the first is kept.
 
-    A module or package belongs to the test as a whole or to training: they are drawn by `seed`
-    until the test has a fifth of the functions. Which classes there are, and the counts,
-    therefore depend on `seed`; a rare class may have no positive in the test.
+    A module belongs to the test or to training as a whole: modules are drawn by `seed` until the
+    test has a fifth of the functions. Which classes there are, and the counts, therefore depend on
+    `seed`; a rare class may have no positive in the test.
 
     Args:
         seed: of the split.

@@ -47,7 +47,7 @@ def _bars(record: Record) -> Figure:
         if reference in losses:
             axes.axvline(means[losses.index(reference)], color="0.2", linestyle=":", linewidth=1)
         axes.set_title(measure if measure == "overall" else f"{measure}-shot", fontsize=10)
-        axes.set_xlim(0, 100)
+        axes.set_xlim(0, _top(axes.get_xlim()[1]))
         axes.grid(axis="x", alpha=0.25)
         axes.tick_params(axis="x", top=True, labeltop=True, labelsize=8)
     panels[0].set_yticks(places, losses, fontsize=9)
@@ -59,6 +59,11 @@ def _bars(record: Record) -> Figure:
         fontsize=11,
     )
     return figure
+
+
+def _top(highest: float) -> float:
+    """The end of an axis of percentages: 100, unless all of them stand at its foot."""
+    return 100.0 if highest > 40 else 1.2 * highest
 
 
 def _described(record: Record) -> str:
@@ -76,7 +81,8 @@ def _curves(record: Record) -> Figure:
     kind = record.kind
     metric = kind.class_metric
     _by_frequency(left, record, kind.by_class, scale=100.0)
-    left.set(ylabel=f"{metric} on test data (%)", ylim=(0, 100), title=f"{metric} by frequency")
+    left.set(ylabel=f"{metric} on test data (%)", title=f"{metric} by class frequency")
+    left.set_ylim(0, _top(left.get_ylim()[1]))
     _by_frequency(right, record, "loss_variation", scale=1.0)
     right.axhline(0, color="0.3", linewidth=0.8, zorder=0)
     right.set_yscale("symlog", linthresh=1.0)
