@@ -42,6 +42,8 @@ GPU_SHAPES = (
 MULTILABEL_LOSSES = ("bce", "db", "bce-lpl10", "bce-lpl50")
 MULTILABEL_SHAPES = ("4096x80", "1024x20", "512x9605", "256x32000")
 COMMON_SHAPES = ("128x100", "512x8142", "256x32000")
+# With many rows of few classes, and gradients that the C library maps anew at every call.
+CE_SHAPES = ("128x10", "8192x10", *COMMON_SHAPES, "1024x50257")
 # Tokens of a language model: the second is a whole batch, for a GPU or for patience.
 TOKEN_SHAPES = ("1024x32000", "8192x128000")
 
@@ -261,7 +263,7 @@ def product(shapes: Iterable[str], dtypes: Iterable[str], losses: Iterable[str])
 
 def default_cases(device: str) -> list[Case]:
     """A selection that ends in minutes: every loss at one shape, the common ones at others."""
-    cases = product(COMMON_SHAPES, ["fp32"], ["ce"]) + product(["512x8142"], ["fp32"], LOSSES[1:])
+    cases = product(CE_SHAPES, ["fp32"], ["ce"]) + product(["512x8142"], ["fp32"], LOSSES[1:])
     if device == "cuda":
         large = ("8192x32000", "8192x128256", "4096x151936", "4096x262144")
         cases += product(large, ["bf16"], ["ce", "la"]) + product(large[:1], ["bf16"], ["lpl50"])
@@ -287,6 +289,7 @@ def multilabel_cases(device: str) -> list[Case]:
 def all_cases(device: str) -> list[Case]:
     """Every shape and loss, and the sweeps over the number of steps."""
     cases = product(SHAPES, ["fp32"], LOSSES) + product(["512x8142"], ["fp32"], STEP_SWEEP)
+    cases += product(CE_SHAPES, ["fp32"], ["ce"])
     cases += lpl_cases(device) + multilabel_cases(device)
     if device == "cuda":
         cases += product(GPU_SHAPES, ["bf16"], LOSSES)

@@ -308,41 +308,51 @@ def report(kernel: Any, binary: Any, log: str, meta: dict[str, Any], target: str
     )
 
 
-def main(target: str) -> None:
+def main(target: str, output: str) -> None:
     known: dict[str, tuple[Any, str]] = {}
-    for name, variant in VARIANTS.items():
-        for kernel, arguments, meta in launches(variant):
-            found = report(kernel, *compiled(kernel, arguments, meta, target, known), meta, target)
-            print(json.dumps([name, found]), flush=True)
-
-
-def on(target: str) -> Any:
-    """A target as a parameter; what is compiled for it, one process of pytest-xdist asks for."""
-    return pytest.param(target, marks=pytest.mark.xdist_group(f"compile for {target}"))
+    with open(output, "w") as file:
+        for name, variant in VARIANTS.items():
+            for kernel, arguments, meta in launches(variant):
+                binary = compiled(kernel, arguments, meta, target, known)
+                found = report(kernel, *binary, meta, target)
+                print(json.dumps([name, found], default=str), file=file)  # a dtype among meta
 
 
 @pytest.fixture(scope="module")
-def reports(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, list[Report]]:
-    """What the compiler for a target said, by variant, from one process."""
+def compilers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.Popen[str]]:
+    """A process for every target, all at once."""
+    folder = tmp_path_factory.mktemp("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     # the package that this process tests, though another one may be installed
     environment["PYTHONPATH"] = str(Path(lpl_fused.__file__).parents[1])
     environment["TRITON_DUMP_PTXAS_LOG"] = "1"
-    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    command = [sys.executable, __file__, request.param]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr[-4000:]
+    started = {}
+    for target in TARGETS:
+        environment["TRITON_CACHE_DIR"] = str(folder / target)
+        command = [sys.executable, __file__, target, str(folder / f"{target}.jsonl")]
+        started[target] = subprocess.Popen(
+            command, env=environment, stderr=subprocess.PIPE, text=True
+        )
+    return started
+
+
+@pytest.fixture(scope="module")
+def reports(
+    request: pytest.FixtureRequest, compilers: dict[str, subprocess.Popen[str]]
+) -> dict[str, list[Report]]:
+    """What the compiler for a target said, by variant."""
+    process = compilers[request.param]
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors[-4000:]
     found: dict[str, list[Report]] = {}
-    for line in process.stdout.splitlines():
+    for line in Path(process.args[-1]).read_text().splitlines():  # type: ignore[index]
         name, fields = json.loads(line)
         found.setdefault(name, []).append(Report(*fields))
     return found
 
 
-ALL = pytest.mark.parametrize("reports", map(on, TARGETS), indirect=True)
-HOPPER = pytest.mark.parametrize("reports", [on("sm_90")], indirect=True)
+ALL = pytest.mark.parametrize("reports", list(TARGETS), indirect=True)
+HOPPER = pytest.mark.parametrize("reports", ["sm_90"], indirect=True)
 
 
 @ALL
@@ -409,4 +419,4 @@ def test_solved_in_one_exponential_per_logit(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -117,8 +117,8 @@ class MbLSLoss(_MarginLoss):
 
         L = base + α·mean_ij max(0, max_k u_ik − u_ij − m)
 
-    Fused where `base` is a `CrossEntropyLoss` that only chooses tables and keywords; else it costs
-    `base` and a sweep over the rows in plain PyTorch. The logits must be finite.
+    Cost: that of `base` and one more sweep, fused where `base` is a `CrossEntropyLoss` that only
+    chooses tables and keywords, in plain PyTorch elsewhere. The logits must be finite.
 
     Args:
         alpha: α ≥ 0, default 0.1, the authors'.
@@ -162,8 +162,8 @@ class CALSLoss(_MarginLoss):
         λ_j ← mean over held-out rows of clamp(P'(h_ij, λ_j, ρ_j))
         ρ_j ← 1.2·ρ_j  where mean h_j > 0.9·max(mean h_j of the last epoch, 0)   every `rho_every`
 
-    Fused where `base` is a `CrossEntropyLoss` that only chooses tables and keywords; else it costs
-    `base` and a sweep over the rows in plain PyTorch. The logits must be finite.
+    Cost: that of `base` and one more sweep, fused where `base` is a `CrossEntropyLoss` that only
+    chooses tables and keywords, in plain PyTorch elsewhere. The logits must be finite.
 
     Args:
         num_classes: C.

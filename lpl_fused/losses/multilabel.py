@@ -23,7 +23,7 @@ class MultiLabelLoss(LossModule):
     """`torch.nn.BCEWithLogitsLoss` on the fused kernels, with φ and missing labels.
 
     The equation is that of `functional.binary_cross_entropy_with_logits`. Called
-    `loss(logits, labels)`; with `perturbation=…` that comes after the loss's own.
+    `loss(logits, labels)`; with `perturbation=…` that comes after the loss's own. Cost: one sweep.
 
     Args:
         weight, pos_weight: as in `torch.nn.BCEWithLogitsLoss`; buffers.
@@ -94,6 +94,8 @@ class MultiLabelLDAMLoss(MultiLabelLoss):
 
         m_k = max_m·(n_k/n_min)^(−1/4)
 
+    Cost: tables, one sweep.
+
     Args:
         cls_num_list: (C,) positive training samples per class, ≥ 1.
         max_m: margin of the rarest class, default 0.5; s: scale, default 1 (raw logits).
@@ -135,6 +137,7 @@ class DistributionBalancedLoss(MultiLabelLoss):
 
     The weight matrix is never formed: the kernel adds up 1/n over a row's labels. Counts that would
     give an infinite table are taken as the nearest that do not: n_k = 0 as 1, n_k = N as N − 1.
+    Cost: tables, one sweep.
 
     Args:
         cls_num_list: (C,) positive training samples n_k per class.
@@ -267,7 +270,8 @@ class MultiLabelLPLLoss(MultiLabelLoss):
     logits that it hands to the sigmoid, as LA+LPL adds it to adjusted logits). Which classes are
     raised or lowered, and how far, is chosen as in `LPLLoss`: split "long-tail" from counts of
     positives, "balanced" from q̄_k, the mean of σ(u_ik) over the class's positives in the batch
-    (one more sweep). The authors published no multi-label code; this is our reading.
+    (one more sweep). The authors published no multi-label code; this is our reading. Cost: that of
+    `base`, and a sweep down the columns.
 
     In `eval()` mode there is no learned perturbation and no statistic is touched.
 
