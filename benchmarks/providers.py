@@ -110,7 +110,7 @@ def _compiled(case: Case, batch: Batch) -> Criterion:
     return lambda u: loss(u, *what)
 
 
-def _fused(backend: str) -> Callable[[Case, Batch], Criterion]:
+def fused(backend: str) -> Callable[[Case, Batch], Criterion]:
     def criterion(case: Case, batch: Batch) -> Criterion:
         if case.loss.multilabel:
             return fused_multilabel(case, batch, backend)
@@ -182,7 +182,7 @@ EAGER_CE = Provider("eager-ce", _plain)
 def providers() -> dict[str, Provider]:
     """All providers by name, the baseline first."""
     backends = [
-        Provider(name, _fused(name), functools.partial(_backend_absent, name))
+        Provider(name, fused(name), functools.partial(_backend_absent, name))
         for name in lpl_fused.backends()
     ]
     return {provider.name: provider for provider in (EAGER, COMPILE, *backends)}
