@@ -80,8 +80,8 @@ def cross_entropy(
             No weight touches it: the mean is over the rows that count, the sum and "none" add P_i.
         sample_weight: weights s, one per loss: the shape of `target` (class indices).
         backend: "auto", "cpp", "triton" or "reference"; see `lpl_fused.explain()`. "auto" leaves
-            what torch's function can do, too, on (N, C) logits of at most `backends.SMALL` numbers
-            on the CPU to torch's function, which is faster there.
+            to torch's function what it can do, too, and does faster: a mean or sum with gradient of
+            (N, C) float32 or float64 logits on the CPU, at most `backends.SMALL` of them.
 
     Returns:
         0-dim for "mean" and "sum", the shape of `target` for "none"; float32, float64 for float64
@@ -102,6 +102,7 @@ def cross_entropy(
         and (norm is None and penalty is None)
         and (phi == "log" and not z_loss and not softcap)
         and (type(label_smoothing) is float and label_smoothing == 0 and type(ignore_index) is int)
+        and reduction != "none"
         and isinstance(target, Tensor)
         and _small(input, target)
     ):
@@ -229,10 +230,13 @@ def lpl_perturbation(
 def _small(input: Tensor, target: Tensor) -> bool:
     """Whether these are so few float logits on the CPU that torch's own cross-entropy is faster.
 
-    An `autograd.Function` in Python costs more than the fused kernel saves on them.
+    An `autograd.Function` in Python costs more than the fused kernel saves on them. Where no
+    gradient is wanted none is made, and torch's loses the digits of small losses.
     """
     return (
-        (type(input) is Tensor or type(input) is torch.nn.Parameter)
+        input.requires_grad
+        and torch.is_grad_enabled()
+        and (type(input) is Tensor or type(input) is torch.nn.Parameter)
         and type(target) is Tensor
         and 0 < input.numel() <= SMALL
         and (input.dtype is torch.float32 or input.dtype is torch.float64)
