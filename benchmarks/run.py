@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import cases, plots, records, report
+from . import cases, plots, records, report, selections
 from .cases import Case
 from .measure import Conditions, measure, out_of_memory
 from .providers import COMPILE, EAGER, Provider, providers
@@ -60,14 +60,16 @@ def _list(text: str) -> list[str]:
 def selected(options: argparse.Namespace) -> list[Case]:
     """The cases that the options ask for."""
     if options.shapes or options.dtypes or options.losses:
-        quick = cases.quick_cases()
-        shapes = options.shapes or ([quick[0].shape] if options.quick else cases.COMMON_SHAPES)
-        return cases.product(shapes, options.dtypes or ["fp32"], options.losses or cases.LOSSES)
+        quick = selections.quick_cases()
+        shapes = options.shapes or ([quick[0].shape] if options.quick else selections.COMMON_SHAPES)
+        return selections.product(
+            shapes, options.dtypes or ["fp32"], options.losses or selections.LOSSES
+        )
     if options.quick:
-        return cases.quick_cases()
+        return selections.quick_cases()
     if options.lpl:
-        return cases.lpl_cases(options.device)
-    return (cases.all_cases if options.all else cases.default_cases)(options.device)
+        return selections.lpl_cases(options.device)
+    return (selections.all_cases if options.all else selections.default_cases)(options.device)
 
 
 def contestants(options: argparse.Namespace) -> list[Provider]:

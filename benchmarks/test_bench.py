@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from .cases import Case, draw, product
+from .cases import Case, draw
 from .correctness import Result, allowed_errors, errors, evaluate, truth
 from .providers import COMPILE, EAGER, Provider, providers
+from .selections import product
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LOSSES = ("ce", "la", "vs", "ldam", "smoothing", "lpl5", "lpl5-zipf")

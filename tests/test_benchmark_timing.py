@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from benchmarks import correctness
 from benchmarks.cases import MODES, Case, draw
 from benchmarks.providers import EAGER
-from benchmarks.timing import CpuSampler, Plan, Step, alternate, steps
+from benchmarks.steps import Step, steps
+from benchmarks.timing import CpuSampler, Plan, alternate
 
 CPU = torch.device("cpu")
 
@@ -18,10 +19,11 @@ CPU = torch.device("cpu")
 class _Recorder:
     """A sampler that notes whose turn it was."""
 
-    clock = "wall"
-
     def __init__(self) -> None:
         self.turns: list[int] = []
+
+    def clock(self, step: Step) -> str:
+        return "wall"
 
     def seconds(self, step: Step) -> float:
         return 1.0
@@ -88,7 +90,7 @@ def test_backward_hands_the_upstream_on() -> None:
     case = Case.parse("8x10", "fp64", "ce")
     batch = draw(case, CPU)
     made = steps(EAGER.criterion(case, batch), batch)
-    expected = correctness.truth(case, batch).grad
+    expected = correctness.truth(case, batch).grads[0]
     (both,) = made["both"].run(None)  # type: ignore[misc]
     torch.testing.assert_close(both, expected)
     assert made["backward"].prepare is not None
