@@ -21,7 +21,7 @@ import torch
 
 import lpl_fused
 
-from .cases import DTYPES
+from .cases import Case
 
 OK = "ok"  # timed
 WRONG = "wrong"  # its results miss the truth: not timed
@@ -88,13 +88,17 @@ class Record(Environment):
     peak_bytes: int | None = None
 
     @property
+    def what(self) -> Case:
+        """What was timed."""
+        return Case.parse(f"{self.rows}x{self.classes}", self.dtype, self.loss)
+
+    @property
     def peak_of_logits(self) -> float | None:
         """The peak as a multiple of the bytes that the logits take, or would take."""
-        if self.peak_bytes is None:
-            return None
-        return self.peak_bytes / (self.rows * self.classes * DTYPES[self.dtype].itemsize)
+        return None if self.peak_bytes is None else self.peak_bytes / self.what.logits_bytes
 
 
+FILE = "results.jsonl"
 _ENVIRONMENT = tuple(field.name for field in fields(Environment))
 # the case first, where it was taken last
 FIELDS = tuple(f.name for f in fields(Record) if f.name not in _ENVIRONMENT) + _ENVIRONMENT

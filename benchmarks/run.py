@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import cases, plots, records, report, selections
+from . import cases, records, report, selections
 from .cases import Case
 from .measure import Conditions, measure, out_of_memory
 from .providers import COMPILE, EAGER, Provider, providers
@@ -19,7 +19,6 @@ from .records import Environment, Record
 from .timing import sampler_for
 
 RESULTS = Path(__file__).parent / "results"
-_WIDTH = 150  # of the table where the output is no terminal
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument(
         "--losses",
         type=_list,
-        help="of ce,la,vs,ldam,smoothing,lplK[-zipf|-unique],bce,db,bce-lplK",
+        help="of ce,la,vs,ldam,smoothing,linear-ce,lplK[-zipf|-unique|-one],bce,db,bce-lplK",
     )
     which.add_argument("--providers", type=_list, help=f"of {','.join(providers())}")
     how = made.add_argument_group("how")
@@ -130,9 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
         chosen, entrants = selected(options), contestants(options)
     except ValueError as error:
         made.error(str(error))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
+    console = report.console()
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
     environment = records.environment(device, options.threads)
@@ -142,20 +139,15 @@ def main(arguments: list[str] | None = None) -> None:
     )
     folder = options.output or default_folder(environment)
     folder.mkdir(parents=True, exist_ok=True)
-    data = folder / "results.jsonl"
+    data = folder / records.FILE
 
     found = measure_all(
         chosen, entrants, conditions, console, lambda kept: records.write(kept, data)
     )
-    written = plots.save(found, folder)
-    summary = folder / "README.md"
-    summary.write_text(report.markdown(found, written, data))
-    console.print(report.table(found))
-    for line in report.not_timed(found):
-        console.print(f"not timed: {line}", markup=False)
+    written = [data, *report.show(found, folder, console)]
     if options.markdown:
-        console.print(summary.read_text(), markup=False)
-    console.print(f"written: {', '.join(path.name for path in (data, *written, summary))}")
+        console.print(written[-1].read_text(), markup=False)
+    console.print(f"written: {', '.join(path.name for path in written)}")
 
 
 if __name__ == "__main__":
