@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
@@ -177,11 +178,15 @@ def _grid(panels: int) -> tuple[Figure, list[Axes]]:
 
 def _legend(figure: Figure, grid: list[Axes]) -> None:
     """One legend for all panels, each name once."""
-    known = {}
+    known: dict[str, Artist] = {}
     for axes in grid:
         handles, labels = axes.get_legend_handles_labels()
-        known.update(zip(labels, handles, strict=True))
-    columns = min(len(known), 2 * min(len(grid), _COLUMNS) + 1)
+        known |= dict(zip(labels, handles, strict=True))
+    columns = 2 * min(len(grid), _COLUMNS)
     figure.legend(
-        known.values(), known.keys(), loc="outside upper center", ncols=columns, frameon=False
+        list(known.values()),
+        list(known),
+        loc="outside upper center",
+        ncols=columns,
+        frameon=False,
     )

@@ -66,7 +66,7 @@ _NOTES_ON = {
   have left the last-level cache when their turn comes again.
 """,
     "both-hot": """\
-* "hot": forward + backward captured in a CUDA graph and replayed without a flush, the device's time.
+* "hot": forward + backward captured in a CUDA graph, replayed without a flush, the device's time.
 """,
     "both-wall": """\
 * "wall": what a caller waits for forward + backward, over blocks that end with a synchronisation.
@@ -116,9 +116,10 @@ def columns(records: list[Record]) -> list[Column]:
     taken = {record.mode for record in records}
 
     def time(mode: str) -> Column:
-        return Column(
-            _HEADINGS[mode], lambda of: _digits(of[mode].median_ms if mode in of else None)
-        )
+        def cell(of: Taken) -> str:
+            return _digits(of[mode].median_ms if mode in of else None)
+
+        return Column(_HEADINGS[mode], cell)
 
     def of_both(heading: str, number: Callable[[Record], float | None]) -> Column:
         return Column(heading, lambda of: _digits(number(of[BOTH])))

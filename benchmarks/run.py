@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from . import cases, records, report, selections
 from .cases import Case
 from .measure import Conditions, measure, out_of_memory
+from .peers import OFFICIAL
 from .providers import COMPILE, EAGER, Provider, providers
 from .records import Environment, Record
 from .timing import sampler_for
@@ -35,7 +36,12 @@ def parser() -> argparse.ArgumentParser:
         type=_list,
         help="of ce,la,vs,ldam,smoothing,linear-ce,lplK[-zipf|-unique|-one],bce,db,bce-lplK",
     )
-    which.add_argument("--providers", type=_list, help=f"of {','.join(providers())}")
+    which.add_argument(
+        "--providers",
+        type=_list,
+        help=f"of {','.join(providers())} (default: all but {OFFICIAL.name}, which takes minutes "
+        "a case from thousands of classes on)",
+    )
     how = made.add_argument_group("how")
     how.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     how.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -74,7 +80,7 @@ def selected(options: argparse.Namespace) -> list[Case]:
 def contestants(options: argparse.Namespace) -> list[Provider]:
     """The providers that the options ask for; eager is always among them."""
     known = providers()
-    names = options.providers or list(known)
+    names = options.providers or [name for name in known if name != OFFICIAL.name]
     if options.quick and not options.providers:
         names.remove(COMPILE.name)  # its compiler alone takes longer than a smoke run
     unknown = [name for name in names if name not in known]
