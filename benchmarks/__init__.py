@@ -3,6 +3,7 @@
 Reading order: `cases` says what is timed, `selections` which of it, `baselines` how it is written
 without this library, `providers` and `peers` who takes part, `correctness` who is let in, `steps`
 what runs in each mode, `timing` how the clock runs, `memory` what is held, `measure` one case,
-`records` what is kept, `report` what is shown, `run` the command. `python -m benchmarks.report`
-redraws what is shown from records.
+`records` what is kept, `report` what is shown, `run` the command. `instructions` counts what no
+noise can move, `end_to_end` times whole training steps. `python -m benchmarks.report` redraws what
+is shown from records.
 """

@@ -189,6 +189,7 @@ def _compiler_absent(device: str) -> str | None:
 
 EAGER = Provider("eager", _eager)
 COMPILE = Provider("compile", _compiled, _compiler_absent)
+AUTO = Provider("auto", _fused("auto"))  # what a user gets who names no backend
 
 
 # No rival: the price of not perturbing at all, beside which a perturbation's cost is seen.
@@ -209,4 +210,4 @@ def providers() -> dict[str, Provider]:
         Provider(name, _fused(name), functools.partial(_backend_absent, name))
         for name in lpl_fused.backends()
     ]
-    return {provider.name: provider for provider in (EAGER, COMPILE, *backends, *PEERS)}
+    return {provider.name: provider for provider in (EAGER, COMPILE, AUTO, *backends, *PEERS)}

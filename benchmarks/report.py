@@ -117,12 +117,12 @@ def columns(records: list[Record]) -> list[Column]:
 
     def time(mode: str) -> Column:
         def cell(of: Taken) -> str:
-            return _digits(of[mode].median_ms if mode in of else None)
+            return digits(of[mode].median_ms if mode in of else None)
 
         return Column(_HEADINGS[mode], cell)
 
     def of_both(heading: str, number: Callable[[Record], float | None]) -> Column:
-        return Column(heading, lambda of: _digits(number(of[BOTH])))
+        return Column(heading, lambda of: digits(number(of[BOTH])))
 
     def error(of: Taken) -> str:
         found = of[BOTH].grad_error
@@ -131,7 +131,7 @@ def columns(records: list[Record]) -> list[Column]:
     made = [Column("provider", lambda of: LABELS.get(of[BOTH].provider, of[BOTH].provider))]
     made += [time(mode) for mode in modes(records[0].device_type) if mode in taken]
     made += [
-        Column("p20–p80", lambda of: f"{_digits(of[BOTH].p20)}–{_digits(of[BOTH].p80)}"),
+        Column("p20–p80", lambda of: f"{digits(of[BOTH].p20)}–{digits(of[BOTH].p80)}"),
         of_both("× eager", lambda both: both.ratio_to_eager),
         of_both("× plain CE", lambda both: both.ratio_to_eager_ce),
         of_both("GB/s", lambda both: both.gb_per_s),
@@ -206,18 +206,23 @@ def table(records: list[Record]) -> Table:
     return shown
 
 
+def machine(record: Record) -> str:
+    """Where and with what a record was taken, in a sentence."""
+    driver = f", driver {record.driver}" if record.device_type == "cuda" else ""
+    return (
+        f"{record.device}{driver}; {record.threads} threads of {record.cpu_cores} cores "
+        f"({record.cpu}, {record.cpu_capability}); torch {record.torch}, triton "
+        f"{record.triton or 'absent'}, Python {record.python}; lpl_fused {record.lpl_fused}, "
+        f"commit {record.git}; {record.date}."
+    )
+
+
 def markdown(records: list[Record], pictures: Iterable[Path]) -> str:
     """A page that stands beside the records and the pictures."""
-    first = records[0]
-    machine = first.device
-    if first.device_type == "cuda":
-        machine += f", driver {first.driver}"
     text = [
-        f"# Benchmark: {first.device}",
+        f"# Benchmark: {records[0].device}",
         "",
-        f"{machine}; {first.threads} threads of {first.cpu_cores} cores ({first.cpu}, "
-        f"{first.cpu_capability}); torch {first.torch}, triton {first.triton or 'absent'}, "
-        f"Python {first.python}; lpl_fused {first.lpl_fused}, commit {first.git}; {first.date}.",
+        machine(records[0]),
         "",
         f"Data: [{FILE}]({FILE}), one JSON record per case, provider and mode.",
         "",
@@ -231,20 +236,20 @@ def markdown(records: list[Record], pictures: Iterable[Path]) -> str:
     for line in lines(records):
         if line.case != case:
             case = line.case
-            text += ["", f"## {case}", "", _row(headings)]
-            text += [_row(["---", *["---:"] * (len(headings) - 1)])]
-        text.append(_row(line.cells))
+            text += ["", f"## {case}", "", row(headings)]
+            text += [row(["---", *["---:"] * (len(headings) - 1)])]
+        text.append(row(line.cells))
     omitted = not_timed(records)
     if omitted:
         text += ["", "## Not timed", "", *(f"* {reason}" for reason in omitted)]
     return "\n".join(text) + "\n"
 
 
-def _row(cells: Iterable[str]) -> str:
+def row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _digits(value: float | None) -> str:
+def digits(value: float | None) -> str:
     """Three significant digits, never in powers of ten."""
     if value is None:
         return _NOTHING
