@@ -89,7 +89,7 @@ def test_committed_records_are_redrawn(
     # the figures that were committed are those that are shown
     rows = {line for line in (folder / "README.md").read_text().splitlines() if "| eager |" in line}
     assert rows
-    assert rows <= set(summary.splitlines()) or "peak" in summary
+    assert rows <= set(summary.splitlines())
 
 
 def test_records_of_before_have_no_peak_and_no_column_of_it() -> None:
