@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import LogFormatter, NullFormatter
 
 from . import style
 from .cases import COPY
 from .providers import EAGER, EAGER_CE
 from .records import Record
 
-_COLUMNS = 3  # panels side by side
+_COLUMNS = 3  # panels side by side at most
 _ENOUGH = 3  # class counts that make a curve
-_FLOOR = {"color": "0.45", "linestyle": "--", "linewidth": 1.5, "zorder": 1}
+_FLOOR = {"color": "0.45", "linestyle": "--", "linewidth": 1.5, "zorder": 3}
 _MIB = 2**20
 
 Panel = tuple[str, int, str]  # loss, rows, dtype
@@ -64,7 +64,7 @@ def _steps(axes: Axes, records: list[Record]) -> None:
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xticks(ticks, [f"{k}" if k else "0: plain CE" for k in ticks])
     axes.set_xticks([], minor=True)
-    axes.set_xlim(left=-0.5)
+    axes.set_xlim(-0.5, 1.3 * ticks[-1])
     axes.set_xlabel("K, steps of the learned perturbation")
     _log_ordinate(axes, "forward + backward (ms)")
 
@@ -160,14 +160,18 @@ def _look(provider: str) -> dict[str, str]:
 def _log_ordinate(axes: Axes, label: str) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(style.NUMBER)
-    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))  # of short axes alone
     axes.set_ylabel(label)
     axes.grid(alpha=0.3, linewidth=0.5)
 
 
+def _side_by_side(panels: int) -> int:
+    return 2 if panels == 4 else min(panels, _COLUMNS)
+
+
 def _grid(panels: int) -> tuple[Figure, list[Axes]]:
     """A figure with as many panels, some of them side by side."""
-    columns = min(panels, _COLUMNS)
+    columns = _side_by_side(panels)
     rows = -(-panels // columns)
     figure = Figure(figsize=(1.5 + 5.0 * columns, 0.8 + 4.0 * rows), layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -182,11 +186,10 @@ def _legend(figure: Figure, grid: list[Axes]) -> None:
     for axes in grid:
         handles, labels = axes.get_legend_handles_labels()
         known |= dict(zip(labels, handles, strict=True))
-    columns = 2 * min(len(grid), _COLUMNS)
     figure.legend(
         list(known.values()),
         list(known),
         loc="outside upper center",
-        ncols=columns,
+        ncols=2 * _side_by_side(len(grid)),
         frameon=False,
     )

@@ -19,8 +19,9 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
     """The bytes that `run` holds beyond what was held before it, when it holds most.
 
     On a GPU of torch's allocator, to the byte. On a CPU of the whole process, native scratch
-    included, to some pages: what is resident at most, as Linux counts it; None elsewhere. `run`
-    must have run before, or what it loads and keeps counts as well.
+    included, to some pages: what is resident at most, as Linux counts it, with what the C library
+    leaves between two allocations of less than 32 MiB; None elsewhere. `run` must have run before,
+    or what it loads and keeps counts as well.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)

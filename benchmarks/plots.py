@@ -18,6 +18,7 @@ from .records import OK, Record
 _BAR = 0.22  # inches
 _GAP = 0.7  # bars between two cases
 _DPI = 130
+_YARDSTICKS = (EAGER.name, EAGER_CE.name)
 
 
 def save(records: list[Record], folder: Path) -> list[Path]:
@@ -25,7 +26,7 @@ def save(records: list[Record], folder: Path) -> list[Path]:
     both = [r for r in records if r.status == OK and r.mode == BOTH]
     copies = [r for r in records if r.status == OK and r.mode == COPY]
     figures = {}
-    if any(r.provider != EAGER.name and r.ratio_to_eager is not None for r in both):
+    if any(r.provider not in _YARDSTICKS and r.ratio_to_eager is not None for r in both):
         figures["relative.png"] = relative(both)
     if curves.step_panels(both):
         figures["steps.png"] = curves.against_steps(both)
@@ -41,7 +42,7 @@ def save(records: list[Record], folder: Path) -> list[Path]:
 def relative(both: Iterable[Record]) -> Figure:
     """Bars of time relative to eager by case and provider, with p20 to p80; left of 1 is faster."""
     known = [r for r in both if r.ratio_to_eager is not None]
-    shown = [r for r in known if r.provider not in (EAGER.name, EAGER_CE.name)]
+    shown = [r for r in known if r.provider not in _YARDSTICKS]
     providers = style.in_order(r.provider for r in shown)
     by_case: dict[str, list[Record]] = {}
     for record in shown:
@@ -105,4 +106,6 @@ def _bars(axes: Axes, records: list[Record], places: list[float]) -> None:
             ha="right" if faster else "left",
             va="center",
             fontsize=7,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+            zorder=4,
         )

@@ -74,7 +74,7 @@ _NOTES_ON = {
     "peak": """\
 * "peak ÷ logits": memory beyond what was held before the call, at the worst moment of forward +
   backward, gradient included (so 1 is the gradient alone), as a multiple of the logits' bytes. On
-  a CPU it is what the process has resident, exact to some hundred kilobytes.
+  a CPU it is what the process has resident, in whole pages: rough where the logits are few.
 """,
     "linear-ce": """\
 * "linear-ce": cross-entropy of features (N, 512) times a weight (C, 512), with the gradients of
@@ -86,6 +86,9 @@ _NOTES_ON = {
 """,
     "quack": """\
 * QuACK takes plain logits: tables are added to them before, as its users would.
+""",
+    "cut-cross-entropy": """\
+* cut-cross-entropy leaves out gradients too small to count in the dtype, as is its default.
 """,
     "official": """\
 * "official": LPL as its authors' scripts compute it, with C×C matrices in every step, here as in

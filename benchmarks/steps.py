@@ -16,6 +16,7 @@ from .providers import Criterion
 
 Inputs = tuple[Tensor, ...]
 COLD, HOT, WALL = "cold", "hot", "wall"
+_MOST = 8192
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,11 @@ def rotation(batch: Batch) -> list[Inputs]:
     """The inputs, and copies of them that take twice the last-level cache with them.
 
     Used in turn, each has left the cache when its turn comes again. Inputs that large themselves
-    are not copied: their end drives out their beginning.
+    are not copied: their end drives out their beginning. Of inputs of a few kilobytes `_MOST` must
+    do; they leave the caches before the last in any case.
     """
     size = sum(part.nbytes for part in batch.inputs)
-    copies = -(-2 * last_level_cache() // size)
+    copies = min(_MOST, -(-2 * last_level_cache() // size))
     made = [tuple(part.detach().clone() for part in batch.inputs) for _ in range(copies - 1)]
     return [batch.inputs, *made]
 

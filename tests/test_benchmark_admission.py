@@ -11,9 +11,9 @@ from benchmark_conditions import CE, CPU, KINDS, MULTILABEL, conditions
 from rich.console import Console
 
 from benchmarks import correctness, records, run
-from benchmarks.cases import Case, draw, modes
+from benchmarks.cases import COPY, Batch, Case, draw, modes
 from benchmarks.measure import admit, measure
-from benchmarks.providers import COMPILE, EAGER, Provider, providers
+from benchmarks.providers import COMPILE, EAGER, Criterion, Provider, providers
 
 
 @pytest.mark.parametrize("dtype", ["fp64", "fp32", "bf16", "fp16"])
@@ -66,6 +66,89 @@ def test_a_wrong_provider_is_reported_and_not_timed(fault: str) -> None:
     assert mine[0].reason is not None
     assert "error" in mine[0].reason
     assert {r.mode for r in found if r.provider == "eager"} == set(modes("cpu"))
+
+
+def _overwriting(case: Case, batch: Batch) -> Criterion:
+    """As some libraries do: the gradient takes the place of the logits."""
+
+    def criterion(u: torch.Tensor) -> torch.Tensor:
+        loss = F.cross_entropy(u.clone(), batch.target)
+        u.data.fill_(7.0)
+        return loss
+
+    return criterion
+
+
+def test_who_overwrites_its_logits_harms_nobody() -> None:
+    batch = draw(CE, CPU)
+    before = batch.logits.clone()
+    order = [EAGER, Provider("overwriting", _overwriting), providers()["reference"]]
+    found = {e.name: e for e in admit(CE, batch, order, "cpu")}
+    assert {name: e.status for name, e in found.items()} == dict.fromkeys(found, "ok")
+    assert [name for name, e in found.items() if e.overwrites] == ["overwriting"]
+    assert torch.equal(batch.logits, before)
+    assert found["eager"].batch(batch) is batch
+    given = found["overwriting"].batch(batch)
+    assert given.logits.data_ptr() != batch.logits.data_ptr()
+    assert torch.equal(given.logits, before)
+
+
+def test_a_mode_that_fails_is_reported_and_the_others_timed() -> None:
+    def needs_grad(u: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if not u.requires_grad:
+            raise RuntimeError("training alone")
+        return F.cross_entropy(u, target)
+
+    provider = Provider("training", lambda case, batch: lambda u: needs_grad(u, batch.target))
+    found = measure(CE, [EAGER, provider], conditions())
+    status = {r.mode: (r.status, r.reason) for r in found if r.provider == "training"}
+    assert status.pop("forward-no-grad") == ("failed", "RuntimeError: training alone")
+    assert status == {m: ("ok", None) for m in modes("cpu") if m != "forward-no-grad"}
+
+
+def test_who_does_not_solve_a_case_is_no_part_of_it() -> None:
+    provider = Provider("other", EAGER.criterion, solves=lambda case: case.loss.kind == "la")
+    assert {r.provider for r in measure(CE, [EAGER, provider], conditions())} == {"eager", COPY}
+
+
+def test_who_computes_another_thing_is_held_to_that() -> None:
+    def doubled(case: Case, batch: Batch) -> Criterion:
+        return lambda u: 2 * F.cross_entropy(u, batch.target)
+
+    seen: list[torch.dtype] = []
+
+    def truth(case: Case, batch: Batch) -> Criterion:
+        seen.append(batch.logits.dtype)
+        return doubled(case, batch)
+
+    order = [EAGER, Provider("doubled", doubled), Provider("held", doubled, truth=truth)]
+    found = {e.name: e.status for e in admit(CE, draw(CE, CPU), order, "cpu")}
+    assert found == {"eager": "ok", "doubled": "wrong", "held": "ok"}
+    assert seen == [torch.float64]
+
+
+def test_a_wrong_gradient_of_the_weight_is_seen() -> None:
+    def criterion(case: Case, batch: Batch) -> Criterion:
+        return lambda x, w: F.cross_entropy(x @ w.T, batch.target) + 0 * x.sum() + _tilt(w)
+
+    def _tilt(w: torch.Tensor) -> torch.Tensor:
+        return 1e-3 * (w.sum() - w.sum().detach())
+
+    case = Case.parse("48x130", "fp32", "linear-ce")
+    found = list(admit(case, draw(case, CPU), [EAGER, Provider("wrong", criterion)], "cpu"))
+    assert [e.status for e in found] == ["ok", "wrong"]
+    assert found[1].reason is not None
+    assert "grad error" in found[1].reason
+
+
+def test_features_in_chunks_have_the_same_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case.parse("48x20", "fp32", "linear-ce")
+    batch = draw(case, CPU)
+    whole = correctness.truth(case, batch)
+    monkeypatch.setattr(correctness, "_CHUNK", 100)
+    parts = correctness.truth(case, batch)
+    torch.testing.assert_close(parts.loss, whole.loss, rtol=1e-14, atol=0)
+    torch.testing.assert_close(parts.grads, whole.grads, rtol=1e-12, atol=1e-18)
 
 
 def test_a_provider_that_raises_is_reported_without_paths() -> None:
