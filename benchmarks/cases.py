@@ -39,7 +39,8 @@ FEATURES = 512  # of a row where logits are made from features
 MODES = ("forward-no-grad", "forward", "backward", "both", "both-leaf")
 # How "both" is met on a device whose own way it is not: caches cold on a CPU (other logits at every
 # call), warm on a GPU (a replayed CUDA graph), and what a caller of a GPU waits (wall time).
-DEVICE_MODES = {"cpu": ("both-cold",), "cuda": ("both-hot", "both-wall")}
+COLD = "both-cold"
+DEVICE_MODES = {"cpu": (COLD,), "cuda": ("both-hot", "both-wall")}
 COPY = "copy"  # the mode of the yardstick: the inputs copied once
 
 

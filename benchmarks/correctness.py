@@ -19,10 +19,11 @@ from .providers import Criterion, fused_multilabel
 
 # A right answer summed in another order; a wrong one misses by orders of magnitude.
 MARGIN = 4.0
-# The baseline has nobody beside it; rounding alone leaves it far below.
+# The baseline has nobody beside it; rounding alone leaves it below, even where p − 1 cancels as the
+# target's p → 1 (with two classes, 6e-3 in float32).
 EAGER_LIMIT = {
     torch.float64: 1e-10,
-    torch.float32: 1e-3,
+    torch.float32: 0.02,
     torch.float16: 0.05,
     torch.bfloat16: 0.4,
 }

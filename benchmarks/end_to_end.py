@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     environment = records.environment(device, options.threads)
     sampler = sampler_for(device, options.threads)
-    conditions = Conditions(device, sampler, environment, options.budget, patience=float("inf"))
+    conditions = Conditions(device, sampler, environment, options.budget, float("inf"), (STEP,))
     known = providers()
     entrants = [known[name] for name in dict.fromkeys([EAGER.name, *options.providers])]
     default = default_folder(environment)

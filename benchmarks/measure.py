@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from . import records
-from .cases import COPY, Batch, Case, draw, modes
+from .cases import COLD, COPY, Batch, Case, draw
 from .correctness import Errors, allowed_errors, errors, evaluate, truth
 from .memory import peak_bytes
 from .providers import EAGER, EAGER_CE, Criterion, Provider, Refusal
@@ -48,6 +48,7 @@ class Conditions:
         environment: what every record says about it.
         budget: seconds for each provider and mode.
         patience: seconds that one call may take; what is slower is timed in mode "both" alone.
+        modes: what is timed, "both" among it.
     """
 
     device: torch.device
@@ -55,6 +56,7 @@ class Conditions:
     environment: Environment
     budget: float
     patience: float
+    modes: tuple[str, ...]
 
 
 def measure(
@@ -71,7 +73,7 @@ def measure(
     """
     batch = draw(case, conditions.device)
     entrants = list(admit(case, batch, providers, conditions.device.type, notify))
-    others = [] if batch.logits.is_cuda else rotation(batch)
+    others = rotation(batch) if COLD in conditions.modes else []
     contestants = {
         entrant.name: steps(entrant.criterion, entrant.batch(batch), others)
         for entrant in entrants
@@ -163,7 +165,7 @@ def _time(
     for name, plan in plans.items():
         if plan.seconds > conditions.patience and name != COPY:
             found.slow.append(name)
-    for mode in modes(conditions.device.type):
+    for mode in conditions.modes:
         notify(mode)
         entered: dict[str, tuple[Step, Plan]] = {}
         for name, made in contestants.items():
@@ -205,7 +207,7 @@ class _Sheet:
         for (name, mode), reason in self.found.failures.items():
             yield self.record(name, mode, records.FAILED, reason)
         for name in self.found.slow:
-            for mode in modes(self.conditions.device.type):
+            for mode in self.conditions.modes:
                 if mode != BOTH:
                     reason = f"a call takes more than {self.conditions.patience:g} s"
                     yield self.record(name, mode, records.SLOW, reason)

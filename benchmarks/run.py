@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import cases, records, report, selections
-from .cases import Case
-from .measure import Conditions, measure, out_of_memory
+from .cases import Case, modes
+from .measure import BOTH, Conditions, measure, out_of_memory
 from .peers import OFFICIAL
 from .providers import AUTO, COMPILE, EAGER, Provider, providers
 from .records import Environment, Record
@@ -28,6 +28,9 @@ def parser() -> argparse.ArgumentParser:
     which = made.add_argument_group("what is measured (default: a selection of some minutes)")
     which.add_argument("--all", action="store_true", help="every shape and loss, K = 1 … 100")
     which.add_argument("--lpl", action="store_true", help="the steps of LPL beside plain CE")
+    which.add_argument(
+        "--sweep", action="store_true", help="plain CE from 2 to 262144 classes, 1 to 8192 rows"
+    )
     which.add_argument("--quick", action="store_true", help="a smoke run of seconds")
     which.add_argument("--shapes", type=_list, help="as 512x8142,256x32000")
     which.add_argument("--dtypes", type=_list, help=f"of {', '.join(cases.DTYPES)}")
@@ -43,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
         "a case from thousands of classes on)",
     )
     how = made.add_argument_group("how")
+    how.add_argument(
+        "--modes", type=_list, help="of forward, backward, …; forward + backward is always timed"
+    )
     how.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     how.add_argument("--threads", type=int, default=torch.get_num_threads())
     how.add_argument("--budget", type=float, help="seconds for each provider and mode")
@@ -72,6 +78,8 @@ def selected(options: argparse.Namespace) -> list[Case]:
         )
     if options.quick:
         return selections.quick_cases()
+    if options.sweep:
+        return selections.sweep_cases(options.device)
     if options.lpl:
         return selections.lpl_cases(options.device)
     return (selections.all_cases if options.all else selections.default_cases)(options.device)
@@ -85,12 +93,24 @@ def contestants(options: argparse.Namespace) -> list[Provider]:
     """The providers that the options ask for; eager is always among them."""
     known = providers()
     names = options.providers or [name for name in known if name not in _WHERE_NAMED]
+    if options.sweep and not options.providers:
+        names = [EAGER.name, COMPILE.name, AUTO.name]
     if options.quick and not options.providers:
         names.remove(COMPILE.name)  # its compiler alone takes longer than a smoke run
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"providers: expected some of {', '.join(known)}, got {unknown[0]!r}")
     return [known[name] for name in dict.fromkeys([EAGER.name, *names])]
+
+
+def modes_of(options: argparse.Namespace) -> tuple[str, ...]:
+    """The modes that the options ask for; forward + backward is always among them."""
+    known = modes(options.device)
+    wanted = (BOTH,) if options.sweep and options.modes is None else options.modes or known
+    unknown = [mode for mode in wanted if mode not in known]
+    if unknown:
+        raise ValueError(f"modes: expected some of {', '.join(known)}, got {unknown[0]!r}")
+    return tuple(mode for mode in known if mode == BOTH or mode in wanted)
 
 
 def measure_all(
@@ -136,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
     made = parser()
     options = made.parse_args(arguments)
     try:
-        chosen, entrants = selected(options), contestants(options)
+        chosen, entrants, taken = selected(options), contestants(options), modes_of(options)
     except ValueError as error:
         made.error(str(error))
     console = report.console()
@@ -144,9 +164,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     environment = records.environment(device, options.threads)
     budget = options.budget or (0.02 if options.quick else 0.3)
-    conditions = Conditions(
-        device, sampler_for(device, options.threads), environment, budget, options.patience
-    )
+    sampler = sampler_for(device, options.threads)
+    conditions = Conditions(device, sampler, environment, budget, options.patience, taken)
     folder = options.output or default_folder(environment)
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / records.FILE

@@ -37,6 +37,11 @@ TOKEN_SHAPES = ("1024x32000", "8192x128000")
 LINEAR_SHAPES = ("512x8142", "1024x32000")
 GPU_LINEAR_SHAPES = ("8192x32000", "8192x128256")
 
+# Every size of problem, as far as memory goes: eager holds several times the logits.
+SWEEP_ROWS = (1, 8, 64, 512, 8192)
+SWEEP_CLASSES = (2, 10, 100, 1000, 8142, 32000, 128256, 262144)
+_MOST_LOGITS = 2**28
+
 
 def product(shapes: Iterable[str], dtypes: Iterable[str], losses: Iterable[str]) -> list[Case]:
     """Every shape under every dtype and loss."""
@@ -85,6 +90,12 @@ def all_cases(device: str) -> list[Case]:
     if device == "cuda":
         cases += product(GPU_SHAPES, ["bf16"], LOSSES)
     return list(dict.fromkeys(cases))
+
+
+def sweep_cases(device: str) -> list[Case]:
+    """Plain cross-entropy over rows and classes, in bfloat16 on a GPU."""
+    shapes = [f"{n}x{c}" for n in SWEEP_ROWS for c in SWEEP_CLASSES if n * c <= _MOST_LOGITS]
+    return product(shapes, ["bf16" if device == "cuda" else "fp32"], ["ce"])
 
 
 def quick_cases() -> list[Case]:

@@ -13,6 +13,7 @@ _COLOURS = {
     EAGER.name: "#000000",
     COMPILE.name: "#E69F00",
     "reference": "#999999",
+    "auto": "#332288",
     "cpp": "#0072B2",
     "triton": "#009E73",
     "cuda": "#56B4E9",
@@ -27,6 +28,7 @@ _COLOURS = {
 _LABELS = {
     EAGER.name: "eager",
     EAGER_CE.name: "eager, plain CE",
+    "auto": "lpl_fused",
     "cpp": "lpl_fused cpp",
     "triton": "lpl_fused triton",
     "cuda": "lpl_fused cuda",
@@ -38,12 +40,12 @@ _LABELS = {
     "torch-linear": "torch, chunked linear",
     "official": "LPL as published",
 }
-_MARKERS = "osD^v<>Ph*Xpd"
+_MARKERS = "osD^v<>Ph*Xpd8"
 NUMBER = FuncFormatter(lambda value, _: f"{value:g}")
 
 
 def colour(provider: str) -> str:
-    return _COLOURS.get(provider, "#332288")
+    return _COLOURS.get(provider, "#8B4513")
 
 
 def label(provider: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks import records
-from benchmarks.cases import Case
+from benchmarks.cases import Case, modes
 from benchmarks.measure import Conditions
 from benchmarks.timing import CpuSampler
 
@@ -20,4 +20,5 @@ KINDS = (
 
 def conditions(patience: float = 1.0) -> Conditions:
     """One thread, as few samples as there may be."""
-    return Conditions(CPU, CpuSampler(1), records.environment(CPU, 1), 0.001, patience)
+    environment = records.environment(CPU, 1)
+    return Conditions(CPU, CpuSampler(1), environment, 0.001, patience, modes("cpu"))
