@@ -61,9 +61,9 @@ def last_level_cache() -> int:
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
     found: dict[str, int] = {}  # by the cores that share one
     for core in cores:
-        caches = _CPUS.glob(f"cpu{core}/cache/index*")
-        last = max(caches, key=lambda cache: int(cache.name[len("index") :]), default=None)
+        sizes = _CPUS.glob(f"cpu{core}/cache/index*/size")
+        last = max(sizes, default=None)  # index3 after index2
         if last is not None:
-            size = (last / "size").read_text().strip()
-            found[(last / "shared_cpu_list").read_text()] = int(size.rstrip("K")) * 1024
+            size = last.read_text().strip()
+            found[last.with_name("shared_cpu_list").read_text()] = int(size.rstrip("K")) * 1024
     return sum(found.values()) or _LARGE_CACHE

@@ -130,7 +130,7 @@ def _compiled(case: Case, batch: Batch) -> Criterion:
     return lambda u: loss(u, *what)
 
 
-def _fused(backend: str) -> Callable[[Case, Batch], Criterion]:
+def fused(backend: str) -> Callable[[Case, Batch], Criterion]:
     def criterion(case: Case, batch: Batch) -> Criterion:
         if case.loss.multilabel:
             return fused_multilabel(case, batch, backend)
@@ -207,7 +207,7 @@ def providers() -> dict[str, Provider]:
     from .peers import PEERS  # they are providers, too
 
     backends = [
-        Provider(name, _fused(name), functools.partial(_backend_absent, name))
+        Provider(name, fused(name), functools.partial(_backend_absent, name))
         for name in lpl_fused.backends()
     ]
     return {provider.name: provider for provider in (EAGER, COMPILE, AUTO, *backends, *PEERS)}

@@ -49,7 +49,7 @@ def rotation(batch: Batch) -> list[Inputs]:
 
 
 def steps(criterion: Criterion, batch: Batch, others: Sequence[Inputs] = ()) -> dict[str, Step]:
-    """The step of every mode, of the device's own with `others`, the `rotation` that a CPU takes.
+    """The step of every mode; a CPU's cold one goes through `others`, its `rotation`, in turn.
 
     Models hand over logits that are no leaf: their gradient is passed on, not accumulated. A leaf
     as in most benchmarks adds what autograd does to keep its gradient. Each backward is the first
@@ -109,12 +109,21 @@ class _Replay:
         self._graph.replay()
 
     def _captured(self) -> torch.cuda.CUDAGraph:
-        """As torch's notes on CUDA graphs ask for: after some calls on a stream beside."""
+        """As torch's notes on CUDA graphs ask for: after some calls on a stream beside.
+
+        What waits for the device cannot be captured. The last of these calls finds that out, since
+        a capture that breaks off leaves torch's generators and streams as they are within one.
+        """
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(3):
+            self._run()
+            self._run()
+            torch.cuda.set_sync_debug_mode("error")
+            try:
                 self._run()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 # Threads that wait while others work, as workers of pytest-xdist do, must not spin
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -32,7 +33,9 @@ def _interpret_quickly() -> None:
         return
     import triton.language as tl
 
-    search = interpreter._patch_lang
+    search = getattr(interpreter, "_patch_lang", None)
+    if search is None:  # a release that does it otherwise
+        return
 
     def patch(fn):  # type: ignore[no-untyped-def]
         if not any(tl.core.is_builtin(lang.load) for lang in (tl, tl.core)):
@@ -52,6 +55,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no CUDA device; run with `make gpu` on one"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For steps that are too small to share, since other work may want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -149,6 +149,22 @@ def test_a_hot_call_replays_what_was_captured() -> None:
     assert calls == captured + 6
 
 
+@pytest.mark.gpu
+def test_what_waits_for_the_device_is_not_captured() -> None:
+    device = torch.device("cuda")
+    batch = draw(Case.parse("64x1000", "bf16", "ce"), device)
+
+    def criterion(u: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(u, batch.target) * float(batch.upstream.item())
+
+    made = steps(criterion, batch)
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        CudaSampler().seconds(made["both-hot"])
+    assert torch.cuda.get_sync_debug_mode() == 0
+    assert not torch.cuda.is_current_stream_capturing()
+    torch.randn(3, device=device)  # the generator is as it was
+
+
 def test_backward_hands_the_upstream_on() -> None:
     case = Case.parse("8x10", "fp64", "ce")
     batch = draw(case, CPU)

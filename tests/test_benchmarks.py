@@ -120,6 +120,14 @@ def test_bad_options_are_explained(
     assert message in capsys.readouterr().err
 
 
+def test_the_published_algorithm_takes_part_where_it_is_named() -> None:
+    default = run.contestants(run.parser().parse_args([]))
+    assert {"eager", "compile", "cpp", "liger", "torch-linear"} <= {p.name for p in default}
+    assert "official" not in {p.name for p in default}
+    named = run.contestants(run.parser().parse_args(["--providers", "official"]))
+    assert [p.name for p in named] == ["eager", "official"]
+
+
 def test_eager_takes_part_whoever_is_asked_for() -> None:
     options = run.parser().parse_args(["--providers", "reference"])
     assert [p.name for p in run.contestants(options)] == ["eager", "reference"]

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,7 @@ from lpl_fused.version import __version__
 
 QUICK = ("train", "--data", "digits", "--epochs", "2")
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The steps of these tests are too small to share, and other work may want the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(*arguments: object) -> int:

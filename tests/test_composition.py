@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,14 +22,7 @@ from lpl_fused.testing import budget, error
 
 KEYWORDS = ("weight", "phi", "label_smoothing", "z_loss", "ignore_index", "reduction", "backend")
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """A few rows are too little to share, and other work may want the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @st.composite

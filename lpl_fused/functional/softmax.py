@@ -7,10 +7,11 @@ is a choice of tables; see `Perturbation` and `lpl_fused.phi`.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops, reference
-from ..backends import REFERENCE, resolve
+from ..backends import OVERRIDE, REFERENCE, SMALL, resolve
 from ..norm import Norm, numbers_of
 from ..ops import Choose
 from ..penalty import MarginPenalty
@@ -78,7 +79,9 @@ def cross_entropy(
         penalty: a `MarginPenalty` P_i of each row, on the raw logits, 0 where the label is ignored.
             No weight touches it: the mean is over the rows that count, the sum and "none" add P_i.
         sample_weight: weights s, one per loss: the shape of `target` (class indices).
-        backend: "auto", "cpp", "triton" or "reference"; see `lpl_fused.explain()`.
+        backend: "auto", "cpp", "triton" or "reference"; see `lpl_fused.explain()`. "auto" leaves
+            what torch's function can do, too, on (N, C) logits of at most `backends.SMALL` numbers
+            on the CPU to torch's function, which is faster there.
 
     Returns:
         0-dim for "mean" and "sum", the shape of `target` for "none"; float32, float64 for float64
@@ -93,6 +96,19 @@ def cross_entropy(
             nan instead, without a host synchronisation.
         RuntimeError: a backend asked for by name that cannot run here.
     """
+    if (
+        backend == OVERRIDE == "auto"
+        and (perturbation is None and weight is None and sample_weight is None)
+        and (norm is None and penalty is None)
+        and (phi == "log" and not z_loss and not softcap)
+        and (type(label_smoothing) is float and label_smoothing == 0 and type(ignore_index) is int)
+        and isinstance(target, Tensor)
+        and _small(input, target)
+    ):
+        try:
+            return F.cross_entropy(input, target, None, None, ignore_index, None, reduction)
+        except (TypeError, ValueError, IndexError):
+            pass  # said below, as everywhere else
     shaped = Shaped(input, target)
     options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
     problem = shaped.problem(
@@ -208,6 +224,25 @@ def lpl_perturbation(
         classes, group = torch.unique(problem.target[present], return_inverse=True)
         leader = torch.empty_like(classes).scatter_(0, group, slot[present])
         return classes, delta[leader]
+
+
+def _small(input: Tensor, target: Tensor) -> bool:
+    """Whether these are so few float logits on the CPU that torch's own cross-entropy is faster.
+
+    An `autograd.Function` in Python costs more than the fused kernel saves on them.
+    """
+    return (
+        (type(input) is Tensor or type(input) is torch.nn.Parameter)
+        and type(target) is Tensor
+        and 0 < input.numel() <= SMALL
+        and (input.dtype is torch.float32 or input.dtype is torch.float64)
+        and target.dtype is torch.int64
+        and input.is_cpu
+        and input.ndim == 2
+        and target.ndim == 1
+        and input.shape[0] == target.numel()
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _run_on(problem: Problem, backend: str, choose: Choose | None = None) -> Tensor:

@@ -1,0 +1,68 @@
+"""Native calls of a file, done again: a process without torch, for valgrind to count in.
+
+    python benchmarks/replay.py MODULE ISA CALLS
+
+MODULE is the compiled lpl_fused._cpu, ISA the instruction set that is to be used, CALLS what
+`benchmarks.instructions` recorded: a pickled list of cases, each a list of (function, arguments);
+what a tensor held stands there as bytes. Every case begins with a call of `use_isa`, by which
+callgrind tells them apart.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import pickle
+import sys
+from types import ModuleType
+from typing import Any
+
+_CACHE_LINE = 64
+
+
+class Memory:
+    """What the bindings ask of a tensor: the address of its data."""
+
+    def __init__(self, content: bytes) -> None:
+        self._room = ctypes.create_string_buffer(len(content) + _CACHE_LINE)
+        start = ctypes.addressof(self._room)
+        self._start = (start + _CACHE_LINE - 1) // _CACHE_LINE * _CACHE_LINE
+        ctypes.memmove(self._start, content, len(content))
+
+    def data_ptr(self) -> int:
+        return self._start
+
+
+def _placed(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return Memory(value)
+    return tuple(map(_placed, value)) if isinstance(value, tuple) else value
+
+
+def _load(path: str) -> ModuleType:
+    """The module in a file, without the package around it."""
+    spec = importlib.util.spec_from_file_location("lpl_fused._cpu", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def main(module: str, isa: str, calls: str) -> None:
+    """Does every call of every case once."""
+    native = _load(module)
+    with open(calls, "rb") as file:
+        cases = pickle.load(file)
+    for case in cases:
+        if not native.use_isa(isa):
+            sys.exit(f"this processor, or valgrind, does not run {isa}")
+        for name, arguments in case:
+            placed = _placed(arguments)
+            # inside a problem the bindings take addresses themselves
+            given = [a.data_ptr() if isinstance(a, Memory) else a for a in placed]
+            getattr(native, name)(*given)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

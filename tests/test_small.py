@@ -1,0 +1,129 @@
+"""What is too small for a fused kernel behind a Python function: "auto" leaves it to torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lpl_fused import Focal, Perturbation, losses
+from lpl_fused import functional as LF
+from lpl_fused.backends import REFERENCE, SMALL, explain
+from lpl_fused.functional import softmax
+
+N, C = 12, 7
+
+
+def batch(
+    n: int = N, classes: int = C, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(n, classes, generator=generator, dtype=dtype, requires_grad=True)
+    return logits, torch.randint(classes, (n,), generator=generator)
+
+
+@pytest.fixture
+def left_to_torch(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """One entry for every call that `F.cross_entropy` answers."""
+    calls, own = [], F.cross_entropy
+
+    def counted(*arguments: Any, **keywords: Any) -> Tensor:
+        calls.append(True)
+        return own(*arguments, **keywords)
+
+    monkeypatch.setattr(softmax.F, "cross_entropy", counted)
+    return calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_is_torchs_to_the_bit(
+    left_to_torch: list[bool], reduction: str, dtype: torch.dtype
+) -> None:
+    logits, target = batch(dtype=dtype)
+    target[3] = -7
+    keywords: dict[str, Any] = {"ignore_index": -7, "reduction": reduction}
+    found = LF.cross_entropy(logits, target, **keywords)
+    assert left_to_torch
+    exact = F.cross_entropy(logits, target, **keywords)
+    assert torch.equal(found, exact)
+    grads = [torch.autograd.grad(loss.sum(), logits)[0] for loss in (found, exact)]
+    assert torch.equal(*grads)
+
+
+def test_the_module_goes_the_same_way(left_to_torch: list[bool]) -> None:
+    losses.CrossEntropyLoss()(*batch())
+    assert left_to_torch
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"backend": "reference"},
+        {"phi": Focal(2.0)},
+        {"z_loss": 1e-4},
+        {"softcap": 30.0},
+        {"label_smoothing": 0.1},
+        {"label_smoothing": torch.full((C,), 0.1)},
+        {"weight": torch.ones(C)},
+        {"sample_weight": torch.ones(N)},
+        {"perturbation": Perturbation(offset=torch.zeros(C))},
+    ],
+    ids=lambda keywords: next(iter(keywords)),
+)
+def test_whatever_else_is_asked_for_is_ours(
+    left_to_torch: list[bool], keywords: dict[str, Any]
+) -> None:
+    LF.cross_entropy(*batch(), **keywords)
+    assert not left_to_torch
+
+
+def test_large_logits_are_ours(left_to_torch: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(softmax, "SMALL", N * C - 1)
+    LF.cross_entropy(*batch())
+    assert not left_to_torch
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bits_are_ours(left_to_torch: list[bool], dtype: torch.dtype) -> None:
+    """Torch's loss of them is in 16 bits, ours in float32."""
+    logits, target = batch()
+    assert LF.cross_entropy(logits.to(dtype), target).dtype == torch.float32
+    assert not left_to_torch
+
+
+def test_an_override_is_obeyed(left_to_torch: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(softmax, "OVERRIDE", "reference")
+    LF.cross_entropy(*batch())
+    assert not left_to_torch
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"target": torch.full((N,), C)},
+        {"target": torch.full((N,), -1)},
+        {"target": torch.zeros(N + 1, dtype=torch.int64)},
+        {"reduction": "average"},
+        {"ignore_index": True},
+        {"ignore_index": 2**70},
+    ],
+    ids=str,
+)
+def test_bad_input_gets_our_messages(arguments: dict[str, Any]) -> None:
+    logits, target = batch()
+    given = {"input": logits, "target": target, **arguments}
+    messages = []
+    for backend in ("auto", REFERENCE):
+        with pytest.raises((TypeError, ValueError, OverflowError)) as caught:
+            LF.cross_entropy(**given, backend=backend)
+        messages.append((type(caught.value), str(caught.value)))
+    assert messages[0] == messages[1]
+
+
+def test_explain_says_so() -> None:
+    assert f"at most {SMALL:,} logits: torch's own" in explain()
+    assert "torch's own" not in explain("cuda")
