@@ -189,7 +189,7 @@ def _compiler_absent(device: str) -> str | None:
 
 EAGER = Provider("eager", _eager)
 COMPILE = Provider("compile", _compiled, _compiler_absent)
-AUTO = Provider("auto", _fused("auto"))  # what a user gets who names no backend
+AUTO = Provider("auto", fused("auto"))  # what a user gets who names no backend
 
 
 # No rival: the price of not perturbing at all, beside which a perturbation's cost is seen.
