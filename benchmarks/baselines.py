@@ -11,6 +11,7 @@ from torch import Tensor
 from lpl_fused import LogitClip, MarginPenalty, Perturbation
 from lpl_fused.norm import Norm
 
+Loss = Callable[..., Tensor]
 PgdStep = Callable[..., Tensor]
 
 
@@ -21,14 +22,21 @@ def cross_entropy(
     label_smoothing: float,
     norm: Norm | None = None,
     penalty: MarginPenalty | None = None,
+    *,
+    loss: Loss = F.cross_entropy,
 ) -> Tensor:
-    """Shortens the rows and perturbs the logits, then `F.cross_entropy`, plus a penalty."""
+    """Shortens the rows and perturbs the logits, then `loss` of them, plus a penalty."""
     extra = 0.0 if penalty is None else margin_penalty(logits, penalty)
     if norm is not None:
         logits = normed(logits, norm)
     if perturbation is not None:
         logits = perturbed(logits, target, perturbation)
-    return F.cross_entropy(logits, target, label_smoothing=label_smoothing) + extra
+    return loss(logits, target, label_smoothing=label_smoothing) + extra
+
+
+def linear_cross_entropy(features: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """A classifier's last layer and its loss."""
+    return F.cross_entropy(F.linear(features, weight), target)
 
 
 def normed(logits: Tensor, norm: Norm) -> Tensor:
@@ -82,7 +90,7 @@ def lpl_cross_entropy(
     max_steps: int,
     *,
     step: PgdStep = pgd_step,
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    loss: Loss = F.cross_entropy,
 ) -> Tensor:
     """LPL over the classes that the batch holds: no C×C matrix, no loop over classes.
 
@@ -100,6 +108,30 @@ def lpl_cross_entropy(
             rate = torch.where(signed.abs() > k, signed.sign() * step_size, 0.0)
             delta = step(logits, delta, group, classes, count, rate)
     return loss(logits + delta[group], target)
+
+
+def published_lpl_cross_entropy(
+    logits: Tensor, target: Tensor, step_size: float, steps: int
+) -> Tensor:
+    """LPL as its authors' scripts compute it (github.com/limengyang1992/lpl at 9fe33e8): every step
+    through C×C matrices, a row for every class, a class's row divided by the norm of its column.
+
+    Of the scripts networks/train_adv.py: all classes are raised by as many steps. Their signs hang
+    on no comparison that rounding may turn, and no step counts add a loop over classes.
+    """
+    with torch.no_grad():
+        start = z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        one_hot = F.one_hot(target, z.shape[1]).to(z.dtype)
+        count = one_hot.sum(0)
+        count = torch.where(count == 0, 100, count)
+        identity = torch.eye(len(count), dtype=z.dtype, device=z.device)
+        for _ in range(steps):
+            mean = one_hot.T @ torch.softmax(z, 1) / count[:, None]  # (C, C)
+            gradient = mean - identity
+            step = step_size * gradient / gradient.norm(dim=0).reshape(-1, 1)
+            z = z + step[target]
+        delta = z - start
+    return F.cross_entropy(logits + delta, target)
 
 
 def distribution_balanced(
@@ -136,7 +168,7 @@ def lpl_binary_cross_entropy(
     max_steps: int,
     *,
     step: PgdStep = binary_pgd_step,
-    loss: Callable[[Tensor, Tensor], Tensor] = F.binary_cross_entropy_with_logits,
+    loss: Loss = F.binary_cross_entropy_with_logits,
 ) -> Tensor:
     """Multi-label LPL, as `lpl_cross_entropy`."""
     with torch.no_grad():

@@ -1,9 +1,9 @@
-"""What is timed: the table of cases (shape × dtype × loss), their data and their least traffic."""
+"""What is timed: a case (shape × dtype × loss), its data and its least traffic."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,37 +20,13 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-LOSSES = (
-    *("ce", "la", "vs", "ldam", "smoothing", "logitclip", "logitnorm", "mbls", "cals"),
-    *("lpl10", "lpl50", "lpl10-zipf"),
-)
-STEP_SWEEP = ("lpl1", "lpl2", "lpl5", "lpl10", "lpl20", "lpl50", "lpl100")
-UNIQUE_SWEEP = ("ce-unique", "lpl5-unique", "lpl10-unique", "lpl50-unique", "lpl100-unique")
-
-# From CIFAR's classes to a language model's. 8142 and 50257 leave rows off every vector's boundary.
-SHAPES = (
-    *("128x10", "128x100", "256x365", "256x1000", "512x8142", "256x21841", "256x32000"),
-    *("128x50257", "64x128256", "64x151936", "32x262144"),
-)
-# The vocabularies of helion's public cross-entropy sweep, then the largest one in use.
-GPU_SHAPES = (
-    *SHAPES,
-    *("4096x8142", "8192x32000", "8192x50257", "8192x128000", "8192x128256", "8192x129280"),
-    *("4096x151936", "4096x152064", "4096x256000", "4096x262144", "2048x128256"),
-)
-# Labels of many classes at once: COCO, VOC, Open Images, a retrieval vocabulary.
-MULTILABEL_LOSSES = ("bce", "db", "bce-lpl10", "bce-lpl50")
-MULTILABEL_SHAPES = ("4096x80", "1024x20", "512x9605", "256x32000")
-COMMON_SHAPES = ("128x100", "512x8142", "256x32000")
-# With many rows of few classes, and gradients that the C library maps anew at every call.
-CE_SHAPES = ("128x10", "8192x10", *COMMON_SHAPES, "1024x50257")
-# Tokens of a language model: the second is a whole batch, for a GPU or for patience.
-TOKEN_SHAPES = ("1024x32000", "8192x128000")
-
 LABELS_PER_ROW = 3.0  # positives of a multi-label row on average, as in COCO
 IMBALANCE = 100.0  # most over fewest training samples per class, the usual long-tail benchmark's
 SMOOTHING = 0.1
-KINDS = ("ce", "la", "vs", "ldam", "smoothing", "logitclip", "logitnorm", "mbls", "cals")
+KINDS = (
+    *("ce", "la", "vs", "ldam", "smoothing", "logitclip", "logitnorm", "mbls", "cals"),
+    "linear-ce",
+)
 # as the authors set them; every row of the logits drawn here is longer than τ
 NORMS: dict[str, Norm] = {"logitclip": LogitClip(1.0), "logitnorm": LogitNorm(0.04)}
 _MARGIN = 6.0
@@ -58,22 +34,32 @@ STEP_SIZE = 0.1
 _LOGITS_STD = 2.0
 _COSINE_STD = 0.125  # of cosines between random 64-dimensional vectors, which LDAM asks for
 _BYTES_OF_LABEL = 8
+FEATURES = 512  # of a row where logits are made from features
 
 MODES = ("forward-no-grad", "forward", "backward", "both", "both-leaf")
-COPY = "copy"  # the mode of the yardstick: the logits copied once
+# How "both" is met on a device whose own way it is not: caches cold on a CPU (other logits at every
+# call), warm on a GPU (a replayed CUDA graph), and what a caller of a GPU waits (wall time).
+COLD = "both-cold"
+DEVICE_MODES = {"cpu": (COLD,), "cuda": ("both-hot", "both-wall")}
+COPY = "copy"  # the mode of the yardstick: the inputs copied once
+
+
+def modes(device_type: str) -> tuple[str, ...]:
+    """The modes of a device."""
+    return MODES + DEVICE_MODES.get(device_type, ())
 
 
 @dataclass(frozen=True)
 class Loss:
     """A loss as the command line names it: ce, la, vs, ldam, smoothing, logitclip, logitnorm, mbls,
-    cals, lplK; then its labels. Or a multi-label one, without more: bce, db (the
-    distribution-balanced loss), bce-lplK.
+    cals, linear-ce (cross-entropy of features @ weightᵀ), lplK; then its labels. Or a multi-label
+    one, without more: bce, db (the distribution-balanced loss), bce-lplK.
 
     Attributes:
         kind: the name without the rest; "lpl" and "bce-lpl" for every K.
         steps: K, the steps of the learned perturbation; 0 for the other losses.
         labels: "uniform"; "-zipf": the class of rank r has probability ∝ 1/r; "-unique": every row
-            has a class of its own.
+            has a class of its own; "-one": all rows have the same.
     """
 
     kind: str
@@ -84,12 +70,14 @@ class Loss:
     def parse(name: str) -> Loss:
         if found := re.fullmatch(r"bce|db|bce-lpl([1-9]\d{0,3})", name):
             return Loss("bce-lpl", int(found[1])) if found[1] else Loss(name)
-        found = re.fullmatch(rf"(?:({'|'.join(KINDS)})|lpl(\d{{1,4}}))(?:-(zipf|unique))?", name)
+        found = re.fullmatch(
+            rf"(?:({'|'.join(KINDS)})|lpl(\d{{1,4}}))(?:-(zipf|unique|one))?", name
+        )
         if found is None or found[2] == "0":
             kinds = ", ".join(KINDS)
             expected = (
-                f"{kinds} or lplK with K >= 1, then -zipf, -unique or nothing;"
-                " or bce, db or bce-lplK"
+                f"{kinds} or lplK with K >= 1, then -zipf, -unique, -one or"
+                " nothing; or bce, db or bce-lplK"
             )
             raise ValueError(f"loss: expected {expected}, got {name!r}")
         kind, steps, labels = found.groups()
@@ -103,6 +91,10 @@ class Loss:
     @property
     def multilabel(self) -> bool:
         return self.kind in ("bce", "db", "bce-lpl")
+
+    @property
+    def linear(self) -> bool:
+        return self.kind == "linear-ce"
 
 
 @dataclass(frozen=True)
@@ -140,24 +132,31 @@ class Case:
 
     @property
     def plain(self) -> Case:
-        """The same logits and labels under plain cross-entropy."""
-        plain = "bce" if self.loss.multilabel else "ce"
+        """The same inputs and labels under plain cross-entropy."""
+        plain = "bce" if self.loss.multilabel else "linear-ce" if self.loss.linear else "ce"
         return replace(self, loss=Loss(plain, labels=self.loss.labels))
 
     @property
     def logits_bytes(self) -> int:
         return self.rows * self.classes * self.dtype.itemsize
 
+    @property
+    def input_bytes(self) -> int:
+        """Of what a gradient is asked for: the logits, or the features and the weight."""
+        if self.loss.linear:
+            return (self.rows + self.classes) * FEATURES * self.dtype.itemsize
+        return self.logits_bytes
+
     def least_bytes(self, mode: str) -> int:
         """The memory traffic that no implementation of `mode` can avoid.
 
-        Logits are read once, a gradient is written once, labels and class tables are read once;
-        scalars count nothing. It is each mode's own floor, so forward and backward exceed both:
-        alone, a backward has to read the logits again. A copy reads and writes the logits.
+        Inputs are read once, their gradients are written once, labels and class tables are read
+        once; scalars count nothing. It is each mode's own floor, so forward and backward exceed
+        both: alone, a backward has to read the logits again. A copy reads and writes the inputs.
         """
-        gradient = 0 if mode.startswith("forward") else self.logits_bytes
+        gradient = 0 if mode.startswith("forward") else self.input_bytes
         if mode == COPY:
-            return self.logits_bytes + gradient
+            return self.input_bytes + gradient
         tables = {"la": 1, "vs": 2, "ldam": 1, "cals": 2, "db": 2}.get(self.loss.kind, 0)
         table_bytes = tables * self.classes * accumulate_dtype(self.dtype).itemsize
         if self.loss.steps:
@@ -165,13 +164,13 @@ class Case:
         labels = self.rows * _BYTES_OF_LABEL
         if self.loss.multilabel:
             labels = self.logits_bytes
-        return self.logits_bytes + gradient + labels + table_bytes
+        return self.input_bytes + gradient + labels + table_bytes
 
 
 class Batch(NamedTuple):
     """The data of a case, the same for all who solve it."""
 
-    logits: Tensor  # (N, C)
+    logits: Tensor  # (N, C); beside a weight the features (N, FEATURES) that it makes them from
     target: Tensor  # (N,) int64; (N, C) of multi-label losses, in the logits' dtype
     upstream: Tensor  # 0-dim: the gradient that backward starts from; not 1
     perturbation: Perturbation | None
@@ -180,6 +179,18 @@ class Batch(NamedTuple):
     norm: Norm | None = None
     penalty: MarginPenalty | None = None
     counts: Tensor | None = None  # (C,) training samples, which "db" is made from
+    weight: Tensor | None = None  # (C, FEATURES), of "linear-ce"
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What a gradient is asked for."""
+        return (self.logits,) if self.weight is None else (self.logits, self.weight)
+
+    def of(self, inputs: Sequence[Tensor]) -> Batch:
+        """The same with other inputs."""
+        logits, weight = (*inputs, None)[:2]
+        assert logits is not None
+        return self._replace(logits=logits, weight=weight)
 
     def rows(self, index: Tensor) -> Batch:
         """Some of the rows."""
@@ -191,17 +202,29 @@ def draw(case: Case, device: torch.device) -> Batch:
     generator = torch.Generator(device).manual_seed(case.rows * 1_000_003 + case.classes)
     std = _COSINE_STD if case.loss.kind == "ldam" else _LOGITS_STD
     size = (case.rows, case.classes)
-    logits = torch.randn(size, dtype=case.dtype, device=device, generator=generator).mul_(std)
+
+    def normal(rows: int, columns: int, std: float) -> Tensor:
+        made = torch.randn((rows, columns), dtype=case.dtype, device=device, generator=generator)
+        return made.mul_(std)
+
+    weight = None
+    if case.loss.linear:
+        logits = normal(case.rows, FEATURES, 1.0)
+        weight = normal(case.classes, FEATURES, std / FEATURES**0.5)
+    else:
+        logits = normal(*size, std)
     frequency = torch.ones(case.classes, device=device)
     if case.loss.labels == "zipf":
         frequency /= torch.arange(1, case.classes + 1, device=device)
     if case.loss.multilabel:
         share = min(0.5, LABELS_PER_ROW / case.classes)
-        drawn = torch.rand(size, device=device, generator=generator)
-        target = (drawn < share).to(case.dtype)  # as eager's own function asks for
+        chance = torch.rand(size, device=device, generator=generator)
+        target = (chance < share).to(case.dtype)  # as eager's own function asks for
     else:
         repeated = case.loss.labels != "unique"
-        target = torch.multinomial(frequency, case.rows, replacement=repeated, generator=generator)
+        drawn = 1 if case.loss.labels == "one" else case.rows
+        target = torch.multinomial(frequency, drawn, replacement=repeated, generator=generator)
+        target = target.expand(case.rows).contiguous()
     # any loss's dtype holds a number of few bits
     upstream = (torch.rand((), device=device, generator=generator) + 0.25).bfloat16()
     steps = None
@@ -219,6 +242,7 @@ def draw(case: Case, device: torch.device) -> Batch:
         NORMS.get(case.loss.kind),
         _penalty(case, logits),
         _counts(case) if case.loss.kind == "db" else None,
+        weight,
     )
 
 
@@ -253,49 +277,3 @@ def _perturbation(case: Case, logits: Tensor) -> Perturbation | None:
     if case.loss.kind == "ldam":
         return losses.LDAMLoss(counts).to(logits.device).perturbation(logits)
     return None
-
-
-def product(shapes: Iterable[str], dtypes: Iterable[str], losses: Iterable[str]) -> list[Case]:
-    """Every shape under every dtype and loss."""
-    dtypes, losses = list(dtypes), list(losses)
-    return [Case.parse(s, d, name) for s in shapes for d in dtypes for name in losses]
-
-
-def default_cases(device: str) -> list[Case]:
-    """A selection that ends in minutes: every loss at one shape, the common ones at others."""
-    cases = product(CE_SHAPES, ["fp32"], ["ce"]) + product(["512x8142"], ["fp32"], LOSSES[1:])
-    if device == "cuda":
-        large = ("8192x32000", "8192x128256", "4096x151936", "4096x262144")
-        cases += product(large, ["bf16"], ["ce", "la"]) + product(large[:1], ["bf16"], ["lpl50"])
-    return cases
-
-
-def lpl_cases(device: str) -> list[Case]:
-    """What the steps of LPL cost: beside plain cross-entropy, one row per class; and in a batch of
-    tokens, where frequent ones share a perturbation, beside as many rows that do not.
-    """
-    cases = product(COMMON_SHAPES[1:], ["fp32"], UNIQUE_SWEEP)
-    tokens = ("ce-zipf", "lpl10-zipf", "lpl10-unique")
-    if device == "cuda":
-        return cases + product(TOKEN_SHAPES, ["bf16"], tokens)
-    return cases + product(TOKEN_SHAPES[:1], ["fp32"], tokens)
-
-
-def multilabel_cases(device: str) -> list[Case]:
-    """Multi-label losses, in bfloat16 on a GPU."""
-    return product(MULTILABEL_SHAPES, ["bf16" if device == "cuda" else "fp32"], MULTILABEL_LOSSES)
-
-
-def all_cases(device: str) -> list[Case]:
-    """Every shape and loss, and the sweeps over the number of steps."""
-    cases = product(SHAPES, ["fp32"], LOSSES) + product(["512x8142"], ["fp32"], STEP_SWEEP)
-    cases += product(CE_SHAPES, ["fp32"], ["ce"])
-    cases += lpl_cases(device) + multilabel_cases(device)
-    if device == "cuda":
-        cases += product(GPU_SHAPES, ["bf16"], LOSSES)
-    return list(dict.fromkeys(cases))
-
-
-def quick_cases() -> list[Case]:
-    """A smoke run."""
-    return product(["64x100"], ["fp32"], ["ce", "la", "lpl2", "lpl5"])

@@ -1,4 +1,4 @@
-"""Who takes part: eager PyTorch, torch.compile, and every backend of the library."""
+"""Who takes part: eager PyTorch, torch.compile, every backend of the library, and the peers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from lpl_fused import losses
 from . import baselines
 from .cases import STEP_SIZE, Batch, Case
 
-Criterion = Callable[[Tensor], Tensor]
+Criterion = Callable[..., Tensor]
+
+
+class Refusal(Exception):
+    """Why a provider does not take part in one case."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,19 @@ class Provider:
 
     Attributes:
         name: as the command line and the records call it.
-        criterion: makes, from a case and its batch, the function from logits to the mean loss.
+        criterion: makes, from a case and its batch, the function from `batch.inputs` to the mean
+            loss; may raise `Refusal`.
         absent: why it cannot be timed on a device ("cpu", "cuda"); None if it can.
+        solves: whether a case is of its kind.
+        truth: makes what it is to compute where that is not the case's own loss; called on a batch
+            in float64.
     """
 
     name: str
     criterion: Callable[[Case, Batch], Criterion]
     absent: Callable[[str], str | None] = lambda device: None
+    solves: Callable[[Case], bool] = lambda case: True
+    truth: Callable[[Case, Batch], Criterion] | None = None
 
 
 def _balanced(case: Case, batch: Batch) -> losses.DistributionBalancedLoss:
@@ -66,16 +76,23 @@ def _plain_multilabel(
     return lambda u: bce(u, target)
 
 
+def composed(case: Case, batch: Batch, loss: baselines.Loss) -> Criterion:
+    """A loss as its users perturb it: logits changed by PyTorch's operations, then `loss`."""
+    if batch.steps is not None:
+        target, steps, most = batch.target, batch.steps, case.loss.steps
+        return lambda u: baselines.lpl_cross_entropy(u, target, steps, STEP_SIZE, most, loss=loss)
+    what = _of_loss(batch)
+    return lambda u: baselines.cross_entropy(u, *what, loss=loss)
+
+
 def _eager(case: Case, batch: Batch) -> Criterion:
     if case.loss.multilabel:
         bce = F.binary_cross_entropy_with_logits
         balanced, step = baselines.distribution_balanced, baselines.binary_pgd_step
         return _plain_multilabel(case, batch, balanced, bce, step)
-    if batch.steps is not None:
-        target, steps, most = batch.target, batch.steps, case.loss.steps
-        return lambda u: baselines.lpl_cross_entropy(u, target, steps, STEP_SIZE, most)
-    what = _of_loss(batch)
-    return lambda u: baselines.cross_entropy(u, *what)
+    if case.loss.linear:
+        return lambda x, w: baselines.linear_cross_entropy(x, w, batch.target)
+    return composed(case, batch, F.cross_entropy)
 
 
 def _of_loss(batch: Batch) -> tuple[Any, ...]:
@@ -96,6 +113,9 @@ def _compiled(case: Case, batch: Batch) -> Criterion:
             baselines.binary_pgd_step,
         )
         return _plain_multilabel(case, batch, *map(compiled, parts))
+    if case.loss.linear:
+        linear = compiled(baselines.linear_cross_entropy)
+        return lambda x, w: linear(x, w, batch.target)
     if batch.steps is not None:
         # unrolled, 50 steps take minutes to compile; one step is a graph of its own
         lpl = functools.partial(
@@ -114,6 +134,8 @@ def fused(backend: str) -> Callable[[Case, Batch], Criterion]:
     def criterion(case: Case, batch: Batch) -> Criterion:
         if case.loss.multilabel:
             return fused_multilabel(case, batch, backend)
+        if case.loss.linear:
+            return lambda x, w: LF.cross_entropy(F.linear(x, w), batch.target, backend=backend)
         if batch.steps is not None:
             target, steps = batch.target, batch.steps
             return lambda u: LF.lpl_cross_entropy(
@@ -167,6 +189,7 @@ def _compiler_absent(device: str) -> str | None:
 
 EAGER = Provider("eager", _eager)
 COMPILE = Provider("compile", _compiled, _compiler_absent)
+AUTO = Provider("auto", fused("auto"))  # what a user gets who names no backend
 
 
 # No rival: the price of not perturbing at all, beside which a perturbation's cost is seen.
@@ -180,9 +203,11 @@ EAGER_CE = Provider("eager-ce", _plain)
 
 
 def providers() -> dict[str, Provider]:
-    """All providers by name, the baseline first."""
+    """All providers by name, the baseline first, peers last."""
+    from .peers import PEERS  # they are providers, too
+
     backends = [
         Provider(name, fused(name), functools.partial(_backend_absent, name))
         for name in lpl_fused.backends()
     ]
-    return {provider.name: provider for provider in (EAGER, COMPILE, *backends)}
+    return {provider.name: provider for provider in (EAGER, COMPILE, AUTO, *backends, *PEERS)}

@@ -21,6 +21,8 @@ import torch
 
 import lpl_fused
 
+from .cases import Case
+
 OK = "ok"  # timed
 WRONG = "wrong"  # its results miss the truth: not timed
 FAILED = "failed"  # raised: not timed
@@ -56,6 +58,8 @@ class Record(Environment):
     logits in the same run. `ratio_to_eager` and `ratio_to_eager_ce` are times over eager's in the
     same mode, with the same loss and with plain cross-entropy (over `both` for a copy). Errors are
     the worst relative ones against float64 (`lpl_fused.testing.error`); infinite ones are null.
+    `peak_bytes`, of mode "both" alone, is the memory at its worst moment beyond what was held
+    before (the inputs): gradients and scratch (`memory.peak_bytes`).
     """
 
     case: str
@@ -81,8 +85,20 @@ class Record(Environment):
     ratio_to_eager_ce: float | None = None
     loss_error: float | None = None
     grad_error: float | None = None
+    peak_bytes: int | None = None
+
+    @property
+    def what(self) -> Case:
+        """What was timed."""
+        return Case.parse(f"{self.rows}x{self.classes}", self.dtype, self.loss)
+
+    @property
+    def peak_of_logits(self) -> float | None:
+        """The peak as a multiple of the bytes that the logits take, or would take."""
+        return None if self.peak_bytes is None else self.peak_bytes / self.what.logits_bytes
 
 
+FILE = "results.jsonl"
 _ENVIRONMENT = tuple(field.name for field in fields(Environment))
 # the case first, where it was taken last
 FIELDS = tuple(f.name for f in fields(Record) if f.name not in _ENVIRONMENT) + _ENVIRONMENT

@@ -1,43 +1,43 @@
-"""What is shown: the table of the terminal and the summary in Markdown."""
+"""What is shown: the table of the terminal, the summary in Markdown, the pictures.
+
+`python -m benchmarks.report FOLDER…` makes them anew from the records of earlier runs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import argparse
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from lpl_fused.backends import REFERENCE
 
-from .cases import COPY, MODES
+from . import plots
+from .cases import COPY, modes
 from .measure import BOTH
 from .providers import COMPILE, EAGER, EAGER_CE
-from .records import ABSENT, OK, SLOW, Record
+from .records import ABSENT, FILE, OK, SLOW, Record, read
 
 LABELS = {COPY: "copy of logits", EAGER_CE.name: "eager plain CE"}
+_NOTHING = "–"
+_WIDTH = 170  # of the table where the output is no terminal
 _HEADINGS = {
     "forward-no-grad": "fwd no-grad",
     "forward": "fwd",
     "backward": "bwd",
     "both": "fwd+bwd",
     "both-leaf": "+ leaf",
+    "both-cold": "cold",
+    "both-hot": "hot",
+    "both-wall": "wall",
 }
-COLUMNS = (
-    "provider",
-    *(_HEADINGS[mode] for mode in MODES),
-    "p20–p80",
-    "× eager",
-    "× plain CE",
-    "GB/s",
-    "% of copy",
-    "gradient error",
-)
 _NOTES = """\
 * Times are medians in milliseconds over blocks of calls, all providers in turn (A B A B …); p20 and
   p80 are those of forward + backward, as are the ratios, GB/s and % of copy.
-* On a CPU caches are as the calls before left them; on a GPU the L2 cache is flushed before a call.
 * The logits are no leaf, as in a model: their gradient is handed on. "+ leaf" adds what autograd
   does to keep the gradient of a leaf. The upstream gradient is a random number, not 1.
 * Every backward is the first of its graph. Forward of the fused backends already writes the
@@ -48,10 +48,55 @@ _NOTES = """\
 * GB/s counts the least traffic (logits read once, gradient written once); "copy" is a copy of the
   logits, into memory already there, in the same run.
 * Labels are drawn uniformly; with "-zipf" as tokens come, the class of rank r with probability
-  ∝ 1/r, so that some have many rows; with "-unique" every row has a class of its own.
+  ∝ 1/r, so that some have many rows; with "-unique" every row has a class of its own; with "-one"
+  all rows have the same.
 * "gradient error": worst relative error against float64, eager's beside it in its own row. Who
   misses the truth is named below and not timed.
 """
+# what only some pages need: by the mode, provider or loss that they have, or "peak"
+_NOTES_ON = {
+    "cpu": """\
+* Caches are as the calls before left them.
+""",
+    "cuda": """\
+* Times are the device's, the L2 cache flushed before every call.
+""",
+    "both-cold": """\
+* "cold": forward + backward of other logits at every call, in turn, so many that those of a call
+  have left the last-level cache when their turn comes again.
+""",
+    "both-hot": """\
+* "hot": forward + backward captured in a CUDA graph, replayed without a flush, the device's time.
+""",
+    "both-wall": """\
+* "wall": what a caller waits for forward + backward, over blocks that end with a synchronisation.
+""",
+    "peak": """\
+* "peak ÷ logits": memory beyond what was held before the call, at the worst moment of forward +
+  backward, gradient included (so 1 is the gradient alone), as a multiple of the logits' bytes. On
+  a CPU it is what the process has resident, in whole pages: rough where the logits are few.
+""",
+    "linear-ce": """\
+* "linear-ce": cross-entropy of features (N, 512) times a weight (C, 512), with the gradients of
+  both; least traffic and copy are theirs, and peak memory counts logits where they are formed.
+""",
+    "liger": """\
+* Liger's forward writes the gradient, over the logits that it was given: it is timed on logits of
+  its own. Tables are added to the logits before, as its users would.
+""",
+    "quack": """\
+* QuACK takes plain logits: tables are added to them before, as its users would.
+""",
+    "cut-cross-entropy": """\
+* cut-cross-entropy leaves out gradients too small to count in the dtype, as is its default.
+""",
+    "official": """\
+* "official": LPL as its authors' scripts compute it, with C×C matrices in every step, here as in
+  networks/train_adv.py, which raises every class by K steps of normed length. It is another
+  perturbation than that of the rows beside it, of as many steps, and is checked against
+  `lpl_fused.losses.lpl_official` in float64; its time is what to compare.
+""",
+}
 
 
 class Line(NamedTuple):
@@ -61,30 +106,67 @@ class Line(NamedTuple):
     cells: tuple[str, ...]
 
 
-def lines(records: Iterable[Record]) -> Iterator[Line]:
+Taken = dict[str, Record]  # of one provider in one case, by mode
+
+
+class Column(NamedTuple):
+    heading: str
+    cell: Callable[[Taken], str]
+
+
+def columns(records: list[Record]) -> list[Column]:
+    """Those that the records fill."""
+    taken = {record.mode for record in records}
+
+    def time(mode: str) -> Column:
+        def cell(of: Taken) -> str:
+            return digits(of[mode].median_ms if mode in of else None)
+
+        return Column(_HEADINGS[mode], cell)
+
+    def of_both(heading: str, number: Callable[[Record], float | None]) -> Column:
+        return Column(heading, lambda of: digits(number(of[BOTH])))
+
+    def error(of: Taken) -> str:
+        found = of[BOTH].grad_error
+        return _NOTHING if found is None else f"{found:.0e}"
+
+    made = [Column("provider", lambda of: LABELS.get(of[BOTH].provider, of[BOTH].provider))]
+    made += [time(mode) for mode in modes(records[0].device_type) if mode in taken]
+    made += [
+        Column("p20–p80", lambda of: f"{digits(of[BOTH].p20)}–{digits(of[BOTH].p80)}"),
+        of_both("× eager", lambda both: both.ratio_to_eager),
+        of_both("× plain CE", lambda both: both.ratio_to_eager_ce),
+        of_both("GB/s", lambda both: both.gb_per_s),
+        of_both("% of copy", lambda both: both.percent_of_copy),
+    ]
+    if any(record.peak_bytes is not None for record in records):
+        made.append(of_both("peak ÷ logits", lambda both: both.peak_of_logits))
+    return [*made, Column("gradient error", error)]
+
+
+def lines(records: list[Record]) -> Iterator[Line]:
     """The rows of the table, in the order of the records; yardsticks last in their case."""
-    by_provider: dict[tuple[str, str], dict[str, Record]] = {}
+    by_provider: dict[tuple[str, str], Taken] = {}
     for record in records:
         if record.status == OK and record.mode is not None:
-            by_provider.setdefault((record.case, record.provider), {})[record.mode] = record
+            mode = BOTH if record.mode == COPY else record.mode
+            by_provider.setdefault((record.case, record.provider), {})[mode] = record
     ordered = sorted(by_provider.items(), key=lambda item: _rank(item[0][1]))
     cases = list(dict.fromkeys(case for case, _ in by_provider))
-    for (case, provider), modes in sorted(ordered, key=lambda item: cases.index(item[0][0])):
-        both = modes[COPY if provider == COPY else BOTH]
-        times = (_digits(modes[m].median_ms) if m in modes else "–" for m in MODES)
-        if provider == COPY:
-            times = (_digits(both.median_ms) if m == BOTH else "–" for m in MODES)
-        cells = (
-            LABELS.get(provider, provider),
-            *times,
-            f"{_digits(both.p20)}–{_digits(both.p80)}",
-            _digits(both.ratio_to_eager),
-            _digits(both.ratio_to_eager_ce),
-            _digits(both.gb_per_s),
-            _digits(both.percent_of_copy),
-            "–" if both.grad_error is None else f"{both.grad_error:.0e}",
-        )
-        yield Line(case, cells)
+    shown = columns(records)
+    for (case, _), taken in sorted(ordered, key=lambda item: cases.index(item[0][0])):
+        yield Line(case, tuple(column.cell(taken) for column in shown))
+
+
+def notes(records: list[Record]) -> str:
+    """How the page is to be read."""
+    have = {records[0].device_type}
+    for record in records:
+        if record.status == OK:
+            have |= {record.provider, str(record.mode), record.what.loss.kind}
+            have |= {"peak"} if record.peak_bytes is not None else set()
+    return _NOTES + "".join(note for key, note in _NOTES_ON.items() if key in have)
 
 
 def _rank(provider: str) -> int:
@@ -103,7 +185,9 @@ def not_timed(records: Iterable[Record]) -> list[str]:
         elif record.status == SLOW:
             slow.setdefault(str(record.reason), {})[f"{record.provider} in {record.case}"] = None
         elif record.status != OK:
-            found[f"{record.provider} in {record.case} is {record.status}: {record.reason}"] = None
+            mode = "" if record.mode is None else f", {_HEADINGS[record.mode]},"
+            place = f"{record.provider} in {record.case}{mode}"
+            found[f"{place} is {record.status}: {record.reason}"] = None
     for reason, places in slow.items():
         found[f"all but forward + backward, since {reason}: {', '.join(places)}"] = None
     return list(found)
@@ -112,11 +196,9 @@ def not_timed(records: Iterable[Record]) -> list[str]:
 def table(records: list[Record]) -> Table:
     """For the terminal."""
     shown = Table(title="medians in milliseconds", box=box.SIMPLE_HEAD, padding=(0, 1))
-    for column in COLUMNS:
-        first = column == COLUMNS[0]
-        shown.add_column(
-            column.replace(" ", "\n", 1), justify="left" if first else "right", no_wrap=True
-        )
+    for i, column in enumerate(columns(records)):
+        heading = column.heading.replace(" ", "\n", 1)
+        shown.add_column(heading, justify="right" if i else "left", no_wrap=True)
     case = None
     for line in lines(records):
         if line.case != case:
@@ -127,47 +209,91 @@ def table(records: list[Record]) -> Table:
     return shown
 
 
-def markdown(records: list[Record], plots: Iterable[Path], data: Path) -> str:
-    """A page that stands beside the records and the plots."""
-    first = records[0]
-    machine = first.device
-    if first.device_type == "cuda":
-        machine += f", driver {first.driver}"
+def machine(record: Record) -> str:
+    """Where and with what a record was taken, in a sentence."""
+    driver = f", driver {record.driver}" if record.device_type == "cuda" else ""
+    return (
+        f"{record.device}{driver}; {record.threads} threads of {record.cpu_cores} cores "
+        f"({record.cpu}, {record.cpu_capability}); torch {record.torch}, triton "
+        f"{record.triton or 'absent'}, Python {record.python}; lpl_fused {record.lpl_fused}, "
+        f"commit {record.git}; {record.date}."
+    )
+
+
+def markdown(records: list[Record], pictures: Iterable[Path]) -> str:
+    """A page that stands beside the records and the pictures."""
     text = [
-        f"# Benchmark: {first.device}",
+        f"# Benchmark: {records[0].device}",
         "",
-        f"{machine}; {first.threads} threads of {first.cpu_cores} cores ({first.cpu}, "
-        f"{first.cpu_capability}); torch {first.torch}, triton {first.triton or 'absent'}, "
-        f"Python {first.python}; lpl_fused {first.lpl_fused}, commit {first.git}; {first.date}.",
+        machine(records[0]),
         "",
-        f"Data: [{data.name}]({data.name}), one JSON record per case, provider and mode.",
+        f"Data: [{FILE}]({FILE}), one JSON record per case, provider and mode.",
         "",
-        *(f"![{plot.stem}]({plot.name})\n" for plot in plots),
+        *(f"![{picture.stem}]({picture.name})\n" for picture in pictures),
         "## How to read it",
         "",
-        _NOTES,
+        notes(records),
     ]
+    headings = [column.heading for column in columns(records)]
     case = None
     for line in lines(records):
         if line.case != case:
             case = line.case
-            text += ["", f"## {case}", "", _row(COLUMNS)]
-            text += [_row(["---", *["---:"] * (len(COLUMNS) - 1)])]
-        text.append(_row(line.cells))
+            text += ["", f"## {case}", "", row(headings)]
+            text += [row(["---", *["---:"] * (len(headings) - 1)])]
+        text.append(row(line.cells))
     omitted = not_timed(records)
     if omitted:
         text += ["", "## Not timed", "", *(f"* {reason}" for reason in omitted)]
     return "\n".join(text) + "\n"
 
 
-def _row(cells: Iterable[str]) -> str:
+def row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _digits(value: float | None) -> str:
+def digits(value: float | None) -> str:
     """Three significant digits, never in powers of ten."""
     if value is None:
-        return "–"
+        return _NOTHING
     if value >= 99.95:
         return f"{value:.0f}"
     return f"{value:#.3g}" if value >= 0.001 else f"{value:.5f}"
+
+
+def console() -> Console:
+    """The terminal, or what stands for it, wide enough for the table."""
+    made = Console()
+    return made if made.is_terminal else Console(width=_WIDTH)
+
+
+def show(records: list[Record], folder: Path, out: Console) -> list[Path]:
+    """Prints the table, writes pictures and summary into the records' folder, and names them."""
+    pictures = plots.save(records, folder)
+    summary = folder / "README.md"
+    summary.write_text(markdown(records, pictures))
+    out.print(table(records))
+    for line in not_timed(records):
+        out.print(f"not timed: {line}", markup=False)
+    return [*pictures, summary]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.report",
+        description="Redraws table, summary and pictures from records, measuring nothing.",
+    )
+    made.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=f"holds {FILE}")
+    folders: list[Path] = made.parse_args(arguments).folders
+    for folder in folders:
+        if not (folder / FILE).is_file():
+            made.error(f"expected a folder with {FILE}, got {folder}")
+    out = console()
+    for folder in folders:
+        written = show(read(folder / FILE), folder, out)
+        out.print(f"{folder}: {', '.join(path.name for path in written)}", markup=False)
+
+
+if __name__ == "__main__":
+    main()

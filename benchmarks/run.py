@@ -11,15 +11,15 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import cases, plots, records, report
-from .cases import Case
-from .measure import Conditions, measure, out_of_memory
-from .providers import COMPILE, EAGER, Provider, providers
+from . import cases, records, report, selections
+from .cases import Case, modes
+from .measure import BOTH, Conditions, measure, out_of_memory
+from .peers import OFFICIAL
+from .providers import AUTO, COMPILE, EAGER, Provider, providers
 from .records import Environment, Record
 from .timing import sampler_for
 
 RESULTS = Path(__file__).parent / "results"
-_WIDTH = 150  # of the table where the output is no terminal
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,16 +28,27 @@ def parser() -> argparse.ArgumentParser:
     which = made.add_argument_group("what is measured (default: a selection of some minutes)")
     which.add_argument("--all", action="store_true", help="every shape and loss, K = 1 … 100")
     which.add_argument("--lpl", action="store_true", help="the steps of LPL beside plain CE")
+    which.add_argument(
+        "--sweep", action="store_true", help="plain CE from 2 to 262144 classes, 1 to 8192 rows"
+    )
     which.add_argument("--quick", action="store_true", help="a smoke run of seconds")
     which.add_argument("--shapes", type=_list, help="as 512x8142,256x32000")
     which.add_argument("--dtypes", type=_list, help=f"of {', '.join(cases.DTYPES)}")
     which.add_argument(
         "--losses",
         type=_list,
-        help="of ce,la,vs,ldam,smoothing,lplK[-zipf|-unique],bce,db,bce-lplK",
+        help="of ce,la,vs,ldam,smoothing,linear-ce,lplK[-zipf|-unique|-one],bce,db,bce-lplK",
     )
-    which.add_argument("--providers", type=_list, help=f"of {','.join(providers())}")
+    which.add_argument(
+        "--providers",
+        type=_list,
+        help=f"of {','.join(providers())} (default: all but {OFFICIAL.name}, which takes minutes "
+        "a case from thousands of classes on)",
+    )
     how = made.add_argument_group("how")
+    how.add_argument(
+        "--modes", type=_list, help="of forward, backward, …; forward + backward is always timed"
+    )
     how.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     how.add_argument("--threads", type=int, default=torch.get_num_threads())
     how.add_argument("--budget", type=float, help="seconds for each provider and mode")
@@ -60,26 +71,46 @@ def _list(text: str) -> list[str]:
 def selected(options: argparse.Namespace) -> list[Case]:
     """The cases that the options ask for."""
     if options.shapes or options.dtypes or options.losses:
-        quick = cases.quick_cases()
-        shapes = options.shapes or ([quick[0].shape] if options.quick else cases.COMMON_SHAPES)
-        return cases.product(shapes, options.dtypes or ["fp32"], options.losses or cases.LOSSES)
+        quick = selections.quick_cases()
+        shapes = options.shapes or ([quick[0].shape] if options.quick else selections.COMMON_SHAPES)
+        return selections.product(
+            shapes, options.dtypes or ["fp32"], options.losses or selections.LOSSES
+        )
     if options.quick:
-        return cases.quick_cases()
+        return selections.quick_cases()
+    if options.sweep:
+        return selections.sweep_cases(options.device)
     if options.lpl:
-        return cases.lpl_cases(options.device)
-    return (cases.all_cases if options.all else cases.default_cases)(options.device)
+        return selections.lpl_cases(options.device)
+    return (selections.all_cases if options.all else selections.default_cases)(options.device)
+
+
+# Takes minutes a case; is one of the backends.
+_WHERE_NAMED = (OFFICIAL.name, AUTO.name)
 
 
 def contestants(options: argparse.Namespace) -> list[Provider]:
     """The providers that the options ask for; eager is always among them."""
     known = providers()
-    names = options.providers or list(known)
+    names = options.providers or [name for name in known if name not in _WHERE_NAMED]
+    if options.sweep and not options.providers:
+        names = [EAGER.name, COMPILE.name, AUTO.name]
     if options.quick and not options.providers:
         names.remove(COMPILE.name)  # its compiler alone takes longer than a smoke run
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"providers: expected some of {', '.join(known)}, got {unknown[0]!r}")
     return [known[name] for name in dict.fromkeys([EAGER.name, *names])]
+
+
+def modes_of(options: argparse.Namespace) -> tuple[str, ...]:
+    """The modes that the options ask for; forward + backward is always among them."""
+    known = modes(options.device)
+    wanted = (BOTH,) if options.sweep and options.modes is None else options.modes or known
+    unknown = [mode for mode in wanted if mode not in known]
+    if unknown:
+        raise ValueError(f"modes: expected some of {', '.join(known)}, got {unknown[0]!r}")
+    return tuple(mode for mode in known if mode == BOTH or mode in wanted)
 
 
 def measure_all(
@@ -125,35 +156,27 @@ def main(arguments: list[str] | None = None) -> None:
     made = parser()
     options = made.parse_args(arguments)
     try:
-        chosen, entrants = selected(options), contestants(options)
+        chosen, entrants, taken = selected(options), contestants(options), modes_of(options)
     except ValueError as error:
         made.error(str(error))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
+    console = report.console()
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
     environment = records.environment(device, options.threads)
     budget = options.budget or (0.02 if options.quick else 0.3)
-    conditions = Conditions(
-        device, sampler_for(device, options.threads), environment, budget, options.patience
-    )
+    sampler = sampler_for(device, options.threads)
+    conditions = Conditions(device, sampler, environment, budget, options.patience, taken)
     folder = options.output or default_folder(environment)
     folder.mkdir(parents=True, exist_ok=True)
-    data = folder / "results.jsonl"
+    data = folder / records.FILE
 
     found = measure_all(
         chosen, entrants, conditions, console, lambda kept: records.write(kept, data)
     )
-    written = plots.save(found, folder)
-    summary = folder / "README.md"
-    summary.write_text(report.markdown(found, written, data))
-    console.print(report.table(found))
-    for line in report.not_timed(found):
-        console.print(f"not timed: {line}", markup=False)
+    written = [data, *report.show(found, folder, console)]
     if options.markdown:
-        console.print(summary.read_text(), markup=False)
-    console.print(f"written: {', '.join(path.name for path in (data, *written, summary))}")
+        console.print(written[-1].read_text(), markup=False)
+    console.print(f"written: {', '.join(path.name for path in written)}")
 
 
 if __name__ == "__main__":

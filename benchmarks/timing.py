@@ -1,4 +1,4 @@
-"""How the clock runs: steps of each mode, block by block, all providers in turn (A B A B …).
+"""How the clock runs: block by block, all providers in turn (A B A B …).
 
 A block is a few calls of one provider. Between two blocks of a provider every other one has its
 turn, so that what drifts (clock frequency, heat, a neighbour on the machine) meets all alike.
@@ -7,71 +7,26 @@ turn, so that what drifts (clock frequency, heat, a neighbour on the machine) me
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor
 from torch.utils import benchmark
 from torch.utils.benchmark.utils.common import set_torch_threads
 
-from .cases import Batch
-from .providers import Criterion
+from .steps import COLD, WALL, Step
 
 MIN_BLOCKS, MAX_BLOCKS = 3, 40
 _BLOCK_SECONDS = 0.01
 
 
-@dataclass(frozen=True)
-class Step:
-    """What is timed: `run(prepare())`, the clock standing still during `prepare`."""
-
-    run: Callable[[Any], object]
-    prepare: Callable[[], Any] | None = None
-    needs_grad: bool = True
-
-
-def steps(criterion: Criterion, batch: Batch) -> dict[str, Step]:
-    """The step of every mode.
-
-    Models hand over logits that are no leaf: their gradient is passed on, not accumulated. A leaf
-    as in most benchmarks adds what autograd does to keep its gradient. Each backward is the first
-    of its graph, as in training; repeated on a retained graph it would time another thing.
-    """
-    plain = batch.logits.detach()
-    leaf = batch.logits.detach().requires_grad_()
-    inner = leaf.view_as(leaf)
-    # some give a loss in the logits' dtype, some a wider one
-    upstream = {d: batch.upstream.to(d) for d in (batch.logits.dtype, batch.upstream.dtype)}
-
-    def backward(loss: Tensor) -> object:
-        return torch.autograd.grad(loss, inner, upstream[loss.dtype])
-
-    def both_leaf(_: None) -> None:
-        loss = criterion(leaf)
-        loss.backward(upstream[loss.dtype])  # type: ignore[no-untyped-call]
-        leaf.grad = None
-
-    return {
-        "forward-no-grad": Step(lambda _: criterion(plain), needs_grad=False),
-        "forward": Step(lambda _: criterion(inner)),
-        "backward": Step(backward, prepare=lambda: criterion(inner)),
-        "both": Step(lambda _: backward(criterion(inner))),
-        "both-leaf": Step(both_leaf),
-    }
-
-
-def copy_step(batch: Batch) -> Step:
-    """The yardstick: the logits copied into memory that is there already."""
-    source, destination = batch.logits.detach(), torch.empty_like(batch.logits)
-    return Step(lambda _: destination.copy_(source), needs_grad=False)
-
-
 class Sampler(Protocol):
     """A device's clock."""
 
-    clock: str  # what its times are: "wall" or "device"
+    def clock(self, step: Step) -> str:
+        """What its times of a step are: "wall" or "device"."""
+        ...
 
     def seconds(self, step: Step) -> float:
         """How long one call takes, preparation included, to plan by."""
@@ -110,10 +65,11 @@ class _BlockTimer(benchmark.Timer):
 class CpuSampler:
     """`torch.utils.benchmark.Timer`: wall time of blocks, caches as the calls before leave them."""
 
-    clock = "wall"
-
     def __init__(self, threads: int) -> None:
         self.threads = threads
+
+    def clock(self, step: Step) -> str:
+        return "wall"
 
     def seconds(self, step: Step) -> float:
         def whole(state: object) -> None:
@@ -135,9 +91,12 @@ class CpuSampler:
 
 
 class CudaSampler:
-    """CUDA events around single calls, the L2 cache flushed before each (triton's `do_bench`)."""
+    """CUDA events around single calls, the L2 cache flushed before each (triton's `do_bench`); or
+    a block of calls as the step's pace says.
+    """
 
-    clock = "device"
+    def clock(self, step: Step) -> str:
+        return "wall" if step.pace == WALL else "device"
 
     def seconds(self, step: Step) -> float:
         torch.cuda.synchronize()
@@ -149,6 +108,8 @@ class CudaSampler:
 
     def block(self, step: Step, calls: int) -> list[float]:
         with torch.set_grad_enabled(step.needs_grad):
+            if step.pace != COLD:
+                return [self._in_a_row(step, calls)]
             if step.prepare is not None:
                 return [self._after_preparation(step) for _ in range(calls)]
             from triton.testing import do_bench
@@ -156,6 +117,21 @@ class CudaSampler:
             milliseconds = calls * 1e3 * _BLOCK_SECONDS
             times = do_bench(lambda: step.run(None), warmup=1, rep=milliseconds, return_mode="all")
             return [value / 1e3 for value in times]
+
+    @staticmethod
+    def _in_a_row(step: Step, calls: int) -> float:
+        """The mean time of calls that nothing stands between, after one of them."""
+        step.run(None)
+        torch.cuda.synchronize()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start = time.perf_counter()
+        begin.record()
+        for _ in range(calls):
+            step.run(None)
+        end.record()
+        torch.cuda.synchronize()
+        wall = time.perf_counter() - start
+        return (wall if step.pace == WALL else begin.elapsed_time(end) / 1e3) / calls
 
     @staticmethod
     def _after_preparation(step: Step) -> float:
@@ -208,7 +184,7 @@ def alternate(
 
 def _turns(blocks: Mapping[str, int]) -> Iterator[str]:
     """Every name as often as it has blocks, each name's spread evenly over the whole."""
-    rounds = max(blocks.values())
+    rounds = max(blocks.values(), default=0)
     for i in range(rounds):
         for name, wanted in blocks.items():
             if (i + 1) * wanted // rounds > i * wanted // rounds:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 from benchmarks import correctness
-from benchmarks.cases import MODES, Case, draw
+from benchmarks import steps as measured
+from benchmarks.cases import MODES, Case, draw, modes
 from benchmarks.providers import EAGER
-from benchmarks.timing import CpuSampler, Plan, Step, alternate, steps
+from benchmarks.steps import COLD, HOT, WALL, Step, rotation, steps
+from benchmarks.timing import CpuSampler, CudaSampler, Plan, alternate
 
 CPU = torch.device("cpu")
 
@@ -18,10 +21,11 @@ CPU = torch.device("cpu")
 class _Recorder:
     """A sampler that notes whose turn it was."""
 
-    clock = "wall"
-
     def __init__(self) -> None:
         self.turns: list[int] = []
+
+    def clock(self, step: Step) -> str:
+        return "wall"
 
     def seconds(self, step: Step) -> float:
         return 1.0
@@ -84,11 +88,88 @@ def test_modes_do_what_they_say() -> None:
     }
 
 
+def test_a_cold_call_meets_other_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = draw(Case.parse("8x10", "fp32", "ce"), CPU)  # 320 bytes
+    monkeypatch.setattr(measured, "last_level_cache", lambda: 500)
+    others = rotation(batch)
+    assert len(others) == 4  # 1280 bytes, at least twice 500
+    assert all(torch.equal(part, batch.logits) for (part,) in others)
+    seen: list[int] = []
+
+    def criterion(u: torch.Tensor) -> torch.Tensor:
+        assert not u.is_leaf
+        seen.append(u.data_ptr())
+        return F.cross_entropy(u, batch.target)
+
+    cold = steps(criterion, batch, others)["both-cold"]
+    CpuSampler(1).block(cold, 7)
+    assert len(seen) == 8
+    assert len(set(seen[:4])) == 4
+    assert seen[4:] == seen[:4]
+
+
+def test_tiny_inputs_are_copied_some_thousand_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = draw(Case.parse("1x2", "fp32", "ce"), CPU)
+    monkeypatch.setattr(measured, "last_level_cache", lambda: 2**30)
+    assert len(rotation(batch)) == 8192
+
+
+def test_inputs_beyond_the_cache_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = draw(Case.parse("8x10", "fp32", "linear-ce"), CPU)
+    monkeypatch.setattr(measured, "last_level_cache", lambda: 10_000)
+    (only,) = rotation(batch)
+    assert [id(part) for part in only] == [id(part) for part in batch.inputs]
+
+
+def test_what_a_gpu_clock_measures() -> None:
+    clock = CudaSampler().clock
+    paces = {pace: clock(Step(lambda _: None, pace=pace)) for pace in (COLD, HOT, WALL)}
+    assert paces == {COLD: "device", HOT: "device", WALL: "wall"}
+
+
+@pytest.mark.gpu
+def test_a_hot_call_replays_what_was_captured() -> None:
+    device = torch.device("cuda")
+    batch = draw(Case.parse("64x1000", "bf16", "ce"), device)
+    calls = 0
+
+    def criterion(u: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return F.cross_entropy(u, batch.target)
+
+    made = steps(criterion, batch)
+    assert tuple(made) == modes("cuda")
+    sampler = CudaSampler()
+    sampler.seconds(made["both-hot"])
+    captured = calls
+    assert all(seconds > 0 for seconds in sampler.block(made["both-hot"], 5))
+    assert calls == captured
+    sampler.block(made["both-wall"], 5)
+    assert calls == captured + 6
+
+
+@pytest.mark.gpu
+def test_what_waits_for_the_device_is_not_captured() -> None:
+    device = torch.device("cuda")
+    batch = draw(Case.parse("64x1000", "bf16", "ce"), device)
+
+    def criterion(u: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(u, batch.target) * float(batch.upstream.item())
+
+    made = steps(criterion, batch)
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        CudaSampler().seconds(made["both-hot"])
+    assert torch.cuda.get_sync_debug_mode() == 0
+    assert not torch.cuda.is_current_stream_capturing()
+    torch.randn(3, device=device)  # the generator is as it was
+
+
 def test_backward_hands_the_upstream_on() -> None:
     case = Case.parse("8x10", "fp64", "ce")
     batch = draw(case, CPU)
     made = steps(EAGER.criterion(case, batch), batch)
-    expected = correctness.truth(case, batch).grad
+    expected = correctness.truth(case, batch).grads[0]
     (both,) = made["both"].run(None)  # type: ignore[misc]
     torch.testing.assert_close(both, expected)
     assert made["backward"].prepare is not None

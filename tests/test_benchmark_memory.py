@@ -1,0 +1,114 @@
+"""Peak memory and cache sizes, against what is known."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from benchmark_conditions import CPU, conditions
+
+from benchmarks import memory
+from benchmarks.cases import Case
+from benchmarks.measure import measure
+from benchmarks.memory import last_level_cache, peak_bytes
+from benchmarks.providers import EAGER, providers
+
+MIB = 2**20
+linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is counted as Linux does")
+
+
+def peak(run: Callable[[], object]) -> int | None:
+    """Of a second call: the first one loads code, which is memory, too."""
+    run()
+    return peak_bytes(run, CPU)
+
+
+def touched(size: int) -> torch.Tensor:
+    return torch.ones(size, dtype=torch.uint8)
+
+
+@linux
+@pytest.mark.parametrize("size", [MIB, 20 * MIB, 200 * MIB])
+def test_an_allocation_is_counted_whatever_came_before(size: int) -> None:
+    for _ in range(3):  # from the second on, the C library may have kept the first's
+        assert peak(lambda: touched(size)) == pytest.approx(size, abs=MIB / 4)
+
+
+@linux
+def test_what_is_held_together_counts_and_what_follows_does_not() -> None:
+    size = 40 * MIB  # more than the C library ever keeps for the next one
+
+    def together() -> None:
+        held = [touched(size), touched(size)]
+        held.clear()
+
+    def apart() -> None:
+        for _ in range(4):
+            touched(size)
+
+    assert peak(together) == pytest.approx(2 * size, rel=0.02)
+    assert peak(apart) == pytest.approx(size, rel=0.02)
+
+
+@linux
+def test_what_was_there_before_does_not_count() -> None:
+    held = touched(100 * MIB)
+    assert peak(lambda: held.add_(1)) == pytest.approx(0, abs=MIB / 4)
+
+
+def test_where_memory_cannot_be_counted_there_is_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_SELF", tmp_path / "nothing")
+    assert peak_bytes(lambda: None, CPU) is None
+
+
+@linux
+def test_the_gradient_is_the_least_that_a_loss_takes() -> None:
+    case = Case.parse("256x8000", "fp32", "la")
+    entrants = [EAGER, providers()["reference"]]
+    found = {r.provider: r for r in measure(case, entrants, conditions()) if r.mode == "both"}
+    assert set(found) == {"eager", "reference", "eager-ce"}
+    # log-softmax beside its gradient and what the gradient of the logits is made in
+    assert found["eager-ce"].peak_of_logits == pytest.approx(3, rel=0.1)
+    peaks = {name: record.peak_of_logits or 0.0 for name, record in found.items()}
+    assert peaks["eager"] > peaks["eager-ce"]
+    assert found["eager"].peak_bytes == pytest.approx(peaks["eager"] * case.logits_bytes)
+
+
+@pytest.mark.gpu
+def test_an_allocation_on_a_gpu_is_counted_to_the_byte() -> None:
+    device = torch.device("cuda")
+    held = torch.ones(MIB, device=device)
+
+    def run() -> None:
+        (held + 1).add_(1)
+
+    assert peak_bytes(run, device) == held.nbytes
+
+
+def _cache(folder: Path, size: str, shared: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / "size").write_text(f"{size}\n")
+    (folder / "shared_cpu_list").write_text(f"{shared}\n")
+
+
+def test_the_last_level_caches_of_all_own_cores_add_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for core, shared in enumerate(("0-1", "0-1", "2", "3")):
+        _cache(tmp_path / f"cpu{core}/cache/index0", "32K", str(core))
+        _cache(tmp_path / f"cpu{core}/cache/index3", "1024K", shared)
+    monkeypatch.setattr(memory, "_CPUS", tmp_path)
+    monkeypatch.setattr(memory.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    assert last_level_cache() == 2 * MIB
+
+
+def test_an_unknown_cache_is_taken_for_a_large_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_CPUS", tmp_path)
+    assert last_level_cache() == 64 * MIB
