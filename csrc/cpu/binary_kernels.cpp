@@ -6,24 +6,29 @@ namespace lpl {
 namespace LPL_ISA {
 namespace {
 
-// Loss (summed by row) and gradient, row by row.
+// Loss, summed by rows that share a block, and gradient.
 template <typename T>
 void run_rows(const BinaryCall<T>& call, double norm, Vector<double>& losses) {
-  using Acc = typename AccumulateOf<T>::type;
-  losses.assign(call.n, 0.0);
-  const int threads = call.threads_for(call.n);
+  const i64 n = call.n, c = call.c, height = std::max<i64>(1, kBlock / std::max<i64>(1, c));
+  const i64 batches = (n + height - 1) / height;
+  losses.assign(batches, 0.0);
+  const int threads = call.threads_for(batches);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const auto scratch = std::make_unique<typename BinaryCall<T>::Scratch>();
+    Vector<typename BinaryCall<T>::Factors> factors(height);
+    Vector<typename BinaryCall<T>::Entry> entries;
 #pragma omp for schedule(static)
-    for (i64 i = 0; i < call.n; ++i) {
-      const auto row = call.row(i, *scratch);
-      for (i64 lo = 0; lo < call.c; lo += kBlock) {
-        const i64 size = std::min(kBlock, call.c - lo);
-        Acc* y = scratch->y;
-        const bool hard = call.labels(i, lo, size, y);
-        losses[i] += call.block(i, lo, size, call.logits(i) + lo, y, hard, row, call.offset(0) + lo,
-                                call.offset(1) + lo, norm, *scratch);
+    for (i64 batch = 0; batch < batches; ++batch) {
+      const i64 i = batch * height, rows = std::min(height, n - i);
+      const bool listed = call.list(i, rows, 0, c, entries);
+      call.factors(i, rows, listed ? &entries : nullptr, *scratch, factors.data());
+      const auto *front = entries.data(), *end = front + entries.size();
+      for (i64 lo = 0; lo < c; lo += kBlock) {
+        const i64 size = std::min(kBlock, c - lo);
+        auto b = call.block(i, rows, lo, size, factors.data(), norm, *scratch);
+        call.read(b, i, lo, *scratch);
+        losses[batch] += listed ? call.listed(b, i, lo, front, end) : call.mixed(b, i, lo, *scratch);
       }
     }
   }
@@ -33,36 +38,42 @@ void run_rows(const BinaryCall<T>& call, double norm, Vector<double>& losses) {
 template <typename T>
 BinaryStatus run_columns(const BinaryCall<T>& call, double norm, Vector<double>& losses) {
   using Acc = typename AccumulateOf<T>::type;
+  const i64 n = call.n, c = call.c;
   const bool wants_loss = call.out.loss || call.out.grad;
-  Vector<typename BinaryCall<T>::Row> rows(call.n);
-  const i64 width = Columns<T>::width(call, call.threads_for(call.c));
-  const i64 tiles = (call.c + width - 1) / width;
+  Vector<typename BinaryCall<T>::Factors> factors(n);
+  const i64 width = Columns<T>::width(call, call.threads_for(c));
+  const i64 tiles = (c + width - 1) / width, height = std::max<i64>(1, kBlock / width);
   losses.assign(tiles, 0.0);
   i64 solved = 0, swept = 0;
-  const int threads = call.threads_for(std::max(tiles, call.n));
+  const int threads = call.threads_for(std::max(tiles, n));
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(+ : solved, swept)
   {
     const auto scratch = std::make_unique<typename BinaryCall<T>::Scratch>();
 #pragma omp for schedule(static)
-    for (i64 i = 0; i < call.n; ++i) rows[i] = call.row(i, *scratch);
+    for (i64 i = 0; i < n; ++i) call.factors(i, 1, nullptr, *scratch, &factors[i]);
     Columns<T> columns(call, width);
     BinaryStatus status{};
 #pragma omp for schedule(dynamic)
     for (i64 tile = 0; tile < tiles; ++tile) {
-      const i64 lo = tile * width, size = std::min(width, call.c - lo);
+      const i64 lo = tile * width, size = std::min(width, c - lo);
       columns.learn(lo, size, status);
       if (call.out.delta) {
         Acc* delta = static_cast<Acc*>(call.out.delta) + lo;
         for (i64 j = 0; j < size; ++j) {
           delta[j] = columns.delta(1, j);
-          delta[call.c + j] = columns.delta(0, j);
+          delta[c + j] = columns.delta(0, j);
         }
       }
-      if (!wants_loss) continue;
-      for (i64 i = 0; i < call.n; ++i)
-        losses[tile] +=
-            call.block(i, lo, size, columns.logits(i), columns.labels(i), columns.hard(), rows[i],
-                       columns.offset(0), columns.offset(1), norm, *scratch);
+      const auto& entries = columns.entries();
+      const auto *front = entries.data(), *end = front + entries.size();
+      for (i64 i = 0; wants_loss && i < n; i += height) {
+        const i64 rows = std::min(height, n - i);
+        auto b = call.block(i, rows, lo, size, &factors[i], norm, *scratch);
+        if (!columns.listed()) call.read(b, i, lo, *scratch);
+        columns.perturb(b, i);
+        losses[tile] += columns.listed() ? call.listed(b, i, lo, front, end)
+                                         : call.mixed(b, i, lo, *scratch);
+      }
     }
     solved += status.solved;
     swept += status.swept;
