@@ -1,6 +1,9 @@
 // The losses of a block of multi-label logits, and their gradient: the vectorised part.
 #pragma once
 
+#include <algorithm>
+#include <type_traits>
+
 #include "../binary.h"
 #include "../lpl_math.h"
 #include "simd.h"
@@ -20,17 +23,18 @@ inline Acc polynomial(Acc x, Acc first, More... more) {
 
 // log(1 + e)/e for 0 ≤ e ≤ 1, fitted to the last place.
 inline float log1p_over(float e) {
-  return polynomial(e, 1.0f, -0.499996479755f, 0.333213228809f, -0.248571658588f, 0.191536637711f,
-                    -0.137538213006f, 0.079204757928f, -0.0300659268283f, 0.00536485719205f);
+  return polynomial(e, 1.0f, -0.499996479755f, 0.333213228809f, -0.248571658588f,
+                    0.191536637711f, -0.137538213006f, 0.079204757928f, -0.0300659268283f,
+                    0.00536485719205f);
 }
 inline double log1p_over(double e) {
-  return polynomial(e, 1.0, -0.4999999999999700216, 0.3333333333283825843, -0.2499999997109811686,
-                    0.1999999913519961369, -0.1666665102297305651, 0.1428552631946010303,
-                    -0.1249840634976551817, 0.1110117151941127404, -0.09953001779511283682,
-                    0.08918576858089669416, -0.07834477789239720024, 0.065349090901503107,
-                    -0.0495913712721939886, 0.03260698186301151791, -0.01763276695051483319,
-                    0.007397323564142293466, -0.00223101063799040224, 0.0004269704901202781958,
-                    -0.00003873992227491523996);
+  return polynomial(e, 1.0, -0.499999999999994595, 0.33333333333235030, -0.249999999936760431,
+                    0.199999997913106395, -0.166666624983129924, 0.142856588951281898,
+                    -0.124994795961057134, 0.111075058993009744, -0.0998101451071026606,
+                    0.0901315236441932512, -0.0808120857125008489, 0.0703553739989806308,
+                    -0.0575019617628249621, 0.0423000717203899472, -0.0267439342632770168,
+                    0.0138385733738484346, -0.00554310151962927439, 0.00159573875263175926,
+                    -0.000291760763019023733, 0.0000253298994288245777);
 }
 
 // What the logits of a row share: a weight w, and that of their re-balanced weights,
@@ -40,13 +44,24 @@ struct RowFactors {
   Acc weight, shift, slope;
 };
 
-// Rows × classes and all that their losses depend on. Labels are 0 and 1 (of positives), or nan
-// where there is none; tables stand at the block's first class.
+// A label that is not 0: 1, or nan where it is missing.
 template <typename Acc>
+struct Entry {
+  i64 row, place;
+  Acc label;
+};
+
+// Rows × classes and all that their losses depend on; tables stand at the block's first class.
+// Labels are 0 and 1 (of positives), or nan where there is none.
+template <typename A>
 struct BlockOf {
-  const Acc* u;
+  using Acc = A;
+
+  i64 i, lo;         // first row and class
+  const Acc* u;      // logits; not those of entries
   i64 pitch;         // from a row of u to the next
-  const Acc* label;  // rows × size; null: all are 0
+  const Acc* label;  // rows × size; null: 0 but for the entries
+  const Entry<Acc>*front, *end;
   const Acc *weight[2], *scale[2], *offset[2];  // as BinaryProblem
   const Acc* stretch[2];                        // dz/du: the scale, unless u has it already
   const Acc* balance;                           // v; null where it is the same for all
@@ -63,6 +78,8 @@ struct BlockOf {
 template <typename T>
 struct Block : BlockOf<typename AccumulateOf<T>::type> {
   T* grad;
+  const T* logits;  // as the caller gave them
+  i64 logits_pitch;
 };
 
 constexpr int kLog = 0, kSquare = 1, kFocal = 2, kOther = 3;  // forms of φ
@@ -76,77 +93,108 @@ inline int form_of(Phi phi, double parameter) {
 // What logits have beside their labels: nothing, an offset, all tables, re-balanced weights too.
 constexpr int kBare = 0, kMoved = 1, kTables = 2, kBalanced = 3;
 
-// Loss and gradient of a block; `Mixed` ones have labels, of others all are 0.
-template <bool Mixed, int Parts, int Form, typename T>
-__attribute__((noinline)) void losses_of(const Block<T>& b) {
-  using Acc = typename AccumulateOf<T>::type;
+// x, or 0 if it is negative; nan stays.
+inline float positive_part(float x) {
+  return bit_cast<float>(std::max(bit_cast<int32_t>(x), int32_t(0)));
+}
+inline double positive_part(double x) {
+  return x < 0 ? 0 : x;
+}
+
+// Losses and gradient of a block, whose labels are `Mixed` or 0 but for the entries; returns the
+// sum of losses.
+template <bool Mixed, int Parts, int Form, typename T, typename Acc = typename Block<T>::Acc>
+__attribute__((noinline)) double losses_of(const Block<T>& b) {
   const Acc *w0 = b.weight[0], *w1 = b.weight[1], *a0 = b.scale[0], *a1 = b.scale[1];
   const Acc *b0 = b.offset[0], *b1 = b.offset[1], *d0 = b.stretch[0], *d1 = b.stretch[1];
   const Acc *balance = b.balance, alpha = b.alpha, pull = b.pull, gamma = b.parameter;
   const Phi phi = b.phi;
-  const int32_t size = b.size;
-  for (int32_t r = 0; r < b.rows; ++r) {
-    const Acc *u = b.u + r * b.pitch, *label = Mixed ? b.label + r * size : nullptr;
+  // Loss and gradient of a logit u at place j of a row; `Sided`: its label is y, else 0.
+  const auto one = [=](auto sided, Acc u, Acc y, int32_t j, const RowFactors<Acc>& row, T& grad,
+                       Acc& loss) {
+    constexpr bool Sided = decltype(sided)::value;
+    const bool positive = Sided && y > Acc(0.5);
+    const auto side = [&](const Acc* table0, const Acc* table1) {
+      const Acc zero = table0[j], one = Sided ? table1[j] : zero;  // both: no branch
+      return positive ? one : zero;
+    };
+    if (Parts >= kTables) u *= side(a0, a1);
+    if (Parts >= kMoved) u += side(b0, b1);
+    const Acc sign = positive ? Acc(-1) : Acc(1), s = sign * u;
+    const Acc e = exp_of(-std::abs(s));
+    const Acc inverse = 1 / (1 + e), near = e * inverse, low = e * log1p_over(e);
+    const Acc probability = s < 0 ? near : inverse;  // σ(s) = 1 − p
+    Acc ell = positive_part(s) + low;
+    Acc slope = probability;  // dφ/ds
+    if (Form == kSquare || Form == kFocal) {
+      const Acc rest = s < 0 ? inverse : near;  // p
+      const Acc factor = Form == kSquare ? probability * probability
+                                         : exp_of(gamma * ((s < 0 ? s : Acc(0)) - low));
+      slope = factor * (probability + gamma * ell * rest);
+      ell *= factor;
+    }
+    if (Form == kOther) {
+      const PhiValue<Acc> value = phi_of(ell, phi, gamma);
+      slope *= value.slope;
+      ell = value.value;
+    }
+    slope *= Sided ? pull * sign : pull;
+    if (Parts >= kTables) {
+      Acc weight = side(w0, w1) * row.weight;
+      if (Parts == kBalanced) {
+        // σ(x) with e^−x capped, where σ is nothing beside what it is added to or 0 itself
+        const Acc x = row.shift - row.slope * balance[j];
+        weight *= alpha + 1 / (1 + exp_of(x < Acc(80) ? x : Acc(80)));
+      }
+      ell *= weight;
+      slope *= weight * side(d0, d1);
+      if (Sided) {
+        ell = y == y ? ell : Acc(0);
+        slope = y == y ? slope : Acc(0);
+      }
+    }
+    grad = store<T>(slope);
+    return loss = ell;
+  };
+  // rows without gaps are one
+  const bool flat =
+      Parts == kBare && b.pitch == b.size && b.grad_pitch == b.size && b.loss_pitch == b.size;
+  const int32_t rows = flat ? 1 : b.rows, size = flat ? b.rows * b.size : b.size;
+  double total = 0;
+  for (int32_t r = 0; r < rows; ++r) {
+    const Acc *u = b.u + r * b.pitch, *label = b.label + (Mixed ? r * size : 0);
     const RowFactors<Acc> row = b.row[r];
     T* grad = b.grad + r * b.grad_pitch;
     Acc* loss = b.loss + r * b.loss_pitch;
-    const auto one = [&](int32_t j) {
-      const Acc y = Mixed ? label[j] : Acc(0);
-      const bool positive = Mixed && y > Acc(0.5);
-      const auto side = [&](const Acc* negative, const Acc* table) {
-        const Acc zero = negative[j], one = Mixed ? table[j] : zero;  // both: no branch
-        return positive ? one : zero;
-      };
-      Acc z = u[j];
-      if (Parts >= kTables) z *= side(a0, a1);
-      if (Parts >= kMoved) z += side(b0, b1);
-      const Acc sign = positive ? Acc(-1) : Acc(1), s = sign * z;
-      const Acc e = exp_of(-std::abs(s));
-      const Acc inverse = 1 / (1 + e), near = e * inverse, low = e * log1p_over(e);
-      const Acc probability = s > 0 ? inverse : near;  // σ(s) = 1 − p
-      Acc ell = (s > 0 ? s : Acc(0)) + low;
-      Acc slope = probability;  // dφ/ds
-      if (Form == kSquare || Form == kFocal) {
-        const Acc rest = s > 0 ? near : inverse;  // p
-        const Acc factor = Form == kSquare ? probability * probability
-                                           : exp_of(gamma * ((s < 0 ? s : Acc(0)) - low));
-        slope = factor * (probability + gamma * ell * rest);
-        ell *= factor;
-      }
-      if (Form == kOther) {
-        const PhiValue<Acc> value = phi_of(ell, phi, gamma);
-        slope *= value.slope;
-        ell = value.value;
-      }
-      slope *= Mixed ? pull * sign : pull;
-      if (Parts >= kTables) {
-        Acc weight = side(w0, w1) * row.weight;
-        if (Parts == kBalanced) {
-          // σ(x) with e^−x capped, where σ is nothing beside what it is added to or 0 itself
-          const Acc x = row.shift - row.slope * balance[j];
-          weight *= alpha + 1 / (1 + exp_of(x < Acc(80) ? x : Acc(80)));
-        }
-        ell *= weight;
-        slope *= weight * side(d0, d1);
-        if (Mixed) {
-          ell = y == y ? ell : Acc(0);
-          slope = y == y ? slope : Acc(0);
-        }
-      }
-      grad[j] = store<T>(slope);
-      loss[j] = ell;
-    };
+    const std::integral_constant<bool, Mixed> sided{};
+    Acc sum = 0;
     if (Form == kOther) {
-      for (int32_t j = 0; j < size; ++j) one(j);
+      for (int32_t j = 0; j < size; ++j)
+        sum += one(sided, u[j], Mixed ? label[j] : Acc(0), j, row, grad[j], loss[j]);
     } else {
-      LPL_SIMD
-      for (int32_t j = 0; j < size; ++j) one(j);
+#pragma omp simd reduction(+ : sum)
+      for (int32_t j = 0; j < size; ++j)
+        sum += one(sided, u[j], Mixed ? label[j] : Acc(0), j, row, grad[j], loss[j]);
     }
+    total += sum;
   }
+  if (Mixed || b.front == b.end) return total;
+  double wrong = 0, right = 0;
+  for (const Entry<Acc>* entry = b.front; entry < b.end; ++entry) {
+    const i64 r = entry->row - b.i, j = entry->place - b.lo;
+    Acc& loss = b.loss[r * b.loss_pitch + j];
+    wrong += loss;
+    right += one(std::true_type{}, load(b.logits[r * b.logits_pitch + j]), entry->label, int32_t(j),
+                 b.row[r], b.grad[r * b.grad_pitch + j], loss);
+  }
+  if (wrong < total / 2) return total - wrong + right;
+  total = 0;  // what is left would have lost its digits
+  for (int32_t r = 0; r < b.rows; ++r) total += sum_of(b.loss + r * b.loss_pitch, b.size);
+  return total;
 }
 
 template <bool Mixed, int Parts, typename T>
-void losses_of_form(const Block<T>& b) {
+double losses_of_form(const Block<T>& b) {
   switch (form_of(b.phi, double(b.parameter))) {
     case kLog: return losses_of<Mixed, Parts, kLog>(b);
     case kSquare: return losses_of<Mixed, Parts, kSquare>(b);
@@ -156,7 +204,7 @@ void losses_of_form(const Block<T>& b) {
 }
 
 template <bool Mixed, typename T>
-void losses_of_parts(const Block<T>& b, int parts) {
+double losses_of_parts(const Block<T>& b, int parts) {
   switch (parts) {
     case kBare: return losses_of<Mixed, kBare, kLog>(b);
     case kMoved: return losses_of<Mixed, kMoved, kLog>(b);
@@ -166,8 +214,8 @@ void losses_of_parts(const Block<T>& b, int parts) {
 }
 
 template <typename T>
-void losses_of(const Block<T>& b, int parts) {
-  b.label ? losses_of_parts<true>(b, parts) : losses_of_parts<false>(b, parts);
+double losses_of(const Block<T>& b, int parts) {
+  return b.label ? losses_of_parts<true>(b, parts) : losses_of_parts<false>(b, parts);
 }
 
 }  // namespace

@@ -6,6 +6,9 @@ namespace lpl {
 namespace LPL_ISA {
 namespace {
 
+// Labels for each that is not 0, from where those are better done one by one.
+constexpr i64 kFew = 128;
+
 // Loss, summed by rows that share a block, and gradient.
 template <typename T>
 void run_rows(const BinaryCall<T>& call, double norm, Vector<double>& losses) {
@@ -17,18 +20,17 @@ void run_rows(const BinaryCall<T>& call, double norm, Vector<double>& losses) {
   {
     const auto scratch = std::make_unique<typename BinaryCall<T>::Scratch>();
     Vector<typename BinaryCall<T>::Factors> factors(height);
-    Vector<typename BinaryCall<T>::Entry> entries;
+    typename BinaryCall<T>::Entries entries;
 #pragma omp for schedule(static)
     for (i64 batch = 0; batch < batches; ++batch) {
       const i64 i = batch * height, rows = std::min(height, n - i);
-      const bool listed = call.list(i, rows, 0, c, entries);
+      const bool listed = call.list(i, rows, 0, c, kFew, entries);
       call.factors(i, rows, listed ? &entries : nullptr, *scratch, factors.data());
       const auto *front = entries.data(), *end = front + entries.size();
       for (i64 lo = 0; lo < c; lo += kBlock) {
-        const i64 size = std::min(kBlock, c - lo);
-        auto b = call.block(i, rows, lo, size, factors.data(), norm, *scratch);
-        call.read(b, i, lo, *scratch);
-        losses[batch] += listed ? call.listed(b, i, lo, front, end) : call.mixed(b, i, lo, *scratch);
+        auto b = call.block(i, rows, lo, std::min(kBlock, c - lo), factors.data(), norm, *scratch);
+        call.read(b, *scratch);
+        losses[batch] += listed ? call.listed(b, front, end) : call.mixed(b, *scratch);
       }
     }
   }
@@ -65,14 +67,13 @@ BinaryStatus run_columns(const BinaryCall<T>& call, double norm, Vector<double>&
         }
       }
       const auto& entries = columns.entries();
+      const bool listed = columns.listed() && i64(entries.size()) * kFew <= n * size;
       const auto *front = entries.data(), *end = front + entries.size();
       for (i64 i = 0; wants_loss && i < n; i += height) {
-        const i64 rows = std::min(height, n - i);
-        auto b = call.block(i, rows, lo, size, &factors[i], norm, *scratch);
-        if (!columns.listed()) call.read(b, i, lo, *scratch);
-        columns.perturb(b, i);
-        losses[tile] += columns.listed() ? call.listed(b, i, lo, front, end)
-                                         : call.mixed(b, i, lo, *scratch);
+        auto b = call.block(i, std::min(height, n - i), lo, size, &factors[i], norm, *scratch);
+        columns.perturb(b);
+        listed ? columns.read(b) : call.read(b, *scratch);
+        losses[tile] += listed ? call.listed(b, front, end) : call.mixed(b, *scratch);
       }
     }
     solved += status.solved;

@@ -19,7 +19,7 @@ class BinaryCall {
  public:
   using Acc = typename AccumulateOf<T>::type;
   using Factors = RowFactors<Acc>;
-  using Entry = typename Labels<Acc>::Entry;
+  using Entries = Vector<Entry<Acc>>;
 
   // Room for a block: what is read into Acc, losses that nobody asked for, and what soft labels
   // need.
@@ -113,15 +113,15 @@ class BinaryCall {
   }
 
   // The factors of rows from i, whose labels may be listed.
-  void factors(i64 i, i64 rows, const Vector<Entry>* entries, Scratch& scratch, Factors* f) const {
+  void factors(i64 i, i64 rows, const Entries* entries, Scratch& scratch, Factors* f) const {
     size_t k = 0;
-    for (i64 r = 0; r < rows; ++r) {
-      double total = entries ? 0 : mass(i + r, scratch);
-      for (; entries && k < entries->size() && (*entries)[k].row == i + r; ++k) {
-        const Entry& entry = (*entries)[k];
+    for (i64 r = i; r < i + rows; ++r) {
+      double total = entries ? 0 : mass(r, scratch);
+      for (; entries && k < entries->size() && (*entries)[k].row == r; ++k) {
+        const Entry<Acc>& entry = (*entries)[k];
         if (p.inverse_count && entry.label == 1) total += inverse_count()[entry.place];
       }
-      f[r] = factors(i + r, total);
+      *f++ = factors(r, total);
     }
   }
 
@@ -129,6 +129,10 @@ class BinaryCall {
   Block<T> block(i64 i, i64 rows, i64 lo, i64 size, const Factors* row, double norm,
                  Scratch& scratch) const {
     Block<T> b{};
+    b.i = i;
+    b.lo = lo;
+    b.logits = logits(i) + lo;
+    b.logits_pitch = p.row_stride;
     for (const int side : {0, 1}) {
       b.weight[side] = weight_[side] + lo;
       b.scale[side] = b.stretch[side] = scale_[side] + lo;
@@ -151,16 +155,16 @@ class BinaryCall {
     return b;
   }
 
-  // Gives a block from row i and class lo its logits.
-  void read(Block<T>& b, i64 i, i64 lo, Scratch& scratch) const {
+  // Gives a block its logits.
+  void read(Block<T>& b, Scratch& scratch) const {
     if constexpr (std::is_same<T, Acc>::value) {
-      b.u = logits(i) + lo;
-      b.pitch = p.row_stride;
+      b.u = b.logits;
+      b.pitch = b.logits_pitch;
     } else {
       b.u = scratch.u;
       b.pitch = b.size;
       for (i64 r = 0; r < b.rows; ++r) {
-        const T* u = logits(i + r) + lo;
+        const T* u = b.logits + r * b.logits_pitch;
         Acc* to = scratch.u + r * b.size;
         LPL_SIMD
         for (int32_t j = 0; j < b.size; ++j) to[j] = load(u[j]);
@@ -168,47 +172,33 @@ class BinaryCall {
     }
   }
 
-  // The entries of rows from i, classes lo to lo + size, if labels can be taken from such a list.
-  bool list(i64 i, i64 rows, i64 lo, i64 size, Vector<Entry>& entries) const {
-    return !out.upstream_each && labels.list(i, rows, lo, size, entries);
+  // The entries of rows from i, classes lo to lo + size, if labels can be taken from such a list:
+  // there is one for `few` labels at most.
+  bool list(i64 i, i64 rows, i64 lo, i64 size, i64 few, Entries& entries) const {
+    return !out.upstream_each && labels.list(i, rows, lo, size, few, entries);
   }
 
-  // Loss, summed unless it is wanted of each logit, and gradient of a block from row i and class lo
-  // whose labels are 0 but for the entries, of which it takes its own off the front.
-  double listed(const Block<T>& b, i64 i, i64 lo, const Entry*& front, const Entry* end) const {
-    losses_of(b, parts_);
-    for (; front < end && front->row < i + b.rows && front->place < lo + b.size; ++front) {
-      const i64 r = front->row - i, j = front->place - lo;
-      const Acc u = load(logits(front->row)[front->place]);
-      Block<T> one = b;
-      one.u = &u;
-      one.label = &front->label;
-      for (const int side : {0, 1}) {
-        one.weight[side] += j;
-        one.scale[side] = one.stretch[side] = scale_[side] + front->place;
-        one.offset[side] += j;
-      }
-      if (b.balance) one.balance += j;
-      one.row += r;
-      one.grad += r * b.grad_pitch + j;
-      one.loss += r * b.loss_pitch + j;
-      one.rows = one.size = 1;
-      losses_of(one, parts_);
-    }
-    return sum(b);
+  // Loss and gradient of a block whose labels are listed from `front`, which moves past its own.
+  double listed(Block<T>& b, const Entry<Acc>*& front, const Entry<Acc>* end) const {
+    b.front = front;
+    while (front < end && front->row < b.i + b.rows && front->place < b.lo + b.size) ++front;
+    b.end = front;
+    return losses_of(b, parts_);
   }
 
   // The same of any labels, which it reads.
-  double mixed(Block<T> b, i64 i, i64 lo, Scratch& scratch) const {
+  double mixed(Block<T>& b, Scratch& scratch) const {
     bool hard = !out.upstream_each;
-    for (i64 r = 0; r < b.rows; ++r)
-      hard = labels.read(i + r, lo, b.size, scratch.y + r * b.size) && hard;
-    b.label = scratch.y;
-    if (hard) {
-      losses_of(b, parts_);
-      return sum(b);
+    if (p.target_stride == b.size) {
+      hard = labels.read(b.i, b.lo, i64(b.rows) * b.size, scratch.y) && hard;
+    } else {
+      for (i64 r = 0; r < b.rows; ++r)
+        hard = labels.read(b.i + r, b.lo, b.size, scratch.y + r * b.size) && hard;
     }
+    b.label = scratch.y;
+    if (hard) return losses_of(b, parts_);
     Block<T> one = b;
+    double total = 0;
     one.rows = 1;
     for (i64 r = 0; r < b.rows; ++r) {
       one.u = b.u + r * b.pitch;
@@ -216,23 +206,20 @@ class BinaryCall {
       one.row = b.row + r;
       one.grad = b.grad + r * b.grad_pitch;
       one.loss = b.loss + r * b.loss_pitch;
-      widened(one, i + r, lo, scratch);
+      total += widened(one, b.i + r, scratch);
     }
-    return sum(b);
+    return total;
   }
 
  private:
   const Acc* inverse_count() const { return static_cast<const Acc*>(p.inverse_count); }
 
-  double sum(const Block<T>& b) const {
-    return p.reduction == Reduction::none ? 0 : sum_of(b.loss, i64(b.rows) * b.size);
-  }
-
   // A row of soft labels, whose two sides are two blocks, or with an upstream gradient of its own
   // for every logit.
-  void widened(const Block<T>& b, i64 i, i64 lo, Scratch& scratch) const {
+  double widened(const Block<T>& b, i64 i, Scratch& scratch) const {
     const int32_t size = b.size;
     const bool all = !p.missing;  // a nan among them is to be seen
+    double total = 0;
     for (const int side : {0, 1}) {
       Acc *label = scratch.sides[side], *weight = scratch.weights[side];
       const Acc* given = b.weight[side];
@@ -243,20 +230,21 @@ class BinaryCall {
         label[j] = share != 0 && (all || y == y) ? Acc(side) : Acc(NAN);
         weight[j] = share * given[j];
       }
-      Block<Acc> wide{b, scratch.grads[side]};
+      Block<Acc> wide{b, scratch.grads[side], nullptr, 0};
       wide.label = label;
       wide.weight[0] = wide.weight[1] = weight;
       wide.loss = scratch.losses[side];
-      losses_of(wide, kTables);
+      total += losses_of(wide, kTables);
     }
     const Acc* upstream =
-        out.upstream_each ? static_cast<const Acc*>(out.upstream) + i * c + lo : nullptr;
+        out.upstream_each ? static_cast<const Acc*>(out.upstream) + i * c + b.lo : nullptr;
     LPL_SIMD
     for (int32_t j = 0; j < size; ++j) {
       const Acc grad = scratch.grads[0][j] + scratch.grads[1][j];
       b.grad[j] = store<T>(upstream ? grad * upstream[j] : grad);
       b.loss[j] = scratch.losses[0][j] + scratch.losses[1][j];
     }
+    return total;
   }
 
   const Acc* table(const void* given, const Vector<Acc>& absent) const {

@@ -14,14 +14,15 @@ namespace lpl {
 namespace {
 
 constexpr int kCentres = 3;   // tries
-constexpr i64 kBatch = 64;    // rows whose sums are kept in Acc
+constexpr i64 kBatch = 32;   // rows whose sums are kept in Acc
+constexpr i64 kFollowed = 16;  // labels for each that is not 0, from where those are listed
 
 template <typename T>
 class Columns {
  public:
   using Acc = typename AccumulateOf<T>::type;
   using Group = typename GroupOf<Acc>::type;
-  using Entry = typename BinaryCall<T>::Entry;
+  using Entry = lpl::Entry<Acc>;
 
   // Classes of a tile: as many as keep the logits of all rows in the second cache, whole cache
   // lines of them, and no more than leave every thread some.
@@ -33,10 +34,12 @@ class Columns {
   }
 
   Columns(const BinaryCall<T>& call, i64 width)
-      : call_(call), n_(call.n), width_(width), s_(n_ * width), solved_(width / kGroup),
+      : call_(call), n_(call.n), width_(width), pitch_(width | 16),
+        s_(n_ * pitch_), solved_(width / kGroup),
         starts_(width / kGroup + 1) {
     for (const int side : {0, 1}) {
       offset_[side].resize(width);
+      delta_[side].resize(width);
       moved_[side].resize(width);
     }
     for (Vector<Acc>* table : {&centre_, &ones_, &y_}) table->assign(width, Acc(1));
@@ -51,7 +54,7 @@ class Columns {
     std::fill(steps_.begin(), steps_.end(), 0);
     std::copy(call_.p.steps + lo, call_.p.steps + lo + size, steps_.begin());
     std::fill(solved_.begin(), solved_.end(), true);
-    listed_ = call_.list(0, n_, lo, size, entries_);
+    listed_ = call_.list(0, n_, lo, size, kFollowed, entries_);
     if (listed_) sort_entries();
     for (const int side : {1, 0}) {
       std::fill(moved_[side].begin(), moved_[side].end(), 0.0);
@@ -60,8 +63,8 @@ class Columns {
       for (i64 g = 0; g < size; g += kGroup)
         if (most(g) > 0) solved_[g / kGroup] &= follows ? follow(g) : find(side, g);
       for (i64 j = 0; j < size; ++j) {
-        const bool done = listed_ && !side;  // what stands in the tile has the offset
-        offset_[side][j] = (done ? Acc(0) : call_.offset(side)[lo + j]) + delta(side, j);
+        delta_[side][j] = Acc(side ? -moved_[side][j] : moved_[side][j]);
+        offset_[side][j] = call_.offset(side)[lo + j] + delta_[side][j];
       }
     }
     for (i64 g = 0; g < size; g += kGroup)
@@ -69,19 +72,22 @@ class Columns {
         (solved_[g / kGroup] ? status.solved : status.swept) += std::min<i64>(kGroup, size - g);
   }
 
-  // Moves the logits of a block from row i and the tile's first class by δ; of listed labels it
-  // gets the tile's logits.
-  void perturb(Block<T>& b, i64 i) const {
+  // Moves a block of the tile's classes by δ.
+  void perturb(Block<T>& b) const {
     for (const int side : {0, 1}) b.offset[side] = offset_[side].data();
-    if (!listed_) return;
-    b.u = s_.data() + i * width_;
-    b.pitch = width_;
+  }
+
+  // Gives a block whose labels are listed the tile's logits and their δ.
+  void read(Block<T>& b) const {
+    b.u = s_.data() + b.i * pitch_;
+    b.pitch = pitch_;
     b.scale[0] = ones_.data();
+    b.offset[0] = delta_[0].data();
   }
 
   bool listed() const { return listed_; }
   const Vector<Entry>& entries() const { return entries_; }
-  Acc delta(int side, i64 j) const { return Acc(side ? -moved_[side][j] : moved_[side][j]); }
+  Acc delta(int side, i64 j) const { return delta_[side][j]; }
 
  private:
   int32_t most(i64 g) const {
@@ -103,7 +109,7 @@ class Columns {
   // Distances of a side, and where labels are not listed their shares, batch by batch, with moments
   // about 0.
   void fill(int side) {
-    if (!listed_) share_.resize(n_ * width_);
+    if (!listed_) share_.resize(n_ * pitch_);
     std::fill(centre_.begin(), centre_.end(), Acc(0));
     std::fill(moments_.begin(), moments_.end(), 0.0);
     const Entry *front = entries_.data(), *end = front + entries_.size();
@@ -120,7 +126,7 @@ class Columns {
   void fill_row(int side, i64 i) {
     const T* u = call_.logits(i) + lo_;
     const Acc *scale = call_.scale(side) + lo_, *offset = call_.offset(side) + lo_;
-    Acc* s = s_.data() + i * width_;
+    Acc* s = s_.data() + i * pitch_;
     const int32_t size = int32_t(size_);
     if (call_.bare() && !side) {
       LPL_SIMD
@@ -130,9 +136,9 @@ class Columns {
       LPL_SIMD
       for (int32_t j = 0; j < size; ++j) s[j] = sign * (load(u[j]) * scale[j] + offset[j]);
     }
-    std::fill(s + size, s + width_, Acc(0));
+    if (size < width_) std::fill(s + size, s + width_, Acc(0));
     if (listed_) return;
-    Acc *share = share_.data() + i * width_, *y = y_.data();
+    Acc *share = share_.data() + i * pitch_, *y = y_.data();
     call_.labels.read(i, lo_, size_, y);
     LPL_SIMD
     for (int32_t j = 0; j < size; ++j) {
@@ -140,10 +146,10 @@ class Columns {
       share[j] = part == part ? part : Acc(0);
       s[j] = share[j] != 0 ? s[j] : Acc(0);  // whatever the logit is where nothing counts
     }
-    std::fill(share + size, share + width_, Acc(0));
+    if (size < width_) std::fill(share + size, share + width_, Acc(0));
   }
 
-  Acc* place(const Entry& entry) { return &s_[entry.row * width_ + entry.place - lo_]; }
+  Acc* place(const Entry& entry) { return &s_[entry.row * pitch_ + entry.place - lo_]; }
 
   i64 entries_of(i64 g) const { return starts_[g / kGroup + 1] - starts_[g / kGroup]; }
 
@@ -159,12 +165,12 @@ class Columns {
   // side too where labels are listed.
   void add(i64 g, i64 lo, i64 hi) {
     if constexpr (std::is_same<Acc, float>::value) {
-      const float* s = &s_[lo * width_ + g];
+      const float* s = &s_[lo * pitch_ + g];
       if (listed_) {
-        add_moments<false>(s, nullptr, width_, hi - lo, &centre_[g], &moment(0, g), width_);
+        add_moments<false>(s, nullptr, pitch_, hi - lo, &centre_[g], &moment(0, g), width_);
       } else {
-        const float* share = &share_[lo * width_ + g];
-        add_moments<true>(s, share, width_, hi - lo, &centre_[g], &moment(0, g), width_);
+        const float* share = &share_[lo * pitch_ + g];
+        add_moments<true>(s, share, pitch_, hi - lo, &centre_[g], &moment(0, g), width_);
       }
     }
   }
@@ -208,7 +214,7 @@ class Columns {
       for_entries(g, [&](const Entry& e) { mass[(e.place - lo_) % kGroup] -= 1; });
     } else {
       for (i64 i = 0; i < n_; ++i)
-        for (int lane = 0; lane < kGroup; ++lane) mass[lane] += share_[i * width_ + g + lane];
+        for (int lane = 0; lane < kGroup; ++lane) mass[lane] += share_[i * pitch_ + g + lane];
     }
     for (int32_t k = 0; k < most(g); ++k) {
       Lanes sum = {};
@@ -216,8 +222,8 @@ class Columns {
       for (i64 lo = 0; lo < n_; lo += kBatch) {
         Group values = {};
         for (i64 i = lo; i < std::min(n_, lo + kBatch); ++i) {
-          const Group value = sigmoid_of(load_group<Group>(&s_[i * width_ + g]) + moved);
-          values += listed_ ? value : value * load_group<Group>(&share_[i * width_ + g]);
+          const Group value = sigmoid_of(load_group<Group>(&s_[i * pitch_ + g]) + moved);
+          values += listed_ ? value : value * load_group<Group>(&share_[i * pitch_ + g]);
         }
         sum += __builtin_convertvector(values, Lanes);
       }
@@ -279,10 +285,10 @@ class Columns {
   }
 
   const BinaryCall<T>& call_;
-  const i64 n_, width_;
+  const i64 n_, width_, pitch_;  // an odd number of lines, which share no set of the nearest cache
   i64 lo_ = 0, size_ = 0;
   bool listed_ = false;  // labels are 0 but for entries_
-  Vector<Acc> s_, share_, y_, centre_, ones_, offset_[2];
+  Vector<Acc> s_, share_, y_, centre_, ones_, offset_[2], delta_[2];
   Vector<double> moved_[2], moments_;
   Vector<int32_t> steps_;
   Vector<char> solved_;  // by group

@@ -1,10 +1,10 @@
 // Multi-label targets of any dtype: read as numbers, or only the few that are not 0 listed.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
-#include "../binary.h"
-#include "simd.h"
+#include "binary_block.h"
 
 namespace lpl {
 namespace {
@@ -36,98 +36,88 @@ __attribute__((noinline)) bool read_block(const Y* label, Acc ignored, Acc* y, i
   return soft == 0;
 }
 
-// Calls `found` with the place of every 8 bytes (the last may be fewer) that are not all 0, until
-// it returns false; whether it never did.
-template <typename Found>
-inline bool for_each_word(const char* bytes, i64 size, Found found) {
-  constexpr i64 kWord = 8, kChunk = 32 * kWord;
-  const auto word = [&](i64 at) {
-    uint64_t bits = 0;
-    std::memcpy(&bits, bytes + at, at + kWord <= size ? kWord : size - at);
-    return bits;
-  };
-  for (i64 lo = 0; lo < size; lo += kChunk) {
-    if (lo + kChunk <= size) {
-      uint64_t words[kChunk / kWord], any = 0;
-      std::memcpy(words, bytes + lo, kChunk);
+// Calls `found` with the places of labels that may have a bit set, one to a few of which do, from
+// first to last, until it returns false; whether it never did.
+template <typename Y, typename Found>
+inline bool for_each_set(const Y* label, i64 size, Found found) {
+  typedef uint64_t Word __attribute__((may_alias, aligned(1)));
+  constexpr i64 kOfWord = sizeof(Word) / sizeof(Y), kWords = 32;
+  const auto* words = reinterpret_cast<const Word*>(label);
+  const i64 whole = size / kOfWord;
+  for (i64 lo = 0; lo < whole; lo += kWords) {
+    const i64 hi = std::min(whole, lo + kWords);
+    uint64_t any = 0;
+    if (hi == lo + kWords) {
 #pragma omp simd reduction(| : any)
-      for (int k = 0; k < kChunk / kWord; ++k) any |= words[k];
+      for (i64 k = lo; k < lo + kWords; ++k) any |= words[k];
       if (!any) continue;
     }
-    for (i64 at = lo; at < lo + kChunk && at < size; at += kWord)
-      if (word(at) && !found(at)) return false;
+    for (i64 k = lo; k < hi; ++k)
+      if (words[k] && !found(k * kOfWord, (k + 1) * kOfWord)) return false;
   }
-  return true;
+  return found(whole * kOfWord, size);
 }
 
 // The labels of a problem; Acc is the dtype of its sums.
 template <typename Acc>
 class Labels {
  public:
-  // A label that is not 0: 1, or nan where it is missing.
-  struct Entry {
-    i64 row, place;
-    Acc label;
-  };
-
   explicit Labels(const BinaryProblem& problem) : p_(problem) {}
 
   // Those from lo to lo + size of row i into y; whether they are hard.
   bool read(i64 i, i64 lo, i64 size, Acc* y) const {
-    switch (p_.target_type) {
-      case LabelType::f64: return read_as<double>(i, lo, size, y);
-      case LabelType::f32: return read_as<float>(i, lo, size, y);
-      case LabelType::bf16: return read_as<BFloat16>(i, lo, size, y);
-      case LabelType::f16: return read_as<Float16>(i, lo, size, y);
-      case LabelType::u8: return read_as<uint8_t>(i, lo, size, y);
-      case LabelType::i8: return read_as<int8_t>(i, lo, size, y);
-      case LabelType::i16: return read_as<int16_t>(i, lo, size, y);
-      case LabelType::i32: return read_as<int32_t>(i, lo, size, y);
-      default: return read_as<int64_t>(i, lo, size, y);
-    }
+    return as_type([&](auto type) {
+      const auto* label = row<decltype(type)>(i) + lo;
+      const Acc ignored = Acc(p_.ignored);
+      return p_.missing ? read_block<true>(label, ignored, y, int32_t(size))
+                        : read_block<false>(label, ignored, y, int32_t(size));
+    });
   }
 
-  // Row by row the entries of rows from i, classes lo to lo + size, if all labels are hard and few
-  // are not 0; whether it is so.
-  bool list(i64 i, i64 rows, i64 lo, i64 size, Vector<Entry>& entries) const {
-    constexpr i64 kFew = 16;  // labels for each entry, and entries that are few anyhow
+  // Row by row the entries of rows from i, classes lo to lo + size, if all labels are hard and at
+  // most one in `few` is not 0; whether it is so.
+  bool list(i64 i, i64 rows, i64 lo, i64 size, i64 few, Vector<Entry<Acc>>& entries) const {
+    constexpr i64 kFirst = 8;  // are not many yet
     entries.clear();
     if (p_.missing && p_.ignored == 0) return false;
-    const i64 bytes = label_bytes();
-    for (i64 r = 0; r < rows; ++r) {
-      const char* row = static_cast<const char*>(p_.target) + ((i + r) * p_.target_stride + lo) * bytes;
-      const bool good = for_each_word(row, size * bytes, [&](i64 at) {
-        for (i64 j = at / bytes; j < std::min(size, (at + 8) / bytes); ++j) {
-          Acc y;
-          if (!read(i + r, lo + j, 1, &y)) return false;
-          if (y != 0) entries.push_back({i + r, lo + j, y});
-        }
-        return (i64(entries.size()) - kFew) * kFew <= r * size + at / bytes;
-      });
-      if (!good) return false;
-    }
-    return true;
+    return as_type([&](auto type) {
+      for (i64 r = i; r < i + rows; ++r) {
+        const auto* label = row<decltype(type)>(r) + lo;
+        const bool good = for_each_set(label, size, [&](i64 from, i64 to) {
+          for (i64 j = from; j < to; ++j) {
+            Acc y = Acc(load_label(label[j]));
+            if (y == 0) continue;
+            if (p_.missing && (y != y || y == Acc(p_.ignored))) y = NAN;
+            else if (y != 1) return false;
+            entries.push_back({r, lo + j, y});
+          }
+          return (i64(entries.size()) - kFirst) * few <= (r - i) * size + from;
+        });
+        if (!good) return false;
+      }
+      return true;
+    });
   }
 
  private:
-  i64 label_bytes() const {
-    switch (p_.target_type) {
-      case LabelType::f64:
-      case LabelType::i64: return 8;
-      case LabelType::f32:
-      case LabelType::i32: return 4;
-      case LabelType::u8:
-      case LabelType::i8: return 1;
-      default: return 2;
-    }
+  template <typename Y>
+  const Y* row(i64 i) const {
+    return static_cast<const Y*>(p_.target) + i * p_.target_stride;
   }
 
-  template <typename Y>
-  bool read_as(i64 i, i64 lo, i64 size, Acc* y) const {
-    const Y* label = static_cast<const Y*>(p_.target) + i * p_.target_stride + lo;
-    const Acc ignored = Acc(p_.ignored);
-    return p_.missing ? read_block<true>(label, ignored, y, int32_t(size))
-                      : read_block<false>(label, ignored, y, int32_t(size));
+  template <typename Visit>
+  bool as_type(Visit visit) const {
+    switch (p_.target_type) {
+      case LabelType::f64: return visit(double{});
+      case LabelType::f32: return visit(float{});
+      case LabelType::bf16: return visit(BFloat16{});
+      case LabelType::f16: return visit(Float16{});
+      case LabelType::u8: return visit(uint8_t{});
+      case LabelType::i8: return visit(int8_t{});
+      case LabelType::i16: return visit(int16_t{});
+      case LabelType::i32: return visit(int32_t{});
+      default: return visit(int64_t{});
+    }
   }
 
   const BinaryProblem& p_;

@@ -58,8 +58,9 @@ inline V sigmoid_of(V x) {
 // tanh(x/2) to 1e-8 of the largest, an odd rational fitted up to where it is 1 in float; nan stays.
 template <typename V>
 inline V half_tanh(V x) {
-  x = x > 16.5f ? V{} + 16.5f : x;
-  x = x < -16.5f ? V{} - 16.5f : x;
+  const V far = V{} + 16.5f;
+  x = far < x ? far : x;
+  x = -far > x ? -far : x;
   const V square = x * x;
   V p = square * 2.846606306e-11f + 1.675570683e-7f;
   p = p * square + 1.107845477e-4f;
