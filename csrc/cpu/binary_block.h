@@ -23,18 +23,16 @@ inline Acc polynomial(Acc x, Acc first, More... more) {
 
 // log(1 + e)/e for 0 ≤ e ≤ 1, fitted to the last place.
 inline float log1p_over(float e) {
-  return polynomial(e, 1.0f, -0.499996479755f, 0.333213228809f, -0.248571658588f,
-                    0.191536637711f, -0.137538213006f, 0.079204757928f, -0.0300659268283f,
-                    0.00536485719205f);
+  return polynomial(e, 1.0f, -0.499996479755f, 0.333213228809f, -0.248571658588f, 0.191536637711f,
+                    -0.137538213006f, 0.079204757928f, -0.0300659268283f, 0.00536485719205f);
 }
 inline double log1p_over(double e) {
-  return polynomial(e, 1.0, -0.499999999999994595, 0.33333333333235030, -0.249999999936760431,
-                    0.199999997913106395, -0.166666624983129924, 0.142856588951281898,
-                    -0.124994795961057134, 0.111075058993009744, -0.0998101451071026606,
-                    0.0901315236441932512, -0.0808120857125008489, 0.0703553739989806308,
-                    -0.0575019617628249621, 0.0423000717203899472, -0.0267439342632770168,
-                    0.0138385733738484346, -0.00554310151962927439, 0.00159573875263175926,
-                    -0.000291760763019023733, 0.0000253298994288245777);
+  return polynomial(
+      e, 1.0, -0.49999999999997, 0.3333333333283826, -0.24999999971098116, 0.19999999135199614,
+      -0.16666651022973056, 0.14285526319460104, -0.12498406349765519, 0.11101171519411274,
+      -0.09953001779511284, 0.08918576858089669, -0.0783447778923972, 0.0653490909015031,
+      -0.04959137127219399, 0.03260698186301152, -0.017632766950514835, 0.0073973235641422936,
+      -0.002231010637990402, 0.00042697049012027817, -3.873992227491524e-05);
 }
 
 // What the logits of a row share: a weight w, and that of their re-balanced weights,
@@ -44,11 +42,11 @@ struct RowFactors {
   Acc weight, shift, slope;
 };
 
-// A label that is not 0: 1, or nan where it is missing.
+// A label that is not 0: 1, or nan where it is missing; and its logit.
 template <typename Acc>
 struct Entry {
   i64 row, place;
-  Acc label;
+  Acc label, u;
 };
 
 // Rows × classes and all that their losses depend on; tables stand at the block's first class.
@@ -78,8 +76,6 @@ struct BlockOf {
 template <typename T>
 struct Block : BlockOf<typename AccumulateOf<T>::type> {
   T* grad;
-  const T* logits;  // as the caller gave them
-  i64 logits_pitch;
 };
 
 constexpr int kLog = 0, kSquare = 1, kFocal = 2, kOther = 3;  // forms of φ
@@ -109,6 +105,7 @@ __attribute__((noinline)) double losses_of(const Block<T>& b) {
   const Acc *b0 = b.offset[0], *b1 = b.offset[1], *d0 = b.stretch[0], *d1 = b.stretch[1];
   const Acc *balance = b.balance, alpha = b.alpha, pull = b.pull, gamma = b.parameter;
   const Phi phi = b.phi;
+  const int32_t size = b.size;
   // Loss and gradient of a logit u at place j of a row; `Sided`: its label is y, else 0.
   const auto one = [=](auto sided, Acc u, Acc y, int32_t j, const RowFactors<Acc>& row, T& grad,
                        Acc& loss) {
@@ -144,7 +141,7 @@ __attribute__((noinline)) double losses_of(const Block<T>& b) {
       if (Parts == kBalanced) {
         // σ(x) with e^−x capped, where σ is nothing beside what it is added to or 0 itself
         const Acc x = row.shift - row.slope * balance[j];
-        weight *= alpha + 1 / (1 + exp_of(x < Acc(80) ? x : Acc(80)));
+        weight *= alpha + 1 / (1 + exp_of(x > Acc(80) ? Acc(80) : x));
       }
       ell *= weight;
       slope *= weight * side(d0, d1);
@@ -156,12 +153,8 @@ __attribute__((noinline)) double losses_of(const Block<T>& b) {
     grad = store<T>(slope);
     return loss = ell;
   };
-  // rows without gaps are one
-  const bool flat =
-      Parts == kBare && b.pitch == b.size && b.grad_pitch == b.size && b.loss_pitch == b.size;
-  const int32_t rows = flat ? 1 : b.rows, size = flat ? b.rows * b.size : b.size;
   double total = 0;
-  for (int32_t r = 0; r < rows; ++r) {
+  for (int32_t r = 0; r < b.rows; ++r) {
     const Acc *u = b.u + r * b.pitch, *label = b.label + (Mixed ? r * size : 0);
     const RowFactors<Acc> row = b.row[r];
     T* grad = b.grad + r * b.grad_pitch;
@@ -184,8 +177,8 @@ __attribute__((noinline)) double losses_of(const Block<T>& b) {
     const i64 r = entry->row - b.i, j = entry->place - b.lo;
     Acc& loss = b.loss[r * b.loss_pitch + j];
     wrong += loss;
-    right += one(std::true_type{}, load(b.logits[r * b.logits_pitch + j]), entry->label, int32_t(j),
-                 b.row[r], b.grad[r * b.grad_pitch + j], loss);
+    right += one(std::true_type{}, entry->u, entry->label, int32_t(j), b.row[r],
+                 b.grad[r * b.grad_pitch + j], loss);
   }
   if (wrong < total / 2) return total - wrong + right;
   total = 0;  // what is left would have lost its digits
@@ -208,8 +201,8 @@ double losses_of_parts(const Block<T>& b, int parts) {
   switch (parts) {
     case kBare: return losses_of<Mixed, kBare, kLog>(b);
     case kMoved: return losses_of<Mixed, kMoved, kLog>(b);
-    default: return b.balance ? losses_of_form<Mixed, kBalanced>(b)
-                              : losses_of_form<Mixed, kTables>(b);
+    default:
+      return b.balance ? losses_of_form<Mixed, kBalanced>(b) : losses_of_form<Mixed, kTables>(b);
   }
 }
 

@@ -21,12 +21,13 @@ class BinaryCall {
   using Factors = RowFactors<Acc>;
   using Entries = Vector<Entry<Acc>>;
 
-  // Room for a block: what is read into Acc, losses that nobody asked for, and what soft labels
-  // need.
+  // Room for a block: what is read into Acc or made by row, losses that nobody asked for, and what
+  // soft labels need.
   struct Scratch {
-    Acc u[kBlock], y[kBlock], loss[kBlock], sides[2][kBlock], weights[2][kBlock], grads[2][kBlock],
-        losses[2][kBlock];
+    Acc u[kBlock], y[kBlock], balance[kBlock], loss[kBlock], sides[2][kBlock], weights[2][kBlock],
+        grads[2][kBlock], losses[2][kBlock];
     T unwanted[kBlock];
+    Factors factors;
   };
 
   const BinaryProblem& p;
@@ -41,12 +42,26 @@ class BinaryCall {
       bare = bare && !p.weight[side] && !p.scale[side] && !p.offset[side];
     }
     parts_ = !bare ? kTables : p.steps ? kMoved : kBare;
-    ones_.assign(c, Acc(1));
-    zeros_.assign(c, Acc(0));
+    ones_.assign(height() * c, Acc(1));
+    zeros_.assign(height() * c, Acc(0));
     for (const int side : {0, 1}) {
-      weight_[side] = table(p.weight[side], ones_);
-      scale_[side] = table(p.scale[side], ones_);
-      offset_[side] = table(p.offset[side], zeros_);
+      weight_[side] = table(p.weight[side], ones_, repeated_[0][side]);
+      scale_[side] = table(p.scale[side], ones_, repeated_[1][side]);
+      offset_[side] = table(p.offset[side], zeros_, repeated_[2][side]);
+    }
+  }
+
+  // Rows of few classes share a block.
+  bool narrow() const { return c <= kBlock / 4; }
+  i64 height() const { return narrow() ? kBlock / std::max<i64>(1, c) : 1; }
+
+  // Adds δ to the offsets of rows of few classes.
+  void move(const Acc* negative, const Acc* positive) {
+    for (const int side : {0, 1}) {
+      Vector<Acc> moved(c);
+      const Acc* delta = side ? positive : negative;
+      for (i64 j = 0; j < c; ++j) moved[j] = offset_[side][j] + delta[j];
+      offset_[side] = table(moved.data(), zeros_, repeated_[3][side]);
     }
   }
 
@@ -91,9 +106,8 @@ class BinaryCall {
     f.slope = Acc(p.beta / mass);
     if (mass > 0) return f;
     // no positives: the ratio is infinite, its σ 1 or 0, whatever is added to the shift
-    f.shift = p.beta > 0 ? -INFINITY : INFINITY;
+    f.shift = p.beta > 0 ? -INFINITY : p.beta < 0 ? INFINITY : NAN;
     f.slope = std::copysign(std::numeric_limits<Acc>::min(), Acc(p.beta));
-    if (p.beta == 0) f.weight = NAN;
     return f;
   }
 
@@ -131,8 +145,6 @@ class BinaryCall {
     Block<T> b{};
     b.i = i;
     b.lo = lo;
-    b.logits = logits(i) + lo;
-    b.logits_pitch = p.row_stride;
     for (const int side : {0, 1}) {
       b.weight[side] = weight_[side] + lo;
       b.scale[side] = b.stretch[side] = scale_[side] + lo;
@@ -157,32 +169,43 @@ class BinaryCall {
 
   // Gives a block its logits.
   void read(Block<T>& b, Scratch& scratch) const {
+    const T* from = logits(b.i) + b.lo;
     if constexpr (std::is_same<T, Acc>::value) {
-      b.u = b.logits;
-      b.pitch = b.logits_pitch;
-    } else {
-      b.u = scratch.u;
-      b.pitch = b.size;
-      for (i64 r = 0; r < b.rows; ++r) {
-        const T* u = b.logits + r * b.logits_pitch;
-        Acc* to = scratch.u + r * b.size;
-        LPL_SIMD
-        for (int32_t j = 0; j < b.size; ++j) to[j] = load(u[j]);
-      }
+      b.u = from;
+      b.pitch = p.row_stride;
+      if (b.rows == 1 || !narrow() || b.pitch == b.size) return;
+    }
+    b.u = scratch.u;
+    b.pitch = b.size;
+    for (i64 r = 0; r < b.rows; ++r) {
+      const T* u = from + r * p.row_stride;
+      Acc* to = scratch.u + r * b.size;
+      LPL_SIMD
+      for (int32_t j = 0; j < b.size; ++j) to[j] = load(u[j]);
     }
   }
 
-  // The entries of rows from i, classes lo to lo + size, if labels can be taken from such a list:
-  // there is one for `few` labels at most.
+  // The entries of rows from i, classes lo to lo + size, if labels can be taken from such a list
+  // and about one in `few` at most is not 0.
   bool list(i64 i, i64 rows, i64 lo, i64 size, i64 few, Entries& entries) const {
-    return !out.upstream_each && labels.list(i, rows, lo, size, few, entries);
+    if (out.upstream_each || !labels.list(i, rows, lo, size, few, entries)) {
+      entries.clear();
+      return false;
+    }
+    for (Entry<Acc>& entry : entries) entry.u = load(logits(entry.row)[entry.place]);
+    return true;
   }
 
   // Loss and gradient of a block whose labels are listed from `front`, which moves past its own.
-  double listed(Block<T>& b, const Entry<Acc>*& front, const Entry<Acc>* end) const {
+  double listed(Block<T>& b, Entry<Acc>*& front, const Entry<Acc>* end, Scratch& scratch) const {
     b.front = front;
-    while (front < end && front->row < b.i + b.rows && front->place < b.lo + b.size) ++front;
+    for (; front < end && front->row < b.i + b.rows && front->place < b.lo + b.size; ++front) {
+      if (!narrow()) continue;
+      front->place += (front->row - b.i) * c;
+      front->row = b.i;
+    }
     b.end = front;
+    flatten(b, scratch);
     return losses_of(b, parts_);
   }
 
@@ -196,10 +219,13 @@ class BinaryCall {
         hard = labels.read(b.i + r, b.lo, b.size, scratch.y + r * b.size) && hard;
     }
     b.label = scratch.y;
-    if (hard) return losses_of(b, parts_);
+    if (hard) {
+      flatten(b, scratch);
+      return losses_of(b, parts_);
+    }
     Block<T> one = b;
-    double total = 0;
     one.rows = 1;
+    double total = 0;
     for (i64 r = 0; r < b.rows; ++r) {
       one.u = b.u + r * b.pitch;
       one.label = b.label + r * b.size;
@@ -213,6 +239,28 @@ class BinaryCall {
 
  private:
   const Acc* inverse_count() const { return static_cast<const Acc*>(p.inverse_count); }
+
+  // Makes one row of rows of few classes: their tables stand side by side.
+  void flatten(Block<T>& b, Scratch& scratch) const {
+    if (b.rows == 1 || !narrow()) return;
+    for (i64 r = 0; r < b.rows; ++r) {
+      const Factors f = b.row[r];
+      for (i64 j = 0; b.balance && j < c; ++j)
+        scratch.balance[r * c + j] = f.shift - f.slope * b.balance[j];
+      for (const int side : {0, 1}) {
+        for (i64 j = 0; p.sample_weight && j < c; ++j)
+          scratch.weights[side][r * c + j] = f.weight * b.weight[side][j];
+      }
+    }
+    if (b.balance) b.balance = scratch.balance;
+    for (const int side : {0, 1}) {
+      if (p.sample_weight) b.weight[side] = scratch.weights[side];
+    }
+    scratch.factors = {1, 0, -1};
+    b.row = &scratch.factors;
+    b.size *= b.rows;
+    b.rows = 1;
+  }
 
   // A row of soft labels, whose two sides are two blocks, or with an upstream gradient of its own
   // for every logit.
@@ -230,7 +278,7 @@ class BinaryCall {
         label[j] = share != 0 && (all || y == y) ? Acc(side) : Acc(NAN);
         weight[j] = share * given[j];
       }
-      Block<Acc> wide{b, scratch.grads[side], nullptr, 0};
+      Block<Acc> wide{b, scratch.grads[side]};
       wide.label = label;
       wide.weight[0] = wide.weight[1] = weight;
       wide.loss = scratch.losses[side];
@@ -247,12 +295,18 @@ class BinaryCall {
     return total;
   }
 
-  const Acc* table(const void* given, const Vector<Acc>& absent) const {
-    return given ? static_cast<const Acc*>(given) : absent.data();
+  // A table of all classes, or what stands for it; again for every row that shares a block.
+  const Acc* table(const void* given, const Vector<Acc>& absent, Vector<Acc>& repeated) const {
+    const Acc* once = static_cast<const Acc*>(given);
+    if (!once) return absent.data();
+    if (!narrow()) return once;
+    repeated.resize(height() * c);
+    for (i64 r = 0; r < height(); ++r) std::copy(once, once + c, repeated.data() + r * c);
+    return repeated.data();
   }
 
   int parts_;
-  Vector<Acc> ones_, zeros_;
+  Vector<Acc> ones_, zeros_, repeated_[4][2];  // weight, scale, offset, that with δ
   const Acc *weight_[2], *scale_[2], *offset_[2];
 };
 

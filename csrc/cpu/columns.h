@@ -13,9 +13,11 @@
 namespace lpl {
 namespace {
 
-constexpr int kCentres = 3;   // tries
+constexpr int kCentres = 3;  // tries
 constexpr i64 kBatch = 32;   // rows whose sums are kept in Acc
-constexpr i64 kFollowed = 16;  // labels for each that is not 0, from where those are listed
+
+// Labels for each that is not 0, from where those are followed one by one.
+constexpr i64 kFollowed = 16;
 
 template <typename T>
 class Columns {
@@ -34,8 +36,12 @@ class Columns {
   }
 
   Columns(const BinaryCall<T>& call, i64 width)
-      : call_(call), n_(call.n), width_(width), pitch_(width | 16),
-        s_(n_ * pitch_), solved_(width / kGroup),
+      : call_(call),
+        n_(call.n),
+        width_(width),
+        pitch_(width | 16),
+        s_(n_ * pitch_),
+        solved_(width / kGroup),
         starts_(width / kGroup + 1) {
     for (const int side : {0, 1}) {
       offset_[side].resize(width);
@@ -43,7 +49,7 @@ class Columns {
       moved_[side].resize(width);
     }
     for (Vector<Acc>* table : {&centre_, &ones_, &y_}) table->assign(width, Acc(1));
-    moments_.resize((kListedMoments + 1) * width);
+    moments_.resize((kMoments + 1) * width);
     steps_.resize(width);
   }
 
@@ -86,8 +92,8 @@ class Columns {
   }
 
   bool listed() const { return listed_; }
-  const Vector<Entry>& entries() const { return entries_; }
-  Acc delta(int side, i64 j) const { return delta_[side][j]; }
+  Vector<Entry>& entries() { return entries_; }
+  const Acc* delta(int side) const { return delta_[side].data(); }
 
  private:
   int32_t most(i64 g) const {
@@ -175,15 +181,15 @@ class Columns {
     }
   }
 
-  bool recur(int side, i64 g, int order) {
+  bool recur(int side, i64 g) {
     Lanes centre;
     for (int lane = 0; lane < kGroup; ++lane) centre[lane] = double(centre_[g + lane]);
-    return steps_from_moments(&moment(0, g), width_, order, &steps_[g], call_.p.step_size, centre,
+    return steps_from_moments(&moment(0, g), width_, &steps_[g], call_.p.step_size, centre,
                               &moved_[side][g]);
   }
 
   void clear_moments(i64 g) {
-    for (int n = 0; n <= kListedMoments; ++n) std::fill(&moment(n, g), &moment(n, g) + kGroup, 0.0);
+    for (int n = 0; n <= kMoments; ++n) std::fill(&moment(n, g), &moment(n, g) + kGroup, 0.0);
   }
 
   // The steps of the classes from g; whether moments gave them.
@@ -199,7 +205,7 @@ class Columns {
         for (i64 j = g; j < g + kGroup; ++j) moment(0, j) = double(n_);
         for_entries(g, [&](const Entry& e) { moment(0, e.place - lo_) -= 1; });
       }
-      if (recur(side, g, kMoments)) return true;
+      if (recur(side, g)) return true;
     }
     sweep(side, g);
     return false;
@@ -247,12 +253,12 @@ class Columns {
         const double s = distance(e) + centre_[j], decay = exp_of(-std::abs(s));
         const double t = std::copysign((1 - decay) / (1 + decay), s);
         double power = 1;
-        for (int n = 0; n <= kListedMoments; ++n) {
+        for (int n = 0; n <= kMoments; ++n) {
           moment(n, j) += power;
           power *= t;
         }
       });
-      if (recur(1, g, kListedMoments)) return true;
+      if (recur(1, g)) return true;
       for (i64 j = g; j < g + kGroup; ++j) centre_[j] = Acc(moved_[1][j] / 2);
     }
     for (int32_t k = 0; k < most; ++k) {
@@ -271,8 +277,7 @@ class Columns {
 
   // −z of a positive.
   double distance(const Entry& e) const {
-    const double u = load(call_.logits(e.row)[e.place]);
-    return -(u * call_.scale(1)[e.place] + call_.offset(1)[e.place]);
+    return -(double(e.u) * call_.scale(1)[e.place] + call_.offset(1)[e.place]);
   }
 
   // One step of the classes from g by their mean σ.

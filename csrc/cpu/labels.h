@@ -36,8 +36,8 @@ __attribute__((noinline)) bool read_block(const Y* label, Acc ignored, Acc* y, i
   return soft == 0;
 }
 
-// Calls `found` with the places of labels that may have a bit set, one to a few of which do, from
-// first to last, until it returns false; whether it never did.
+// Calls `found` with the bounds of runs of labels, in order, outside of which all bits are 0, until
+// it returns false; whether it never did.
 template <typename Y, typename Found>
 inline bool for_each_set(const Y* label, i64 size, Found found) {
   typedef uint64_t Word __attribute__((may_alias, aligned(1)));
@@ -74,8 +74,8 @@ class Labels {
     });
   }
 
-  // Row by row the entries of rows from i, classes lo to lo + size, if all labels are hard and at
-  // most one in `few` is not 0; whether it is so.
+  // Row by row the entries of rows from i, classes lo to lo + size, if all labels are hard and
+  // about one in `few` at most is not 0; whether it is so. Logits are left to the caller.
   bool list(i64 i, i64 rows, i64 lo, i64 size, i64 few, Vector<Entry<Acc>>& entries) const {
     constexpr i64 kFirst = 8;  // are not many yet
     entries.clear();
@@ -87,9 +87,9 @@ class Labels {
           for (i64 j = from; j < to; ++j) {
             Acc y = Acc(load_label(label[j]));
             if (y == 0) continue;
-            if (p_.missing && (y != y || y == Acc(p_.ignored))) y = NAN;
-            else if (y != 1) return false;
-            entries.push_back({r, lo + j, y});
+            if (p_.missing && y == Acc(p_.ignored)) y = NAN;
+            if (y != 1 && !(p_.missing && y != y)) return false;
+            entries.push_back({r, lo + j, y, 0});
           }
           return (i64(entries.size()) - kFirst) * few <= (r - i) * size + from;
         });

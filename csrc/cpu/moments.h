@@ -14,7 +14,6 @@ namespace lpl {
 namespace {
 
 constexpr int kMoments = 10;             // enough for any steps that add up to 1
-constexpr int kListedMoments = 16;       // of positives that are followed one by one
 constexpr double kLargestMiss = 1.5e-7;  // of δ, which is to have the digits of a float
 constexpr int kGroup = 8;                // classes side by side
 
@@ -114,14 +113,14 @@ __attribute__((noinline)) void add_moments(const float* s, const float* share, i
   }
 }
 
-// The steps of a group of classes from moments up to `order`, `width` apart; whether what the
+// The steps of a group of classes from moments that are `width` apart; whether what the
 // series leaves out is as little as promised.
-inline bool steps_from_moments(const double* moments, i64 width, int order, const int32_t* steps,
+inline bool steps_from_moments(const double* moments, i64 width, const int32_t* steps,
                                double step_size, Lanes centre, double* moved) {
-  Lanes mean[kListedMoments + 1], step, count, d = {}, miss = {};
+  Lanes mean[kMoments + 1], step, count, d = {}, miss = {};
   const Lanes mass = load_group<Lanes>(moments);
   const Lanes inverse = mass > 0 ? 1 / mass : Lanes{};
-  for (int n = 1; n <= order; ++n) mean[n] = load_group<Lanes>(moments + n * width) * inverse;
+  for (int n = 1; n <= kMoments; ++n) mean[n] = load_group<Lanes>(moments + n * width) * inverse;
   int32_t most = 0;
   for (int lane = 0; lane < kGroup; ++lane) {
     const int32_t k = mass[lane] > 0 ? steps[lane] : 0;
@@ -131,12 +130,11 @@ inline bool steps_from_moments(const double* moments, i64 width, int order, cons
   }
   for (int32_t k = 0; k < most; ++k) {
     const Lanes tau = half_tanh(d - centre), square = tau * tau;
-    Lanes sum = mean[order];
-    for (int n = order - 1; n > 0; --n) sum = mean[n] - tau * sum;
+    Lanes sum = mean[kMoments];
+    for (int n = kMoments - 1; n > 0; --n) sum = mean[n] - tau * sum;
     const Lanes value = 0.5 + 0.5 * (tau + (1 - square) * sum);
-    static_assert(kMoments == 10 && kListedMoments == 16, "the powers that are left out");
-    const Lanes fourth = square * square, eighth = fourth * fourth;
-    const Lanes left = eighth * (order == kMoments ? square : eighth);
+    static_assert(kMoments == 10, "the powers that are left out");
+    const Lanes left = square * square * (square * square) * square;
     const Lanes active = count > double(k) ? Lanes{} + 1.0 : Lanes{};
     miss += active * (0.5 * step_size) * left;
     d += active * step * value;
