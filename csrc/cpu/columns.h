@@ -64,10 +64,12 @@ class Columns {
     if (listed_) sort_entries();
     for (const int side : {1, 0}) {
       std::fill(moved_[side].begin(), moved_[side].end(), 0.0);
-      const bool follows = side && listed_;
-      if (!follows) fill(side);
+      const bool packs = side && listed_;
+      if (!packs) fill(side);
       for (i64 g = 0; g < size; g += kGroup)
-        if (most(g) > 0) solved_[g / kGroup] &= follows ? follow(g) : find(side, g);
+        if (most(g) > 0)
+          solved_[g / kGroup] &=
+              packs ? find(side, g, pack(g), false) : find(side, g, tile(g), true);
       for (i64 j = 0; j < size; ++j) {
         delta_[side][j] = Acc(side ? -moved_[side][j] : moved_[side][j]);
         offset_[side][j] = call_.offset(side)[lo + j] + delta_[side][j];
@@ -125,7 +127,7 @@ class Columns {
       // a distance of 0 is in no moment
       for (; listed_ && front < end && front->row < hi; ++front) *place(*front) = 0;
       for (i64 g = 0; g < size_; g += kGroup)
-        if (most(g) > 0) add(g, lo, hi);
+        if (most(g) > 0) add(g, tile(g), lo, hi);
     }
   }
 
@@ -157,8 +159,6 @@ class Columns {
 
   Acc* place(const Entry& entry) { return &s_[entry.row * pitch_ + entry.place - lo_]; }
 
-  i64 entries_of(i64 g) const { return starts_[g / kGroup + 1] - starts_[g / kGroup]; }
-
   // Calls `visit` with every entry of the classes from g.
   template <typename Visit>
   void for_entries(i64 g, Visit visit) {
@@ -167,117 +167,95 @@ class Columns {
 
   double& moment(int n, i64 j) { return moments_[n * width_ + j]; }
 
-  // Adds the moments of some rows of the classes from g; the number of those rows that are on this
-  // side too where labels are listed.
-  void add(i64 g, i64 lo, i64 hi) {
+  // Distances of a group of classes on a side, rows `pitch` apart, and their shares, null for 1.
+  struct Rows {
+    const Acc *s, *share;
+    i64 pitch, rows;
+  };
+
+  Rows tile(i64 g) const { return {&s_[g], listed_ ? nullptr : &share_[g], pitch_, n_}; }
+
+  // The listed positives of the classes from g, each below the last of its class.
+  Rows pack(i64 g) {
+    i64 count[kGroup] = {}, rows = 0;
+    const auto for_positives = [&](auto visit) {
+      for_entries(g, [&](const Entry& e) {
+        if (e.label == 1) visit(e, e.place - lo_ - g);
+      });
+    };
+    for_positives([&](const Entry&, i64 lane) { rows = std::max(rows, ++count[lane]); });
+    packed_.assign(2 * rows * kGroup, Acc(0));
+    Acc *s = packed_.data(), *share = s + rows * kGroup;
+    for_positives([&](const Entry& e, i64 lane) {
+      const i64 at = --count[lane] * kGroup + lane;
+      s[at] = -(e.u * call_.scale(1)[e.place] + call_.offset(1)[e.place]);
+      share[at] = 1;
+    });
+    return {s, share, kGroup, rows};
+  }
+
+  // Adds the moments of rows lo to hi of the classes from g.
+  void add(i64 g, const Rows& of, i64 lo, i64 hi) {
     if constexpr (std::is_same<Acc, float>::value) {
-      const float* s = &s_[lo * pitch_ + g];
-      if (listed_) {
-        add_moments<false>(s, nullptr, pitch_, hi - lo, &centre_[g], &moment(0, g), width_);
-      } else {
-        const float* share = &share_[lo * pitch_ + g];
-        add_moments<true>(s, share, pitch_, hi - lo, &centre_[g], &moment(0, g), width_);
-      }
+      const float *s = of.s + lo * of.pitch, *share = of.share ? of.share + lo * of.pitch : nullptr;
+      share ? add_moments<true>(s, share, of.pitch, hi - lo, &centre_[g], &moment(0, g), width_)
+            : add_moments<false>(s, share, of.pitch, hi - lo, &centre_[g], &moment(0, g), width_);
     }
   }
 
-  bool recur(int side, i64 g) {
-    Lanes centre;
-    for (int lane = 0; lane < kGroup; ++lane) centre[lane] = double(centre_[g + lane]);
-    return steps_from_moments(&moment(0, g), width_, &steps_[g], call_.p.step_size, centre,
-                              &moved_[side][g]);
+  // Counts of a side without shares: all rows but the entries', whose distances it sets.
+  template <typename Value>
+  Lanes leave_out(i64 g, Value value) {
+    Lanes count = Lanes{} + double(n_);
+    for_entries(g, [&](const Entry& e) {
+      *place(e) = value(e.place - lo_);
+      count[e.place - lo_ - g] -= 1;
+    });
+    return count;
   }
 
-  void clear_moments(i64 g) {
-    for (int n = 0; n <= kMoments; ++n) std::fill(&moment(n, g), &moment(n, g) + kGroup, 0.0);
-  }
-
-  // The steps of the classes from g; whether moments gave them.
-  bool find(int side, i64 g) {
+  // The steps of the classes from g, whose moments about 0 may be taken; whether moments gave them.
+  bool find(int side, i64 g, const Rows& of, bool taken) {
+    if (of.rows == 0) return true;
     for (int k = 0; std::is_same<Acc, float>::value && k < kCentres; ++k) {
-      if (k > 0) {
-        for (i64 j = g; j < g + kGroup; ++j) centre_[j] = Acc(moved_[side][j] / 2);
-        if (listed_) for_entries(g, [&](const Entry& e) { *place(e) = -centre_[e.place - lo_]; });
-        clear_moments(g);
-        for (i64 lo = 0; lo < n_; lo += kBatch) add(g, lo, std::min(n_, lo + kBatch));
+      for (i64 j = g; j < g + kGroup; ++j) centre_[j] = k ? Acc(moved_[side][j] / 2) : Acc(0);
+      Lanes count = {};
+      if (!of.share) count = leave_out(g, [&](i64 j) { return -centre_[j]; });  // in no moment
+      if (k > 0 || !taken) {
+        for (int n = 0; n <= kMoments; ++n) std::memset(&moment(n, g), 0, sizeof(Lanes));
+        for (i64 lo = 0; lo < of.rows; lo += kBatch) add(g, of, lo, std::min(of.rows, lo + kBatch));
       }
-      if (listed_) {
-        for (i64 j = g; j < g + kGroup; ++j) moment(0, j) = double(n_);
-        for_entries(g, [&](const Entry& e) { moment(0, e.place - lo_) -= 1; });
+      if (!of.share) std::memcpy(&moment(0, g), &count, sizeof(count));
+      if constexpr (std::is_same<Acc, float>::value) {
+        if (steps_from_moments(&moment(0, g), width_, &steps_[g], call_.p.step_size, &centre_[g],
+                               &moved_[side][g]))
+          return true;
       }
-      if (recur(side, g)) return true;
     }
-    sweep(side, g);
+    sweep(side, g, of);
     return false;
   }
 
   // Steps one by one.
-  void sweep(int side, i64 g) {
+  void sweep(int side, i64 g, const Rows& of) {
     Lanes mass = {}, d = {};
-    if (listed_) {
-      for_entries(g, [&](const Entry& e) { *place(e) = -INFINITY; });
-      mass += double(n_);
-      for_entries(g, [&](const Entry& e) { mass[(e.place - lo_) % kGroup] -= 1; });
-    } else {
-      for (i64 i = 0; i < n_; ++i)
-        for (int lane = 0; lane < kGroup; ++lane) mass[lane] += share_[i * pitch_ + g + lane];
-    }
+    if (!of.share) mass = leave_out(g, [](i64) { return Acc(-INFINITY); });
+    for (i64 i = 0; of.share && i < of.rows; ++i)
+      mass += __builtin_convertvector(load_group<Group>(of.share + i * of.pitch), Lanes);
     for (int32_t k = 0; k < most(g); ++k) {
       Lanes sum = {};
       const Group moved = __builtin_convertvector(d, Group);
-      for (i64 lo = 0; lo < n_; lo += kBatch) {
+      for (i64 lo = 0; lo < of.rows; lo += kBatch) {
         Group values = {};
-        for (i64 i = lo; i < std::min(n_, lo + kBatch); ++i) {
-          const Group value = sigmoid_of(load_group<Group>(&s_[i * pitch_ + g]) + moved);
-          values += listed_ ? value : value * load_group<Group>(&share_[i * pitch_ + g]);
+        for (i64 i = lo; i < std::min(of.rows, lo + kBatch); ++i) {
+          const Group value = sigmoid_of(load_group<Group>(of.s + i * of.pitch) + moved);
+          values += of.share ? value * load_group<Group>(of.share + i * of.pitch) : value;
         }
         sum += __builtin_convertvector(values, Lanes);
       }
       step(g, k, sum, mass, d);
     }
     std::memcpy(&moved_[side][g], &d, sizeof(d));
-  }
-
-  // The listed positives of the classes from g: by moments of their own, or one by one; whether
-  // they are as exact as moments are to be.
-  bool follow(i64 g) {
-    Lanes mass = {}, d = {};
-    for_entries(g, [&](const Entry& e) { mass[(e.place - lo_) % kGroup] += e.label == 1 ? 1 : 0; });
-    const i64 count = entries_of(g), most = this->most(g);
-    std::fill(&centre_[g], &centre_[g] + kGroup, Acc(0));
-    for (int k = 0; count * most > 2 * (count + most) && k < kCentres; ++k) {
-      clear_moments(g);
-      for_entries(g, [&](const Entry& e) {
-        if (e.label != 1) return;
-        const i64 j = e.place - lo_;
-        const double s = distance(e) + centre_[j], decay = exp_of(-std::abs(s));
-        const double t = std::copysign((1 - decay) / (1 + decay), s);
-        double power = 1;
-        for (int n = 0; n <= kMoments; ++n) {
-          moment(n, j) += power;
-          power *= t;
-        }
-      });
-      if (recur(1, g)) return true;
-      for (i64 j = g; j < g + kGroup; ++j) centre_[j] = Acc(moved_[1][j] / 2);
-    }
-    for (int32_t k = 0; k < most; ++k) {
-      Lanes sum = {};
-      for_entries(g, [&](const Entry& e) {
-        if (e.label != 1) return;
-        const i64 lane = (e.place - lo_) % kGroup;
-        const double x = distance(e) + d[lane], decay = exp_of(-std::abs(x));
-        sum[lane] += (x > 0 ? 1 : decay) / (1 + decay);
-      });
-      step(g, k, sum, mass, d);
-    }
-    std::memcpy(&moved_[1][g], &d, sizeof(d));
-    return count * most <= 2 * (count + most);
-  }
-
-  // −z of a positive.
-  double distance(const Entry& e) const {
-    return -(double(e.u) * call_.scale(1)[e.place] + call_.offset(1)[e.place]);
   }
 
   // One step of the classes from g by their mean σ.
@@ -293,7 +271,7 @@ class Columns {
   const i64 n_, width_, pitch_;  // an odd number of lines, which share no set of the nearest cache
   i64 lo_ = 0, size_ = 0;
   bool listed_ = false;  // labels are 0 but for entries_
-  Vector<Acc> s_, share_, y_, centre_, ones_, offset_[2], delta_[2];
+  Vector<Acc> s_, share_, packed_, y_, centre_, ones_, offset_[2], delta_[2];
   Vector<double> moved_[2], moments_;
   Vector<int32_t> steps_;
   Vector<char> solved_;  // by group

@@ -116,9 +116,10 @@ __attribute__((noinline)) void add_moments(const float* s, const float* share, i
 // The steps of a group of classes from moments that are `width` apart; whether what the
 // series leaves out is as little as promised.
 inline bool steps_from_moments(const double* moments, i64 width, const int32_t* steps,
-                               double step_size, Lanes centre, double* moved) {
+                               double step_size, const float* centre, double* moved) {
   Lanes mean[kMoments + 1], step, count, d = {}, miss = {};
   const Lanes mass = load_group<Lanes>(moments);
+  const Lanes middle = __builtin_convertvector(load_group<Floats>(centre), Lanes);
   const Lanes inverse = mass > 0 ? 1 / mass : Lanes{};
   for (int n = 1; n <= kMoments; ++n) mean[n] = load_group<Lanes>(moments + n * width) * inverse;
   int32_t most = 0;
@@ -129,7 +130,7 @@ inline bool steps_from_moments(const double* moments, i64 width, const int32_t* 
     step[lane] = k < 0 ? -step_size : step_size;
   }
   for (int32_t k = 0; k < most; ++k) {
-    const Lanes tau = half_tanh(d - centre), square = tau * tau;
+    const Lanes tau = half_tanh(d - middle), square = tau * tau;
     Lanes sum = mean[kMoments];
     for (int n = kMoments - 1; n > 0; --n) sum = mean[n] - tau * sum;
     const Lanes value = 0.5 + 0.5 * (tau + (1 - square) * sum);
