@@ -180,7 +180,7 @@ __attribute__((noinline)) double losses_of(const Block<T>& b) {
     right += one(std::true_type{}, entry->u, entry->label, int32_t(j), b.row[r],
                  b.grad[r * b.grad_pitch + j], loss);
   }
-  if (wrong < total / 2) return total - wrong + right;
+  if (std::abs(wrong) < total / 2) return total - wrong + right;
   total = 0;  // what is left would have lost its digits
   for (int32_t r = 0; r < b.rows; ++r) total += sum_of(b.loss + r * b.loss_pitch, b.size);
   return total;
