@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from cases import PHIS, Build, Draw
@@ -149,4 +150,65 @@ def binary_lpl_cases() -> dict[str, Build]:
     cases["far"] = lpl(plain["hard"], largest=40, step_size=0.5)
     cases["one-huge-step"] = lpl(plain["hard"], largest=1, step_size=40.0)
     cases["saturated"] = lpl(plain["saturated"])
+    return cases
+
+
+def few_positives_cases() -> dict[str, Build]:
+    """Labels of which one in some hundred is 1, or missing where a case says so."""
+
+    def few(d: Draw) -> Tensor:
+        y = (d.uniform(d.n, d.classes) < 0.004).double()
+        y[1, 0] = y[1, -1] = y[-1, -1] = 1
+        return y
+
+    def case(transform: Callable[[Tensor], Tensor] = Tensor.double, **keywords: object) -> Build:
+        def build(d: Draw) -> Case:
+            made = {
+                name: value(d) if callable(value) else value for name, value in keywords.items()
+            }
+            return Case(d.input(), transform(few(d)), made, multilabel=True)
+
+        return build
+
+    def some_missing(y: Tensor) -> Tensor:
+        return y.masked_fill((torch.arange(y.numel()) % 401 == 7).reshape(y.shape), -1)
+
+    def well_known(d: Draw, infinite: bool = False) -> Case:
+        """Losses that are nothing beside those that the other label would cost."""
+        y = few(d)
+        far = torch.where(y == 1, 30.0, -12.0) + d.normal(d.n, d.classes)
+        return Case(torch.where(y == 1, torch.inf, far) if infinite else far, y, multilabel=True)
+
+    def lpl(build: Build, **keywords: object) -> Build:
+        def built(d: Draw) -> Case:
+            case = build(d)
+            merged = {**case.keywords, "step_size": 0.1, **keywords}
+            return Case(case.input, case.target, merged, d.steps(10), multilabel=True)
+
+        return built
+
+    everything = {
+        "weight": lambda d: d.uniform(d.n, 1),
+        "pos_weight": lambda d: d.uniform(d.classes),
+        "neg_weight": lambda d: d.uniform(d.classes),
+        "perturbation": split_tables,
+        "rebalance": rebalance,
+        "phi": Focal(2.0),
+    }
+    cases = {
+        "plain": case(),
+        "bool": case(Tensor.bool),
+        "int64": case(Tensor.long),
+        "none": case(reduction="none"),
+        "sum": case(reduction="sum"),
+        "missing": case(some_missing, ignore_index=-1),
+        "ignored-negatives": case(ignore_index=0),
+        "everything": case(**everything),
+        "missing-everything": case(some_missing, ignore_index=-1, **everything),
+        "well-known": well_known,
+        "infinite": lambda d: well_known(d, infinite=True),
+    }
+    for name in ("plain", "missing", "everything", "well-known", "bool"):
+        cases[f"{name}-lpl"] = lpl(cases[name])
+    cases["plain-lpl-far"] = lpl(cases["plain"], step_size=2.0)
     return cases

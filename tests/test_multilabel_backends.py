@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import Draw
-from multilabel_cases import binary_cases, binary_lpl_cases, hard
+from multilabel_cases import binary_cases, binary_lpl_cases, few_positives_cases, hard
 from test_backends import CLASSES, DTYPES, WIDE, check, rows
 
 from lpl_fused.backends import load
 from lpl_fused.testing import Case, evaluate
 
 CASES, LPL_CASES = binary_cases(), binary_lpl_cases()
+FEW_POSITIVES = few_positives_cases()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -39,6 +40,15 @@ def test_class_counts(backend: str, classes: int) -> None:
         check(CASES[case](Draw(3, classes, seed=classes)), backend)
     for case in ("hard", "missing-everything"):
         check(LPL_CASES[case](Draw(3, classes, seed=classes)), backend)
+
+
+# few enough positives that kernels may take each by itself, in rows that share a block or fill many
+@pytest.mark.parametrize("classes", [20, 300, 2500])
+@pytest.mark.parametrize("case", FEW_POSITIVES)
+def test_few_positives(backend: str, case: str, classes: int) -> None:
+    draw = Draw(rows(backend), classes, seed=classes)
+    for dtype in DTYPES.values():
+        check(FEW_POSITIVES[case](draw), backend, dtype)
 
 
 @pytest.mark.parametrize("n", [1, 33, 200])

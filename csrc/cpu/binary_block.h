@@ -1,6 +1,7 @@
 // The losses of a block of multi-label logits, and their gradient: the vectorised part.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "../binary.h"
@@ -10,56 +11,71 @@
 namespace lpl {
 namespace {
 
-// Of e = e^−|s|: log(1 + e), and 1/(1 + e). One division serves both: log(1 + e) = 2·artanh(t) with
-// t = e/(2 + e) ≤ 1/3, by a polynomial of t² that is fitted to the last place.
+// first + x·(second + x·(third + …))
 template <typename Acc>
-struct Tail {
-  Acc log1p, inverse;
+inline Acc polynomial(Acc, Acc first) {
+  return first;
+}
+template <typename Acc, typename... More>
+inline Acc polynomial(Acc x, Acc first, More... more) {
+  return first + x * polynomial(x, more...);
+}
+
+// log(1 + e)/e for 0 ≤ e ≤ 1, fitted to the last place.
+inline float log1p_over(float e) {
+  return polynomial(e, 1.0f, -0.499996479755f, 0.333213228809f, -0.248571658588f, 0.191536637711f,
+                    -0.137538213006f, 0.079204757928f, -0.0300659268283f, 0.00536485719205f);
+}
+inline double log1p_over(double e) {
+  return polynomial(
+      e, 1.0, -0.49999999999997, 0.3333333333283826, -0.24999999971098116, 0.19999999135199614,
+      -0.16666651022973056, 0.14285526319460104, -0.12498406349765519, 0.11101171519411274,
+      -0.09953001779511284, 0.08918576858089669, -0.0783447778923972, 0.0653490909015031,
+      -0.04959137127219399, 0.03260698186301152, -0.017632766950514835, 0.0073973235641422936,
+      -0.002231010637990402, 0.00042697049012027817, -3.873992227491524e-05);
+}
+
+// What the logits of a row share: a weight w, and that of their re-balanced weights,
+// α + σ(slope·v_j − shift).
+template <typename Acc>
+struct RowFactors {
+  Acc weight, shift, slope;
 };
-inline Tail<float> tail_of(float e) {
-  const float both = 1.0f / ((1.0f + e) * (2.0f + e));
-  const float t = e * (1.0f + e) * both, square = t * t;
-  float p = 0.281577783631f;
-  p = p * square + 0.279651577452f;
-  p = p * square + 0.400245952307f;
-  p = p * square + 0.666663216414f;
-  p = p * square + 2.0f;
-  return {t * p, (2.0f + e) * both};
-}
-inline Tail<double> tail_of(double e) {
-  const double both = 1.0 / ((1.0 + e) * (2.0 + e));
-  const double t = e * (1.0 + e) * both, square = t * t;
-  double p = 0.177807638261133029;
-  p = p * square + 0.0988078904876478624;
-  p = p * square + 0.135913054855798938;
-  p = p * square + 0.153636762488916343;
-  p = p * square + 0.18182859800473911;
-  p = p * square + 0.22222190861346284;
-  p = p * square + 0.285714291116571602;
-  p = p * square + 0.399999999952876;
-  p = p * square + 0.666666666666825743;
-  p = p * square + 1.99999999999999991;
-  return {t * p, (2.0 + e) * both};
-}
 
-// What a block of one row is made of. Labels are 0 and 1 (of positives), or nan where there is
-// none.
-template <typename T>
-struct Block {
-  using Acc = typename AccumulateOf<T>::type;
+// A label that is not 0: 1, or nan where it is missing; and its logit.
+template <typename Acc>
+struct Entry {
+  i64 row, place;
+  Acc label, u;
+};
 
-  const T* u;
-  const Acc* label;
-  const Acc *weight[2], *scale[2], *offset[2];  // as BinaryProblem, at the block's first class
-  const Acc* balance;                           // v_k: see row_class; null where it is the same
-  Acc inverse_mass, alpha, beta, mu;
-  Acc row;   // the row's weight
+// Rows × classes and all that their losses depend on; tables stand at the block's first class.
+// Labels are 0 and 1 (of positives), or nan where there is none.
+template <typename A>
+struct BlockOf {
+  using Acc = A;
+
+  i64 i, lo;         // first row and class
+  const Acc* u;      // logits; not those of entries
+  i64 pitch;         // from a row of u to the next
+  const Acc* label;  // rows × size; null: 0 but for the entries
+  const Entry<Acc>*front, *end;
+  const Acc *weight[2], *scale[2], *offset[2];  // as BinaryProblem
+  const Acc* stretch[2];                        // dz/du: the scale, unless u has it already
+  const Acc* balance;                           // v; null where it is the same for all
+  const RowFactors<Acc>* row;                   // of each row
+  Acc alpha;
   Acc pull;  // the upstream gradient
   Phi phi;
   Acc parameter;
+  i64 grad_pitch;  // from a row of the gradient to the next
+  Acc* loss;       // of each logit
+  i64 loss_pitch;
+  int32_t rows, size;
+};
+template <typename T>
+struct Block : BlockOf<typename AccumulateOf<T>::type> {
   T* grad;
-  Acc* loss;  // of each logit; may be null
-  int32_t size;
 };
 
 constexpr int kLog = 0, kSquare = 1, kFocal = 2, kOther = 3;  // forms of φ
@@ -70,66 +86,47 @@ inline int form_of(Phi phi, double parameter) {
   return parameter == 2 ? kSquare : kFocal;
 }
 
-// Unweighted logits with all labels there, under φ = log; returns the sum of losses. `Moved` ones
-// have an offset by their label, others are as they are.
-template <bool Each, bool Moved, typename T, typename Acc>
-__attribute__((noinline)) Acc plain_block(const T* u, const Acc* label, const Acc* offset0,
-                                          const Acc* offset1, Acc pull, T* grad, Acc* loss,
-                                          int32_t size) {
-  Acc sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int32_t j = 0; j < size; ++j) {
-    Acc z = load(u[j]);
-    if (Moved) {
-      const Acc zero = offset0[j], one = offset1[j];
-      z += label[j] > Acc(0.5) ? one : zero;
-    }
-    const Acc sign = Acc(1) - 2 * label[j];
-    const Acc s = sign * z;
-    const Acc e = exp_of(-std::abs(s));
-    const Tail<Acc> tail = tail_of(e);
-    const Acc ell = (s > 0 ? s : Acc(0)) + tail.log1p;
-    const Acc probability = s > 0 ? tail.inverse : e * tail.inverse;
-    grad[j] = store<T>(pull * sign * probability);
-    if (Each) loss[j] = ell;
-    sum += ell;
-  }
-  return sum;
+// What logits have beside their labels: nothing, an offset, all tables, re-balanced weights too.
+constexpr int kBare = 0, kMoved = 1, kTables = 2, kBalanced = 3;
+
+// x, or 0 if it is negative; nan stays.
+inline float positive_part(float x) {
+  return bit_cast<float>(std::max(bit_cast<int32_t>(x), int32_t(0)));
+}
+inline double positive_part(double x) {
+  return x < 0 ? 0 : x;
 }
 
-// Everything else.
-template <bool Each, bool Balance, int Form, typename T, typename Acc>
-__attribute__((noinline)) Acc table_block(const Block<T>& b) {
-  const T* u = b.u;
-  const Acc* label = b.label;
+// Losses and gradient of a block, whose labels are `Mixed` or 0 but for the entries; returns the
+// sum of losses.
+template <bool Mixed, int Parts, int Form, typename T, typename Acc = typename Block<T>::Acc>
+__attribute__((noinline)) double losses_of(const Block<T>& b) {
   const Acc *w0 = b.weight[0], *w1 = b.weight[1], *a0 = b.scale[0], *a1 = b.scale[1];
-  const Acc *b0 = b.offset[0], *b1 = b.offset[1], *balance = b.balance;
-  const Acc row = b.row, pull = b.pull, gamma = b.parameter;
-  const Acc slope_of_ratio = b.beta * b.inverse_mass, shift = b.beta * b.mu, alpha = b.alpha;
+  const Acc *b0 = b.offset[0], *b1 = b.offset[1], *d0 = b.stretch[0], *d1 = b.stretch[1];
+  const Acc *balance = b.balance, alpha = b.alpha, pull = b.pull, gamma = b.parameter;
   const Phi phi = b.phi;
-  T* grad = b.grad;
-  Acc* loss = b.loss;
   const int32_t size = b.size;
-  Acc sum = 0;
-  const auto one = [&](int32_t j) {
-    const Acc y = label[j];
-    const bool known = y == y, positive = y > Acc(0.5);
-    const Acc scale0 = a0[j], scale1 = a1[j], offset0 = b0[j], offset1 = b1[j];
-    const Acc weight0 = w0[j], weight1 = w1[j];
-    const Acc scale = positive ? scale1 : scale0;
-    const Acc z = load(u[j]) * scale + (positive ? offset1 : offset0);
-    const Acc sign = positive ? Acc(-1) : Acc(1);
-    const Acc s = sign * z;
+  // Loss and gradient of a logit u at place j of a row; `Sided`: its label is y, else 0.
+  const auto one = [=](auto sided, Acc u, Acc y, int32_t j, const RowFactors<Acc>& row, T& grad,
+                       Acc& loss) {
+    constexpr bool Sided = decltype(sided)::value;
+    const bool positive = Sided && y > Acc(0.5);
+    const auto side = [&](const Acc* table0, const Acc* table1) {
+      const Acc zero = table0[j], one = Sided ? table1[j] : zero;  // both: no branch
+      return positive ? one : zero;
+    };
+    if (Parts >= kTables) u *= side(a0, a1);
+    if (Parts >= kMoved) u += side(b0, b1);
+    const Acc sign = positive ? Acc(-1) : Acc(1), s = sign * u;
     const Acc e = exp_of(-std::abs(s));
-    const Tail<Acc> tail = tail_of(e);
-    const Acc near = e * tail.inverse;
-    Acc ell = (s > 0 ? s : Acc(0)) + tail.log1p;
-    const Acc probability = s > 0 ? tail.inverse : near;  // σ(s) = 1 − p
-    Acc slope = probability;                              // dφ/ds
+    const Acc inverse = 1 / (1 + e), near = e * inverse, low = e * log1p_over(e);
+    const Acc probability = s < 0 ? near : inverse;  // σ(s) = 1 − p
+    Acc ell = positive_part(s) + low;
+    Acc slope = probability;  // dφ/ds
     if (Form == kSquare || Form == kFocal) {
-      const Acc rest = s > 0 ? near : tail.inverse;  // p
+      const Acc rest = s < 0 ? inverse : near;  // p
       const Acc factor = Form == kSquare ? probability * probability
-                                         : exp_of(gamma * ((s < 0 ? s : Acc(0)) - tail.log1p));
+                                         : exp_of(gamma * ((s < 0 ? s : Acc(0)) - low));
       slope = factor * (probability + gamma * ell * rest);
       ell *= factor;
     }
@@ -138,69 +135,80 @@ __attribute__((noinline)) Acc table_block(const Block<T>& b) {
       slope *= value.slope;
       ell = value.value;
     }
-    Acc weight = (positive ? weight1 : weight0) * row;
-    if (Balance) {
-      // σ(x) with e^−x capped, where σ is nothing beside what it is added to or 0 itself
-      const Acc x = shift - slope_of_ratio * balance[j];
-      weight *= alpha + 1 / (1 + exp_of(x < Acc(80) ? x : Acc(80)));
+    slope *= Sided ? pull * sign : pull;
+    if (Parts >= kTables) {
+      Acc weight = side(w0, w1) * row.weight;
+      if (Parts == kBalanced) {
+        // σ(x) with e^−x capped, where σ is nothing beside what it is added to or 0 itself
+        const Acc x = row.shift - row.slope * balance[j];
+        weight *= alpha + 1 / (1 + exp_of(x > Acc(80) ? Acc(80) : x));
+      }
+      ell *= weight;
+      slope *= weight * side(d0, d1);
+      if (Sided) {
+        ell = y == y ? ell : Acc(0);
+        slope = y == y ? slope : Acc(0);
+      }
     }
-    const Acc value = known ? ell * weight : Acc(0);
-    grad[j] = store<T>(known ? pull * sign * scale * slope * weight : Acc(0));
-    if (Each) loss[j] = value;
-    return value;
+    grad = store<T>(slope);
+    return loss = ell;
   };
-  if (Form == kOther) {
-    for (int32_t j = 0; j < size; ++j) sum += one(j);
-  } else {
+  double total = 0;
+  for (int32_t r = 0; r < b.rows; ++r) {
+    const Acc *u = b.u + r * b.pitch, *label = b.label + (Mixed ? r * size : 0);
+    const RowFactors<Acc> row = b.row[r];
+    T* grad = b.grad + r * b.grad_pitch;
+    Acc* loss = b.loss + r * b.loss_pitch;
+    const std::integral_constant<bool, Mixed> sided{};
+    Acc sum = 0;
+    if (Form == kOther) {
+      for (int32_t j = 0; j < size; ++j)
+        sum += one(sided, u[j], Mixed ? label[j] : Acc(0), j, row, grad[j], loss[j]);
+    } else {
 #pragma omp simd reduction(+ : sum)
-    for (int32_t j = 0; j < size; ++j) sum += one(j);
+      for (int32_t j = 0; j < size; ++j)
+        sum += one(sided, u[j], Mixed ? label[j] : Acc(0), j, row, grad[j], loss[j]);
+    }
+    total += sum;
   }
-  return sum;
+  if (Mixed || b.front == b.end) return total;
+  double wrong = 0, right = 0;
+  for (const Entry<Acc>* entry = b.front; entry < b.end; ++entry) {
+    const i64 r = entry->row - b.i, j = entry->place - b.lo;
+    Acc& loss = b.loss[r * b.loss_pitch + j];
+    wrong += loss;
+    right += one(std::true_type{}, entry->u, entry->label, int32_t(j), b.row[r],
+                 b.grad[r * b.grad_pitch + j], loss);
+  }
+  if (std::abs(wrong) < total / 2) return total - wrong + right;
+  total = 0;  // what is left would have lost its digits
+  for (int32_t r = 0; r < b.rows; ++r) total += sum_of(b.loss + r * b.loss_pitch, b.size);
+  return total;
 }
 
-template <bool Each, bool Balance, typename T>
-typename AccumulateOf<T>::type table_block_of_form(const Block<T>& b) {
-  using Acc = typename AccumulateOf<T>::type;
-  switch (form_of(b.phi, b.parameter)) {
-    case kLog: return table_block<Each, Balance, kLog, T, Acc>(b);
-    case kSquare: return table_block<Each, Balance, kSquare, T, Acc>(b);
-    case kFocal: return table_block<Each, Balance, kFocal, T, Acc>(b);
-    default: return table_block<Each, Balance, kOther, T, Acc>(b);
+template <bool Mixed, int Parts, typename T>
+double losses_of_form(const Block<T>& b) {
+  switch (form_of(b.phi, double(b.parameter))) {
+    case kLog: return losses_of<Mixed, Parts, kLog>(b);
+    case kSquare: return losses_of<Mixed, Parts, kSquare>(b);
+    case kFocal: return losses_of<Mixed, Parts, kFocal>(b);
+    default: return losses_of<Mixed, Parts, kOther>(b);
+  }
+}
+
+template <bool Mixed, typename T>
+double losses_of_parts(const Block<T>& b, int parts) {
+  switch (parts) {
+    case kBare: return losses_of<Mixed, kBare, kLog>(b);
+    case kMoved: return losses_of<Mixed, kMoved, kLog>(b);
+    default:
+      return b.balance ? losses_of_form<Mixed, kBalanced>(b) : losses_of_form<Mixed, kTables>(b);
   }
 }
 
 template <typename T>
-typename AccumulateOf<T>::type table_block(const Block<T>& b) {
-  if (b.loss)
-    return b.balance ? table_block_of_form<true, true>(b) : table_block_of_form<true, false>(b);
-  return b.balance ? table_block_of_form<false, true>(b) : table_block_of_form<false, false>(b);
-}
-
-template <typename Y>
-inline Y load_label(Y label) {
-  return label;
-}
-inline float load_label(BFloat16 label) {
-  return load(label);
-}
-inline float load_label(Float16 label) {
-  return load(label);
-}
-
-// Labels of a block as Acc, nan where they are missing; whether all that are there are 0 or 1.
-template <bool Missing, typename Y, typename Acc>
-__attribute__((noinline)) bool read_block(const Y* label, Acc ignored, Acc* y, int32_t size) {
-  using Bits = typename std::conditional<sizeof(Acc) == 8, uint64_t, uint32_t>::type;
-  Bits soft = 0;
-#pragma omp simd reduction(| : soft)
-  for (int32_t j = 0; j < size; ++j) {
-    Acc value = Acc(load_label(label[j]));
-    if (Missing) value = value == ignored ? Acc(NAN) : value;
-    y[j] = value;
-    const Acc off = value * value - value;  // +0 of 0 and 1 alone
-    soft |= bit_cast<Bits>(Missing && value != value ? Acc(0) : off);
-  }
-  return soft == 0;
+double losses_of(const Block<T>& b, int parts) {
+  return b.label ? losses_of_parts<true>(b, parts) : losses_of_parts<false>(b, parts);
 }
 
 }  // namespace

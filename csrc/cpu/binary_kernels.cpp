@@ -6,66 +6,85 @@ namespace lpl {
 namespace LPL_ISA {
 namespace {
 
-// Loss (summed by row) and gradient, row by row.
+// Labels for each that is not 0, from where a block is made for zeros and mended.
+constexpr i64 kFewPatches = 64;
+
+// Loss, summed by rows that share a block, and gradient.
 template <typename T>
 void run_rows(const BinaryCall<T>& call, double norm, Vector<double>& losses) {
-  using Acc = typename AccumulateOf<T>::type;
-  losses.assign(call.n, 0.0);
-  const int threads = call.threads_for(call.n);
+  using Scratch = typename BinaryCall<T>::Scratch;
+  const i64 n = call.n, c = call.c, height = call.height(), batches = (n + height - 1) / height;
+  losses.assign(batches, 0.0);
+  const int threads = call.threads_for(batches);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    const auto scratch = std::make_unique<typename BinaryCall<T>::Scratch>();
+    const std::unique_ptr<Scratch> scratch(new Scratch);  // not filled with zeros
+    Vector<typename BinaryCall<T>::Factors> factors(height);
+    typename BinaryCall<T>::Entries entries;
 #pragma omp for schedule(static)
-    for (i64 i = 0; i < call.n; ++i) {
-      const auto row = call.row(i, *scratch);
-      for (i64 lo = 0; lo < call.c; lo += kBlock) {
-        const i64 size = std::min(kBlock, call.c - lo);
-        Acc* y = scratch->y;
-        const bool hard = call.labels(i, lo, size, y);
-        losses[i] += call.block(i, lo, size, call.logits(i) + lo, y, hard, row, call.offset(0) + lo,
-                                call.offset(1) + lo, norm, *scratch);
+    for (i64 batch = 0; batch < batches; ++batch) {
+      const i64 i = batch * height, rows = std::min(height, n - i);
+      const bool listed = call.list(i, rows, 0, c, kFewPatches, entries);
+      call.factors(i, rows, listed ? &entries : nullptr, *scratch, factors.data());
+      auto *front = entries.data(), *end = front + entries.size();
+      for (i64 lo = 0; lo < c; lo += kBlock) {
+        auto b = call.block(i, rows, lo, std::min(kBlock, c - lo), factors.data(), norm, *scratch);
+        call.read(b, *scratch);
+        losses[batch] += listed ? call.listed(b, front, end, *scratch) : call.mixed(b, *scratch);
       }
     }
   }
 }
 
-// The same with a learned perturbation, and that into `delta`: tile by tile of classes.
+// Learned perturbations, into `delta`, tile by tile of classes; and, unless rows of few classes are
+// better done together, the same as above with them.
 template <typename T>
-BinaryStatus run_columns(const BinaryCall<T>& call, double norm, Vector<double>& losses) {
-  using Acc = typename AccumulateOf<T>::type;
+BinaryStatus run_columns(BinaryCall<T>& call, double norm, Vector<double>& losses) {
+  using Acc = typename BinaryCall<T>::Acc;
+  using Scratch = typename BinaryCall<T>::Scratch;
+  const i64 n = call.n, c = call.c;
   const bool wants_loss = call.out.loss || call.out.grad;
-  Vector<typename BinaryCall<T>::Row> rows(call.n);
-  const i64 width = Columns<T>::width(call, call.threads_for(call.c));
-  const i64 tiles = (call.c + width - 1) / width;
+  Vector<typename BinaryCall<T>::Factors> factors(n);
+  const i64 width = Columns<T>::width(call, call.threads_for(c));
+  const i64 tiles = (c + width - 1) / width, height = kBlock / width;
   losses.assign(tiles, 0.0);
   i64 solved = 0, swept = 0;
-  const int threads = call.threads_for(std::max(tiles, call.n));
+  const int threads = call.threads_for(std::max(tiles, n));
+  Vector<Acc> moved(call.out.delta ? 0 : 2 * c);
+  Acc* delta = call.out.delta ? static_cast<Acc*>(call.out.delta) : moved.data();
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(+ : solved, swept)
   {
-    const auto scratch = std::make_unique<typename BinaryCall<T>::Scratch>();
+    const std::unique_ptr<Scratch> scratch(new Scratch);
+    if (wants_loss && !call.narrow()) {
 #pragma omp for schedule(static)
-    for (i64 i = 0; i < call.n; ++i) rows[i] = call.row(i, *scratch);
+      for (i64 i = 0; i < n; ++i) call.factors(i, 1, nullptr, *scratch, &factors[i]);
+    }
     Columns<T> columns(call, width);
     BinaryStatus status{};
 #pragma omp for schedule(dynamic)
     for (i64 tile = 0; tile < tiles; ++tile) {
-      const i64 lo = tile * width, size = std::min(width, call.c - lo);
+      const i64 lo = tile * width, size = std::min(width, c - lo);
       columns.learn(lo, size, status);
-      if (call.out.delta) {
-        Acc* delta = static_cast<Acc*>(call.out.delta) + lo;
-        for (i64 j = 0; j < size; ++j) {
-          delta[j] = columns.delta(1, j);
-          delta[call.c + j] = columns.delta(0, j);
-        }
+      for (const int side : {1, 0}) {
+        const Acc* learned = columns.delta(side);
+        std::copy(learned, learned + size, delta + lo + (side ? 0 : c));
       }
-      if (!wants_loss) continue;
-      for (i64 i = 0; i < call.n; ++i)
-        losses[tile] +=
-            call.block(i, lo, size, columns.logits(i), columns.labels(i), columns.hard(), rows[i],
-                       columns.offset(0), columns.offset(1), norm, *scratch);
+      if (!wants_loss || call.narrow()) continue;
+      const bool listed = columns.listed();
+      auto *front = columns.entries().data(), *end = front + columns.entries().size();
+      for (i64 i = 0; i < n; i += height) {
+        auto b = call.block(i, std::min(height, n - i), lo, size, &factors[i], norm, *scratch);
+        columns.perturb(b);
+        listed ? columns.read(b) : call.read(b, *scratch);
+        losses[tile] += listed ? call.listed(b, front, end, *scratch) : call.mixed(b, *scratch);
+      }
     }
     solved += status.solved;
     swept += status.swept;
+  }
+  if (wants_loss && call.narrow()) {
+    call.move(delta + c, delta);
+    run_rows(call, norm, losses);
   }
   return {solved, swept};
 }
@@ -73,7 +92,7 @@ BinaryStatus run_columns(const BinaryCall<T>& call, double norm, Vector<double>&
 template <typename T>
 BinaryStatus run_type(const BinaryProblem& p, const BinaryOutputs& out) {
   using Acc = typename AccumulateOf<T>::type;
-  const BinaryCall<T> call(p, out);
+  BinaryCall<T> call(p, out);
   const double norm = call.normalizer();
   Vector<double> losses;
   BinaryStatus status{};

@@ -8,6 +8,7 @@
 
 #include "binary_block.h"
 #include "call.h"
+#include "labels.h"
 
 namespace lpl {
 namespace {
@@ -17,28 +18,50 @@ template <typename T>
 class BinaryCall {
  public:
   using Acc = typename AccumulateOf<T>::type;
+  using Factors = RowFactors<Acc>;
+  using Entries = Vector<Entry<Acc>>;
 
-  // Labels of a block, and room for what soft ones need.
+  // Room for a block: what is read into Acc or made by row, losses that nobody asked for, and what
+  // soft labels need.
   struct Scratch {
-    Acc y[kBlock], sides[2][kBlock], weights[2][kBlock], u[kBlock], grads[2][kBlock],
-        losses[2][kBlock];
+    Acc u[kBlock], y[kBlock], balance[kBlock], loss[kBlock], sides[2][kBlock], weights[2][kBlock],
+        grads[2][kBlock], losses[2][kBlock];
     T unwanted[kBlock];
+    Factors factors;
   };
 
   const BinaryProblem& p;
   const BinaryOutputs& out;
   const i64 n, c;
+  const Labels<Acc> labels;
 
   BinaryCall(const BinaryProblem& problem, const BinaryOutputs& outputs)
-      : p(problem), out(outputs), n(problem.n), c(problem.c) {
-    bare_ = !p.inverse_count && !p.sample_weight && !p.missing && p.phi == Phi::log;
+      : p(problem), out(outputs), n(problem.n), c(problem.c), labels(problem) {
+    bool bare = !p.inverse_count && !p.sample_weight && !p.missing && p.phi == Phi::log;
     for (const int side : {0, 1}) {
-      bare_ = bare_ && !p.weight[side] && !p.scale[side] && !p.offset[side];
+      bare = bare && !p.weight[side] && !p.scale[side] && !p.offset[side];
     }
+    parts_ = !bare ? kTables : p.steps ? kMoved : kBare;
+    ones_.assign(height() * c, Acc(1));
+    zeros_.assign(height() * c, Acc(0));
     for (const int side : {0, 1}) {
-      weight_[side] = table(p.weight[side], 1, ones_);
-      scale_[side] = table(p.scale[side], 1, ones_);
-      offset_[side] = table(p.offset[side], 0, zeros_);
+      weight_[side] = table(p.weight[side], ones_, repeated_[0][side]);
+      scale_[side] = table(p.scale[side], ones_, repeated_[1][side]);
+      offset_[side] = table(p.offset[side], zeros_, repeated_[2][side]);
+    }
+  }
+
+  // Rows of few classes share a block.
+  bool narrow() const { return c <= kBlock / 4; }
+  i64 height() const { return narrow() ? kBlock / std::max<i64>(1, c) : 1; }
+
+  // Adds δ to the offsets of rows of few classes.
+  void move(const Acc* negative, const Acc* positive) {
+    for (const int side : {0, 1}) {
+      Vector<Acc> moved(c);
+      const Acc* delta = side ? positive : negative;
+      for (i64 j = 0; j < c; ++j) moved[j] = offset_[side][j] + delta[j];
+      offset_[side] = table(moved.data(), zeros_, repeated_[3][side]);
     }
   }
 
@@ -47,25 +70,10 @@ class BinaryCall {
     return int(std::min<i64>(std::min<i64>(p.threads, useful), std::max<i64>(1, items)));
   }
 
+  bool bare() const { return parts_ != kTables; }
   const T* logits(i64 i) const { return static_cast<const T*>(p.input) + i * p.row_stride; }
-  const Acc* weight(int side) const { return weight_[side]; }
   const Acc* scale(int side) const { return scale_[side]; }
   const Acc* offset(int side) const { return offset_[side]; }
-
-  // Labels lo to lo + size of row i into y; whether they are hard.
-  bool labels(i64 i, i64 lo, i64 size, Acc* y) const {
-    switch (p.target_type) {
-      case LabelType::f64: return read<double>(i, lo, size, y);
-      case LabelType::f32: return read<float>(i, lo, size, y);
-      case LabelType::bf16: return read<BFloat16>(i, lo, size, y);
-      case LabelType::f16: return read<Float16>(i, lo, size, y);
-      case LabelType::u8: return read<uint8_t>(i, lo, size, y);
-      case LabelType::i8: return read<int8_t>(i, lo, size, y);
-      case LabelType::i16: return read<int16_t>(i, lo, size, y);
-      case LabelType::i32: return read<int32_t>(i, lo, size, y);
-      default: return read<int64_t>(i, lo, size, y);
-    }
-  }
 
   // What "mean" divides by.
   double normalizer() const {
@@ -80,7 +88,7 @@ class BinaryCall {
       for (i64 i = 0; i < n; ++i)
         for (i64 lo = 0; lo < c; lo += kBlock) {
           const i64 size = std::min(kBlock, c - lo);
-          labels(i, lo, size, y.data());
+          labels.read(i, lo, size, y.data());
           int32_t known = 0;
 #pragma omp simd reduction(+ : known)
           for (i64 j = 0; j < size; ++j) known += int32_t(y[j] == y[j]);
@@ -90,78 +98,175 @@ class BinaryCall {
     return double(total);
   }
 
+  // What all losses of row i share.
+  Factors factors(i64 i, double mass) const {
+    Factors f{p.sample_weight ? static_cast<const Acc*>(p.sample_weight)[i] : Acc(1), 0, 0};
+    if (!p.inverse_count) return f;
+    f.shift = Acc(p.beta * p.mu);
+    f.slope = Acc(p.beta / mass);
+    if (mass > 0) return f;
+    // no positives: the ratio is infinite, its σ 1 or 0, whatever is added to the shift
+    f.shift = p.beta > 0 ? -INFINITY : p.beta < 0 ? INFINITY : NAN;
+    f.slope = std::copysign(std::numeric_limits<Acc>::min(), Acc(p.beta));
+    return f;
+  }
+
   // Σ_j Y_ij v_j of a row.
   double mass(i64 i, Scratch& scratch) const {
-    const Acc* v = static_cast<const Acc*>(p.inverse_count);
     double total = 0;
-    for (i64 lo = 0; lo < c; lo += kBlock) {
+    for (i64 lo = 0; p.inverse_count && lo < c; lo += kBlock) {
       const i64 size = std::min(kBlock, c - lo);
-      labels(i, lo, size, scratch.y);
+      const Acc *v = inverse_count() + lo, *y = scratch.y;
+      labels.read(i, lo, size, scratch.y);
       Acc sum = 0;
 #pragma omp simd reduction(+ : sum)
-      for (i64 j = 0; j < size; ++j)
-        sum += scratch.y[j] == scratch.y[j] ? scratch.y[j] * v[lo + j] : Acc(0);
+      for (i64 j = 0; j < size; ++j) sum += y[j] == y[j] ? y[j] * v[j] : Acc(0);
       total += sum;
     }
     return total;
   }
 
-  // The factor that all losses of a row share, and the mass of its positives if that matters.
-  struct Row {
-    Acc weight;
-    double mass;
-  };
-  Row row(i64 i, Scratch& scratch) const {
-    const Acc own = p.sample_weight ? static_cast<const Acc*>(p.sample_weight)[i] : Acc(1);
-    return {own, p.inverse_count ? mass(i, scratch) : 0.0};
+  // The factors of rows from i, whose labels may be listed.
+  void factors(i64 i, i64 rows, const Entries* entries, Scratch& scratch, Factors* f) const {
+    size_t k = 0;
+    for (i64 r = i; r < i + rows; ++r) {
+      double total = entries ? 0 : mass(r, scratch);
+      for (; entries && k < entries->size() && (*entries)[k].row == r; ++k) {
+        const Entry<Acc>& entry = (*entries)[k];
+        if (p.inverse_count && entry.label == 1) total += inverse_count()[entry.place];
+      }
+      *f++ = factors(r, total);
+    }
   }
 
-  // Loss, summed, and gradient of a block of row i, its logits and labels wherever they stand; the
-  // offsets of both sides are at the block's first class, `lo`.
-  double block(i64 i, i64 lo, i64 size, const T* u, const Acc* y, bool hard, const Row& row,
-               const Acc* negative_offset, const Acc* positive_offset, double norm,
-               Scratch& scratch) const {
+  // Rows from i and classes lo to lo + size, as yet without logits and labels.
+  Block<T> block(i64 i, i64 rows, i64 lo, i64 size, const Factors* row, double norm,
+                 Scratch& scratch) const {
     Block<T> b{};
-    b.u = u;
-    b.label = y;
+    b.i = i;
+    b.lo = lo;
     for (const int side : {0, 1}) {
       b.weight[side] = weight_[side] + lo;
-      b.scale[side] = scale_[side] + lo;
+      b.scale[side] = b.stretch[side] = scale_[side] + lo;
+      b.offset[side] = offset_[side] + lo;
     }
-    b.offset[0] = negative_offset;
-    b.offset[1] = positive_offset;
-    b.row = row.weight;
+    if (p.inverse_count) b.balance = inverse_count() + lo;
+    b.row = row;
     b.alpha = Acc(p.alpha);
-    if (p.inverse_count && row.mass > 0) {
-      b.balance = static_cast<const Acc*>(p.inverse_count) + lo;
-      b.inverse_mass = Acc(1 / row.mass);
-      b.beta = Acc(p.beta);
-      b.mu = Acc(p.mu);
-    } else if (p.inverse_count) {  // no positives: the ratio is infinite
-      b.row *= b.alpha + (p.beta > 0 ? Acc(1) : p.beta < 0 ? Acc(0) : Acc(NAN));
-    }
     const Acc* upstream = static_cast<const Acc*>(out.upstream);
     b.pull = upstream && !out.upstream_each ? *upstream : Acc(1 / norm);
     b.phi = p.phi;
     b.parameter = Acc(p.phi_parameter);
     b.grad = out.grad ? static_cast<T*>(out.grad) + i * c + lo : scratch.unwanted;
-    if (p.reduction == Reduction::none && out.loss)
-      b.loss = static_cast<Acc*>(out.loss) + i * c + lo;
+    b.grad_pitch = out.grad ? c : size;
+    const bool each = p.reduction == Reduction::none && out.loss;
+    b.loss = each ? static_cast<Acc*>(out.loss) + i * c + lo : scratch.loss;
+    b.loss_pitch = each ? c : size;
+    b.rows = int32_t(rows);
     b.size = int32_t(size);
-    if (out.upstream_each) return widened(b, upstream + i * c + lo, scratch);
-    if (!hard) return widened(b, nullptr, scratch);
-    if (!bare_) return table_block(b);
-    return p.steps ? plain<true>(b) : plain<false>(b);
+    return b;
+  }
+
+  // Gives a block its logits.
+  void read(Block<T>& b, Scratch& scratch) const {
+    const T* from = logits(b.i) + b.lo;
+    if constexpr (std::is_same<T, Acc>::value) {
+      b.u = from;
+      b.pitch = p.row_stride;
+      if (b.rows == 1 || !narrow() || b.pitch == b.size) return;
+    }
+    b.u = scratch.u;
+    b.pitch = b.size;
+    for (i64 r = 0; r < b.rows; ++r) {
+      const T* u = from + r * p.row_stride;
+      Acc* to = scratch.u + r * b.size;
+      LPL_SIMD
+      for (int32_t j = 0; j < b.size; ++j) to[j] = load(u[j]);
+    }
+  }
+
+  // The entries of rows from i, classes lo to lo + size, if labels can be taken from such a list
+  // and about one in `few` at most is not 0.
+  bool list(i64 i, i64 rows, i64 lo, i64 size, i64 few, Entries& entries) const {
+    if (out.upstream_each || !labels.list(i, rows, lo, size, few, entries)) {
+      entries.clear();
+      return false;
+    }
+    for (Entry<Acc>& entry : entries) entry.u = load(logits(entry.row)[entry.place]);
+    return true;
+  }
+
+  // Loss and gradient of a block whose labels are listed from `front`, which moves past its own.
+  double listed(Block<T>& b, Entry<Acc>*& front, const Entry<Acc>* end, Scratch& scratch) const {
+    b.front = front;
+    for (; front < end && front->row < b.i + b.rows && front->place < b.lo + b.size; ++front) {
+      if (!narrow()) continue;
+      front->place += (front->row - b.i) * c;
+      front->row = b.i;
+    }
+    b.end = front;
+    flatten(b, scratch);
+    return losses_of(b, parts_);
+  }
+
+  // The same of any labels, which it reads.
+  double mixed(Block<T>& b, Scratch& scratch) const {
+    bool hard = !out.upstream_each;
+    if (p.target_stride == b.size) {
+      hard = labels.read(b.i, b.lo, i64(b.rows) * b.size, scratch.y) && hard;
+    } else {
+      for (i64 r = 0; r < b.rows; ++r)
+        hard = labels.read(b.i + r, b.lo, b.size, scratch.y + r * b.size) && hard;
+    }
+    b.label = scratch.y;
+    if (hard) {
+      flatten(b, scratch);
+      return losses_of(b, parts_);
+    }
+    Block<T> one = b;
+    one.rows = 1;
+    double total = 0;
+    for (i64 r = 0; r < b.rows; ++r) {
+      one.u = b.u + r * b.pitch;
+      one.label = b.label + r * b.size;
+      one.row = b.row + r;
+      one.grad = b.grad + r * b.grad_pitch;
+      one.loss = b.loss + r * b.loss_pitch;
+      total += widened(one, b.i + r, scratch);
+    }
+    return total;
   }
 
  private:
-  // A block in Acc: with an upstream gradient of its own for every logit (may be null), or with
-  // soft labels, whose two sides are two blocks.
-  double widened(const Block<T>& b, const Acc* upstream, Scratch& scratch) const {
+  const Acc* inverse_count() const { return static_cast<const Acc*>(p.inverse_count); }
+
+  // Makes one row of rows of few classes: their tables stand side by side.
+  void flatten(Block<T>& b, Scratch& scratch) const {
+    if (b.rows == 1 || !narrow()) return;
+    for (i64 r = 0; r < b.rows; ++r) {
+      const Factors f = b.row[r];
+      for (i64 j = 0; b.balance && j < c; ++j)
+        scratch.balance[r * c + j] = f.shift - f.slope * b.balance[j];
+      for (const int side : {0, 1}) {
+        for (i64 j = 0; p.sample_weight && j < c; ++j)
+          scratch.weights[side][r * c + j] = f.weight * b.weight[side][j];
+      }
+    }
+    if (b.balance) b.balance = scratch.balance;
+    for (const int side : {0, 1}) {
+      if (p.sample_weight) b.weight[side] = scratch.weights[side];
+    }
+    scratch.factors = {1, 0, -1};
+    b.row = &scratch.factors;
+    b.size *= b.rows;
+    b.rows = 1;
+  }
+
+  // A row of soft labels, whose two sides are two blocks, or with an upstream gradient of its own
+  // for every logit.
+  double widened(const Block<T>& b, i64 i, Scratch& scratch) const {
     const int32_t size = b.size;
     const bool all = !p.missing;  // a nan among them is to be seen
-    LPL_SIMD
-    for (int32_t j = 0; j < size; ++j) scratch.u[j] = load(b.u[j]);
     double total = 0;
     for (const int side : {0, 1}) {
       Acc *label = scratch.sides[side], *weight = scratch.weights[side];
@@ -173,64 +278,35 @@ class BinaryCall {
         label[j] = share != 0 && (all || y == y) ? Acc(side) : Acc(NAN);
         weight[j] = share * given[j];
       }
-      Block<Acc> wide{};
-      wide.u = scratch.u;
+      Block<Acc> wide{b, scratch.grads[side]};
       wide.label = label;
-      for (const int k : {0, 1}) {
-        wide.weight[k] = weight;
-        wide.scale[k] = b.scale[k];
-        wide.offset[k] = b.offset[k];
-      }
-      wide.balance = b.balance;
-      wide.inverse_mass = b.inverse_mass;
-      wide.alpha = b.alpha;
-      wide.beta = b.beta;
-      wide.mu = b.mu;
-      wide.row = b.row;
-      wide.pull = b.pull;
-      wide.phi = b.phi;
-      wide.parameter = b.parameter;
-      wide.grad = scratch.grads[side];
-      wide.loss = b.loss ? scratch.losses[side] : nullptr;
-      wide.size = size;
-      total += double(table_block(wide));
+      wide.weight[0] = wide.weight[1] = weight;
+      wide.loss = scratch.losses[side];
+      total += losses_of(wide, kTables);
     }
+    const Acc* upstream =
+        out.upstream_each ? static_cast<const Acc*>(out.upstream) + i * c + b.lo : nullptr;
     LPL_SIMD
     for (int32_t j = 0; j < size; ++j) {
       const Acc grad = scratch.grads[0][j] + scratch.grads[1][j];
       b.grad[j] = store<T>(upstream ? grad * upstream[j] : grad);
-    }
-    if (b.loss) {
-      LPL_SIMD
-      for (int32_t j = 0; j < size; ++j) b.loss[j] = scratch.losses[0][j] + scratch.losses[1][j];
+      b.loss[j] = scratch.losses[0][j] + scratch.losses[1][j];
     }
     return total;
   }
 
-  template <bool Moved>
-  double plain(const Block<T>& b) const {
-    const Acc *zero = b.offset[0], *one = b.offset[1];
-    return b.loss
-               ? plain_block<true, Moved>(b.u, b.label, zero, one, b.pull, b.grad, b.loss, b.size)
-               : plain_block<false, Moved>(b.u, b.label, zero, one, b.pull, b.grad, b.loss, b.size);
+  // A table of all classes, or what stands for it; again for every row that shares a block.
+  const Acc* table(const void* given, const Vector<Acc>& absent, Vector<Acc>& repeated) const {
+    const Acc* once = static_cast<const Acc*>(given);
+    if (!once) return absent.data();
+    if (!narrow()) return once;
+    repeated.resize(height() * c);
+    for (i64 r = 0; r < height(); ++r) std::copy(once, once + c, repeated.data() + r * c);
+    return repeated.data();
   }
 
-  template <typename Y>
-  bool read(i64 i, i64 lo, i64 size, Acc* y) const {
-    const Y* label = static_cast<const Y*>(p.target) + i * p.target_stride + lo;
-    const Acc ignored = Acc(p.ignored);
-    return p.missing ? read_block<true>(label, ignored, y, int32_t(size))
-                     : read_block<false>(label, ignored, y, int32_t(size));
-  }
-
-  const Acc* table(const void* given, Acc value, Vector<Acc>& filled) const {
-    if (given) return static_cast<const Acc*>(given);
-    if (filled.empty()) filled.assign(c, value);
-    return filled.data();
-  }
-
-  bool bare_;
-  Vector<Acc> ones_, zeros_;
+  int parts_;
+  Vector<Acc> ones_, zeros_, repeated_[4][2];  // weight, scale, offset, that with δ
   const Acc *weight_[2], *scale_[2], *offset_[2];
 };
 

@@ -2,382 +2,282 @@
 // negatives, from columns of the batch that stay in the cache.
 //
 // In the distance s of a logit from its label (−z of positives, z of negatives) both sides are one
-// recursion, d ← d + a·mean_i σ(s_i + d). The mean is a smooth function of d alone. About a centre
-// c, with T_i = tanh((s_i + c)/2) and τ = tanh((d − c)/2),
-//
-//     σ(s_i + d) = 1/2 + (τ + (1 − τ²)·T_i/(1 + T_i τ))/2 ,   1/(1 + T τ) = Σ_n (−τ)^n T^n
-//
-// so its steps need the batch only through moments mean T^n: one exponential per logit, whatever
-// the number of steps. |τ| bounds what the series leaves out; where that is too much it is taken
-// again about a centre halfway along d's path, and where that is still too much, or numbers are
-// double, steps are taken one by one.
+// recursion, d ← d + a·mean_i σ(s_i + d), whose steps come from moments (moments.h). Where these
+// are too few they are taken again about a centre halfway along d's path, and where that is still
+// too little, or numbers are double, steps are taken one by one.
 #pragma once
 
-#include <type_traits>
-
 #include "binary_loss.h"
+#include "moments.h"
 
 namespace lpl {
 namespace {
 
-constexpr int kMoments = 10;             // enough for any steps that add up to 1
-constexpr int kListedMoments = 16;       // of positives that are followed one by one
-constexpr double kLargestMiss = 1.5e-7;  // of δ, which is to have the digits of a float
-constexpr int kCentres = 3;              // tries
-constexpr int kGroup = 8;                // classes side by side
-constexpr i64 kBatch = 64;               // rows whose sums are kept in Acc
+constexpr int kCentres = 3;  // tries
+constexpr i64 kBatch = 32;   // rows whose sums are kept in Acc
 
-typedef float Floats __attribute__((vector_size(kGroup * sizeof(float))));
-typedef int32_t FloatBits __attribute__((vector_size(kGroup * sizeof(float))));
-
-template <typename Acc>
-struct GroupOf {
-  using type = Floats;
-};
-template <>
-struct GroupOf<double> {
-  using type = Lanes;
-};
-
-inline Floats exp_of(Floats x) {
-  const Floats shifted = x * 1.44269504088896341f + 12582912.0f;
-  const Floats n = shifted - 12582912.0f;
-  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  const Floats y = (Floats)((FloatBits)p + ((FloatBits)shifted << 23));
-  return x < -87.33654f ? Floats{} : y;
-}
-inline Lanes exp_of(Lanes x) {
-  return exp_of<true>(x);
-}
-
-template <typename V>
-inline V negative_magnitude(V x) {
-  return x < 0 ? x : -x;
-}
-
-template <typename V>
-inline V sigmoid_of(V x) {
-  const V e = exp_of(negative_magnitude(x));
-  const V near = 1 / (1 + e);
-  return x > 0 ? near : e * near;
-}
+// Labels for each that is not 0, from where those are followed one by one.
+constexpr i64 kFollowed = 16;
 
 template <typename T>
 class Columns {
  public:
   using Acc = typename AccumulateOf<T>::type;
   using Group = typename GroupOf<Acc>::type;
-  using Scratch = typename BinaryCall<T>::Scratch;
+  using Entry = lpl::Entry<Acc>;
 
-  // Classes of a tile: as many as keep logits and labels of all rows in the second cache, whole
-  // cache lines of them, and no more than leave every thread some.
+  // Classes of a tile: as many as keep the logits of all rows in the second cache, whole cache
+  // lines of them, and no more than leave every thread some.
   static i64 width(const BinaryCall<T>& call, int threads) {
-    constexpr i64 kCache = 192 * 1024, kLine = 64;
-    const i64 fit = kCache / (std::max<i64>(1, call.n) * i64(sizeof(T) + sizeof(Acc)));
+    constexpr i64 kCache = 256 * 1024, kLine = 16, kLeast = 4 * kLine;
+    const i64 fit = kCache / (std::max<i64>(1, call.n) * i64(sizeof(Acc))) / kLine * kLine;
     const i64 share = (call.c + threads - 1) / threads;
-    const i64 most = std::min<i64>(std::min(fit, kBlock), (share + kLine - 1) / kLine * kLine);
-    return std::max<i64>(kLine, most / kLine * kLine);
+    return std::min(std::min(kBlock, std::max(kLeast, fit)), (share + kLine - 1) / kLine * kLine);
   }
 
   Columns(const BinaryCall<T>& call, i64 width)
-      : call_(call), n_(call.n), width_(width), u_(n_ * width), y_(n_ * width) {
+      : call_(call),
+        n_(call.n),
+        width_(width),
+        pitch_(width | 16),
+        s_(n_ * pitch_),
+        solved_(width / kGroup),
+        starts_(width / kGroup + 1) {
     for (const int side : {0, 1}) {
-      scale_[side].resize(width);
       offset_[side].resize(width);
-      centre_[side].resize(width);
+      delta_[side].resize(width);
       moved_[side].resize(width);
     }
-    moments_.resize((kListedMoments + 1) * width);
+    for (Vector<Acc>* table : {&centre_, &ones_, &y_}) table->assign(width, Acc(1));
+    moments_.resize((kMoments + 1) * width);
     steps_.resize(width);
   }
 
-  // Reads classes lo to lo + size, and finds their δ: offset(side) holds it afterwards.
+  // Reads classes lo to lo + size, and finds their δ.
   void learn(i64 lo, i64 size, BinaryStatus& status) {
-    fill(lo, size);
-    int32_t most = 0;
-    for (i64 j = 0; j < width_; ++j) most = std::max(most, std::abs(steps_[j]));
-    if (most == 0) return;
-    if (hard_) find_positives();
-    for (i64 g = 0; g < size; g += kGroup) {
-      most_ = 0;
-      for (i64 j = g; j < g + kGroup; ++j) most_ = std::max(most_, std::abs(steps_[j]));
-      if (most_ == 0) continue;
-      bool solved = true;
-      for (const int side : {0, 1}) solved = find(side, g) && solved;
-      (solved ? status.solved : status.swept) += std::min<i64>(kGroup, size - g);
+    lo_ = lo;
+    size_ = size;
+    std::fill(steps_.begin(), steps_.end(), 0);
+    std::copy(call_.p.steps + lo, call_.p.steps + lo + size, steps_.begin());
+    std::fill(solved_.begin(), solved_.end(), true);
+    listed_ = call_.list(0, n_, lo, size, kFollowed, entries_);
+    if (listed_) sort_entries();
+    for (const int side : {1, 0}) {
+      std::fill(moved_[side].begin(), moved_[side].end(), 0.0);
+      const bool packs = side && listed_;
+      if (!packs) fill(side);
+      for (i64 g = 0; g < size; g += kGroup)
+        if (most(g) > 0)
+          solved_[g / kGroup] &=
+              packs ? find(side, g, pack(g), false) : find(side, g, tile(g), true);
+      for (i64 j = 0; j < size; ++j) {
+        delta_[side][j] = Acc(side ? -moved_[side][j] : moved_[side][j]);
+        offset_[side][j] = call_.offset(side)[lo + j] + delta_[side][j];
+      }
     }
-    for (const int side : {0, 1}) {
-      LPL_SIMD
-      for (i64 j = 0; j < width_; ++j) offset_[side][j] += delta(side, j);
-    }
+    for (i64 g = 0; g < size; g += kGroup)
+      if (most(g) > 0)
+        (solved_[g / kGroup] ? status.solved : status.swept) += std::min<i64>(kGroup, size - g);
   }
 
-  const T* logits(i64 i) const { return u_.data() + i * width_; }
-  const Acc* labels(i64 i) const { return y_.data() + i * width_; }
-  const Acc* offset(int side) const { return offset_[side].data(); }
-  bool hard() const { return hard_; }
-  Acc delta(int side, i64 j) const { return Acc(side ? -moved_[side][j] : moved_[side][j]); }
+  // Moves a block of the tile's classes by δ.
+  void perturb(Block<T>& b) const {
+    for (const int side : {0, 1}) b.offset[side] = offset_[side].data();
+  }
+
+  // Gives a block whose labels are listed the tile's logits and their δ.
+  void read(Block<T>& b) const {
+    b.u = s_.data() + b.i * pitch_;
+    b.pitch = pitch_;
+    b.scale[0] = ones_.data();
+    b.offset[0] = delta_[0].data();
+  }
+
+  bool listed() const { return listed_; }
+  Vector<Entry>& entries() { return entries_; }
+  const Acc* delta(int side) const { return delta_[side].data(); }
 
  private:
-  void fill(i64 lo, i64 size) {
-    hard_ = true;
-    for (i64 i = 0; i < n_; ++i) {
-      T* u = u_.data() + i * width_;
-      Acc* y = y_.data() + i * width_;
-      std::memcpy(u, call_.logits(i) + lo, size * sizeof(T));
-      std::memset(static_cast<void*>(u + size), 0, (width_ - size) * sizeof(T));
-      hard_ = call_.labels(i, lo, size, y) && hard_;
-      std::fill(y + size, y + width_, Acc(NAN));
-    }
-    for (i64 j = 0; j < width_; ++j) {
-      steps_[j] = j < size ? call_.p.steps[lo + j] : 0;
-      for (const int side : {0, 1}) {
-        scale_[side][j] = j < size ? call_.scale(side)[lo + j] : Acc(0);
-        offset_[side][j] = j < size ? call_.offset(side)[lo + j] : Acc(0);
-        centre_[side][j] = moved_[side][j] = 0;
-      }
-    }
+  int32_t most(i64 g) const {
+    int32_t most = 0;
+    for (i64 j = g; j < g + kGroup; ++j) most = std::max(most, std::abs(steps_[j]));
+    return most;
   }
 
-  // Places of positives, those of a group of classes together.
-  void find_positives() {
-    const i64 groups = width_ / kGroup;
-    starts_.assign(groups + 1, 0);
-    found_.clear();
-    for (i64 i = 0; i < n_; ++i)
-      for_each_above(labels(i), Acc(0.5), width_, [&](i64 j) {
-        found_.push_back(i * width_ + j);
-        ++starts_[j / kGroup + 1];
-      });
-    for (i64 g = 0; g < groups; ++g) starts_[g + 1] += starts_[g];
-    positives_.resize(found_.size());
+  // Places in the tile of entries, those of a group of classes together.
+  void sort_entries() {
+    std::fill(starts_.begin(), starts_.end(), 0);
+    for (const Entry& entry : entries_) ++starts_[(entry.place - lo_) / kGroup + 1];
+    for (size_t g = 1; g < starts_.size(); ++g) starts_[g] += starts_[g - 1];
+    sorted_.resize(entries_.size());
     Vector<i64> next(starts_.begin(), starts_.end());
-    for (const i64 place : found_) positives_[next[place % width_ / kGroup]++] = place;
+    for (const Entry& entry : entries_) sorted_[next[(entry.place - lo_) / kGroup]++] = &entry;
   }
 
-  // Few positives are followed one by one, many as everything else.
-  bool listed(int side, i64 g) const {
-    const i64 count = hard_ && side ? starts_[g / kGroup + 1] - starts_[g / kGroup] : 0;
-    return hard_ && side && count < n_;
+  // Distances of a side, and where labels are not listed their shares, batch by batch, with moments
+  // about 0.
+  void fill(int side) {
+    if (!listed_) share_.resize(n_ * pitch_);
+    std::fill(centre_.begin(), centre_.end(), Acc(0));
+    std::fill(moments_.begin(), moments_.end(), 0.0);
+    const Entry *front = entries_.data(), *end = front + entries_.size();
+    for (i64 lo = 0; lo < n_; lo += kBatch) {
+      const i64 hi = std::min(n_, lo + kBatch);
+      for (i64 i = lo; i < hi; ++i) fill_row(side, i);
+      // a distance of 0 is in no moment
+      for (; listed_ && front < end && front->row < hi; ++front) *place(*front) = 0;
+      for (i64 g = 0; g < size_; g += kGroup)
+        if (most(g) > 0) add(g, tile(g), lo, hi);
+    }
   }
 
-  int order(int side, i64 g) const { return listed(side, g) ? kListedMoments : kMoments; }
-
-  double distance(int side, i64 place) const {
-    const i64 j = place % width_;
-    const double z = double(load(u_[place])) * scale_[side][j] + offset_[side][j];
-    return side ? -z : z;
+  void fill_row(int side, i64 i) {
+    const T* u = call_.logits(i) + lo_;
+    const Acc *scale = call_.scale(side) + lo_, *offset = call_.offset(side) + lo_;
+    Acc* s = s_.data() + i * pitch_;
+    const int32_t size = int32_t(size_);
+    if (call_.bare() && !side) {
+      LPL_SIMD
+      for (int32_t j = 0; j < size; ++j) s[j] = load(u[j]);
+    } else {
+      const Acc sign = side ? Acc(-1) : Acc(1);
+      LPL_SIMD
+      for (int32_t j = 0; j < size; ++j) s[j] = sign * (load(u[j]) * scale[j] + offset[j]);
+    }
+    if (size < width_) std::fill(s + size, s + width_, Acc(0));
+    if (listed_) return;
+    Acc *share = share_.data() + i * pitch_, *y = y_.data();
+    call_.labels.read(i, lo_, size_, y);
+    LPL_SIMD
+    for (int32_t j = 0; j < size; ++j) {
+      const Acc part = side ? y[j] : 1 - y[j];
+      share[j] = part == part ? part : Acc(0);
+      s[j] = share[j] != 0 ? s[j] : Acc(0);  // whatever the logit is where nothing counts
+    }
+    if (size < width_) std::fill(share + size, share + width_, Acc(0));
   }
 
-  // Of row i and the classes from g: distances, and how much of each is on this side.
-  void entries(int side, i64 i, i64 g, Group scale, Group offset, Group& s, Group& share) const {
-    Group y;
-    std::memcpy(&y, labels(i) + g, sizeof(y));
-    const Group z = read(logits(i) + g) * scale + offset;
-    share = side ? y : 1 - y;
-    share = y == y ? share : Group{};
-    s = side ? -z : z;
-    s = share != 0 ? s : Group{};
+  Acc* place(const Entry& entry) { return &s_[entry.row * pitch_ + entry.place - lo_]; }
+
+  // Calls `visit` with every entry of the classes from g.
+  template <typename Visit>
+  void for_entries(i64 g, Visit visit) {
+    for (i64 k = starts_[g / kGroup]; k < starts_[g / kGroup + 1]; ++k) visit(*sorted_[k]);
   }
 
-  Group group_of(const Vector<Acc>& table, i64 g) const {
-    Group values;
-    std::memcpy(&values, table.data() + g, sizeof(values));
-    return values;
+  double& moment(int n, i64 j) { return moments_[n * width_ + j]; }
+
+  // Distances of a group of classes on a side, rows `pitch` apart, and their shares, null for 1.
+  struct Rows {
+    const Acc *s, *share;
+    i64 pitch, rows;
+  };
+
+  Rows tile(i64 g) const { return {&s_[g], listed_ ? nullptr : &share_[g], pitch_, n_}; }
+
+  // The listed positives of the classes from g, each below the last of its class.
+  Rows pack(i64 g) {
+    i64 count[kGroup] = {}, rows = 0;
+    const auto for_positives = [&](auto visit) {
+      for_entries(g, [&](const Entry& e) {
+        if (e.label == 1) visit(e, e.place - lo_ - g);
+      });
+    };
+    for_positives([&](const Entry&, i64 lane) { rows = std::max(rows, ++count[lane]); });
+    packed_.assign(2 * rows * kGroup, Acc(0));
+    Acc *s = packed_.data(), *share = s + rows * kGroup;
+    for_positives([&](const Entry& e, i64 lane) {
+      const i64 at = --count[lane] * kGroup + lane;
+      s[at] = -(e.u * call_.scale(1)[e.place] + call_.offset(1)[e.place]);
+      share[at] = 1;
+    });
+    return {s, share, kGroup, rows};
   }
 
-  bool find(int side, i64 g) {
-    if (std::is_same<Acc, float>::value) {
-      for (int k = 0; k < kCentres; ++k) {
-        take_moments(side, g);
-        if (recur(side, g)) return true;
-        for (i64 j = g; j < g + kGroup; ++j) centre_[side][j] = Acc(moved_[side][j] / 2);
+  // Adds the moments of rows lo to hi of the classes from g.
+  void add(i64 g, const Rows& of, i64 lo, i64 hi) {
+    if constexpr (std::is_same<Acc, float>::value) {
+      const float *s = of.s + lo * of.pitch, *share = of.share ? of.share + lo * of.pitch : nullptr;
+      share ? add_moments<true>(s, share, of.pitch, hi - lo, &centre_[g], &moment(0, g), width_)
+            : add_moments<false>(s, share, of.pitch, hi - lo, &centre_[g], &moment(0, g), width_);
+    }
+  }
+
+  // Counts of a side without shares: all rows but the entries', whose distances it sets.
+  template <typename Value>
+  Lanes leave_out(i64 g, Value value) {
+    Lanes count = Lanes{} + double(n_);
+    for_entries(g, [&](const Entry& e) {
+      *place(e) = value(e.place - lo_);
+      count[e.place - lo_ - g] -= 1;
+    });
+    return count;
+  }
+
+  // The steps of the classes from g, whose moments about 0 may be taken; whether moments gave them.
+  bool find(int side, i64 g, const Rows& of, bool taken) {
+    if (of.rows == 0) return true;
+    for (int k = 0; std::is_same<Acc, float>::value && k < kCentres; ++k) {
+      for (i64 j = g; j < g + kGroup; ++j) centre_[j] = k ? Acc(moved_[side][j] / 2) : Acc(0);
+      Lanes count = {};
+      if (!of.share) count = leave_out(g, [&](i64 j) { return -centre_[j]; });  // in no moment
+      if (k > 0 || !taken) {
+        for (int n = 0; n <= kMoments; ++n) std::memset(&moment(n, g), 0, sizeof(Lanes));
+        for (i64 lo = 0; lo < of.rows; lo += kBatch) add(g, of, lo, std::min(of.rows, lo + kBatch));
+      }
+      if (!of.share) std::memcpy(&moment(0, g), &count, sizeof(count));
+      if constexpr (std::is_same<Acc, float>::value) {
+        if (steps_from_moments(&moment(0, g), width_, &steps_[g], call_.p.step_size, &centre_[g],
+                               &moved_[side][g]))
+          return true;
       }
     }
-    sweep(side, g);
+    sweep(side, g, of);
     return false;
   }
 
-  // Σ share·T^n of the classes from g, n = 0 … order.
-  void take_moments(int side, i64 g) {
-    double* moments = moments_.data();
-    const auto at = [&](int n, i64 j) -> double& { return moments[n * width_ + j]; };
-    for (int n = 0; n <= order(side, g); ++n)
-      for (i64 j = g; j < g + kGroup; ++j) at(n, j) = 0;
-    if (listed(side, g)) {
-      for (i64 k = starts_[g / kGroup]; k < starts_[g / kGroup + 1]; ++k) {
-        const i64 j = positives_[k] % width_;
-        const double s = distance(side, positives_[k]) + centre_[side][j];
-        const double e = exp_of(-std::abs(s));
-        const double size = (1 - e) / (1 + e);
-        const double t = s < 0 ? -size : size;
-        double power = 1;
-        for (int n = 0; n <= kListedMoments; ++n) {
-          at(n, j) += power;
-          power *= t;
-        }
-      }
-      return;
-    }
-    for (i64 lo = 0; lo < n_; lo += kBatch) {
-      Group sums[kMoments + 1];
-      const i64 hi = std::min(n_, lo + kBatch);
-      if (side) {
-        hard_ ? sum_powers<1, true>(g, lo, hi, sums) : sum_powers<1, false>(g, lo, hi, sums);
-      } else {
-        hard_ ? sum_powers<0, true>(g, lo, hi, sums) : sum_powers<0, false>(g, lo, hi, sums);
-      }
-      for (int n = 0; n <= kMoments; ++n)
-        for (int lane = 0; lane < kGroup; ++lane) at(n, g + lane) += sums[n][lane];
-    }
-  }
-
-  // The same over some rows, in Acc.
-  template <int Side, bool Hard>
-  __attribute__((noinline)) void sum_powers(i64 g, i64 lo, i64 hi, Group* sums) const {
-    const Group scale = group_of(scale_[Side], g), centre = group_of(centre_[Side], g);
-    const Group offset = group_of(offset_[Side], g) + (Side ? -centre : centre);
-    Group s0 = {}, s1 = {}, s2 = {}, s3 = {}, s4 = {}, s5 = {}, s6 = {}, s7 = {}, s8 = {};
-    Group s9 = {}, s10 = {};
-    for (i64 i = lo; i < hi; ++i) {
-      Group y;
-      std::memcpy(&y, labels(i) + g, sizeof(y));
-      const Group z = read(logits(i) + g) * scale + offset;
-      const Group e = exp_of(negative_magnitude(z));
-      const Group size = (1 - e) / (1 + e);
-      const Group sized = Side ? -size : size;
-      Group t = z < 0 ? -sized : sized;
-      Group power;
-      if (Hard) {
-        power = y == Acc(Side) ? Group{} + 1 : Group{};
-      } else {
-        power = y == y ? (Side ? y : 1 - y) : Group{};
-      }
-      t = power != 0 ? t : Group{};  // whatever the logit is where nothing counts
-      s0 += power;
-      s1 += power *= t;
-      s2 += power *= t;
-      s3 += power *= t;
-      s4 += power *= t;
-      s5 += power *= t;
-      s6 += power *= t;
-      s7 += power *= t;
-      s8 += power *= t;
-      s9 += power *= t;
-      s10 += power *= t;
-    }
-    static_assert(kMoments == 10, "as many sums; an array of them would stay in memory");
-    const Group all[kMoments + 1] = {s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10};
-    std::copy(all, all + kMoments + 1, sums);
-  }
-
-  static Group read(const Acc* u) {
-    Group values;
-    std::memcpy(&values, u, sizeof(values));
-    return values;
-  }
-  template <typename U>
-  static Group read(const U* u) {
-    Group values;
-    for (int lane = 0; lane < kGroup; ++lane) values[lane] = load(u[lane]);
-    return values;
-  }
-
-  // The steps of the classes from g, from their moments; whether what the series leaves out is as
-  // little as promised.
-  bool recur(int side, i64 g) {
-    const int order = this->order(side, g);
-    Lanes mean[kListedMoments + 1], step, count, centre, d = {}, miss = {};
-    for (int lane = 0; lane < kGroup; ++lane) {
-      const i64 j = g + lane;
-      const double mass = moments_[j];
-      for (int n = 1; n <= order; ++n)
-        mean[n][lane] = mass > 0 ? moments_[n * width_ + j] / mass : 0;
-      count[lane] = mass > 0 ? std::abs(steps_[j]) : 0;
-      step[lane] = steps_[j] < 0 ? -call_.p.step_size : call_.p.step_size;
-      centre[lane] = double(centre_[side][j]);
-    }
-    for (int32_t k = 0; k < most_; ++k) {
-      const Lanes e = exp_of<false>(centre - d);
-      const Lanes tau = (1 - e) / (1 + e), square = tau * tau;
-      Lanes sum = mean[order];
-      for (int n = order - 1; n > 0; --n) sum = mean[n] - tau * sum;
-      const Lanes value = 0.5 + 0.5 * (tau + (1 - square) * sum);
-      static_assert(kMoments == 10 && kListedMoments == 16, "the powers that are left out");
-      const Lanes fourth = square * square, eighth = fourth * fourth;
-      const Lanes left = eighth * (order == kMoments ? square : eighth);
-      const Lanes active = count > double(k) ? Lanes{} + 1.0 : Lanes{};
-      miss += active * 0.5 * call_.p.step_size * left;
-      d += active * step * value;
-    }
-    bool good = true;
-    for (int lane = 0; lane < kGroup; ++lane) {
-      // an early miss grows with the steps that follow, by σ' ≤ 1/4 in each
-      const double dose = count[lane] * call_.p.step_size;
-      good = good && miss[lane] * std::exp(std::min(dose / 4, 100.0)) <= kLargestMiss;
-      moved_[side][g + lane] = d[lane];
-    }
-    return good;
-  }
-
   // Steps one by one.
-  void sweep(int side, i64 g) {
-    double mass[kGroup] = {}, d[kGroup] = {}, mean[kGroup];
-    const Group scale = group_of(scale_[side], g), offset = group_of(offset_[side], g);
-    for (int32_t k = 0; k < most_; ++k) {
-      std::fill(mean, mean + kGroup, 0.0);
-      std::fill(mass, mass + kGroup, 0.0);
-      if (listed(side, g)) {
-        for (i64 at = starts_[g / kGroup]; at < starts_[g / kGroup + 1]; ++at) {
-          const i64 lane = positives_[at] % width_ - g;
-          const double x = distance(side, positives_[at]) + d[lane];
-          const double e = exp_of(-std::abs(x));
-          mean[lane] += (x > 0 ? 1 : e) / (1 + e);
-          mass[lane] += 1;
+  void sweep(int side, i64 g, const Rows& of) {
+    Lanes mass = {}, d = {};
+    if (!of.share) mass = leave_out(g, [](i64) { return Acc(-INFINITY); });
+    for (i64 i = 0; of.share && i < of.rows; ++i)
+      mass += __builtin_convertvector(load_group<Group>(of.share + i * of.pitch), Lanes);
+    for (int32_t k = 0; k < most(g); ++k) {
+      Lanes sum = {};
+      const Group moved = __builtin_convertvector(d, Group);
+      for (i64 lo = 0; lo < of.rows; lo += kBatch) {
+        Group values = {};
+        for (i64 i = lo; i < std::min(of.rows, lo + kBatch); ++i) {
+          const Group value = sigmoid_of(load_group<Group>(of.s + i * of.pitch) + moved);
+          values += of.share ? value * load_group<Group>(of.share + i * of.pitch) : value;
         }
-      } else {
-        Group moved;
-        for (int lane = 0; lane < kGroup; ++lane) moved[lane] = Acc(d[lane]);
-        for (i64 lo = 0; lo < n_; lo += kBatch) {
-          Group values = {}, shares = {};
-          const i64 hi = std::min(n_, lo + kBatch);
-          for (i64 i = lo; i < hi; ++i) {
-            Group s, share;
-            entries(side, i, g, scale, offset, s, share);
-            values += share * sigmoid_of(s + moved);
-            shares += share;
-          }
-          for (int lane = 0; lane < kGroup; ++lane) {
-            mean[lane] += values[lane];
-            mass[lane] += shares[lane];
-          }
-        }
+        sum += __builtin_convertvector(values, Lanes);
       }
-      for (int lane = 0; lane < kGroup; ++lane) {
-        const int32_t steps = steps_[g + lane];
-        if (k >= std::abs(steps) || !(mass[lane] > 0)) continue;
-        d[lane] += (steps < 0 ? -1 : 1) * call_.p.step_size * mean[lane] / mass[lane];
-      }
+      step(g, k, sum, mass, d);
     }
-    for (int lane = 0; lane < kGroup; ++lane) moved_[side][g + lane] = d[lane];
+    std::memcpy(&moved_[side][g], &d, sizeof(d));
+  }
+
+  // One step of the classes from g by their mean σ.
+  void step(i64 g, int32_t k, Lanes sum, Lanes mass, Lanes& d) const {
+    for (int lane = 0; lane < kGroup; ++lane) {
+      const int32_t steps = steps_[g + lane];
+      if (k >= std::abs(steps) || !(mass[lane] > 0)) continue;
+      d[lane] += (steps < 0 ? -1 : 1) * call_.p.step_size * sum[lane] / mass[lane];
+    }
   }
 
   const BinaryCall<T>& call_;
-  const i64 n_, width_;
-  bool hard_ = true;
-  int32_t most_ = 0;  // steps of the classes at hand
-  Vector<T> u_;
-  Vector<Acc> y_, scale_[2], offset_[2], centre_[2];
+  const i64 n_, width_, pitch_;  // an odd number of lines, which share no set of the nearest cache
+  i64 lo_ = 0, size_ = 0;
+  bool listed_ = false;  // labels are 0 but for entries_
+  Vector<Acc> s_, share_, packed_, y_, centre_, ones_, offset_[2], delta_[2];
   Vector<double> moved_[2], moments_;
   Vector<int32_t> steps_;
-  Vector<i64> starts_, positives_, found_;
+  Vector<char> solved_;  // by group
+  Vector<Entry> entries_;
+  Vector<const Entry*> sorted_;
+  Vector<i64> starts_;
 };
 
 }  // namespace

@@ -62,8 +62,9 @@ inline float exp_of(float x) {
   p = p * r + 1.0f;
   p = p * r + 1.0f;
   // times 2^n: n stands in the low bits of `shifted`
-  const float y = bit_cast<float>(bit_cast<uint32_t>(p) + (bit_cast<uint32_t>(shifted) << 23));
-  return x < -87.33654f ? 0.0f : y;
+  const uint32_t y = bit_cast<uint32_t>(p) + (bit_cast<uint32_t>(shifted) << 23);
+  // bits, not a choice: that would become one in all that is made of y
+  return bit_cast<float>(y & -uint32_t(!(x < -87.33654f)));
 }
 
 // The same for double, x ≤ 709: the Taylor polynomial of degree 13 on |r| ≤ ln2/2.

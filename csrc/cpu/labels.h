@@ -1,0 +1,127 @@
+// Multi-label targets of any dtype: read as numbers, or only the few that are not 0 listed.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "binary_block.h"
+
+namespace lpl {
+namespace {
+
+template <typename Y>
+inline Y load_label(Y label) {
+  return label;
+}
+inline float load_label(BFloat16 label) {
+  return load(label);
+}
+inline float load_label(Float16 label) {
+  return load(label);
+}
+
+// Labels of a block as Acc, nan where they are missing; whether all that are there are 0 or 1.
+template <bool Missing, typename Y, typename Acc>
+__attribute__((noinline)) bool read_block(const Y* label, Acc ignored, Acc* y, int32_t size) {
+  using Bits = typename std::conditional<sizeof(Acc) == 8, uint64_t, uint32_t>::type;
+  Bits soft = 0;
+#pragma omp simd reduction(| : soft)
+  for (int32_t j = 0; j < size; ++j) {
+    Acc value = Acc(load_label(label[j]));
+    if (Missing) value = value == ignored ? Acc(NAN) : value;
+    y[j] = value;
+    const Acc off = value * value - value;  // +0 of 0 and 1 alone
+    soft |= bit_cast<Bits>(Missing && value != value ? Acc(0) : off);
+  }
+  return soft == 0;
+}
+
+// Calls `found` with the bounds of runs of labels, in order, outside of which all bits are 0, until
+// it returns false; whether it never did.
+template <typename Y, typename Found>
+inline bool for_each_set(const Y* label, i64 size, Found found) {
+  typedef uint64_t Word __attribute__((may_alias, aligned(1)));
+  constexpr i64 kOfWord = sizeof(Word) / sizeof(Y), kWords = 32;
+  const auto* words = reinterpret_cast<const Word*>(label);
+  const i64 whole = size / kOfWord;
+  for (i64 lo = 0; lo < whole; lo += kWords) {
+    const i64 hi = std::min(whole, lo + kWords);
+    uint64_t any = 0;
+    if (hi == lo + kWords) {
+#pragma omp simd reduction(| : any)
+      for (i64 k = lo; k < lo + kWords; ++k) any |= words[k];
+      if (!any) continue;
+    }
+    for (i64 k = lo; k < hi; ++k)
+      if (words[k] && !found(k * kOfWord, (k + 1) * kOfWord)) return false;
+  }
+  return found(whole * kOfWord, size);
+}
+
+// The labels of a problem; Acc is the dtype of its sums.
+template <typename Acc>
+class Labels {
+ public:
+  explicit Labels(const BinaryProblem& problem) : p_(problem) {}
+
+  // Those from lo to lo + size of row i into y; whether they are hard.
+  bool read(i64 i, i64 lo, i64 size, Acc* y) const {
+    return as_type([&](auto type) {
+      const auto* label = row<decltype(type)>(i) + lo;
+      const Acc ignored = Acc(p_.ignored);
+      return p_.missing ? read_block<true>(label, ignored, y, int32_t(size))
+                        : read_block<false>(label, ignored, y, int32_t(size));
+    });
+  }
+
+  // Row by row the entries of rows from i, classes lo to lo + size, if all labels are hard and
+  // about one in `few` at most is not 0; whether it is so. Logits are left to the caller.
+  bool list(i64 i, i64 rows, i64 lo, i64 size, i64 few, Vector<Entry<Acc>>& entries) const {
+    constexpr i64 kFirst = 8;  // are not many yet
+    entries.clear();
+    if (p_.missing && p_.ignored == 0) return false;
+    return as_type([&](auto type) {
+      for (i64 r = i; r < i + rows; ++r) {
+        const auto* label = row<decltype(type)>(r) + lo;
+        const bool good = for_each_set(label, size, [&](i64 from, i64 to) {
+          for (i64 j = from; j < to; ++j) {
+            Acc y = Acc(load_label(label[j]));
+            if (y == 0) continue;
+            if (p_.missing && y == Acc(p_.ignored)) y = NAN;
+            if (y != 1 && !(p_.missing && y != y)) return false;
+            entries.push_back({r, lo + j, y, 0});
+          }
+          return (i64(entries.size()) - kFirst) * few <= (r - i) * size + from;
+        });
+        if (!good) return false;
+      }
+      return true;
+    });
+  }
+
+ private:
+  template <typename Y>
+  const Y* row(i64 i) const {
+    return static_cast<const Y*>(p_.target) + i * p_.target_stride;
+  }
+
+  template <typename Visit>
+  bool as_type(Visit visit) const {
+    switch (p_.target_type) {
+      case LabelType::f64: return visit(double{});
+      case LabelType::f32: return visit(float{});
+      case LabelType::bf16: return visit(BFloat16{});
+      case LabelType::f16: return visit(Float16{});
+      case LabelType::u8: return visit(uint8_t{});
+      case LabelType::i8: return visit(int8_t{});
+      case LabelType::i16: return visit(int16_t{});
+      case LabelType::i32: return visit(int32_t{});
+      default: return visit(int64_t{});
+    }
+  }
+
+  const BinaryProblem& p_;
+};
+
+}  // namespace
+}  // namespace lpl
