@@ -277,6 +277,23 @@ inline Acc exp_sum(const Acc* z, Acc shift, Acc* e, i64 size, i64 skip) {
            : exp_block<false, false>(z, shift, e, int32_t(size), -1);
 }
 
+// sum_j += Σ_r weights_r·rows_rj over Rows rows.
+template <int Rows, typename Acc>
+__attribute__((noinline)) void add_rows(const Acc* const* rows, const Acc* weights, i64 size,
+                                        Acc* sum) {
+  const Acc *a = rows[0], *b = rows[Rows > 1], *c = rows[Rows > 2 ? 2 : 0];
+  const Acc* d = rows[Rows > 3 ? 3 : 0];
+  const Acc wa = weights[0], wb = weights[Rows > 1], wc = weights[Rows > 2 ? 2 : 0];
+  const Acc wd = weights[Rows > 3 ? 3 : 0];
+  LPL_SIMD
+  for (i64 j = 0; j < size; ++j) {
+    Acc total = wa * a[j];
+    if (Rows > 1) total += wb * b[j];
+    if (Rows > 2) total += wc * c[j] + wd * d[j];
+    sum[j] += total;
+  }
+}
+
 // The nine scalar products of three rows with three others. Written out, because GCC keeps an array
 // of sums in memory.
 template <typename Acc>

@@ -1,0 +1,104 @@
+// Rows of one class for the solver of their common δ: the exponentials of their rivals, tile by
+// tile of columns. Rows that have a place keep them there; those of the others are computed anew
+// for every tile, which costs less than memory for all of them.
+#pragma once
+
+#include "call.h"
+#include "learned.h"
+
+namespace lpl {
+namespace {
+
+template <typename T>
+class GroupRows {
+ public:
+  using Acc = typename AccumulateOf<T>::type;
+
+  // Some columns of all rows, and what a thread needs to have them.
+  struct Tile {
+    Vector<const Acc*> rows;
+    Vector<Acc> homeless, z, capped;
+  };
+
+  explicit GroupRows(const Call<T>& call) : call_(call), c_(call.c) {}
+
+  i64 size() const { return size_; }
+  // Columns of a tile, a power of two: as many as keep all rows in the second cache.
+  i64 width() const { return width_; }
+  double unit(i64 r) const { return rows_[r].unit; }  // 1 / Σ of a row's exponentials
+  double lift(i64 r) const { return rows_[r].lift; }  // log of the target's mass in such units
+
+  // Sweeps all rows once; place(i) says where the exponentials of a row may stay, or null. False
+  // where there is nan.
+  template <typename Place>
+  bool sweep(const Group& group, int threads, Place place) {
+    label_ = group.label;
+    size_ = group.size;
+    width_ = kBlock;
+    while (width_ > kNarrowest && width_ * size_ * i64(sizeof(Acc)) > kCache) width_ /= 2;
+    rows_.resize(size_);
+    bool finite = true;
+#pragma omp parallel num_threads(threads) if (threads > 1) reduction(&& : finite)
+    {
+      Vector<Acc> z(c_), capped(call_.p.softcap > 0 ? c_ : 0);
+#pragma omp for schedule(static)
+      for (i64 r = 0; r < size_; ++r) {
+        const i64 i = group.rows[r];
+        Acc* e = place(i);
+        const auto swept = call_.exponentials(i, nullptr, label_, z.data(), capped.data(), e);
+        if (e) e[label_] = 0;
+        const bool rivals = swept.rest > 0;
+        const double lift = double(swept.own) - double(swept.shift) - std::log(swept.rest);
+        // beyond e^700 the rivals' probabilities vanish, in the exact iteration too
+        rows_[r] = {i,          e,
+                    swept.shift, swept.norm.factor,
+                    rivals ? 1 / swept.rest : 0, rivals ? std::min(lift, 700.0) : 0};
+        finite = finite && swept.rest < INFINITY && swept.own == swept.own;
+      }
+    }
+    return finite;
+  }
+
+  Tile tile() const {
+    Tile tile;
+    tile.rows.resize(size_);
+    const auto is_homeless = [](const Row& row) { return !row.e; };
+    const i64 homeless = std::count_if(rows_.begin(), rows_.end(), is_homeless);
+    tile.homeless.resize(homeless * width_);
+    if (homeless) tile.z.resize(c_);
+    if (homeless && call_.p.softcap > 0) tile.capped.resize(c_);
+    return tile;
+  }
+
+  // Columns lo to lo + size of all rows, 0 at the target.
+  void read(i64 lo, i64 size, Tile& tile) const {
+    Acc* next = tile.homeless.data();
+    for (i64 r = 0; r < size_; ++r) {
+      const Row& row = rows_[r];
+      tile.rows[r] = row.e ? row.e + lo : next;
+      if (row.e) continue;
+      call_.block_again(row.i, row.length, row.shift, lo, size, tile.z.data(), tile.capped.data(),
+                        next);
+      if (label_ >= lo && label_ < lo + size) next[label_ - lo] = 0;
+      next += width_;
+    }
+  }
+
+ private:
+  static constexpr i64 kCache = 256 << 10, kNarrowest = 128;
+
+  struct Row {
+    i64 i;
+    Acc* e;  // (C,), null where it has no place
+    Acc shift, length;
+    double unit, lift;
+  };
+
+  const Call<T>& call_;
+  const i64 c_;
+  i64 label_ = 0, size_ = 0, width_ = kBlock;
+  Vector<Row> rows_;
+};
+
+}  // namespace
+}  // namespace lpl
