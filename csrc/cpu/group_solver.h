@@ -68,11 +68,12 @@ class GroupSolver {
       if (!collect(threads, part * kLargestTail, true)) return false;
       for (int round = 0; round < kRounds; ++round) {
         walk(steps, round ? kMostNodes : kFewNodes);
-        if (error_ <= kTolerance && most_ <= kLargestB) {
+        const bool known = own_delta_ == own_delta_ && !(most_ * (1 + distance_) > kLargestB);
+        if (known && error_ <= kTolerance) {
           finish(group, delta, threads);
           return true;
         }
-        if (most_ > kLargestB || round + 1 == kRounds) break;
+        if (round + 1 == kRounds) break;
         collect(threads, 0, false);
       }
     }
@@ -104,8 +105,10 @@ class GroupSolver {
     Vector<double> shape;  // 1/Z over the gradient's entry at the target, if steps are normalised
     Vector<double> gains;  // of the tail's mass, as soon as collect() has found them
 
-    // Weights of a polynomial through all nodes, at `where`: the barycentric formula.
+    // Weights of a polynomial through all nodes, at `where` or not far beyond the end: the
+    // barycentric formula.
     void interpolate(double where, double* weights) const {
+      where = std::min(where, 1.125 * at[count]);
       double total = 0;
       for (int m = 0; m <= count; ++m) {
         double product = where - at[m];
@@ -136,7 +139,7 @@ class GroupSolver {
     Vector<double> rest(n_), inverse(n_), gains(n_), mean(h);
     double own_delta = 0, walked = 0, squares_walked = 0, weights[kMostNodes + 1];
     int passed = 0;
-    error_ = 0;
+    error_ = distance_ = 0;
     for (i64 k = 0;; ++k) {
       known_.interpolate(walked, weights);
       std::fill(gains.begin(), gains.end(), 0.0);
@@ -226,6 +229,7 @@ class GroupSolver {
       }
       gained = std::max(gained, std::abs(gains[r]) * inverse[r]);
     }
+    distance_ = std::max(distance_, first);
     error_ = std::max(error_, (first + 2 * most_ * second) * gained);
     error_ = std::max(error_, (shapes + 2 * most_ * first) * tail_share);
   }
@@ -426,7 +430,7 @@ class GroupSolver {
   Vector<double> exact_, mass_;  // (N, exact classes); (N,), of the tail
   Nodes known_, taken_;          // of the walk that gains were found for, and of the last walk
   Vector<double> exact_delta_, x_, way_;
-  double own_delta_ = 0, most_ = 0, error_ = 0;
+  double own_delta_ = 0, most_ = 0, error_ = 0, distance_ = 0;
 };
 
 }  // namespace
