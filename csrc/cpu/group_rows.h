@@ -1,6 +1,7 @@
 // Rows of one class for the solver of their common δ: the exponentials of their rivals, tile by
-// tile of columns. Rows that have a place keep them there; those of the others are computed anew
-// for every tile, which costs less than memory for all of them.
+// tile of columns. Rows that have a place keep them there. So do the others in scratch, as far as
+// it stays in a cache; beyond that their exponentials are computed anew for every tile, which costs
+// less than main memory.
 #pragma once
 
 #include "call.h"
@@ -37,6 +38,14 @@ class GroupRows {
     width_ = kBlock;
     while (width_ > kNarrowest && width_ * size_ * i64(sizeof(Acc)) > kCache) width_ /= 2;
     rows_.resize(size_);
+    const i64 room = kScratch / (c_ * i64(sizeof(Acc)));
+    i64 homeless = 0;
+    for (i64 r = 0; r < size_; ++r) homeless += !(rows_[r].e = place(group.rows[r]));
+    if (homeless <= room) {
+      scratch_.resize(std::max<i64>(scratch_.size(), homeless * c_));
+      for (i64 r = 0; r < size_; ++r)
+        if (!rows_[r].e) rows_[r].e = scratch_.data() + --homeless * c_;
+    }
     bool finite = true;
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(&& : finite)
     {
@@ -44,15 +53,18 @@ class GroupRows {
 #pragma omp for schedule(static)
       for (i64 r = 0; r < size_; ++r) {
         const i64 i = group.rows[r];
-        Acc* e = place(i);
+        Acc* e = rows_[r].e;
         const auto swept = call_.exponentials(i, nullptr, label_, z.data(), capped.data(), e);
         if (e) e[label_] = 0;
         const bool rivals = swept.rest > 0;
         const double lift = double(swept.own) - double(swept.shift) - std::log(swept.rest);
         // beyond e^700 the rivals' probabilities vanish, in the exact iteration too
-        rows_[r] = {i,          e,
-                    swept.shift, swept.norm.factor,
-                    rivals ? 1 / swept.rest : 0, rivals ? std::min(lift, 700.0) : 0};
+        rows_[r] = {i,
+                    e,
+                    swept.shift,
+                    swept.norm.factor,
+                    rivals ? 1 / swept.rest : 0,
+                    rivals ? std::min(lift, 700.0) : 0};
         finite = finite && swept.rest < INFINITY && swept.own == swept.own;
       }
     }
@@ -85,7 +97,7 @@ class GroupRows {
   }
 
  private:
-  static constexpr i64 kCache = 256 << 10, kNarrowest = 128;
+  static constexpr i64 kCache = 256 << 10, kNarrowest = 128, kScratch = 4 << 20;
 
   struct Row {
     i64 i;
@@ -98,6 +110,7 @@ class GroupRows {
   const i64 c_;
   i64 label_ = 0, size_ = 0, width_ = kBlock;
   Vector<Row> rows_;
+  Vector<Acc> scratch_;  // of rows that have no other place
 };
 
 }  // namespace

@@ -54,8 +54,10 @@ class GroupSolver {
   // False, with `delta` unfinished, where the error bound is not met.
   template <typename Place>
   bool run(const Group& group, i64 steps, Acc* delta, int threads, Place place) {
-    if (call_.p.step_size * double(steps) > kLargestDose) return false;
+    const double dose = call_.p.step_size * double(steps);
+    if (dose > kLargestDose) return false;
     if (!rows_.sweep(group, threads, place)) return false;
+    const int few = few_nodes(dose);
     n_ = group.size;
     signed_step_ = call_.p.steps[group.label] > 0 ? call_.p.step_size : -call_.p.step_size;
     for (const double part : kTails) {
@@ -64,10 +66,11 @@ class GroupSolver {
       mass_.resize(n_);
       for (i64 r = 0; r < n_; ++r) mass_[r] = rows_.unit(r) > 0;
       known_.at[0] = known_.count = 0;
-      walk(steps, kFewNodes);
+      known_.settle();
+      walk(steps, few);
       if (!collect(threads, part * kLargestTail, true)) return false;
       for (int round = 0; round < kRounds; ++round) {
-        walk(steps, round ? kMostNodes : kFewNodes);
+        walk(steps, std::min(few << round, kMostNodes));
         const bool known = own_delta_ == own_delta_ && !(most_ * (1 + distance_) > kLargestB);
         if (known && error_ <= kTolerance) {
           finish(group, delta, threads);
@@ -91,8 +94,9 @@ class GroupSolver {
   static constexpr int kRounds = 4;
   static constexpr i64 kMostExact = 16 << 20;  // entries of the exact classes' matrix
   static constexpr double kTolerance = series_tolerance<Acc>();
-  // Multiples of 3; more where few have not been enough.
-  static constexpr int kFewNodes = 6, kMostNodes = 12;
+  // To begin with; twice as many in every round. All are multiples of 3.
+  static int few_nodes(double dose) { return dose <= 1 ? 3 : 6; }
+  static constexpr int kMostNodes = 12;
   static constexpr double kNearest = 2e-3;  // nodes that are nearer than that carry rounding
   static constexpr i64 kChunks = 16;        // that threads share; they do not depend on threads
 
@@ -105,21 +109,28 @@ class GroupSolver {
     Vector<double> shape;  // 1/Z over the gradient's entry at the target, if steps are normalised
     Vector<double> gains;  // of the tail's mass, as soon as collect() has found them
 
-    // Weights of a polynomial through all nodes, at `where` or not far beyond the end: the
-    // barycentric formula.
+    double pull[kMostNodes + 1];  // weights of the barycentric formula, over the way between nodes
+
+    void settle() {
+      for (int m = 0; m <= count; ++m) {
+        pull[m] = 1;
+        for (int other = 0; other <= count; ++other)
+          if (other != m) pull[m] *= at[count] / (at[m] - at[other]);
+      }
+    }
+
+    // Weights of a polynomial through all nodes, at `where` or not far beyond the end.
     void interpolate(double where, double* weights) const {
       where = std::min(where, 1.125 * at[count]);
       double total = 0;
       for (int m = 0; m <= count; ++m) {
-        double product = where - at[m];
-        if (product == 0) {
+        const double off = where - at[m];
+        if (off == 0) {
           std::fill(weights, weights + count + 1, 0.0);
           weights[m] = 1;
           return;
         }
-        for (int other = 0; other <= count; ++other)
-          if (other != m) product *= (at[m] - at[other]) / at[count];
-        total += weights[m] = 1 / product;
+        total += weights[m] = pull[m] / off;
       }
       for (int m = 0; m <= count; ++m) weights[m] /= total;
     }
@@ -206,7 +217,8 @@ class GroupSolver {
   }
 
   // Error of what a step was taken with, relative to the rows' masses: that of W, which B and most
-  // of the gains share, that of W² in their second order, and what becomes of the gradient's length.
+  // of the gains share, that of W² in their second order, and what becomes of the gradient's
+  // length.
   void measure(const double* weights, const Vector<double>& gains, const Vector<double>& inverse,
                double own, double tail_share) {
     double first = 0, second = 0, shapes = 0, gained = 0;
@@ -245,6 +257,7 @@ class GroupSolver {
   // become exact; false if that are too many.
   bool collect(int threads, double threshold, bool first) {
     std::swap(known_, taken_);
+    known_.settle();
     const int count = known_.count;
     const bool normalize = call_.p.normalize;
     // as weights of the exponentials that are in the rows
@@ -344,14 +357,18 @@ class GroupSolver {
 
   // sum_j = Σ_r weights_r·rows_rj
   void add(const typename GroupRows<T>::Tile& tile, const Acc* weights, i64 size, Acc* sum) const {
-    std::fill(sum, sum + size, Acc(0));
-    i64 r = 0;
-    for (; r + 4 <= n_; r += 4) add_rows<4>(&tile.rows[r], weights + r, size, sum);
-    if (r + 2 <= n_) {
-      add_rows<2>(&tile.rows[r], weights + r, size, sum);
-      r += 2;
+    const Acc* const* rows = tile.rows.data();
+    i64 r = n_ % 4;  // those that do not fill a quartet come first
+    switch (r) {
+      case 3:
+        add_rows<1, true>(rows, weights, size, sum);
+        add_rows<2, false>(rows + 1, weights + 1, size, sum);
+        break;
+      case 2: add_rows<2, true>(rows, weights, size, sum); break;
+      case 1: add_rows<1, true>(rows, weights, size, sum); break;
+      default: add_rows<4, true>(rows, weights, size, sum); r = 4;
     }
-    if (r < n_) add_rows<1>(&tile.rows[r], weights + r, size, sum);
+    for (; r < n_; r += 4) add_rows<4, false>(rows + r, weights + r, size, sum);
   }
 
   // |B| becomes x − 1.

@@ -277,8 +277,8 @@ inline Acc exp_sum(const Acc* z, Acc shift, Acc* e, i64 size, i64 skip) {
            : exp_block<false, false>(z, shift, e, int32_t(size), -1);
 }
 
-// sum_j += Σ_r weights_r·rows_rj over Rows rows.
-template <int Rows, typename Acc>
+// sum_j (+)= Σ_r weights_r·rows_rj over Rows rows: added, or the first of a sum.
+template <int Rows, bool First, typename Acc>
 __attribute__((noinline)) void add_rows(const Acc* const* rows, const Acc* weights, i64 size,
                                         Acc* sum) {
   const Acc *a = rows[0], *b = rows[Rows > 1], *c = rows[Rows > 2 ? 2 : 0];
@@ -287,10 +287,10 @@ __attribute__((noinline)) void add_rows(const Acc* const* rows, const Acc* weigh
   const Acc wd = weights[Rows > 3 ? 3 : 0];
   LPL_SIMD
   for (i64 j = 0; j < size; ++j) {
-    Acc total = wa * a[j];
+    Acc total = First ? wa * a[j] : sum[j] + wa * a[j];
     if (Rows > 1) total += wb * b[j];
     if (Rows > 2) total += wc * c[j] + wd * d[j];
-    sum[j] += total;
+    sum[j] = total;
   }
 }
 
