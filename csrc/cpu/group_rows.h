@@ -96,6 +96,40 @@ class GroupRows {
     }
   }
 
+  // sum_j = Σ_r weights_r·rows_rj
+  void add(const Tile& tile, const Acc* weights, i64 size, Acc* sum) const {
+    const Acc* const* rows = tile.rows.data();
+    i64 r = size_ % 4;  // those that do not fill a quartet come first
+    switch (r) {
+      case 3:
+        add_rows<1, true>(rows, weights, size, sum);
+        add_rows<2, false>(rows + 1, weights + 1, size, sum);
+        break;
+      case 2: add_rows<2, true>(rows, weights, size, sum); break;
+      case 1: add_rows<1, true>(rows, weights, size, sum); break;
+      default: add_rows<4, true>(rows, weights, size, sum); r = 4;
+    }
+    for (; r < size_; r += 4) add_rows<4, false>(rows + r, weights + r, size, sum);
+  }
+
+  // sums (count + 1, N) += Σ_j rows_rj·values_mj, from m = 1 on, of values (count + 1, width()):
+  // three by three, where those beyond the last repeat it.
+  void add_products(const Tile& tile, const Acc* values, int count, i64 size, double* sums) const {
+    for (i64 r = 0; r < size_; r += 3)
+      for (int m = 1; m <= count; m += 3) {
+        const Acc *left[3], *right[3];
+        for (int t = 0; t < 3; ++t) {
+          left[t] = tile.rows[std::min(r + t, size_ - 1)];
+          right[t] = values + std::min(m + t, count) * width_;
+        }
+        Acc products[9];
+        products_of_three(left, right, size, products);
+        for (int s = 0; s < 3 && r + s < size_; ++s)
+          for (int t = 0; t < 3 && m + t <= count; ++t)
+            sums[(m + t) * size_ + r + s] += products[s * 3 + t];
+      }
+  }
+
  private:
   static constexpr i64 kCache = 256 << 10, kNarrowest = 128, kScratch = 4 << 20;
 

@@ -21,21 +21,10 @@
 
 #include "../series.h"
 #include "group_rows.h"
+#include "nodes.h"
 
 namespace lpl {
 namespace {
-
-// How the masses of the tail follow B where steps are finite: κ = Σ β²/2(Σ β)², β what B gains by a
-// step; 0 for the flow, 1/2 for a single step.
-struct Bend {
-  double kappa = 0;
-  // x − 1 = B + second·B² + third·B³
-  double second() const { return 1 - kappa; }
-  double third() const { return 1 - kappa * (2.5 - kappa * 5 / 3); }
-  // log x = B + log_second·B² + log_third·B³
-  double log_second() const { return 0.5 - kappa; }
-  double log_third() const { return (1 - 2 * kappa) * (2 - 5 * kappa) / 6; }
-};
 
 template <typename T>
 class GroupSolver {
@@ -44,11 +33,11 @@ class GroupSolver {
 
   explicit GroupSolver(const Call<T>& call) : call_(call), c_(call.c), rows_(call) {}
 
-  // What a group costs, in plain steps: these take some 6 instructions per logit each, the solver
-  // 24 for its sweeps and N/20 for the Gram matrix (counted, 8142 classes, AVX2). It pays where
-  // that is less than the steps it saves.
-  static double cost(i64) { return 4; }
-  static bool pays(i64 size, i64 steps) { return cost(size) < double(steps); }
+  // What a row of a group costs, in plain steps: these take some 6 instructions per logit each, the
+  // solver's passes 8 to 20 (counted, 8142 classes, AVX2). It pays where that is less than the
+  // steps it saves.
+  static constexpr double kCost = 3;
+  static bool pays(i64 steps) { return kCost < double(steps); }
 
   // δ of a group into `delta` (C,); place(i) says where the exponentials of a row may go, or null.
   // False, with `delta` unfinished, where the error bound is not met.
@@ -96,45 +85,8 @@ class GroupSolver {
   static constexpr double kTolerance = series_tolerance<Acc>();
   // To begin with; twice as many in every round. All are multiples of 3.
   static int few_nodes(double dose) { return dose <= 1 ? 3 : 6; }
-  static constexpr int kMostNodes = 12;
   static constexpr double kNearest = 2e-3;  // nodes that are nearer than that carry rounding
   static constexpr i64 kChunks = 16;        // that threads share; they do not depend on threads
-
-  // Some moments of the walk, the first of which is its start. Rows of N numbers follow each other.
-  struct Nodes {
-    int count = 0;  // beyond the start
-    double at[kMostNodes + 1], ratio[kMostNodes + 1];
-    Bend bend[kMostNodes + 1];
-    Vector<double> way;    // W
-    Vector<double> shape;  // 1/Z over the gradient's entry at the target, if steps are normalised
-    Vector<double> gains;  // of the tail's mass, as soon as collect() has found them
-
-    double pull[kMostNodes + 1];  // weights of the barycentric formula, over the way between nodes
-
-    void settle() {
-      for (int m = 0; m <= count; ++m) {
-        pull[m] = 1;
-        for (int other = 0; other <= count; ++other)
-          if (other != m) pull[m] *= at[count] / (at[m] - at[other]);
-      }
-    }
-
-    // Weights of a polynomial through all nodes, at `where` or not far beyond the end.
-    void interpolate(double where, double* weights) const {
-      where = std::min(where, 1.125 * at[count]);
-      double total = 0;
-      for (int m = 0; m <= count; ++m) {
-        const double off = where - at[m];
-        if (off == 0) {
-          std::fill(weights, weights + count + 1, 0.0);
-          weights[m] = 1;
-          return;
-        }
-        total += weights[m] = pull[m] / off;
-      }
-      for (int m = 0; m <= count; ++m) weights[m] /= total;
-    }
-  };
 
   // All steps, from the start: δ of the exact classes and of the target, W, nodes, error.
   void walk(i64 steps, int nodes) {
@@ -147,7 +99,8 @@ class GroupSolver {
     taken_.way.assign((kMostNodes + 1) * n_, 0.0);
     taken_.shape.assign(normalize ? (kMostNodes + 1) * n_ : 0, 0.0);
     taken_.at[0] = taken_.count = 0;
-    Vector<double> rest(n_), inverse(n_), gains(n_), mean(h);
+    Vector<double> rest(n_), inverse(n_), gains(n_), mean(h), squares;
+    squares.assign(n_, 0.0);
     double own_delta = 0, walked = 0, squares_walked = 0, weights[kMostNodes + 1];
     int passed = 0;
     error_ = distance_ = 0;
@@ -172,10 +125,10 @@ class GroupSolver {
         double ratio = 0;
         for (int m = 0; m <= known_.count && known_.count; ++m)
           ratio += weights[m] * known_.ratio[m];
-        const double squares = own * own * (1 + ratio) + dot(mean.data(), mean.data(), h);
-        const double length = std::sqrt(squares);
+        const double length_squared = own * own * (1 + ratio) + dot(mean.data(), mean.data(), h);
+        const double length = std::sqrt(length_squared);
         factor = length < kNormFloor ? 0 : 1 / length;
-        tail_share = factor > 0 ? ratio * own * own / squares : 0;
+        tail_share = factor > 0 ? ratio * own * own / length_squared : 0;
         a *= factor;
       }
       if (known_.count && k > 0) measure(weights, gains, inverse, own, tail_share);
@@ -183,7 +136,8 @@ class GroupSolver {
       const double end = known_.at[known_.count];
       const double progress = known_.count ? walked / end : double(k) / double(steps);
       bool due = k > 0 && (k == steps || steps <= nodes);
-      for (; passed + 1 < nodes && progress >= node_place(passed + 1, nodes); ++passed) due = true;
+      for (; passed + 1 < nodes && progress >= Nodes::place(passed + 1, nodes); ++passed)
+        due = true;
       if (k == 0 || (due && walked > 0)) {
         // one that is too near the last takes its place
         const bool near = walked - taken_.at[taken_.count] <= kNearest * walked;
@@ -196,6 +150,7 @@ class GroupSolver {
           for (i64 r = 0; r < n_; ++r) taken_.shape[m * n_ + r] = inverse[r] / own;
       }
       if (k == steps) break;
+      for (i64 r = 0; r < n_; ++r) squares[r] += factor * inverse[r] * factor * inverse[r];
       LPL_SIMD
       for (i64 j = 0; j < h; ++j) {
         exact_delta_[j] += a * mean[j];
@@ -208,12 +163,13 @@ class GroupSolver {
       add_scaled(way_.data(), inverse.data(), factor, n_);
     }
     own_delta_ = own_delta;
-  }
-
-  // Lobatto's points, of which the start is one.
-  static double node_place(int m, int nodes) {
-    const double sine = std::sin(1.5707963267948966 * m / nodes);
-    return sine * sine;
+    if (known_.count == 0 || walked == 0) return;
+    // κ of a class is at most the largest of its rows, and at least that of equal steps
+    const double kappa = taken_.bend[taken_.count].kappa;
+    double spread = kappa - 0.5 / double(steps);
+    for (i64 r = 0; r < n_; ++r)
+      spread = std::max(spread, squares[r] / (2 * way_[r] * way_[r]) - kappa);
+    error_ = std::max(error_, most_ * most_ * spread);
   }
 
   // Error of what a step was taken with, relative to the rows' masses: that of W, which B and most
@@ -283,7 +239,8 @@ class GroupSolver {
         for (i64 lo = chunk * chunk_size(); lo < end; lo += width) {
           const i64 size = std::min(width, end - lo);
           rows_.read(lo, size, tile);
-          for (int m = 1; m <= count; ++m) add(tile, weights.data() + m * n_, size, &b[m * width]);
+          for (int m = 1; m <= count; ++m)
+            rows_.add(tile, weights.data() + m * n_, size, &b[m * width]);
           const i64 old = part.classes.size();
           const Acc* last = b.data() + count * width;
           if (first && count) {
@@ -306,7 +263,7 @@ class GroupSolver {
           part.most = std::max(part.most, double(max_of(last, count ? size : 0)));
           for (int m = 1; m <= count; ++m) gain(known_.bend[m], size, &b[m * width]);
           for (int m = 0; m <= count && normalize; ++m) {
-            add(tile, shapes.data() + m * n_, size, u.data());
+            rows_.add(tile, shapes.data() + m * n_, size, u.data());
             without_exact(u.data());
             const Acc* g = m ? &b[m * width] : nullptr;
             part.squares[m] += sum_over<Acc>(size, [&](i64 j) {
@@ -314,7 +271,7 @@ class GroupSolver {
               return v * v;
             });
           }
-          add_gains(tile, b.data(), size, part.gains.data());
+          rows_.add_products(tile, b.data(), count, size, part.gains.data());
         }
       }
     }
@@ -355,22 +312,6 @@ class GroupSolver {
   }
   i64 chunks() const { return (c_ + chunk_size() - 1) / chunk_size(); }
 
-  // sum_j = Σ_r weights_r·rows_rj
-  void add(const typename GroupRows<T>::Tile& tile, const Acc* weights, i64 size, Acc* sum) const {
-    const Acc* const* rows = tile.rows.data();
-    i64 r = n_ % 4;  // those that do not fill a quartet come first
-    switch (r) {
-      case 3:
-        add_rows<1, true>(rows, weights, size, sum);
-        add_rows<2, false>(rows + 1, weights + 1, size, sum);
-        break;
-      case 2: add_rows<2, true>(rows, weights, size, sum); break;
-      case 1: add_rows<1, true>(rows, weights, size, sum); break;
-      default: add_rows<4, true>(rows, weights, size, sum); r = 4;
-    }
-    for (; r < n_; r += 4) add_rows<4, false>(rows + r, weights + r, size, sum);
-  }
-
   // |B| becomes x − 1.
   void gain(Bend bend, i64 size, Acc* b) const {
     const Acc sign = Acc(signed_step_ < 0 ? -1 : 1);
@@ -380,26 +321,6 @@ class GroupSolver {
       const Acc t = sign * b[j];
       b[j] = t * (1 + t * (second + t * third));
     }
-  }
-
-  // gains (nodes, N) += Σ_j rows_rj·(x_j − 1), three nodes and three rows at a time; those beyond
-  // the last repeat it.
-  void add_gains(const typename GroupRows<T>::Tile& tile, const Acc* b, i64 size,
-                 double* gains) const {
-    const int count = known_.count;
-    for (i64 r = 0; r < n_; r += 3)
-      for (int m = 1; m <= count; m += 3) {
-        const Acc *left[3], *right[3];
-        for (int t = 0; t < 3; ++t) {
-          left[t] = tile.rows[std::min(r + t, n_ - 1)];
-          right[t] = b + std::min(m + t, count) * rows_.width();
-        }
-        Acc products[9];
-        products_of_three(left, right, size, products);
-        for (int s = 0; s < 3 && r + s < n_; ++s)
-          for (int t = 0; t < 3 && m + t <= count; ++t)
-            gains[(m + t) * n_ + r + s] += products[s * 3 + t];
-      }
   }
 
   void finish(const Group& group, Acc* delta, int threads) const {
@@ -417,7 +338,7 @@ class GroupSolver {
         const i64 size = std::min(width, c_ - lo);
         rows_.read(lo, size, tile);
         Acc* b = delta + lo;
-        add(tile, weights.data(), size, b);
+        rows_.add(tile, weights.data(), size, b);
         LPL_SIMD
         for (i64 j = 0; j < size; ++j) b[j] *= 1 + b[j] * (second + b[j] * third);
       }
