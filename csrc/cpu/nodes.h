@@ -9,7 +9,7 @@
 namespace lpl {
 namespace {
 
-constexpr int kMostNodes = 12;
+constexpr int kMostNodes = 24;
 
 // How the masses of the tail follow B where steps are finite: κ = Σ β²/2(Σ β)², β what B gains by a
 // step; 0 for the flow, 1/2 for a single step.
