@@ -277,47 +277,6 @@ inline Acc exp_sum(const Acc* z, Acc shift, Acc* e, i64 size, i64 skip) {
            : exp_block<false, false>(z, shift, e, int32_t(size), -1);
 }
 
-// sum_j (+)= Σ_r weights_r·rows_rj over Rows rows: added, or the first of a sum.
-template <int Rows, bool First, typename Acc>
-__attribute__((noinline)) void add_rows(const Acc* const* rows, const Acc* weights, i64 size,
-                                        Acc* sum) {
-  const Acc *a = rows[0], *b = rows[Rows > 1], *c = rows[Rows > 2 ? 2 : 0];
-  const Acc* d = rows[Rows > 3 ? 3 : 0];
-  const Acc wa = weights[0], wb = weights[Rows > 1], wc = weights[Rows > 2 ? 2 : 0];
-  const Acc wd = weights[Rows > 3 ? 3 : 0];
-  LPL_SIMD
-  for (i64 j = 0; j < size; ++j) {
-    Acc total = First ? wa * a[j] : sum[j] + wa * a[j];
-    if (Rows > 1) total += wb * b[j];
-    if (Rows > 2) total += wc * c[j] + wd * d[j];
-    sum[j] = total;
-  }
-}
-
-// The nine scalar products of three rows with three others. Written out, because GCC keeps an array
-// of sums in memory.
-template <typename Acc>
-__attribute__((noinline)) void products_of_three(const Acc* const* left, const Acc* const* right,
-                                                 i64 size, Acc* products) {
-  const Acc *a = left[0], *b = left[1], *c = left[2];
-  const Acc *x = right[0], *y = right[1], *z = right[2];
-  Acc ax = 0, ay = 0, az = 0, bx = 0, by = 0, bz = 0, cx = 0, cy = 0, cz = 0;
-#pragma omp simd reduction(+ : ax, ay, az, bx, by, bz, cx, cy, cz)
-  for (i64 j = 0; j < size; ++j) {
-    ax += a[j] * x[j];
-    ay += a[j] * y[j];
-    az += a[j] * z[j];
-    bx += b[j] * x[j];
-    by += b[j] * y[j];
-    bz += b[j] * z[j];
-    cx += c[j] * x[j];
-    cy += c[j] * y[j];
-    cz += c[j] * z[j];
-  }
-  const Acc all[9] = {ax, ay, az, bx, by, bz, cx, cy, cz};
-  std::memcpy(products, all, sizeof(all));
-}
-
 // sums[r] += Σ q^r, r = 1..5, q = e·inverse, over the e of a block that are at most `cut`; whether
 // any is above.
 template <typename Acc>
