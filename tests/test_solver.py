@@ -226,3 +226,59 @@ def test_rows_that_do_not_move_are_not_counted() -> None:
     steps[3] = 0
     case = Case(input, torch.tensor([0, 1, -100, 3]), {"step_size": 0.1}, steps)
     assert counted(case) == (0, 0)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("steps", [10, 50])
+def test_large_classes_are_solved(steps: int, normalize: bool) -> None:
+    """Rows that resemble each other, so that the tail moves, raised and lowered."""
+    draw = Draw(200, 2000, seed=6)
+    input = 2 * draw.normal(2, 2000).repeat_interleave(100, 0) + draw.input(1.0)
+    target = (torch.arange(200) // 100).long()
+    signed = torch.full((2000,), steps, dtype=torch.int32)
+    signed[1] *= -1
+    keywords = {"step_size": 0.1, "normalize": normalize, "reduction": "sum"}
+    case = Case(input, target, keywords, signed)
+    assert counted(replace(case, input=input.float())) == (200, 0)
+    check(case, torch.float32)
+
+
+@pytest.mark.parametrize("rows", [7, 70])
+def test_rows_without_a_place(rows: int) -> None:
+    """16-bit rows: exponentials of few are kept, those of many computed anew tile by tile."""
+    draw = Draw(rows, 20_001, seed=7)
+    input = draw.input(2.0).bfloat16()
+    arguments = (torch.full((rows,), 12_345), torch.full((20_001,), -10, dtype=torch.int32))
+    offset = draw.normal(20_001).float()
+
+    def perturbation(input: torch.Tensor, backend: str) -> torch.Tensor:
+        table = Perturbation(offset=offset.double() if input.dtype == torch.float64 else offset)
+        keywords = {"step_size": 0.1, "perturbation": table, "backend": backend}
+        return functional.lpl_perturbation(input, *arguments, **keywords)[1]
+
+    found, truth = perturbation(input, "cpp"), perturbation(input.double(), "reference")
+    torch.testing.assert_close(found.double(), truth, rtol=2e-6, atol=4e-7)
+
+
+def test_as_many_threads_as_there_are() -> None:
+    """The same bits, whoever shares the work on a large class."""
+    draw = Draw(60, 9000, seed=8)
+    target, steps = torch.arange(60) // 50, torch.full((9000,), 20, dtype=torch.int32)
+    input, threads, found = draw.input(2.0).float(), torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(functional.lpl_perturbation(input, target, steps, step_size=0.1)[1])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_nan_in_a_class_reaches_all_its_rows() -> None:
+    draw = Draw(3, 100, seed=9)
+    input = draw.input().float()
+    input[1, 5] = torch.nan
+    steps = torch.full((100,), 9, dtype=torch.int32)
+    delta = functional.lpl_perturbation(input, torch.zeros(3).long(), steps, step_size=0.1)[1]
+    assert delta.isnan().all()

@@ -106,17 +106,15 @@ struct Call {
   // changes them), the exponentials to `e` (may be null or `z`), their sum without class `skip`
   // (or −1). The maximum comes to light block by block; what was summed before is scaled to it
   // where it exceeds the shift by more than kSlack. Nothing is swept where an earlier call has left
-  // the exponentials in the gradient's row, unless they are wanted `again`.
-  Exponentials exponentials(i64 i, const Acc* delta, i64 skip, Acc* z, Acc* capped, Acc* e,
-                            bool again = false) const {
-    if (p.swept && !delta && !again) {
+  // the exponentials in the gradient's row.
+  Exponentials exponentials(i64 i, const Acc* delta, i64 skip, Acc* z, Acc* capped, Acc* e) const {
+    if (p.swept && !delta) {
       const Acc* swept = table(p.swept) + 3 * i;
       return {swept[0], double(swept[1]), swept[2], nullptr, {}};
     }
     RowNorm<Acc> norm;
     if (p.norm_p > 0) norm = measured_norm<Acc>(p, logits(i));
-    const bool as_it_is = bare() && norm.factor == 1 && !extra_row(i) && !delta && !p.margin;
-    const Acc* row = as_it_is ? same_type(logits(i)) : nullptr;
+    const Acc* row = delta ? nullptr : unperturbed(i, norm.factor);
     const bool fill = row == nullptr;
     if (fill) row = z;
     Acc shift = std::numeric_limits<Acc>::lowest();
@@ -141,6 +139,15 @@ struct Call {
     return {shift, rest, skip < 0 ? Acc(0) : row[skip], row, norm};
   }
 
+  // e^(z_j − shift) of a block of row i to `e`, once more, by the shift and the norm's factor that
+  // exponentials() has found; z and capped are scratch of (C,).
+  void block_again(i64 i, Acc length, Acc shift, i64 lo, i64 size, Acc* z, Acc* capped,
+                   Acc* e) const {
+    const Acc* row = unperturbed(i, length);
+    if (!row) perturb(i, nullptr, lo, size, length, z, capped);
+    exp_sum((row ? row : z) + lo, shift, e, size, -1);
+  }
+
  private:
   const Acc* fold(const void* pointer, Vector<Acc>& folded) const {
     if (!pointer || uniform == 1) return table(pointer);
@@ -149,6 +156,11 @@ struct Call {
     return folded.data();
   }
 
+  // Row i where it needs no work to be z, else null.
+  const Acc* unperturbed(i64 i, Acc length) const {
+    const bool as_it_is = bare() && length == 1 && !extra_row(i) && !p.margin;
+    return as_it_is ? same_type(logits(i)) : nullptr;
+  }
   static const Acc* same_type(const Acc* row) { return row; }
   template <typename Other>
   static const Acc* same_type(const Other*) {

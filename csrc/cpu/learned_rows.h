@@ -21,7 +21,7 @@ struct Plan {
     const auto alone = [&](const Group& g) { return g.size == 1 && learned.steps(g) > 0; };
     const auto work_of = [&](const Group& g) {
       const double plain = double(learned.steps(g));
-      return i64((alone(g) ? 2 : std::min(plain, GroupSolver<T>::cost(g.size))) * g.size * call.c);
+      return i64((alone(g) ? 2 : std::min(plain, GroupSolver<T>::kCost)) * g.size * call.c);
     };
     i64 work = 0;
     for (const Group& g : grouping.groups) work += work_of(g);
@@ -56,7 +56,7 @@ void run_learned(const Call<T>& call, const Plan<T>& plan, const Learned<T>& lea
   const auto move = [&](GroupSolver<T>& solver, const Group& group, Acc* delta, int threads,
                         i64& solved_rows, i64& swept_rows) {
     const i64 steps = learned.steps(group);
-    if (GroupSolver<T>::pays(group.size, steps)) {
+    if (GroupSolver<T>::pays(steps)) {
       const bool found = solver.run(group, steps, delta, threads, place);
       (found ? solved_rows : swept_rows) += group.size;
       if (found) return;

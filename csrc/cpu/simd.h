@@ -278,30 +278,6 @@ inline Acc exp_sum(const Acc* z, Acc shift, Acc* e, i64 size, i64 skip) {
            : exp_block<false, false>(z, shift, e, int32_t(size), -1);
 }
 
-// The nine scalar products of three rows with three others. Written out, because GCC keeps an array
-// of sums in memory.
-template <typename Acc>
-__attribute__((noinline)) void products_of_three(const Acc* const* left, const Acc* const* right,
-                                                 i64 size, Acc* products) {
-  const Acc *a = left[0], *b = left[1], *c = left[2];
-  const Acc *x = right[0], *y = right[1], *z = right[2];
-  Acc ax = 0, ay = 0, az = 0, bx = 0, by = 0, bz = 0, cx = 0, cy = 0, cz = 0;
-#pragma omp simd reduction(+ : ax, ay, az, bx, by, bz, cx, cy, cz)
-  for (i64 j = 0; j < size; ++j) {
-    ax += a[j] * x[j];
-    ay += a[j] * y[j];
-    az += a[j] * z[j];
-    bx += b[j] * x[j];
-    by += b[j] * y[j];
-    bz += b[j] * z[j];
-    cx += c[j] * x[j];
-    cy += c[j] * y[j];
-    cz += c[j] * z[j];
-  }
-  const Acc all[9] = {ax, ay, az, bx, by, bz, cx, cy, cz};
-  std::memcpy(products, all, sizeof(all));
-}
-
 // sums[r] += Σ q^r, r = 1..5, q = e·inverse, over the e of a block that are at most `cut`; whether
 // any is above.
 template <typename Acc>
