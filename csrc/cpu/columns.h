@@ -3,8 +3,8 @@
 //
 // In the distance s of a logit from its label (−z of positives, z of negatives) both sides are one
 // recursion, d ← d + a·mean_i σ(s_i + d), whose steps come from moments (moments.h). Where these
-// are too few they are taken again about a centre halfway along d's path, and where that is still
-// too little, or numbers are double, steps are taken one by one.
+// no longer do they are taken again about a centre further along d's path, leg by leg; where steps
+// are too long for that, or numbers are double, they are taken one by one.
 #pragma once
 
 #include "binary_loss.h"
@@ -13,8 +13,8 @@
 namespace lpl {
 namespace {
 
-constexpr int kCentres = 3;  // tries
-constexpr i64 kBatch = 32;   // rows whose sums are kept in Acc
+constexpr int kLegs = 16;   // more would cost what single steps do
+constexpr i64 kBatch = 32;  // rows whose sums are kept in Acc
 
 // Labels for each that is not 0, from where those are followed one by one.
 constexpr i64 kFollowed = 16;
@@ -217,19 +217,29 @@ class Columns {
   // The steps of the classes from g, whose moments about 0 may be taken; whether moments gave them.
   bool find(int side, i64 g, const Rows& of, bool taken) {
     if (of.rows == 0) return true;
-    for (int k = 0; std::is_same<Acc, float>::value && k < kCentres; ++k) {
-      for (i64 j = g; j < g + kGroup; ++j) centre_[j] = k ? Acc(moved_[side][j] / 2) : Acc(0);
-      Lanes count = {};
-      if (!of.share) count = leave_out(g, [&](i64 j) { return -centre_[j]; });  // in no moment
-      if (k > 0 || !taken) {
-        for (int n = 0; n <= kMoments; ++n) std::memset(&moment(n, g), 0, sizeof(Lanes));
-        for (i64 lo = 0; lo < of.rows; lo += kBatch) add(g, of, lo, std::min(of.rows, lo + kBatch));
-      }
-      if (!of.share) std::memcpy(&moment(0, g), &count, sizeof(count));
-      if constexpr (std::is_same<Acc, float>::value) {
-        if (steps_from_moments(&moment(0, g), width_, &steps_[g], call_.p.step_size, &centre_[g],
-                               &moved_[side][g]))
-          return true;
+    if constexpr (std::is_same<Acc, float>::value) {
+      Walk walk;
+      const int32_t most = this->most(g);
+      std::fill(&centre_[g], &centre_[g] + kGroup, Acc(0));
+      for (int leg = 0; leg < kLegs; ++leg) {
+        const int32_t before = walk.k;
+        Lanes count = {};
+        if (!of.share) count = leave_out(g, [&](i64 j) { return -centre_[j]; });  // in no moment
+        if (leg > 0 || !taken) {
+          for (int n = 0; n <= kMoments; ++n) std::memset(&moment(n, g), 0, sizeof(Lanes));
+          for (i64 lo = 0; lo < of.rows; lo += kBatch)
+            add(g, of, lo, std::min(of.rows, lo + kBatch));
+        }
+        if (!of.share) std::memcpy(&moment(0, g), &count, sizeof(count));
+        walk_on(&moment(0, g), width_, &steps_[g], most, call_.p.step_size, &centre_[g], walk);
+        std::memcpy(&moved_[side][g], &walk.d, sizeof(walk.d));
+        if (walk.k == most) return true;
+        if (walk.k == before) break;
+        // the next centre lies ahead, nearly as far as this one now lies behind
+        for (int lane = 0; lane < kGroup; ++lane) {
+          const double ahead = 0.9 * std::abs(walk.d[lane] - double(centre_[g + lane]));
+          centre_[g + lane] = Acc(walk.d[lane] + (steps_[g + lane] < 0 ? -ahead : ahead));
+        }
       }
     }
     sweep(side, g, of);

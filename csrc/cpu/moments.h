@@ -4,8 +4,8 @@
 //
 //     σ(s_i + d) = 1/2 + (τ + (1 − τ²)·T_i/(1 + T_i τ))/2 ,   1/(1 + T τ) = Σ_n (−τ)^n T^n
 //
-// so the steps need the batch only through moments mean T^n: one tanh per logit, whatever the
-// number of steps. |τ| bounds what the series leaves out.
+// so the steps need the batch only through moments mean T^n. |τ| bounds what the series leaves out:
+// about one centre one tanh per logit serves all steps that stay near it.
 #pragma once
 
 #include "binary_block.h"
@@ -13,7 +13,7 @@
 namespace lpl {
 namespace {
 
-constexpr int kMoments = 10;             // enough for any steps that add up to 1
+constexpr int kMoments = 10;             // about 0 enough for any steps that add up to 1
 constexpr double kLargestMiss = 1.5e-7;  // of δ, which is to have the digits of a float
 constexpr int kGroup = 8;                // classes side by side
 
@@ -113,40 +113,44 @@ __attribute__((noinline)) void add_moments(const float* s, const float* share, i
   }
 }
 
-// The steps of a group of classes from moments that are `width` apart; whether what the
-// series leaves out is as little as promised.
-inline bool steps_from_moments(const double* moments, i64 width, const int32_t* steps,
-                               double step_size, const float* centre, double* moved) {
-  Lanes mean[kMoments + 1], step, count, d = {}, miss = {};
+// How far the steps of a group of classes have come: k of them, to d. `miss` bounds what the series
+// left out, at the end of all steps.
+struct Walk {
+  Lanes d = {}, miss = {};
+  int32_t k = 0;
+};
+
+// Goes on with up to `most` steps, from moments that are `width` apart, as long as what the series
+// leaves out is as little as promised.
+inline void walk_on(const double* moments, i64 width, const int32_t* steps, int32_t most,
+                    double step_size, const float* centre, Walk& walk) {
+  Lanes mean[kMoments + 1], step, count;
   const Lanes mass = load_group<Lanes>(moments);
   const Lanes middle = __builtin_convertvector(load_group<Floats>(centre), Lanes);
   const Lanes inverse = mass > 0 ? 1 / mass : Lanes{};
   for (int n = 1; n <= kMoments; ++n) mean[n] = load_group<Lanes>(moments + n * width) * inverse;
-  int32_t most = 0;
   for (int lane = 0; lane < kGroup; ++lane) {
     const int32_t k = mass[lane] > 0 ? steps[lane] : 0;
-    most = std::max(most, std::abs(k));
     count[lane] = std::abs(k);
     step[lane] = k < 0 ? -step_size : step_size;
   }
-  for (int32_t k = 0; k < most; ++k) {
-    const Lanes tau = half_tanh(d - middle), square = tau * tau;
-    Lanes sum = mean[kMoments];
-    for (int n = kMoments - 1; n > 0; --n) sum = mean[n] - tau * sum;
-    const Lanes value = 0.5 + 0.5 * (tau + (1 - square) * sum);
+  // an early miss grows with the steps that follow, by σ' ≤ 1/4 in each
+  const Lanes dose = count * (step_size / 4);
+  const Lanes growth = exp_of<false>(dose < 100.0 ? dose : Lanes{} + 100.0);
+  for (; walk.k < most; ++walk.k) {
+    const Lanes tau = half_tanh(walk.d - middle), square = tau * tau;
     static_assert(kMoments == 10, "the powers that are left out");
     const Lanes left = square * square * (square * square) * square;
-    const Lanes active = count > double(k) ? Lanes{} + 1.0 : Lanes{};
-    miss += active * (0.5 * step_size) * left;
-    d += active * step * value;
+    const Lanes active = count > double(walk.k) ? Lanes{} + 1.0 : Lanes{};
+    const Lanes miss = walk.miss + active * growth * (0.5 * step_size) * left;
+    const double allowed = kLargestMiss * (walk.k + 1) / most;
+    for (int lane = 0; lane < kGroup; ++lane)
+      if (!(miss[lane] <= allowed)) return;
+    Lanes sum = mean[kMoments];
+    for (int n = kMoments - 1; n > 0; --n) sum = mean[n] - tau * sum;
+    walk.miss = miss;
+    walk.d += active * step * (0.5 + 0.5 * (tau + (1 - square) * sum));
   }
-  // an early miss grows with the steps that follow, by σ' ≤ 1/4 in each
-  const Lanes growth = count * (step_size / 4);
-  miss *= exp_of<false>(growth < 100.0 ? growth : Lanes{} + 100.0);
-  std::memcpy(moved, &d, sizeof(d));
-  bool good = true;
-  for (int lane = 0; lane < kGroup; ++lane) good = good && miss[lane] <= kLargestMiss;
-  return good;
 }
 
 }  // namespace
