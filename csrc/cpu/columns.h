@@ -235,9 +235,10 @@ class Columns {
         std::memcpy(&moved_[side][g], &walk.d, sizeof(walk.d));
         if (walk.k == most) return true;
         if (walk.k == before) break;
-        // the next centre lies ahead, nearly as far as this one now lies behind
+        // the next centre lies ahead; not as far as this one now lies behind, where the steps of
+        // this leg have used up what may be missed
         for (int lane = 0; lane < kGroup; ++lane) {
-          const double ahead = 0.9 * std::abs(walk.d[lane] - double(centre_[g + lane]));
+          const double ahead = 0.6 * std::abs(walk.d[lane] - double(centre_[g + lane]));
           centre_[g + lane] = Acc(walk.d[lane] + (steps_[g + lane] < 0 ? -ahead : ahead));
         }
       }
