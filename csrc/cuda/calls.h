@@ -1,0 +1,66 @@
+// The order of kernels in a call. A Launcher (kernels.cu; in tests the host) offers
+//     rows(body, n, c, element_size, stage)   a team for each of n rows of c elements, on chip if
+//                                             `stage`
+//     once(body)                              one team for all
+#pragma once
+
+#include "batch.h"
+
+namespace lpl {
+
+template <typename Body>
+struct BodyOf {
+  using type = Body;
+};
+
+// launch(BodyOf<T>) for the element type of `dtype`.
+template <typename Run>
+void for_type(DType dtype, Run run) {
+  switch (dtype) {
+    case DType::f64: return run(BodyOf<double>());
+    case DType::bf16: return run(BodyOf<BFloat16>());
+    case DType::f16: return run(BodyOf<Float16>());
+    default: return run(BodyOf<float>());
+  }
+}
+
+inline bool bare(const Call& call) {
+  const Problem& p = call.p;
+  const Outputs& out = call.out;
+  const void* parts[] = {p.dense,  p.other, p.smoothing,        p.scale,        p.offset,
+                         p.margin, p.rows,  out.grad_perturbed, out.grad_margin};
+  for (const void* part : parts)
+    if (part) return false;
+  return p.label_smoothing == 0 && p.z_loss == 0 && p.softcap == 0 && p.norm_p == 0 &&
+         p.inverse_temperature == 1 && p.penalty == Penalty::none;
+}
+
+// The loss of every row, its gradients, and what is summed over the batch, as far as wanted.
+template <typename Launcher>
+void cross_entropy(Launcher& launch, const Call& call) {
+  const Problem& p = call.p;
+  for_type(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    using Acc = typename AccumulateOf<T>::type;
+    if (call.scratch.norm) launch.once(NormBody<Acc>(), call);
+    if (bare(call)) {
+      launch.rows(RowBody<T, true>(), call, p.n, sizeof(T), true);
+    } else {
+      launch.rows(RowBody<T, false>(), call, p.n, sizeof(T), true);
+    }
+    if (call.out.loss) launch.once(LossBody<Acc>(), call);
+    if (!call.out.grad_scale && !call.out.grad_offset) return;
+    const i64 chunks = (p.n + call.scratch.chunk - 1) / call.scratch.chunk;
+    launch.rows(TableBody<T>(), call, chunks, sizeof(T), false);
+  });
+}
+
+template <typename Launcher>
+void scale_rows(Launcher& launch, const Call& call) {
+  for_type(call.p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    launch.rows(ScaleBody<T>(), call, call.p.n, sizeof(T), false);
+  });
+}
+
+}  // namespace lpl

@@ -1,0 +1,101 @@
+// The threads that share a row on the device: a block, or from compute capability 9.0 on a cluster
+// of blocks, each with a slice of the row in its shared memory.
+#pragma once
+
+#include <cooperative_groups.h>
+
+#include "call.h"
+
+namespace lpl {
+
+constexpr int kWarp = 32, kMostWarps = 32, kMostBlocks = 8;
+constexpr int kWidest = 96;  // bytes of the widest value that is reduced
+
+// Storage of reductions. Two of each, used in turn: who writes one has passed the barrier behind
+// which all have read the other, so a reduction needs a single barrier.
+struct Exchange {
+  alignas(16) char of_warps[2][kMostWarps][kWidest];
+  alignas(16) char of_blocks[2][kMostBlocks][kWidest];
+};
+
+class Team {
+ public:
+  __device__ Team(Exchange* exchange, void* stage, int blocks)
+      : exchange_(exchange), stage_(stage), blocks_(blocks) {}
+
+  __device__ int place() const { return int(threadIdx.x); }    // within the block
+  __device__ int places() const { return int(blockDim.x); }
+  __device__ int block() const { return int(blockIdx.x % unsigned(blocks_)); }  // within the team
+  __device__ int blocks() const { return blocks_; }
+  __device__ int rank() const { return block() * places() + place(); }
+  __device__ int size() const { return blocks_ * places(); }
+  __device__ void* stage() const { return stage_; }
+
+  // What one thread of the team has written, all see behind it.
+  __device__ void sync() const {
+    if (blocks_ == 1) return __syncthreads();
+#if __CUDA_ARCH__ >= 900
+    cooperative_groups::this_cluster().sync();
+#endif
+  }
+
+  // op over the values of all threads, in an order that depends on the team's shape alone: the
+  // same result in all of them, in every run. op commutes.
+  template <typename V, typename Op>
+  __device__ V reduce(V value, Op op) {
+    static_assert(sizeof(V) <= kWidest && sizeof(V) % 4 == 0, "room for it in Exchange");
+#pragma unroll
+    for (int lane = kWarp / 2; lane > 0; lane /= 2) value = op(value, shuffled(value, lane));
+    turn_ ^= 1;
+    const int warps = places() / kWarp;
+    if (warps > 1) {
+      if (place() % kWarp == 0) at<V>(exchange_->of_warps[turn_][place() / kWarp]) = value;
+      __syncthreads();
+      value = at<V>(exchange_->of_warps[turn_][0]);
+      for (int k = 1; k < warps; ++k) value = op(value, at<V>(exchange_->of_warps[turn_][k]));
+    }
+#if __CUDA_ARCH__ >= 900
+    if (blocks_ > 1) {
+      auto cluster = cooperative_groups::this_cluster();
+      V* own = &at<V>(exchange_->of_blocks[turn_][block()]);
+      if (place() < blocks_) *cluster.map_shared_rank(own, place()) = value;
+      cluster.sync();
+      value = at<V>(exchange_->of_blocks[turn_][0]);
+      for (int k = 1; k < blocks_; ++k) value = op(value, at<V>(exchange_->of_blocks[turn_][k]));
+    }
+#endif
+    return value;
+  }
+
+  // Bytes from the row to the stage; there once wait_for_copies() has returned.
+  template <int kBytes>
+  __device__ static void copy_line(void* to, const void* from) {
+    const unsigned shared = unsigned(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared), "l"(from), "n"(kBytes)
+                 : "memory");
+  }
+  __device__ static void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+ private:
+  template <typename V>
+  __device__ static V& at(char* place) {
+    return *reinterpret_cast<V*>(place);
+  }
+
+  template <typename V>
+  __device__ static V shuffled(const V& value, int lane) {
+    V other;
+    int words[sizeof(V) / 4];
+    memcpy(words, &value, sizeof(V));
+#pragma unroll
+    for (int& word : words) word = __shfl_xor_sync(0xffffffffu, word, lane);
+    memcpy(&other, words, sizeof(V));
+    return other;
+  }
+
+  Exchange* exchange_;
+  void* stage_;
+  int blocks_, turn_ = 0;
+};
+
+}  // namespace lpl
