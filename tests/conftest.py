@@ -1,7 +1,9 @@
-"""What all tests share: interpreted Triton without a GPU, poisoned memory, a count per backend."""
+"""What all tests share: interpreted Triton and CUDA kernels run by the host without a GPU, poisoned
+memory, a count per backend."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 # Threads that wait while others work, as workers of pytest-xdist do, must not spin
@@ -13,10 +15,15 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import cuda_on_host
 import pytest
 
 import lpl_fused
 from lpl_fused.backends import BACKENDS, REFERENCE, load, triton_binary
+
+if not torch.cuda.is_available():
+    with contextlib.suppress(ImportError):  # no compiler: the backend says that it is not built
+        cuda_on_host.install()
 
 RAN: dict[str, int] = {}
 EXPECTED = [name for name, state in lpl_fused.backends().items() if state == "available"]
