@@ -114,7 +114,8 @@ constexpr size_t kWidest = 96;  // as on the device
 struct Shared {
   Fibres fibres;
   std::vector<char> slots;                // (2, threads, kWidest)
-  std::vector<std::vector<char>> stages;  // by block
+  std::vector<int> counts;
+  std::vector<std::vector<char>> stages, shared;  // by block
 };
 
 class Team {
@@ -132,11 +133,40 @@ class Team {
     std::vector<char>& stage = shared_.stages[size_t(block())];
     return stage.empty() ? nullptr : stage.data();
   }
+  template <typename S>
+  S& shared(int block) const {
+    return *reinterpret_cast<S*>(shared_.shared[size_t(block)].data());
+  }
   void sync() { shared_.fibres.wait(Waits::team); }
 
   template <typename V, typename Op>
   V reduce(V value, Op op) {
     return reduce(value, op, 0, size(), Waits::team);
+  }
+
+  int before(int count, int& total) {
+    shared_.counts[size_t(rank_)] = count;
+    sync();
+    int lower = 0;
+    total = 0;
+    for (int k = 0; k < size(); ++k) {
+      if (k == rank_) lower = total;
+      total += shared_.counts[size_t(k)];
+    }
+    return lower;
+  }
+
+  static int crew() { return kCrew; }
+  template <typename Acc>
+  Acc crew_sum(Acc value) {
+    const int first = block() * places_;
+    return reduce(value, [](Acc a, Acc b) { return a + b; }, first, first + kCrew, Waits::crew);
+  }
+  template <typename Acc>
+  Acc crew_max(Acc value) {
+    const int first = block() * places_;
+    const auto op = [](Acc a, Acc b) { return a > b ? a : b; };
+    return reduce(value, op, first, first + kCrew, Waits::crew);
   }
 
   template <int kBytes>
@@ -181,22 +211,25 @@ class Launcher {
  public:
   template <typename Body>
   void once(Body, const Call& call) const {
-    run<Body>(call, 1, 1, 0);
+    run<Body>(call, 1, 1, 0, 0);
   }
 
   template <typename Body>
   void rows(Body, const Call& call, i64 n, size_t element, bool stage) const {
-    run<Body>(call, n, shape.blocks, stage && shape.staged ? call.p.c * i64(element) + 32 : 0);
+    const i64 bytes = stage && shape.staged ? call.p.c * i64(element) + 32 : 0;
+    run<Body>(call, n, shape.blocks, bytes, sizeof(typename Body::Shared));
   }
 
  private:
   template <typename Body>
-  static void run(const Call& call, i64 n, int blocks, i64 stage) {
+  static void run(const Call& call, i64 n, int blocks, i64 stage, size_t own) {
     const int threads = blocks * shape.places;
+    const std::vector<std::vector<char>> memory{size_t(blocks)};
     Shared shared{Fibres(blocks, shape.places), std::vector<char>(2 * size_t(threads) * kWidest),
-                  std::vector<std::vector<char>>(size_t(blocks))};
+                  std::vector<int>(size_t(threads)), memory, memory};
     for (i64 i = 0; i < n; ++i) {
       for (auto& place : shared.stages) place.assign(size_t(stage), char(0xff));
+      for (auto& place : shared.shared) place.assign(own, char(0xff));
       shared.fibres.run([&](int rank) {
         Team team(shared, blocks, shape.places, rank);
         Body::run(team, call, i);
@@ -210,6 +243,11 @@ class Launcher {
 void cross_entropy(const Call& call, uintptr_t) {
   Launcher launch;
   cross_entropy(launch, call);
+}
+
+void learned_perturbation(const Call& call, uintptr_t) {
+  Launcher launch;
+  learned_perturbation(launch, call);
 }
 
 void scale_rows(const Call& call, uintptr_t) {

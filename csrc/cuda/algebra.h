@@ -13,7 +13,8 @@ template <typename Acc>
 struct Row {
   i64 index;
   int label, other;
-  bool live;  // else it counts nothing
+  bool live;     // else it counts nothing
+  bool outside;  // its label or row index is out of range
   Acc hard, other_hard, uniform, margin;
   const Acc *extra, *delta;  // (C,), null where there is none
   Acc factor, length, bend;  // its norm: logits are `factor` times as long
@@ -70,6 +71,7 @@ class Algebra {
         outside = true;
       }
     }
+    r.outside = outside;
     if (outside) share = NAN;
     if (!p.target) {
       r.uniform = share;

@@ -67,6 +67,7 @@ struct LossBody {
 // Partial sums of dL/d scale and dL/d offset over a chunk of rows, from the Terms that RowBody left.
 template <typename T>
 struct TableBody {
+  using Shared = Nothing;
   using Acc = typename AccumulateOf<T>::type;
 
   template <typename Team>
@@ -97,6 +98,7 @@ struct TableBody {
 // out.grad ← out.grad_rows·out.grad, in place; nothing to do where the factor is 1.
 template <typename T>
 struct ScaleBody {
+  using Shared = Nothing;
   using Acc = typename AccumulateOf<T>::type;
 
   template <typename Team>

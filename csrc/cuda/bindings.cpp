@@ -43,6 +43,14 @@ void cross_entropy(const py::tuple& problem, const py::tuple& sizes, const py::t
   lpl::cross_entropy(call, stream);
 }
 
+void learned_perturbation(const py::tuple& problem, const py::tuple& sizes,
+                          const py::tuple& buffers, uintptr_t stream) {
+  lpl::Call call = make_call(problem, sizes, buffers);
+  call.scratch.only_delta = true;
+  py::gil_scoped_release unlocked;
+  lpl::learned_perturbation(call, stream);
+}
+
 // grad (n, c), contiguous, times factors of its accumulate dtype, 0-dim (stride 0) or (n,); in
 // place.
 void scale_rows(lpl::Address grad, int64_t n, int64_t c, int dtype, lpl::Address factors,
@@ -64,5 +72,6 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "Kernels for CUDA devices; called through lpl_fused.backends.cuda.";
   m.attr("device") = lpl::device_kind();
   m.def("cross_entropy", &cross_entropy);
+  m.def("learned_perturbation", &learned_perturbation);
   m.def("scale_rows", &scale_rows);
 }

@@ -30,16 +30,17 @@ struct Scratch {
   // rows by class: those of row i's are order[begin[i] : begin[i] + count[i]]
   const int64_t *order, *begin, *count;
   int32_t* outcome;  // (N,) Outcome
-  void* rowwise;     // (N, 2) Acc: shift and 1/Σ of each row in a step
+  void* rowwise;     // (N, 3) Acc: shift, 1/Σ and norm's factor of each row in a step
   void* direction;   // (N, C) Acc, where steps are normalised
+  bool only_delta;   // the solver leaves loss and gradient to RowBody, whose δ it makes
 };
 
-// What a solver made of a row.
+// What the solver made of a row.
 enum Outcome : int32_t {
-  kDone = 0,       // everything that is wanted of it
-  kGroup = 1,      // it shares its perturbation with others: left to plain steps
-  kFellBack = 2,   // the solver would not be exact enough: left to plain steps
-  kUnchanged = 3,  // it takes no steps
+  kSolved = 0,     // it has all that is wanted of it
+  kUnchanged = 1,  // it takes no steps
+  kGroup = 2,      // it shares its δ with others: left to plain steps
+  kFellBack = 3,   // the solver would not be exact enough: left to plain steps
 };
 
 struct Call {
@@ -47,6 +48,8 @@ struct Call {
   Outputs out;
   Scratch scratch;
 };
+
+struct Nothing {};  // Body::Shared, a block's own memory, of bodies that need none
 
 #if defined(__CUDACC__)
 using BFloat16 = __nv_bfloat16;

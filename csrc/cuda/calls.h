@@ -5,6 +5,8 @@
 #pragma once
 
 #include "batch.h"
+#include "solver.h"
+#include "steps.h"
 
 namespace lpl {
 
@@ -35,14 +37,38 @@ inline bool bare(const Call& call) {
          p.inverse_temperature == 1 && p.penalty == Penalty::none;
 }
 
+// The learned perturbation: of rows alone in their class all that is wanted, or with only_delta δ;
+// of the others δ.
+template <typename T, typename Launcher>
+void take_steps(Launcher& launch, const Call& call) {
+  if (bare(call)) {
+    launch.rows(SolverBody<T, true>(), call, call.p.n, sizeof(T), true);
+  } else {
+    launch.rows(SolverBody<T, false>(), call, call.p.n, sizeof(T), true);
+  }
+  launch.rows(StepsBody<T>(), call, call.p.n, sizeof(T), false);
+}
+
+template <typename Launcher>
+void learned_perturbation(Launcher& launch, const Call& call) {
+  for_type(call.p.dtype,
+           [&](auto type) { take_steps<typename decltype(type)::type>(launch, call); });
+}
+
 // The loss of every row, its gradients, and what is summed over the batch, as far as wanted.
 template <typename Launcher>
-void cross_entropy(Launcher& launch, const Call& call) {
+void cross_entropy(Launcher& launch, Call call) {
   const Problem& p = call.p;
   for_type(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     using Acc = typename AccumulateOf<T>::type;
     if (call.scratch.norm) launch.once(NormBody<Acc>(), call);
+    if (p.steps) {
+      // the solver knows the gradient of rows whose target is one label
+      call.scratch.only_delta = p.smoothing || p.label_smoothing > 0;
+      take_steps<T>(launch, call);
+      if (call.scratch.only_delta) call.scratch.outcome = nullptr;
+    }
     if (bare(call)) {
       launch.rows(RowBody<T, true>(), call, p.n, sizeof(T), true);
     } else {

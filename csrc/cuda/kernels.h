@@ -8,6 +8,7 @@ namespace lpl {
 // Every function queues its kernels on `stream` of the current device and returns at once. Throws
 // std::runtime_error where CUDA refuses a launch.
 void cross_entropy(const Call& call, uintptr_t stream);
+void learned_perturbation(const Call& call, uintptr_t stream);
 void scale_rows(const Call& call, uintptr_t stream);
 
 // Whose tensors they take: "cuda", or "cpu".

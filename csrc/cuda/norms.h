@@ -98,22 +98,23 @@ struct Push {
                   (a.top >= b.top ? a.ties : Acc(0)) + (b.top >= a.top ? b.ties : Acc(0))};
     });
     top = peak.top;
-    PhiValue<Acc> sum = {0, 0};
+    PhiValue<double> sum = {0, 0};
     pieces.visit([&](int first, const Acc* u) {
 #pragma unroll
       for (int v = 0; v < Pieces::kSize; ++v) {
         if (!pieces.inside(first + v)) continue;
         const PhiValue<Acc> at = penalty_of(p, u[v], first + v);
-        sum.value += at.value;
-        sum.slope += at.slope;
+        sum.value += double(at.value);
+        sum.slope += double(at.slope);
       }
     });
-    sum = team.reduce(sum, [](const PhiValue<Acc>& a, const PhiValue<Acc>& b) {
-      return PhiValue<Acc>{a.value + b.value, a.slope + b.slope};
+    sum = team.reduce(sum, [](const PhiValue<double>& a, const PhiValue<double>& b) {
+      return PhiValue<double>{a.value + b.value, a.slope + b.slope};
     });
-    value = sum.value / Acc(p.c);
-    each = Acc(1 / (double(p.c) * p.penalty_unit));
-    raise = sum.slope / peak.ties * each;
+    const double share = 1 / double(p.c);
+    value = Acc(sum.value * share);
+    each = Acc(share / p.penalty_unit);
+    raise = Acc(sum.slope / double(peak.ties) * share / p.penalty_unit);
   }
 
   // No weight touches a penalty, whose mean is over the rows that count.

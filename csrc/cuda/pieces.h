@@ -1,4 +1,4 @@
-// A row of logits in pieces of 16 or 8 bytes, each the work of one thread of its team.
+// A row of logits in pieces of up to 16 bytes, each the work of one thread of its team.
 //
 // Rows may begin anywhere (8,142 and 50,257 columns are no multiple of 16 bytes): pieces lie where
 // the memory's own lines of that size lie, and only the first and the last of a row may be short. A

@@ -6,8 +6,8 @@
 
 namespace lpl {
 
-// Σ e^(z_j − top) of some columns, without the label's own where that is the whole target; where
-// weights are spread over all columns also mass = Σ w_j and pull = Σ w_j·(z_j − top).
+// rest = Σ e^(z_j − top) of some columns; where weights are spread over all columns also mass = Σ w_j
+// and pull = Σ w_j·(z_j − top).
 template <typename Acc>
 struct Sums {
   Acc top, rest, mass, pull;
@@ -30,7 +30,7 @@ template <typename Team, typename T, bool Bare>
 class TeamRow {
  public:
   using Acc = typename AccumulateOf<T>::type;
-  using Here = Pieces<Team, T, Bare ? 16 : 8>;
+  using Here = Pieces<Team, T, Bare ? 16 : 2 * sizeof(T)>;
   static constexpr int kSize = Here::kSize;
 
   LPL_DEVICE TeamRow(Team& team, const Call& call, const Algebra<T, Bare>& algebra, Row<Acc>& row)
@@ -61,9 +61,17 @@ class TeamRow {
       if (pieces_.inside(first + v)) f(first + v, a_.perturbed(u[v], first + v, row_), v);
   }
 
-  LPL_DEVICE Sums<Acc> sums() {
+  // f(j, z_j) for all columns of this thread.
+  template <typename F>
+  LPL_DEVICE void each(F f) const {
+    pieces_.visit([&](int first, const Acc* u) {
+      columns(first, u, [&](int j, Acc z, int) { f(j, z); });
+    });
+  }
+
+  // Sums without column `skip` (or −1), with mass and pull if `weigh`.
+  LPL_DEVICE Sums<Acc> sums(int skip, bool weigh) {
     Sums<Acc> s = no_columns<Acc>();
-    const bool weigh = a_.spread && a_.p.phi == Phi::log;
     pieces_.visit([&](int first, const Acc* u) {
       Acc z[kSize], top = s.top;
 #pragma unroll
@@ -83,7 +91,7 @@ class TeamRow {
 #pragma unroll
       for (int v = 0; v < kSize; ++v) {
         const Acc e = std::exp(z[v] - shift);
-        rest += a_.one_label && first + v == row_.label ? Acc(0) : e;
+        rest += first + v == skip ? Acc(0) : e;
       }
       s.rest += rest;
       if (!weigh) return;
@@ -141,19 +149,27 @@ class TeamRow {
     });
   }
 
-  // Writes one number in all places of the row's gradients.
-  LPL_DEVICE void fill(Acc value) {
-    Acc x[kSize];
+  // The row's part of a contiguous (N, C) matrix, by value(j, z_j).
+  template <typename U, typename Value>
+  LPL_DEVICE void fill(U* matrix, Value value) {
+    if (!matrix) return;
+    pieces_.visit([&](int first, const Acc* u) {
+      Acc x[kSize];
 #pragma unroll
-    for (int v = 0; v < kSize; ++v) x[v] = value;
-    const i64 at = row_.index * a_.p.c;
-    pieces_.visit([&](int first, const Acc*) {
-      if (call_.out.grad) pieces_.write(static_cast<T*>(call_.out.grad) + at, first, x);
-      if (!Bare && call_.out.grad_perturbed)
-        pieces_.write(static_cast<Acc*>(call_.out.grad_perturbed) + at, first, x);
+      for (int v = 0; v < kSize; ++v) x[v] = 0;
+      columns(first, u, [&](int j, Acc z, int v) { x[v] = value(j, z); });
+      pieces_.write(matrix + row_.index * a_.p.c, first, x);
     });
-    if (!Bare && call_.out.grad_margin && team_.rank() == 0)
-      static_cast<Acc*>(call_.out.grad_margin)[row_.index] = value;
+  }
+
+  // Loss and gradients of a row that counts nothing.
+  LPL_DEVICE void clear() {
+    const auto nothing = [](int, Acc) { return Acc(0); };
+    fill(static_cast<T*>(call_.out.grad), nothing);
+    if (!Bare) fill(static_cast<Acc*>(call_.out.grad_perturbed), nothing);
+    if (team_.rank() != 0) return;
+    if (!Bare && call_.out.grad_margin) static_cast<Acc*>(call_.out.grad_margin)[row_.index] = 0;
+    if (call_.scratch.losses) static_cast<Acc*>(call_.scratch.losses)[row_.index] = 0;
   }
 
   LPL_DEVICE bool wants_gradient() const {
@@ -203,25 +219,27 @@ class TeamRow {
   Push<Acc> push_;
 };
 
-// Loss and gradient of row i; of rows with an outcome only where the solver left them.
+// Loss and gradient of row i under its δ, if any; of rows that have an outcome unless solved.
 template <typename T, bool Bare>
 struct RowBody {
+  using Shared = Nothing;
   using Acc = typename AccumulateOf<T>::type;
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
-    if (call.scratch.outcome && call.scratch.outcome[i] == kDone) return;
+    const int outcome = call.scratch.outcome ? call.scratch.outcome[i] : kUnchanged;
+    if (outcome == kSolved) return;
     const Algebra<T, Bare> algebra(call);
-    Row<Acc> row = algebra.row(i, static_cast<const Acc*>(call.out.delta));
+    const bool moves = outcome != kUnchanged || call.scratch.only_delta;
+    Row<Acc> row = algebra.row(i, moves ? static_cast<const Acc*>(call.out.delta) : nullptr);
     TeamRow<Team, T, Bare> here(team, call, algebra, row);
     Terms<Acc> terms{};
-    if (!row.live) {
-      here.fill(0);
-      if (team.rank() == 0 && call.scratch.losses) static_cast<Acc*>(call.scratch.losses)[i] = 0;
-      return;
-    }
+    if (!row.live) return here.clear();
     const Acc upstream = here.upstream();
-    const Acc loss = here.loss(here.sums(), upstream, terms);
+    // without the label's own where that is the whole target, so that 1 − p keeps its digits
+    const Sums<Acc> sums = here.sums(algebra.one_label ? row.label : -1,
+                                     algebra.spread && algebra.p.phi == Phi::log);
+    const Acc loss = here.loss(sums, upstream, terms);
     here.say(loss, terms);
     if (!here.wants_gradient()) return;
     here.write(upstream, [&](int j, Acc z) {

@@ -8,7 +8,7 @@
 
 namespace lpl {
 
-constexpr int kWarp = 32, kMostWarps = 32, kMostBlocks = 8;
+constexpr int kWarp = 32, kMostWarps = 8, kMostBlocks = 8;
 constexpr int kWidest = 96;  // bytes of the widest value that is reduced
 
 // Storage of reductions. Two of each, used in turn: who writes one has passed the barrier behind
@@ -16,12 +16,13 @@ constexpr int kWidest = 96;  // bytes of the widest value that is reduced
 struct Exchange {
   alignas(16) char of_warps[2][kMostWarps][kWidest];
   alignas(16) char of_blocks[2][kMostBlocks][kWidest];
+  int counts[kMostBlocks * kMostWarps];
 };
 
 class Team {
  public:
-  __device__ Team(Exchange* exchange, void* stage, int blocks)
-      : exchange_(exchange), stage_(stage), blocks_(blocks) {}
+  __device__ Team(Exchange* exchange, void* shared, void* stage, int blocks)
+      : exchange_(exchange), shared_(shared), stage_(stage), blocks_(blocks) {}
 
   __device__ int place() const { return int(threadIdx.x); }    // within the block
   __device__ int places() const { return int(blockDim.x); }
@@ -30,6 +31,12 @@ class Team {
   __device__ int rank() const { return block() * places() + place(); }
   __device__ int size() const { return blocks_ * places(); }
   __device__ void* stage() const { return stage_; }
+
+  // The memory that a block of the team has for its Body::Shared.
+  template <typename S>
+  __device__ S& shared(int block) const {
+    return *of_block(static_cast<S*>(shared_), block);
+  }
 
   // What one thread of the team has written, all see behind it.
   __device__ void sync() const {
@@ -54,16 +61,53 @@ class Team {
       value = at<V>(exchange_->of_warps[turn_][0]);
       for (int k = 1; k < warps; ++k) value = op(value, at<V>(exchange_->of_warps[turn_][k]));
     }
-#if __CUDA_ARCH__ >= 900
     if (blocks_ > 1) {
-      auto cluster = cooperative_groups::this_cluster();
       V* own = &at<V>(exchange_->of_blocks[turn_][block()]);
-      if (place() < blocks_) *cluster.map_shared_rank(own, place()) = value;
-      cluster.sync();
+      if (place() < blocks_) *of_block(own, place()) = value;
+      sync();
       value = at<V>(exchange_->of_blocks[turn_][0]);
       for (int k = 1; k < blocks_; ++k) value = op(value, at<V>(exchange_->of_blocks[turn_][k]));
     }
-#endif
+    return value;
+  }
+
+  // Σ count over the threads of lower rank; `total` over all. Once a kernel.
+  __device__ int before(int count, int& total) {
+    const int lane = place() % kWarp, warps = places() / kWarp;
+    const int own = block() * warps + place() / kWarp;
+    int sum = count;
+#pragma unroll
+    for (int step = 1; step < kWarp; step *= 2) {
+      const int other = __shfl_up_sync(0xffffffffu, sum, step);
+      if (lane >= step) sum += other;
+    }
+    if (lane == kWarp - 1)
+      for (int k = 0; k < blocks_; ++k) of_block(exchange_->counts, k)[own] = sum;
+    sync();
+    int lower = 0;
+    total = 0;
+    for (int k = 0; k < blocks_ * warps; ++k) {
+      if (k == own) lower = total;
+      total += exchange_->counts[k];
+    }
+    return lower + sum - count;
+  }
+
+  // The first warp of a block, for work that is not worth more threads.
+  __device__ static int crew() { return kWarp; }
+  template <typename Acc>
+  __device__ static Acc crew_sum(Acc value) {
+#pragma unroll
+    for (int lane = kWarp / 2; lane > 0; lane /= 2) value += shuffled(value, lane);
+    return value;
+  }
+  template <typename Acc>
+  __device__ static Acc crew_max(Acc value) {
+#pragma unroll
+    for (int lane = kWarp / 2; lane > 0; lane /= 2) {
+      const Acc other = shuffled(value, lane);
+      value = other > value ? other : value;
+    }
     return value;
   }
 
@@ -82,6 +126,15 @@ class Team {
     return *reinterpret_cast<V*>(place);
   }
 
+  // The same place in the shared memory of a block of the team.
+  template <typename V>
+  __device__ V* of_block(V* own, int block) const {
+#if __CUDA_ARCH__ >= 900
+    if (blocks_ > 1) return cooperative_groups::this_cluster().map_shared_rank(own, block);
+#endif
+    return own;
+  }
+
   template <typename V>
   __device__ static V shuffled(const V& value, int lane) {
     V other;
@@ -94,7 +147,7 @@ class Team {
   }
 
   Exchange* exchange_;
-  void* stage_;
+  void *shared_, *stage_;
   int blocks_, turn_ = 0;
 };
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
@@ -86,7 +87,8 @@ def cross_entropy(
     norm = _new(problem, 2) if reduction == MEAN else None
     loss = None if reduction == NONE else _new(problem)
     grad = _new(problem, *input.shape, dtype=input.dtype) if want_grad else None
-    _run(problem, Buffers(loss=loss, grad=grad, losses=losses, norm=norm))
+    wanted = Buffers(loss=loss, grad=grad, losses=losses, norm=norm)
+    _run(_native().cross_entropy, problem, _with_steps(problem, wanted))
     divisor = None
     if not want_grad:
         divisor = losses.new_ones(()) if norm is None else norm[0]
@@ -117,7 +119,7 @@ def cross_entropy_backward(
         norm=_new(problem, 2) if problem.options.reduction == MEAN else None,
         chunk=chunk,
     )
-    _run(problem, wanted)
+    _run(_native().cross_entropy, problem, _with_steps(problem, wanted))
     none, label = grad_rows.new_empty(0), problem.target
     index = label if problem.row_index is None else problem.row_index
     scale, offset, margin, rows = (
@@ -135,6 +137,24 @@ def cross_entropy_backward(
     )
 
 
+def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
+    """(delta, slot): see ops/"""
+    buffers = _with_steps(problem, Buffers())
+    _run(_native().learned_perturbation, problem, buffers)
+    assert buffers.delta is not None
+    assert buffers.slot is not None
+    return buffers.delta, buffers.slot
+
+
+def outcomes(problem: Problem) -> Tensor:
+    """(N,) what the solver made of each row of a problem with `steps`, by the codes of
+    csrc/cuda/call.h. For tests and diagnosis."""
+    buffers = _with_steps(problem, Buffers())
+    _run(_native().learned_perturbation, problem, buffers)
+    assert buffers.outcome is not None
+    return buffers.outcome
+
+
 def scale_rows_(buffer: Tensor, grad_loss: Tensor) -> None:
     """Multiplies a finished (N, C) gradient by its upstream gradient, 0-dim or (N,), in place."""
     stride = grad_loss.stride(0) if grad_loss.dim() else 0
@@ -143,9 +163,33 @@ def scale_rows_(buffer: Tensor, grad_loss: Tensor) -> None:
         _native().scale_rows(*where, _stream(buffer))
 
 
-def _run(problem: Problem, buffers: Buffers) -> None:
+def _run(kernels: Callable[..., None], problem: Problem, buffers: Buffers) -> None:
+    """Queues kernels on the current stream of the problem's device."""
     with torch.cuda.device_of(problem.input):
-        _native().cross_entropy(problem, sizes(problem), buffers, _stream(problem.input))
+        kernels(problem, sizes(problem), buffers, _stream(problem.input))
+
+
+def _with_steps(problem: Problem, buffers: Buffers) -> Buffers:
+    """The buffers and those that the learned perturbation needs, if there is one."""
+    if problem.steps is None:
+        return buffers
+    n, classes = problem.input.shape
+    target = problem.target
+    # rows by class; those without one are a class of their own, which takes no steps
+    without = (target < 0) | (target >= classes) | (target == problem.options.ignore_index)
+    label = target.masked_fill(without, classes)
+    ordered, order = label.sort(stable=True)
+    begin = torch.searchsorted(ordered, label)
+    return buffers._replace(
+        delta=_new(problem, n, classes),
+        slot=order[begin],
+        order=order,
+        begin=begin,
+        count=torch.searchsorted(ordered, label, right=True) - begin,
+        outcome=_new(problem, n, dtype=torch.int32),
+        rowwise=_new(problem, n, 3),
+        direction=_new(problem, n, classes) if problem.options.normalize else None,
+    )
 
 
 def _stream(tensor: Tensor) -> int:
