@@ -113,7 +113,7 @@ constexpr size_t kWidest = 96;  // as on the device
 
 struct Shared {
   Fibres fibres;
-  std::vector<char> slots;                // (2, threads, kWidest)
+  std::vector<char> slots;  // (2, threads, kWidest)
   std::vector<int> counts;
   std::vector<std::vector<char>> stages, shared;  // by block
 };

@@ -6,7 +6,7 @@
 
 namespace lpl {
 
-// scratch.norm from labels and weights.
+// out.norm and scratch.penalty_weight from labels and weights.
 template <typename Acc>
 struct NormBody {
   template <typename Team>
@@ -35,9 +35,9 @@ struct NormBody {
       return Counts{a.weight + b.weight, a.rows + b.rows};
     });
     if (team.rank() != 0) return;
-    Acc* norm = static_cast<Acc*>(call.scratch.norm);
-    norm[0] = Acc(sum.weight);
-    norm[1] = Acc(sum.weight / sum.rows);
+    *static_cast<Acc*>(call.out.norm) = Acc(sum.weight);
+    if (call.scratch.penalty_weight)
+      *static_cast<Acc*>(call.scratch.penalty_weight) = Acc(sum.weight / sum.rows);
   }
 
  private:
@@ -59,12 +59,13 @@ struct LossBody {
     for (i64 i = team.rank(); i < call.p.n; i += team.size()) sum += double(losses[i]);
     sum = team.reduce(sum, [](double a, double b) { return a + b; });
     if (team.rank() != 0) return;
-    const Acc* norm = static_cast<const Acc*>(call.scratch.norm);
-    *static_cast<Acc*>(call.out.loss) = Acc(norm ? sum / double(norm[0]) : sum);
+    const Acc* norm = static_cast<const Acc*>(call.out.norm);
+    *static_cast<Acc*>(call.out.loss) = Acc(norm ? sum / double(*norm) : sum);
   }
 };
 
-// Partial sums of dL/d scale and dL/d offset over a chunk of rows, from the Terms that RowBody left.
+// Partial sums of dL/d scale and dL/d offset over a chunk of rows, from the Terms that RowBody
+// left.
 template <typename T>
 struct TableBody {
   using Shared = Nothing;

@@ -14,6 +14,7 @@ lpl::Call make_call(const py::tuple& problem, const py::tuple& sizes, const py::
   int at = 0;
   const auto next = [&] { return const_cast<void*>(lpl::data(buffers[at++])); };
   call.out.loss = next();
+  call.out.norm = next();
   call.out.grad = next();
   call.out.grad_rows = next();
   call.out.grad_perturbed = next();
@@ -23,7 +24,7 @@ lpl::Call make_call(const py::tuple& problem, const py::tuple& sizes, const py::
   call.out.delta = next();
   call.out.slot = static_cast<int64_t*>(next());
   call.scratch.losses = next();
-  call.scratch.norm = next();
+  call.scratch.penalty_weight = next();
   call.scratch.terms = next();
   call.scratch.order = static_cast<int64_t*>(next());
   call.scratch.begin = static_cast<int64_t*>(next());

@@ -21,11 +21,11 @@ using i64 = int64_t;
 
 // Buffers that the launcher's caller allocates; null where a call does not need them.
 struct Scratch {
-  void* losses;  // (N,) Acc
-  void* norm;    // (2,) Acc: what a mean divides by; that over the number of rows that count
-  void* terms;   // (N, 8) Acc: Terms of every row
-  int64_t chunk;  // rows that a partial sum of grad_scale and grad_offset is over; those are
-                  // (⌈N/chunk⌉, C), grad_margin is (N,)
+  void* losses;          // (N,) Acc
+  void* penalty_weight;  // one Acc: out.norm over the number of rows that count
+  void* terms;           // (N, 8) Acc: Terms of every row
+  // rows that a partial sum of grad_scale and grad_offset is over; those are (⌈N/chunk⌉, C)
+  int64_t chunk;
 
   // rows by class: those of row i's are order[begin[i] : begin[i] + count[i]]
   const int64_t *order, *begin, *count;

@@ -62,7 +62,7 @@ void cross_entropy(Launcher& launch, Call call) {
   for_type(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     using Acc = typename AccumulateOf<T>::type;
-    if (call.scratch.norm) launch.once(NormBody<Acc>(), call);
+    if (call.out.norm) launch.once(NormBody<Acc>(), call);
     if (p.steps) {
       // the solver knows the gradient of rows whose target is one label
       call.scratch.only_delta = p.smoothing || p.label_smoothing > 0;

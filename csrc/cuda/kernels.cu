@@ -1,10 +1,9 @@
 // The kernels, one per body, and what launches them.
-#include "kernels.h"
-
 #include <stdexcept>
 #include <string>
 
 #include "calls.h"
+#include "kernels.h"
 #include "team.cuh"
 
 namespace lpl {
@@ -21,8 +20,8 @@ constexpr int blocks_beside() {
 }
 
 template <typename Body>
-__global__ void __launch_bounds__(kThreads, blocks_beside<typename Body::Acc>()) row_kernel(const __grid_constant__ Call call,
-                                                       int blocks, bool staged) {
+__global__ void __launch_bounds__(kThreads, blocks_beside<typename Body::Acc>())
+    row_kernel(const __grid_constant__ Call call, int blocks, bool staged) {
   __shared__ Exchange exchange;
   __shared__ typename Body::Shared shared;
   extern __shared__ __align__(16) char stage[];
@@ -71,7 +70,8 @@ class Launcher {
     bool staged = stage;
     if (stage) {
       // as many blocks as leave room for two teams on a multiprocessor; else as few as do at all
-      const i64 most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - i64(sizeof(Exchange) + sizeof(typename Body::Shared));
+      const i64 most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) -
+                       i64(sizeof(Exchange) + sizeof(typename Body::Shared));
       const bool clusters = attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
       const i64 wanted = clusters ? most / 2 : most;
       while (blocks < kMostBlocks && clusters && slice(lines, blocks) > wanted) blocks *= 2;

@@ -38,7 +38,7 @@ LPL_DEVICE void measure(Team& team, const Algebra& a, const Pieces& pieces, Row<
     for (int v = 0; v < Pieces::kSize; ++v) {
       const Acc magnitude = std::fabs(counted(u[v]));
       if (!pieces.inside(first + v)) continue;
-      total += infinite    ? Acc(magnitude == peak)
+      total += infinite   ? Acc(magnitude == peak)
                : peak > 0 ? power_of(magnitude / peak, p)
                           : magnitude;
     }
@@ -64,8 +64,7 @@ LPL_DEVICE inline Acc along_norm(Acc g, Acc u, const Row<Acc>& row) {
 }
 
 template <typename Acc>
-LPL_DEVICE inline Acc through_norm(const Problem& p, Acc g, Acc along, Acc u,
-                                   const Row<Acc>& row) {
+LPL_DEVICE inline Acc through_norm(const Problem& p, Acc g, Acc along, Acc u, const Row<Acc>& row) {
   const Acc x = counted(u), pull = along * row.bend;
   const Acc sign = x > 0 ? pull : x < 0 ? -pull : Acc(0);
   const Acc unit = row.length == 0 ? Acc(1) : row.length, magnitude = std::fabs(x);
@@ -117,7 +116,6 @@ struct Push {
     raise = Acc(sum.slope / double(peak.ties) * share / p.penalty_unit);
   }
 
-  // No weight touches a penalty, whose mean is over the rows that count.
   LPL_DEVICE void weigh(Acc weight) {
     value *= weight;
     raise *= weight;

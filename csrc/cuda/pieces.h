@@ -9,7 +9,8 @@
 
 namespace lpl {
 
-// 16 bytes are a thread's widest load; what does much with each column is compiled for fewer of them.
+// 16 bytes are a thread's widest load; what does much with each column is compiled for fewer of
+// them.
 template <typename Team, typename T, int kBytes = 16>
 class Pieces {
  public:
@@ -85,9 +86,7 @@ class Pieces {
     return int(reinterpret_cast<uintptr_t>(row) % kBytes / sizeof(U));
   }
   LPL_DEVICE int first_of(int k) const { return k * kSize - phase_; }
-  LPL_DEVICE bool whole(int k) const {
-    return first_of(k) >= 0 && first_of(k) + kSize <= c_;
-  }
+  LPL_DEVICE bool whole(int k) const { return first_of(k) >= 0 && first_of(k) + kSize <= c_; }
   LPL_DEVICE const Line* line(const T* row, int k) const {
     return reinterpret_cast<const Line*>(row + first_of(k));
   }

@@ -6,8 +6,8 @@
 
 namespace lpl {
 
-// rest = Σ e^(z_j − top) of some columns; where weights are spread over all columns also mass = Σ w_j
-// and pull = Σ w_j·(z_j − top).
+// rest = Σ e^(z_j − top) of some columns; where weights are spread over all columns also mass = Σ
+// w_j and pull = Σ w_j·(z_j − top).
 template <typename Acc>
 struct Sums {
   Acc top, rest, mass, pull;
@@ -30,7 +30,7 @@ template <typename Team, typename T, bool Bare>
 class TeamRow {
  public:
   using Acc = typename AccumulateOf<T>::type;
-  using Here = Pieces<Team, T, Bare ? 16 : 2 * sizeof(T)>;
+  using Here = Pieces<Team, T, Bare ? 16 : (sizeof(T) < 4 ? 4 : sizeof(T))>;
   static constexpr int kSize = Here::kSize;
 
   LPL_DEVICE TeamRow(Team& team, const Call& call, const Algebra<T, Bare>& algebra, Row<Acc>& row)
@@ -42,7 +42,9 @@ class TeamRow {
     if (a_.normed()) measure(team, a_, pieces_, row_);
     if (!a_.penalised()) return;
     push_.prepare(team, a_.p, pieces_);
-    if (call.scratch.norm) push_.weigh(static_cast<const Acc*>(call.scratch.norm)[1]);
+    // no weight touches a penalty, whose mean is over the rows that count
+    const void* weight = call.scratch.penalty_weight;
+    if (weight) push_.weigh(*static_cast<const Acc*>(weight));
   }
 
   LPL_DEVICE const Here& pieces() const { return pieces_; }
@@ -50,7 +52,7 @@ class TeamRow {
   LPL_DEVICE Acc upstream() const {
     const Acc* factors = static_cast<const Acc*>(call_.out.grad_rows);
     if (factors) return factors[row_.index * call_.out.grad_rows_stride];
-    return call_.scratch.norm ? 1 / static_cast<const Acc*>(call_.scratch.norm)[0] : Acc(1);
+    return call_.out.norm ? 1 / *static_cast<const Acc*>(call_.out.norm) : Acc(1);
   }
 
   // f(j, z_j, v) for the existing columns of a piece.
@@ -64,9 +66,8 @@ class TeamRow {
   // f(j, z_j) for all columns of this thread.
   template <typename F>
   LPL_DEVICE void each(F f) const {
-    pieces_.visit([&](int first, const Acc* u) {
-      columns(first, u, [&](int j, Acc z, int) { f(j, z); });
-    });
+    pieces_.visit(
+        [&](int first, const Acc* u) { columns(first, u, [&](int j, Acc z, int) { f(j, z); }); });
   }
 
   // Sums without column `skip` (or −1), with mass and pull if `weigh`.
@@ -183,7 +184,7 @@ class TeamRow {
     if (call_.scratch.losses) static_cast<Acc*>(call_.scratch.losses)[row_.index] = loss;
     if (!call_.scratch.terms) return;
     Acc* to = static_cast<Acc*>(call_.scratch.terms) + 8 * row_.index;
-    const Acc terms[7] = {t.shift, t.log_total, t.strength, t.uniform,
+    const Acc terms[7] = {t.shift, t.log_total,  t.strength, t.uniform,
                           t.part,  t.other_part, row_.factor};
     for (int k = 0; k < 7; ++k) to[k] = terms[k];
   }
@@ -237,8 +238,8 @@ struct RowBody {
     if (!row.live) return here.clear();
     const Acc upstream = here.upstream();
     // without the label's own where that is the whole target, so that 1 − p keeps its digits
-    const Sums<Acc> sums = here.sums(algebra.one_label ? row.label : -1,
-                                     algebra.spread && algebra.p.phi == Phi::log);
+    const Sums<Acc> sums =
+        here.sums(algebra.one_label ? row.label : -1, algebra.spread && algebra.p.phi == Phi::log);
     const Acc loss = here.loss(sums, upstream, terms);
     here.say(loss, terms);
     if (!here.wants_gradient()) return;

@@ -75,8 +75,7 @@ LPL_DEVICE void take_steps(Team& team, Heads<Acc>& h, int heads, const Tail<Acc>
       share = norm < Acc(kNormFloor) ? Acc(0) : share / norm;
     }
     share *= step;
-    for (int at = first; at < heads; at += width)
-      add(h.change[at], h.lost[at], h.mass[at] * share);
+    for (int at = first; at < heads; at += width) add(h.change[at], h.lost[at], h.mass[at] * share);
     add(own_change, own_lost, -others * share);
     const Acc a = share * unit;
     series_step<kOrder>(series, a);
@@ -108,7 +107,8 @@ LPL_DEVICE void take_steps(Team& team, Heads<Acc>& h, int heads, const Tail<Acc>
   h.rest = rest;
   const double error = series_error<kOrder>(double(dose), {0, double(tail.largest)});
   // what has overflowed on the way shows in the sums
-  h.good = error <= series_tolerance<Acc>() && rest + h.lift < INFINITY && std::exp(-unit) < INFINITY;
+  h.good =
+      error <= series_tolerance<Acc>() && rest + h.lift < INFINITY && std::exp(-unit) < INFINITY;
 }
 
 // Row i if it is alone in its class and takes steps: its loss and gradient, or its δ.

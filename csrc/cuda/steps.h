@@ -1,5 +1,5 @@
-// The learned perturbation of a class by plain steps, each one softmax of its rows: for classes with
-// several rows, and for what the solver leaves.
+// The learned perturbation of a class by plain steps, each one softmax of its rows: for classes
+// with several rows, and for what the solver leaves.
 #pragma once
 
 #include "rows.h"

@@ -24,7 +24,7 @@ class Team {
   __device__ Team(Exchange* exchange, void* shared, void* stage, int blocks)
       : exchange_(exchange), shared_(shared), stage_(stage), blocks_(blocks) {}
 
-  __device__ int place() const { return int(threadIdx.x); }    // within the block
+  __device__ int place() const { return int(threadIdx.x); }  // within the block
   __device__ int places() const { return int(blockDim.x); }
   __device__ int block() const { return int(blockIdx.x % unsigned(blocks_)); }  // within the team
   __device__ int blocks() const { return blocks_; }

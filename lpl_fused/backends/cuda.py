@@ -52,6 +52,7 @@ class Buffers(NamedTuple):
     """Where the kernels write, and what they read beside the problem; see csrc/cuda/call.h."""
 
     loss: Tensor | None = None
+    norm: Tensor | None = None
     grad: Tensor | None = None
     grad_rows: Tensor | None = None
     grad_perturbed: Tensor | None = None
@@ -61,7 +62,7 @@ class Buffers(NamedTuple):
     delta: Tensor | None = None
     slot: Tensor | None = None
     losses: Tensor | None = None
-    norm: Tensor | None = None
+    penalty_weight: Tensor | None = None
     terms: Tensor | None = None
     order: Tensor | None = None
     begin: Tensor | None = None
@@ -84,15 +85,12 @@ def cross_entropy(
     """(loss, stats, norm, grad): see ops/"""
     input, reduction = problem.input, problem.options.reduction
     losses = _new(problem, input.shape[0])
-    norm = _new(problem, 2) if reduction == MEAN else None
     loss = None if reduction == NONE else _new(problem)
     grad = _new(problem, *input.shape, dtype=input.dtype) if want_grad else None
-    wanted = Buffers(loss=loss, grad=grad, losses=losses, norm=norm)
+    wanted = _with_norm(problem, Buffers(loss=loss, grad=grad, losses=losses))
     _run(_native().cross_entropy, problem, _with_steps(problem, wanted))
-    divisor = None
-    if not want_grad:
-        divisor = losses.new_ones(()) if norm is None else norm[0]
-    return losses if loss is None else loss, None, divisor, grad
+    norm = losses.new_ones(()) if wanted.norm is None and not want_grad else wanted.norm
+    return losses if loss is None else loss, None, norm, grad
 
 
 def cross_entropy_backward(
@@ -115,25 +113,23 @@ def cross_entropy_backward(
         grad_offset=_new(problem, chunks, classes) if want_offset else None,
         grad_margin=_new(problem, n) if want_margin else None,
         terms=_new(problem, n, 8) if tables else None,
-        # a penalty's mean is over the rows that count
-        norm=_new(problem, 2) if problem.options.reduction == MEAN else None,
         chunk=chunk,
     )
+    if problem.options.penalty:
+        wanted = _with_norm(problem, wanted)
     _run(_native().cross_entropy, problem, _with_steps(problem, wanted))
-    none, label = grad_rows.new_empty(0), problem.target
+
+    def finished(stored: Tensor | None, finish: Callable[[Tensor], Tensor]) -> Tensor:
+        return grad_rows.new_empty(0) if stored is None else finish(stored)
+
+    label = problem.target
     index = label if problem.row_index is None else problem.row_index
-    scale, offset, margin, rows = (
-        wanted.grad_scale,
-        wanted.grad_offset,
-        wanted.grad_margin,
-        wanted.grad_perturbed,
-    )
     return (
         problem.input.new_empty(0) if wanted.grad is None else wanted.grad,
-        none if scale is None else scale.sum(0),
-        none if offset is None else offset.sum(0),
-        none if margin is None else _scattered(margin, label, problem.margin),
-        none if rows is None else _scattered(rows, index, problem.rows),
+        finished(wanted.grad_scale, lambda sums: sums.sum(0)),
+        finished(wanted.grad_offset, lambda sums: sums.sum(0)),
+        finished(wanted.grad_margin, lambda values: _scattered(values, label, problem.margin)),
+        finished(wanted.grad_perturbed, lambda values: _scattered(values, index, problem.rows)),
     )
 
 
@@ -167,6 +163,14 @@ def _run(kernels: Callable[..., None], problem: Problem, buffers: Buffers) -> No
     """Queues kernels on the current stream of the problem's device."""
     with torch.cuda.device_of(problem.input):
         kernels(problem, sizes(problem), buffers, _stream(problem.input))
+
+
+def _with_norm(problem: Problem, buffers: Buffers) -> Buffers:
+    """The buffers and those of what a mean divides by."""
+    if problem.options.reduction != MEAN:
+        return buffers
+    weight = _new(problem) if problem.options.penalty else None
+    return buffers._replace(norm=_new(problem), penalty_weight=weight)
 
 
 def _with_steps(problem: Problem, buffers: Buffers) -> Buffers:
