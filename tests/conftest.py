@@ -20,6 +20,7 @@ import pytest
 
 import lpl_fused
 from lpl_fused.backends import BACKENDS, REFERENCE, load, triton_binary
+from lpl_fused.testing import device_of
 
 if not torch.cuda.is_available():
     with contextlib.suppress(ImportError):  # no compiler: the backend says that it is not built
@@ -113,6 +114,8 @@ def backend(request: pytest.FixtureRequest) -> str:
     state = lpl_fused.backends()[name]
     if state != "available":
         pytest.skip(f"{name}: {state}")
+    if device_of(name) != "cpu" and not request.node.get_closest_marker("devices"):
+        pytest.skip(f"{name} takes no CPU tensors here; test_backends.py runs it on its device")
     request.node.user_properties.append(("backend", name))
     return name
 

@@ -4,28 +4,32 @@
 //     once(body)                              one team for all
 #pragma once
 
+#include <type_traits>
+
 #include "batch.h"
 #include "solver.h"
 #include "steps.h"
 
 namespace lpl {
 
-template <typename Body>
-struct BodyOf {
-  using type = Body;
+template <typename T>
+struct Type {
+  using type = T;
 };
 
-// launch(BodyOf<T>) for the element type of `dtype`.
+// run(Type<T>) for the element type of `dtype`.
 template <typename Run>
 void for_type(DType dtype, Run run) {
   switch (dtype) {
-    case DType::f64: return run(BodyOf<double>());
-    case DType::bf16: return run(BodyOf<BFloat16>());
-    case DType::f16: return run(BodyOf<Float16>());
-    default: return run(BodyOf<float>());
+    case DType::f64: return run(Type<double>());
+    case DType::bf16: return run(Type<BFloat16>());
+    case DType::f16: return run(Type<Float16>());
+    default: return run(Type<float>());
   }
 }
 
+// Whether a call has nothing but labels, their weights and φ; float64 has no kernels of its own for
+// that.
 inline bool bare(const Call& call) {
   const Problem& p = call.p;
   const Outputs& out = call.out;
@@ -33,19 +37,22 @@ inline bool bare(const Call& call) {
                          p.margin, p.rows,  out.grad_perturbed, out.grad_margin};
   for (const void* part : parts)
     if (part) return false;
-  return p.label_smoothing == 0 && p.z_loss == 0 && p.softcap == 0 && p.norm_p == 0 &&
+  return p.dtype != DType::f64 && p.label_smoothing == 0 && p.z_loss == 0 && p.softcap == 0 && p.norm_p == 0 &&
          p.inverse_temperature == 1 && p.penalty == Penalty::none;
+}
+
+template <template <typename, bool> class Body, typename T, typename Launcher>
+void launch_rows(Launcher& launch, const Call& call) {
+  constexpr bool simple = !std::is_same<T, double>::value;
+  if (bare(call)) return launch.rows(Body<T, simple>(), call, call.p.n, sizeof(T), true);
+  launch.rows(Body<T, false>(), call, call.p.n, sizeof(T), true);
 }
 
 // The learned perturbation: of rows alone in their class all that is wanted, or with only_delta δ;
 // of the others δ.
 template <typename T, typename Launcher>
 void take_steps(Launcher& launch, const Call& call) {
-  if (bare(call)) {
-    launch.rows(SolverBody<T, true>(), call, call.p.n, sizeof(T), true);
-  } else {
-    launch.rows(SolverBody<T, false>(), call, call.p.n, sizeof(T), true);
-  }
+  launch_rows<SolverBody, T>(launch, call);
   launch.rows(StepsBody<T>(), call, call.p.n, sizeof(T), false);
 }
 
@@ -69,11 +76,7 @@ void cross_entropy(Launcher& launch, Call call) {
       take_steps<T>(launch, call);
       if (call.scratch.only_delta) call.scratch.outcome = nullptr;
     }
-    if (bare(call)) {
-      launch.rows(RowBody<T, true>(), call, p.n, sizeof(T), true);
-    } else {
-      launch.rows(RowBody<T, false>(), call, p.n, sizeof(T), true);
-    }
+    launch_rows<RowBody, T>(launch, call);
     if (call.out.loss) launch.once(LossBody<Acc>(), call);
     if (!call.out.grad_scale && !call.out.grad_offset) return;
     const i64 chunks = (p.n + call.scratch.chunk - 1) / call.scratch.chunk;
