@@ -22,7 +22,11 @@ def build() -> Path:
     import pybind11
 
     text = hashlib.sha256(sys.version.encode())
-    for source in [SOURCE, *sorted((ROOT / "csrc").glob("*.h")), *sorted((ROOT / "csrc/cuda").iterdir())]:
+    for source in [
+        SOURCE,
+        *sorted((ROOT / "csrc").glob("*.h")),
+        *sorted((ROOT / "csrc/cuda").iterdir()),
+    ]:
         text.update(source.read_bytes())
     folder = ROOT / "build" / "cuda_on_host"
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,9 +34,25 @@ def build() -> Path:
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not module.exists():
-            includes = (f"-isystem{path}" for path in (sysconfig.get_paths()["include"], pybind11.get_include()))
+            includes = (
+                f"-isystem{path}"
+                for path in (sysconfig.get_paths()["include"], pybind11.get_include())
+            )
             made = module.with_suffix(".tmp")
-            command = [os.environ.get("CXX", "c++"), "-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas", *includes, str(SOURCE), "-o", str(made)]
+            command = [
+                os.environ.get("CXX", "c++"),
+                "-std=c++17",
+                "-O1",
+                "-fPIC",
+                "-shared",
+                "-fvisibility=hidden",
+                "-Wall",
+                "-Wno-unknown-pragmas",
+                *includes,
+                str(SOURCE),
+                "-o",
+                str(made),
+            ]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise ImportError(f"{SOURCE.name} does not compile:\n{done.stderr[-4000:]}")

@@ -95,7 +95,9 @@ def test_rows_that_begin_anywhere(dtype: torch.dtype, table: bool) -> None:
         if expected is None:
             expected = loss, grad
         torch.testing.assert_close(loss, expected[0], rtol=1e-6, atol=0)
-        torch.testing.assert_close(grad, expected[1], rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-9)
+        torch.testing.assert_close(
+            grad, expected[1], rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("form", ["plain", "weight", "mixed", "rows", "lpl"])
@@ -121,7 +123,9 @@ def test_out_of_range_poisons_its_row_alone(form: str, bad: int) -> None:
         steps = torch.full((40,), 3, device=DEVICE)
         loss = LF.lpl_cross_entropy(input, labels, steps, step_size=0.1, **keywords)  # type: ignore[arg-type]
     else:
-        target = MixedTarget(torch.arange(6, device=DEVICE), labels, 0.25) if form == "mixed" else labels
+        target = (
+            MixedTarget(torch.arange(6, device=DEVICE), labels, 0.25) if form == "mixed" else labels
+        )
         loss = LF.cross_entropy(input, target, **keywords)  # type: ignore[arg-type]
     (grad,) = torch.autograd.grad(loss.sum(), input)
     others = torch.arange(6) != 2

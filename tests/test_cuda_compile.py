@@ -50,19 +50,35 @@ def kernels() -> set[Kernel]:
     """One for each element type; for simple problems separate ones, except in double."""
     found = {Kernel(body, "double", False) for body in ("Row", "Solver", "Norm", "Loss")}
     found |= {Kernel(body, "float", False) for body in ("Norm", "Loss")}
-    found |= {Kernel(body, type, False) for body in ("Steps", "Table", "Scale") for type in TYPES.values()}
+    found |= {
+        Kernel(body, type, False) for body in ("Steps", "Table", "Scale") for type in TYPES.values()
+    }
     for type in ("float", "half", "bfloat16"):
         found |= {Kernel(body, type, bare) for body in ("Row", "Solver") for bare in (False, True)}
     return found
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, str]:
+def compiled(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, str]:
     """(architecture, object with its code and PTX, what the compiler said)"""
     arch: str = request.param
     made = tmp_path_factory.mktemp("cuda") / f"kernels_{arch}.o"
     code = f"arch=compute_{arch},code=[sm_{arch},compute_{arch}]"
-    command = [str(NVCC), "-std=c++17", "-O3", "-gencode", code, "-Xptxas", "-v", "-c", str(SOURCE), "-o", str(made)]
+    command = [
+        str(NVCC),
+        "-std=c++17",
+        "-O3",
+        "-gencode",
+        code,
+        "-Xptxas",
+        "-v",
+        "-c",
+        str(SOURCE),
+        "-o",
+        str(made),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-4000:]
@@ -72,14 +88,19 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def uses(said: str) -> dict[Kernel, Use]:
     found = {}
     for part in said.split("Compiling entry function ")[1:]:
-        name = re.search(r"(Row|Solver|Steps|Table|Scale|Norm|Loss)BodyI(f|d|6__half|13__nv_bfloat16)(?:Lb([01])E)?", part)
+        name = re.search(
+            r"(Row|Solver|Steps|Table|Scale|Norm|Loss)BodyI(f|d|6__half|13__nv_bfloat16)(?:Lb([01])E)?",
+            part,
+        )
         assert name, part
         spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", part)
         registers = re.search(r"Used (\d+) registers", part)
         assert spills
         assert registers
         shared = re.search(r"(\d+) bytes smem", part)
-        use = Use(int(registers[1]), int(shared[1]) if shared else 0, int(spills[1]) + int(spills[2]))
+        use = Use(
+            int(registers[1]), int(shared[1]) if shared else 0, int(spills[1]) + int(spills[2])
+        )
         found[Kernel(name[1], TYPES[name[2]], name[3] == "1")] = use
     return found
 
@@ -89,7 +110,9 @@ def test_every_kernel_keeps_to_its_budget(compiled: tuple[str, Path, str]) -> No
     found = uses(said)
     assert set(found) == kernels()
     for kernel, use in found.items():
-        assert all(have <= may for have, may in zip(use, budget(kernel), strict=True)), f"sm_{arch}, {kernel}: {use}, at most {budget(kernel)}"
+        assert all(have <= may for have, may in zip(use, budget(kernel), strict=True)), (
+            f"sm_{arch}, {kernel}: {use}, at most {budget(kernel)}"
+        )
     assert not re.search(r"\bwarning\b", said), said
 
 
@@ -104,7 +127,9 @@ def test_the_object_has_machine_code_and_ptx(compiled: tuple[str, Path, str]) ->
         pytest.skip("no cuobjdump")
 
     def said(*options: str) -> str:
-        return subprocess.run([str(tool), *options, str(made)], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            [str(tool), *options, str(made)], capture_output=True, text=True, check=True
+        ).stdout
 
     assert f"sm_{arch}.cubin" in said("-lelf")
     ptx = said("-ptx")

@@ -65,26 +65,32 @@ struct LossBody {
 };
 
 // Partial sums of dL/d scale and dL/d offset over a chunk of rows, from the Terms that RowBody
-// left.
+// left: team i has a tile of the columns of one chunk.
 template <typename T>
 struct TableBody {
   using Shared = Nothing;
   using Acc = typename AccumulateOf<T>::type;
+  static constexpr int kTile = 1024;
+
+  static LPL_HOST_DEVICE i64 tiles(i64 c) { return (c + kTile - 1) / kTile; }
 
   template <typename Team>
-  LPL_DEVICE static void run(Team& team, const Call& call, i64 chunk) {
+  LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
     const Algebra<T, false> algebra(call);
     const Outputs& out = call.out;
+    const i64 chunk = i / tiles(call.p.c);
+    const int first = int(i % tiles(call.p.c)) * kTile;
+    const int last = algebra.c < first + kTile ? algebra.c : first + kTile;
     const i64 begin = chunk * call.scratch.chunk, end = begin + call.scratch.chunk;
-    for (int j = team.rank(); j < algebra.c; j += team.size()) {
+    for (int j = first + team.rank(); j < last; j += team.size()) {
       Acc scale = 0, offset = 0;
-      for (i64 i = begin; i < end && i < call.p.n; ++i) {
-        Row<Acc> row = algebra.row(i, nullptr);
+      for (i64 k = begin; k < end && k < call.p.n; ++k) {
+        Row<Acc> row = algebra.row(k, nullptr);
         if (!row.live) continue;
-        const Acc* from = static_cast<const Acc*>(call.scratch.terms) + 8 * i;
+        const Acc* from = static_cast<const Acc*>(call.scratch.terms) + 8 * k;
         const Terms<Acc> terms = {from[0], from[1], from[2], from[3], from[4], from[5]};
         row.factor = from[6];
-        const Acc u = load(algebra.logits(i)[j]), z = algebra.perturbed(u, j, row);
+        const Acc u = load(algebra.logits(k)[j]), z = algebra.perturbed(u, j, row);
         const Acc dz = algebra.gradient(z, std::exp(z - terms.shift), j, row, terms);
         offset += algebra.to_offset(dz);
         scale += algebra.to_offset(dz) * algebra.bounded(u, row);

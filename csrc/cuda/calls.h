@@ -37,8 +37,8 @@ inline bool bare(const Call& call) {
                          p.margin, p.rows,  out.grad_perturbed, out.grad_margin};
   for (const void* part : parts)
     if (part) return false;
-  return p.dtype != DType::f64 && p.label_smoothing == 0 && p.z_loss == 0 && p.softcap == 0 && p.norm_p == 0 &&
-         p.inverse_temperature == 1 && p.penalty == Penalty::none;
+  return p.dtype != DType::f64 && p.label_smoothing == 0 && p.z_loss == 0 && p.softcap == 0 &&
+         p.norm_p == 0 && p.inverse_temperature == 1 && p.penalty == Penalty::none;
 }
 
 template <template <typename, bool> class Body, typename T, typename Launcher>
@@ -80,7 +80,7 @@ void cross_entropy(Launcher& launch, Call call) {
     if (call.out.loss) launch.once(LossBody<Acc>(), call);
     if (!call.out.grad_scale && !call.out.grad_offset) return;
     const i64 chunks = (p.n + call.scratch.chunk - 1) / call.scratch.chunk;
-    launch.rows(TableBody<T>(), call, chunks, sizeof(T), false);
+    launch.rows(TableBody<T>(), call, chunks * TableBody<T>::tiles(p.c), sizeof(T), false);
   });
 }
 

@@ -69,12 +69,12 @@ class Launcher {
     int blocks = 1;
     bool staged = stage;
     if (stage) {
-      // as many blocks as leave room for two teams on a multiprocessor; else as few as do at all
-      const i64 most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) -
-                       i64(sizeof(Exchange) + sizeof(typename Body::Shared));
+      const i64 all = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+      const i64 other = sizeof(Exchange) + sizeof(typename Body::Shared), most = all - other;
+      // as many blocks as leave room for two of them on a multiprocessor, which keeps 1 KiB of each
+      const i64 wanted = all / 2 - 1024 - other;
       const bool clusters = attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
-      const i64 wanted = clusters ? most / 2 : most;
-      while (blocks < kMostBlocks && clusters && slice(lines, blocks) > wanted) blocks *= 2;
+      while (clusters && blocks < kMostBlocks && slice(lines, blocks) > wanted) blocks *= 2;
       staged = slice(lines, blocks) <= most;
       if (!staged) blocks = 1;
     }
@@ -94,7 +94,7 @@ class Launcher {
     config.attrs = &cluster;
     config.numAttrs = blocks > 1;
     const auto kernel = row_kernel<Body>;
-    if (config.dynamicSmemBytes > 0)
+    if (config.dynamicSmemBytes > (48 << 10))
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  int(config.dynamicSmemBytes)),
             "shared memory for a row");

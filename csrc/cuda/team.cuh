@@ -47,7 +47,7 @@ class Team {
   }
 
   // op over the values of all threads, in an order that depends on the team's shape alone: the
-  // same result in all of them, in every run. op commutes.
+  // same bits in all of them, in every run. op commutes.
   template <typename V, typename Op>
   __device__ V reduce(V value, Op op) {
     static_assert(sizeof(V) <= kWidest && sizeof(V) % 4 == 0, "room for it in Exchange");
@@ -55,7 +55,9 @@ class Team {
     for (int lane = kWarp / 2; lane > 0; lane /= 2) value = op(value, shuffled(value, lane));
     turn_ ^= 1;
     const int warps = places() / kWarp;
-    if (warps > 1) {
+    if (warps == 1) {
+      value = of_first_lane(value);  // op(a, b) and op(b, a) may be rounded differently
+    } else {
       if (place() % kWarp == 0) at<V>(exchange_->of_warps[turn_][place() / kWarp]) = value;
       __syncthreads();
       value = at<V>(exchange_->of_warps[turn_][0]);
@@ -144,6 +146,17 @@ class Team {
     for (int& word : words) word = __shfl_xor_sync(0xffffffffu, word, lane);
     memcpy(&other, words, sizeof(V));
     return other;
+  }
+
+  template <typename V>
+  __device__ static V of_first_lane(const V& value) {
+    V first;
+    int words[sizeof(V) / 4];
+    memcpy(words, &value, sizeof(V));
+#pragma unroll
+    for (int& word : words) word = __shfl_sync(0xffffffffu, word, 0);
+    memcpy(&first, words, sizeof(V));
+    return first;
   }
 
   Exchange* exchange_;

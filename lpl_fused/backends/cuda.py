@@ -66,7 +66,7 @@ class Buffers(NamedTuple):
     terms: Tensor | None = None
     order: Tensor | None = None
     begin: Tensor | None = None
-    count: Tensor | None = None
+    counts: Tensor | None = None
     outcome: Tensor | None = None
     rowwise: Tensor | None = None
     direction: Tensor | None = None
@@ -189,7 +189,7 @@ def _with_steps(problem: Problem, buffers: Buffers) -> Buffers:
         slot=order[begin],
         order=order,
         begin=begin,
-        count=torch.searchsorted(ordered, label, right=True) - begin,
+        counts=torch.searchsorted(ordered, label, right=True) - begin,
         outcome=_new(problem, n, dtype=torch.int32),
         rowwise=_new(problem, n, 3),
         direction=_new(problem, n, classes) if problem.options.normalize else None,
