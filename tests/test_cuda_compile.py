@@ -40,7 +40,7 @@ def budget(kernel: Kernel) -> Use:
     registers = 255 if kernel.type == "double" else 128
     if kernel.bare and kernel.body == "Row":
         registers = 64
-    if kernel.body in ("Scale", "Norm", "Loss", "Steps", "Table"):
+    if kernel.body in ("Scale", "Norm", "Loss", "Table"):
         registers = 96 if kernel.type == "double" else 64
     heads = 512 * (20 if kernel.type != "double" else 36) + 256
     return Use(registers, 4096 + (heads if kernel.body == "Solver" else 0), 0)

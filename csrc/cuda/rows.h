@@ -26,6 +26,15 @@ LPL_DEVICE inline Sums<Acc> joined(const Sums<Acc>& a, const Sums<Acc>& b) {
               b.mass * (finite_shift(b.top) - shift)};
 }
 
+// Kahan's sum: as exact after many steps as after one.
+template <typename Acc>
+LPL_DEVICE inline void add(Acc& total, Acc& lost, Acc term) {
+  term -= lost;
+  const Acc sum = total + term;
+  lost = (sum - total) - term;
+  total = sum;
+}
+
 template <typename Team, typename T, bool Bare>
 class TeamRow {
  public:
@@ -73,6 +82,7 @@ class TeamRow {
   // Sums without column `skip` (or −1), with mass and pull if `weigh`.
   LPL_DEVICE Sums<Acc> sums(int skip, bool weigh) {
     Sums<Acc> s = no_columns<Acc>();
+    Acc lost = 0;  // a thread may have thousands of columns
     pieces_.visit([&](int first, const Acc* u) {
       Acc z[kSize], top = s.top;
 #pragma unroll
@@ -84,7 +94,9 @@ class TeamRow {
       const Acc shift = finite_shift(top);
       if (top > s.top) {
         const Acc old = finite_shift(s.top);
-        s.rest *= std::exp(s.top - shift);
+        const Acc shrink = std::exp(s.top - shift);
+        s.rest *= shrink;
+        lost *= shrink;
         s.pull += s.mass * (old - shift);
         s.top = top;
       }
@@ -94,7 +106,7 @@ class TeamRow {
         const Acc e = std::exp(z[v] - shift);
         rest += first + v == skip ? Acc(0) : e;
       }
-      s.rest += rest;
+      add(s.rest, lost, rest);
       if (!weigh) return;
       columns(first, u, [&](int j, Acc, int v) {
         const Acc w = a_.weight(j, row_);

@@ -30,15 +30,6 @@ struct Tail {
   Acc power[Heads<Acc>::kOrder], largest;
 };
 
-// Kahan's sum: as exact after many steps as after one.
-template <typename Acc>
-LPL_DEVICE inline void add(Acc& total, Acc& lost, Acc term) {
-  term -= lost;
-  const Acc sum = total + term;
-  lost = (sum - total) - term;
-  total = sum;
-}
-
 // All steps of a row, by the first warp of each block. `own` is log of the target's mass over the
 // rivals'; `step` has the direction's sign.
 template <typename Team, typename Acc>
