@@ -40,8 +40,8 @@ def budget(kernel: Kernel) -> Use:
     registers = 255 if kernel.type == "double" else 128
     if kernel.bare and kernel.body == "Row":
         registers = 64
-    if kernel.body in ("Scale", "Norm", "Loss", "Table"):
-        registers = 96 if kernel.type == "double" else 64
+    if kernel.body in ("Scale", "Norm", "Loss"):
+        registers = 64
     heads = 512 * (20 if kernel.type != "double" else 36) + 256
     return Use(registers, 4096 + (heads if kernel.body == "Solver" else 0), 0)
 
@@ -109,10 +109,12 @@ def test_every_kernel_keeps_to_its_budget(compiled: tuple[str, Path, str]) -> No
     arch, _, said = compiled
     found = uses(said)
     assert set(found) == kernels()
-    for kernel, use in found.items():
-        assert all(have <= may for have, may in zip(use, budget(kernel), strict=True)), (
-            f"sm_{arch}, {kernel}: {use}, at most {budget(kernel)}"
-        )
+    over = {
+        kernel: use
+        for kernel, use in found.items()
+        if any(have > may for have, may in zip(use, budget(kernel), strict=True))
+    }
+    assert not over, f"sm_{arch}"
     assert not re.search(r"\bwarning\b", said), said
 
 

@@ -180,7 +180,6 @@ struct SolverBody {
     // a q at the bound itself, rounded otherwise this time
     const int missed = team.reduce(int(at != end), [](int a, int b) { return a | b; });
     if (missed) return kFellBack;
-    team.sync();
     Shared& h = team.template shared<Shared>(team.block());
     if (team.place() < team.crew()) {
       const Acc step = Acc(steps > 0 ? call.p.step_size : -call.p.step_size);

@@ -47,7 +47,7 @@ class Team {
   }
 
   // op over the values of all threads, in an order that depends on the team's shape alone: the
-  // same bits in all of them, in every run. op commutes.
+  // same bits in all of them, in every run. op commutes. A barrier, too.
   template <typename V, typename Op>
   __device__ V reduce(V value, Op op) {
     static_assert(sizeof(V) <= kWidest && sizeof(V) % 4 == 0, "room for it in Exchange");
@@ -56,6 +56,7 @@ class Team {
     turn_ ^= 1;
     const int warps = places() / kWarp;
     if (warps == 1) {
+      __syncwarp();
       value = of_first_lane(value);  // op(a, b) and op(b, a) may be rounded differently
     } else {
       if (place() % kWarp == 0) at<V>(exchange_->of_warps[turn_][place() / kWarp]) = value;
