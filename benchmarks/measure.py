@@ -92,7 +92,7 @@ def admit(
     exact = truth(case, batch)
     eager: Errors | None = None
     for provider in sorted(providers, key=lambda p: p.name != EAGER.name):
-        reason = provider.absent(device)
+        reason = provider.absent(device, case.loss.multilabel)
         if reason is not None:
             yield Entrant(provider.name, records.ABSENT, records.without_paths(reason))
             continue

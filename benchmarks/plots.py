@@ -21,6 +21,7 @@ _COLOURS = {
     "reference": "#999999",
     "cpp": "#0072B2",
     "triton": "#009E73",
+    "cuda": "#56B4E9",
     EAGER_CE.name: "#CC79A7",
 }
 _OTHER = "#D55E00"
@@ -30,6 +31,7 @@ _LABELS = {
     EAGER_CE.name: "eager, plain CE",
     "cpp": "lpl_fused cpp",
     "triton": "lpl_fused triton",
+    "cuda": "lpl_fused cuda",
     "reference": "lpl_fused reference",
     COMPILE.name: "torch.compile",
 }

@@ -15,6 +15,7 @@ from torch import Tensor
 import lpl_fused
 from lpl_fused import functional as LF
 from lpl_fused import losses
+from lpl_fused.backends import REFERENCE, reason_against
 
 from . import baselines
 from .cases import STEP_SIZE, Batch, Case
@@ -29,12 +30,13 @@ class Provider:
     Attributes:
         name: as the command line and the records call it.
         criterion: makes, from a case and its batch, the function from logits to the mean loss.
-        absent: why it cannot be timed on a device ("cpu", "cuda"); None if it can.
+        absent: why it cannot be timed on a device ("cpu", "cuda"), with multi-label losses or without;
+            None if it can.
     """
 
     name: str
     criterion: Callable[[Case, Batch], Criterion]
-    absent: Callable[[str], str | None] = lambda device: None
+    absent: Callable[[str, bool], str | None] = lambda device, multilabel: None
 
 
 def _balanced(case: Case, batch: Batch) -> losses.DistributionBalancedLoss:
@@ -148,18 +150,20 @@ def fused_multilabel(case: Case, batch: Batch, backend: str, **keywords: Any) ->
     return lambda u: LF.binary_cross_entropy_with_logits(u, target, backend=backend, **keywords)
 
 
-def _backend_absent(backend: str, device: str) -> str | None:
+def _backend_absent(backend: str, device: str, multilabel: bool) -> str | None:
     state = lpl_fused.backends()[backend]
     if state != "available":
         return state
-    if backend == "triton" and device == "cpu":
+    if backend in ("triton", "cuda") and device == "cpu":
         return "runs on a GPU; interpreted on the CPU its time means nothing"
     if backend == "cpp" and device != "cpu":
         return f"runs on the CPU, not on {device}"
-    return None
+    if backend == REFERENCE:
+        return None
+    return reason_against(backend, device, torch.float32, multilabel)
 
 
-def _compiler_absent(device: str) -> str | None:
+def _compiler_absent(device: str, multilabel: bool) -> str | None:
     if os.environ.get("TORCH_COMPILE_DISABLE") == "1" or os.environ.get("TORCHDYNAMO_DISABLE"):
         return "switched off by the environment"
     return None

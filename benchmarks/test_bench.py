@@ -24,7 +24,7 @@ PROVIDERS = [provider for provider in providers().values() if provider != COMPIL
 @pytest.mark.parametrize("provider", PROVIDERS, ids=lambda provider: provider.name)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
 def test_forward_and_backward(benchmark: Any, case: Case, provider: Provider) -> None:
-    reason = provider.absent(DEVICE.type)
+    reason = provider.absent(DEVICE.type, case.loss.multilabel)
     if reason is not None:
         pytest.skip(f"{provider.name}: {reason}")
     batch = draw(case, DEVICE)
