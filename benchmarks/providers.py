@@ -30,8 +30,8 @@ class Provider:
     Attributes:
         name: as the command line and the records call it.
         criterion: makes, from a case and its batch, the function from logits to the mean loss.
-        absent: why it cannot be timed on a device ("cpu", "cuda"), with multi-label losses or without;
-            None if it can.
+        absent: why it cannot be timed on a device ("cpu", "cuda") and with losses of one label or
+            several; None if it can.
     """
 
     name: str

@@ -94,7 +94,7 @@ class Launcher {
     config.attrs = &cluster;
     config.numAttrs = blocks > 1;
     const auto kernel = row_kernel<Body>;
-    if (config.dynamicSmemBytes > (48 << 10))
+    if (config.dynamicSmemBytes > 0)
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  int(config.dynamicSmemBytes)),
             "shared memory for a row");
