@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test bench gpu lint clean
+.PHONY: train test bench gpu sanitize lint clean
 
 train: $(VENV)/train.done  ## train on embedded data, compare losses, print the table, draw the plot
 	$(BIN)/lpl-fused train $(ARGS)
@@ -19,10 +19,17 @@ gpu: $(VENV)/gpu.done  ## on a CUDA machine: tests on the device, then the bench
 	$(BIN)/python -m pytest -m "gpu or not gpu" $(ARGS)
 	$(BIN)/python -m benchmarks.run
 
+sanitize: $(VENV)/gpu.done  ## on a CUDA machine: the CUDA backend's tests under compute-sanitizer
+	for tool in memcheck racecheck initcheck synccheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    --kernel-name kns=lpl --target-processes all \
+	    $(BIN)/python -m pytest tests/test_cuda.py $(ARGS) || exit 1; \
+	done
+
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/cpu/* tests/*.cpp
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/cpu/* csrc/cuda/* tests/*.cpp
 	$(BIN)/mypy
 
 clean:
@@ -37,12 +44,14 @@ $(VENV)/torch.done: constraints.txt | $(BIN)/python
 	$(PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt)
 	touch $@
 
+# without a device the CUDA module could only be imported, and nvcc takes minutes for it
+$(VENV)/train.done $(VENV)/test.done $(VENV)/dev.done: export LPL_FUSED_CUDA ?= 0
 $(VENV)/train.done $(VENV)/test.done $(VENV)/dev.done: $(VENV)/%.done: $(VENV)/torch.done pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/*)
 	$(PIP) -c constraints.txt -e ".[$*]"
 	touch $@
 
 # the machine's own CUDA torch and its triton
-$(VENV)/gpu.done: pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/*)
+$(VENV)/gpu.done: pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/* csrc/cuda/*)
 	$(PYTHON) -m venv --system-site-packages $(VENV)
 	$(PIP) -e ".[bench]" expecttest hypothesis pytest
 	touch $@

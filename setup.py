@@ -1,11 +1,14 @@
 """The native build and nothing else; everything static is in pyproject.toml.
 
-Builds lpl_fused._cpu with ninja: pybind11 without torch, one object per instruction set. Where no
-compiler works the package is installed without it, with one line that says so.
+Builds lpl_fused._cpu and lpl_fused._cuda with ninja, independently: pybind11 without torch, one
+object per instruction set, one per CUDA source. Where a compiler does not work the package is
+installed without that module, with one line that says so.
 
-    LPL_FUSED_REQUIRE_EXT=cpu   turns a failed build into an error
-    MAX_JOBS                    parallel compiler processes
-    CXX                         the compiler
+    LPL_FUSED_CUDA=auto|0|1       auto: build _cuda where there is an nvcc; 1: complain without
+    LPL_FUSED_CUDA_ARCHS          compute capabilities times ten, "80;90;100"; PTX of the last
+    LPL_FUSED_REQUIRE_EXT=cpu|cuda|all    turns a failed build into an error
+    MAX_JOBS                      parallel compiler processes
+    CXX, NVCC                     the compilers
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import io
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -24,6 +28,7 @@ from ninja.ninja_syntax import Writer
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+CSRC = Path(__file__).resolve().parent / "csrc"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 ISAS: dict[str, list[str]] = {"baseline": []}
 if X86:
@@ -32,6 +37,21 @@ if X86:
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"),
         "-mprefer-vector-width=512",
     ]
+NVCC = os.environ.get("NVCC") or shutil.which("nvcc")
+CUDA_ARCHS = os.environ.get("LPL_FUSED_CUDA_ARCHS", "80;90;100").split(";")
+
+
+def wanted() -> list[Extension]:
+    """The modules to build; which of them must be is LPL_FUSED_REQUIRE_EXT's to say."""
+    choice = os.environ.get("LPL_FUSED_CUDA", "auto")
+    if choice not in ("auto", "0", "1"):
+        raise ValueError(f"LPL_FUSED_CUDA: expected auto, 0 or 1, got {choice!r}")
+    cuda = choice == "1" or required("cuda") or (choice == "auto" and NVCC is not None)
+    return [Extension(f"lpl_fused.{name}", []) for name in ("_cpu", "_cuda")[: 2 if cuda else 1]]
+
+
+def required(module: str) -> bool:
+    return os.environ.get("LPL_FUSED_REQUIRE_EXT", "") in (module, "all")
 
 
 class NinjaBuild(build_ext):
@@ -39,11 +59,10 @@ class NinjaBuild(build_ext):
         try:
             self.build_with_ninja(ext)
         except (OSError, subprocess.CalledProcessError) as error:
-            short = ext.name.rpartition("_")[2]
-            if os.environ.get("LPL_FUSED_REQUIRE_EXT", "") in (short, "all"):
+            if required(ext.name.rpartition("_")[2]):
                 raise
             print(
-                f"lpl_fused: {ext.name} was not built ({error}); slower backends serve", flush=True
+                f"lpl_fused: {ext.name} was not built ({error}); other backends serve", flush=True
             )
 
     def build_with_ninja(self, ext: Extension) -> None:
@@ -51,41 +70,69 @@ class NinjaBuild(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(self.build_temp).resolve() / ext.name
         work.mkdir(parents=True, exist_ok=True)
-        source = Path(__file__).resolve().parent / "csrc" / "cpu"
         text = io.StringIO()
-        self.write_rules(Writer(text, width=200), source, target)  # type: ignore[arg-type]
+        rules = Writer(text, width=200)  # type: ignore[arg-type]
+        rules.variable("cxx", os.environ.get("CXX", "c++"))
+        (cpu_rules if ext.name.endswith("_cpu") else cuda_rules)(rules, target)
         (work / "build.ninja").write_text(text.getvalue())
         command = [str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(work)]
         if os.environ.get("MAX_JOBS"):
             command.append(f"-j{os.environ['MAX_JOBS']}")
         subprocess.run(command, check=True)
 
-    def write_rules(self, n: Writer, source: Path, target: Path) -> None:
-        include = [sysconfig.get_paths()["include"], pybind11.get_include()]
-        flags = [
-            *("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-Wall"),
-            # own exponentials handle inf and nan, so no -ffast-math, least of all at link time
-            *("-fno-math-errno", "-fno-trapping-math", "-Wno-unknown-pragmas", "-Wno-psabi"),
-            *(["-DLPL_X86"] if X86 else []),
-            *(f"-isystem {path}" for path in include),
-        ]
-        n.variable("cxx", os.environ.get("CXX", "c++"))
-        n.variable("flags", " ".join(flags))
-        compile = "$cxx $flags $isa -MMD -MF $out.d -c $in -o $out"
-        n.rule("compile", compile, depfile="$out.d", deps="gcc", description="compile $out")
-        link = ["-undefined dynamic_lookup"] if sys.platform == "darwin" else []
-        n.rule("link", " ".join(["$cxx -shared -fopenmp", *link, "$in -o $out"]))
-        objects = []
-        for name in ("bindings", "dispatch"):
-            objects.append(f"{name}.o")
-            n.build(objects[-1:], "compile", [str(source / f"{name}.cpp")])
-        for isa, options in ISAS.items():
-            variables = {"isa": " ".join([f"-DLPL_ISA={isa}", *options])}
-            for name in ("kernels", "binary_kernels"):
-                objects.append(f"{name}_{isa}.o")
-                text = [str(source / f"{name}.cpp")]
-                n.build(objects[-1:], "compile", text, variables=variables)
-        n.build([str(target)], "link", objects)
+
+def compiler(n: Writer, *flags: str) -> None:
+    """The rule `compile` for C++."""
+    include = [sysconfig.get_paths()["include"], pybind11.get_include()]
+    flags = (*flags, "-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall")
+    n.variable("flags", " ".join([*flags, *(f"-isystem {path}" for path in include)]))
+    command = "$cxx $flags $isa -MMD -MF $out.d -c $in -o $out"
+    n.rule("compile", command, depfile="$out.d", deps="gcc", description="compile $out")
 
 
-setup(ext_modules=[Extension("lpl_fused._cpu", [])], cmdclass={"build_ext": NinjaBuild})
+def cpu_rules(n: Writer, target: Path) -> None:
+    compiler(
+        n,
+        "-fopenmp",
+        # own exponentials handle inf and nan, so no -ffast-math, least of all at link time
+        *("-fno-math-errno", "-fno-trapping-math", "-Wno-unknown-pragmas", "-Wno-psabi"),
+        *(["-DLPL_X86"] if X86 else []),
+    )
+    link = ["-undefined dynamic_lookup"] if sys.platform == "darwin" else []
+    n.rule("link", " ".join(["$cxx -shared -fopenmp", *link, "$in -o $out"]))
+    objects = []
+    for name in ("bindings", "dispatch"):
+        objects.append(f"{name}.o")
+        n.build(objects[-1:], "compile", [str(CSRC / "cpu" / f"{name}.cpp")])
+    for isa, options in ISAS.items():
+        variables = {"isa": " ".join([f"-DLPL_ISA={isa}", *options])}
+        for name in ("kernels", "binary_kernels"):
+            objects.append(f"{name}_{isa}.o")
+            text = [str(CSRC / "cpu" / f"{name}.cpp")]
+            n.build(objects[-1:], "compile", text, variables=variables)
+    n.build([str(target)], "link", objects)
+
+
+def cuda_rules(n: Writer, target: Path) -> None:
+    if NVCC is None:
+        raise OSError("no nvcc on PATH, and NVCC does not name one")
+    compiler(n)
+    n.variable("nvcc", NVCC)
+    codes = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHS]
+    last = f"-gencode arch=compute_{CUDA_ARCHS[-1]},code=compute_{CUDA_ARCHS[-1]}"
+    flags = "-std=c++17 -O3 -ccbin $cxx -Xcompiler -fPIC,-fvisibility=hidden"
+    n.rule(
+        "kernels",
+        " ".join(["$nvcc", flags, *codes, last, "-MD -MF $out.d -c $in -o $out"]),
+        depfile="$out.d",
+        deps="gcc",
+        description="compile $out",
+    )
+    # nvcc knows where its libraries are; a wrapper of it on PATH does not tell us
+    n.rule("link", "$nvcc -shared -cudart static -ccbin $cxx $in -o $out")
+    n.build(["bindings.o"], "compile", [str(CSRC / "cuda" / "bindings.cpp")])
+    n.build(["kernels.o"], "kernels", [str(CSRC / "cuda" / "kernels.cu")])
+    n.build([str(target)], "link", ["bindings.o", "kernels.o"])
+
+
+setup(ext_modules=wanted(), cmdclass={"build_ext": NinjaBuild})

@@ -15,6 +15,7 @@ from torch import Tensor
 import lpl_fused
 from lpl_fused import functional as LF
 from lpl_fused import losses
+from lpl_fused.backends import REFERENCE, load
 
 from . import baselines
 from .cases import STEP_SIZE, Batch, Case
@@ -174,11 +175,18 @@ def _backend_absent(backend: str, device: str) -> str | None:
     state = lpl_fused.backends()[backend]
     if state != "available":
         return state
-    if backend == "triton" and device == "cpu":
+    if backend in ("triton", "cuda") and device == "cpu":
         return "runs on a GPU; interpreted on the CPU its time means nothing"
     if backend == "cpp" and device != "cpu":
         return f"runs on the CPU, not on {device}"
     return None
+
+
+def _backend_solves(backend: str, case: Case) -> bool:
+    """Not every backend has kernels for labels of many classes at once."""
+    if backend == REFERENCE or not case.loss.multilabel:
+        return True
+    return hasattr(load(backend), "binary_cross_entropy")
 
 
 def _compiler_absent(device: str) -> str | None:
@@ -207,7 +215,12 @@ def providers() -> dict[str, Provider]:
     from .peers import PEERS  # they are providers, too
 
     backends = [
-        Provider(name, fused(name), functools.partial(_backend_absent, name))
+        Provider(
+            name,
+            fused(name),
+            functools.partial(_backend_absent, name),
+            functools.partial(_backend_solves, name),
+        )
         for name in lpl_fused.backends()
     ]
     return {provider.name: provider for provider in (EAGER, COMPILE, AUTO, *backends, *PEERS)}

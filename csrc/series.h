@@ -22,29 +22,40 @@ namespace {  // every object has its own, made for its instruction set
 constexpr int kOrder = 10;     // terms of E for rivals of middling q
 constexpr int kTinyOrder = 5;  // terms that do for the many of tiny q
 
-// E ← E·exp(a·E); `Real` is double, or a vector of them: one per row.
+// What numbers beside a Real are: double, also beside vectors of them.
 template <typename Real>
+struct ScalarOf {
+  using type = double;
+};
+template <>
+struct ScalarOf<float> {
+  using type = float;
+};
+
+// E ← E·exp(a·E); `Real` is float, double, or a vector of doubles: one per row.
+template <int Order = kOrder, typename Real>
 LPL_HOST_DEVICE inline void series_step(Real* e, Real a) {
+  using Scalar = typename ScalarOf<Real>::type;
   // g = exp(aE) by n·g_n = Σ k·(aE_k)·g_{n−k}
-  Real g[kOrder], slope[kOrder];
-  g[0] = a - a + 1.0;
-  for (int n = 1; n < kOrder; ++n) {
-    slope[n] = a * e[n] * double(n);
+  Real g[Order], slope[Order];
+  g[0] = a - a + Scalar(1);
+  for (int n = 1; n < Order; ++n) {
+    slope[n] = a * e[n] * Scalar(n);
     Real sum = slope[n];
     for (int k = 1; k < n; ++k) sum += slope[k] * g[n - k];
-    g[n] = sum * (1.0 / n);
+    g[n] = sum * Scalar(1.0 / n);
   }
-  for (int n = kOrder; n > 1; --n) {
+  for (int n = Order; n > 1; --n) {
     Real sum = e[n];
     for (int m = 1; m < n; ++m) sum += e[m] * g[n - m];
     e[n] = sum;
   }
 }
 
-// Coefficients of E², of order 2 to kOrder: Σ over rivals of squares is Σ_s square[s]·M_s.
-template <typename Real>
+// Coefficients of E², of order 2 to Order: Σ over rivals of squares is Σ_s square[s]·M_s.
+template <int Order = kOrder, typename Real>
 LPL_HOST_DEVICE inline void series_square(const Real* e, Real* square) {
-  for (int s = 2; s <= kOrder; ++s) {
+  for (int s = 2; s <= Order; ++s) {
     Real sum = e[1] * e[s - 1];
     for (int r = 2; r < s; ++r) sum += e[r] * e[s - r];
     square[s] = sum;
@@ -73,10 +84,11 @@ LPL_HOST_DEVICE constexpr double series_tolerance() {
 
 // Bound of the relative error of all probabilities: what is cut off, and what that does to Z and so
 // to all later steps.
+template <int Order = kOrder>
 LPL_HOST_DEVICE inline double series_error(double dose, const Thresholds& cut) {
   const double middling = dose * cut.middling, tiny = dose * cut.tiny;
   if (!(middling < 0.5)) return INFINITY;
-  const double worst = std::fmax(std::pow(middling, kOrder), std::pow(tiny, kTinyOrder));
+  const double worst = std::fmax(std::pow(middling, Order), std::pow(tiny, kTinyOrder));
   return (1 + dose) * 2 * worst;
 }
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import functional
+from .backends import REFERENCE, reason_against
 from .penalty import MarginPenalty
 from .perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from .problem import accumulate_dtype
@@ -43,25 +44,32 @@ class Case:
 
     def to(self, dtype: torch.dtype) -> Case:
         """The same with logits, tables and numbers per row cast."""
+        return self._changed(lambda tensor: tensor.to(dtype) if _is_real(tensor) else tensor)
 
-        def cast(value: Any) -> Any:
-            return value.to(dtype) if isinstance(value, Tensor) and _is_real(value) else value
+    def on(self, device: str) -> Case:
+        """The same with all tensors on a device."""
+        return self._changed(lambda tensor: tensor.to(device))
 
-        target = self.target
-        if isinstance(target, MixedTarget):
-            target = MixedTarget(target.target, target.other, cast(target.lam))
-        else:
-            target = cast(target)
-
-        def cast_all(value: Any) -> Any:
-            """The tensors of a dataclass, and of those within it."""
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Case:
+        def changed(value: Any) -> Any:
+            """A tensor, or the tensors of a dataclass or target and of those within it."""
+            if isinstance(value, Tensor):
+                return change(value)
+            if isinstance(value, MixedTarget):
+                return MixedTarget(*map(changed, value))
             if not isinstance(value, _TABLES):
-                return cast(value)
-            parts = {part.name: cast_all(getattr(value, part.name)) for part in fields(value)}
+                return value
+            parts = {part.name: changed(getattr(value, part.name)) for part in fields(value)}
             return replace(value, **parts)
 
-        keywords = {name: cast_all(value) for name, value in self.keywords.items()}
-        return replace(self, input=cast(self.input), target=target, keywords=keywords)
+        keywords = {name: changed(value) for name, value in self.keywords.items()}
+        return replace(
+            self,
+            input=change(self.input),
+            target=changed(self.target),
+            keywords=keywords,
+            steps=changed(self.steps),
+        )
 
     def rounded(self, dtype: torch.dtype) -> Case:
         """The same in float64, every number one that beside `dtype` logits is held exactly."""
@@ -85,14 +93,18 @@ def _is_real(tensor: Tensor) -> bool:
 
 
 def evaluate(case: Case, backend: str, upstream: Tensor | None = None) -> Result:
-    """Loss and gradients of a case; `upstream` (the loss's shape) defaults to ones."""
+    """Loss and gradients of a case; `upstream` (the loss's shape) defaults to ones. Runs where the
+    backend does, and gives its results on the CPU."""
+    case = case.on(device_of(backend))
     input = case.input.detach().clone().requires_grad_()
     keywords = dict(case.keywords)
     leaves = {"input": input}
     if case.learn:
         table_dtype = accumulate_dtype(input.dtype)
         tables = {
-            name: torch.as_tensor(getattr(keywords["perturbation"], name), dtype=table_dtype)
+            name: torch.as_tensor(
+                getattr(keywords["perturbation"], name), dtype=table_dtype, device=input.device
+            )
             .detach()
             .clone()
             .requires_grad_()
@@ -116,8 +128,17 @@ def evaluate(case: Case, backend: str, upstream: Tensor | None = None) -> Result
         )
     if upstream is None:
         upstream = torch.ones_like(loss)
-    grads = torch.autograd.grad(loss, list(leaves.values()), upstream.to(loss.dtype))
-    return Result(loss.detach(), dict(zip(leaves, grads, strict=True)))
+    grads = torch.autograd.grad(loss, list(leaves.values()), upstream.to(loss.device, loss.dtype))
+    return Result(
+        loss.detach().cpu(),
+        {name: grad.cpu() for name, grad in zip(leaves, grads, strict=True)},
+    )
+
+
+def device_of(backend: str) -> str:
+    """ "cpu" where the backend takes tensors there, else "cuda"."""
+    runs = backend in ("auto", REFERENCE) or reason_against(backend, "cpu", torch.float32) is None
+    return "cpu" if runs else "cuda"
 
 
 def error(value: Tensor, truth: Tensor, *, cancels: bool = False) -> float:

@@ -12,6 +12,7 @@ from cases import Draw, cross_entropy_cases, lpl_cases
 from lpl_fused import Perturbation, testing
 from lpl_fused.backends import load
 
+pytestmark = pytest.mark.devices
 CASES = cross_entropy_cases()
 LPL_CASES = lpl_cases()
 DTYPES = {

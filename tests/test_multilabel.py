@@ -17,6 +17,8 @@ from lpl_fused import functional as LF
 from lpl_fused.multilabel import MultiLabel, binary_options
 from lpl_fused.ops import sigmoid as ops
 
+pytestmark = pytest.mark.multilabel
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from torch.testing._internal.common_methods_invocations import op_db

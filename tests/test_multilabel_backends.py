@@ -11,6 +11,8 @@ from test_backends import CLASSES, DTYPES, WIDE, check, rows
 from lpl_fused.backends import load
 from lpl_fused.testing import Case, evaluate
 
+pytestmark = [pytest.mark.multilabel, pytest.mark.devices]
+
 CASES, LPL_CASES = binary_cases(), binary_lpl_cases()
 FEW_POSITIVES = few_positives_cases()
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from lpl_fused import BinaryPerturbation, Perturbation, losses
 from lpl_fused import functional as LF
 
+pytestmark = pytest.mark.multilabel
+
 # METHODS 2.4: N = 100, n = (60, 20, 5), Y = (1, 0, 1), u = (1, −1, 0.5)
 COUNTS, SAMPLES = [60, 20, 5], 100
 U, Y = torch.tensor([[1.0, -1.0, 0.5]]).double(), torch.tensor([[1.0, 0.0, 1.0]])

@@ -43,6 +43,7 @@ def test_import_needs_torch_alone() -> None:
         "PIL",
         "numpy.testing",
         "lpl_fused._cpu",
+        "lpl_fused._cuda",
     ]
     code = f"import sys, torch; before = set(sys.modules); import lpl_fused; print(sorted(set({heavy}) & (set(sys.modules) - before)))"
     assert run(code).strip() == "[]"
@@ -96,7 +97,7 @@ def test_version_and_public_names() -> None:
     for name in lpl_fused.__all__:
         assert getattr(lpl_fused, name) is not None
     assert callable(lpl_fused.backends)
-    assert set(lpl_fused.backends()) == {"cpp", "triton", "reference"}
+    assert set(lpl_fused.backends()) == {"cpp", "triton", "cuda", "reference"}
 
 
 def build(kind: str, out: Path, source: Path, **environment: str) -> Path:
@@ -110,7 +111,8 @@ def build(kind: str, out: Path, source: Path, **environment: str) -> Path:
         cwd=source,
         capture_output=True,
         text=True,
-        env={**os.environ, **environment},
+        # the CUDA module takes minutes; test_cuda_compile.py compiles its kernels
+        env={**os.environ, "LPL_FUSED_CUDA": "0", **environment},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     said = re.search(r"^built (\S+)$", done.stdout, re.MULTILINE)
@@ -155,17 +157,19 @@ def test_sdist_builds_a_wheel_that_works(unpacked_sdist: Path, tmp_path: Path) -
 
 
 def test_without_a_compiler_it_still_installs(unpacked_sdist: Path, tmp_path: Path) -> None:
-    wheel = build("wheel", tmp_path, unpacked_sdist, CXX="/nonexistent/c++")
+    nowhere = {"CXX": "/nonexistent/c++", "NVCC": "/nonexistent/nvcc", "LPL_FUSED_CUDA": "1"}
+    wheel = build("wheel", tmp_path, unpacked_sdist, **nowhere)
     with zipfile.ZipFile(wheel) as archive:
-        assert not any("_cpu." in name for name in archive.namelist())
+        assert not any(re.search(r"_(cpu|cuda)\.", name) for name in archive.namelist())
         assert "lpl_fused/functional/softmax.py" in archive.namelist()
     code = "import sys; from setuptools import build_meta as b;b.build_wheel(sys.argv[1])"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        cwd=unpacked_sdist, capture_output=True, text=True,
-        env={**os.environ, "CXX": "/nonexistent/c++", "LPL_FUSED_REQUIRE_EXT": "cpu"},
-    )  # fmt: skip
-    assert done.returncode != 0
+    for required, cuda in (("cpu", "0"), ("cuda", "auto"), ("all", "1")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)],
+            cwd=unpacked_sdist, capture_output=True, text=True,
+            env={**os.environ, **nowhere, "LPL_FUSED_CUDA": cuda, "LPL_FUSED_REQUIRE_EXT": required},
+        )  # fmt: skip
+        assert done.returncode != 0, required
 
 
 def test_native_module_needs_neither_torch_nor_cuda() -> None:

@@ -2,7 +2,7 @@
 
 A backend is a module with launchers over a `Problem` or `BinaryProblem` (their contract stands in
 ops/) and two questions: `unavailable()` and `unsupported(device, dtype)`, each answered by None or
-by a reason.
+by a reason. One without `binary_cross_entropy` has no multi-label losses.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from types import ModuleType
 
 import torch
 
-BACKENDS = ("cpp", "triton")
+BACKENDS = ("cpp", "triton", "cuda")
 REFERENCE = "reference"
+# what "auto" tries, best first; on the rest the reference runs. The CUDA kernels have not run on a
+# device yet: no figure says that they are the faster
+PREFERENCE = {"cpu": ("cpp",), "cuda": ("triton", "cuda")}
 
 
 @functools.cache
@@ -24,10 +27,14 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def reason_against(name: str, device: str, dtype: torch.dtype) -> str | None:
+def reason_against(
+    name: str, device: str, dtype: torch.dtype, multilabel: bool = False
+) -> str | None:
     """Why backend `name` cannot run on `device` ("cpu", "cuda", …) and `dtype`; None if it can."""
     module = load(name)
     reason: str | None = module.unavailable() or module.unsupported(device, dtype)
+    if reason is None and multilabel and not hasattr(module, "binary_cross_entropy"):
+        return "no kernels for multi-label losses"
     return reason
 
 
@@ -39,17 +46,17 @@ OVERRIDE = os.environ.get("LPL_FUSED_BACKEND", "auto")  # what "auto" means, whe
 
 
 @functools.cache
-def preferred(device: str, dtype: torch.dtype) -> str:
+def preferred(device: str, dtype: torch.dtype, multilabel: bool = False) -> str:
     """The backend that "auto" means; cached, so what is installed is looked at once a process."""
     if OVERRIDE != "auto":
-        return resolve(OVERRIDE, device, dtype)
-    for name in ("cpp",) if device == "cpu" else ("triton",):
-        if reason_against(name, device, dtype) is None:
+        return resolve(OVERRIDE, device, dtype, multilabel)
+    for name in PREFERENCE.get(device, ()):
+        if reason_against(name, device, dtype, multilabel) is None:
             return name
     return REFERENCE
 
 
-def resolve(backend: str, device: str, dtype: torch.dtype) -> str:
+def resolve(backend: str, device: str, dtype: torch.dtype, multilabel: bool = False) -> str:
     """The name of the implementation that runs: a member of BACKENDS, or "reference".
 
     "auto" takes LPL_FUSED_BACKEND if the environment sets it, else the first backend that can run.
@@ -60,13 +67,13 @@ def resolve(backend: str, device: str, dtype: torch.dtype) -> str:
         RuntimeError: the backend asked for cannot run here; says why.
     """
     if backend == "auto":
-        return preferred(device, dtype)
+        return preferred(device, dtype, multilabel)
     if backend == REFERENCE:
         return REFERENCE
     if backend not in BACKENDS:
         expected = ", ".join(repr(name) for name in ("auto", *BACKENDS, REFERENCE))
         raise ValueError(f"backend: expected one of {expected}, got {backend!r}")
-    reason = reason_against(backend, device, dtype)
+    reason = reason_against(backend, device, dtype, multilabel)
     if reason is not None:
         raise RuntimeError(f"backend {backend!r} cannot run on {device} {dtype}: {reason}")
     return backend

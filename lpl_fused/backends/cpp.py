@@ -18,10 +18,10 @@ from ..problem import (
     accumulate_dtype,
     label_range_error,
 )
+from .native import DTYPES, sizes
 
-_DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 _LABELS = {
-    **_DTYPES,
+    **DTYPES,
     **{torch.bool: 4, torch.uint8: 4, torch.int8: 5, torch.int16: 6, torch.int32: 7},
     torch.int64: 8,
 }
@@ -51,7 +51,7 @@ def unavailable() -> str | None:
 def unsupported(device: str, dtype: torch.dtype) -> str | None:
     if device != "cpu":
         return f"runs on cpu tensors, not on {device}"
-    return None if dtype in _DTYPES else f"no kernels for {dtype}"
+    return None if dtype in DTYPES else f"no kernels for {dtype}"
 
 
 def describe() -> str:
@@ -59,21 +59,7 @@ def describe() -> str:
 
 
 def _sizes(problem: Problem) -> tuple[int, ...]:
-    """What the bindings cannot read off the addresses of a problem's tensors."""
-    input, target, rows = problem.input, problem.target, problem.rows
-    n, classes = input.shape
-    dense = target.dim() == 2
-    return (
-        n,
-        classes,
-        input.stride(0),
-        dense,
-        target.stride(0) if dense else 0,
-        0 if rows is None else rows.shape[0],
-        _DTYPES[input.dtype],
-        _DTYPES[target.dtype] if dense else 0,
-        torch.get_num_threads(),
-    )
+    return sizes(problem, torch.get_num_threads())
 
 
 def _check(status: tuple[int, int, int, int], problem: Problem) -> None:
@@ -201,7 +187,7 @@ def _binary(problem: BinaryProblem, **outputs: Tensor | None) -> None:
         *input.shape,
         input.stride(0),
         target.stride(0),
-        _DTYPES[input.dtype],
+        DTYPES[input.dtype],
         _LABELS[target.dtype],
         torch.get_num_threads(),
     )
@@ -251,7 +237,7 @@ def scale_rows_(buffer: Tensor, grad_loss: Tensor) -> None:
     _native().scale_rows(
         buffer.data_ptr(),
         *buffer.shape,
-        _DTYPES[buffer.dtype],
+        DTYPES[buffer.dtype],
         grad_loss.data_ptr(),
         stride,
         torch.get_num_threads(),

@@ -247,4 +247,4 @@ def _resolve(backend: str, problem: BinaryProblem) -> str:
                         ' use backend="auto" or "reference"'
                     )
                 return REFERENCE
-    return resolve(backend, problem.input.device.type, problem.input.dtype)
+    return resolve(backend, problem.input.device.type, problem.input.dtype, multilabel=True)

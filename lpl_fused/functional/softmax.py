@@ -79,9 +79,9 @@ def cross_entropy(
         penalty: a `MarginPenalty` P_i of each row, on the raw logits, 0 where the label is ignored.
             No weight touches it: the mean is over the rows that count, the sum and "none" add P_i.
         sample_weight: weights s, one per loss: the shape of `target` (class indices).
-        backend: "auto", "cpp", "triton" or "reference"; see `lpl_fused.explain()`. "auto" leaves
-            to torch's function what it can do, too, and does faster: a mean or sum with gradient of
-            (N, C) float32 or float64 logits on the CPU, at most `backends.SMALL` of them.
+        backend: "auto", "cpp", "triton", "cuda" or "reference"; see `lpl_fused.explain()`. "auto"
+            leaves to torch's function what it can do, too, and does faster: a mean or sum with
+            gradient of (N, C) float32 or float64 logits on the CPU, at most `backends.SMALL`.
 
     Returns:
         0-dim for "mean" and "sum", the shape of `target` for "none"; float32, float64 for float64

@@ -1,0 +1,249 @@
+// A row's target, its perturbed logits column by column, and what differentiates them; out-of-range
+// labels and row indices make a row's weights nan, and are never followed.
+#pragma once
+
+#include "../lpl_math.h"
+#include "call.h"
+
+namespace lpl {
+
+// Target weights t_j = hard·1[j = label] + other_hard·1[j = other] + uniform·w_j (w_j: see
+// Algebra::weight) and the places of a row's tables.
+template <typename Acc>
+struct Row {
+  i64 index;
+  int label, other;
+  bool live;     // else it counts nothing
+  bool outside;  // its label or row index is out of range
+  Acc hard, other_hard, uniform, margin;
+  const Acc *extra, *delta;  // (C,), null where there is none
+  Acc factor, length, bend;  // its norm: logits are `factor` times as long
+};
+
+// What the gradient of a row's columns is made of:
+// dL/dz_j = e^(z_j − shift)·strength − uniform·w_j·φ'(ℓ_j), plus or (one label) replaced by `part`
+// at the label and `other_part` at the other one; ℓ_j = log_total − (z_j − shift).
+template <typename Acc>
+struct Terms {
+  Acc shift, log_total, strength, uniform, part, other_part;
+};
+
+template <typename Acc>
+LPL_DEVICE inline Acc finite_shift(Acc top) {
+  return top == -INFINITY ? Acc(0) : top;  // where all logits are −inf: no −inf + inf
+}
+
+// `Bare`: cross-entropy of labels, their weights and φ, and nothing else.
+template <typename T, bool Bare>
+class Algebra {
+ public:
+  using Acc = typename AccumulateOf<T>::type;
+
+  LPL_DEVICE explicit Algebra(const Call& call) : p(call.p), call_(call), c(int(call.p.c)) {
+    spread = !Bare && (p.dense || p.smoothing || p.label_smoothing > 0);
+    one_label = Bare || (!spread && !p.other);
+  }
+
+  const Problem& p;
+  bool spread, one_label;
+
+  LPL_DEVICE static const Acc* table(const void* place) { return static_cast<const Acc*>(place); }
+  LPL_DEVICE const T* logits(i64 i) const {
+    return static_cast<const T*>(p.input) + i * p.row_stride;
+  }
+  LPL_DEVICE bool normed() const { return !Bare && p.norm_p > 0; }
+  LPL_DEVICE bool penalised() const { return !Bare && p.penalty != Penalty::none; }
+
+  // Row i; `delta` (N, C) may be null.
+  LPL_DEVICE Row<Acc> row(i64 i, const Acc* delta) const {
+    Row<Acc> r{};
+    r.index = i;
+    r.live = true;
+    r.factor = 1;
+    Acc share = p.sample_weight ? table(p.sample_weight)[i] : Acc(1);
+    bool ignored = false, outside = false;
+    if (p.target) r.label = column(p.target[i], ignored, outside);
+    i64 place = r.label;
+    if (!Bare && p.row_index) {
+      place = p.row_index[i];
+      if (place < 0 || place >= p.row_count) {
+        place = 0;
+        outside = true;
+      }
+    }
+    r.outside = outside;
+    if (outside) share = NAN;
+    if (!p.target) {
+      r.uniform = share;
+    } else if (Bare || !p.other) {
+      r.live = !ignored;
+      split(r.label, share, r.hard, r.uniform);
+    } else {
+      bool other_ignored = false, other_outside = false;
+      r.other = column(p.other[i], other_ignored, other_outside);
+      r.live = !(ignored && other_ignored);
+      const Acc lam = table(p.lam)[i];
+      Acc second = other_ignored || lam == 1 ? Acc(0) : share * (1 - lam);
+      if (other_outside) second = NAN;
+      // nan comes through: a label out of range was looked at before
+      const Acc first = ignored || lam == 0 ? (outside ? share : Acc(0)) : share * lam;
+      Acc other_uniform;
+      split(r.label, first, r.hard, r.uniform);
+      split(r.other, second, r.other_hard, other_uniform);
+      r.uniform += other_uniform;
+    }
+    if (!Bare && p.rows) r.extra = table(p.rows) + place * p.c;
+    if (!Bare && p.margin && p.target) r.margin = table(p.margin)[r.label];
+    if (delta) r.delta = delta + (call_.out.slot ? call_.out.slot[i] : i) * p.c;
+    return r;
+  }
+
+  // v = softcap·tanh(T(u)/softcap)
+  LPL_DEVICE Acc bounded(Acc u, const Row<Acc>& r) const {
+    if (Bare) return u;
+    const Acc x = u * r.factor;
+    return p.softcap > 0 ? Acc(p.softcap) * std::tanh(x / Acc(p.softcap)) : x;
+  }
+
+  // z = (scale·v + offset + rows[r] − margin[y]·1[j = y])/temperature + δ
+  LPL_DEVICE Acc perturbed(Acc u, int j, const Row<Acc>& r) const {
+    Acc z = bounded(u, r);
+    if (!Bare) {
+      if (p.scale) z *= table(p.scale)[j];
+      if (p.offset) z += table(p.offset)[j];
+      if (r.extra) z += r.extra[j];
+      if (j == r.label) z -= r.margin;
+      z *= Acc(p.inverse_temperature);
+    }
+    if (r.delta) z += r.delta[j];
+    return z;
+  }
+
+  LPL_DEVICE Acc logit(int j, const Row<Acc>& r) const {
+    return perturbed(load(logits(r.index)[j]), j, r);
+  }
+
+  // dL/d offset of a column from its dL/dz.
+  LPL_DEVICE Acc to_offset(Acc dz) const { return Bare ? dz : dz * Acc(p.inverse_temperature); }
+
+  // dL/dT from dL/d offset.
+  LPL_DEVICE Acc to_input(Acc d_offset, Acc u, int j, const Row<Acc>& r) const {
+    Acc du = d_offset;
+    if (!Bare && p.scale) du *= table(p.scale)[j];
+    if (!Bare && p.softcap > 0) {
+      // 1 − tanh² from e^(−2|x|), not from tanh, where it would cancel
+      const Acc decay = std::exp(Acc(-2 / p.softcap) * std::fabs(u * r.factor));
+      du *= 4 * decay / ((1 + decay) * (1 + decay));
+    }
+    return du;
+  }
+
+  // What `uniform` multiplies: class weights w_j, for class probabilities t_j·w_j.
+  LPL_DEVICE Acc weight(int j, const Row<Acc>& r) const {
+    Acc weight = 1;
+    if (p.dense) {
+      const Acc smoothing = Acc(p.label_smoothing);
+      weight = probability(r.index * p.dense_stride + j) * (1 - smoothing) + smoothing / Acc(p.c);
+    }
+    return p.weight ? weight * table(p.weight)[j] : weight;
+  }
+
+  LPL_DEVICE PhiValue<Acc> phi(Acc ell) const { return phi_of(ell, p.phi, Acc(p.phi_parameter)); }
+
+  // dL/dz of a column; `e` is e^(z − shift).
+  LPL_DEVICE Acc gradient(Acc z, Acc e, int j, const Row<Acc>& r, const Terms<Acc>& t) const {
+    Acc dz = e * t.strength;
+    if (one_label) return j == r.label ? t.part : dz;
+    if (spread) dz -= weight(j, r) * phi(t.log_total - (z - t.shift)).slope * t.uniform;
+    if (p.target && j == r.label) dz += t.part;
+    if (p.other && j == r.other) dz += t.other_part;
+    return dz;
+  }
+
+  // (loss of a row, Terms of its gradient times `upstream`) where all its weight is on one label;
+  // masses of its softmax in units of e^shift: `own` = e^lift of the label, `rest` of the others.
+  LPL_DEVICE Acc of_label(const Row<Acc>& r, Acc lift, Acc rest, Acc shift, Acc upstream,
+                          Terms<Acc>& t) const {
+    const Acc own = std::exp(lift), total = own + rest;
+    const Acc ell = cross_entropy_of(lift, own, rest);
+    const PhiValue<Acc> at = phi(ell);
+    t.shift = shift;
+    t.log_total = ell + lift;
+    Acc slope = r.hard * at.slope, value = r.hard * at.value;
+    t.part = -slope * (rest / total);
+    if (!Bare && p.z_loss > 0) pressure(r.hard, shift + t.log_total, own / total, value, slope, t);
+    return finished(value, slope, total, upstream, t);
+  }
+
+  // The same for any other target, from Σ_j w_j (φ(ℓ_j), φ'(ℓ_j), 1) and the labels' z − shift.
+  LPL_DEVICE Acc of_target(const Row<Acc>& r, const Acc* gap, Acc total, const Acc* sums, Acc shift,
+                           Acc upstream, Terms<Acc>& t) const {
+    t.shift = shift;
+    t.log_total = std::log(total);
+    // where nothing is spread the infinite loss of a masked class does not count
+    Acc value = r.uniform == 0 ? Acc(0) : r.uniform * sums[0];
+    Acc slope = r.uniform * sums[1], weight = r.uniform * sums[2];
+    const Acc hard[2] = {r.hard, r.other_hard};
+    Acc* part[2] = {&t.part, &t.other_part};
+    for (int k = 0; k < (!p.target ? 0 : p.other ? 2 : 1); ++k) {
+      const PhiValue<Acc> at = phi(t.log_total - gap[k]);
+      if (hard[k] != 0) value += hard[k] * at.value;
+      *part[k] = -hard[k] * at.slope;
+      slope -= *part[k];
+      weight += hard[k];
+    }
+    if (p.z_loss > 0) pressure(weight, shift + t.log_total, Acc(0), value, slope, t);
+    t.uniform = r.uniform * upstream;
+    t.other_part *= upstream;
+    return finished(value, slope, total, upstream, t);
+  }
+
+ private:
+  LPL_DEVICE int column(i64 label, bool& ignored, bool& outside) const {
+    ignored = label == p.ignore_index;
+    if (label >= 0 && label < p.c && !ignored) return int(label);
+    outside = !ignored;
+    return 0;
+  }
+
+  // What a label that has this share of the row's weight keeps, and what it spreads.
+  LPL_DEVICE void split(int label, Acc share, Acc& hard, Acc& uniform) const {
+    hard = p.weight ? share * table(p.weight)[label] : share;
+    uniform = 0;
+    if (!spread) return;
+    const Acc epsilon = p.smoothing ? table(p.smoothing)[label] : Acc(p.label_smoothing);
+    hard *= 1 - epsilon;
+    uniform = share * epsilon / Acc(p.c);
+  }
+
+  LPL_DEVICE Acc probability(i64 at) const {
+    switch (p.dense_dtype) {
+      case DType::f64: return Acc(static_cast<const double*>(p.dense)[at]);
+      case DType::bf16: return Acc(load(static_cast<const BFloat16*>(p.dense)[at]));
+      case DType::f16: return Acc(load(static_cast<const Float16*>(p.dense)[at]));
+      default: return Acc(static_cast<const float*>(p.dense)[at]);
+    }
+  }
+
+  // z_loss·lse² of a row of this weight.
+  LPL_DEVICE void pressure(Acc weight, Acc lse, Acc share, Acc& value, Acc& slope,
+                           Terms<Acc>& t) const {
+    const Acc push = weight * (2 * Acc(p.z_loss) * lse);
+    if (weight != 0) value += weight * (Acc(p.z_loss) * lse * lse);
+    slope += push;
+    t.part += push * share;
+  }
+
+  LPL_DEVICE static Acc finished(Acc value, Acc slope, Acc total, Acc upstream, Terms<Acc>& t) {
+    t.strength = slope / total * upstream;
+    t.part *= upstream;
+    return value;
+  }
+
+  const Call& call_;
+
+ public:
+  const int c;
+};
+
+}  // namespace lpl

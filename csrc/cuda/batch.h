@@ -1,0 +1,126 @@
+// What is summed over the rows of a batch, in a fixed order: the mean's normaliser, the loss, the
+// gradients of scale and offset; and a finished gradient times its upstream.
+#pragma once
+
+#include "rows.h"
+
+namespace lpl {
+
+// out.norm and scratch.penalty_weight from labels and weights.
+template <typename Acc>
+struct NormBody {
+  template <typename Team>
+  LPL_DEVICE static void run(Team& team, const Call& call, i64) {
+    const Problem& p = call.p;
+    struct Counts {
+      double weight, rows;
+    } sum = {0, 0};
+    const Acc* sample_weight = static_cast<const Acc*>(p.sample_weight);
+    const Acc* lam = static_cast<const Acc*>(p.lam);
+    for (i64 i = team.rank(); i < p.n; i += team.size()) {
+      Acc counts = 1;
+      bool live = true;
+      if (p.target) {
+        counts = weight_of(p, p.target[i]) * (lam ? lam[i] : Acc(1));
+        live = p.target[i] != p.ignore_index;
+        if (p.other) {
+          counts += weight_of(p, p.other[i]) * (1 - lam[i]);
+          live |= p.other[i] != p.ignore_index;
+        }
+      }
+      sum.weight += double(counts) * (sample_weight ? double(sample_weight[i]) : 1.0);
+      sum.rows += live;
+    }
+    sum = team.reduce(sum, [](const Counts& a, const Counts& b) {
+      return Counts{a.weight + b.weight, a.rows + b.rows};
+    });
+    if (team.rank() != 0) return;
+    *static_cast<Acc*>(call.out.norm) = Acc(sum.weight);
+    if (call.scratch.penalty_weight)
+      *static_cast<Acc*>(call.scratch.penalty_weight) = Acc(sum.weight / sum.rows);
+  }
+
+ private:
+  LPL_DEVICE static Acc weight_of(const Problem& p, i64 label) {
+    if (label == p.ignore_index) return 0;
+    if (!p.weight) return 1;
+    // a label out of range makes the loss nan elsewhere, but must not be followed
+    return label >= 0 && label < p.c ? static_cast<const Acc*>(p.weight)[label] : Acc(0);
+  }
+};
+
+// out.loss = Σ losses / norm
+template <typename Acc>
+struct LossBody {
+  template <typename Team>
+  LPL_DEVICE static void run(Team& team, const Call& call, i64) {
+    const Acc* losses = static_cast<const Acc*>(call.scratch.losses);
+    double sum = 0;
+    for (i64 i = team.rank(); i < call.p.n; i += team.size()) sum += double(losses[i]);
+    sum = team.reduce(sum, [](double a, double b) { return a + b; });
+    if (team.rank() != 0) return;
+    const Acc* norm = static_cast<const Acc*>(call.out.norm);
+    *static_cast<Acc*>(call.out.loss) = Acc(norm ? sum / double(*norm) : sum);
+  }
+};
+
+// Partial sums of dL/d scale and dL/d offset over a chunk of rows, from the Terms that RowBody
+// left: team i has a tile of the columns of one chunk.
+template <typename T>
+struct TableBody {
+  using Shared = Nothing;
+  using Acc = typename AccumulateOf<T>::type;
+  static constexpr int kTile = 1024;
+
+  static LPL_HOST_DEVICE i64 tiles(i64 c) { return (c + kTile - 1) / kTile; }
+
+  template <typename Team>
+  LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
+    const Algebra<T, false> algebra(call);
+    const Outputs& out = call.out;
+    const i64 chunk = i / tiles(call.p.c);
+    const int first = int(i % tiles(call.p.c)) * kTile;
+    const int last = algebra.c < first + kTile ? algebra.c : first + kTile;
+    const i64 begin = chunk * call.scratch.chunk, end = begin + call.scratch.chunk;
+    for (int j = first + team.rank(); j < last; j += team.size()) {
+      Acc scale = 0, offset = 0;
+      for (i64 k = begin; k < end && k < call.p.n; ++k) {
+        Row<Acc> row = algebra.row(k, nullptr);
+        if (!row.live) continue;
+        const Acc* from = static_cast<const Acc*>(call.scratch.terms) + 8 * k;
+        const Terms<Acc> terms = {from[0], from[1], from[2], from[3], from[4], from[5]};
+        row.factor = from[6];
+        const Acc u = load(algebra.logits(k)[j]), z = algebra.perturbed(u, j, row);
+        const Acc dz = algebra.gradient(z, std::exp(z - terms.shift), j, row, terms);
+        offset += algebra.to_offset(dz);
+        scale += algebra.to_offset(dz) * algebra.bounded(u, row);
+      }
+      const i64 at = chunk * call.p.c + j;
+      if (out.grad_scale) static_cast<Acc*>(out.grad_scale)[at] = scale;
+      if (out.grad_offset) static_cast<Acc*>(out.grad_offset)[at] = offset;
+    }
+  }
+};
+
+// out.grad ← out.grad_rows·out.grad, in place; nothing to do where the factor is 1.
+template <typename T>
+struct ScaleBody {
+  using Shared = Nothing;
+  using Acc = typename AccumulateOf<T>::type;
+
+  template <typename Team>
+  LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
+    const Acc factor = static_cast<const Acc*>(call.out.grad_rows)[i * call.out.grad_rows_stride];
+    if (factor == 1) return;
+    T* row = static_cast<T*>(call.out.grad) + i * call.p.c;
+    const Pieces<Team, T> pieces(team, row, int(call.p.c));
+    pieces.visit([&](int first, const Acc* u) {
+      Acc x[pieces.kSize];
+#pragma unroll
+      for (int v = 0; v < pieces.kSize; ++v) x[v] = u[v] * factor;
+      pieces.write(row, first, x);
+    });
+  }
+};
+
+}  // namespace lpl

@@ -1,0 +1,115 @@
+// One call on the device, the element types of its logits, and what is shared by all bodies of
+// kernels. Bodies are templates over a `Team`, the threads that share a row (team.cuh); beside
+// LPL_DEVICE there is nothing of CUDA in them, so that tests run the same text on the host.
+#pragma once
+
+#include <cstring>
+
+#include "../row.h"
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#define LPL_DEVICE __device__
+#else
+#define LPL_DEVICE
+#endif
+
+namespace lpl {
+
+using i64 = int64_t;
+
+// Buffers that the launcher's caller allocates; null where a call does not need them.
+struct Scratch {
+  void* losses;          // (N,) Acc
+  void* penalty_weight;  // one Acc: out.norm over the number of rows that count
+  void* terms;           // (N, 8) Acc: Terms of every row
+  // rows that a partial sum of grad_scale and grad_offset is over; those are (⌈N/chunk⌉, C)
+  int64_t chunk;
+
+  // rows by class: those of row i's are order[begin[i] : begin[i] + count[i]]
+  const int64_t *order, *begin, *count;
+  int32_t* outcome;  // (N,) Outcome
+  void* rowwise;     // (N, 3) Acc: shift, 1/Σ and norm's factor of each row in a step
+  void* direction;   // (N, C) Acc, where steps are normalised
+  bool only_delta;   // the solver leaves loss and gradient to RowBody, whose δ it makes
+};
+
+// What the solver made of a row.
+enum Outcome : int32_t {
+  kSolved = 0,     // it has all that is wanted of it
+  kUnchanged = 1,  // it takes no steps
+  kGroup = 2,      // it shares its δ with others: left to plain steps
+  kFellBack = 3,   // the solver would not be exact enough: left to plain steps
+};
+
+struct Call {
+  Problem p;
+  Outputs out;
+  Scratch scratch;
+};
+
+struct Nothing {};  // Body::Shared, a block's own memory, of bodies that need none
+
+#if defined(__CUDACC__)
+using BFloat16 = __nv_bfloat16;
+using Float16 = __half;
+LPL_DEVICE inline float load(BFloat16 x) {
+  return __bfloat162float(x);
+}
+LPL_DEVICE inline float load(Float16 x) {
+  return __half2float(x);
+}
+LPL_DEVICE inline void store(BFloat16& to, float x) {
+  to = __float2bfloat16_rn(x);
+}
+LPL_DEVICE inline void store(Float16& to, float x) {
+  to = __float2half_rn(x);
+}
+#else
+struct BFloat16 {
+  uint16_t bits;
+};
+using Float16 = _Float16;
+inline float load(BFloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+inline float load(Float16 x) {
+  return float(x);
+}
+inline void store(BFloat16& to, float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  // round to nearest, ties to even; a nan stays one
+  to.bits = uint16_t(x == x ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : 0x7fff);
+}
+inline void store(Float16& to, float x) {
+  to = Float16(x);
+}
+#endif
+LPL_DEVICE inline float load(float x) {
+  return x;
+}
+LPL_DEVICE inline double load(double x) {
+  return x;
+}
+LPL_DEVICE inline void store(float& to, float x) {
+  to = x;
+}
+LPL_DEVICE inline void store(double& to, double x) {
+  to = x;
+}
+
+template <typename T>
+struct AccumulateOf {
+  using type = float;
+};
+template <>
+struct AccumulateOf<double> {
+  using type = double;
+};
+
+}  // namespace lpl

@@ -1,0 +1,95 @@
+// The order of kernels in a call. A Launcher (kernels.cu; in tests the host) offers
+//     rows(body, n, c, element_size, stage)   a team for each of n rows of c elements, on chip if
+//                                             `stage`
+//     once(body)                              one team for all
+#pragma once
+
+#include <type_traits>
+
+#include "batch.h"
+#include "solver.h"
+#include "steps.h"
+
+namespace lpl {
+
+template <typename T>
+struct Type {
+  using type = T;
+};
+
+// run(Type<T>) for the element type of `dtype`.
+template <typename Run>
+void for_type(DType dtype, Run run) {
+  switch (dtype) {
+    case DType::f64: return run(Type<double>());
+    case DType::bf16: return run(Type<BFloat16>());
+    case DType::f16: return run(Type<Float16>());
+    default: return run(Type<float>());
+  }
+}
+
+// Whether a call has nothing but labels, their weights and φ; float64 has no kernels of its own for
+// that.
+inline bool bare(const Call& call) {
+  const Problem& p = call.p;
+  const Outputs& out = call.out;
+  const void* parts[] = {p.dense,  p.other, p.smoothing,        p.scale,        p.offset,
+                         p.margin, p.rows,  out.grad_perturbed, out.grad_margin};
+  for (const void* part : parts)
+    if (part) return false;
+  return p.dtype != DType::f64 && p.label_smoothing == 0 && p.z_loss == 0 && p.softcap == 0 &&
+         p.norm_p == 0 && p.inverse_temperature == 1 && p.penalty == Penalty::none;
+}
+
+template <template <typename, bool> class Body, typename T, typename Launcher>
+void launch_rows(Launcher& launch, const Call& call) {
+  constexpr bool simple = !std::is_same<T, double>::value;
+  if (bare(call)) return launch.rows(Body<T, simple>(), call, call.p.n, sizeof(T), true);
+  launch.rows(Body<T, false>(), call, call.p.n, sizeof(T), true);
+}
+
+// The learned perturbation: of rows alone in their class all that is wanted, or with only_delta δ;
+// of the others δ.
+template <typename T, typename Launcher>
+void take_steps(Launcher& launch, const Call& call) {
+  launch_rows<SolverBody, T>(launch, call);
+  launch.rows(StepsBody<T>(), call, call.p.n, sizeof(T), false);
+}
+
+template <typename Launcher>
+void learned_perturbation(Launcher& launch, const Call& call) {
+  for_type(call.p.dtype,
+           [&](auto type) { take_steps<typename decltype(type)::type>(launch, call); });
+}
+
+// The loss of every row, its gradients, and what is summed over the batch, as far as wanted.
+template <typename Launcher>
+void cross_entropy(Launcher& launch, Call call) {
+  const Problem& p = call.p;
+  for_type(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    using Acc = typename AccumulateOf<T>::type;
+    if (call.out.norm) launch.once(NormBody<Acc>(), call);
+    if (p.steps) {
+      // the solver knows the gradient of rows whose target is one label
+      call.scratch.only_delta = p.smoothing || p.label_smoothing > 0;
+      take_steps<T>(launch, call);
+      if (call.scratch.only_delta) call.scratch.outcome = nullptr;
+    }
+    launch_rows<RowBody, T>(launch, call);
+    if (call.out.loss) launch.once(LossBody<Acc>(), call);
+    if (!call.out.grad_scale && !call.out.grad_offset) return;
+    const i64 chunks = (p.n + call.scratch.chunk - 1) / call.scratch.chunk;
+    launch.rows(TableBody<T>(), call, chunks * TableBody<T>::tiles(p.c), sizeof(T), false);
+  });
+}
+
+template <typename Launcher>
+void scale_rows(Launcher& launch, const Call& call) {
+  for_type(call.p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    launch.rows(ScaleBody<T>(), call, call.p.n, sizeof(T), false);
+  });
+}
+
+}  // namespace lpl

@@ -1,0 +1,132 @@
+// The kernels, one per body, and what launches them.
+#include <stdexcept>
+#include <string>
+
+#include "calls.h"
+#include "kernels.h"
+#include "team.cuh"
+
+namespace lpl {
+namespace {
+
+constexpr int kThreads = 256;       // of a block at most
+constexpr int kPiecesOfThread = 4;  // before a block gets more threads
+
+// Blocks that must find room on a multiprocessor: their share of its registers is the budget that
+// tests/test_cuda_compile.py holds every kernel to.
+template <typename Acc>
+constexpr int blocks_beside() {
+  return sizeof(Acc) == 8 ? 1 : 2;
+}
+
+template <typename Body>
+__global__ void __launch_bounds__(kThreads, blocks_beside<typename Body::Acc>())
+    row_kernel(const __grid_constant__ Call call, int blocks, bool staged) {
+  __shared__ Exchange exchange;
+  __shared__ typename Body::Shared shared;
+  extern __shared__ __align__(16) char stage[];
+  Team team(&exchange, &shared, staged ? stage : nullptr, blocks);
+  // no block may write into another that has not begun, or has ended
+  if (blocks > 1) team.sync();
+  Body::run(team, call, i64(blockIdx.x / unsigned(blocks)));
+  if (blocks > 1) team.sync();
+}
+
+template <typename Body>
+__global__ void __launch_bounds__(kThreads) batch_kernel(const __grid_constant__ Call call) {
+  __shared__ Exchange exchange;
+  Team team(&exchange, nullptr, nullptr, 1);
+  Body::run(team, call, 0);
+}
+
+void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("CUDA refused ") + what + ": " +
+                             cudaGetErrorString(error));
+}
+
+int attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device), "to name the device");
+  check(cudaDeviceGetAttribute(&value, which, device), "to describe the device");
+  return value;
+}
+
+class Launcher {
+ public:
+  explicit Launcher(uintptr_t stream) : stream_(reinterpret_cast<cudaStream_t>(stream)) {}
+
+  template <typename Body>
+  void once(Body, const Call& call) const {
+    batch_kernel<Body><<<1, kThreads, 0, stream_>>>(call);
+    check(cudaGetLastError(), "to sum over a batch");
+  }
+
+  template <typename Body>
+  void rows(Body, const Call& call, i64 n, size_t element, bool stage) const {
+    if (n == 0) return;
+    const i64 lines = (call.p.c * i64(element) + 15) / 16 + 1;  // of a row that begins anywhere
+    int blocks = 1;
+    bool staged = stage;
+    if (stage) {
+      const i64 all = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+      const i64 other = sizeof(Exchange) + sizeof(typename Body::Shared), most = all - other;
+      // as many blocks as leave room for two of them on a multiprocessor, which keeps 1 KiB of each
+      const i64 wanted = all / 2 - 1024 - other;
+      const bool clusters = attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+      while (clusters && blocks < kMostBlocks && slice(lines, blocks) > wanted) blocks *= 2;
+      staged = slice(lines, blocks) <= most;
+      if (!staged) blocks = 1;
+    }
+    if (n > (i64(1) << 31) / blocks - 1) throw std::runtime_error("more rows than a grid has");
+    int threads = kWarp;
+    while (threads < kThreads && threads * kPiecesOfThread * blocks < lines) threads *= 2;
+
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(unsigned(n * blocks));
+    config.blockDim = dim3(unsigned(threads));
+    config.dynamicSmemBytes = staged ? size_t(slice(lines, blocks)) : 0;
+    config.stream = stream_;
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = unsigned(blocks);
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    config.attrs = &cluster;
+    config.numAttrs = blocks > 1;
+    const auto kernel = row_kernel<Body>;
+    if (config.dynamicSmemBytes > 0)
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 int(config.dynamicSmemBytes)),
+            "shared memory for a row");
+    check(cudaLaunchKernelEx(&config, kernel, call, blocks, staged), "a kernel of rows");
+  }
+
+ private:
+  // Bytes of a block's share of a row.
+  static i64 slice(i64 lines, int blocks) { return (lines + blocks - 1) / blocks * 16; }
+
+  cudaStream_t stream_;
+};
+
+}  // namespace
+
+void cross_entropy(const Call& call, uintptr_t stream) {
+  Launcher launch(stream);
+  cross_entropy(launch, call);
+}
+
+void learned_perturbation(const Call& call, uintptr_t stream) {
+  Launcher launch(stream);
+  learned_perturbation(launch, call);
+}
+
+void scale_rows(const Call& call, uintptr_t stream) {
+  Launcher launch(stream);
+  scale_rows(launch, call);
+}
+
+const char* device_kind() {
+  return "cuda";
+}
+
+}  // namespace lpl

@@ -1,0 +1,168 @@
+// The threads that share a row on the device: a block, or from compute capability 9.0 on a cluster
+// of blocks, each with a slice of the row in its shared memory.
+#pragma once
+
+#include <cooperative_groups.h>
+
+#include "call.h"
+
+namespace lpl {
+
+constexpr int kWarp = 32, kMostWarps = 8, kMostBlocks = 8;
+constexpr int kWidest = 96;  // bytes of the widest value that is reduced
+
+// Storage of reductions. Two of each, used in turn: who writes one has passed the barrier behind
+// which all have read the other, so a reduction needs a single barrier.
+struct Exchange {
+  alignas(16) char of_warps[2][kMostWarps][kWidest];
+  alignas(16) char of_blocks[2][kMostBlocks][kWidest];
+  int counts[kMostBlocks * kMostWarps];
+};
+
+class Team {
+ public:
+  __device__ Team(Exchange* exchange, void* shared, void* stage, int blocks)
+      : exchange_(exchange), shared_(shared), stage_(stage), blocks_(blocks) {}
+
+  __device__ int place() const { return int(threadIdx.x); }  // within the block
+  __device__ int places() const { return int(blockDim.x); }
+  __device__ int block() const { return int(blockIdx.x % unsigned(blocks_)); }  // within the team
+  __device__ int blocks() const { return blocks_; }
+  __device__ int rank() const { return block() * places() + place(); }
+  __device__ int size() const { return blocks_ * places(); }
+  __device__ void* stage() const { return stage_; }
+
+  // The memory that a block of the team has for its Body::Shared.
+  template <typename S>
+  __device__ S& shared(int block) const {
+    return *of_block(static_cast<S*>(shared_), block);
+  }
+
+  // What one thread of the team has written, all see behind it.
+  __device__ void sync() const {
+    if (blocks_ == 1) return __syncthreads();
+#if __CUDA_ARCH__ >= 900
+    cooperative_groups::this_cluster().sync();
+#endif
+  }
+
+  // op over the values of all threads, in an order that depends on the team's shape alone: the
+  // same bits in all of them, in every run. op commutes. A barrier, too.
+  template <typename V, typename Op>
+  __device__ V reduce(V value, Op op) {
+    static_assert(sizeof(V) <= kWidest && sizeof(V) % 4 == 0, "room for it in Exchange");
+#pragma unroll
+    for (int lane = kWarp / 2; lane > 0; lane /= 2) value = op(value, shuffled(value, lane));
+    turn_ ^= 1;
+    const int warps = places() / kWarp;
+    if (warps == 1) {
+      __syncwarp();
+      value = of_first_lane(value);  // op(a, b) and op(b, a) may be rounded differently
+    } else {
+      if (place() % kWarp == 0) at<V>(exchange_->of_warps[turn_][place() / kWarp]) = value;
+      __syncthreads();
+      value = at<V>(exchange_->of_warps[turn_][0]);
+      for (int k = 1; k < warps; ++k) value = op(value, at<V>(exchange_->of_warps[turn_][k]));
+    }
+    if (blocks_ > 1) {
+      V* own = &at<V>(exchange_->of_blocks[turn_][block()]);
+      if (place() < blocks_) *of_block(own, place()) = value;
+      sync();
+      value = at<V>(exchange_->of_blocks[turn_][0]);
+      for (int k = 1; k < blocks_; ++k) value = op(value, at<V>(exchange_->of_blocks[turn_][k]));
+    }
+    return value;
+  }
+
+  // Σ count over the threads of lower rank; `total` over all. Once a kernel.
+  __device__ int before(int count, int& total) {
+    const int lane = place() % kWarp, warps = places() / kWarp;
+    const int own = block() * warps + place() / kWarp;
+    int sum = count;
+#pragma unroll
+    for (int step = 1; step < kWarp; step *= 2) {
+      const int other = __shfl_up_sync(0xffffffffu, sum, step);
+      if (lane >= step) sum += other;
+    }
+    if (lane == kWarp - 1)
+      for (int k = 0; k < blocks_; ++k) of_block(exchange_->counts, k)[own] = sum;
+    sync();
+    int lower = 0;
+    total = 0;
+    for (int k = 0; k < blocks_ * warps; ++k) {
+      if (k == own) lower = total;
+      total += exchange_->counts[k];
+    }
+    return lower + sum - count;
+  }
+
+  // The first warp of a block, for work that is not worth more threads.
+  __device__ static int crew() { return kWarp; }
+  template <typename Acc>
+  __device__ static Acc crew_sum(Acc value) {
+#pragma unroll
+    for (int lane = kWarp / 2; lane > 0; lane /= 2) value += shuffled(value, lane);
+    return value;
+  }
+  template <typename Acc>
+  __device__ static Acc crew_max(Acc value) {
+#pragma unroll
+    for (int lane = kWarp / 2; lane > 0; lane /= 2) {
+      const Acc other = shuffled(value, lane);
+      value = other > value ? other : value;
+    }
+    return value;
+  }
+
+  // Bytes from the row to the stage; there once wait_for_copies() has returned.
+  template <int kBytes>
+  __device__ static void copy_line(void* to, const void* from) {
+    const unsigned shared = unsigned(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared), "l"(from), "n"(kBytes)
+                 : "memory");
+  }
+  __device__ static void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+ private:
+  template <typename V>
+  __device__ static V& at(char* place) {
+    return *reinterpret_cast<V*>(place);
+  }
+
+  // The same place in the shared memory of a block of the team.
+  template <typename V>
+  __device__ V* of_block(V* own, int block) const {
+#if __CUDA_ARCH__ >= 900
+    if (blocks_ > 1) return cooperative_groups::this_cluster().map_shared_rank(own, block);
+#endif
+    return own;
+  }
+
+  template <typename V>
+  __device__ static V shuffled(const V& value, int lane) {
+    V other;
+    int words[sizeof(V) / 4];
+    memcpy(words, &value, sizeof(V));
+#pragma unroll
+    for (int& word : words) word = __shfl_xor_sync(0xffffffffu, word, lane);
+    memcpy(&other, words, sizeof(V));
+    return other;
+  }
+
+  template <typename V>
+  __device__ static V of_first_lane(const V& value) {
+    V first;
+    int words[sizeof(V) / 4];
+    memcpy(words, &value, sizeof(V));
+#pragma unroll
+    for (int& word : words) word = __shfl_sync(0xffffffffu, word, 0);
+    memcpy(&first, words, sizeof(V));
+    return first;
+  }
+
+  Exchange* exchange_;
+  void *shared_, *stage_;
+  int blocks_, turn_ = 0;
+};
+
+}  // namespace lpl

@@ -1,0 +1,214 @@
+"""Launcher of the CUDA kernels: CUDA tensors, every dtype, cross-entropy (no multi-label losses).
+
+As on Triton, no launcher waits for the device: kernels and torch operations are queued on the
+current stream, in numbers that shapes and options alone decide, so that a CUDA graph can record
+them. Sums over rows run in a fixed order, so that results repeat bit for bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..problem import MEAN, NONE, Problem, accumulate_dtype
+from .native import DTYPES, sizes
+
+STATS = 0  # rows of the statistics that the backward wants: it recomputes them on chip
+
+
+@functools.cache
+def _native() -> ModuleType:
+    return importlib.import_module("lpl_fused._cuda")
+
+
+@functools.cache
+def unavailable() -> str | None:
+    try:
+        device = _native().device
+    except ImportError as error:
+        return f"its native module was not built ({error}); reinstall with nvcc at hand"
+    return None if device == "cpu" or torch.cuda.is_available() else "no GPU"
+
+
+def unsupported(device: str, dtype: torch.dtype) -> str | None:
+    if device != _native().device:
+        return f"runs on {_native().device} tensors, not on {device}"
+    return None if dtype in DTYPES else f"no kernels for {dtype}"
+
+
+def describe() -> str:
+    if _native().device == "cpu":
+        return "CUDA C++, its kernels run by the host: for tests, slow"
+    return f"CUDA C++ on {torch.cuda.get_device_name()}"
+
+
+class Buffers(NamedTuple):
+    """Where the kernels write, and what they read beside the problem; see csrc/cuda/call.h."""
+
+    loss: Tensor | None = None
+    norm: Tensor | None = None
+    grad: Tensor | None = None
+    grad_rows: Tensor | None = None
+    grad_perturbed: Tensor | None = None
+    grad_scale: Tensor | None = None
+    grad_offset: Tensor | None = None
+    grad_margin: Tensor | None = None
+    delta: Tensor | None = None
+    slot: Tensor | None = None
+    losses: Tensor | None = None
+    penalty_weight: Tensor | None = None
+    terms: Tensor | None = None
+    order: Tensor | None = None
+    begin: Tensor | None = None
+    counts: Tensor | None = None
+    outcome: Tensor | None = None
+    rowwise: Tensor | None = None
+    direction: Tensor | None = None
+    grad_rows_stride: int = 0
+    chunk: int = 1
+
+
+def sweeps_first(problem: Problem) -> bool:
+    """Steps are chosen after a sweep of their own."""
+    return False
+
+
+def cross_entropy(
+    problem: Problem, want_grad: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """(loss, stats, norm, grad): see ops/"""
+    input, reduction = problem.input, problem.options.reduction
+    losses = _new(problem, input.shape[0])
+    loss = None if reduction == NONE else _new(problem)
+    grad = _new(problem, *input.shape, dtype=input.dtype) if want_grad else None
+    wanted = _with_norm(problem, Buffers(loss=loss, grad=grad, losses=losses))
+    _run(_native().cross_entropy, problem, _with_steps(problem, wanted))
+    norm = losses.new_ones(()) if wanted.norm is None and not want_grad else wanted.norm
+    return losses if loss is None else loss, None, norm, grad
+
+
+def cross_entropy_backward(
+    problem: Problem, grad_rows: Tensor, stats: Tensor | None, want: list[bool]
+) -> tuple[Tensor, ...]:
+    """(input, scale, offset, margin, rows), empty where not wanted: see ops/"""
+    n, classes = problem.input.shape
+    want_input, want_scale, want_offset, want_margin, want_rows = want
+    # sums over chunks of rows, so the partial sums take 1/8 of N×C at most
+    chunk = max(8, -(-n // 64))
+    chunks = -(-n // chunk)
+    tables = want_scale or want_offset
+    grad_rows = grad_rows.to(accumulate_dtype(problem.input.dtype))
+    wanted = Buffers(
+        grad=_new(problem, n, classes, dtype=problem.input.dtype) if want_input else None,
+        grad_rows=grad_rows,
+        grad_rows_stride=grad_rows.stride(0),
+        grad_perturbed=_new(problem, n, classes) if want_rows else None,
+        grad_scale=_new(problem, chunks, classes) if want_scale else None,
+        grad_offset=_new(problem, chunks, classes) if want_offset else None,
+        grad_margin=_new(problem, n) if want_margin else None,
+        terms=_new(problem, n, 8) if tables else None,
+        chunk=chunk,
+    )
+    if problem.options.penalty:
+        wanted = _with_norm(problem, wanted)
+    _run(_native().cross_entropy, problem, _with_steps(problem, wanted))
+
+    def finished(stored: Tensor | None, finish: Callable[[Tensor], Tensor]) -> Tensor:
+        return grad_rows.new_empty(0) if stored is None else finish(stored)
+
+    label = problem.target
+    index = label if problem.row_index is None else problem.row_index
+    return (
+        problem.input.new_empty(0) if wanted.grad is None else wanted.grad,
+        finished(wanted.grad_scale, lambda sums: sums.sum(0)),
+        finished(wanted.grad_offset, lambda sums: sums.sum(0)),
+        finished(wanted.grad_margin, lambda values: _scattered(values, label, problem.margin)),
+        finished(wanted.grad_perturbed, lambda values: _scattered(values, index, problem.rows)),
+    )
+
+
+def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
+    """(delta, slot): see ops/"""
+    buffers = _with_steps(problem, Buffers())
+    _run(_native().learned_perturbation, problem, buffers)
+    assert buffers.delta is not None
+    assert buffers.slot is not None
+    return buffers.delta, buffers.slot
+
+
+def outcomes(problem: Problem) -> Tensor:
+    """(N,) what the solver made of each row of a problem with `steps`, by the codes of
+    csrc/cuda/call.h. For tests and diagnosis."""
+    buffers = _with_steps(problem, Buffers())
+    _run(_native().learned_perturbation, problem, buffers)
+    assert buffers.outcome is not None
+    return buffers.outcome
+
+
+def scale_rows_(buffer: Tensor, grad_loss: Tensor) -> None:
+    """Multiplies a finished (N, C) gradient by its upstream gradient, 0-dim or (N,), in place."""
+    stride = grad_loss.stride(0) if grad_loss.dim() else 0
+    where = buffer.data_ptr(), *buffer.shape, DTYPES[buffer.dtype], grad_loss.data_ptr(), stride
+    with torch.cuda.device_of(buffer):
+        _native().scale_rows(*where, _stream(buffer))
+
+
+def _run(kernels: Callable[..., None], problem: Problem, buffers: Buffers) -> None:
+    """Queues kernels on the current stream of the problem's device."""
+    with torch.cuda.device_of(problem.input):
+        kernels(problem, sizes(problem), buffers, _stream(problem.input))
+
+
+def _with_norm(problem: Problem, buffers: Buffers) -> Buffers:
+    """The buffers and those of what a mean divides by."""
+    if problem.options.reduction != MEAN:
+        return buffers
+    weight = _new(problem) if problem.options.penalty else None
+    return buffers._replace(norm=_new(problem), penalty_weight=weight)
+
+
+def _with_steps(problem: Problem, buffers: Buffers) -> Buffers:
+    """The buffers and those that the learned perturbation needs, if there is one."""
+    if problem.steps is None:
+        return buffers
+    n, classes = problem.input.shape
+    target = problem.target
+    # rows by class; those without one are a class of their own, which takes no steps
+    without = (target < 0) | (target >= classes) | (target == problem.options.ignore_index)
+    label = target.masked_fill(without, classes)
+    ordered, order = label.sort(stable=True)
+    begin = torch.searchsorted(ordered, label)
+    return buffers._replace(
+        delta=_new(problem, n, classes),
+        slot=order[begin],
+        order=order,
+        begin=begin,
+        counts=torch.searchsorted(ordered, label, right=True) - begin,
+        outcome=_new(problem, n, dtype=torch.int32),
+        rowwise=_new(problem, n, 3),
+        direction=_new(problem, n, classes) if problem.options.normalize else None,
+    )
+
+
+def _stream(tensor: Tensor) -> int:
+    return int(torch.cuda.current_stream(tensor.device).cuda_stream) if tensor.is_cuda else 0
+
+
+def _new(problem: Problem, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    dtype = dtype or accumulate_dtype(problem.input.dtype)
+    return torch.empty(shape, dtype=dtype, device=problem.input.device)
+
+
+def _scattered(values: Tensor, index: Tensor, table: Tensor | None) -> Tensor:
+    """Sums values (N, …) by the table row that each took, in the order of the rows."""
+    assert table is not None
+    # rows whose index means nothing have value 0 (ignored) or nan (out of range)
+    index = index.clamp(0, table.shape[0] - 1)
+    # index_put_ sorts, where index_add_ would add in whatever order
+    return torch.zeros_like(table).index_put_((index,), values, accumulate=True)

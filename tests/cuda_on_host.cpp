@@ -1,0 +1,268 @@
+// The CUDA backend without a GPU: the same bodies (csrc/cuda), run by fibres on host memory.
+//
+// A fibre is a thread of a team. One runs until it waits at a barrier, so a barrier that is missing
+// shows as a result that depends on the order in which fibres take turns: `reverse` turns it round.
+// Fibres that wait for different barriers, or that end while others wait, are an error.
+#include <ucontext.h>
+
+#include <functional>
+#include <stdexcept>
+#include <vector>
+
+#include "../csrc/cuda/bindings.cpp"
+#include "../csrc/cuda/calls.h"
+
+namespace lpl {
+namespace {
+
+struct Shape {
+  int blocks = 2, places = 4;
+  bool staged = true, reversed = false;
+} shape;
+
+constexpr int kCrew = 2;  // threads of a warp
+constexpr size_t kStack = 256 << 10;
+
+enum class Waits { no, team, crew, over };
+
+struct Fibre {
+  ucontext_t context;
+  std::vector<char> stack;
+  Waits waits;
+};
+
+// Runs body(rank) in as many fibres as a team has threads.
+class Fibres {
+ public:
+  Fibres(int blocks, int places) : places_(places), fibres_(size_t(blocks * places)) {
+    for (Fibre& fibre : fibres_) fibre.stack.resize(kStack);
+  }
+
+  void run(std::function<void(int)> body) {
+    body_ = std::move(body);
+    for (Fibre& fibre : fibres_) {
+      getcontext(&fibre.context);
+      fibre.context.uc_stack.ss_sp = fibre.stack.data();
+      fibre.context.uc_stack.ss_size = kStack;
+      fibre.context.uc_link = &main_;
+      current_ = this;
+      makecontext(&fibre.context, &Fibres::begin, 0);
+      fibre.waits = Waits::no;
+    }
+    while (turn()) release();
+  }
+
+  void wait(Waits what) {
+    Fibre& fibre = fibres_[size_t(running_)];
+    fibre.waits = what;
+    swapcontext(&fibre.context, &main_);
+  }
+
+ private:
+  static void begin() {
+    Fibres* self = current_;
+    self->body_(self->running_);
+    self->fibres_[size_t(self->running_)].waits = Waits::over;
+  }
+
+  // Lets every fibre that does not wait run until it does. False when all are over.
+  bool turn() {
+    const int count = int(fibres_.size());
+    bool any = false;
+    for (int k = 0; k < count; ++k) {
+      running_ = shape.reversed ? count - 1 - k : k;
+      Fibre& fibre = fibres_[size_t(running_)];
+      if (fibre.waits == Waits::no) swapcontext(&main_, &fibre.context);
+      any |= fibre.waits != Waits::over;
+    }
+    return any;
+  }
+
+  bool all(int begin, int end, Waits what) const {
+    for (int k = begin; k < end; ++k)
+      if (fibres_[size_t(k)].waits != what) return false;
+    return true;
+  }
+
+  void release(int begin, int end) {
+    for (int k = begin; k < end; ++k) fibres_[size_t(k)].waits = Waits::no;
+  }
+
+  // Opens the barrier at which all that it is for have arrived.
+  void release() {
+    const int count = int(fibres_.size());
+    if (all(0, count, Waits::team)) return release(0, count);
+    bool any = false;
+    for (int begin = 0; begin < count; begin += places_) {
+      if (!all(begin, begin + kCrew, Waits::crew)) continue;
+      release(begin, begin + kCrew);
+      any = true;
+    }
+    if (!any) throw std::logic_error("threads of a team wait for different barriers");
+  }
+
+  static inline Fibres* current_ = nullptr;
+  const int places_;
+  std::vector<Fibre> fibres_;
+  ucontext_t main_;
+  std::function<void(int)> body_;
+  int running_ = 0;
+};
+
+constexpr size_t kWidest = 96;  // as on the device
+
+struct Shared {
+  Fibres fibres;
+  std::vector<char> slots;  // (2, threads, kWidest)
+  std::vector<int> counts;
+  std::vector<std::vector<char>> stages, shared;  // by block
+};
+
+class Team {
+ public:
+  Team(Shared& shared, int blocks, int places, int rank)
+      : shared_(shared), blocks_(blocks), places_(places), rank_(rank) {}
+
+  int place() const { return rank_ % places_; }
+  int places() const { return places_; }
+  int block() const { return rank_ / places_; }
+  int blocks() const { return blocks_; }
+  int rank() const { return rank_; }
+  int size() const { return blocks_ * places_; }
+  void* stage() const {
+    std::vector<char>& stage = shared_.stages[size_t(block())];
+    return stage.empty() ? nullptr : stage.data();
+  }
+  template <typename S>
+  S& shared(int block) const {
+    return *reinterpret_cast<S*>(shared_.shared[size_t(block)].data());
+  }
+  void sync() { shared_.fibres.wait(Waits::team); }
+
+  template <typename V, typename Op>
+  V reduce(V value, Op op) {
+    return reduce(value, op, 0, size(), Waits::team);
+  }
+
+  int before(int count, int& total) {
+    shared_.counts[size_t(rank_)] = count;
+    sync();
+    int lower = 0;
+    total = 0;
+    for (int k = 0; k < size(); ++k) {
+      if (k == rank_) lower = total;
+      total += shared_.counts[size_t(k)];
+    }
+    return lower;
+  }
+
+  static int crew() { return kCrew; }
+  template <typename Acc>
+  Acc crew_sum(Acc value) {
+    const int first = block() * places_;
+    return reduce(value, [](Acc a, Acc b) { return a + b; }, first, first + kCrew, Waits::crew);
+  }
+  template <typename Acc>
+  Acc crew_max(Acc value) {
+    const int first = block() * places_;
+    const auto op = [](Acc a, Acc b) { return a > b ? a : b; };
+    return reduce(value, op, first, first + kCrew, Waits::crew);
+  }
+
+  template <int kBytes>
+  void copy_line(void* to, const void* from) {
+    copies_.push_back({to, from, kBytes});
+  }
+  void wait_for_copies() {
+    for (const Copy& copy : copies_) std::memcpy(copy.to, copy.from, size_t(copy.bytes));
+    copies_.clear();
+  }
+
+ private:
+  struct Copy {
+    void* to;
+    const void* from;
+    int bytes;
+  };
+
+  template <typename V, typename Op>
+  V reduce(V value, Op op, int begin, int end, Waits barrier) {
+    static_assert(sizeof(V) <= kWidest && sizeof(V) % 4 == 0, "room for it on the device");
+    turn_ ^= 1;
+    char* slots = shared_.slots.data() + size_t(turn_ * size()) * kWidest;
+    std::memcpy(slots + size_t(rank_) * kWidest, &value, sizeof(V));
+    shared_.fibres.wait(barrier);
+    std::memcpy(&value, slots + size_t(begin) * kWidest, sizeof(V));
+    for (int k = begin + 1; k < end; ++k) {
+      V other;
+      std::memcpy(&other, slots + size_t(k) * kWidest, sizeof(V));
+      value = op(value, other);
+    }
+    return value;
+  }
+
+  Shared& shared_;
+  const int blocks_, places_, rank_;
+  int turn_ = 0;
+  std::vector<Copy> copies_;
+};
+
+class Launcher {
+ public:
+  template <typename Body>
+  void once(Body, const Call& call) const {
+    run<Body>(call, 1, 1, 0, 0);
+  }
+
+  template <typename Body>
+  void rows(Body, const Call& call, i64 n, size_t element, bool stage) const {
+    const i64 bytes = stage && shape.staged ? call.p.c * i64(element) + 32 : 0;
+    run<Body>(call, n, shape.blocks, bytes, sizeof(typename Body::Shared));
+  }
+
+ private:
+  template <typename Body>
+  static void run(const Call& call, i64 n, int blocks, i64 stage, size_t own) {
+    const int threads = blocks * shape.places;
+    const std::vector<std::vector<char>> memory{size_t(blocks)};
+    Shared shared{Fibres(blocks, shape.places), std::vector<char>(2 * size_t(threads) * kWidest),
+                  std::vector<int>(size_t(threads)), memory, memory};
+    for (i64 i = 0; i < n; ++i) {
+      for (auto& place : shared.stages) place.assign(size_t(stage), char(0xff));
+      for (auto& place : shared.shared) place.assign(own, char(0xff));
+      shared.fibres.run([&](int rank) {
+        Team team(shared, blocks, shape.places, rank);
+        Body::run(team, call, i);
+      });
+    }
+  }
+};
+
+}  // namespace
+
+void cross_entropy(const Call& call, uintptr_t) {
+  Launcher launch;
+  cross_entropy(launch, call);
+}
+
+void learned_perturbation(const Call& call, uintptr_t) {
+  Launcher launch;
+  learned_perturbation(launch, call);
+}
+
+void scale_rows(const Call& call, uintptr_t) {
+  Launcher launch;
+  scale_rows(launch, call);
+}
+
+const char* device_kind() {
+  return "cpu";
+}
+
+}  // namespace lpl
+
+// For tests, which call it through ctypes.
+extern "C" __attribute__((visibility("default"))) void use_shape(int blocks, int places,
+                                                                 bool staged, bool reversed) {
+  lpl::shape = {blocks, places, staged, reversed};
+}

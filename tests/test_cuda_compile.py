@@ -1,0 +1,140 @@
+"""The CUDA kernels compiled for every architecture, and what the compiler says of them: no spills,
+registers and shared memory within a budget. Needs nvcc, but no GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parent.parent / "csrc" / "cuda" / "kernels.cu"
+ARCHITECTURES = ("80", "90", "100")  # the default of setup.py
+NVCC = os.environ.get("NVCC") or shutil.which("nvcc")
+if NVCC is None:
+    pytest.skip("no nvcc on PATH, and NVCC does not name one", allow_module_level=True)
+
+TYPES = {"f": "float", "d": "double", "6__half": "half", "13__nv_bfloat16": "bfloat16"}
+
+
+class Kernel(NamedTuple):
+    body: str
+    type: str
+    bare: bool
+
+
+class Use(NamedTuple):
+    registers: int
+    shared: int  # bytes of static shared memory
+    spilled: int  # bytes
+
+
+def budget(kernel: Kernel) -> Use:
+    """Blocks of 256 threads: two of them share 65,536 registers, in double one has them alone. What
+    only reads and writes a row must leave room for as many as find threads."""
+    registers = 255 if kernel.type == "double" else 128
+    if kernel.bare and kernel.body == "Row":
+        registers = 64
+    if kernel.body in ("Scale", "Norm", "Loss"):
+        registers = 64
+    heads = 512 * (20 if kernel.type != "double" else 36) + 256
+    return Use(registers, 4096 + (heads if kernel.body == "Solver" else 0), 0)
+
+
+def kernels() -> set[Kernel]:
+    """One for each element type; for simple problems separate ones, except in double."""
+    found = {Kernel(body, "double", False) for body in ("Row", "Solver", "Norm", "Loss")}
+    found |= {Kernel(body, "float", False) for body in ("Norm", "Loss")}
+    found |= {
+        Kernel(body, type, False) for body in ("Steps", "Table", "Scale") for type in TYPES.values()
+    }
+    for type in ("float", "half", "bfloat16"):
+        found |= {Kernel(body, type, bare) for body in ("Row", "Solver") for bare in (False, True)}
+    return found
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def compiled(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, str]:
+    """(architecture, object with its code and PTX, what the compiler said)"""
+    arch: str = request.param
+    made = tmp_path_factory.mktemp("cuda") / f"kernels_{arch}.o"
+    code = f"arch=compute_{arch},code=[sm_{arch},compute_{arch}]"
+    command = [
+        str(NVCC),
+        "-std=c++17",
+        "-O3",
+        "-gencode",
+        code,
+        "-Xptxas",
+        "-v",
+        "-c",
+        str(SOURCE),
+        "-o",
+        str(made),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-4000:]
+    return arch, made, said
+
+
+def uses(said: str) -> dict[Kernel, Use]:
+    found = {}
+    for part in said.split("Compiling entry function ")[1:]:
+        name = re.search(
+            r"(Row|Solver|Steps|Table|Scale|Norm|Loss)BodyI(f|d|6__half|13__nv_bfloat16)(?:Lb([01])E)?",
+            part,
+        )
+        assert name, part
+        spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", part)
+        registers = re.search(r"Used (\d+) registers", part)
+        assert spills
+        assert registers
+        shared = re.search(r"(\d+) bytes smem", part)
+        use = Use(
+            int(registers[1]), int(shared[1]) if shared else 0, int(spills[1]) + int(spills[2])
+        )
+        found[Kernel(name[1], TYPES[name[2]], name[3] == "1")] = use
+    return found
+
+
+def test_every_kernel_keeps_to_its_budget(compiled: tuple[str, Path, str]) -> None:
+    arch, _, said = compiled
+    found = uses(said)
+    assert set(found) == kernels()
+    over = {
+        kernel: use
+        for kernel, use in found.items()
+        if any(have > may for have, may in zip(use, budget(kernel), strict=True))
+    }
+    assert not over, f"sm_{arch}"
+    assert not re.search(r"\bwarning\b", said), said
+
+
+def test_the_object_has_machine_code_and_ptx(compiled: tuple[str, Path, str]) -> None:
+    """PTX runs on what is newer than the last architecture; clusters are there from Hopper on."""
+    arch, made, _ = compiled
+    tool = shutil.which("cuobjdump")
+    triton = importlib.util.find_spec("triton")
+    if tool is None and triton is not None and triton.origin is not None:
+        tool = str(Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+    if tool is None or not Path(tool).exists():
+        pytest.skip("no cuobjdump")
+
+    def said(*options: str) -> str:
+        return subprocess.run(
+            [str(tool), *options, str(made)], capture_output=True, text=True, check=True
+        ).stdout
+
+    assert f"sm_{arch}.cubin" in said("-lelf")
+    ptx = said("-ptx")
+    assert f".target sm_{arch}" in ptx
+    assert ("barrier.cluster" in ptx) == (int(arch) >= 90)
+    assert "cp.async.ca.shared.global" in ptx
