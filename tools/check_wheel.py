@@ -1,12 +1,12 @@
 """Checks a built wheel: what is in it, what it links, and that it works where it is installed.
 
-    python tools/check_wheel.py dist/lpl_fused-X.Y.Z+cu130-….whl --archs "80;90;100" --python env/bin/python
+    python tools/check_wheel.py dist/lpl_fused-….whl --archs "80;90;100" --python env/bin/python
 
-The file: its tags, the modules that its version promises, no library brought along or linked beside
+The file: its tags, the modules that its version promises, no library brought along or linked but
 the system's and libgomp, the GPU architectures in it (by cuobjdump). Then for every `--python`, an
-interpreter with torch and the test extra's packages: the wheel is installed into a folder of its own,
-its modules are imported (a driver is not needed), one libgomp is in the process, and the tests run in
-a folder without the package's source: SOME of them, `--tests all` or `none`. Needs
+interpreter with torch and the test extra's packages: the wheel is installed into a folder of its
+own, its modules are imported (a driver is not needed), one libgomp is in the process, and tests run
+in a folder without the package's source: SOME, or `--tests all`, or `none`. Needs
 `pip install ".[wheels]"`.
 """
 
@@ -30,12 +30,12 @@ ROOT = Path(__file__).resolve().parent.parent
 LINKED = re.compile(
     r"(libgomp\.so\.1|libstdc\+\+\.so\.6|libgcc_s\.so\.1|lib(c|m|dl|rt|pthread)\.so\.\d|ld-linux.*)$"
 )
-# every backend against float64 truth, and what packaging can break: minutes, not the half hour of all
+# every backend against float64 truth, and what packaging can break
 SOME = (
-    "test_backends.py",
-    "test_multilabel_backends.py",
-    "test_loss_modules.py",
-    "test_packaging.py",
+    "tests/test_backends.py",
+    "tests/test_multilabel_backends.py",
+    "tests/test_loss_modules.py",
+    "tests/test_packaging.py",
 )
 PROBE = """
 import importlib, importlib.metadata, re, sys
@@ -55,7 +55,7 @@ torch.testing.assert_close(loss, expected)
 torch.testing.assert_close(grad, torch.autograd.grad(expected, x)[0])
 gomp = set(re.findall(r"/.*libgomp.*", open("/proc/self/maps").read()))
 assert len(gomp) == 1, f"expected one libgomp, got {sorted(gomp)}"
-print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, CUDA", torch.cuda.is_available())
+print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, {said} imported")
 """
 
 
@@ -156,8 +156,7 @@ def main() -> None:
     parser.add_argument("--python", action="append", default=[], help="may be given repeatedly")
     parser.add_argument("--tests", choices=["none", "some", "all"], default="some")
     options = parser.parse_args()
-    some = [f"tests/{name}" for name in SOME]
-    tests = {"none": [], "some": some, "all": ["tests"]}[options.tests]
+    tests = {"none": [], "some": [*SOME], "all": ["tests"]}[options.tests]
     wrong = problems(options.wheel, [arch for arch in options.archs.split(";") if arch])
     for python in options.python:
         wrong += installed(options.wheel, python, tests)

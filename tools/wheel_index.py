@@ -3,9 +3,9 @@
     python tools/wheel_index.py dist
     python tools/wheel_index.py dist --url https://example.org/releases/v0.1.0
 
-One index for each CUDA version, since pip would take the highest of all: dist/cu130/ and, for wheels
-without a local version, dist/cpu/; dist/index.html says how to install from each. Links lead to the
-wheels in the folder, or to `--url` where these have been uploaded to another place.
+One index for each CUDA version, since pip would take the highest of all: dist/cu130/ and, for
+wheels without a local version, dist/cpu/; dist/index.html says how to install from each. Links lead
+to the wheels in the folder, or to `--url` where these have been uploaded to another place.
 
     pip install lpl_fused --extra-index-url https://example.org/whl/cu130
 """
