@@ -43,7 +43,7 @@ def nvcc_of_release(release: str, nvcc: str | None) -> str:
     said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"release (\d+\.\d+)", said)
     if found is None or found[1] != release:
-        raise SystemExit(f"expected nvcc {release}, {path} is {found[1] if found else said!r}")
+        raise SystemExit(f"expected nvcc {release}, {path} is {found[1] if found else said}")
     return path
 
 
