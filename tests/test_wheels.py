@@ -160,7 +160,7 @@ def module(name: str, library: bytes) -> dict[str, bytes]:
         (CPU, {"_cpu": "torch"}, ["_cpu needs ['libtorch.so']"]),
         (CPU, {"_cpu": "path"}, ["_cpu needs ['DT_RUNPATH /opt/cuda/lib']"]),
     ],
-    ids=lambda value: re.sub(r"[^\w+.]+", "-", str(value))[-40:],
+    ids=["good", "linux tag", "other project", "brings libgomp", "brings tests", "no _cpu", "_cuda unannounced", "no _cuda", "needs torch", "search path"],
 )  # fmt: skip
 def test_check_of_a_file(
     tmp_path: Path,
