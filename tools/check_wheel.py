@@ -124,7 +124,7 @@ def problems(wheel: Path, archs: list[str]) -> list[str]:
 def installed(wheel: Path, python: str, tests: list[str]) -> list[str]:
     """What goes wrong where the wheel is installed for the interpreter `python`."""
     version = str(parse_wheel_filename(wheel.name)[1])
-    python = shutil.which(os.path.abspath(python)) or python
+    python = shutil.which(os.path.abspath(python)) or python  # a path, or a name on PATH
     with tempfile.TemporaryDirectory() as folder:
         site, suite = Path(folder) / "site", Path(folder) / "suite"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("LPL_FUSED")}
