@@ -132,8 +132,10 @@ def cuda_rules(n: Writer, target: Path) -> None:
         deps="gcc",
         description="compile $out",
     )
-    # of a toolkit of its own nvcc knows; a wrapper of it on PATH does not tell us
-    n.rule("link", f"$nvcc -shared -cudart static -ccbin $cxx -L{beside} $in -o $out")
+    # of a toolkit of its own nvcc knows; a wrapper of it on PATH does not tell us. It links device
+    # code as well, without -gencode an empty image for an architecture that nobody asked for
+    link = ["$nvcc -shared -cudart static -ccbin $cxx", *codes, f"-L{beside} $in -o $out"]
+    n.rule("link", " ".join(link))
     n.build(["bindings.o"], "compile", [str(CSRC / "cuda" / "bindings.cpp")])
     n.build(["kernels.o"], "kernels", [str(CSRC / "cuda" / "kernels.cu")])
     n.build([str(target)], "link", ["bindings.o", "kernels.o"])
