@@ -7,6 +7,7 @@ installed without that module, with one line that says so.
     LPL_FUSED_CUDA=auto|0|1       auto: build _cuda where there is an nvcc; 1: complain without
     LPL_FUSED_CUDA_ARCHS          compute capabilities times ten, "80;90;100"; PTX of the last
     LPL_FUSED_REQUIRE_EXT=cpu|cuda|all    turns a failed build into an error
+    LPL_FUSED_LOCAL_VERSION       what follows "+" in a wheel's version: "cu130"
     MAX_JOBS                      parallel compiler processes
     CXX, NVCC                     the compilers
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import io
 import os
 import platform
+import runpy
 import shutil
 import subprocess
 import sys
@@ -37,7 +39,7 @@ if X86:
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"),
         "-mprefer-vector-width=512",
     ]
-NVCC = os.environ.get("NVCC") or shutil.which("nvcc")
+NVCC = shutil.which(os.environ.get("NVCC", "nvcc"))
 CUDA_ARCHS = os.environ.get("LPL_FUSED_CUDA_ARCHS", "80;90;100").split(";")
 
 
@@ -118,6 +120,8 @@ def cuda_rules(n: Writer, target: Path) -> None:
         raise OSError("no nvcc on PATH, and NVCC does not name one")
     compiler(n)
     n.variable("nvcc", NVCC)
+    # where the toolkit of PyPI has its libraries and nvcc's own profile does not look
+    beside = Path(NVCC).resolve().parents[1] / "lib"
     codes = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHS]
     last = f"-gencode arch=compute_{CUDA_ARCHS[-1]},code=compute_{CUDA_ARCHS[-1]}"
     flags = "-std=c++17 -O3 -ccbin $cxx -Xcompiler -fPIC,-fvisibility=hidden"
@@ -128,11 +132,20 @@ def cuda_rules(n: Writer, target: Path) -> None:
         deps="gcc",
         description="compile $out",
     )
-    # nvcc knows where its libraries are; a wrapper of it on PATH does not tell us
-    n.rule("link", "$nvcc -shared -cudart static -ccbin $cxx $in -o $out")
+    # of a toolkit of its own nvcc knows; a wrapper of it on PATH does not tell us. It links device
+    # code as well, without -gencode an empty image for an architecture that nobody asked for
+    link = ["$nvcc -shared -cudart static -ccbin $cxx", *codes, f"-L{beside} $in -o $out"]
+    n.rule("link", " ".join(link))
     n.build(["bindings.o"], "compile", [str(CSRC / "cuda" / "bindings.cpp")])
     n.build(["kernels.o"], "kernels", [str(CSRC / "cuda" / "kernels.cu")])
     n.build([str(target)], "link", ["bindings.o", "kernels.o"])
 
 
-setup(ext_modules=wanted(), cmdclass={"build_ext": NinjaBuild})
+def version() -> str:
+    """The version of lpl_fused/version.py; a wheel's has LPL_FUSED_LOCAL_VERSION after it."""
+    public = runpy.run_path(str(CSRC.parent / "lpl_fused" / "version.py"))["__version__"]
+    local = os.environ.get("LPL_FUSED_LOCAL_VERSION", "")
+    return f"{public}+{local}" if local and "sdist" not in sys.argv else public
+
+
+setup(version=version(), ext_modules=wanted(), cmdclass={"build_ext": NinjaBuild})

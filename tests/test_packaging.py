@@ -16,6 +16,8 @@ import pytest
 import lpl_fused
 
 ROOT = Path(__file__).resolve().parent.parent
+# tools/check_wheel.py runs these tests beside an installed wheel
+needs_source = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="no source tree here")
 
 
 def run(code: str, **environment: str) -> str:
@@ -139,8 +141,11 @@ def unpacked_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / archive.name.removesuffix(".tar.gz")
 
 
+@needs_source
 def test_sdist_builds_a_wheel_that_works(unpacked_sdist: Path, tmp_path: Path) -> None:
-    wheel = build("wheel", tmp_path, unpacked_sdist, LPL_FUSED_REQUIRE_EXT="cpu")
+    wheel = build(
+        "wheel", tmp_path, unpacked_sdist, LPL_FUSED_CUDA="0", LPL_FUSED_REQUIRE_EXT="cpu"
+    )
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
@@ -156,6 +161,7 @@ def test_sdist_builds_a_wheel_that_works(unpacked_sdist: Path, tmp_path: Path) -
     assert "1.3863" in run(code, PYTHONPATH=str(tmp_path / "site"))
 
 
+@needs_source
 def test_without_a_compiler_it_still_installs(unpacked_sdist: Path, tmp_path: Path) -> None:
     nowhere = {"CXX": "/nonexistent/c++", "NVCC": "/nonexistent/nvcc", "LPL_FUSED_CUDA": "1"}
     wheel = build("wheel", tmp_path, unpacked_sdist, **nowhere)
@@ -185,6 +191,7 @@ def test_native_module_needs_neither_torch_nor_cuda() -> None:
     assert len(re.findall(r"libgomp\S* =>", linked)) <= 1
 
 
+@needs_source
 def test_the_project_speaks_of_itself_alone() -> None:
     """No path of a machine in code, documents and results (tests may make one up)."""
     files = subprocess.run(
