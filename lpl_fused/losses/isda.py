@@ -19,6 +19,13 @@ from .rows import as_rows, class_indices, expect_classes
 _OUTER_ELEMENTS = 1 << 22  # of outer products x xᵀ formed at a time
 
 
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
+
+
+_autocasts._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch 2.11 cannot trace it
+
+
 class ISDALoss(CrossEntropyLoss):
     """Implicit semantic data augmentation (Wang et al., 2019): L = CE(u_j + Δ_{y,j}, y).
 
@@ -134,8 +141,7 @@ class ISDALoss(CrossEntropyLoss):
         dtype = accumulate_dtype(classifier_weight.dtype)
         weight, sigma = classifier_weight.to(dtype), self.covariance[classes].to(dtype)
         device = weight.device.type
-        known = torch.amp.is_autocast_available(device)
-        with torch.autocast(device, enabled=False) if known else nullcontext():
+        with torch.autocast(device, enabled=False) if _autocasts(device) else nullcontext():
             if self.full:
                 pairs: Tensor = _FullPairs.apply(weight, sigma, classes)
                 return 0.5 * self.strength * pairs
