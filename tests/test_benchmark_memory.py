@@ -30,11 +30,15 @@ def touched(size: int) -> torch.Tensor:
     return torch.ones(size, dtype=torch.uint8)
 
 
+# Linux counts resident pages by thread, and adds them up by batches of 64.
+BATCHES = MIB / 2
+
+
 @linux
 @pytest.mark.parametrize("size", [MIB, 20 * MIB, 200 * MIB])
 def test_an_allocation_is_counted_whatever_came_before(size: int) -> None:
     for _ in range(3):  # from the second on, the C library may have kept the first's
-        assert peak(lambda: touched(size)) == pytest.approx(size, abs=MIB / 4)
+        assert peak(lambda: touched(size)) == pytest.approx(size, abs=BATCHES)
 
 
 @linux
@@ -56,7 +60,7 @@ def test_what_is_held_together_counts_and_what_follows_does_not() -> None:
 @linux
 def test_what_was_there_before_does_not_count() -> None:
     held = touched(100 * MIB)
-    assert peak(lambda: held.add_(1)) == pytest.approx(0, abs=MIB / 4)
+    assert peak(lambda: held.add_(1)) == pytest.approx(0, abs=BATCHES)
 
 
 def test_where_memory_cannot_be_counted_there_is_no_number(

@@ -9,6 +9,7 @@ run as a script, is that process.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -331,37 +332,45 @@ def main(target: str, output: str) -> None:
                 print(json.dumps([name, found], default=str), file=file)  # a dtype among meta
 
 
-@pytest.fixture(scope="module")
-def compilers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.Popen[str]]:
-    """A process for every target, all at once."""
-    folder = tmp_path_factory.mktemp("triton")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    # the package that this process tests, though another one may be installed
-    environment["PYTHONPATH"] = str(Path(lpl_fused.__file__).parents[1])
-    environment["TRITON_DUMP_PTXAS_LOG"] = "1"
-    started = {}
-    for target in TARGETS:
+class Compiler:
+    """A process that compiles for a target."""
+
+    def __init__(self, target: str, folder: Path) -> None:
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        # the package that this process tests, though another one may be installed
+        environment["PYTHONPATH"] = str(Path(lpl_fused.__file__).parents[1])
+        environment["TRITON_DUMP_PTXAS_LOG"] = "1"
         environment["TRITON_CACHE_DIR"] = str(folder / target)
-        command = [sys.executable, __file__, target, str(folder / f"{target}.jsonl")]
-        started[target] = subprocess.Popen(
+        self._output = folder / f"{target}.jsonl"
+        command = [sys.executable, __file__, target, str(self._output)]
+        self._process = subprocess.Popen(
             command, env=environment, stderr=subprocess.PIPE, text=True
         )
-    return started
+
+    @functools.cached_property
+    def reports(self) -> dict[str, list[Report]]:
+        """What it said, by variant, once it is done."""
+        _, errors = self._process.communicate()
+        assert self._process.returncode == 0, errors[-4000:]
+        found: dict[str, list[Report]] = {}
+        for line in self._output.read_text().splitlines():
+            name, fields = json.loads(line)
+            found.setdefault(name, []).append(Report(*fields))
+        return found
+
+
+@pytest.fixture(scope="module")
+def compilers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiler]:
+    """One for every target, all at once."""
+    folder = tmp_path_factory.mktemp("triton")
+    return {target: Compiler(target, folder) for target in TARGETS}
 
 
 @pytest.fixture(scope="module")
 def reports(
-    request: pytest.FixtureRequest, compilers: dict[str, subprocess.Popen[str]]
+    request: pytest.FixtureRequest, compilers: dict[str, Compiler]
 ) -> dict[str, list[Report]]:
-    """What the compiler for a target said, by variant."""
-    process = compilers[request.param]
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors[-4000:]
-    found: dict[str, list[Report]] = {}
-    for line in Path(process.args[-1]).read_text().splitlines():  # type: ignore[index]
-        name, fields = json.loads(line)
-        found.setdefault(name, []).append(Report(*fields))
-    return found
+    return compilers[request.param].reports
 
 
 ALL = pytest.mark.parametrize("reports", list(TARGETS), indirect=True)

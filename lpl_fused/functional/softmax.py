@@ -234,9 +234,9 @@ def _small(input: Tensor, target: Tensor) -> bool:
     gradient is wanted none is made, and torch's loses the digits of small losses.
     """
     return (
-        input.requires_grad
+        (type(input) is Tensor or type(input) is torch.nn.Parameter)
+        and input.requires_grad
         and torch.is_grad_enabled()
-        and (type(input) is Tensor or type(input) is torch.nn.Parameter)
         and type(target) is Tensor
         and 0 < input.numel() <= SMALL
         and (input.dtype is torch.float32 or input.dtype is torch.float64)
