@@ -20,14 +20,18 @@ Panel = tuple[str, str]  # loss, dtype
 
 
 def panels(both: Iterable[Record]) -> list[Panel]:
-    """Losses and dtypes that are known at many numbers of rows and of classes."""
-    rows: dict[Panel, set[int]] = {}
-    classes: dict[Panel, set[int]] = {}
-    for record in both:
-        if record.provider == AUTO.name:
-            rows.setdefault((record.loss, record.dtype), set()).add(record.rows)
-            classes.setdefault((record.loss, record.dtype), set()).add(record.classes)
-    return [p for p in rows if min(len(rows[p]), len(classes[p])) >= _ENOUGH]
+    """Losses and dtypes that are known at many numbers of rows and of classes, and most pairs."""
+    shapes: dict[Panel, set[tuple[int, int]]] = {}
+    for r in both:
+        if r.provider == AUTO.name:
+            shapes.setdefault((r.loss, r.dtype), set()).add((r.rows, r.classes))
+    return [panel for panel, known in shapes.items() if _fills_a_grid(known)]
+
+
+def _fills_a_grid(shapes: set[tuple[int, int]]) -> bool:
+    rows, classes = ({shape[i] for shape in shapes} for i in (0, 1))
+    enough = min(len(rows), len(classes)) >= _ENOUGH
+    return enough and 2 * len(shapes) > len(rows) * len(classes)
 
 
 def over_rows_and_classes(both: Iterable[Record]) -> Figure:
