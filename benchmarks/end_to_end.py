@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ from .cases import Batch, Case, draw
 from .measure import Conditions, Entrant, admit
 from .memory import peak_bytes
 from .providers import EAGER, EAGER_CE, Criterion, Provider, providers
-from .records import Record, Timing
+from .records import STEP, Record, Timing
 from .run import default_folder
 from .steps import Step
 from .timing import Plan, alternate, sampler_for
@@ -36,7 +37,6 @@ from .timing import Plan, alternate, sampler_for
 DATA = ("glyphs", "tokens")
 LOSSES = ("ce", "la", "lpl10")
 PROVIDERS = ("eager", "auto")
-STEP = "step"  # the mode of the records
 _RATE = 1e-3  # of learning; what is learned is not looked at
 
 
@@ -188,6 +188,16 @@ def markdown(found: list[Record]) -> str:
     return "\n".join(text) + "\n"
 
 
+def show(found: list[Record], folder: Path, out: Console) -> list[Path]:
+    """Prints the table, writes the page into the records' folder, and names it."""
+    page = folder / "README.md"
+    page.write_text(markdown(found))
+    out.print(table(found))
+    for line in report.not_timed(found):
+        out.print(f"not timed: {line}", markup=False)
+    return [page]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.end_to_end", description=__doc__)
@@ -223,10 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
             with console.status(f"{name}: {loss}"):
                 found += measure(task, task.case(loss), entrants, conditions)
             records.write(found, folder / records.FILE)
-    (folder / "README.md").write_text(markdown(found))
-    console.print(table(found))
-    for line in report.not_timed(found):
-        console.print(f"not timed: {line}", markup=False)
+    show(found, folder, console)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ OK = "ok"  # timed
 WRONG = "wrong"  # its results miss the truth: not timed
 FAILED = "failed"  # raised: not timed
 ABSENT = "absent"  # cannot run here: not timed
+STEP = "step"  # the mode of whole training steps
 SLOW = "slow"  # too slow for this mode: timed in "both" alone
 
 

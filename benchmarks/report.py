@@ -20,7 +20,7 @@ from . import plots
 from .cases import COPY, modes
 from .measure import BOTH
 from .providers import COMPILE, EAGER, EAGER_CE
-from .records import ABSENT, FILE, OK, SLOW, Record, read
+from .records import ABSENT, FILE, OK, SLOW, STEP, Record, read
 
 LABELS = {COPY: "copy of logits", EAGER_CE.name: "eager plain CE"}
 _NOTHING = "–"
@@ -269,6 +269,10 @@ def console() -> Console:
 
 def show(records: list[Record], folder: Path, out: Console) -> list[Path]:
     """Prints the table, writes pictures and summary into the records' folder, and names them."""
+    if any(record.mode == STEP for record in records):
+        from . import end_to_end  # which shows its own records, by this module's means
+
+        return end_to_end.show(records, folder, out)
     pictures = plots.save(records, folder)
     summary = folder / "README.md"
     summary.write_text(markdown(records, pictures))
