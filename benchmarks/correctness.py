@@ -19,14 +19,14 @@ from .providers import Criterion, fused_multilabel
 
 # A right answer summed in another order; a wrong one misses by orders of magnitude.
 MARGIN = 4.0
-# The baseline has nobody beside it; rounding alone leaves it below, even where p − 1 cancels as the
-# target's p → 1 (with two classes, 6e-3 in float32).
+# The baseline has nobody beside it; rounding alone leaves it far below.
 EAGER_LIMIT = {
     torch.float64: 1e-10,
-    torch.float32: 0.02,
+    torch.float32: 1e-3,
     torch.float16: 0.05,
     torch.bfloat16: 0.4,
 }
+_FEW_CLASSES = 40
 _CHUNK = 2**22  # logits that are held in float64 with all that their gradient needs
 
 
@@ -162,7 +162,8 @@ def errors(found: Result, exact: Result) -> Errors:
 def allowed_errors(case: Case, eager: Errors | None) -> Errors:
     """What a provider may miss the truth by; the baseline itself where `eager` is None."""
     if eager is None:
-        limit = EAGER_LIMIT[case.dtype]
+        # with few classes p → 1 is common, where p − 1 cancels (6e-3 seen in float32, 8192×2)
+        limit = EAGER_LIMIT[case.dtype] * max(1.0, _FEW_CLASSES / case.classes)
         return Errors(limit, limit)
     return Errors(*(MARGIN * budget(case.dtype, part) for part in eager))
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from . import curves, style, sweep
+from . import curves, heatmap, style
 from .cases import COPY
 from .measure import BOTH
 from .providers import EAGER, EAGER_CE
@@ -26,8 +26,8 @@ def save(records: list[Record], folder: Path) -> list[Path]:
     both = [r for r in records if r.status == OK and r.mode == BOTH]
     copies = [r for r in records if r.status == OK and r.mode == COPY]
     figures = {}
-    if sweep.panels(both):
-        figures["sweep.png"] = sweep.over_rows_and_classes(both)
+    if heatmap.panels(both):
+        figures["sweep.png"] = heatmap.over_rows_and_classes(both)
     elif any(r.provider not in _YARDSTICKS and r.ratio_to_eager is not None for r in both):
         figures["relative.png"] = relative(both)
     if curves.step_panels(both):

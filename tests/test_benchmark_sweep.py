@@ -9,7 +9,7 @@ import pytest
 from benchmark_conditions import CPU, conditions
 from matplotlib import image
 
-from benchmarks import plots, run, selections, sweep
+from benchmarks import heatmap, plots, run, selections
 from benchmarks.cases import Case
 from benchmarks.measure import measure
 from benchmarks.providers import providers
@@ -58,12 +58,12 @@ def test_ratios_are_over_the_faster_rival(found: list[Record]) -> None:
     one = next(r for r in found if r.provider == "eager" and r.mode == "both")
     times = {"eager": 6.0, "compile": 4.0, "auto": 3.0, "reference": 1.0}
     made = [replace(one, provider=name, median_ms=ms) for name, ms in times.items()]
-    assert sweep.ratios(made) == {(one.rows, one.classes): 0.75}
-    assert sweep.ratios(made[:2]) == {}
+    assert heatmap.ratios(made) == {(one.rows, one.classes): 0.75}
+    assert heatmap.ratios(made[:2]) == {}
 
 
 def test_the_picture_is_drawn_from_enough_shapes(found: list[Record], tmp_path: Path) -> None:
-    assert set(sweep.ratios(r for r in found if r.mode == "both")) == {
+    assert set(heatmap.ratios(r for r in found if r.mode == "both")) == {
         tuple(map(int, shape.split("x"))) for shape in SHAPES
     }
     names = [path.name for path in plots.save(found, tmp_path)]
