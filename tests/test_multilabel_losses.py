@@ -99,12 +99,58 @@ def test_members_of_the_family(name: str, dtype: torch.dtype) -> None:
     assert_equation(lambda u: loss(u, y), equation, logits, dtype)
 
 
-def test_weights_averaged_over_the_positives() -> None:
-    y = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0]])
-    loss = db(weighting="inverse", average=True, ntr=False, focal=False, reduction="none")
-    weight = torch.tensor([[(100 / 60 + 100 / 5) / 2], [1.0], [100 / 20]])
+LABELS = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0]])
+
+
+def effective(n: float) -> float:
+    return (1 - 0.9) / (1 - 0.9**n)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "mode", "first", "last"),
+    [
+        ("inverse", "average-weight", (100 / 60 + 100 / 5) / 2, 100 / 20),
+        ("inverse", "min-count", 100 / 5, 100 / 20),
+        ("sqrt-inverse", "average-count", (100 / 32.5) ** 0.5, (100 / 20) ** 0.5),
+        ("class-balanced", "average-weight", (effective(60) + effective(5)) / 2, effective(20)),
+        ("class-balanced", "average-count", effective(32.5), effective(20)),
+        ("class-balanced", "min-count", effective(5), effective(20)),
+    ],
+)
+def test_weights_of_rows(weighting: str, mode: str, first: float, last: float) -> None:
+    """From their positives; a row without them has 1, and missing labels are none."""
+    y = LABELS.clone()
+    y[1, 2] = -1
+    parts = {"weighting": weighting, "weighting_mode": mode, "ntr": False, "focal": False}
+    loss = db(ignore_index=-1, reduction="none", **parts)
     u = Draw(3, 3, seed=1).input()
-    close(loss(u, y), F.binary_cross_entropy_with_logits(u, y.double(), weight, reduction="none"))
+    weight = torch.tensor([[first], [1.0], [last]]).double().expand(3, 3).clone()
+    weight[1, 2] = 0
+    target = y.clamp(min=0).double()
+    close(loss(u, y), F.binary_cross_entropy_with_logits(u, target, weight, reduction="none"))
+
+
+@pytest.mark.parametrize("norm", losses.multilabel.WEIGHT_NORMS)
+@pytest.mark.parametrize("beta", [10.0, -3.0])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"weighting": "rebalance"},
+        {"weighting": "inverse"},
+        {"weighting": "class-balanced", "weighting_mode": "min-count"},
+    ],
+    ids=lambda parts: parts["weighting"],
+)
+def test_normalised_weights(parts: dict[str, str], beta: float, norm: str) -> None:
+    """The weights that the loss has without, divided by the largest of their row or batch."""
+    u = torch.zeros(3, 3, dtype=torch.float64)
+    keywords = {"ntr": False, "focal": False, "beta": beta, "reduction": "none", **parts}
+    weight = db(**keywords)(u, LABELS)
+    largest = weight.amax(1, keepdim=True) if norm == "by-row" else weight.max()
+    found = db(weight_norm=norm, **keywords)(u, LABELS)
+    close(found, weight / largest * math.log(2))
+    given = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
+    close(db(weight_norm=norm, weight=given, **keywords)(u, LABELS), found * given)
 
 
 @pytest.mark.parametrize("weighting", [*losses.multilabel.WEIGHTINGS, None])
@@ -122,8 +168,11 @@ def test_degenerate_counts(weighting: str | None) -> None:
     ("match", "keywords"),
     [
         ("num_samples: expected at least 2 and every count, got 50", {"num_samples": 50}),
-        ("weighting: expected 'rebalance'", {"weighting": "none"}),
-        ("average: needs a weighting by class", {"average": True}),
+        ("weighting: expected one of 'rebalance'", {"weighting": "none"}),
+        ("weighting_mode: expected one of 'by-class'", {"weighting_mode": "average"}),
+        ("weighting_mode: needs a weighting by class", {"weighting_mode": "min-count"}),
+        ("weight_norm: expected one of 'by-row'", {"weight_norm": True}),
+        ("weight_norm: needs a weighting", {"weight_norm": "by-row", "weighting": None}),
         ("neg_scale: expected", {"neg_scale": 0.0}),
         ("balance: expected", {"balance": -1.0}),
         ("cb_beta: expected", {"weighting": "class-balanced", "cb_beta": 1.0}),

@@ -117,6 +117,8 @@ class MultiLabelLDAMLoss(MultiLabelLoss):
 
 
 WEIGHTINGS = ("rebalance", "inverse", "sqrt-inverse", "class-balanced")
+WEIGHTING_MODES = ("by-class", "average-weight", "average-count", "min-count")
+WEIGHT_NORMS = ("by-row", "by-batch")
 
 
 class DistributionBalancedLoss(MultiLabelLoss):
@@ -144,8 +146,12 @@ class DistributionBalancedLoss(MultiLabelLoss):
         num_samples: N, training samples; at least every n_k, and 2.
         weighting: "rebalance"; "inverse" N/n_k; "sqrt-inverse" its root; "class-balanced"
             (1 − β')/(1 − β'^n_k); None.
-        average: with a class weighting, weigh a row by the mean over its positives (1 where it has
-            none) instead of every logit by its class.
+        weighting_mode: what a weighting by class weighs. "by-class" (default): a logit by its
+            class; else a row, by the mean weight of its positives ("average-weight", the authors'
+            for class-balanced), the weight of their mean count ("average-count") or of their
+            least ("min-count"); 1 where it has none.
+        weight_norm: divide weights by the largest of their row, "by-row", or of the batch,
+            "by-batch"; default None.
         ntr, focal: the parts.
         alpha, beta, mu: default 0.1, 10, 0.2, the authors' for COCO-MLT (VOC-MLT: mu 0.3).
         neg_scale: λ > 0, default 2.0 (COCO-MLT; VOC-MLT 5.0).
@@ -166,7 +172,8 @@ class DistributionBalancedLoss(MultiLabelLoss):
         num_samples: int,
         *,
         weighting: str | None = "rebalance",
-        average: bool = False,
+        weighting_mode: str = "by-class",
+        weight_norm: str | None = None,
         ntr: bool = True,
         focal: bool = True,
         alpha: float = 0.1,
@@ -187,16 +194,26 @@ class DistributionBalancedLoss(MultiLabelLoss):
                 f"num_samples: expected at least 2 and every count, got {num_samples} beside a"
                 f" count of {counts.max().item():g}"
             )
-        if weighting not in (*WEIGHTINGS, None):
-            expected = ", ".join(repr(name) for name in WEIGHTINGS)
-            raise ValueError(f"weighting: expected {expected} or None, got {weighting!r}")
-        if average and weighting in ("rebalance", None):
-            raise ValueError(f"average: needs a weighting by class, got {weighting!r}")
+        for name, value, choices in (
+            ("weighting", weighting, (*WEIGHTINGS, None)),
+            ("weighting_mode", weighting_mode, WEIGHTING_MODES),
+            ("weight_norm", weight_norm, (*WEIGHT_NORMS, None)),
+        ):
+            if value not in choices:
+                expected = ", ".join(map(repr, choices))
+                raise ValueError(f"{name}: expected one of {expected}, got {value!r}")
+        if weighting_mode != "by-class" and weighting in ("rebalance", None):
+            raise ValueError(f"weighting_mode: needs a weighting by class, got {weighting!r}")
+        if weight_norm is not None and weighting is None:
+            raise ValueError("weight_norm: needs a weighting, got None")
+        if not 0 <= cb_beta < 1:
+            raise ValueError(f"cb_beta: expected a number in [0, 1), got {cb_beta}")
         if not 0 < neg_scale < math.inf:
             raise ValueError(f"neg_scale: expected a finite number > 0, got {neg_scale}")
         if not 0 < balance < math.inf:
             raise ValueError(f"balance: expected a finite number > 0, got {balance}")
-        self.weighting, self.average, self.ntr = weighting, average, ntr
+        self.weighting, self.weighting_mode, self.ntr = weighting, weighting_mode, ntr
+        self.weight_norm, self.num_samples, self.cb_beta = weight_norm, num_samples, float(cb_beta)
         self.numbers = {"alpha": alpha, "beta": beta, "mu": mu}
         self.neg_scale = float(neg_scale) if ntr else 1.0
         self.balance = float(balance) if focal else 1.0
@@ -204,12 +221,20 @@ class DistributionBalancedLoss(MultiLabelLoss):
         self.register_table("inverse_count", 1 / counts)
         bias = -torch.log(num_samples / counts - 1) * init_bias
         self.register_table("bias", bias / neg_scale if ntr_bias_div else bias)
-        weights = None
-        if weighting in ("inverse", "sqrt-inverse"):
-            weights = (num_samples / counts) ** (1.0 if weighting == "inverse" else 0.5)
-        elif weighting == "class-balanced":
-            weights = _effective(counts, cb_beta)
-        self.register_table("class_weight", torch.ones(()) if weights is None else weights)
+        self.register_table("class_weight", self.weight_of(counts))
+
+    def weight_of(self, counts: Tensor) -> Tensor:
+        """The weight of classes with so many samples, by a weighting by class."""
+        if self.weighting in ("rebalance", None):
+            return torch.ones(())
+        if self.weighting != "class-balanced":
+            ratio = self.num_samples / counts
+            return ratio if self.weighting == "inverse" else ratio.sqrt()
+        # (1 − β')/(1 − β'^n), without cancellation for β' → 1
+        power = (
+            counts * math.log(self.cb_beta) if self.cb_beta else torch.full_like(counts, -math.inf)
+        )
+        return (1 - self.cb_beta) / -torch.expm1(power)
 
     def perturbation(self, logits: Tensor) -> AnyPerturbation | None:
         if not self.ntr:
@@ -223,11 +248,13 @@ class DistributionBalancedLoss(MultiLabelLoss):
     def keywords(self, logits: Tensor, labels: Tensor) -> dict[str, Any]:
         keywords = super().keywords(logits, labels)
         inverse = self.table("inverse_count", logits)
+        own: Tensor | None = None
         if self.weighting == "rebalance":
             keywords["rebalance"] = RebalancedWeight(inverse, **self.numbers)
+            own = None if self.weight_norm is None else 1 / self.largest(labels, inverse)
         elif self.weighting is not None:
-            own = self.table("class_weight", logits)
-            own = self.row_weights(labels, own) if self.average else own
+            own = self.class_weights(labels, self.table("class_weight", logits), inverse)
+        if own is not None:
             given = keywords["weight"]
             keywords["weight"] = own if given is None else own * given
         if self.balance != 1:
@@ -239,27 +266,42 @@ class DistributionBalancedLoss(MultiLabelLoss):
             keywords["neg_weight"] = inverse.new_full((), negative)
         return keywords
 
-    def row_weights(self, labels: Tensor, class_weight: Tensor) -> Tensor:
-        """(…, 1): the mean of the class weights over a row's positives, 1 without any."""
-        y = labels.to(class_weight.dtype)
-        if self.ignore_index is not None:
-            y = y.masked_fill((y == self.ignore_index) | y.isnan(), 0)
-        count = y.sum(-1, keepdim=True)
-        mean = (y @ class_weight)[..., None] / count.where(count > 0, torch.ones_like(count))
-        return torch.where(count > 0, mean, 1.0)
+    def positives(self, labels: Tensor, like: Tensor) -> Tensor:
+        """(…, C): the labels as numbers, 0 where they are missing."""
+        y = labels.to(like.dtype)
+        if self.ignore_index is None:
+            return y
+        return y.masked_fill((y == self.ignore_index) | y.isnan(), 0)
+
+    def class_weights(self, labels: Tensor, weight: Tensor, inverse_count: Tensor) -> Tensor:
+        """(C,) or, by row, (…, 1): normalised weights of a weighting by class."""
+        if self.weighting_mode != "by-class":
+            y = self.positives(labels, weight)
+            count, n = y.sum(-1), 1 / inverse_count
+            if self.weighting_mode == "average-weight":
+                weight = y @ weight / count
+            elif self.weighting_mode == "average-count":
+                weight = self.weight_of(y @ n / count)
+            else:
+                weight = self.weight_of(n.where(y > 0, math.inf).amin(-1))
+            weight = weight.where(count > 0, 1.0)[..., None]
+        return weight if self.weight_norm is None else weight / self.norm_of(weight)
+
+    def norm_of(self, weight: Tensor) -> Tensor:
+        """(…, 1) or 0-dim: the largest of each row of weights, or of all."""
+        return weight.amax(-1, keepdim=True) if self.weight_norm == "by-row" else weight.max()
+
+    def largest(self, labels: Tensor, inverse_count: Tensor) -> Tensor:
+        """(…, 1) or 0-dim: the largest re-balanced weight of each row, or of the batch."""
+        alpha, beta, mu = self.numbers.values()
+        # the weight is monotonic in the class's 1/n
+        ends = torch.stack(inverse_count.aminmax())
+        ratio = ends / (self.positives(labels, inverse_count) @ inverse_count)[..., None]
+        return self.norm_of(alpha + torch.sigmoid(beta * (ratio - mu)))
 
     def extra_repr(self) -> str:
         parts = f"weighting={self.weighting!r}, ntr={self.ntr}, neg_scale={self.neg_scale}"
         return f"{parts}, balance={self.balance}, {super().extra_repr()}"
-
-
-def _effective(counts: Tensor, beta: float) -> Tensor:
-    """(1 − β)/(1 − β^n), without cancellation for β → 1."""
-    if not 0 <= beta < 1:
-        raise ValueError(f"cb_beta: expected a number in [0, 1), got {beta}")
-    if beta == 0:
-        return torch.ones_like(counts)
-    return (1 - beta) / -torch.expm1(counts * math.log(beta))
 
 
 class MultiLabelLPLLoss(MultiLabelLoss):

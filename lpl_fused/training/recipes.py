@@ -143,7 +143,8 @@ def _balanced(
     """A member of the distribution-balanced family: its parts are its name's and no options."""
     idle = {"weighting", "ntr", "focal"}
     idle |= set() if weighting == "rebalance" else {"alpha", "beta", "mu"}
-    idle |= set() if weighting == "class-balanced" else {"average", "cb_beta"}
+    idle |= set() if weighting == "class-balanced" else {"weighting_mode", "cb_beta"}
+    idle |= set() if weighting else {"weight_norm"}
     idle |= set() if ntr else {"neg_scale", "init_bias", "ntr_bias_div"}
     idle |= set() if focal else {"gamma", "balance"}
     return Recipe(
