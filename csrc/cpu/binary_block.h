@@ -11,16 +11,6 @@
 namespace lpl {
 namespace {
 
-// first + x·(second + x·(third + …))
-template <typename Acc>
-inline Acc polynomial(Acc, Acc first) {
-  return first;
-}
-template <typename Acc, typename... More>
-inline Acc polynomial(Acc x, Acc first, More... more) {
-  return first + x * polynomial(x, more...);
-}
-
 // log(1 + e)/e for 0 ≤ e ≤ 1, fitted to the last place.
 inline float log1p_over(float e) {
   return polynomial(e, 1.0f, -0.499996479755f, 0.333213228809f, -0.248571658588f, 0.191536637711f,
@@ -64,8 +54,8 @@ struct BlockOf {
   const Acc* stretch[2];                        // dz/du: the scale, unless u has it already
   const Acc* balance;                           // v; null where it is the same for all
   const RowFactors<Acc>* row;                   // of each row
-  Acc alpha;
-  Acc pull;  // the upstream gradient
+  Acc alpha, limit;  // of re-balanced weights: added to σ(x); where |x| ends
+  Acc pull;          // the upstream gradient
   Phi phi;
   Acc parameter;
   i64 grad_pitch;  // from a row of the gradient to the next
@@ -106,6 +96,9 @@ __attribute__((noinline)) double losses_of(const Block<T>& b) {
   const Acc *balance = b.balance, alpha = b.alpha, pull = b.pull, gamma = b.parameter;
   const Phi phi = b.phi;
   const int32_t size = b.size;
+  // where σ is nothing beside what it is added to, or 1; not a constant, for which there would be
+  // a branch
+  const Acc limit = b.limit;
   // Loss and gradient of a logit u at place j of a row; `Sided`: its label is y, else 0.
   const auto one = [=](auto sided, Acc u, Acc y, int32_t j, const RowFactors<Acc>& row, T& grad,
                        Acc& loss) {
@@ -119,7 +112,17 @@ __attribute__((noinline)) double losses_of(const Block<T>& b) {
     if (Parts >= kMoved) u += side(b0, b1);
     const Acc sign = positive ? Acc(-1) : Acc(1), s = sign * u;
     const Acc e = exp_of(-std::abs(s));
-    const Acc inverse = 1 / (1 + e), near = e * inverse, low = e * log1p_over(e);
+    Acc inverse, balanced = 1;
+    if (Parts == kBalanced) {
+      const Acc x = row.shift - row.slope * balance[j], most = x > limit ? limit : x;
+      const Acc f = rough_exp_of(most < -limit ? -limit : most);
+      const Acc both = 1 / ((1 + e) * (1 + f));  // a division is dear
+      inverse = both * (1 + f);
+      balanced = alpha + both * (1 + e);  // α + σ(−x)
+    } else {
+      inverse = 1 / (1 + e);
+    }
+    const Acc near = e * inverse, low = e * log1p_over(e);
     const Acc probability = s < 0 ? near : inverse;  // σ(s) = 1 − p
     Acc ell = positive_part(s) + low;
     Acc slope = probability;  // dφ/ds
@@ -137,12 +140,7 @@ __attribute__((noinline)) double losses_of(const Block<T>& b) {
     }
     slope *= Sided ? pull * sign : pull;
     if (Parts >= kTables) {
-      Acc weight = side(w0, w1) * row.weight;
-      if (Parts == kBalanced) {
-        // σ(x) with e^−x capped, where σ is nothing beside what it is added to or 0 itself
-        const Acc x = row.shift - row.slope * balance[j];
-        weight *= alpha + 1 / (1 + exp_of(x > Acc(80) ? Acc(80) : x));
-      }
+      const Acc weight = side(w0, w1) * (row.weight * balanced);
       ell *= weight;
       slope *= weight * side(d0, d1);
       if (Sided) {

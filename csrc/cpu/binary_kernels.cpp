@@ -25,11 +25,12 @@ void run_rows(const BinaryCall<T>& call, double norm, Vector<double>& losses) {
     for (i64 batch = 0; batch < batches; ++batch) {
       const i64 i = batch * height, rows = std::min(height, n - i);
       const bool listed = call.list(i, rows, 0, c, kFewPatches, entries);
-      call.factors(i, rows, listed ? &entries : nullptr, *scratch, factors.data());
       auto *front = entries.data(), *end = front + entries.size();
       for (i64 lo = 0; lo < c; lo += kBlock) {
         auto b = call.block(i, rows, lo, std::min(kBlock, c - lo), factors.data(), norm, *scratch);
         call.read(b, *scratch);
+        if (!listed) call.label(b, *scratch);
+        if (lo == 0) call.factors(i, rows, listed ? &entries : nullptr, *scratch, factors.data());
         losses[batch] += listed ? call.listed(b, front, end, *scratch) : call.mixed(b, *scratch);
       }
     }
@@ -76,6 +77,7 @@ BinaryStatus run_columns(BinaryCall<T>& call, double norm, Vector<double>& losse
         auto b = call.block(i, std::min(height, n - i), lo, size, &factors[i], norm, *scratch);
         columns.perturb(b);
         listed ? columns.read(b) : call.read(b, *scratch);
+        if (!listed) call.label(b, *scratch);
         losses[tile] += listed ? call.listed(b, front, end, *scratch) : call.mixed(b, *scratch);
       }
     }

@@ -19,15 +19,18 @@ class BinaryCall {
  public:
   using Acc = typename AccumulateOf<T>::type;
   using Factors = RowFactors<Acc>;
+  static constexpr i64 kSpan = 8;  // what rows of few classes are made in
   using Entries = Vector<Entry<Acc>>;
 
   // Room for a block: what is read into Acc or made by row, losses that nobody asked for, and what
-  // soft labels need.
+  // soft labels need; and for what rows of few classes write beyond their end.
   struct Scratch {
-    Acc u[kBlock], y[kBlock], balance[kBlock], loss[kBlock], sides[2][kBlock], weights[2][kBlock],
-        grads[2][kBlock], losses[2][kBlock];
+    static constexpr i64 kRoom = kBlock + kSpan;
+    Acc u[kBlock], y[kBlock], mass[kBlock], balance[kRoom], loss[kBlock], sides[2][kBlock],
+        weights[2][kRoom], grads[2][kBlock], losses[2][kBlock];
     T unwanted[kBlock];
     Factors factors;
+    bool hard;  // the labels in y
   };
 
   const BinaryProblem& p;
@@ -42,13 +45,14 @@ class BinaryCall {
       bare = bare && !p.weight[side] && !p.scale[side] && !p.offset[side];
     }
     parts_ = !bare ? kTables : p.steps ? kMoved : kBare;
-    ones_.assign(height() * c, Acc(1));
-    zeros_.assign(height() * c, Acc(0));
+    ones_.assign(height() * c + kSpan, Acc(1));
+    zeros_.assign(height() * c + kSpan, Acc(0));
     for (const int side : {0, 1}) {
       weight_[side] = table(p.weight[side], ones_, repeated_[0][side]);
       scale_[side] = table(p.scale[side], ones_, repeated_[1][side]);
       offset_[side] = table(p.offset[side], zeros_, repeated_[2][side]);
     }
+    balance_ = table(p.inverse_count, zeros_, repeated_[3][0]);
   }
 
   // Rows of few classes share a block.
@@ -61,7 +65,7 @@ class BinaryCall {
       Vector<Acc> moved(c);
       const Acc* delta = side ? positive : negative;
       for (i64 j = 0; j < c; ++j) moved[j] = offset_[side][j] + delta[j];
-      offset_[side] = table(moved.data(), zeros_, repeated_[3][side]);
+      offset_[side] = table(moved.data(), zeros_, repeated_[4][side]);
     }
   }
 
@@ -98,45 +102,26 @@ class BinaryCall {
     return double(total);
   }
 
-  // What all losses of row i share.
-  Factors factors(i64 i, double mass) const {
-    Factors f{p.sample_weight ? static_cast<const Acc*>(p.sample_weight)[i] : Acc(1), 0, 0};
-    if (!p.inverse_count) return f;
-    f.shift = Acc(p.beta * p.mu);
-    f.slope = Acc(p.beta / mass);
-    if (mass > 0) return f;
-    // no positives: the ratio is infinite, its σ 1 or 0, whatever is added to the shift
-    f.shift = p.beta > 0 ? -INFINITY : p.beta < 0 ? INFINITY : NAN;
-    f.slope = std::copysign(std::numeric_limits<Acc>::min(), Acc(p.beta));
-    return f;
-  }
-
-  // Σ_j Y_ij v_j of a row.
-  double mass(i64 i, Scratch& scratch) const {
-    double total = 0;
-    for (i64 lo = 0; p.inverse_count && lo < c; lo += kBlock) {
-      const i64 size = std::min(kBlock, c - lo);
-      const Acc *v = inverse_count() + lo, *y = scratch.y;
-      labels.read(i, lo, size, scratch.y);
-      Acc sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (i64 j = 0; j < size; ++j) sum += y[j] == y[j] ? y[j] * v[j] : Acc(0);
-      total += sum;
-    }
-    return total;
-  }
-
-  // The factors of rows from i, whose labels may be listed.
+  // The factors of rows from i, whose labels may be listed; those of rows of few classes have been
+  // read.
   void factors(i64 i, i64 rows, const Entries* entries, Scratch& scratch, Factors* f) const {
-    size_t k = 0;
-    for (i64 r = i; r < i + rows; ++r) {
-      double total = entries ? 0 : mass(r, scratch);
-      for (; entries && k < entries->size() && (*entries)[k].row == r; ++k) {
-        const Entry<Acc>& entry = (*entries)[k];
-        if (p.inverse_count && entry.label == 1) total += inverse_count()[entry.place];
-      }
-      *f++ = factors(r, total);
+    Acc* total = scratch.mass;
+    std::fill(total, total + rows, Acc(0));
+    if (p.inverse_count && entries) {
+      for (const Entry<Acc>& entry : *entries)
+        if (entry.label == 1) total[entry.row - i] += inverse_count()[entry.place];
+    } else if (p.inverse_count && narrow()) {
+      i64 begin = 0;
+      for_each_set(scratch.y, rows * c, [&](i64 j) {
+        for (; j >= begin + c; begin += c) ++total;
+        if (scratch.y[j] == scratch.y[j]) *total += scratch.y[j] * inverse_count()[j - begin];
+        return true;
+      });
+      total = scratch.mass;
+    } else if (p.inverse_count) {
+      for (i64 r = 0; r < rows; ++r) total[r] = mass(i + r, scratch.sides[0]);
     }
+    for (i64 r = 0; r < rows; ++r) f[r] = factors(i + r, total[r]);
   }
 
   // Rows from i and classes lo to lo + size, as yet without logits and labels.
@@ -150,9 +135,10 @@ class BinaryCall {
       b.scale[side] = b.stretch[side] = scale_[side] + lo;
       b.offset[side] = offset_[side] + lo;
     }
-    if (p.inverse_count) b.balance = inverse_count() + lo;
+    if (p.inverse_count) b.balance = balance_ + lo;
     b.row = row;
     b.alpha = Acc(p.alpha);
+    b.limit = 80;
     const Acc* upstream = static_cast<const Acc*>(out.upstream);
     b.pull = upstream && !out.upstream_each ? *upstream : Acc(1 / norm);
     b.phi = p.phi;
@@ -209,17 +195,19 @@ class BinaryCall {
     return losses_of(b, parts_);
   }
 
-  // The same of any labels, which it reads.
-  double mixed(Block<T>& b, Scratch& scratch) const {
-    bool hard = !out.upstream_each;
-    if (p.target_stride == b.size) {
-      hard = labels.read(b.i, b.lo, i64(b.rows) * b.size, scratch.y) && hard;
-    } else {
-      for (i64 r = 0; r < b.rows; ++r)
-        hard = labels.read(b.i + r, b.lo, b.size, scratch.y + r * b.size) && hard;
-    }
+  // Gives a block its labels.
+  void label(Block<T>& b, Scratch& scratch) const {
+    const bool together = p.target_stride == b.size;
+    const i64 parts = together ? 1 : b.rows, size = together ? i64(b.rows) * b.size : b.size;
+    scratch.hard = true;
+    for (i64 r = 0; r < parts; ++r)
+      scratch.hard &= labels.read(b.i + r, b.lo, size, scratch.y + r * size);
     b.label = scratch.y;
-    if (hard) {
+  }
+
+  // The same of a block that has been given any labels.
+  double mixed(Block<T>& b, Scratch& scratch) const {
+    if (scratch.hard && !out.upstream_each) {
       flatten(b, scratch);
       return losses_of(b, parts_);
     }
@@ -240,16 +228,51 @@ class BinaryCall {
  private:
   const Acc* inverse_count() const { return static_cast<const Acc*>(p.inverse_count); }
 
+  // What all losses of row i share, from Σ_j Y_ij v_j.
+  Factors factors(i64 i, Acc mass) const {
+    Factors f{p.sample_weight ? static_cast<const Acc*>(p.sample_weight)[i] : Acc(1), 0, 0};
+    if (!p.inverse_count) return f;
+    f.shift = Acc(p.beta * p.mu);
+    f.slope = Acc(p.beta / mass);
+    if (mass > 0) return f;
+    // no positives: the ratio is infinite, its σ 1 or 0, whatever is added to the shift
+    f.shift = p.beta > 0 ? -INFINITY : p.beta < 0 ? INFINITY : NAN;
+    f.slope = std::copysign(std::numeric_limits<Acc>::min(), Acc(p.beta));
+    return f;
+  }
+
+  // Σ_j Y_ij v_j of a row, with room for a block of labels.
+  Acc mass(i64 i, Acc* y) const {
+    double total = 0;
+    for (i64 lo = 0; lo < c; lo += kBlock) {
+      const i64 size = std::min(kBlock, c - lo);
+      const Acc* v = inverse_count() + lo;
+      labels.read(i, lo, size, y);
+      Acc sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (i64 j = 0; j < size; ++j) sum += y[j] == y[j] ? y[j] * v[j] : Acc(0);
+      total += sum;
+    }
+    return Acc(total);
+  }
+
   // Makes one row of rows of few classes: their tables stand side by side.
   void flatten(Block<T>& b, Scratch& scratch) const {
     if (b.rows == 1 || !narrow()) return;
+    // span by span, over the end: what a row writes there is the next one's, which follows
     for (i64 r = 0; r < b.rows; ++r) {
       const Factors f = b.row[r];
-      for (i64 j = 0; b.balance && j < c; ++j)
-        scratch.balance[r * c + j] = f.shift - f.slope * b.balance[j];
-      for (const int side : {0, 1}) {
-        for (i64 j = 0; p.sample_weight && j < c; ++j)
-          scratch.weights[side][r * c + j] = f.weight * b.weight[side][j];
+      for (i64 lo = 0; lo < c; lo += kSpan) {
+        Acc* balance = scratch.balance + r * c + lo;
+        if (b.balance) {
+          LPL_SIMD
+          for (i64 j = 0; j < kSpan; ++j) balance[j] = f.shift - f.slope * b.balance[lo + j];
+        }
+        for (int side = 0; p.sample_weight && side < 2; ++side) {
+          Acc* weight = scratch.weights[side] + r * c + lo;
+          LPL_SIMD
+          for (i64 j = 0; j < kSpan; ++j) weight[j] = f.weight * b.weight[side][lo + j];
+        }
       }
     }
     if (b.balance) b.balance = scratch.balance;
@@ -300,14 +323,14 @@ class BinaryCall {
     const Acc* once = static_cast<const Acc*>(given);
     if (!once) return absent.data();
     if (!narrow()) return once;
-    repeated.resize(height() * c);
+    repeated.resize(height() * c + kSpan);
     for (i64 r = 0; r < height(); ++r) std::copy(once, once + c, repeated.data() + r * c);
     return repeated.data();
   }
 
   int parts_;
-  Vector<Acc> ones_, zeros_, repeated_[4][2];  // weight, scale, offset, that with δ
-  const Acc *weight_[2], *scale_[2], *offset_[2];
+  Vector<Acc> ones_, zeros_, repeated_[5][2];  // weight, scale, offset, balance, offset with δ
+  const Acc *weight_[2], *scale_[2], *offset_[2], *balance_;
 };
 
 }  // namespace

@@ -149,21 +149,25 @@ Status sweep_of_type(const Problem& p, const Outputs& out) {
   return status;
 }
 
-// Finished gradients times an upstream gradient. From the last row to the first: those written last
-// are still in the caches.
+// Finished gradients times an upstream gradient, each row by its own or all, whatever their rows,
+// by one. From the last to the first: those written last are still in the caches.
 template <typename T>
 Status scale_rows_of_type(const Problem& p, const Outputs& out) {
   using Acc = typename AccumulateOf<T>::type;
   const Acc* factors = static_cast<const Acc*>(out.grad_rows);
-  if (out.grad_rows_stride == 0 && *factors == 1) return {};
-  const int threads = Call<T>(p).threads_for(p.n * p.c);
+  const bool one = out.grad_rows_stride == 0;
+  if (one && *factors == 1) return {};
+  const i64 all = p.n * p.c, length = one ? 4 * kBlock : p.c;
+  const i64 pieces = length > 0 ? (all + length - 1) / length : 0;
+  const int threads = Call<T>(p).threads_for(all);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (i64 thread = 0; thread < threads; ++thread) {
-    for (i64 i = p.n * (thread + 1) / threads - 1; i >= p.n * thread / threads; --i) {
-      T* row = static_cast<T*>(out.grad) + i * p.c;
+    for (i64 i = pieces * (thread + 1) / threads - 1; i >= pieces * thread / threads; --i) {
+      T* piece = static_cast<T*>(out.grad) + i * length;
       const Acc factor = factors[i * out.grad_rows_stride];
+      const i64 size = std::min(length, all - i * length);
       LPL_SIMD
-      for (i64 j = 0; j < p.c; ++j) row[j] = store<T>(load(row[j]) * factor);
+      for (i64 j = 0; j < size; ++j) piece[j] = store<T>(load(piece[j]) * factor);
     }
   }
   return {};

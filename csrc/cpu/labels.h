@@ -36,26 +36,49 @@ __attribute__((noinline)) bool read_block(const Y* label, Acc ignored, Acc* y, i
   return soft == 0;
 }
 
-// Calls `found` with the bounds of runs of labels, in order, outside of which all bits are 0, until
-// it returns false; whether it never did.
+template <size_t Size>
+struct BitsOf;
+template <>
+struct BitsOf<1> {
+  typedef uint8_t type __attribute__((may_alias));
+};
+template <>
+struct BitsOf<2> {
+  typedef uint16_t type __attribute__((may_alias));
+};
+template <>
+struct BitsOf<4> {
+  typedef uint32_t type __attribute__((may_alias));
+};
+template <>
+struct BitsOf<8> {
+  typedef uint64_t type __attribute__((may_alias));
+};
+
+// Calls `found` with the place of every label whose bits are not all 0, in order, until it returns
+// false; whether it never did.
 template <typename Y, typename Found>
 inline bool for_each_set(const Y* label, i64 size, Found found) {
-  typedef uint64_t Word __attribute__((may_alias, aligned(1)));
-  constexpr i64 kOfWord = sizeof(Word) / sizeof(Y), kWords = 32;
-  const auto* words = reinterpret_cast<const Word*>(label);
-  const i64 whole = size / kOfWord;
-  for (i64 lo = 0; lo < whole; lo += kWords) {
-    const i64 hi = std::min(whole, lo + kWords);
-    uint64_t any = 0;
-    if (hi == lo + kWords) {
+  using Bits = typename BitsOf<sizeof(Y)>::type;
+  const auto* bits = reinterpret_cast<const Bits*>(label);
+  constexpr i64 kMask = 32, kChunk = 2 * kMask;
+  i64 lo = 0;
+  for (; lo + kChunk <= size; lo += kChunk) {
+    Bits any = 0;
 #pragma omp simd reduction(| : any)
-      for (i64 k = lo; k < lo + kWords; ++k) any |= words[k];
-      if (!any) continue;
+    for (i64 k = lo; k < lo + kChunk; ++k) any |= bits[k];
+    if (!any) continue;
+    for (i64 half = lo; half < lo + kChunk; half += kMask) {
+      uint32_t set = 0;
+#pragma omp simd reduction(| : set)
+      for (int32_t k = 0; k < kMask; ++k) set |= uint32_t(bits[half + k] != 0) << k;
+      for (; set; set &= set - 1)
+        if (!found(half + __builtin_ctz(set))) return false;
     }
-    for (i64 k = lo; k < hi; ++k)
-      if (words[k] && !found(k * kOfWord, (k + 1) * kOfWord)) return false;
   }
-  return found(whole * kOfWord, size);
+  for (; lo < size; ++lo)
+    if (bits[lo] && !found(lo)) return false;
+  return true;
 }
 
 // The labels of a problem; Acc is the dtype of its sums.
@@ -80,18 +103,21 @@ class Labels {
     constexpr i64 kFirst = 8;  // are not many yet
     entries.clear();
     if (p_.missing && p_.ignored == 0) return false;
+    // rows that follow one another are one run of labels
+    const bool together = size == p_.target_stride;
+    const i64 runs = together ? 1 : rows, length = together ? rows * size : size;
     return as_type([&](auto type) {
-      for (i64 r = i; r < i + rows; ++r) {
-        const auto* label = row<decltype(type)>(r) + lo;
-        const bool good = for_each_set(label, size, [&](i64 from, i64 to) {
-          for (i64 j = from; j < to; ++j) {
-            Acc y = Acc(load_label(label[j]));
-            if (y == 0) continue;
-            if (p_.missing && y == Acc(p_.ignored)) y = NAN;
-            if (y != 1 && !(p_.missing && y != y)) return false;
-            entries.push_back({r, lo + j, y, 0});
-          }
-          return (i64(entries.size()) - kFirst) * few <= (r - i) * size + from;
+      for (i64 run = 0; run < runs; ++run) {
+        const auto* label = row<decltype(type)>(i + run) + lo;
+        i64 r = i + run, begin = 0;
+        const bool good = for_each_set(label, length, [&](i64 j) {
+          Acc y = Acc(load_label(label[j]));
+          if (y == 0) return true;
+          if (p_.missing && y == Acc(p_.ignored)) y = NAN;
+          if (y != 1 && !(p_.missing && y != y)) return false;
+          for (; j >= begin + size; begin += size) ++r;
+          entries.push_back({r, lo + j - begin, y, 0});
+          return (i64(entries.size()) - kFirst) * few <= run * size + j;
         });
         if (!good) return false;
       }

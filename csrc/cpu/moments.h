@@ -1,11 +1,12 @@
 // Steps of d ← d + a·mean_i σ(s_i + d), classes side by side, from moments of the batch.
 //
-// About a centre c, with T_i = tanh((s_i + c)/2) and τ = tanh((d − c)/2),
+// About a centre c, with T_i = tanh((s_i + c)/2), ρ = tanh((d − c)/4) and Chebyshev's polynomials
+// C_n, whose generating function 1/(1 + 2ρT + ρ²) leads to,
 //
-//     σ(s_i + d) = 1/2 + (τ + (1 − τ²)·T_i/(1 + T_i τ))/2 ,   1/(1 + T τ) = Σ_n (−τ)^n T^n
+//     σ(s_i + d) = ½ + ½·(ρ + (1 − ρ²)·Σ_{n ≥ 1} (−ρ)^(n−1) C_n(T_i))
 //
-// so the steps need the batch only through moments mean T^n. |τ| bounds what the series leaves out:
-// about one centre one tanh per logit serves all steps that stay near it.
+// so the steps need the batch only through moments mean T^n. |C_n| ≤ 1, so |ρ| bounds what the
+// series leaves out: about one centre one tanh per logit serves all steps that stay near it.
 #pragma once
 
 #include "binary_block.h"
@@ -30,16 +31,8 @@ struct GroupOf<double> {
 };
 
 inline Floats exp_of(Floats x) {
-  const Floats shifted = x * 1.44269504088896341f + 12582912.0f;
-  const Floats n = shifted - 12582912.0f;
-  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
+  Floats shifted;
+  const Floats p = exp_near_zero(split_power(x, shifted, 0.0f));
   const Floats y = (Floats)((FloatBits)p + ((FloatBits)shifted << 23));
   return x < -87.33654f ? Floats{} : y;
 }
@@ -61,14 +54,10 @@ inline V half_tanh(V x) {
   x = far < x ? far : x;
   x = -far > x ? -far : x;
   const V square = x * x;
-  V p = square * 2.846606306e-11f + 1.675570683e-7f;
-  p = p * square + 1.107845477e-4f;
-  p = p * square + 1.677791123e-2f;
-  p = p * square + 4.999999796e-1f;
-  V q = square * 3.227567632e-9f + 5.261794616e-6f;
-  q = q * square + 1.629007772e-3f;
-  q = q * square + 1.16889114e-1f;
-  q = q * square + 1.0f;
+  const V p = polynomial(square, 4.999999796e-1f, 1.677791123e-2f, 1.107845477e-4f, 1.675570683e-7f,
+                         2.846606306e-11f);
+  const V q =
+      polynomial(square, 1.0f, 1.16889114e-1f, 1.629007772e-3f, 5.261794616e-6f, 3.227567632e-9f);
   return x * p / q;
 }
 
@@ -113,6 +102,18 @@ __attribute__((noinline)) void add_moments(const float* s, const float* share, i
   }
 }
 
+// Coefficients of Chebyshev's polynomials: C_{n+1} = 2x·C_n − C_{n−1}.
+struct Chebyshev {
+  double of[kMoments + 1][kMoments + 1] = {};
+
+  constexpr Chebyshev() {
+    of[0][0] = of[1][1] = 1;
+    for (int n = 1; n < kMoments; ++n)
+      for (int m = 0; m <= kMoments; ++m)
+        of[n + 1][m] = (m > 0 ? 2 * of[n][m - 1] : 0) - of[n - 1][m];
+  }
+};
+
 // How far the steps of a group of classes have come: k of them, to d. `miss` bounds what the series
 // left out, at the end of all steps.
 struct Walk {
@@ -124,11 +125,16 @@ struct Walk {
 // leaves out is as little as promised.
 inline void walk_on(const double* moments, i64 width, const int32_t* steps, int32_t most,
                     double step_size, const float* centre, Walk& walk) {
-  Lanes mean[kMoments + 1], step, count;
+  constexpr Chebyshev chebyshev;
+  Lanes mean[kMoments + 1], step, count;  // mean C_n
   const Lanes mass = load_group<Lanes>(moments);
   const Lanes middle = __builtin_convertvector(load_group<Floats>(centre), Lanes);
   const Lanes inverse = mass > 0 ? 1 / mass : Lanes{};
-  for (int n = 1; n <= kMoments; ++n) mean[n] = load_group<Lanes>(moments + n * width) * inverse;
+  for (int n = 1; n <= kMoments; ++n) {
+    mean[n] = Lanes{} + chebyshev.of[n][0];
+    for (int m = 1; m <= n; ++m)
+      mean[n] += chebyshev.of[n][m] * (load_group<Lanes>(moments + m * width) * inverse);
+  }
   for (int lane = 0; lane < kGroup; ++lane) {
     const int32_t k = mass[lane] > 0 ? steps[lane] : 0;
     count[lane] = std::abs(k);
@@ -138,18 +144,19 @@ inline void walk_on(const double* moments, i64 width, const int32_t* steps, int3
   const Lanes dose = count * (step_size / 4);
   const Lanes growth = exp_of<false>(dose < 100.0 ? dose : Lanes{} + 100.0);
   for (; walk.k < most; ++walk.k) {
-    const Lanes tau = half_tanh(walk.d - middle), square = tau * tau;
+    const Lanes rho = half_tanh(0.5 * (walk.d - middle)), square = rho * rho;
     static_assert(kMoments == 10, "the powers that are left out");
-    const Lanes left = square * square * (square * square) * square;
+    // (1 + |ρ|)·|ρ|^10, where it is of use
+    const Lanes left = 1.5 * (square * square * (square * square) * square);
     const Lanes active = count > double(walk.k) ? Lanes{} + 1.0 : Lanes{};
     const Lanes miss = walk.miss + active * growth * (0.5 * step_size) * left;
     const double allowed = kLargestMiss * (walk.k + 1) / most;
     for (int lane = 0; lane < kGroup; ++lane)
       if (!(miss[lane] <= allowed)) return;
     Lanes sum = mean[kMoments];
-    for (int n = kMoments - 1; n > 0; --n) sum = mean[n] - tau * sum;
+    for (int n = kMoments - 1; n > 0; --n) sum = mean[n] - rho * sum;
     walk.miss = miss;
-    walk.d += active * step * (0.5 + 0.5 * (tau + (1 - square) * sum));
+    walk.d += active * step * (0.5 + 0.5 * (rho + (1 - square) * sum));
   }
 }
 
