@@ -74,7 +74,10 @@ BinaryStatus run_columns(BinaryCall<T>& call, double norm, Vector<double>& losse
       const bool listed = columns.listed();
       auto *front = columns.entries().data(), *end = front + columns.entries().size();
       for (i64 i = 0; i < n; i += height) {
-        auto b = call.block(i, std::min(height, n - i), lo, size, &factors[i], norm, *scratch);
+        const i64 rows = std::min(height, n - i);
+        auto b = call.block(i, rows, lo, size, &factors[i], norm, *scratch);
+        for (i64 r = i + kAhead; call.out.grad && r < std::min(n, i + rows + kAhead); ++r)
+          prefetch<true>(static_cast<const T*>(call.out.grad) + r * c + lo, size);
         columns.perturb(b);
         listed ? columns.read(b) : call.read(b, *scratch);
         if (!listed) call.label(b, *scratch);

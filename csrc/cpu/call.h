@@ -131,7 +131,7 @@ struct Call {
         shift = top;
       }
       for (i64 part = lo; part < lo + size; part += kPart) {
-        prefetch(logits(i) + part + ahead);
+        prefetch(logits(i) + part + ahead, kPart);
         const i64 length = std::min(kPart, lo + size - part);
         rest += exp_sum(row + part, shift, e ? e + part : nullptr, length, skip - part);
       }
@@ -223,9 +223,6 @@ struct Call {
   static constexpr i64 kPart = 256;
   // A norm has read the row already: up to this length the next row is what to fetch.
   static constexpr i64 kRowAhead = 32768;
-  static void prefetch(const T* part) {
-    for (i64 j = 0; j < kPart; j += 64 / i64(sizeof(T))) __builtin_prefetch(part + j);
-  }
 
   static const Acc* at(const Acc* values, i64 lo) { return values ? values + lo : nullptr; }
 };

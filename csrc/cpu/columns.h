@@ -123,7 +123,10 @@ class Columns {
     const Entry *front = entries_.data(), *end = front + entries_.size();
     for (i64 lo = 0; lo < n_; lo += kBatch) {
       const i64 hi = std::min(n_, lo + kBatch);
-      for (i64 i = lo; i < hi; ++i) fill_row(side, i);
+      for (i64 i = lo; i < hi; ++i) {
+        if (i + kAhead < n_) prefetch(call_.logits(i + kAhead) + lo_, size_);
+        fill_row(side, i);
+      }
       // a distance of 0 is in no moment
       for (; listed_ && front < end && front->row < hi; ++front) *place(*front) = 0;
       for (i64 g = 0; g < size_; g += kGroup)

@@ -227,8 +227,9 @@ inline BFloat16 store<BFloat16>(float x) {
       (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
   return {uint16_t(x != x ? 0x7fc0u : rounded)};
 }
+// inlined by force: a call would leave the loop scalar
 template <>
-inline Float16 store<Float16>(float x) {
+__attribute__((always_inline)) inline Float16 store<Float16>(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
   const uint32_t magnitude = bits & 0x7fffffffu;
   const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
@@ -249,6 +250,12 @@ template <>
 struct AccumulateOf<double> {
   using type = double;
 };
+
+// Asks for memory that is soon read, or with `Write` written.
+template <bool Write = false, typename T>
+inline void prefetch(const T* from, i64 size) {
+  for (i64 j = 0; j < size; j += 64 / i64(sizeof(T))) __builtin_prefetch(from + j, Write);
+}
 
 // Long float sums lose digits: blocks are summed in float, their sums in double.
 constexpr i64 kBlock = 1024;
