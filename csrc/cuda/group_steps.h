@@ -48,13 +48,13 @@ class Walk {
         h_(team.template shared<Shared>(team.block())) {}
 
   LPL_DEVICE void run() {
-    if (round_ == 0 ? !solvable() : !prepare()) return;
+    if (round_ == 0 && !solvable()) return;
+    if (round_ > 0) prepare();
     take_steps();
     if (round_ > 0) judge();
   }
 
  private:
-  static constexpr double kLargestB = 0.012;  // its fourth power is left out
   // nodes that are nearer than that, relative to all the way, carry rounding
   static constexpr double kNearest = 2e-3;
 
@@ -69,16 +69,11 @@ class Walk {
     return !lost;
   }
 
-  // What GroupTailBody has found; false where its exact classes find no room.
-  LPL_DEVICE bool prepare() {
+  // What GroupTailBody has found.
+  LPL_DEVICE void prepare() {
     for (int part = 0; part < g_.parts; ++part) {
       heads_ += g_.members[part].exact;
       most_ = larger(most_, g_.members[part].most);
-    }
-    if (heads_ > g_.room) {
-      team_.sync();  // all have seen that the class is open
-      g_.tell(team_, kFellBack);
-      return false;
     }
     known_ = before_.count;
     if (round_ == 1) gather();
@@ -91,7 +86,6 @@ class Walk {
       g_.members[r].gains[m] = m == 0 ? Acc(0) : sum;
     }
     set_up();
-    return true;
   }
 
   // The exact classes leave the rows.
@@ -298,8 +292,9 @@ class Walk {
   }
 
   LPL_DEVICE void judge() {
-    const bool known = own_change_ == own_change_ && !(most_ * (1 + distance_) > Acc(kLargestB));
-    if (!(known && double(error_) <= series_tolerance<Acc>())) {
+    // the fourth power of B is left out; B is at most by `distance_` larger than what was found
+    const double b = double(most_ * (1 + distance_)), error = double(error_) + b * b * b * b;
+    if (!(error <= series_tolerance<Acc>() && own_change_ == own_change_)) {
       if (round_ == kRounds) g_.tell(team_, kFellBack);
       return;
     }

@@ -29,7 +29,7 @@ struct GroupTailBody {
   using Shared = Nothing;
   static constexpr int kColumns = kColumnsAtOnce<Acc>;
   static constexpr int kRows = sizeof(Acc) == 8 ? 1 : 2;  // summed at a time
-  // Exact are classes with a larger B, or with more than their share of what B there is in `room`.
+  // B of an exact class is larger.
   static constexpr double kLargestTail = 5e-3;
 
   template <typename Team>
@@ -47,7 +47,7 @@ struct GroupTailBody {
     } sums{};
     int listed = 0;
     each_tile(team, g, part, [&](i64 first, i64 end) {
-      Acc b[kSlots][kColumns] = {}, speed[kSlots][kColumns] = {};
+      Acc b[kSlots][kColumns] = {}, last[kColumns] = {}, speed[kSlots][kColumns] = {};
       const auto read = [&](i64 r, Acc* q) {
         const Acc* from = g.q(r);
 #pragma unroll
@@ -62,39 +62,37 @@ struct GroupTailBody {
         read(r, q);
 #pragma unroll
         for (int m = 0; m < kSlots; ++m) {
-          const Acc way = m && m <= nodes.count ? row.ways[round & 1][m] : Acc(0);
-          const Acc inverse = normalize && m <= nodes.count ? row.inverses[round & 1][m] : Acc(0);
+          if (m > nodes.count) continue;
+          const Acc way = row.ways[round & 1][m];
 #pragma unroll
-          for (int v = 0; v < kColumns; ++v) {
-            b[m][v] += way * q[v];
-            speed[m][v] += inverse * q[v];
-          }
+          for (int v = 0; v < kColumns; ++v) b[m][v] += way * q[v];
+          if (!normalize) continue;
+          const Acc inverse = row.inverses[round & 1][m];
+#pragma unroll
+          for (int v = 0; v < kColumns; ++v) speed[m][v] += inverse * q[v];
         }
+#pragma unroll
+        for (int v = 0; v < kColumns; ++v) last[v] += row.way * each * q[v];
       }
 
-      // B of the last node says who is exact
+      // who is exact, by B of all steps
       bool exact[kColumns];
       int count = 0;
 #pragma unroll
       for (int v = 0; v < kColumns; ++v) {
-        Acc last = 0;
-#pragma unroll
-        for (int m = 1; m < kSlots; ++m)
-          if (m == nodes.count) last = b[m][v] * each;
         const i64 j = first + v * team.size();
-        exact[v] = j < end && j != g.label && last > threshold;
+        exact[v] = j < end && j != g.label && last[v] > threshold;
         if (exact[v]) {
           ++count;
-        } else if (last > sums.most) {
-          sums.most = last;
+        } else if (last[v] > sums.most) {
+          sums.most = last[v];
         }
       }
       if (round == 0) {
         int found, at = listed + team.before(count, found);
 #pragma unroll
         for (int v = 0; v < kColumns; ++v)
-          if (exact[v] && at++ < g.room)
-            g.columns[part * g.room + at - 1] = int32_t(first + v * team.size());
+          if (exact[v]) g.columns[part * g.room + at++] = int32_t(first + v * team.size());
         listed += found;
       }
 #pragma unroll
@@ -149,6 +147,7 @@ struct GroupTailBody {
   }
 
  private:
+  // B of all classes adds up to `all`, so that no more than `room` exceed the threshold.
   LPL_DEVICE static Acc threshold_of(const Group<Acc>& g, const Nodes<Acc>& nodes) {
     if (g.c <= g.room) return -1;
     const Acc all = std::fabs(g.step) * nodes.at[nodes.count], fair = Acc(1.001) * all / g.room;

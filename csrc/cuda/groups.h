@@ -111,8 +111,7 @@ class Group {
   template <typename F>
   LPL_DEVICE int exact_of(int part, int before, int rank, int size, F f) const {
     const int found = members[part].exact;
-    for (int k = rank; k < found && before + found <= room; k += size)
-      f(columns[part * room + k], before + k);
+    for (int k = rank; k < found; k += size) f(columns[part * room + k], before + k);
     return before + found;
   }
 

@@ -87,7 +87,8 @@ class Team {
     for (int half = kCount / 2; half > 0; half /= 2) {
       const bool upper = lane & (half * kLanes);
 #pragma unroll
-      for (int k = 0; k < half; ++k) {
+      for (int k = 0; k < kCount / 2; ++k) {
+        if (k >= half) continue;  // a bound that is a constant keeps values in registers
         const Acc sent = upper ? values[k] : values[k + half];
         const Acc kept = upper ? values[k + half] : values[k];
         values[k] = kept + shuffled(sent, half * kLanes);
