@@ -87,7 +87,9 @@ class Fibres {
       makecontext(&fibre.context, &Fibres::begin, 0);
       fibre.waits = Waits::no;
     }
-    while (turn()) release();
+    while (turn())
+      if (!open(0, int(fibres_.size()), Waits::team))
+        throw std::logic_error("threads of a team wait for different barriers");
   }
 
   void wait(Waits what) {
@@ -103,17 +105,21 @@ class Fibres {
     self->fibres_[size_t(self->running_)].waits = Waits::over;
   }
 
-  // Lets every fibre that does not wait run until it does. False when all are over.
+  // Lets every crew run until all of it waits for the team, one after the other: the first is as
+  // far ahead of the last as it can be. False when all are over.
   bool turn() {
-    const int count = int(fibres_.size());
-    bool any = false;
-    for (int k = 0; k < count; ++k) {
-      running_ = shape.reversed ? count - 1 - k : k;
-      Fibre& fibre = fibres_[size_t(running_)];
-      if (fibre.waits == Waits::no) swapcontext(&main_, &fibre.context);
-      any |= fibre.waits != Waits::over;
+    const int crews = int(fibres_.size()) / kCrew;
+    for (int k = 0; k < crews; ++k) {
+      const int begin = (shape.reversed ? crews - 1 - k : k) * kCrew;
+      do {
+        for (int place = 0; place < kCrew; ++place) {
+          running_ = begin + (shape.reversed ? kCrew - 1 - place : place);
+          Fibre& fibre = fibres_[size_t(running_)];
+          if (fibre.waits == Waits::no) swapcontext(&main_, &fibre.context);
+        }
+      } while (open(begin, begin + kCrew, Waits::crew));
     }
-    return any;
+    return !all(0, int(fibres_.size()), Waits::over);
   }
 
   bool all(int begin, int end, Waits what) const {
@@ -122,21 +128,11 @@ class Fibres {
     return true;
   }
 
-  void release(int begin, int end) {
+  // Opens a barrier if all that it is for have arrived.
+  bool open(int begin, int end, Waits what) {
+    if (!all(begin, end, what)) return false;
     for (int k = begin; k < end; ++k) fibres_[size_t(k)].waits = Waits::no;
-  }
-
-  // Opens the barrier at which all that it is for have arrived.
-  void release() {
-    const int count = int(fibres_.size());
-    if (all(0, count, Waits::team)) return release(0, count);
-    bool any = false;
-    for (int begin = 0; begin < count; begin += kCrew) {
-      if (!all(begin, begin + kCrew, Waits::crew)) continue;
-      release(begin, begin + kCrew);
-      any = true;
-    }
-    if (!any) throw std::logic_error("threads of a team wait for different barriers");
+    return true;
   }
 
   static inline Fibres* current_ = nullptr;
