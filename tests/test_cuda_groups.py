@@ -124,7 +124,7 @@ def test_with_the_rest_of_the_algebra(part: str) -> None:
 
 @ON_HOST
 @pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
-def test_team_shapes(use_shape, normalize: bool) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_team_shapes(use_shape, normalize: bool) -> None:  # type: ignore[no-untyped-def]
     asked = problem([2, 6], [6, -6], 600, normalize=normalize)
     for shape in SHAPES.values():
         use_shape(*shape)
@@ -134,7 +134,7 @@ def test_team_shapes(use_shape, normalize: bool) -> None:  # type: ignore[no-unt
 
 
 @ON_HOST
-def test_no_result_depends_on_who_comes_first(use_shape) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
+def test_no_result_depends_on_who_comes_first(use_shape) -> None:  # type: ignore[no-untyped-def]
     """A barrier that is missing would show: fibres in reverse order must give the same bits."""
     for normalize, blocks in itertools.product((False, True), (1, 3)):
         asked = problem([2, 6], [9, -9], 600, 3.0, normalize=normalize)

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lpl_fused import Perturbation, reference, testing
+from lpl_fused import Perturbation
 from lpl_fused.backends import load, reason_against
-from lpl_fused.problem import NONE, Options, Problem
+from lpl_fused.problem import Problem
 
 if reason_against("triton", "cpu", torch.float32) is not None:
     pytest.skip("needs Triton's interpreter", allow_module_level=True)

@@ -3,25 +3,11 @@
 #pragma once
 
 #include "../bend.h"
+#include "group_sums.h"
 #include "groups.h"
 #include "rows.h"
 
 namespace lpl {
-
-// What rows say of a step: sums of rest/Z and 1/Z, and the largest errors of any.
-template <typename Acc>
-struct StepSums {
-  Acc own, speed;
-  Acc way, square;   // relative errors of W and W²
-  Acc low, high;     // of the square of 1/Z at the nodes over that of 1/Z, beside own²
-  Acc gained, bend;  // the tail's gain over Z; Σ 1/Z² over 2W²
-};
-
-// nan prevails
-template <typename Acc>
-LPL_DEVICE inline Acc larger(Acc a, Acc b) {
-  return a > b || a != a ? a : b;
-}
 
 // What a block has at hand.
 template <typename Acc>
@@ -184,7 +170,7 @@ class Walk {
   // A crew has a row, its threads exact classes and nodes; its first thread keeps the row.
   LPL_DEVICE StepSums<Acc> visit_rows(int k) {
     const int width = team_.crew(), lane = team_.rank() % width, crews = team_.size() / width;
-    StepSums<Acc> sums{0, 0, 0, 0, INFINITY, -INFINITY, 0, 0};
+    StepSums<Acc> sums = no_rows<Acc>();
     Acc pulls = 0;
     if (known_) {
       for (int m = lane; m <= known_; m += width) pulls += pull(m);
@@ -237,16 +223,8 @@ class Walk {
       sums.bend = larger(sums.bend, bend);
     }
     pulls_ = pulls;
-    return team_.reduce(sums, [](const StepSums<Acc>& a, const StepSums<Acc>& b) {
-      return StepSums<Acc>{a.own + b.own,
-                           a.speed + b.speed,
-                           larger(a.way, b.way),
-                           larger(a.square, b.square),
-                           -larger(-a.low, -b.low),
-                           larger(a.high, b.high),
-                           larger(a.gained, b.gained),
-                           larger(a.bend, b.bend)};
-    });
+    return team_.reduce(
+        sums, [](const StepSums<Acc>& a, const StepSums<Acc>& b) { return joined(a, b); });
   }
 
   // A step of the exact classes; returns what its size is multiplied by.

@@ -12,8 +12,8 @@ namespace lpl {
 template <typename Acc>
 constexpr int kColumnsAtOnce = sizeof(Acc) == 8 ? 2 : 4;
 
-// f(first) for the columns of a part, `width` at a time; of those that a thread then has, first +
-// v·size, none is at `end` or beyond.
+// f(first, end) for the columns of a part, some at a time: a thread has those of first + v·size, v
+// < kColumnsAtOnce, that come before `end`.
 template <typename Team, typename Acc, typename F>
 LPL_DEVICE inline void each_tile(const Team& team, const Group<Acc>& g, int part, F f) {
   const i64 all = (g.c + g.parts - 1) / g.parts, begin = part * all;
@@ -21,137 +21,184 @@ LPL_DEVICE inline void each_tile(const Team& team, const Group<Acc>& g, int part
   for (i64 lo = begin; lo < end; lo += kColumnsAtOnce<Acc> * team.size()) f(lo + team.rank(), end);
 }
 
-// At the nodes of the last steps: the gains of the tail's mass in each row, and the squares of its
-// part of the gradient. In round 0 also, which classes are exact.
-template <typename A>
-struct GroupTailBody {
-  using Acc = A;
-  using Shared = Nothing;
-  static constexpr int kColumns = kColumnsAtOnce<Acc>;
-  static constexpr int kRows = sizeof(Acc) == 8 ? 1 : 2;  // summed at a time
-  // B of an exact class is larger.
-  static constexpr double kLargestTail = 5e-3;
+template <typename Team, typename Acc>
+class TailGains {
+ public:
+  LPL_DEVICE TailGains(Team& team, const Call& call, const Group<Acc>& group, int part)
+      : team_(team),
+        g_(group),
+        part_(part),
+        round_(call.scratch.round),
+        normalize_(call.p.normalize),
+        nodes_(group.state->nodes[round_ & 1]),
+        share_(1 / Acc(group.count)) {}
 
-  template <typename Team>
-  LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
-    const Group<Acc> g(call, place);
-    const int part = int(place - g.begin), round = call.scratch.round;
-    if (!g.open || part >= g.parts) return;
-    const Nodes<Acc>& nodes = g.state->nodes[round & 1];
-    const bool normalize = call.p.normalize;
-    const Acc share = 1 / Acc(g.count), each = std::fabs(g.step) * share;
-    Acc threshold = INFINITY;
-    if (round == 0) threshold = threshold_of(g, nodes);
-    struct Sums {
-      Acc squares[kSlots], most;
-    } sums{};
+  LPL_DEVICE void run() {
+    const Acc threshold = round_ == 0 ? least_exact() : Acc(INFINITY);
+    Sums sums{};
     int listed = 0;
-    each_tile(team, g, part, [&](i64 first, i64 end) {
-      Acc b[kSlots][kColumns] = {}, last[kColumns] = {}, speed[kSlots][kColumns] = {};
-      const auto read = [&](i64 r, Acc* q) {
-        const Acc* from = g.q(r);
-#pragma unroll
-        for (int v = 0; v < kColumns; ++v) {
-          const i64 j = first + v * team.size();
-          q[v] = j < end ? from[j] : Acc(0);
-        }
-      };
-      for (i64 r = 0; r < g.count; ++r) {
-        const Member<Acc>& row = g.members[r];
-        Acc q[kColumns];
-        read(r, q);
-#pragma unroll
-        for (int m = 0; m < kSlots; ++m) {
-          if (m > nodes.count) continue;
-          const Acc way = row.ways[round & 1][m];
-#pragma unroll
-          for (int v = 0; v < kColumns; ++v) b[m][v] += way * q[v];
-          if (!normalize) continue;
-          const Acc inverse = row.inverses[round & 1][m];
-#pragma unroll
-          for (int v = 0; v < kColumns; ++v) speed[m][v] += inverse * q[v];
-        }
-#pragma unroll
-        for (int v = 0; v < kColumns; ++v) last[v] += row.way * each * q[v];
-      }
-
-      // who is exact, by B of all steps
-      bool exact[kColumns];
-      int count = 0;
-#pragma unroll
-      for (int v = 0; v < kColumns; ++v) {
-        const i64 j = first + v * team.size();
-        exact[v] = j < end && j != g.label && last[v] > threshold;
-        if (exact[v]) {
-          ++count;
-        } else if (last[v] > sums.most) {
-          sums.most = last[v];
-        }
-      }
-      if (round == 0) {
-        int found, at = listed + team.before(count, found);
-#pragma unroll
-        for (int v = 0; v < kColumns; ++v)
-          if (exact[v]) g.columns[part * g.room + at++] = int32_t(first + v * team.size());
-        listed += found;
-      }
-#pragma unroll
-      for (int m = 0; m < kSlots; ++m) {
-        const bool there = m <= nodes.count;
-        const Acc second = there ? nodes.second[m] : Acc(0),
-                  third = there ? nodes.third[m] : Acc(0);
-        const Acc faster = there && nodes.own[m] > 0 ? share / nodes.own[m] : Acc(0);
-#pragma unroll
-        for (int v = 0; v < kColumns; ++v) {
-          const Acc t = exact[v] ? Acc(0) : b[m][v] * g.step * share;
-          b[m][v] = t * (1 + t * (second + t * third));
-          const Acc entry = exact[v] ? Acc(0) : speed[m][v] * faster * (1 + b[m][v]);
-          sums.squares[m] += entry * entry;
-        }
-      }
-
-      for (i64 r = 0; r < g.count; r += kRows) {
-        Acc gained[kRows * kSlots] = {};
-#pragma unroll
-        for (int k = 0; k < kRows; ++k) {
-          Acc q[kColumns] = {};
-          if (r + k < g.count) read(r + k, q);
-#pragma unroll
-          for (int v = 0; v < kColumns; ++v) {
-            gained[k * kSlots] += exact[v] ? Acc(0) : q[v];
-#pragma unroll
-            for (int m = 1; m < kSlots; ++m) gained[k * kSlots + m] += q[v] * b[m][v];
-          }
-        }
-        const bool begins = first - team.rank() == part * ((g.c + g.parts - 1) / g.parts);
-        team.sum_each(gained, [&](int at, Acc sum) {
-          if (r + at / kSlots >= g.count) return;
-          Acc& to = g.sums(r + at / kSlots, part)[at % kSlots];
-          to = begins ? sum : to + sum;
-        });
-      }
+    bool begins = true;
+    each_tile(team_, g_, part_, [&](i64 first, i64 end) {
+      Tile tile{};
+      tile.first = first;
+      tile.end = end;
+      add_rows(tile);
+      const int count = choose(tile, threshold, sums);
+      if (round_ == 0) list(tile, count, listed);
+      gain(tile, sums);
+      add_columns(tile, begins);
+      begins = false;
     });
-    sums = team.reduce(sums, [](const Sums& a, const Sums& b) {
+    sums = team_.reduce(sums, [](const Sums& a, const Sums& b) {
       Sums sum;
 #pragma unroll
       for (int m = 0; m < kSlots; ++m) sum.squares[m] = a.squares[m] + b.squares[m];
       sum.most = a.most > b.most ? a.most : b.most;
       return sum;
     });
-    if (team.rank() != 0) return;
-    Member<Acc>& own = g.members[part];
+    if (team_.rank() != 0) return;
+    Member<Acc>& own = g_.members[part_];
 #pragma unroll
     for (int m = 0; m < kSlots; ++m) own.lengths[m] = sums.squares[m];
     own.most = sums.most;
-    own.exact = round == 0 ? listed : own.exact;
+    if (round_ == 0) own.exact = listed;
   }
 
  private:
-  // B of all classes adds up to `all`, so that no more than `room` exceed the threshold.
-  LPL_DEVICE static Acc threshold_of(const Group<Acc>& g, const Nodes<Acc>& nodes) {
-    if (g.c <= g.room) return -1;
-    const Acc all = std::fabs(g.step) * nodes.at[nodes.count], fair = Acc(1.001) * all / g.room;
+  static constexpr int kColumns = kColumnsAtOnce<Acc>;
+  static constexpr int kRows = sizeof(Acc) == 8 ? 1 : 2;  // summed at a time
+  static constexpr double kLargestTail = 5e-3;            // B of an exact class is larger
+
+  struct Tile {
+    i64 first, end;
+    // by node B, at last what masses gain, and the gradient; B of all steps
+    Acc b[kSlots][kColumns], speed[kSlots][kColumns], last[kColumns];
+    bool exact[kColumns];
+  };
+  struct Sums {
+    Acc squares[kSlots], most;
+  };
+
+  // B of all classes adds up to `all`, so that no more than `room` exceed their share of it.
+  LPL_DEVICE Acc least_exact() const {
+    if (g_.c <= g_.room) return -1;
+    const Acc all = std::fabs(g_.step) * nodes_.at[nodes_.count], fair = Acc(1.001) * all / g_.room;
     return fair > Acc(kLargestTail) ? fair : Acc(kLargestTail);
+  }
+
+  LPL_DEVICE i64 column(const Tile& tile, int v) const { return tile.first + v * team_.size(); }
+
+  LPL_DEVICE void read(const Tile& tile, i64 r, Acc* q) const {
+    const Acc* from = g_.q(r);
+#pragma unroll
+    for (int v = 0; v < kColumns; ++v)
+      q[v] = column(tile, v) < tile.end ? from[column(tile, v)] : Acc(0);
+  }
+
+  // Sums over rows.
+  LPL_DEVICE void add_rows(Tile& tile) const {
+    for (i64 r = 0; r < g_.count; ++r) {
+      const Member<Acc>& row = g_.members[r];
+      Acc q[kColumns];
+      read(tile, r, q);
+#pragma unroll
+      for (int m = 0; m < kSlots; ++m) {
+        if (m > nodes_.count) continue;
+        const Acc way = row.ways[round_ & 1][m];
+#pragma unroll
+        for (int v = 0; v < kColumns; ++v) tile.b[m][v] += way * q[v];
+        if (!normalize_) continue;
+        const Acc inverse = row.inverses[round_ & 1][m];
+#pragma unroll
+        for (int v = 0; v < kColumns; ++v) tile.speed[m][v] += inverse * q[v];
+      }
+#pragma unroll
+      for (int v = 0; v < kColumns; ++v) tile.last[v] += row.way * q[v];
+    }
+  }
+
+  // Says who is exact, and how many of this thread's columns are.
+  LPL_DEVICE int choose(Tile& tile, Acc threshold, Sums& sums) const {
+    const Acc each = std::fabs(g_.step) * share_;
+    int count = 0;
+#pragma unroll
+    for (int v = 0; v < kColumns; ++v) {
+      const Acc b = tile.last[v] * each;
+      tile.exact[v] = b > threshold && column(tile, v) < tile.end && column(tile, v) != g_.label;
+      count += tile.exact[v];
+      if (!tile.exact[v] && b > sums.most) sums.most = b;
+    }
+    return count;
+  }
+
+  LPL_DEVICE void list(const Tile& tile, int count, int& listed) {
+    int found, at = listed + team_.before(count, found);
+#pragma unroll
+    for (int v = 0; v < kColumns; ++v)
+      if (tile.exact[v]) g_.columns[part_ * g_.room + at++] = int32_t(column(tile, v));
+    listed += found;
+  }
+
+  // B becomes x − 1.
+  LPL_DEVICE void gain(Tile& tile, Sums& sums) const {
+#pragma unroll
+    for (int m = 0; m < kSlots; ++m) {
+      if (m > nodes_.count) continue;
+      const Acc second = nodes_.second[m], third = nodes_.third[m];
+      const Acc faster = nodes_.own[m] > 0 ? share_ / nodes_.own[m] : Acc(0);
+#pragma unroll
+      for (int v = 0; v < kColumns; ++v) {
+        const Acc t = tile.exact[v] ? Acc(0) : tile.b[m][v] * g_.step * share_;
+        tile.b[m][v] = t * (1 + t * (second + t * third));
+        const Acc entry = tile.speed[m][v] * faster * (1 + tile.b[m][v]);
+        sums.squares[m] += tile.exact[v] ? Acc(0) : entry * entry;
+      }
+    }
+  }
+
+  // Sums over columns.
+  LPL_DEVICE void add_columns(const Tile& tile, bool begins) {
+    for (i64 r = 0; r < g_.count; r += kRows) {
+      Acc sums[kRows * kSlots] = {};
+#pragma unroll
+      for (int k = 0; k < kRows; ++k) {
+        Acc q[kColumns] = {};
+        if (r + k < g_.count) read(tile, r + k, q);
+#pragma unroll
+        for (int v = 0; v < kColumns; ++v) {
+          sums[k * kSlots] += tile.exact[v] ? Acc(0) : q[v];
+#pragma unroll
+          for (int m = 1; m < kSlots; ++m) sums[k * kSlots + m] += q[v] * tile.b[m][v];
+        }
+      }
+      team_.sum_each(sums, [&](int at, Acc sum) {
+        if (r + at / kSlots >= g_.count) return;
+        Acc& to = g_.sums(r + at / kSlots, part_)[at % kSlots];
+        to = begins ? sum : to + sum;
+      });
+    }
+  }
+
+  Team& team_;
+  const Group<Acc>& g_;
+  const int part_, round_;
+  const bool normalize_;
+  const Nodes<Acc>& nodes_;
+  const Acc share_;
+};
+
+// At the nodes of the last steps: the gains of the tail's mass in each row, and the squares of its
+// part of the gradient. In round 0 also, which classes are exact.
+template <typename A>
+struct GroupTailBody {
+  using Acc = A;
+  using Shared = Nothing;
+
+  template <typename Team>
+  LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
+    const Group<Acc> group(call, place);
+    const int part = int(place - group.begin);
+    if (group.open && part < group.parts) TailGains<Team, Acc>(team, call, group, part).run();
   }
 };
 
