@@ -214,9 +214,9 @@ class Walk {
         row.inverses[round_ & 1][slot_] = inverse;
       }
       if (!(row.way > 0)) continue;
-      const Acc ratio = speed / (inverse * inverse), bend = row.squares / (2 * row.way * row.way);
-      sums.way = larger(sums.way, std::fabs(way / row.way - 1));
-      sums.square = larger(sums.square, std::fabs(square / (row.way * row.way) - 1));
+      const Acc ratio = inverse * inverse / speed, bend = row.squares / (2 * row.way * row.way);
+      sums.way = larger(sums.way, excess(row.way, way));
+      sums.square = larger(sums.square, excess(row.way * row.way, square));
       sums.gained = larger(sums.gained, std::fabs(gain) * inverse);
       sums.low = -larger(-sums.low, -ratio);
       sums.high = larger(sums.high, ratio);
@@ -257,21 +257,28 @@ class Walk {
     return factor;
   }
 
+  // How far a value is off the one that gains were found for, in units of the latter: as much are
+  // the gains.
+  LPL_DEVICE static Acc excess(Acc value, Acc found) {
+    return found > 0 ? std::fabs(value / found - 1) : Acc(INFINITY);
+  }
+
   // Error of what a step was taken with, relative to the rows' masses: that of W, which B and most
   // of the gains share, that of W² in their second order, and what becomes of the gradient's
   // length.
   LPL_DEVICE void measure(const StepSums<Acc>& sums, Acc own, Acc of_tail) {
-    distance_ = larger(distance_, sums.way);
-    error_ = larger(error_, (sums.way + 2 * most_ * sums.square) * sums.gained);
+    distance_ = sums.way;
+    if (sums.gained > 0)
+      error_ = larger(error_, (sums.way + 2 * most_ * sums.square) * sums.gained);
     if (!(of_tail > 0)) return;
-    const Acc low = std::fabs(sums.low * own * own - 1),
-              high = std::fabs(sums.high * own * own - 1);
+    const Acc low = excess(sums.low, own * own), high = excess(sums.high, own * own);
     error_ = larger(error_, (larger(low, high) + 2 * most_ * sums.way) * of_tail);
   }
 
   LPL_DEVICE void judge() {
-    // the fourth power of B is left out; B is at most by `distance_` larger than what was found
-    const double b = double(most_ * (1 + distance_)), error = double(error_) + b * b * b * b;
+    // the fourth power of B is left out; in the end B is at most by `distance_` larger than found
+    const double b = most_ > 0 ? double(most_ * (1 + distance_)) : 0.0;
+    const double error = double(error_) + b * b * b * b;
     if (!(error <= series_tolerance<Acc>() && own_change_ == own_change_)) {
       if (round_ == kRounds) g_.tell(team_, kFellBack);
       return;

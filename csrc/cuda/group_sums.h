@@ -12,7 +12,7 @@ template <typename Acc>
 struct StepSums {
   Acc own, speed;
   Acc way, square;   // relative errors of W and W²
-  Acc low, high;     // of the square of 1/Z at the nodes over that of 1/Z, beside own²
+  Acc low, high;     // of the square of 1/Z over that at the nodes, beside own²
   Acc gained, bend;  // the tail's gain over Z; Σ 1/Z² over 2W²
 };
 
