@@ -184,6 +184,24 @@ def test_fallback_is_noticed_and_right() -> None:
     assert set(found.tolist()) == {FELL_BACK}
 
 
+@pytest.mark.parametrize(
+    ("sizes", "steps", "classes", "options"),
+    [
+        ([3, 2], [50, -50], 513, {"ease": 30.0, "seed": 799362, "step_size": 0.5}),
+        ([3, 2], [-12, -12], 513, {"seed": 750647, "step_size": 3.0, "normalize": True}),
+        ([2], [-50], 1500, {"seed": 859742, "step_size": 0.5, "normalize": True}),
+    ],
+)
+def test_steps_that_lead_nowhere(
+    sizes: list[int], steps: list[int], classes: int, options: dict[str, Any]
+) -> None:
+    """Masses of e^-10 of what they were: with the gains of the first round Z becomes negative."""
+    asked = problem(sizes, steps, classes, 20.0, **options)
+    delta, found = solve(asked)
+    check_delta(asked, delta)
+    assert FELL_BACK in found
+
+
 @pytest.mark.parametrize("classes", [150, 600])
 @pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
 def test_extremes(classes: int, normalize: bool) -> None:

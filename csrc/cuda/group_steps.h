@@ -213,7 +213,7 @@ class Walk {
         row.ways[round_ & 1][slot_] = row.way;
         row.inverses[round_ & 1][slot_] = inverse;
       }
-      if (!(row.way > 0)) continue;
+      if (row.way == 0) continue;
       const Acc ratio = inverse * inverse / speed, bend = row.squares / (2 * row.way * row.way);
       sums.way = larger(sums.way, excess(row.way, way));
       sums.square = larger(sums.square, excess(row.way * row.way, square));
@@ -268,19 +268,21 @@ class Walk {
   // length.
   LPL_DEVICE void measure(const StepSums<Acc>& sums, Acc own, Acc of_tail) {
     distance_ = sums.way;
-    if (sums.gained > 0)
+    if (sums.gained != 0)
       error_ = larger(error_, (sums.way + 2 * most_ * sums.square) * sums.gained);
-    if (!(of_tail > 0)) return;
+    if (of_tail == 0) return;
     const Acc low = excess(sums.low, own * own), high = excess(sums.high, own * own);
     error_ = larger(error_, (larger(low, high) + 2 * most_ * sums.way) * of_tail);
   }
 
   LPL_DEVICE void judge() {
     // the fourth power of B is left out; in the end B is at most by `distance_` larger than found
-    const double b = most_ > 0 ? double(most_ * (1 + distance_)) : 0.0;
+    const double b = most_ != 0 ? double(most_ * (1 + distance_)) : 0.0;
     const double error = double(error_) + b * b * b * b;
-    if (!(error <= series_tolerance<Acc>() && own_change_ == own_change_)) {
-      if (round_ == kRounds) g_.tell(team_, kFellBack);
+    // steps with gains that are far off may lead nowhere, from where there is no way back
+    const bool lost = !(std::fabs(own_change_) + std::fabs(walked_) < Acc(INFINITY));
+    if (lost || !(error <= series_tolerance<Acc>())) {
+      if (lost || round_ == kRounds) g_.tell(team_, kFellBack);
       return;
     }
     team_.sync();  // nobody reads row 0 of `exact` any more
