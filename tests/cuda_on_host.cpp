@@ -5,15 +5,53 @@
 // Fibres that wait for different barriers, or that end while others wait, are an error.
 #include <ucontext.h>
 
+#include <cstring>
 #include <functional>
 #include <stdexcept>
 #include <vector>
 
 #include "../csrc/cuda/bindings.cpp"
+
+// The types that the device's compiler has; loads of them are counted.
+namespace lpl {
+namespace {
+
+long loads = 0;
+
+struct BFloat16 {
+  uint16_t bits;
+};
+using Float16 = _Float16;
+inline float load(BFloat16 x) {
+  ++loads;
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+inline float load(Float16 x) {
+  ++loads;
+  return float(x);
+}
+inline void store(BFloat16& to, float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  // round to nearest, ties to even; a nan stays one
+  to.bits = uint16_t(x == x ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : 0x7fff);
+}
+inline void store(Float16& to, float x) {
+  to = Float16(x);
+}
+
+}  // namespace
+}  // namespace lpl
+
 #include "../csrc/cuda/calls.h"
 
 namespace lpl {
 namespace {
+
+long launches = 0;
 
 struct Shape {
   int blocks = 2, places = 4;
@@ -34,7 +72,7 @@ struct Fibre {
 // Runs body(rank) in as many fibres as a team has threads.
 class Fibres {
  public:
-  Fibres(int blocks, int places) : places_(places), fibres_(size_t(blocks * places)) {
+  explicit Fibres(int threads) : fibres_(size_t(threads)) {
     for (Fibre& fibre : fibres_) fibre.stack.resize(kStack);
   }
 
@@ -49,7 +87,9 @@ class Fibres {
       makecontext(&fibre.context, &Fibres::begin, 0);
       fibre.waits = Waits::no;
     }
-    while (turn()) release();
+    while (turn())
+      if (!open(0, int(fibres_.size()), Waits::team))
+        throw std::logic_error("threads of a team wait for different barriers");
   }
 
   void wait(Waits what) {
@@ -65,17 +105,21 @@ class Fibres {
     self->fibres_[size_t(self->running_)].waits = Waits::over;
   }
 
-  // Lets every fibre that does not wait run until it does. False when all are over.
+  // Lets every crew run until all of it waits for the team, one after the other: the first is as
+  // far ahead of the last as it can be. False when all are over.
   bool turn() {
-    const int count = int(fibres_.size());
-    bool any = false;
-    for (int k = 0; k < count; ++k) {
-      running_ = shape.reversed ? count - 1 - k : k;
-      Fibre& fibre = fibres_[size_t(running_)];
-      if (fibre.waits == Waits::no) swapcontext(&main_, &fibre.context);
-      any |= fibre.waits != Waits::over;
+    const int crews = int(fibres_.size()) / kCrew;
+    for (int k = 0; k < crews; ++k) {
+      const int begin = (shape.reversed ? crews - 1 - k : k) * kCrew;
+      do {
+        for (int place = 0; place < kCrew; ++place) {
+          running_ = begin + (shape.reversed ? kCrew - 1 - place : place);
+          Fibre& fibre = fibres_[size_t(running_)];
+          if (fibre.waits == Waits::no) swapcontext(&main_, &fibre.context);
+        }
+      } while (open(begin, begin + kCrew, Waits::crew));
     }
-    return any;
+    return !all(0, int(fibres_.size()), Waits::over);
   }
 
   bool all(int begin, int end, Waits what) const {
@@ -84,25 +128,14 @@ class Fibres {
     return true;
   }
 
-  void release(int begin, int end) {
+  // Opens a barrier if all that it is for have arrived.
+  bool open(int begin, int end, Waits what) {
+    if (!all(begin, end, what)) return false;
     for (int k = begin; k < end; ++k) fibres_[size_t(k)].waits = Waits::no;
-  }
-
-  // Opens the barrier at which all that it is for have arrived.
-  void release() {
-    const int count = int(fibres_.size());
-    if (all(0, count, Waits::team)) return release(0, count);
-    bool any = false;
-    for (int begin = 0; begin < count; begin += places_) {
-      if (!all(begin, begin + kCrew, Waits::crew)) continue;
-      release(begin, begin + kCrew);
-      any = true;
-    }
-    if (!any) throw std::logic_error("threads of a team wait for different barriers");
+    return true;
   }
 
   static inline Fibres* current_ = nullptr;
-  const int places_;
   std::vector<Fibre> fibres_;
   ucontext_t main_;
   std::function<void(int)> body_;
@@ -113,7 +146,7 @@ constexpr size_t kWidest = 96;  // as on the device
 
 struct Shared {
   Fibres fibres;
-  std::vector<char> slots;  // (2, threads, kWidest)
+  std::vector<char> slots;  // (2, 2, threads, kWidest): of the team's reductions, of crews'
   std::vector<int> counts;
   std::vector<std::vector<char>> stages, shared;  // by block
 };
@@ -144,6 +177,19 @@ class Team {
     return reduce(value, op, 0, size(), Waits::team);
   }
 
+  template <typename Acc, int kCount, typename Store>
+  void sum_each(Acc (&values)[kCount], Store store) {
+    struct All {
+      Acc value[kCount];
+    } all;
+    std::memcpy(all.value, values, sizeof(values));
+    all = reduce(all, [](All a, const All& b) {
+      for (int k = 0; k < kCount; ++k) a.value[k] += b.value[k];
+      return a;
+    });
+    for (int k = rank_; k < kCount; k += size()) store(k, all.value[k]);
+  }
+
   int before(int count, int& total) {
     shared_.counts[size_t(rank_)] = count;
     sync();
@@ -159,14 +205,11 @@ class Team {
   static int crew() { return kCrew; }
   template <typename Acc>
   Acc crew_sum(Acc value) {
-    const int first = block() * places_;
-    return reduce(value, [](Acc a, Acc b) { return a + b; }, first, first + kCrew, Waits::crew);
+    return of_crew(value, [](Acc a, Acc b) { return a + b; });
   }
   template <typename Acc>
   Acc crew_max(Acc value) {
-    const int first = block() * places_;
-    const auto op = [](Acc a, Acc b) { return a > b ? a : b; };
-    return reduce(value, op, first, first + kCrew, Waits::crew);
+    return of_crew(value, [](Acc a, Acc b) { return a > b ? a : b; });
   }
 
   template <int kBytes>
@@ -185,11 +228,18 @@ class Team {
     int bytes;
   };
 
+  template <typename Acc, typename Op>
+  Acc of_crew(Acc value, Op op) {
+    const int first = rank_ / kCrew * kCrew;
+    return reduce(value, op, first, first + kCrew, Waits::crew);
+  }
+
   template <typename V, typename Op>
   V reduce(V value, Op op, int begin, int end, Waits barrier) {
     static_assert(sizeof(V) <= kWidest && sizeof(V) % 4 == 0, "room for it on the device");
-    turn_ ^= 1;
-    char* slots = shared_.slots.data() + size_t(turn_ * size()) * kWidest;
+    const bool crew = barrier == Waits::crew;
+    turn_[crew] ^= 1;
+    char* slots = shared_.slots.data() + size_t((2 * crew + turn_[crew]) * size()) * kWidest;
     std::memcpy(slots + size_t(rank_) * kWidest, &value, sizeof(V));
     shared_.fibres.wait(barrier);
     std::memcpy(&value, slots + size_t(begin) * kWidest, sizeof(V));
@@ -203,7 +253,7 @@ class Team {
 
   Shared& shared_;
   const int blocks_, places_, rank_;
-  int turn_ = 0;
+  int turn_[2] = {0, 0};  // of the team's reductions, of its crew's
   std::vector<Copy> copies_;
 };
 
@@ -215,17 +265,18 @@ class Launcher {
   }
 
   template <typename Body>
-  void rows(Body, const Call& call, i64 n, size_t element, bool stage) const {
-    const i64 bytes = stage && shape.staged ? call.p.c * i64(element) + 32 : 0;
-    run<Body>(call, n, shape.blocks, bytes, sizeof(typename Body::Shared));
+  void rows(Body, const Call& call, i64 n, i64 bytes, bool stage) const {
+    const i64 staged = stage && shape.staged ? bytes + 32 : 0;
+    run<Body>(call, n, shape.blocks, staged, sizeof(typename Body::Shared));
   }
 
  private:
   template <typename Body>
   static void run(const Call& call, i64 n, int blocks, i64 stage, size_t own) {
+    ++launches;
     const int threads = blocks * shape.places;
     const std::vector<std::vector<char>> memory{size_t(blocks)};
-    Shared shared{Fibres(blocks, shape.places), std::vector<char>(2 * size_t(threads) * kWidest),
+    Shared shared{Fibres(threads), std::vector<char>(4 * size_t(threads) * kWidest),
                   std::vector<int>(size_t(threads)), memory, memory};
     for (i64 i = 0; i < n; ++i) {
       for (auto& place : shared.stages) place.assign(size_t(stage), char(0xff));
@@ -255,6 +306,10 @@ void scale_rows(const Call& call, uintptr_t) {
   scale_rows(launch, call);
 }
 
+int64_t group_bytes(int64_t n, int64_t c, int dtype) {
+  return group_bytes(n, c, DType(dtype));
+}
+
 const char* device_kind() {
   return "cpu";
 }
@@ -265,4 +320,11 @@ const char* device_kind() {
 extern "C" __attribute__((visibility("default"))) void use_shape(int blocks, int places,
                                                                  bool staged, bool reversed) {
   lpl::shape = {blocks, places, staged, reversed};
+}
+
+// (launches of kernels, loads of 16-bit numbers) since the last time.
+extern "C" __attribute__((visibility("default"))) void take_counts(long* counts) {
+  counts[0] = lpl::launches;
+  counts[1] = lpl::loads;
+  lpl::launches = lpl::loads = 0;
 }

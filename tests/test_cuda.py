@@ -23,7 +23,7 @@ if backend.unavailable() is not None:
     pytest.skip(f"cuda: {backend.unavailable()}", allow_module_level=True)
 DEVICE = backend._native().device
 ON_HOST = pytest.mark.skipif(DEVICE != "cpu", reason="the host's teams are tests' own")
-SOLVED, UNCHANGED, GROUP, FELL_BACK = range(4)  # Outcome of csrc/cuda/call.h
+SOLVED, UNCHANGED, PERTURBED, GROUP, FELL_BACK = range(5)  # Outcome of csrc/cuda/call.h
 
 
 @pytest.fixture

@@ -42,14 +42,23 @@ def budget(kernel: Kernel) -> Use:
         registers = 64
     if kernel.body in ("Scale", "Norm", "Loss"):
         registers = 64
-    heads = 512 * (20 if kernel.type != "double" else 36) + 256
-    return Use(registers, 4096 + (heads if kernel.body == "Solver" else 0), 0)
+    wide = kernel.type == "double"
+    heads = {
+        "Solver": 512 * (36 if wide else 20) + 256,
+        "GroupSteps": 512 * (32 if wide else 16),
+    }
+    return Use(registers, 4096 + heads.get(kernel.body, 0), 0)
 
 
 def kernels() -> set[Kernel]:
     """One for each element type; for simple problems separate ones, except in double."""
     found = {Kernel(body, "double", False) for body in ("Row", "Solver", "Norm", "Loss")}
     found |= {Kernel(body, "float", False) for body in ("Norm", "Loss")}
+    found |= {
+        Kernel(f"Group{body}", type, False)
+        for body in ("Steps", "Tail", "Delta")
+        for type in ("float", "double")
+    }
     found |= {
         Kernel(body, type, False) for body in ("Steps", "Table", "Scale") for type in TYPES.values()
     }
@@ -89,7 +98,8 @@ def uses(said: str) -> dict[Kernel, Use]:
     found = {}
     for part in said.split("Compiling entry function ")[1:]:
         name = re.search(
-            r"(Row|Solver|Steps|Table|Scale|Norm|Loss)BodyI(f|d|6__half|13__nv_bfloat16)(?:Lb([01])E)?",
+            r"((?:Group)?(?:Steps|Tail|Delta)|Row|Solver|Table|Scale|Norm|Loss)"
+            r"BodyI(f|d|6__half|13__nv_bfloat16)(?:Lb([01])E)?",
             part,
         )
         assert name, part

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 from cases import Draw
+from group_cases import case, check_delta, problem
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lpl_fused import Perturbation, reference, testing
+from lpl_fused import Perturbation
 from lpl_fused.backends import load, reason_against
-from lpl_fused.problem import NONE, Options, Problem
+from lpl_fused.problem import Problem
 
 if reason_against("triton", "cpu", torch.float32) is not None:
     pytest.skip("needs Triton's interpreter", allow_module_level=True)
@@ -34,40 +34,6 @@ FP16, BF16, FP32, FP64 = torch.float16, torch.bfloat16, torch.float32, torch.flo
 backend = load("triton")
 
 
-def problem(
-    sizes: list[int],
-    steps: list[int],
-    classes: int,
-    spread: float = 2.0,
-    ease: float = 0.0,
-    seed: int = 0,
-    **options: Any,
-) -> Problem:
-    """Groups of the given sizes, each with its steps; the rows of a group resemble each other."""
-    draw = Draw(sum(sizes), classes, seed)
-    target = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    alike = Draw(len(sizes), classes, seed + 1).input(spread)[target]
-    logits = (0.8 * alike + 0.6 * draw.input(spread)).float().double()
-    logits.scatter_add_(1, target[:, None], torch.full((draw.n, 1), ease, dtype=FP64))
-    shuffled = torch.randperm(draw.n, generator=draw.generator)
-    counts = torch.zeros(classes, dtype=torch.int32)
-    counts[: len(steps)] = torch.tensor(steps, dtype=torch.int32)
-    options.setdefault("step_size", 0.1)
-    return Problem(
-        logits[shuffled],
-        target[shuffled],
-        steps=counts,
-        options=Options(reduction=NONE, **options),
-    )
-
-
-def case(asked: Problem, **keywords: object) -> testing.Case:
-    """The same as a call."""
-    step_size, normalize = asked.options.step_size, asked.options.normalize
-    keywords = {"step_size": step_size, "normalize": normalize, "reduction": "none"} | keywords
-    return testing.Case(asked.input, asked.target, keywords, asked.steps)
-
-
 def solve(asked: Problem) -> tuple[Tensor, Tensor]:
     """(δ by row, outcome) in float32."""
     narrow = asked._replace(input=asked.input.float())
@@ -78,24 +44,6 @@ def solve(asked: Problem) -> tuple[Tensor, Tensor]:
 
 def outcome(asked: Problem) -> Tensor:
     return solve(asked)[1]
-
-
-def check_delta(asked: Problem, delta: Tensor) -> None:
-    """δ is that of exact iteration for logits and a step size that differ by the tolerance or by
-    rounding: what such a difference makes is measured.
-    """
-    truth, slot = reference.learned_perturbation(asked)
-    generator = torch.Generator().manual_seed(0)
-    noise = 2 * torch.rand(asked.input.shape, generator=generator, dtype=FP64) - 1
-    size = 2e-7 + 1.2e-7 * (4 + asked.input.abs() + asked.input.amax(1, keepdim=True).abs())
-    granted = torch.zeros((), dtype=FP64)
-    for sign in (1, -1):
-        options = asked.options._replace(step_size=asked.options.step_size * (1 + sign * 2e-7))
-        moved = asked._replace(input=asked.input + sign * size * noise, options=options)
-        other, _ = reference.learned_perturbation(moved)
-        granted = granted.maximum((other - truth)[slot].abs().max())
-    rounding = 16 * torch.finfo(FP32).eps * (1 + truth[slot].abs().max())
-    assert (delta - truth[slot]).abs().max() <= 4 * granted + rounding
 
 
 @contextmanager

@@ -1,27 +1,15 @@
-// Moments of a class's steps between which its tail is interpolated, and how masses follow B: see
-// group_solver.h.
+// Moments of a class's steps between which its tail is interpolated: see group_solver.h.
 #pragma once
 
 #include <algorithm>
 
+#include "../bend.h"
 #include "simd.h"
 
 namespace lpl {
 namespace {
 
 constexpr int kMostNodes = 24;
-
-// How the masses of the tail follow B where steps are finite: κ = Σ β²/2(Σ β)², β what B gains by a
-// step; 0 for the flow, 1/2 for a single step.
-struct Bend {
-  double kappa = 0;
-  // x − 1 = B + second·B² + third·B³
-  double second() const { return 1 - kappa; }
-  double third() const { return 1 - kappa * (2.5 - kappa * 5 / 3); }
-  // log x = B + log_second·B² + log_third·B³
-  double log_second() const { return 0.5 - kappa; }
-  double log_third() const { return (1 - 2 * kappa) * (2 - 5 * kappa) / 6; }
-};
 
 // Some moments of the walk, the first of which is its start. Rows of N numbers follow each other.
 struct Nodes {

@@ -30,6 +30,7 @@ lpl::Call make_call(const py::tuple& problem, const py::tuple& sizes, const py::
   call.scratch.begin = static_cast<int64_t*>(next());
   call.scratch.count = static_cast<int64_t*>(next());
   call.scratch.outcome = static_cast<int32_t*>(next());
+  call.scratch.groups = next();
   call.scratch.rowwise = next();
   call.scratch.direction = next();
   call.out.grad_rows_stride = buffers[at++].cast<int64_t>();
@@ -75,4 +76,5 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("cross_entropy", &cross_entropy);
   m.def("learned_perturbation", &learned_perturbation);
   m.def("scale_rows", &scale_rows);
+  m.def("group_bytes", &lpl::group_bytes);
 }

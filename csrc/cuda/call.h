@@ -1,9 +1,8 @@
 // One call on the device, the element types of its logits, and what is shared by all bodies of
 // kernels. Bodies are templates over a `Team`, the threads that share a row (team.cuh); beside
-// LPL_DEVICE there is nothing of CUDA in them, so that tests run the same text on the host.
+// LPL_DEVICE there is nothing of CUDA in them, so that tests run the same text on the host, with
+// 16-bit types of their own.
 #pragma once
-
-#include <cstring>
 
 #include "../row.h"
 
@@ -30,17 +29,22 @@ struct Scratch {
   // rows by class: those of row i's are order[begin[i] : begin[i] + count[i]]
   const int64_t *order, *begin, *count;
   int32_t* outcome;  // (N,) Outcome
-  void* rowwise;     // (N, 3) Acc: shift, 1/Σ and norm's factor of each row in a step
-  void* direction;   // (N, C) Acc, where steps are normalised
-  bool only_delta;   // the solver leaves loss and gradient to RowBody, whose δ it makes
+  void* groups;      // Group::bytes, null where that is 0
+  int round;         // of the kernels of groups
+  // (N, 3) Acc: shift, 1/Σ and norm's factor of each row in a plain step; for Group its lift
+  void* rowwise;
+  void* direction;  // (N, C) Acc, where steps are normalised
+  bool only_delta;  // the solver leaves loss and gradient to RowBody, whose δ it makes
 };
 
 // What the solver made of a row.
 enum Outcome : int32_t {
   kSolved = 0,     // it has all that is wanted of it
   kUnchanged = 1,  // it takes no steps
-  kGroup = 2,      // it shares its δ with others: left to plain steps
-  kFellBack = 3,   // the solver would not be exact enough: left to plain steps
+  kPerturbed = 2,  // it shares its δ with others, which is there
+  kGroup = 3,      // it shares its δ with others: left to plain steps
+  kFellBack = 4,   // the solver would not be exact enough: left to plain steps
+  kRelaxed = 5,    // it shares its δ with others, which is being found
 };
 
 struct Call {
@@ -65,29 +69,6 @@ LPL_DEVICE inline void store(BFloat16& to, float x) {
 }
 LPL_DEVICE inline void store(Float16& to, float x) {
   to = __float2half_rn(x);
-}
-#else
-struct BFloat16 {
-  uint16_t bits;
-};
-using Float16 = _Float16;
-inline float load(BFloat16 x) {
-  const uint32_t bits = uint32_t(x.bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-inline float load(Float16 x) {
-  return float(x);
-}
-inline void store(BFloat16& to, float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  // round to nearest, ties to even; a nan stays one
-  to.bits = uint16_t(x == x ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : 0x7fff);
-}
-inline void store(Float16& to, float x) {
-  to = Float16(x);
 }
 #endif
 LPL_DEVICE inline float load(float x) {

@@ -1,12 +1,14 @@
 // The order of kernels in a call. A Launcher (kernels.cu; in tests the host) offers
-//     rows(body, n, c, element_size, stage)   a team for each of n rows of c elements, on chip if
-//                                             `stage`
-//     once(body)                              one team for all
+//     rows(body, call, n, bytes, stage)   a team for each of n rows of so many bytes, on chip if
+//                                         `stage`
+//     once(body, call)                    one team for all
 #pragma once
 
 #include <type_traits>
 
 #include "batch.h"
+#include "group_steps.h"
+#include "group_tail.h"
 #include "solver.h"
 #include "steps.h"
 
@@ -44,8 +46,24 @@ inline bool bare(const Call& call) {
 template <template <typename, bool> class Body, typename T, typename Launcher>
 void launch_rows(Launcher& launch, const Call& call) {
   constexpr bool simple = !std::is_same<T, double>::value;
-  if (bare(call)) return launch.rows(Body<T, simple>(), call, call.p.n, sizeof(T), true);
-  launch.rows(Body<T, false>(), call, call.p.n, sizeof(T), true);
+  const i64 bytes = call.p.c * i64(sizeof(T));
+  if (bare(call)) return launch.rows(Body<T, simple>(), call, call.p.n, bytes, true);
+  launch.rows(Body<T, false>(), call, call.p.n, bytes, true);
+}
+
+// δ of the classes with several rows that are solved, whose rows SolverBody has read. Those that
+// have a verdict let the rest of the kernels pass.
+template <typename Acc, typename Launcher>
+void relax_groups(Launcher& launch, Call call) {
+  const i64 n = call.p.n, bytes = call.p.c * i64(sizeof(Acc));
+  const i64 most = n * kMostExact * i64(sizeof(Acc));  // that one class has for its steps
+  for (int round = 0;; ++round) {
+    call.scratch.round = round;
+    launch.rows(GroupStepsBody<Acc>(), call, n, most, false);
+    if (round == kRounds) break;
+    launch.rows(GroupTailBody<Acc>(), call, n, bytes, false);
+  }
+  launch.rows(GroupDeltaBody<Acc>(), call, n, bytes, false);
 }
 
 // The learned perturbation: of rows alone in their class all that is wanted, or with only_delta δ;
@@ -53,7 +71,8 @@ void launch_rows(Launcher& launch, const Call& call) {
 template <typename T, typename Launcher>
 void take_steps(Launcher& launch, const Call& call) {
   launch_rows<SolverBody, T>(launch, call);
-  launch.rows(StepsBody<T>(), call, call.p.n, sizeof(T), false);
+  if (call.scratch.groups) relax_groups<typename AccumulateOf<T>::type>(launch, call);
+  launch.rows(StepsBody<T>(), call, call.p.n, call.p.c * i64(sizeof(T)), false);
 }
 
 template <typename Launcher>
@@ -80,7 +99,8 @@ void cross_entropy(Launcher& launch, Call call) {
     if (call.out.loss) launch.once(LossBody<Acc>(), call);
     if (!call.out.grad_scale && !call.out.grad_offset) return;
     const i64 chunks = (p.n + call.scratch.chunk - 1) / call.scratch.chunk;
-    launch.rows(TableBody<T>(), call, chunks * TableBody<T>::tiles(p.c), sizeof(T), false);
+    const i64 bytes = p.c * i64(sizeof(T));
+    launch.rows(TableBody<T>(), call, chunks * TableBody<T>::tiles(p.c), bytes, false);
   });
 }
 
@@ -88,8 +108,13 @@ template <typename Launcher>
 void scale_rows(Launcher& launch, const Call& call) {
   for_type(call.p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    launch.rows(ScaleBody<T>(), call, call.p.n, sizeof(T), false);
+    launch.rows(ScaleBody<T>(), call, call.p.n, call.p.c * i64(sizeof(T)), false);
   });
+}
+
+// Bytes of Scratch::groups.
+inline i64 group_bytes(i64 n, i64 c, DType dtype) {
+  return dtype == DType::f64 ? Group<double>::bytes(n, c) : Group<float>::bytes(n, c);
 }
 
 }  // namespace lpl

@@ -63,9 +63,9 @@ class Launcher {
   }
 
   template <typename Body>
-  void rows(Body, const Call& call, i64 n, size_t element, bool stage) const {
+  void rows(Body, const Call& call, i64 n, i64 bytes, bool stage) const {
     if (n == 0) return;
-    const i64 lines = (call.p.c * i64(element) + 15) / 16 + 1;  // of a row that begins anywhere
+    const i64 lines = (bytes + 15) / 16 + 1;  // of a row that begins anywhere
     int blocks = 1;
     bool staged = stage;
     if (stage) {
@@ -123,6 +123,10 @@ void learned_perturbation(const Call& call, uintptr_t stream) {
 void scale_rows(const Call& call, uintptr_t stream) {
   Launcher launch(stream);
   scale_rows(launch, call);
+}
+
+int64_t group_bytes(int64_t n, int64_t c, int dtype) {
+  return group_bytes(n, c, DType(dtype));
 }
 
 const char* device_kind() {

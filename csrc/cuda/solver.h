@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../series.h"
+#include "groups.h"
 #include "rows.h"
 
 namespace lpl {
@@ -102,7 +103,8 @@ LPL_DEVICE void take_steps(Team& team, Heads<Acc>& h, int heads, const Tail<Acc>
       error <= series_tolerance<Acc>() && rest + h.lift < INFINITY && std::exp(-unit) < INFINITY;
 }
 
-// Row i if it is alone in its class and takes steps: its loss and gradient, or its δ.
+// Row i if it takes steps: its loss and gradient, or its δ, if it is alone in its class; else its
+// part of what a Group is made of.
 template <typename T, bool Bare>
 struct SolverBody {
   using Acc = typename AccumulateOf<T>::type;
@@ -113,10 +115,15 @@ struct SolverBody {
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
     const Algebra<T, Bare> algebra(call);
     Row<Acc> row = algebra.row(i, nullptr);
-    const int steps = row.live && !row.outside ? call.p.steps[row.label] : 0;
+    const i64 count = call.scratch.count[i], label = call.p.target[i];
+    const bool labelled = row.live && label >= 0 && label < call.p.c;
+    // one whose index is out of range makes the whole class nan
+    const int steps = labelled && !(row.outside && count == 1) ? call.p.steps[label] : 0;
     Outcome outcome = steps == 0 ? kUnchanged : kGroup;
-    if (steps != 0 && call.scratch.count[i] == 1) outcome = solve(team, call, algebra, row, steps);
-    if (call.scratch.only_delta && outcome != kSolved) fill(team, call, row);
+    if (Group<Acc>::pays(call, steps, count))
+      outcome = Group<Acc>::bounded(call, steps) ? join(team, call, algebra, row) : kFellBack;
+    if (steps != 0 && count == 1) outcome = solve(team, call, algebra, row, steps);
+    if (call.scratch.only_delta && outcome != kSolved && outcome != kRelaxed) fill(team, call, row);
     if (team.rank() == 0) call.scratch.outcome[i] = outcome;
   }
 
@@ -126,6 +133,25 @@ struct SolverBody {
   LPL_DEVICE static void fill(Team& team, const Call& call, const Row<Acc>& row) {
     Acc* delta = static_cast<Acc*>(call.out.delta) + row.index * call.p.c;
     for (i64 j = team.rank(); j < call.p.c; j += team.size()) delta[j] = row.outside ? Acc(NAN) : 0;
+  }
+
+  template <typename Team>
+  LPL_DEVICE static Outcome join(Team& team, const Call& call, const Algebra<T, Bare>& algebra,
+                                 Row<Acc>& row) {
+    TeamRow<Team, T, Bare> here(team, call, algebra, row);
+    const Sums<Acc> sums = here.sums(row.label, false);
+    const Acc shift = finite_shift(sums.top), inverse = sums.rest > 0 ? 1 / sums.rest : Acc(0);
+    here.fill(static_cast<Acc*>(call.out.delta), [&](int j, Acc z) {
+      return j == row.label ? Acc(0) : std::exp(z - shift) * inverse;
+    });
+    if (team.rank() == 0) {
+      Acc lift = algebra.logit(row.label, row) - shift;
+      // where there are no rivals it does not matter
+      lift = inverse > 0 ? lift - std::log(sums.rest) : lift - lift;
+      if (!(sums.rest < INFINITY) || row.outside) lift = NAN;
+      static_cast<Acc*>(call.scratch.rowwise)[3 * row.index] = lift;
+    }
+    return kRelaxed;
   }
 
   template <typename Team>

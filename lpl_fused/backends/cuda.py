@@ -68,6 +68,7 @@ class Buffers(NamedTuple):
     begin: Tensor | None = None
     counts: Tensor | None = None
     outcome: Tensor | None = None
+    groups: Tensor | None = None
     rowwise: Tensor | None = None
     direction: Tensor | None = None
     grad_rows_stride: int = 0
@@ -184,6 +185,7 @@ def _with_steps(problem: Problem, buffers: Buffers) -> Buffers:
     label = target.masked_fill(without, classes)
     ordered, order = label.sort(stable=True)
     begin = torch.searchsorted(ordered, label)
+    groups = _native().group_bytes(n, classes, DTYPES[problem.input.dtype])
     return buffers._replace(
         delta=_new(problem, n, classes),
         slot=order[begin],
@@ -191,6 +193,7 @@ def _with_steps(problem: Problem, buffers: Buffers) -> Buffers:
         begin=begin,
         counts=torch.searchsorted(ordered, label, right=True) - begin,
         outcome=_new(problem, n, dtype=torch.int32),
+        groups=_new(problem, groups, dtype=torch.uint8) if groups else None,
         rowwise=_new(problem, n, 3),
         direction=_new(problem, n, classes) if problem.options.normalize else None,
     )

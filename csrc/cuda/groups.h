@@ -1,0 +1,149 @@
+// Classes with several rows in the batch, whose δ is found by relaxation (../cpu/group_solver.h
+// says how): which they are, and what their kernels leave for each other.
+//
+// A row's rivals q, in units of their mass, stand where its δ would: SolverBody reads logits for
+// that, and nobody else does. GroupStepsBody takes all steps of a class; before each further time
+// GroupTailBody finds what the tail gains by them, and GroupDeltaBody ends with δ.
+#pragma once
+
+#include "../series.h"
+#include "call.h"
+
+namespace lpl {
+
+constexpr int kNodes = 7, kSlots = kNodes + 1;  // moments of the steps, beyond their start; all
+constexpr int kMostExact = 512;                 // classes that take their steps one by one
+constexpr int kMostParts = 64, kColumnsOfPart = 512;
+constexpr int kRounds = 3;  // of steps with the tail's gains, at most
+// What costs less by plain steps, each two sweeps by one team; by estimated instructions.
+constexpr int kPlainSteps = 2;
+
+// Moments of the steps, the first of which is their start.
+template <typename Acc>
+struct Nodes {
+  int count;                          // beyond the start
+  Acc at[kSlots];                     // Σ of the mean of 1/Z, over the gradient's length where
+                                      // steps are normalised
+  Acc own[kSlots];                    // minus the gradient's entry at the target
+  Acc second[kSlots], third[kSlots];  // of Bend
+};
+
+template <typename Acc>
+struct GroupState {
+  Nodes<Acc> nodes[2];  // of the last steps, and of those before, by turns
+  Acc own_change, log_second, log_third;
+};
+
+// What is kept for every row of a class, in their order.
+template <typename Acc>
+struct Member {
+  Acc lift;                // log of the target's mass over the rivals'
+  Acc mass, inverse;       // of the tail; 1/Z
+  Acc way, lost, squares;  // W = Σ 1/Z so far, what rounding has added to it, Σ 1/Z²
+  Acc gains[kSlots];       // of the tail's mass, at the nodes
+  Acc ways[2][kSlots], inverses[2][kSlots];  // at the nodes, as GroupState's
+  // of the part of the columns that the team of this place has
+  Acc lengths[kSlots], most;  // Σ of squares of the gradient at the nodes, over own²; largest B
+  int exact;                  // classes found
+};
+
+// The class of the row at one place in Scratch::order.
+template <typename Acc>
+class Group {
+ public:
+  LPL_DEVICE Group(const Call& call, i64 place)
+      : call_(call), c(call.p.c), room(room_of(call.p.c)) {
+    const Scratch& s = call.scratch;
+    begin = s.begin[s.order[place]];
+    count = s.count[s.order[place]];
+    const i64 n = call.p.n, leader = s.order[begin];
+    // classes of two rows and more begin at places of different halves
+    state = static_cast<GroupState<Acc>*>(s.groups) + begin / 2;
+    Member<Acc>* all = reinterpret_cast<Member<Acc>*>(state - begin / 2 + n / 2);
+    members = all + begin;
+    Acc* shares = reinterpret_cast<Acc*>(all + n);
+    exact = shares + begin * room;
+    sums_ = shares + n * room + begin * parts_of(c) * kSlots;
+    columns = reinterpret_cast<int32_t*>(shares + n * (room + parts_of(c) * kSlots)) + begin * room;
+    parts = count < parts_of(c) ? int(count) : parts_of(c);
+    open = s.outcome[leader] == kRelaxed;
+    done = s.outcome[leader] == kPerturbed;
+    if (!open && !done) return;
+    label = int(call.p.target[leader]);
+    steps = call.p.steps[label];
+    step = Acc(steps < 0 ? -call.p.step_size : call.p.step_size);
+    steps = steps < 0 ? -steps : steps;
+    delta = q(0);
+  }
+
+  // Bytes of Scratch::groups; 0 where there is nothing to solve. In double what relaxation leaves
+  // out would show, so that all classes have to find room.
+  static i64 bytes(i64 n, i64 c) {
+    if (n < 2 || (sizeof(Acc) == 8 && c > kMostExact)) return 0;
+    const i64 row = room_of(c) * i64(sizeof(Acc) + sizeof(int32_t)) +
+                    parts_of(c) * kSlots * i64(sizeof(Acc)) + i64(sizeof(Member<Acc>));
+    return n / 2 * i64(sizeof(GroupState<Acc>)) + n * row;
+  }
+
+  // Whether the rows of a class that takes these steps are solved.
+  LPL_DEVICE static bool pays(const Call& call, int steps, i64 count) {
+    return call.scratch.groups && count > 1 && (steps < 0 ? -steps : steps) > kPlainSteps;
+  }
+  // e^δ has to stay a number.
+  LPL_DEVICE static bool bounded(const Call& call, int steps) {
+    return std::fabs(call.p.step_size * steps) <= largest_exponent();
+  }
+  LPL_HOST_DEVICE static constexpr Acc largest_exponent() { return sizeof(Acc) == 8 ? 500 : 80; }
+
+  // (C,) of member r: rivals by their mass. That of member 0 becomes δ.
+  LPL_DEVICE Acc* q(i64 r) const {
+    return static_cast<Acc*>(call_.out.delta) + call_.scratch.order[begin + r] * c;
+  }
+  // Log of the target's mass over the rivals', by SolverBody; nan where nothing can be solved.
+  LPL_DEVICE Acc lift(i64 r) const {
+    return static_cast<const Acc*>(call_.scratch.rowwise)[3 * call_.scratch.order[begin + r]];
+  }
+  // (kSlots,): the tail's mass, and its gains at the nodes, in one part of member r's columns.
+  LPL_DEVICE Acc* sums(i64 r, int part) const { return sums_ + (r * parts_of(c) + part) * kSlots; }
+
+  // f(column, number) for the exact classes of a part, shared by `size` threads; the number of all
+  // in it and before it.
+  template <typename F>
+  LPL_DEVICE int exact_of(int part, int before, int rank, int size, F f) const {
+    const int found = members[part].exact;
+    for (int k = rank; k < found; k += size) f(columns[part * room + k], before + k);
+    return before + found;
+  }
+
+  template <typename Team>
+  LPL_DEVICE void tell(Team& team, Outcome outcome) const {
+    for (i64 r = team.rank(); r < count; r += team.size())
+      call_.scratch.outcome[call_.scratch.order[begin + r]] = outcome;
+  }
+
+ private:
+  LPL_HOST_DEVICE static int room_of(i64 c) { return c < kMostExact ? int(c) : kMostExact; }
+  LPL_HOST_DEVICE static int parts_of(i64 c) {
+    const i64 parts = (c + kColumnsOfPart - 1) / kColumnsOfPart;
+    return parts < kMostParts ? int(parts) : kMostParts;
+  }
+
+  const Call& call_;
+  Acc* sums_;
+
+ public:
+  const i64 c;
+  const int room;
+  i64 begin, count;
+  int parts;        // that columns come in, each the work of the team of one of the first places
+  bool open, done;  // without a verdict yet; solved
+  int label, steps;
+  Acc step;  // its size, with the direction's sign
+  GroupState<Acc>* state;
+  Member<Acc>* members;  // (count,)
+  Acc* exact;            // (count, room) q of the exact classes; when done δ of them in its row 0
+  int32_t* columns;      // (parts, room) of the exact classes
+  Acc* delta;            // (C,)
+};
+
+}  // namespace lpl

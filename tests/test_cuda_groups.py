@@ -1,0 +1,273 @@
+"""The CUDA solver of classes with several rows: right wherever it says that it is, whatever the
+steps; what it leaves, it says; and logits are read as often for 400 steps as for 4.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from cases import Draw
+from group_cases import case, check_delta, problem
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from test_cuda import (
+    DEVICE,
+    FELL_BACK,
+    GROUP,
+    ON_HOST,
+    PERTURBED,
+    SHAPES,
+    SOLVED,
+    UNCHANGED,
+    backend,
+    use_shape,
+)
+from torch import Tensor
+
+from lpl_fused import LogitClip, Perturbation, testing
+from lpl_fused.problem import Problem
+
+__all__ = ["use_shape"]  # a fixture
+
+BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+EXACT = 512  # kMostExact of csrc/cuda/groups.h: with more classes there is a tail
+
+
+def on_device(asked: Problem, dtype: torch.dtype = FP32) -> Problem:
+    assert asked.steps is not None
+    return asked._replace(
+        input=asked.input.to(DEVICE, dtype),
+        target=asked.target.to(DEVICE),
+        steps=asked.steps.to(DEVICE),
+    )
+
+
+def solve(asked: Problem, dtype: torch.dtype = FP32) -> tuple[Tensor, Tensor]:
+    """(δ by row, outcome) in float32."""
+    there = on_device(asked, dtype)
+    delta, slot = backend.learned_perturbation(there)
+    return delta[slot].cpu(), backend.outcomes(there).cpu()
+
+
+@pytest.mark.parametrize("classes", [40, 700])
+@pytest.mark.parametrize(
+    ("spread", "ease", "normalize"),
+    [(0.01, 8.0, False), (1.0, -8.0, True), (3.0, 0.0, False), (6.0, 8.0, True)],
+)
+def test_without_falling_back(classes: int, spread: float, ease: float, normalize: bool) -> None:
+    """Both directions, easy and hard targets, nearly equal logits and a few that have all mass, with
+    and without a tail; beside a row of its own, which the other solver has.
+    """
+    asked = problem([2, 5, 1], [10, -10, 3], classes, spread, ease, normalize=normalize)
+    delta, found = solve(asked)
+    check_delta(asked, delta)
+    assert found.tolist() == torch.where(asked.target == 2, SOLVED, PERTURBED).tolist()
+
+
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+def test_what_training_asks_for(normalize: bool) -> None:
+    """K = 50 steps of α = 0.1, 2,000 classes, some hundred of which are exact."""
+    asked = problem([2, 7], [50, -50], 2000, 3.0, normalize=normalize)
+    delta, found = solve(asked)
+    check_delta(asked, delta)
+    assert set(found.tolist()) == {PERTURBED}
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(150, 600), (70, 33_000)])
+def test_more_rows_than_parts_of_columns(rows: int, classes: int) -> None:
+    asked = problem([rows], [5], classes, 3.0)
+    delta, found = solve(asked)
+    assert set(found.tolist()) == {PERTURBED}
+    check_delta(asked, delta)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16], ids=str)
+def test_loss_and_gradient(dtype: torch.dtype) -> None:
+    asked = problem([3, 2], [9, -9], 700)
+    assert set(solve(asked, dtype)[1].tolist()) == {PERTURBED}
+    testing.assert_within_budget(case(asked), "cuda", dtype)
+
+
+def test_float64_has_no_tail() -> None:
+    """What relaxation leaves would show at 1e-13: all classes are exact, or steps are plain."""
+    for classes, expected in ((EXACT, PERTURBED), (EXACT + 1, GROUP)):
+        asked = problem([3, 2], [9, -9], classes)
+        assert set(solve(asked, FP64)[1].tolist()) == {expected}
+        testing.assert_within_budget(case(asked), "cuda", FP64)
+
+
+@pytest.mark.parametrize("part", ["tables", "softcap", "norm"])
+def test_with_the_rest_of_the_algebra(part: str) -> None:
+    """Rows without a label that counts beside them."""
+    asked, draw = problem([4, 3], [5, -5], 600), Draw(7, 600, seed=1)
+    target = asked.target.clone()
+    target[torch.nonzero(target == 0)[0]] = -100
+    asked = asked._replace(target=target)
+    keywords: dict[str, Any] = {"weight": draw.uniform(600), "z_loss": 1e-2, "reduction": "mean"}
+    if part == "tables":
+        keywords["perturbation"] = Perturbation(
+            scale=0.5 + draw.uniform(600),
+            offset=draw.normal(600),
+            margin=draw.uniform(600),
+            temperature=1.3,
+        )
+    if part == "softcap":
+        keywords["softcap"] = 5.0
+    if part == "norm":
+        keywords["norm"] = LogitClip(20.0)
+    testing.assert_within_budget(case(asked, **keywords), "cuda")
+
+
+@ON_HOST
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+def test_team_shapes(use_shape, normalize: bool) -> None:  # type: ignore[no-untyped-def]
+    asked = problem([2, 6], [6, -6], 600, normalize=normalize)
+    for shape in SHAPES.values():
+        use_shape(*shape)
+        delta, found = solve(asked)
+        assert set(found.tolist()) == {PERTURBED}
+        check_delta(asked, delta)
+
+
+@ON_HOST
+def test_no_result_depends_on_who_comes_first(use_shape) -> None:  # type: ignore[no-untyped-def]
+    """A barrier that is missing would show: fibres in reverse order must give the same bits."""
+    for normalize, blocks in itertools.product((False, True), (1, 3)):
+        asked = problem([2, 6], [9, -9], 600, 3.0, normalize=normalize)
+        found = []
+        for reverse in (False, True):
+            use_shape(blocks, 4, True, reverse)
+            found.append(solve(asked)[0])
+        assert torch.equal(*found)
+
+
+@ON_HOST
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+def test_reads_do_not_grow_with_the_steps(normalize: bool) -> None:
+    """Launches, and loads of 16-bit logits, of steps that are smaller the more they are."""
+    take_counts = ctypes.CDLL(backend._native().__file__).take_counts
+    counts = (ctypes.c_long * 2)()
+    seen = set()
+    for steps in (4, 40, 400):
+        options = {"step_size": 0.8 / steps, "normalize": normalize}
+        asked = on_device(problem([2, 5], [steps, -steps], 600, **options), BF16)
+        take_counts(counts)
+        found = backend.outcomes(asked)
+        take_counts(counts)
+        assert set(found.tolist()) == {PERTURBED}
+        seen.add(tuple(counts))
+    (only,) = seen
+    # on chip a row is loaded from there twice: for its sum, and for its exponentials
+    assert only[1] <= 2.1 * asked.input.numel()
+
+
+def test_few_steps_are_taken_plainly() -> None:
+    for steps, expected in ((0, UNCHANGED), (2, GROUP), (-2, GROUP), (3, PERTURBED)):
+        assert set(solve(problem([3], [steps], 600))[1].tolist()) == {expected}
+
+
+def test_fallback_is_noticed_and_right() -> None:
+    """A dose too large for the polynomials, in one group of three; one whose e^δ is no number."""
+    asked = problem([3, 2, 2], [40, 3, 0], 700, 0.5, step_size=0.5)
+    delta, found = solve(asked)
+    check_delta(asked, delta)
+    for label, expected in enumerate((FELL_BACK, PERTURBED, UNCHANGED)):
+        assert set(found[asked.target == label].tolist()) == {expected}
+    testing.assert_within_budget(case(asked), "cuda")
+    asked = problem([3], [-3], 40, step_size=40.0)
+    delta, found = solve(asked)
+    check_delta(asked, delta)
+    assert set(found.tolist()) == {FELL_BACK}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "steps", "classes", "options"),
+    [
+        ([3, 2], [50, -50], 513, {"ease": 30.0, "seed": 799362, "step_size": 0.5}),
+        ([3, 2], [-12, -12], 513, {"seed": 750647, "step_size": 3.0, "normalize": True}),
+        ([2], [-50], 1500, {"seed": 859742, "step_size": 0.5, "normalize": True}),
+    ],
+)
+def test_steps_that_lead_nowhere(
+    sizes: list[int], steps: list[int], classes: int, options: dict[str, Any]
+) -> None:
+    """Masses of e^-10 of what they were: with the gains of the first round Z becomes negative."""
+    asked = problem(sizes, steps, classes, 20.0, **options)
+    delta, found = solve(asked)
+    check_delta(asked, delta)
+    assert FELL_BACK in found
+
+
+@pytest.mark.parametrize("classes", [150, 600])
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+def test_extremes(classes: int, normalize: bool) -> None:
+    """Masked rivals and targets, no rivals at all, a target that has all mass, far offsets; nan
+    and a row without any mass make their group nan, and no other.
+    """
+    asked = problem([4, 2, 3, 2, 2], [4, -4, 3, 3, -3], classes, normalize=normalize)
+    logits, target = asked.input.clone(), asked.target
+    rows = [torch.nonzero(target == label)[:, 0] for label in range(5)]
+    logits[rows[0][0], 40:] = -torch.inf
+    logits[rows[0][1], torch.arange(classes) != 0] = -torch.inf
+    logits[rows[0][2]] += 5000
+    logits[rows[0][3], 0] = 500
+    logits[rows[1], 1] = -torch.inf
+    logits[rows[2], 7] = 60.0
+    logits[rows[3][0], 50] = torch.nan
+    logits[rows[4][0]] = -torch.inf
+    asked = asked._replace(input=logits)
+    _, found = solve(asked)
+    assert set(found[target < 3].tolist()) == {PERTURBED}
+    assert set(found[target >= 3].tolist()) == {GROUP}
+    testing.assert_within_budget(case(asked), "cuda")
+
+
+def test_an_index_out_of_range_makes_its_class_nan_and_no_other() -> None:
+    """Its rows share a δ, in which the row has its part; also where it comes first."""
+    asked = on_device(problem([3, 3], [4, -4], 600))
+    tables = torch.randn(2, 600, device=DEVICE)
+    for place in range(3):
+        row = torch.nonzero(asked.target == 0)[place, 0]
+        index = torch.zeros(6, dtype=torch.int64, device=DEVICE)
+        index[row] = 10**12
+        losses = backend.cross_entropy(asked._replace(rows=tables, row_index=index), True)[0]
+        assert torch.equal(losses.isnan(), asked.target == 0)
+
+
+def test_repeats_bit_for_bit() -> None:
+    asked = problem([5, 30, 2], [20, -20, 5], 1200, 3.0)
+    assert torch.equal(solve(asked)[0], solve(asked)[0])
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    steps = draw(st.sampled_from([1, 3, 7, 9, 12, 50]))
+    sizes = draw(st.sampled_from([[2], [3, 2], [9], [2, 4, 2], [40]]))
+    signs = draw(st.lists(st.sampled_from([-1, 1]), min_size=len(sizes), max_size=len(sizes)))
+    return problem(
+        sizes,
+        [sign * steps for sign in signs],
+        draw(st.sampled_from([3, 70, 513, 900])),
+        draw(st.sampled_from([0.01, 1.0, 3.0, 6.0, 20.0])),
+        draw(st.sampled_from([0.0, 10.0, -10.0])),
+        draw(st.integers(0, 10**6)),
+        step_size=draw(st.sampled_from([1e-3, 0.1, 0.5, 3.0])),
+        normalize=draw(st.booleans()),
+    )
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(asked=problems())
+def test_whatever_is_asked(asked: Problem) -> None:
+    """Solved or fallen back, δ is that of exact iteration."""
+    check_delta(asked, solve(asked)[0])
