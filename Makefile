@@ -10,7 +10,8 @@ train: $(VENV)/train.done  ## train on embedded data, compare losses, print the 
 	$(BIN)/lpl-fused train $(ARGS)
 
 test: $(VENV)/test.done  ## the whole suite; what needs a GPU skips and says so
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
+	  $(ARGS)
 
 bench: $(VENV)/test.done  ## time every backend against eager and torch.compile
 	$(BIN)/python -m benchmarks.run $(ARGS)

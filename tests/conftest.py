@@ -4,6 +4,7 @@ memory, a count per backend."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 
@@ -30,11 +31,25 @@ if not torch.cuda.is_available():
 
 RAN: dict[str, int] = {}
 EXPECTED = [name for name, state in lpl_fused.backends().items() if state == "available"]
+# Minutes each, the longest first: what starts last would run alone while other workers have no more
+LONG = (
+    "test_triton_compile.py",
+    "test_packaging.py",
+    "test_cuda_compile.py",
+    "test_triton_groups.py",
+    "test_instructions.py",
+    "test_logit_norm_losses.py",
+    "test_solver.py",
+    "test_multilabel_backends.py",
+    "test_cli.py",
+    "test_lpl.py",
+)
 
 
 def _interpret_quickly() -> None:
     """Triton's interpreter searches its language for what to replace whenever a kernel calls a
     function of ours, a millisecond each time; what it has replaced already need not be searched.
+    And for every tensor it makes its table of NumPy's types anew, which scalars can look up.
     """
     try:
         from triton.runtime import interpreter
@@ -52,6 +67,11 @@ def _interpret_quickly() -> None:
         return search(fn)
 
     interpreter._patch_lang = patch
+    of_scalar = functools.cache(interpreter._get_np_dtype)
+    of_pointer = of_scalar(tl.uint64)  # pointers cannot be hashed
+    interpreter._get_np_dtype = lambda type: (
+        of_pointer if type.scalar.is_ptr() else of_scalar(type.scalar)
+    )
 
 
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -59,6 +79,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(LONG)))
     if torch.cuda.is_available():
         return
     for item in items:

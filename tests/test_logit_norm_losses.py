@@ -143,7 +143,7 @@ NORMS = [LogitClip(1.5, p) for p in (1.0, 1.5, 2.0, 3.0, math.inf)] + [
 
 @pytest.mark.parametrize("norm", NORMS, ids=str)
 def test_gradient_by_differences(backend: str, norm: Norm) -> None:
-    draw = Draw(5, 4, seed=7)
+    draw = Draw(2, 4, seed=7)  # rows know nothing of one another
     logits, target = draw.input().requires_grad_(), draw.labels()
     assert torch.autograd.gradcheck(
         lambda u: LF.cross_entropy(u, target, norm=norm, reduction="none", backend=backend),

@@ -48,6 +48,8 @@ def test_class_counts(backend: str, classes: int) -> None:
 @pytest.mark.parametrize("classes", [20, 300, 2500])
 @pytest.mark.parametrize("case", FEW_POSITIVES)
 def test_few_positives(backend: str, case: str, classes: int) -> None:
+    if backend == "triton":
+        classes = min(classes, 1100)  # three of its widest tiles, the last one ragged
     draw = Draw(rows(backend), classes, seed=classes)
     for dtype in DTYPES.values():
         check(FEW_POSITIVES[case](draw), backend, dtype)

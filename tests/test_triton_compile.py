@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -251,12 +252,30 @@ def launches(
 ) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     """The (kernel, arguments, launch parameters) of a variant, not launched."""
     found: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
-    # a round of the solver launches again what has been launched before
-    load("triton")._launch = lambda kernel, _, *arguments, **meta: found.setdefault(
-        f"{kernel.fn.__name__} {meta}", (kernel, arguments, meta)
-    )
+
+    def launched(kernel: Any, _: Any, *arguments: Any, **meta: Any) -> None:
+        # what a round of the solver launches again; those after the first differ in a constant
+        which = meta | ({"ROUND": min(1, meta["ROUND"])} if "ROUND" in meta else {})
+        found.setdefault(f"{kernel.fn.__name__} {which}", (kernel, arguments, meta))
+
+    load("triton")._launch = launched
     variant.run()
     return list(found.values())
+
+
+class KnownError(Exception):
+    """What is to be compiled has been."""
+
+
+def essence(ir: str) -> str:
+    """A kernel's optimized IR without the arguments that it does not use: those of a problem are
+    many, and some kernels look at few of them.
+    """
+    head, body = ir.split(") attributes", 1)
+    declared = dict(re.findall(r"(%arg\d+): (.+?)(?=, %arg\d|$)", head))
+    names: dict[str, str] = {}
+    body = re.sub(r"%arg\d+", lambda found: names.setdefault(found[0], f"%arg{len(names)}"), body)
+    return f"{[declared.get(name) for name in names]} {body}"
 
 
 def compiled(
@@ -267,7 +286,7 @@ def compiled(
     known: dict[str, tuple[Any, str]],
 ) -> tuple[Any, str]:
     """(what Triton would compile at this launch on `target`, ptxas's log); once, if variants share
-    it: those that were compiled are `known`.
+    it, by its source or by what is left of that: those that were compiled are `known`.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -286,12 +305,34 @@ def compiled(
         backend, meta, bound, specialization, options
     )
     source = ASTSource(kernel, signature, constants, attributes)
-    key = f"{kernel.fn.__name__} {source.hash()} {options.hash()}"
-    if key not in known:
-        log = io.StringIO()
-        with contextlib.redirect_stdout(log):
-            binary = triton.compile(source, target=gpu, options=options.__dict__)
-        known[key] = binary, log.getvalue()
+    settings = f"{kernel.fn.__name__} {options.hash()}"
+    key = f"{settings} {source.hash()}"
+    if key in known:
+        return known[key]
+    add_stages, log = type(backend).add_stages, io.StringIO()
+    shared = ""
+
+    def add_stages_once(self: Any, stages: dict[str, Any], *rest: Any) -> None:
+        add_stages(self, stages, *rest)
+        lower = stages["ttgir"]
+
+        def lower_once(module: Any, metadata: dict[str, Any]) -> Any:
+            nonlocal shared
+            shared = f"{settings} {essence(module.str_nodebug())}"
+            if shared in known:
+                raise KnownError
+            return lower(module, metadata)
+
+        stages["ttgir"] = lower_once
+
+    with (
+        mock.patch.object(type(backend), "add_stages", add_stages_once),
+        contextlib.redirect_stdout(log),
+        contextlib.suppress(KnownError),
+    ):
+        binary = triton.compile(source, target=gpu, options=options.__dict__)
+        known[shared] = binary, log.getvalue()
+    known[key] = known[shared]
     return known[key]
 
 

@@ -62,7 +62,12 @@ class Traffic:
         addresses, active = np.broadcast_arrays(pointers.data, mask.data)
         addresses = addresses[active]
         size = pointers.get_element_ty().primitive_bitwidth // 8
+        if not addresses.size:
+            return
+        first, end = int(addresses.min()), int(addresses.max()) + size
         for region in self._regions:
+            if region.end <= first or end <= region.start:
+                continue
             inside = (addresses >= region.start) & (addresses + size <= region.end)
             counter[self._kernel, region.name] += int(inside.sum()) * size
             addresses = addresses[~inside]

@@ -57,11 +57,13 @@ class GroupSolver {
       known_.at[0] = known_.count = 0;
       known_.settle();
       walk(steps, few);
+      if (lost()) return false;
       if (!collect(threads, part * kLargestTail, true)) return false;
       for (int round = 0; round < kRounds; ++round) {
         walk(steps, std::min(few << round, kMostNodes));
-        const bool known = own_delta_ == own_delta_ && !(most_ * (1 + distance_) > kLargestB);
-        if (known && error_ <= kTolerance) {
+        // with gains that are far off steps may lead nowhere, from where there is no way back
+        if (lost()) break;
+        if (!(most_ * (1 + distance_) > kLargestB) && error_ <= kTolerance) {
           finish(group, delta, threads);
           return true;
         }
@@ -87,6 +89,8 @@ class GroupSolver {
   static int few_nodes(double dose) { return dose <= 1 ? 3 : 6; }
   static constexpr double kNearest = 2e-3;  // nodes that are nearer than that carry rounding
   static constexpr i64 kChunks = 16;        // that threads share; they do not depend on threads
+
+  bool lost() const { return !(std::abs(own_delta_) < INFINITY); }
 
   // All steps, from the start: δ of the exact classes and of the target, W, nodes, error.
   void walk(i64 steps, int nodes) {
@@ -127,7 +131,9 @@ class GroupSolver {
           ratio += weights[m] * known_.ratio[m];
         const double length_squared = own * own * (1 + ratio) + dot(mean.data(), mean.data(), h);
         const double length = std::sqrt(length_squared);
-        factor = length < kNormFloor ? 0 : 1 / length;
+        // to begin with the tail's part is unknown: it is at most the target's
+        const double longest = known_.count ? length : std::sqrt(length_squared + own * own);
+        factor = longest < kNormFloor ? 0 : 1 / length;
         tail_share = factor > 0 ? ratio * own * own / length_squared : 0;
         a *= factor;
       }
@@ -172,6 +178,12 @@ class GroupSolver {
     error_ = std::max(error_, most_ * most_ * spread);
   }
 
+  // How far a value is off the one that gains were found for, in units of the latter: as much are
+  // the gains.
+  static double excess(double value, double found) {
+    return found > 0 ? std::abs(value / found - 1) : INFINITY;
+  }
+
   // Error of what a step was taken with, relative to the rows' masses: that of W, which B and most
   // of the gains share, that of W² in their second order, and what becomes of the gradient's
   // length.
@@ -189,11 +201,11 @@ class GroupSolver {
           shape += weights[m] * s * s;
         }
       }
-      first = std::max(first, std::abs(way / way_[r] - 1));
-      second = std::max(second, std::abs(square / (way_[r] * way_[r]) - 1));
+      first = std::max(first, excess(way_[r], way));
+      second = std::max(second, excess(way_[r] * way_[r], square));
       if (tail_share > 0) {
         const double s = inverse[r] / own;
-        shapes = std::max(shapes, std::abs(shape / (s * s) - 1));
+        shapes = std::max(shapes, excess(s * s, shape));
       }
       gained = std::max(gained, std::abs(gains[r]) * inverse[r]);
     }
@@ -204,7 +216,7 @@ class GroupSolver {
 
   // What one chunk of columns adds to collect().
   struct Part {
-    Vector<double> gains, shares;
+    Vector<double> gains, shares, masses;
     Vector<i64> classes;
     double squares[kMostNodes + 1] = {0}, most = 0;
   };
@@ -235,6 +247,7 @@ class GroupSolver {
       for (i64 chunk = 0; chunk < i64(parts.size()); ++chunk) {
         Part& part = parts[chunk];
         part.gains.assign((count + 1) * n_, 0.0);
+        part.masses.assign(n_, 0.0);
         const i64 end = std::min(c_, (chunk + 1) * chunk_size());
         for (i64 lo = chunk * chunk_size(); lo < end; lo += width) {
           const i64 size = std::min(width, end - lo);
@@ -259,6 +272,12 @@ class GroupSolver {
             for (size_t k = exact_from; k < part.classes.size(); ++k)
               values[part.classes[k] - lo] = 0;
           };
+          if (first) {
+            std::fill(b.begin(), b.begin() + size, Acc(1));
+            without_exact(b.data());
+            for (i64 r = 0; r < n_; ++r)
+              part.masses[r] += sum_over<Acc>(size, [&](i64 j) { return tile.rows[r][j] * b[j]; });
+          }
           for (int m = 1; m <= count; ++m) without_exact(&b[m * width]);
           part.most = std::max(part.most, double(max_of(last, count ? size : 0)));
           for (int m = 1; m <= count; ++m) gain(known_.bend[m], size, &b[m * width]);
@@ -302,7 +321,12 @@ class GroupSolver {
           exact_[r * h + k] = part.shares[s * n_ + r];
           mass_[r] -= part.shares[s * n_ + r];
         }
-    for (double& mass : mass_) mass = std::max(mass, 0.0);
+    // what is left of 1 has lost its digits where it is little
+    for (i64 r = 0; r < n_; ++r) {
+      if (mass_[r] > 0.5) continue;
+      mass_[r] = 0;
+      for (const Part& part : parts) mass_[r] += part.masses[r] * rows_.unit(r);
+    }
     return true;
   }
 
