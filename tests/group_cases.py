@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from cases import Draw
+from hypothesis import strategies as st
 from torch import Tensor
 
 from lpl_fused import reference, testing
@@ -39,6 +40,24 @@ def problem(
         target[shuffled],
         steps=counts,
         options=Options(reduction=NONE, **options),
+    )
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    """Groups of all kinds, with steps from the least to the absurd."""
+    steps = draw(st.sampled_from([1, 3, 7, 9, 12, 50]))
+    sizes = draw(st.sampled_from([[2], [3, 2], [9], [2, 4, 2], [40]]))
+    signs = draw(st.lists(st.sampled_from([-1, 1]), min_size=len(sizes), max_size=len(sizes)))
+    return problem(
+        sizes,
+        [sign * steps for sign in signs],
+        draw(st.sampled_from([3, 70, 513, 900])),
+        draw(st.sampled_from([0.01, 1.0, 3.0, 6.0, 20.0])),
+        draw(st.sampled_from([0.0, 10.0, -10.0, 30.0])),
+        draw(st.integers(0, 10**6)),
+        step_size=draw(st.sampled_from([1e-3, 0.1, 0.5, 3.0])),
+        normalize=draw(st.booleans()),
     )
 
 

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 from cases import Draw
-from group_cases import case, check_delta, problem
+from group_cases import case, check_delta, problem, problems
 from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 from test_cuda import (
     DEVICE,
     FELL_BACK,
@@ -241,23 +240,6 @@ def test_an_index_out_of_range_makes_its_class_nan_and_no_other() -> None:
 def test_repeats_bit_for_bit() -> None:
     asked = problem([5, 30, 2], [20, -20, 5], 1200, 3.0)
     assert torch.equal(solve(asked)[0], solve(asked)[0])
-
-
-@st.composite
-def problems(draw: st.DrawFn) -> Problem:
-    steps = draw(st.sampled_from([1, 3, 7, 9, 12, 50]))
-    sizes = draw(st.sampled_from([[2], [3, 2], [9], [2, 4, 2], [40]]))
-    signs = draw(st.lists(st.sampled_from([-1, 1]), min_size=len(sizes), max_size=len(sizes)))
-    return problem(
-        sizes,
-        [sign * steps for sign in signs],
-        draw(st.sampled_from([3, 70, 513, 900])),
-        draw(st.sampled_from([0.01, 1.0, 3.0, 6.0, 20.0])),
-        draw(st.sampled_from([0.0, 10.0, -10.0])),
-        draw(st.integers(0, 10**6)),
-        step_size=draw(st.sampled_from([1e-3, 0.1, 0.5, 3.0])),
-        normalize=draw(st.booleans()),
-    )
 
 
 @settings(

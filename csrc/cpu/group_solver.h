@@ -275,8 +275,10 @@ class GroupSolver {
           if (first) {
             std::fill(b.begin(), b.begin() + size, Acc(1));
             without_exact(b.data());
-            for (i64 r = 0; r < n_; ++r)
-              part.masses[r] += sum_over<Acc>(size, [&](i64 j) { return tile.rows[r][j] * b[j]; });
+            for (i64 r = 0; r < n_; ++r) {
+              const Acc *row = tile.rows[r], *tail = b.data();
+              part.masses[r] += sum_over<Acc>(size, [=](i64 j) { return row[j] * tail[j]; });
+            }
           }
           for (int m = 1; m <= count; ++m) without_exact(&b[m * width]);
           part.most = std::max(part.most, double(max_of(last, count ? size : 0)));

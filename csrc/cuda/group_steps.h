@@ -242,8 +242,10 @@ class Walk {
       Acc length = 0;  // of the tail
       if (known_)
         for (int m = 0; m <= known_; ++m) length += pull(m) / pulls_ * h_.length[m];
-      const Acc square = own * own * (1 + length) + squares, norm = std::sqrt(square);
-      factor = norm < Acc(kNormFloor) ? Acc(0) : 1 / norm;
+      const Acc square = own * own * (1 + length) + squares;
+      // to begin with the tail's part is unknown: it is at most the target's
+      const Acc longest = known_ ? square : square + own * own;
+      factor = std::sqrt(longest) < Acc(kNormFloor) ? Acc(0) : 1 / std::sqrt(square);
       if (factor > 0) of_tail = length * own * own / square;
     }
     if (known_ && k > 0) measure(sums, own, of_tail);
