@@ -244,7 +244,7 @@ class Walk {
         for (int m = 0; m <= known_; ++m) length += pull(m) / pulls_ * h_.length[m];
       const Acc square = own * own * (1 + length) + squares;
       // to begin with the tail's part is unknown: it is at most the target's
-      const Acc longest = known_ ? square : square + own * own;
+      const Acc longest = round_ ? square : square + own * own;
       factor = std::sqrt(longest) < Acc(kNormFloor) ? Acc(0) : 1 / std::sqrt(square);
       if (factor > 0) of_tail = length * own * own / square;
     }
