@@ -83,6 +83,13 @@ def class_counts(labels: Any, num_classes: int | None = None) -> Tensor:
     return counts
 
 
+def effective_number(counts: Tensor, beta: float) -> Tensor:
+    """(1 − β^n)/(1 − β) of each count n (Cui et al.), without cancellation as β → 1."""
+    if beta == 0:
+        return torch.ones_like(counts)
+    return -torch.expm1(counts * math.log(beta)) / (1 - beta)
+
+
 def effective_number_weights(cls_num_list: Counts, beta: float = 0.9999) -> Tensor:
     """Class-balanced weights (Cui et al.), (C,) float32: w_c ∝ (1 − β)/(1 − β^{n_c}), Σ w = C.
 
@@ -96,11 +103,7 @@ def effective_number_weights(cls_num_list: Counts, beta: float = 0.9999) -> Tens
     if not 0 <= beta < 1:
         raise ValueError(f"beta: expected a number in [0, 1), got {beta}")
     counts = checked_counts(cls_num_list)
-    # 1 − β^n without cancellation for β → 1; β = 0 gives 1
-    effective = torch.ones_like(counts)
-    if beta > 0:
-        effective = -torch.expm1(counts * torch.log(torch.tensor(beta, dtype=counts.dtype)))
-    weights = torch.where(counts > 0, (1 - beta) / effective, 0.0)
+    weights = torch.where(counts > 0, 1 / effective_number(counts, beta), 0.0)
     return (weights * (len(counts) / weights.sum())).float()
 
 

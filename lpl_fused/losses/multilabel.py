@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from ..class_stats import Counts, checked_counts
+from ..class_stats import Counts, checked_counts, effective_number
 from ..perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from ..phi import Focal, Phi
 from ..problem import REDUCTIONS
@@ -221,20 +221,16 @@ class DistributionBalancedLoss(MultiLabelLoss):
         self.register_table("inverse_count", 1 / counts)
         bias = -torch.log(num_samples / counts - 1) * init_bias
         self.register_table("bias", bias / neg_scale if ntr_bias_div else bias)
-        self.register_table("class_weight", self.weight_of(counts))
+        self.register_table("class_weight", self._weight_of(counts))
 
-    def weight_of(self, counts: Tensor) -> Tensor:
+    def _weight_of(self, counts: Tensor) -> Tensor:
         """The weight of classes with so many samples, by a weighting by class."""
         if self.weighting in ("rebalance", None):
             return torch.ones(())
-        if self.weighting != "class-balanced":
-            ratio = self.num_samples / counts
-            return ratio if self.weighting == "inverse" else ratio.sqrt()
-        # (1 − β')/(1 − β'^n), without cancellation for β' → 1
-        power = (
-            counts * math.log(self.cb_beta) if self.cb_beta else torch.full_like(counts, -math.inf)
-        )
-        return (1 - self.cb_beta) / -torch.expm1(power)
+        if self.weighting == "class-balanced":
+            return 1 / effective_number(counts, self.cb_beta)
+        ratio = self.num_samples / counts
+        return ratio if self.weighting == "inverse" else ratio.sqrt()
 
     def perturbation(self, logits: Tensor) -> AnyPerturbation | None:
         if not self.ntr:
@@ -251,9 +247,11 @@ class DistributionBalancedLoss(MultiLabelLoss):
         own: Tensor | None = None
         if self.weighting == "rebalance":
             keywords["rebalance"] = RebalancedWeight(inverse, **self.numbers)
-            own = None if self.weight_norm is None else 1 / self.largest(labels, inverse)
+            own = (
+                None if self.weight_norm is None else 1 / self._largest_rebalanced(labels, inverse)
+            )
         elif self.weighting is not None:
-            own = self.class_weights(labels, self.table("class_weight", logits), inverse)
+            own = self._class_weights(labels, self.table("class_weight", logits), inverse)
         if own is not None:
             given = keywords["weight"]
             keywords["weight"] = own if given is None else own * given
@@ -266,41 +264,42 @@ class DistributionBalancedLoss(MultiLabelLoss):
             keywords["neg_weight"] = inverse.new_full((), negative)
         return keywords
 
-    def positives(self, labels: Tensor, like: Tensor) -> Tensor:
+    def _positives(self, labels: Tensor, like: Tensor) -> Tensor:
         """(…, C): the labels as numbers, 0 where they are missing."""
         y = labels.to(like.dtype)
         if self.ignore_index is None:
             return y
         return y.masked_fill((y == self.ignore_index) | y.isnan(), 0)
 
-    def class_weights(self, labels: Tensor, weight: Tensor, inverse_count: Tensor) -> Tensor:
+    def _class_weights(self, labels: Tensor, weight: Tensor, inverse_count: Tensor) -> Tensor:
         """(C,) or, by row, (…, 1): normalised weights of a weighting by class."""
         if self.weighting_mode != "by-class":
-            y = self.positives(labels, weight)
+            y = self._positives(labels, weight)
             count, n = y.sum(-1), 1 / inverse_count
             if self.weighting_mode == "average-weight":
                 weight = y @ weight / count
             elif self.weighting_mode == "average-count":
-                weight = self.weight_of(y @ n / count)
+                weight = self._weight_of(y @ n / count)
             else:
-                weight = self.weight_of(n.where(y > 0, math.inf).amin(-1))
+                weight = self._weight_of(n.where(y > 0, math.inf).amin(-1))
             weight = weight.where(count > 0, 1.0)[..., None]
-        return weight if self.weight_norm is None else weight / self.norm_of(weight)
+        return weight if self.weight_norm is None else weight / self._largest(weight)
 
-    def norm_of(self, weight: Tensor) -> Tensor:
+    def _largest(self, weight: Tensor) -> Tensor:
         """(…, 1) or 0-dim: the largest of each row of weights, or of all."""
         return weight.amax(-1, keepdim=True) if self.weight_norm == "by-row" else weight.max()
 
-    def largest(self, labels: Tensor, inverse_count: Tensor) -> Tensor:
+    def _largest_rebalanced(self, labels: Tensor, inverse_count: Tensor) -> Tensor:
         """(…, 1) or 0-dim: the largest re-balanced weight of each row, or of the batch."""
         alpha, beta, mu = self.numbers.values()
         # the weight is monotonic in the class's 1/n
         ends = torch.stack(inverse_count.aminmax())
-        ratio = ends / (self.positives(labels, inverse_count) @ inverse_count)[..., None]
-        return self.norm_of(alpha + torch.sigmoid(beta * (ratio - mu)))
+        ratio = ends / (self._positives(labels, inverse_count) @ inverse_count)[..., None]
+        return self._largest(alpha + torch.sigmoid(beta * (ratio - mu)))
 
     def extra_repr(self) -> str:
-        parts = f"weighting={self.weighting!r}, ntr={self.ntr}, neg_scale={self.neg_scale}"
+        parts = f"weighting={self.weighting!r}, weighting_mode={self.weighting_mode!r}"
+        parts += f", weight_norm={self.weight_norm!r}, ntr={self.ntr}, neg_scale={self.neg_scale}"
         return f"{parts}, balance={self.balance}, {super().extra_repr()}"
 
 
