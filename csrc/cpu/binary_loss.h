@@ -26,8 +26,9 @@ class BinaryCall {
   // soft labels need; and for what rows of few classes write beyond their end.
   struct Scratch {
     static constexpr i64 kRoom = kBlock + kSpan;
-    Acc u[kBlock], y[kBlock], mass[kBlock], balance[kRoom], loss[kBlock], sides[2][kBlock],
-        weights[2][kRoom], grads[2][kBlock], losses[2][kBlock];
+    Acc u[kBlock], y[kBlock], balance[kRoom], loss[kBlock], sides[2][kBlock], weights[2][kRoom],
+        grads[2][kBlock], losses[2][kBlock];
+    double mass[kBlock];
     T unwanted[kBlock];
     Factors factors;
     bool hard;  // the labels in y
@@ -45,8 +46,8 @@ class BinaryCall {
       bare = bare && !p.weight[side] && !p.scale[side] && !p.offset[side];
     }
     parts_ = !bare ? kTables : p.steps ? kMoved : kBare;
-    ones_.assign(height() * c + kSpan, Acc(1));
-    zeros_.assign(height() * c + kSpan, Acc(0));
+    ones_.assign(height() * c, Acc(1));
+    zeros_.assign(height() * c, Acc(0));
     for (const int side : {0, 1}) {
       weight_[side] = table(p.weight[side], ones_, repeated_[0][side]);
       scale_[side] = table(p.scale[side], ones_, repeated_[1][side]);
@@ -105,8 +106,8 @@ class BinaryCall {
   // The factors of rows from i, whose labels may be listed; those of rows of few classes have been
   // read.
   void factors(i64 i, i64 rows, const Entries* entries, Scratch& scratch, Factors* f) const {
-    Acc* total = scratch.mass;
-    std::fill(total, total + rows, Acc(0));
+    double* total = scratch.mass;
+    std::fill(total, total + rows, 0.0);
     if (p.inverse_count && entries) {
       for (const Entry<Acc>& entry : *entries)
         if (entry.label == 1) total[entry.row - i] += inverse_count()[entry.place];
@@ -229,7 +230,7 @@ class BinaryCall {
   const Acc* inverse_count() const { return static_cast<const Acc*>(p.inverse_count); }
 
   // What all losses of row i share, from Σ_j Y_ij v_j.
-  Factors factors(i64 i, Acc mass) const {
+  Factors factors(i64 i, double mass) const {
     Factors f{p.sample_weight ? static_cast<const Acc*>(p.sample_weight)[i] : Acc(1), 0, 0};
     if (!p.inverse_count) return f;
     f.shift = Acc(p.beta * p.mu);
@@ -242,7 +243,7 @@ class BinaryCall {
   }
 
   // Σ_j Y_ij v_j of a row, with room for a block of labels.
-  Acc mass(i64 i, Acc* y) const {
+  double mass(i64 i, Acc* y) const {
     double total = 0;
     for (i64 lo = 0; lo < c; lo += kBlock) {
       const i64 size = std::min(kBlock, c - lo);
@@ -253,7 +254,7 @@ class BinaryCall {
       for (i64 j = 0; j < size; ++j) sum += y[j] == y[j] ? y[j] * v[j] : Acc(0);
       total += sum;
     }
-    return Acc(total);
+    return total;
   }
 
   // Makes one row of rows of few classes: their tables stand side by side.
@@ -323,7 +324,7 @@ class BinaryCall {
     const Acc* once = static_cast<const Acc*>(given);
     if (!once) return absent.data();
     if (!narrow()) return once;
-    repeated.resize(height() * c + kSpan);
+    repeated.resize(height() * c);
     for (i64 r = 0; r < height(); ++r) std::copy(once, once + c, repeated.data() + r * c);
     return repeated.data();
   }

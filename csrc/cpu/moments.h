@@ -32,7 +32,7 @@ struct GroupOf<double> {
 
 inline Floats exp_of(Floats x) {
   Floats shifted;
-  const Floats p = exp_near_zero(split_power(x, shifted, 0.0f));
+  const Floats p = exp_near_zero(split_power<float>(x, shifted));
   const Floats y = (Floats)((FloatBits)p + ((FloatBits)shifted << 23));
   return x < -87.33654f ? Floats{} : y;
 }

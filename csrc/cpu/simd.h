@@ -59,17 +59,17 @@ inline V polynomial(V x, C first, More... more) {
 }
 
 // e^x = 2^n·e^r with |r| ≤ ln2/2; n stands in the low bits of `shifted`.
-template <typename V>
-inline V split_power(V x, V& shifted, float) {
-  shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5·2^23: rounds to integer
-  const V n = shifted - 12582912.0f;
-  return (x - n * 0.693359375f) + n * 2.12194440e-4f;
-}
-template <typename V>
-inline V split_power(V x, V& shifted, double) {
-  shifted = x * 1.4426950408889634074 + 6755399441055744.0;  // 1.5·2^52
-  const V n = shifted - 6755399441055744.0;
-  return (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
+template <typename Acc, typename V>
+inline V split_power(V x, V& shifted) {
+  if constexpr (sizeof(Acc) == 4) {
+    shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5·2^23: rounds to integer
+    const V n = shifted - 12582912.0f;
+    return (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  } else {
+    shifted = x * 1.4426950408889634074 + 6755399441055744.0;  // 1.5·2^52
+    const V n = shifted - 6755399441055744.0;
+    return (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
+  }
 }
 
 // e^r to 3e-9 of it: fitted, with the first terms held.
@@ -97,28 +97,27 @@ inline V exp_near_zero(V r) {
 // e^x to about one unit in the last place for x ≤ 88; 0 below the smallest normal number.
 inline float exp_of(float x) {
   float shifted;
-  const float p = exp_near_zero(split_power(x, shifted, 0.0f));
+  const float p = exp_near_zero(split_power<float>(x, shifted));
   const uint32_t y = bit_cast<uint32_t>(p) + (bit_cast<uint32_t>(shifted) << 23);
   // bits, not a choice: that would become one in all that is made of y
   return bit_cast<float>(y & -uint32_t(!(x < -87.33654f)));
 }
 
-// The same to 1e-7 of it, in fewer operations, for −87 ≤ x ≤ 88.
+// The same for double, x ≤ 709.
+inline double exp_of(double x) {
+  double shifted;
+  const double p = exp_near_zero<13>(split_power<double>(x, shifted));
+  const double y = bit_cast<double>(bit_cast<uint64_t>(p) + (bit_cast<uint64_t>(shifted) << 52));
+  return x < -708.39 ? 0.0 : y;
+}
+
+// e^x to 1e-7 of it, in fewer operations, for −87 ≤ x ≤ 88.
 inline float rough_exp_of(float x) {
   const float shifted = x * 1.44269504088896341f + 12582912.0f;
   const float r = x - (shifted - 12582912.0f) * 0.693147180559945f;
   const float p = polynomial(r, 1.0f, 1.0f, 0.4999923f, 0.16667116f, 0.04189033f, 0.008312501f);
   return bit_cast<float>(bit_cast<uint32_t>(p) + (bit_cast<uint32_t>(shifted) << 23));
 }
-
-// The same for double, x ≤ 709.
-inline double exp_of(double x) {
-  double shifted;
-  const double p = exp_near_zero<13>(split_power(x, shifted, 0.0));
-  const double y = bit_cast<double>(bit_cast<uint64_t>(p) + (bit_cast<uint64_t>(shifted) << 52));
-  return x < -708.39 ? 0.0 : y;
-}
-
 inline double rough_exp_of(double x) {
   return exp_of(x);
 }
@@ -132,7 +131,7 @@ typedef uint64_t LaneBits __attribute__((vector_size(kLanes * sizeof(double))));
 template <bool Precise>
 inline Lanes exp_of(Lanes x) {
   Lanes shifted;
-  const Lanes p = exp_near_zero<Precise ? 13 : 9>(split_power(x, shifted, 0.0));
+  const Lanes p = exp_near_zero<Precise ? 13 : 9>(split_power<double>(x, shifted));
   const Lanes y = (Lanes)((LaneBits)p + ((LaneBits)shifted << 52));
   return x < -708.39 ? Lanes{} : y;
 }
@@ -256,6 +255,10 @@ template <bool Write = false, typename T>
 inline void prefetch(const T* from, i64 size) {
   for (i64 j = 0; j < size; j += 64 / i64(sizeof(T))) __builtin_prefetch(from + j, Write);
 }
+
+// How many rows ahead a tile of columns is fetched: the hardware sees no sequence in their pieces.
+// (Measured: 5 to 15 % less time at 512×9605 and 256×32000.)
+constexpr i64 kAhead = 8;
 
 // Long float sums lose digits: blocks are summed in float, their sums in double.
 constexpr i64 kBlock = 1024;
