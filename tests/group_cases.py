@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from cases import Draw
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -58,6 +59,35 @@ def problems(draw: st.DrawFn) -> Problem:
         draw(st.integers(0, 10**6)),
         step_size=draw(st.sampled_from([1e-3, 0.1, 0.5, 3.0])),
         normalize=draw(st.booleans()),
+    )
+
+
+def extremes(classes: int, normalize: bool) -> Problem:
+    """Masked rivals and targets, no rivals at all, a target that has all mass, far offsets; nan
+    and a row without any mass make their group nan, and no other.
+    """
+    asked = problem([4, 2, 3, 2, 2], [4, -4, 3, 3, -3], classes, normalize=normalize)
+    logits, target = asked.input.clone(), asked.target
+    rows = [torch.nonzero(target == label)[:, 0] for label in range(5)]
+    logits[rows[0][0], 40:] = -torch.inf
+    logits[rows[0][1], torch.arange(classes) != 0] = -torch.inf
+    logits[rows[0][2]] += 5000
+    logits[rows[0][3], 0] = 500
+    logits[rows[1], 1] = -torch.inf
+    logits[rows[2], 7] = 60.0
+    logits[rows[3][0], 50] = torch.nan
+    logits[rows[4][0]] = -torch.inf
+    return asked._replace(input=logits)
+
+
+def repeatable(examples: int) -> settings:
+    """So many problems, the same ones every time."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )
 
 

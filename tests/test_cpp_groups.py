@@ -5,10 +5,11 @@ steps.
 from __future__ import annotations
 
 import pytest
-from group_cases import check_delta, problem, problems
-from hypothesis import HealthCheck, Phase, given, settings
+from group_cases import case, check_delta, extremes, problem, problems, repeatable
+from hypothesis import given
 from torch import Tensor
 
+from lpl_fused import testing
 from lpl_fused.backends import cpp, load
 from lpl_fused.problem import Problem
 
@@ -54,13 +55,15 @@ def test_gains_found_for_another_way(steps: int, classes: int, ease: float, seed
     check_delta(asked, solve(asked)[0])
 
 
-@settings(
-    max_examples=300,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+def test_extremes(normalize: bool) -> None:
+    """Groups that take four steps are solved; those with nan or without mass are nan, no other."""
+    asked = extremes(600, normalize)
+    assert solve(asked)[1] == {"solved": int((asked.target < 2).sum()), "swept": 0}
+    testing.assert_within_budget(case(asked), "cpp")
+
+
+@repeatable(300)
 @given(asked=problems())
 def test_whatever_is_asked(asked: Problem) -> None:
     """Solved or fallen back, δ is that of exact iteration."""

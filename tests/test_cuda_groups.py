@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from cases import Draw
-from group_cases import case, check_delta, problem, problems
-from hypothesis import HealthCheck, Phase, given, settings
+from group_cases import case, check_delta, extremes, problem, problems, repeatable
+from hypothesis import given
 from test_cuda import (
     DEVICE,
     FELL_BACK,
@@ -204,21 +204,9 @@ def test_steps_that_lead_nowhere(
 @pytest.mark.parametrize("classes", [150, 600])
 @pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
 def test_extremes(classes: int, normalize: bool) -> None:
-    """Masked rivals and targets, no rivals at all, a target that has all mass, far offsets; nan
-    and a row without any mass make their group nan, and no other.
-    """
-    asked = problem([4, 2, 3, 2, 2], [4, -4, 3, 3, -3], classes, normalize=normalize)
-    logits, target = asked.input.clone(), asked.target
-    rows = [torch.nonzero(target == label)[:, 0] for label in range(5)]
-    logits[rows[0][0], 40:] = -torch.inf
-    logits[rows[0][1], torch.arange(classes) != 0] = -torch.inf
-    logits[rows[0][2]] += 5000
-    logits[rows[0][3], 0] = 500
-    logits[rows[1], 1] = -torch.inf
-    logits[rows[2], 7] = 60.0
-    logits[rows[3][0], 50] = torch.nan
-    logits[rows[4][0]] = -torch.inf
-    asked = asked._replace(input=logits)
+    """Groups of labels 0 to 2 are solved, those with nan or without mass are nan, and no other."""
+    asked = extremes(classes, normalize)
+    target = asked.target
     _, found = solve(asked)
     assert set(found[target < 3].tolist()) == {PERTURBED}
     assert set(found[target >= 3].tolist()) == {GROUP}
@@ -242,13 +230,7 @@ def test_repeats_bit_for_bit() -> None:
     assert torch.equal(solve(asked)[0], solve(asked)[0])
 
 
-@settings(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@repeatable(150)
 @given(asked=problems())
 def test_whatever_is_asked(asked: Problem) -> None:
     """Solved or fallen back, δ is that of exact iteration."""

@@ -10,8 +10,8 @@ from unittest import mock
 import pytest
 import torch
 from cases import Draw
-from group_cases import case, check_delta, problem
-from hypothesis import HealthCheck, Phase, given, settings
+from group_cases import case, check_delta, extremes, problem, repeatable
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -176,21 +176,9 @@ def test_as_many_programs_as_there_are(programs: int) -> None:
 
 @pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
 def test_extremes(normalize: bool) -> None:
-    """Masked rivals and targets, no rivals at all, a target that has all mass, far offsets; nan
-    and a row without any mass make their group nan, and no other.
-    """
-    asked = problem([4, 2, 3, 2, 2], [4, -4, 3, 3, -3], CLASSES, normalize=normalize)
-    logits, target = asked.input.clone(), asked.target
-    rows = [torch.nonzero(target == label)[:, 0] for label in range(5)]
-    logits[rows[0][0], 40:] = -torch.inf
-    logits[rows[0][1], torch.arange(CLASSES) != 0] = -torch.inf
-    logits[rows[0][2]] += 5000
-    logits[rows[0][3], 0] = 500
-    logits[rows[1], 1] = -torch.inf
-    logits[rows[2], 7] = 60.0
-    logits[rows[3][0], 50] = torch.nan
-    logits[rows[4][0]] = -torch.inf
-    asked = asked._replace(input=logits)
+    """Groups of labels 0 to 2 are solved, those with nan or without mass are nan, and no other."""
+    asked = extremes(CLASSES, normalize)
+    target = asked.target
     with launched_with(), outcomes() as found:
         check(case(asked))
     assert len(found) == 1
@@ -261,13 +249,7 @@ def problems(draw: st.DrawFn) -> Problem:
     )
 
 
-@settings(
-    max_examples=12,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+@repeatable(12)
 @given(asked=problems())
 def test_whatever_is_asked(asked: Problem) -> None:
     """Solved or fallen back, δ is that of exact iteration."""
