@@ -20,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import pytest
 import torch
@@ -263,21 +262,6 @@ def launches(
     return list(found.values())
 
 
-class KnownError(Exception):
-    """What is to be compiled has been."""
-
-
-def essence(ir: str) -> str:
-    """A kernel's optimized IR without the arguments that it does not use: those of a problem are
-    many, and some kernels look at few of them.
-    """
-    head, body = ir.split(") attributes", 1)
-    declared = dict(re.findall(r"(%arg\d+): (.+?)(?=, %arg\d|$)", head))
-    names: dict[str, str] = {}
-    body = re.sub(r"%arg\d+", lambda found: names.setdefault(found[0], f"%arg{len(names)}"), body)
-    return f"{[declared.get(name) for name in names]} {body}"
-
-
 def compiled(
     kernel: Any,
     arguments: tuple[Any, ...],
@@ -285,8 +269,8 @@ def compiled(
     target: str,
     known: dict[str, tuple[Any, str]],
 ) -> tuple[Any, str]:
-    """(what Triton would compile at this launch on `target`, ptxas's log); once, if variants share
-    it, by its source or by what is left of that: those that were compiled are `known`.
+    """(what Triton would compile at this launch on `target`, ptxas's log); what variants share is
+    compiled once, and `known` by its source.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -305,34 +289,11 @@ def compiled(
         backend, meta, bound, specialization, options
     )
     source = ASTSource(kernel, signature, constants, attributes)
-    settings = f"{kernel.fn.__name__} {options.hash()}"
-    key = f"{settings} {source.hash()}"
-    if key in known:
-        return known[key]
-    add_stages, log = type(backend).add_stages, io.StringIO()
-    shared = ""
-
-    def add_stages_once(self: Any, stages: dict[str, Any], *rest: Any) -> None:
-        add_stages(self, stages, *rest)
-        lower = stages["ttgir"]
-
-        def lower_once(module: Any, metadata: dict[str, Any]) -> Any:
-            nonlocal shared
-            shared = f"{settings} {essence(module.str_nodebug())}"
-            if shared in known:
-                raise KnownError
-            return lower(module, metadata)
-
-        stages["ttgir"] = lower_once
-
-    with (
-        mock.patch.object(type(backend), "add_stages", add_stages_once),
-        contextlib.redirect_stdout(log),
-        contextlib.suppress(KnownError),
-    ):
-        binary = triton.compile(source, target=gpu, options=options.__dict__)
-        known[shared] = binary, log.getvalue()
-    known[key] = known[shared]
+    key = f"{source.hash()} {options.hash()}"
+    if key not in known:
+        with contextlib.redirect_stdout(io.StringIO()) as log:
+            binary = triton.compile(source, target=gpu, options=options.__dict__)
+        known[key] = binary, log.getvalue()
     return known[key]
 
 
