@@ -24,15 +24,16 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is counted as
 
 
 def alone(function: Callable[..., Any], *arguments: object) -> Any:
-    """What a function returns in a process of its own, with one thread: Linux counts resident pages
-    by thread, and adds them up by batches of 64.
+    """What a function returns in a process of its own, with one thread: threads that other tests
+    have left shift the count of resident pages, which Linux keeps by thread.
     """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, torch.set_num_threads, (1,)) as pool:
         return pool.submit(function, *arguments).result()
 
 
-BATCHES = MIB / 2
+# It adds them up by batches of 64, and a peak is the difference of two counts.
+BATCHES = 2 * 64 * 4096
 
 
 def peak(run: Callable[[], object]) -> int | None:
@@ -102,10 +103,10 @@ def peaks_of_providers() -> dict[str, tuple[float | None, int | None]]:
 def test_the_gradient_is_the_least_that_a_loss_takes() -> None:
     found = alone(peaks_of_providers)
     assert set(found) == {"eager", "reference", "eager-ce"}
-    # log-softmax beside its gradient and what the gradient of the logits is made in
-    assert found["eager-ce"][0] == pytest.approx(3, rel=0.1)
-    # that of the adjusted logits ends before the worst moment comes, or not
-    assert found["eager"][0] > 0.98 * found["eager-ce"][0]
+    # the gradient of the logits, log-softmax's and log-softmax itself
+    assert found["eager-ce"][0] == pytest.approx(3, rel=0.01)
+    # and the adjusted logits, where the C library keeps their memory for the next tensor
+    assert found["eager"][0] == pytest.approx(4 if found["eager"][0] > 3.5 else 3, rel=0.01)
     assert found["reference"][0] > 1
     assert found["eager"][1] == pytest.approx(found["eager"][0] * 256 * 8000 * 4)
 
