@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..problem import MEAN, NONE, Problem, accumulate_dtype
+from .buffers import gradients, new
 from .native import DTYPES, sizes
 
 STATS = 0  # rows of the statistics that the backward wants: it recomputes them on chip
@@ -85,9 +86,9 @@ def cross_entropy(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """(loss, stats, norm, grad): see ops/"""
     input, reduction = problem.input, problem.options.reduction
-    losses = _new(problem, input.shape[0])
-    loss = None if reduction == NONE else _new(problem)
-    grad = _new(problem, *input.shape, dtype=input.dtype) if want_grad else None
+    losses = new(problem, input.shape[0])
+    loss = None if reduction == NONE else new(problem)
+    grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
     wanted = _with_norm(problem, Buffers(loss=loss, grad=grad, losses=losses))
     _run(_native().cross_entropy, problem, _with_steps(problem, wanted))
     norm = losses.new_ones(()) if wanted.norm is None and not want_grad else wanted.norm
@@ -106,31 +107,27 @@ def cross_entropy_backward(
     tables = want_scale or want_offset
     grad_rows = grad_rows.to(accumulate_dtype(problem.input.dtype))
     wanted = Buffers(
-        grad=_new(problem, n, classes, dtype=problem.input.dtype) if want_input else None,
+        grad=new(problem, n, classes, dtype=problem.input.dtype) if want_input else None,
         grad_rows=grad_rows,
         grad_rows_stride=grad_rows.stride(0),
-        grad_perturbed=_new(problem, n, classes) if want_rows else None,
-        grad_scale=_new(problem, chunks, classes) if want_scale else None,
-        grad_offset=_new(problem, chunks, classes) if want_offset else None,
-        grad_margin=_new(problem, n) if want_margin else None,
-        terms=_new(problem, n, 8) if tables else None,
+        grad_perturbed=new(problem, n, classes) if want_rows else None,
+        grad_scale=new(problem, chunks, classes) if want_scale else None,
+        grad_offset=new(problem, chunks, classes) if want_offset else None,
+        grad_margin=new(problem, n) if want_margin else None,
+        terms=new(problem, n, 8) if tables else None,
         chunk=chunk,
     )
     if problem.options.penalty:
         wanted = _with_norm(problem, wanted)
     _run(_native().cross_entropy, problem, _with_steps(problem, wanted))
 
-    def finished(stored: Tensor | None, finish: Callable[[Tensor], Tensor]) -> Tensor:
-        return grad_rows.new_empty(0) if stored is None else finish(stored)
-
-    label = problem.target
-    index = label if problem.row_index is None else problem.row_index
-    return (
-        problem.input.new_empty(0) if wanted.grad is None else wanted.grad,
-        finished(wanted.grad_scale, lambda sums: sums.sum(0)),
-        finished(wanted.grad_offset, lambda sums: sums.sum(0)),
-        finished(wanted.grad_margin, lambda values: _scattered(values, label, problem.margin)),
-        finished(wanted.grad_perturbed, lambda values: _scattered(values, index, problem.rows)),
+    return gradients(
+        problem,
+        wanted.grad,
+        wanted.grad_scale,
+        wanted.grad_offset,
+        wanted.grad_margin,
+        wanted.grad_perturbed,
     )
 
 
@@ -170,8 +167,8 @@ def _with_norm(problem: Problem, buffers: Buffers) -> Buffers:
     """The buffers and those of what a mean divides by."""
     if problem.options.reduction != MEAN:
         return buffers
-    weight = _new(problem) if problem.options.penalty else None
-    return buffers._replace(norm=_new(problem), penalty_weight=weight)
+    weight = new(problem) if problem.options.penalty else None
+    return buffers._replace(norm=new(problem), penalty_weight=weight)
 
 
 def _with_steps(problem: Problem, buffers: Buffers) -> Buffers:
@@ -187,31 +184,17 @@ def _with_steps(problem: Problem, buffers: Buffers) -> Buffers:
     begin = torch.searchsorted(ordered, label)
     groups = _native().group_bytes(n, classes, DTYPES[problem.input.dtype])
     return buffers._replace(
-        delta=_new(problem, n, classes),
+        delta=new(problem, n, classes),
         slot=order[begin],
         order=order,
         begin=begin,
         counts=torch.searchsorted(ordered, label, right=True) - begin,
-        outcome=_new(problem, n, dtype=torch.int32),
-        groups=_new(problem, groups, dtype=torch.uint8) if groups else None,
-        rowwise=_new(problem, n, 3),
-        direction=_new(problem, n, classes) if problem.options.normalize else None,
+        outcome=new(problem, n, dtype=torch.int32),
+        groups=new(problem, groups, dtype=torch.uint8) if groups else None,
+        rowwise=new(problem, n, 3),
+        direction=new(problem, n, classes) if problem.options.normalize else None,
     )
 
 
 def _stream(tensor: Tensor) -> int:
     return int(torch.cuda.current_stream(tensor.device).cuda_stream) if tensor.is_cuda else 0
-
-
-def _new(problem: Problem, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    dtype = dtype or accumulate_dtype(problem.input.dtype)
-    return torch.empty(shape, dtype=dtype, device=problem.input.device)
-
-
-def _scattered(values: Tensor, index: Tensor, table: Tensor | None) -> Tensor:
-    """Sums values (N, …) by the table row that each took, in the order of the rows."""
-    assert table is not None
-    # rows whose index means nothing have value 0 (ignored) or nan (out of range)
-    index = index.clamp(0, table.shape[0] - 1)
-    # index_put_ sorts, where index_add_ would add in whatever order
-    return torch.zeros_like(table).index_put_((index,), values, accumulate=True)

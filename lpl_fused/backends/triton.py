@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..phi import LOG
 from ..problem import MEAN, NONE, Problem, accumulate_dtype
+from .buffers import gradients, new
 from .kernels.arguments import (
     DENSE,
     FELL_BACK,
@@ -101,10 +101,10 @@ def cross_entropy(problem: Problem, want_grad: bool) -> tuple[Tensor, Tensor, Te
 
     input, reduction = problem.input, problem.options.reduction
     n, classes = input.shape
-    losses = _new(problem, n)
-    stats = _new(problem, 2, n)
+    losses = new(problem, n)
+    stats = new(problem, 2, n)
     norm = _normalizer(problem) if reduction == MEAN else losses.new_ones(())
-    grad = _new(problem, *((n, classes) if want_grad else (0,)), dtype=input.dtype)
+    grad = new(problem, *((n, classes) if want_grad else (0,)), dtype=input.dtype)
     wanted = Wanted(losses, stats, grad if want_grad else None)
     mean_norm = norm if reduction == MEAN else None
     arguments, outcome = _learned(problem, wanted, norm=mean_norm)
@@ -137,45 +137,34 @@ def cross_entropy_backward(
     chunk = max(8, -(-n // 64)) if want_scale or want_offset else 1
     chunks = -(-n // chunk)
     wanted = Gradients(
-        input=_new(problem, n, classes, dtype=problem.input.dtype) if want_input else None,
-        scale=_new(problem, chunks, classes) if want_scale else None,
-        offset=_new(problem, chunks, classes) if want_offset else None,
-        margin=_new(problem, n) if want_margin else None,
-        rows=_new(problem, n, classes) if want_rows else None,
+        input=new(problem, n, classes, dtype=problem.input.dtype) if want_input else None,
+        scale=new(problem, chunks, classes) if want_scale else None,
+        offset=new(problem, chunks, classes) if want_offset else None,
+        margin=new(problem, n) if want_margin else None,
+        rows=new(problem, n, classes) if want_rows else None,
     )
     meta, stride = column_meta(problem), grad_rows.stride(0)
     only_input = Wanted(grad=wanted.input) if want == [True, *[False] * 4] else None
     arguments, outcome = _learned(problem, only_input, grad_rows=grad_rows)
     sums = None
     if spread(problem):
-        sums = _new(problem, 2, n)
+        sums = new(problem, 2, n)
         _launch(row_sums, (n,), arguments, stats, sums, **meta)
     alongs = None
     if problem.options.norm_p > 0:
-        alongs = _new(problem, n)
+        alongs = new(problem, n)
         _launch(row_alongs, (n,), arguments, grad_rows, stride, stats, sums, alongs, **meta)
     grid = (chunks, -(-classes // meta["BLOCK"]))
     what = (arguments, outcome, grad_rows, stride, stats, sums, alongs, wanted, n, chunk)
     _launch(backward, grid, *what, **meta)
 
-    def finished(stored: Tensor | None, finish: Callable[[Tensor], Tensor]) -> Tensor:
-        return stats.new_empty(0) if stored is None else finish(stored)
-
-    label = problem.target
-    index = label if problem.row_index is None else problem.row_index
-    return (
-        problem.input.new_empty(0) if wanted.input is None else wanted.input,
-        finished(wanted.scale, lambda sums: sums.sum(0)),
-        finished(wanted.offset, lambda sums: sums.sum(0)),
-        finished(wanted.margin, lambda values: _scattered(values, label, problem.margin)),
-        finished(wanted.rows, lambda values: _scattered(values, index, problem.rows)),
-    )
+    return gradients(problem, wanted.input, wanted.scale, wanted.offset, wanted.margin, wanted.rows)
 
 
 def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
     """(delta, slot): see ops/"""
     n, classes = problem.input.shape
-    arguments, _ = _take_steps(problem, Wanted(delta=_new(problem, n, classes)))
+    arguments, _ = _take_steps(problem, Wanted(delta=new(problem, n, classes)))
     return arguments.delta, arguments.slot
 
 
@@ -183,7 +172,7 @@ def fallbacks(problem: Problem) -> Tensor:
     """0-dim: how many rows of a problem with `steps` the solvers leave to plain steps because they
     are not exact enough (kernels/solver.py, kernels/group_solver.py). For tests and diagnosis."""
     n = problem.input.shape[0]
-    _, outcome = _take_steps(problem, Wanted(_new(problem, n), _new(problem, 2, n)))
+    _, outcome = _take_steps(problem, Wanted(new(problem, n), new(problem, 2, n)))
     return (outcome == FELL_BACK).sum()
 
 
@@ -208,7 +197,7 @@ def _learned(
     if problem.steps is None:
         return _arguments(problem), None
     if wanted is None or spread(problem) or problem.options.norm_p > 0:
-        delta = _new(problem, *problem.input.shape)
+        delta = new(problem, *problem.input.shape)
         return _take_steps(problem, Wanted(delta=delta))[0], None
     return _take_steps(problem, wanted, norm, grad_rows)
 
@@ -234,12 +223,12 @@ def _take_steps(
     arguments, groups = _arguments(problem), _groups(problem)
     steps, step_size = problem.steps, _number(problem, problem.options.step_size)
     meta = solver_meta(problem)
-    heads = _new(problem, n, meta["HEAD"], dtype=torch.int32)
-    outcome = _new(problem, n, dtype=torch.int32)
+    heads = new(problem, n, meta["HEAD"], dtype=torch.int32)
+    outcome = new(problem, n, dtype=torch.int32)
     stride = 0 if grad_rows is None else grad_rows.stride(0)
     what = (arguments, groups, steps, step_size, outcome)
     _launch(solve, (n,), *what, heads, wanted, norm, grad_rows, stride, NORMALIZE=normalize, **meta)
-    delta = _new(problem, n, classes) if wanted.delta is None else wanted.delta
+    delta = new(problem, n, classes) if wanted.delta is None else wanted.delta
     meta = resident_meta(problem)
     done = meta["ROWS"] if classes <= meta["BLOCK"] else 0
     if n > 1 and problem.input.dtype != torch.float64:
@@ -247,8 +236,8 @@ def _take_steps(
     if done:
         _launch(resident_steps, (n,), *what, delta, NORMALIZE=normalize, **meta)
     if n > done:
-        rowwise = _new(problem, 2, n)
-        direction = _new(problem, n, classes) if normalize else None
+        rowwise = new(problem, 2, n)
+        direction = new(problem, n, classes) if normalize else None
         meta = sweeping_meta(problem)
         _launch(sweeping_steps, (n,), *what, delta, rowwise, direction, done, **meta)
     return arguments._replace(delta=delta, slot=groups.slot), outcome
@@ -288,15 +277,15 @@ def _shared(problem: Problem, chunks: int, head: int, nodes: int) -> Shared:
     most = n // 2
 
     def indices(*shape: int) -> Tensor:
-        return _new(problem, *shape, dtype=torch.int32)
+        return new(problem, *shape, dtype=torch.int32)
 
-    shift, unit, lift, tail, slope, way, inverse = _new(problem, 7, n).unbind()
-    gains, ways, used, inverses = _new(problem, 4, n, nodes).unbind()
+    shift, unit, lift, tail, slope, way, inverse = new(problem, 7, n).unbind()
+    gains, ways, used, inverses = new(problem, 4, n, nodes).unbind()
     return Shared(
         rows=n,
         most=most,
         chunks=chunks,
-        leaders=_new(problem, most + 1, dtype=torch.int64),
+        leaders=new(problem, most + 1, dtype=torch.int64),
         shift=shift,
         unit=unit,
         lift=lift,
@@ -306,16 +295,16 @@ def _shared(problem: Problem, chunks: int, head: int, nodes: int) -> Shared:
         inverse=inverse,
         counts=indices(most, chunks),
         heads=indices(n, head),
-        exact=_new(problem, n, head),
-        change=_new(problem, most, head),
-        partial=_new(problem, chunks, nodes, n),
-        squares=_new(problem, most, chunks, nodes),
+        exact=new(problem, n, head),
+        change=new(problem, most, head),
+        partial=new(problem, chunks, nodes, n),
+        squares=new(problem, most, chunks, nodes),
         gains=gains,
         ways=ways,
         used=used,
         inverses=inverses,
-        node=_new(problem, most, 4, nodes),
-        ends=_new(problem, most, 2),
+        node=new(problem, most, 4, nodes),
+        ends=new(problem, most, 2),
     )
 
 
@@ -325,11 +314,6 @@ def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **meta: Any) ->
     if grid[0] > 0:
         with torch.cuda.device_of(on if isinstance(on, Tensor) else on.input):
             kernel[grid](*arguments, **meta, enable_fp_fusion=True)
-
-
-def _new(problem: Problem, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    dtype = dtype or accumulate_dtype(problem.input.dtype)
-    return torch.empty(shape, dtype=dtype, device=problem.input.device)
 
 
 def _number(problem: Problem, value: float) -> Any:
@@ -402,13 +386,13 @@ def _arguments(problem: Problem) -> Arguments:
     if norm:
         from .kernels.norms import measure_rows
 
-        lengths = _new(problem, n, 3)
+        lengths = new(problem, n, 3)
         _launch(measure_rows, (n,), arguments, lengths, **meta)
         arguments = arguments._replace(lengths=lengths)
     if options.penalty:
         from .kernels.penalties import penalise_rows
 
-        penalties = _new(problem, n, 4)
+        penalties = new(problem, n, 4)
         _launch(penalise_rows, (n,), arguments, _penalty_weight(problem), penalties, **meta)
         arguments = arguments._replace(penalties=penalties)
     return arguments
@@ -465,12 +449,3 @@ def _groups(problem: Problem) -> Groups:
     count = torch.zeros_like(slot).index_add(0, slot, torch.ones_like(slot))[slot]
     ordered, order = slot.sort(stable=True)
     return Groups(slot, count, torch.searchsorted(ordered, slot), order)
-
-
-def _scattered(values: Tensor, index: Tensor, table: Tensor | None) -> Tensor:
-    """Sums values (N, …) by the table row that each took, in the order of the rows."""
-    assert table is not None
-    # rows whose index means nothing have value 0 (ignored) or nan (out of range)
-    index = index.clamp(0, table.shape[0] - 1)
-    # index_put_ sorts, where index_add_ would add in whatever order
-    return torch.zeros_like(table).index_put_((index,), values, accumulate=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..phi import LOG
 from ..problem import MEAN, NONE, BinaryProblem, accumulate_dtype
+from .buffers import new
 from .kernels.launch import binary_learned_meta, binary_mass_meta, binary_tile_meta
 
 
@@ -16,8 +17,8 @@ def binary_cross_entropy(problem: BinaryProblem, want_grad: bool) -> tuple[Tenso
     """(loss, norm, grad): see ops/sigmoid.py."""
     input, reduction = problem.input, problem.options.reduction
     norm = _normalizer(problem)
-    grad = _new(problem, *(input.shape if want_grad else (0,)), dtype=input.dtype)
-    losses = _new(problem, *input.shape) if reduction == NONE else None
+    grad = new(problem, *(input.shape if want_grad else (0,)), dtype=input.dtype)
+    losses = new(problem, *input.shape) if reduction == NONE else None
     found = _run(
         problem,
         sums=reduction != NONE,
@@ -34,7 +35,7 @@ def binary_cross_entropy(problem: BinaryProblem, want_grad: bool) -> tuple[Tenso
 
 def binary_cross_entropy_backward(problem: BinaryProblem, upstream: Tensor) -> Tensor:
     """dL/d input: see ops/sigmoid.py."""
-    grad = _new(problem, *problem.input.shape, dtype=problem.input.dtype)
+    grad = new(problem, *problem.input.shape, dtype=problem.input.dtype)
     upstream = upstream.to(accumulate_dtype(grad.dtype)).contiguous()
     _run(problem, grad=grad, upstream=upstream)
     return grad
@@ -42,7 +43,7 @@ def binary_cross_entropy_backward(problem: BinaryProblem, upstream: Tensor) -> T
 
 def binary_perturbation(problem: BinaryProblem) -> Tensor:
     """(2, C): see ops/sigmoid.py."""
-    delta = _new(problem, 2, problem.input.shape[1])
+    delta = new(problem, 2, problem.input.shape[1])
     _run(problem, delta=delta)
     return delta
 
@@ -62,7 +63,7 @@ def _run(problem: BinaryProblem, *, sums: bool = False, **places: Tensor | None)
         meta = binary_learned_meta(problem)
         grid = (-(-classes // meta["BLOCK"]),)
     programs = grid[0] * (grid[1] if len(grid) > 1 else 1)
-    found = _new(problem, programs if n else 0) if sums else None
+    found = new(problem, programs if n else 0) if sums else None
     upstream = places.get("upstream")
     each = constexpr(upstream is not None and upstream.dim() > 0)
     wanted = BinaryWanted(sums=found, each=each, **places)
@@ -121,7 +122,7 @@ def _arguments(problem: BinaryProblem) -> Any:
     )
     if not weighs:
         return arguments
-    masses = _new(problem, input.shape[0])
+    masses = new(problem, input.shape[0])
     meta = binary_mass_meta(problem)
     _launch(
         row_masses, (input.shape[0],), arguments, masses, DTYPE=_language_dtype(problem), **meta
@@ -146,11 +147,6 @@ def _language_dtype(problem: BinaryProblem) -> Any:
     import triton.language as tl
 
     return tl.float64 if problem.input.dtype == torch.float64 else tl.float32
-
-
-def _new(problem: BinaryProblem, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    dtype = dtype or accumulate_dtype(problem.input.dtype)
-    return torch.empty(shape, dtype=dtype, device=problem.input.device)
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **meta: Any) -> None:

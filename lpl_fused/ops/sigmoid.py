@@ -24,20 +24,14 @@ from torch import Tensor
 
 from ..backends import load
 from ..problem import NONE, BinaryOptions, BinaryProblem, accumulate_dtype
-from .softmax import _direct, _Once
+from .softmax import _PROBLEM, _direct, _Once, _packed
 
-_PROBLEM = "Tensor input, Tensor target, Tensor?[] parts, int[] codes, float[] numbers, str backend"
 _LIBRARY = torch.library.Library("lpl_fused", "FRAGMENT")
 _LIBRARY.define(
     f"binary_cross_entropy({_PROBLEM}, bool want_grad) -> (Tensor loss, Tensor norm, Tensor grad)"
 )
 _LIBRARY.define(f"binary_cross_entropy_backward({_PROBLEM}, Tensor upstream) -> Tensor")
 _LIBRARY.define(f"binary_perturbation({_PROBLEM}) -> Tensor")
-
-
-def _packed(problem: BinaryProblem, backend: str) -> tuple[Any, ...]:
-    input, target, *parts, options = problem
-    return (input, target, parts, *options.packed(), backend)
 
 
 def _unpacked(

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ..backends import load
-from ..problem import NONE, TABLES, Options, Problem, accumulate_dtype
+from ..problem import NONE, TABLES, BinaryProblem, Options, Problem, accumulate_dtype
 
 _PROBLEM = "Tensor input, Tensor target, Tensor?[] parts, int[] codes, float[] numbers, str backend"
 _LIBRARY = torch.library.Library("lpl_fused", "DEF")
@@ -43,7 +43,7 @@ _LIBRARY.define(
 _LIBRARY.define(f"learned_perturbation({_PROBLEM}) -> (Tensor delta, Tensor slot)")
 
 
-def _packed(problem: Problem, backend: str) -> tuple[Any, ...]:
+def _packed(problem: Problem | BinaryProblem, backend: str) -> tuple[Any, ...]:
     input, target, *parts, options = problem
     return (input, target, parts, *options.packed(), backend)
 
