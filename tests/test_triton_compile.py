@@ -243,7 +243,8 @@ LARGEST = {
 
 def chosen(target: str) -> list[str]:
     """The variants that are compiled for a target."""
-    return [v for v in VARIANTS if target == "sm_90" or v in LARGEST or "everything" in v]
+    most = {name for name, v in VARIANTS.items() if "everything" in name and v.call != "delta"}
+    return [name for name in VARIANTS if target == "sm_90" or name in LARGEST | most]
 
 
 def launches(
