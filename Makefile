@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: train test bench gpu sanitize lint clean
@@ -10,15 +11,14 @@ train: $(VENV)/train.done  ## train on embedded data, compare losses, print the 
 	$(BIN)/lpl-fused train $(ARGS)
 
 test: $(VENV)/test.done  ## the whole suite; what needs a GPU skips and says so
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
-	  $(ARGS)
+	$(PYTEST) $(ARGS)
 
 bench: $(VENV)/test.done  ## time every backend against eager and torch.compile
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-gpu: $(VENV)/gpu.done  ## on a CUDA machine: tests on the device, then the benchmark
-	$(BIN)/python -m pytest -m "gpu or not gpu" $(ARGS)
-	$(BIN)/python -m benchmarks.run
+gpu: $(VENV)/gpu.done  ## on a CUDA machine: tests and benchmark, on one page of benchmarks/results
+	$(PYTEST) --junitxml=build/tests.xml $(ARGS); tested=$$?; \
+	  $(BIN)/python -m benchmarks.run --tests build/tests.xml && exit $$tested
 
 sanitize: $(VENV)/gpu.done  ## on a CUDA machine: the CUDA backend's tests under compute-sanitizer
 	for tool in memcheck racecheck initcheck synccheck; do \
@@ -54,5 +54,5 @@ $(VENV)/train.done $(VENV)/test.done $(VENV)/dev.done: $(VENV)/%.done: $(VENV)/t
 # the machine's own CUDA torch and its triton
 $(VENV)/gpu.done: pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/* csrc/cuda/*)
 	$(PYTHON) -m venv --system-site-packages $(VENV)
-	$(PIP) -e ".[bench]" expecttest hypothesis pytest
+	$(PIP) -e ".[bench]" expecttest hypothesis pytest pytest-xdist
 	touch $@

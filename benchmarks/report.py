@@ -16,7 +16,7 @@ from rich.table import Table
 
 from lpl_fused.backends import REFERENCE
 
-from . import plots
+from . import plots, suite
 from .cases import COPY, modes
 from .measure import BOTH
 from .providers import COMPILE, EAGER, EAGER_CE
@@ -220,7 +220,9 @@ def machine(record: Record) -> str:
     )
 
 
-def markdown(records: list[Record], pictures: Iterable[Path]) -> str:
+def markdown(
+    records: list[Record], pictures: Iterable[Path], tests: suite.Suite | None = None
+) -> str:
     """A page that stands beside the records and the pictures."""
     text = [
         f"# Benchmark: {records[0].device}",
@@ -229,6 +231,7 @@ def markdown(records: list[Record], pictures: Iterable[Path]) -> str:
         "",
         f"Data: [{FILE}]({FILE}), one JSON record per case, provider and mode.",
         "",
+        *(tests.markdown() if tests else ()),
         *(f"![{picture.stem}]({picture.name})\n" for picture in pictures),
         "## How to read it",
         "",
@@ -275,7 +278,7 @@ def show(records: list[Record], folder: Path, out: Console) -> list[Path]:
         return end_to_end.show(records, folder, out)
     pictures = plots.save(records, folder)
     summary = folder / "README.md"
-    summary.write_text(markdown(records, pictures))
+    summary.write_text(markdown(records, pictures, suite.read(folder)))
     out.print(table(records))
     for line in not_timed(records):
         out.print(f"not timed: {line}", markup=False)

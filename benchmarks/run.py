@@ -11,12 +11,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import cases, records, report, selections
+from . import cases, records, report, selections, suite
 from .cases import Case, modes
 from .measure import BOTH, Conditions, measure, out_of_memory
 from .peers import OFFICIAL
 from .providers import AUTO, COMPILE, EAGER, Provider, providers
 from .records import Environment, Record
+from .suite import Suite
 from .timing import sampler_for
 
 RESULTS = Path(__file__).parent / "results"
@@ -60,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
     )
     out = made.add_argument_group("what is written")
     out.add_argument("--output", type=Path, help="folder (default: benchmarks/results/<device>)")
+    out.add_argument(
+        "--tests", type=Path, help="what pytest --junitxml wrote here, to stand on the page as well"
+    )
     out.add_argument("--markdown", action="store_true", help="print the summary, too")
     return made
 
@@ -157,6 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = made.parse_args(arguments)
     try:
         chosen, entrants, taken = selected(options), contestants(options), modes_of(options)
+        tests = Suite.of(options.tests) if options.tests else None
     except ValueError as error:
         made.error(str(error))
     console = report.console()
@@ -169,6 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
     folder = options.output or default_folder(environment)
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / records.FILE
+    suite.write(tests, folder)
 
     found = measure_all(
         chosen, entrants, conditions, console, lambda kept: records.write(kept, data)
