@@ -24,7 +24,7 @@ sanitize: $(VENV)/gpu.done  ## on a CUDA machine: the CUDA backend's tests under
 	for tool in memcheck racecheck initcheck synccheck; do \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 	    --kernel-name kns=lpl --target-processes all \
-	    $(BIN)/python -m pytest tests/test_cuda.py $(ARGS) || exit 1; \
+	    $(BIN)/python -m pytest tests/test_cuda.py tests/test_cuda_groups.py $(ARGS) || exit 1; \
 	done
 
 lint: $(VENV)/dev.done
