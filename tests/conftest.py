@@ -155,6 +155,20 @@ def backend(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The C++ kernels of each instruction set that this processor runs, not only the best."""
+    cpp = load("cpp")
+    if cpp.unavailable():
+        pytest.skip(str(cpp.unavailable()))
+    native, name = cpp._native(), str(request.param)
+    best = native.isa()
+    if not native.use_isa(name):
+        pytest.skip(f"this processor does not run {name}")
+    yield name
+    native.use_isa(best)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if RAN:
         counts = ", ".join(f"{name} {count}" for name, count in sorted(RAN.items()))

