@@ -116,7 +116,8 @@ def listed_group(number, problem, groups, steps, step_size, shared):
 @triton.jit
 def tail_threshold(group, step_size, classes, HEAD: tl.constexpr):
     """The largest mean q of the tail: as its dose lets it, but with room for all above it."""
-    threshold = tl.maximum(TAIL_DOSE / (step_size * group.steps), 1.0 / HEAD)
+    # a constant divided by a tensor is a constant to Triton 3.7's interpreter
+    threshold = tl.maximum(1 / (step_size * group.steps) * TAIL_DOSE, 1.0 / HEAD)
     return tl.where(classes > HEAD, threshold, -1)
 
 
