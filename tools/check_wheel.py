@@ -30,9 +30,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LINKED = re.compile(
     r"(libgomp\.so\.1|libstdc\+\+\.so\.6|libgcc_s\.so\.1|lib(c|m|dl|rt|pthread)\.so\.\d|ld-linux.*)$"
 )
-# every backend against float64 truth, in one dtype, and what packaging can break
+# every backend against float64 truth, in one dtype, and what packaging or another Triton can break
 SOME = (
-    *("tests/test_backends.py", "tests/test_multilabel_backends.py"),
+    *("tests/test_backends.py", "tests/test_multilabel_backends.py", "tests/test_triton_groups.py"),
     *("tests/test_loss_modules.py", "tests/test_packaging.py"),
     *("-k", "not float64 and not float16"),
 )

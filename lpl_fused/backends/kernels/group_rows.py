@@ -203,7 +203,7 @@ def gather_heads(
             list_start = delta + group.leader * problem.classes + chunk * BLOCK
             t = 0
             while t < count:
-                lanes = t + tl.arange(0, LANES)[None, :]
+                lanes = t + tl.arange(0, LANES)
                 column = tl.load(list_start + lanes, mask=lanes < count, other=0).to(tl.int32)
                 # beyond the last there is no column
                 column += chunk.to(tl.int32) * BLOCK
@@ -212,10 +212,10 @@ def gather_heads(
                 tl.store(shared.heads + place, columns, mask=lanes < count)
                 first = group.count * 0
                 while first < group.count:
-                    q = read_shares(group, first, columns, problem, groups, shared, ROWS)
-                    member = first + tl.arange(0, ROWS)[:, None]
-                    here = place + member * HEAD
-                    mask = (member < group.count) & (lanes < count)
+                    q = read_shares(group, first, columns[None, :], problem, groups, shared, ROWS)
+                    member = first + tl.arange(0, ROWS)
+                    here = place[None, :] + member[:, None] * HEAD
+                    mask = (member < group.count)[:, None] & (lanes < count)[None, :]
                     tl.store(shared.exact + here, q, mask=mask)
                     first += ROWS
                 t += LANES
@@ -226,9 +226,10 @@ def gather_heads(
 def count_exact(counts, chunks):
     """How many exact classes the first chunks of a class have."""
     total = tl.full((), 0, tl.int32)
-    start = chunks * 0
-    while start < chunks:
-        here = start + tl.arange(0, 64)
-        total += tl.sum(tl.load(counts + here, mask=here < chunks, other=0))
-        start += 64
+    if chunks > 0:  # a loop that constants say is never entered breaks the compiler of Triton 3.6
+        start = chunks * 0
+        while start < chunks:
+            here = start + tl.arange(0, 64)
+            total += tl.sum(tl.load(counts + here, mask=here < chunks, other=0))
+            start += 64
     return total

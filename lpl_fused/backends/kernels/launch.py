@@ -112,7 +112,7 @@ def group_meta(problem: Problem) -> GroupMeta:
     tile = {**meta(block, rows, each=4 if much else 8, ample=True), "ROWS": rows}
     step_rows = power_of_two(n, 2, 16)
     heads, of_nodes = {"HEAD": head}, {"NODES": nodes}
-    lanes = {"ROWS": 8, "LANES": 16, "BLOCK": block, "num_warps": 1}
+    lanes = {**meta(16, 8, each=4, ample=True), "ROWS": 8, "LANES": 16, "BLOCK": block}
     steps = {**meta(head, step_rows, each=16, ample=True), **heads, **of_nodes, "ROWS": step_rows}
     steps.pop("BLOCK")
     kind = {"NORMALIZE": normalize}
@@ -180,10 +180,13 @@ def binary_mass_meta(problem: BinaryProblem) -> dict[str, Any]:
 
 def binary_learned_meta(problem: BinaryProblem) -> dict[str, Any]:
     """Whole columns in registers where at least 16 of them fit side by side, a sector of memory
-    in half precision and more; else tiles of them.
+    in half precision and more; else tiles of them, half as high: of larger ones Triton 3.7 spills
+    registers on sm_80.
     """
     n, classes = problem.input.shape
     most = _binary_tile(problem, 4096)
+    if n > most // 16:
+        most //= 2
     rows = power_of_two(n, 1, most // 16)
     block = power_of_two(classes, 16, max(16, min(64, most // rows)))
     return {**_binary_meta(problem, block, rows), "RESIDENT": n <= rows}
