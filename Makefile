@@ -17,6 +17,7 @@ bench: $(VENV)/test.done  ## time every backend against eager and torch.compile
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 gpu: $(VENV)/gpu.done  ## on a CUDA machine: tests and benchmark, on one page of benchmarks/results
+	rm -f build/tests.xml  # of an earlier run
 	$(PYTEST) --junitxml=build/tests.xml $(ARGS); tested=$$?; \
 	  $(BIN)/python -m benchmarks.run --tests build/tests.xml && exit $$tested
 
