@@ -15,7 +15,7 @@ from torch import Tensor
 from lpl_fused import BinaryPerturbation, Focal, Perturbation, RebalancedWeight
 from lpl_fused import functional as LF
 from lpl_fused.multilabel import MultiLabel, binary_options
-from lpl_fused.ops import sigmoid as ops
+from lpl_fused.ops import dispatch
 
 pytestmark = pytest.mark.multilabel
 
@@ -295,7 +295,7 @@ def test_opcheck(backend: str, name: str) -> None:
     problem = MultiLabel(case.input, case.target).problem(
         options, keywords.get("perturbation"), rebalance, case.steps
     )
-    packed = ops._packed(problem, backend)
+    packed = dispatch.packed(problem, backend)
     operators = torch.ops.lpl_fused
     for want_grad in (False, True):
         torch.library.opcheck(operators.binary_cross_entropy.default, (*packed, want_grad))

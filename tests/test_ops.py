@@ -9,7 +9,7 @@ from cases import PHIS, Draw, cross_entropy_cases, lpl_cases
 
 from lpl_fused import Perturbation, testing
 from lpl_fused import functional as LF
-from lpl_fused.ops import softmax as ops
+from lpl_fused.ops import dispatch
 from lpl_fused.problem import Problem
 from lpl_fused.validation import Shaped, call_options
 
@@ -44,7 +44,7 @@ def test_opcheck(backend: str, name: str) -> None:
         pytest.skip("the reference is plain PyTorch, not an operator")
     p = problem(name)
     detached = Problem(*(t.detach() if isinstance(t, torch.Tensor) else t for t in p))
-    packed = ops._packed(detached, backend)
+    packed = dispatch.packed(detached, backend)
     for want_grad in (False, True):
         torch.library.opcheck(torch.ops.lpl_fused.cross_entropy.default, (*packed, want_grad))
     stats = torch.ops.lpl_fused.cross_entropy(*packed, False)[1]

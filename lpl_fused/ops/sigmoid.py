@@ -24,14 +24,14 @@ from torch import Tensor
 
 from ..backends import load
 from ..problem import NONE, BinaryOptions, BinaryProblem, accumulate_dtype
-from .softmax import _PROBLEM, _direct, _Once, _packed
+from .dispatch import SCHEMA, Once, direct, given, packed, register
 
 _LIBRARY = torch.library.Library("lpl_fused", "FRAGMENT")
 _LIBRARY.define(
-    f"binary_cross_entropy({_PROBLEM}, bool want_grad) -> (Tensor loss, Tensor norm, Tensor grad)"
+    f"binary_cross_entropy({SCHEMA}, bool want_grad) -> (Tensor loss, Tensor norm, Tensor grad)"
 )
-_LIBRARY.define(f"binary_cross_entropy_backward({_PROBLEM}, Tensor upstream) -> Tensor")
-_LIBRARY.define(f"binary_perturbation({_PROBLEM}) -> Tensor")
+_LIBRARY.define(f"binary_cross_entropy_backward({SCHEMA}, Tensor upstream) -> Tensor")
+_LIBRARY.define(f"binary_perturbation({SCHEMA}) -> Tensor")
 
 
 def _unpacked(
@@ -77,24 +77,17 @@ def _perturbation_fake(input, target, parts, codes, numbers, backend):  # type: 
     return input.new_empty((2, input.shape[1]), dtype=accumulate_dtype(input.dtype))
 
 
-for _name, _kernel, _fake in (
-    ("binary_cross_entropy", _forward_kernel, _forward_fake),
-    ("binary_cross_entropy_backward", _backward_kernel, _backward_fake),
-    ("binary_perturbation", _perturbation_kernel, _perturbation_fake),
-):
-    for _device in ("CPU", "CUDA"):
-        _LIBRARY.impl(_name, _kernel, _device)
-    torch.library.register_fake(f"lpl_fused::{_name}", _fake, lib=_LIBRARY)
-
-_forward_op = torch.ops.lpl_fused.binary_cross_entropy.default
-_backward_op = torch.ops.lpl_fused.binary_cross_entropy_backward.default
-_perturbation_op = torch.ops.lpl_fused.binary_perturbation.default
+_forward_op = register(_LIBRARY, "binary_cross_entropy", _forward_kernel, _forward_fake)
+_backward_op = register(_LIBRARY, "binary_cross_entropy_backward", _backward_kernel, _backward_fake)
+_perturbation_op = register(
+    _LIBRARY, "binary_perturbation", _perturbation_kernel, _perturbation_fake
+)
 
 
 def _forward(problem: BinaryProblem, backend: str, want_grad: bool) -> tuple[Tensor | None, ...]:
-    if _direct(problem.input):
+    if direct(problem.input):
         return load(backend).binary_cross_entropy(problem, want_grad)  # type: ignore[no-any-return]
-    return _forward_op(*_packed(problem, backend), want_grad)  # type: ignore[no-any-return]
+    return _forward_op(*packed(problem, backend), want_grad)  # type: ignore[no-any-return]
 
 
 class BinaryCrossEntropy(torch.autograd.Function):
@@ -125,7 +118,7 @@ class BinaryCrossEntropy(torch.autograd.Function):
             grad = _backward(ctx, grad_loss)
         if torch.is_grad_enabled():  # create_graph=True, as in softmax.CrossEntropy
             anchors = [tensor for tensor in ctx.saved_tensors if tensor is not None]
-            grad = _Once.apply(grad, grad_loss, *anchors)
+            grad = Once.apply(grad, grad_loss, *anchors)
         return (None, None, grad, *[None] * (len(ctx.needs_input_grad) - 3))
 
 
@@ -141,9 +134,9 @@ def _backward(ctx: Any, grad_loss: Tensor) -> Tensor:
         return (grad * grad_loss).to(grad.dtype)  # type: ignore[no-any-return]
     problem = _problem(tensors, ctx.options)
     if norm is None:  # the buffer went to an earlier backward
-        _, norm, _ = _forward_op(*_packed(problem, ctx.backend), False)
+        _, norm, _ = _forward_op(*packed(problem, ctx.backend), False)
     upstream = grad_loss.contiguous() if grad_loss.dim() else grad_loss / norm
-    return _backward_op(*_packed(problem, ctx.backend), upstream)  # type: ignore[no-any-return]
+    return _backward_op(*packed(problem, ctx.backend), upstream)  # type: ignore[no-any-return]
 
 
 def _problem(tensors: Sequence[Tensor | None], options: BinaryOptions) -> BinaryProblem:
@@ -153,14 +146,10 @@ def _problem(tensors: Sequence[Tensor | None], options: BinaryOptions) -> Binary
 def binary_cross_entropy(problem: BinaryProblem, backend: str) -> Tensor:
     """The loss of a problem, differentiable with respect to its input."""
     if torch.is_grad_enabled() and problem.input.requires_grad:
-        tensors = problem[:-1]
-        present = len(tensors)
-        while tensors[present - 1] is None:
-            present -= 1
-        return BinaryCrossEntropy.apply(problem.options, backend, *tensors[:present])  # type: ignore[no-any-return]
+        return BinaryCrossEntropy.apply(problem.options, backend, *given(problem))  # type: ignore[no-any-return]
     return _forward(problem, backend, False)[0]  # type: ignore[return-value]
 
 
 def learned_perturbation(problem: BinaryProblem, backend: str) -> Tensor:
     """(2, C): δ⁺ and δ⁻ of a problem with steps; not differentiable."""
-    return _perturbation_op(*_packed(problem, backend))  # type: ignore[no-any-return]
+    return _perturbation_op(*packed(problem, backend))  # type: ignore[no-any-return]

@@ -28,24 +28,19 @@ import torch
 from torch import Tensor
 
 from ..backends import load
-from ..problem import NONE, TABLES, BinaryProblem, Options, Problem, accumulate_dtype
+from ..problem import NONE, TABLES, Options, Problem, accumulate_dtype
+from .dispatch import SCHEMA, Once, direct, given, packed, register
 
-_PROBLEM = "Tensor input, Tensor target, Tensor?[] parts, int[] codes, float[] numbers, str backend"
 _LIBRARY = torch.library.Library("lpl_fused", "DEF")
 _LIBRARY.define(
-    f"cross_entropy({_PROBLEM}, bool want_grad)"
+    f"cross_entropy({SCHEMA}, bool want_grad)"
     " -> (Tensor loss, Tensor stats, Tensor norm, Tensor grad)"
 )
 _LIBRARY.define(
-    f"cross_entropy_backward({_PROBLEM}, Tensor grad_rows, Tensor stats, bool[] want)"
+    f"cross_entropy_backward({SCHEMA}, Tensor grad_rows, Tensor stats, bool[] want)"
     " -> (Tensor input, Tensor scale, Tensor offset, Tensor margin, Tensor rows)"
 )
-_LIBRARY.define(f"learned_perturbation({_PROBLEM}) -> (Tensor delta, Tensor slot)")
-
-
-def _packed(problem: Problem | BinaryProblem, backend: str) -> tuple[Any, ...]:
-    input, target, *parts, options = problem
-    return (input, target, parts, *options.packed(), backend)
+_LIBRARY.define(f"learned_perturbation({SCHEMA}) -> (Tensor delta, Tensor slot)")
 
 
 def _unpacked(
@@ -106,42 +101,24 @@ def _learned_perturbation_fake(input, target, parts, codes, numbers, backend):  
     return delta, torch.empty_like(target)
 
 
-for _name, _kernel, _fake in (
-    ("cross_entropy", _cross_entropy, _cross_entropy_fake),
-    ("cross_entropy_backward", _cross_entropy_backward, _cross_entropy_backward_fake),
-    ("learned_perturbation", _learned_perturbation, _learned_perturbation_fake),
-):
-    for _device in ("CPU", "CUDA"):
-        _LIBRARY.impl(_name, _kernel, _device)
-    torch.library.register_fake(f"lpl_fused::{_name}", _fake, lib=_LIBRARY)
+_forward_op = register(_LIBRARY, "cross_entropy", _cross_entropy, _cross_entropy_fake)
+_backward_op = register(
+    _LIBRARY, "cross_entropy_backward", _cross_entropy_backward, _cross_entropy_backward_fake
+)
+_perturbation_op = register(
+    _LIBRARY, "learned_perturbation", _learned_perturbation, _learned_perturbation_fake
+)
 
 Choose = Callable[[Tensor], Tensor]
-
-_forward_op = torch.ops.lpl_fused.cross_entropy.default
-_backward_op = torch.ops.lpl_fused.cross_entropy_backward.default
-_perturbation_op = torch.ops.lpl_fused.learned_perturbation.default
 
 _TABLE_FIELDS = tuple(Problem._fields.index(name) for name in TABLES)
 _BEFORE_TENSORS = 3  # options, backend and choose stand before the tensors in CrossEntropy.apply
 
 
-def _direct(tensor: Tensor) -> bool:
-    """A plain tensor with nobody tracing: the launcher may be called past the dispatcher.
-
-    The dispatcher's way into Python costs as much as a small loss (20 µs of 60).
-    """
-    return (
-        type(tensor) in (Tensor, torch.nn.Parameter)
-        and not torch.compiler.is_compiling()
-        and not torch._C._len_torch_dispatch_stack()
-        and torch._C._functorch.peek_interpreter_stack() is None
-    )
-
-
 def _forward(problem: Problem, backend: str, want_grad: bool) -> tuple[Tensor | None, ...]:
-    if _direct(problem.input):
+    if direct(problem.input):
         return load(backend).cross_entropy(problem, want_grad)  # type: ignore[no-any-return]
-    return _forward_op(*_packed(problem, backend), want_grad)  # type: ignore[no-any-return]
+    return _forward_op(*packed(problem, backend), want_grad)  # type: ignore[no-any-return]
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -187,7 +164,7 @@ class CrossEntropy(torch.autograd.Function):
         with torch.no_grad():
             grads = _backward(ctx, grad_loss)
         anchors = [tensor for tensor in ctx.saved_tensors if tensor is not None]
-        return tuple(g if g is None else _Once.apply(g, grad_loss, *anchors) for g in grads)
+        return tuple(g if g is None else Once.apply(g, grad_loss, *anchors) for g in grads)
 
 
 def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
@@ -201,7 +178,7 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         return _only_input(ctx, (grad * factor).to(grad.dtype))
     problem = _problem(tensors, ctx.options)
     if norm is None:  # the buffer went to an earlier backward
-        _, stats, norm, _ = _forward_op(*_packed(problem, ctx.backend), False)
+        _, stats, norm, _ = _forward_op(*packed(problem, ctx.backend), False)
     if stats is None:
         stats = norm.new_empty((0, problem.input.shape[0]))
     needed = (*ctx.needs_input_grad[_BEFORE_TENSORS:], *[False] * len(Problem._fields))
@@ -209,7 +186,7 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     grad_rows = grad_loss
     if not grad_loss.dim():
         grad_rows = (grad_loss / norm).expand(problem.input.shape[0])
-    found = _backward_op(*_packed(problem, ctx.backend), grad_rows, stats, want)
+    found = _backward_op(*packed(problem, ctx.backend), grad_rows, stats, want)
     grads: list[Tensor | None] = [None] * len(tensors)
     for field, wanted, grad in zip((0, *_TABLE_FIELDS), want, found, strict=True):
         if wanted:
@@ -223,20 +200,6 @@ def _only_input(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*[None] * _BEFORE_TENSORS, grad, *[None] * others)
 
 
-class _Once(torch.autograd.Function):
-    """A gradient that refuses to be differentiated; `anchors` are what it depends on."""
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, *anchors: Tensor) -> Tensor:
-        return grad.view_as(grad)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
-        raise RuntimeError(
-            'the fused loss is differentiable once; backend="reference" differentiates twice'
-        )
-
-
 def _problem(tensors: Sequence[Tensor | None], options: Options) -> Problem:
     return Problem(*tensors, options=options)  # type: ignore
 
@@ -247,11 +210,7 @@ def cross_entropy(problem: Problem, backend: str, choose: Choose | None = None) 
     `choose` makes its steps from the losses (N,) of its rows without them, if `one_sweep` allows.
     """
     if torch.is_grad_enabled() and (problem.input.requires_grad or tables_learn(problem)):
-        tensors = problem[:-1]
-        present = len(tensors)
-        while tensors[present - 1] is None:
-            present -= 1
-        return CrossEntropy.apply(problem.options, backend, choose, *tensors[:present])  # type: ignore[no-any-return]
+        return CrossEntropy.apply(problem.options, backend, choose, *given(problem))  # type: ignore[no-any-return]
     return _forward(problem, backend, False)[0]  # type: ignore[return-value]
 
 
@@ -260,7 +219,7 @@ def one_sweep(problem: Problem, backend: str) -> bool:
     return (
         torch.is_grad_enabled()
         and problem.input.requires_grad
-        and _direct(problem.input)
+        and direct(problem.input)
         and not tables_learn(problem)
         and load(backend).sweeps_first(problem)
     )
@@ -277,4 +236,4 @@ def tables_learn(problem: Problem) -> bool:
 
 def learned_perturbation(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
     """(delta, slot) of a problem with steps; not differentiable."""
-    return _perturbation_op(*_packed(problem, backend))  # type: ignore[no-any-return]
+    return _perturbation_op(*packed(problem, backend))  # type: ignore[no-any-return]

@@ -1,0 +1,65 @@
+"""What the operators of both links share: how a problem crosses the dispatcher, or goes past it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..problem import BinaryProblem, Problem
+
+# a problem and its backend, as `packed` makes them
+SCHEMA = "Tensor input, Tensor target, Tensor?[] parts, int[] codes, float[] numbers, str backend"
+
+
+def packed(problem: Problem | BinaryProblem, backend: str) -> tuple[Any, ...]:
+    input, target, *parts, options = problem
+    return (input, target, parts, *options.packed(), backend)
+
+
+def register(
+    library: torch.library.Library, name: str, kernel: Callable[..., Any], fake: Callable[..., Any]
+) -> Any:
+    """The operator of this name, its schema defined in `library`, once `kernel` serves it."""
+    for device in ("CPU", "CUDA"):
+        library.impl(name, kernel, device)
+    torch.library.register_fake(f"lpl_fused::{name}", fake, lib=library)
+    return getattr(torch.ops.lpl_fused, name).default
+
+
+def direct(tensor: Tensor) -> bool:
+    """A plain tensor with nobody tracing: the launcher may be called past the dispatcher.
+
+    The dispatcher's way into Python costs as much as a small loss (20 µs of 60).
+    """
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def given(problem: Problem | BinaryProblem) -> tuple[Tensor | None, ...]:
+    """The leading fields of a problem, up to the last that is present."""
+    tensors = problem[:-1]
+    present = len(tensors)
+    while tensors[present - 1] is None:
+        present -= 1
+    return tensors[:present]  # type: ignore[return-value]
+
+
+class Once(torch.autograd.Function):
+    """A gradient that refuses to be differentiated; `anchors` are what it depends on."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, *anchors: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
+        raise RuntimeError(
+            'the fused loss is differentiable once; backend="reference" differentiates twice'
+        )
