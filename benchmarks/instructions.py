@@ -129,7 +129,11 @@ def unavailable() -> str | None:
     """Why nothing can be counted here; None if it can."""
     if shutil.which("valgrind") is None:
         return "valgrind is not installed"
-    return cpp.unavailable()
+    if reason := cpp.unavailable():
+        return reason
+    if b".symtab" not in Path(_module()).read_bytes():
+        return "the native module is stripped, as a wheel's is: valgrind cannot find its functions"
+    return None
 
 
 def count(cases: Iterable[Case]) -> dict[str, float]:
