@@ -124,7 +124,9 @@ def cuda_rules(n: Writer, target: Path) -> None:
     beside = Path(NVCC).resolve().parents[1] / "lib"
     codes = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHS]
     last = f"-gencode arch=compute_{CUDA_ARCHS[-1]},code=compute_{CUDA_ARCHS[-1]}"
-    flags = "-std=c++17 -O3 -ccbin $cxx -Xcompiler -fPIC,-fvisibility=hidden"
+    # ninja sees one file and nvcc several architectures, which it compiles side by side; 0: as ninja
+    threads = f"--threads {os.environ.get('MAX_JOBS') or 0}"
+    flags = f"-std=c++17 -O3 {threads} -ccbin $cxx -Xcompiler -fPIC,-fvisibility=hidden"
     n.rule(
         "kernels",
         " ".join(["$nvcc", flags, *codes, last, "-MD -MF $out.d -c $in -o $out"]),
