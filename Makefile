@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+PROCESSES ?= 4
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: train test bench gpu sanitize lint clean
@@ -52,8 +53,12 @@ $(VENV)/train.done $(VENV)/test.done $(VENV)/dev.done: $(VENV)/%.done: $(VENV)/t
 	$(PIP) -c constraints.txt -e ".[$*]"
 	touch $@
 
-# the machine's own CUDA torch and its triton
+# PYTHON's own CUDA torch and its triton, wherever they are: of an environment that PYTHON is in,
+# --system-site-packages would show those below it
 $(VENV)/gpu.done: pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/* csrc/cuda/*)
-	$(PYTHON) -m venv --system-site-packages $(VENV)
-	$(PIP) -e ".[bench]" expecttest hypothesis pytest pytest-xdist
+	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -c "import sys; print(*(path for path in sys.path if path.endswith('-packages')), sep='\n')" \
+	  > $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/machine.pth
+	$(BIN)/python -c "import torch; torch.cuda.init()"  # says so where there is no device
+	$(PIP) -e ".[test]"
 	touch $@
