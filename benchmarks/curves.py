@@ -13,7 +13,7 @@ from matplotlib.ticker import LogFormatter, NullFormatter
 
 from . import style
 from .cases import COPY
-from .providers import EAGER, EAGER_CE
+from .providers import EAGER, EAGER_CE, is_plain
 from .records import Record
 
 _COLUMNS = 3  # panels side by side at most
@@ -102,7 +102,7 @@ def peaks_against_classes(both: Iterable[Record]) -> Figure:
     """Peak memory beyond the inputs against the number of classes, over that of the gradients."""
 
     def draw(axes: Axes, mine: list[Record]) -> None:
-        for provider in style.in_order({r.provider for r in mine} - {EAGER_CE.name}):
+        for provider in style.in_order(r.provider for r in mine if not is_plain(r.provider)):
             points = sorted((r for r in mine if r.provider == provider), key=lambda r: r.classes)
             x, y = [r.classes for r in points], [(r.peak_bytes or 0) / _MIB for r in points]
             axes.plot(x, y, markersize=4, **_look(provider))  # type: ignore[arg-type]
@@ -142,7 +142,8 @@ def _over_classes(
 
 def _times(axes: Axes, records: list[Record], place: Callable[[Record], int]) -> None:
     """Medians of every provider with p20 to p80."""
-    for provider in style.in_order({r.provider for r in records} - {COPY, EAGER_CE.name}):
+    shown = (r.provider for r in records if r.provider != COPY and not is_plain(r.provider))
+    for provider in style.in_order(shown):
         points = sorted((r for r in records if r.provider == provider), key=place)
         times = [r.median_ms or 0.0 for r in points]
         low = [t - (r.p20 or t) for t, r in zip(times, points, strict=True)]

@@ -146,7 +146,7 @@ def rows(found: Iterable[Record]) -> Iterator[tuple[str, ...]]:
             peak = None if record.peak_bytes is None else record.peak_bytes / 2**20
             yield (
                 record.case,
-                report.LABELS.get(record.provider, record.provider),
+                report.shown_name(record.provider),
                 report.digits(record.median_ms),
                 f"{report.digits(record.p20)}–{report.digits(record.p80)}",
                 report.digits(record.ratio_to_eager),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -72,6 +72,8 @@ def measure(
         notify: hears what is being done.
     """
     batch = draw(case, conditions.device)
+    providers = list(providers)
+    plains = {provider.name: provider.plain for provider in providers if case.plain != case}
     entrants = list(admit(case, batch, providers, conditions.device.type, notify))
     others = rotation(batch) if COLD in conditions.modes else []
     contestants = {
@@ -80,10 +82,12 @@ def measure(
         if entrant.criterion is not None
     }
     contestants[COPY] = {BOTH: copy_step(batch)}
-    if case.plain != case:
-        contestants[EAGER_CE.name] = steps(EAGER_CE.criterion(case.plain, batch), batch, others)
+    for entrant in entrants:
+        plain = plains.get(entrant.name)
+        if plain is not None and entrant.criterion is not None:
+            contestants[plain.name] = steps(plain.criterion(case, batch), batch, others)
     found = _time(contestants, conditions, notify)
-    sheet = _Sheet(case, conditions, {entrant.name: entrant for entrant in entrants}, found)
+    sheet = _Sheet(case, conditions, {entrant.name: entrant for entrant in entrants}, found, plains)
     return list(sheet.records())
 
 
@@ -197,6 +201,7 @@ class _Sheet:
     conditions: Conditions
     entrants: dict[str, Entrant]
     found: _Found
+    plains: Mapping[str, Provider | None] = field(default_factory=dict)  # of a perturbed case
 
     def records(self) -> Iterator[Record]:
         for entrant in self.entrants.values():
@@ -220,6 +225,8 @@ class _Sheet:
         eager = timings.get((EAGER.name, mode))
         is_plain = self.case.plain == self.case
         plain = eager if is_plain else timings.get((EAGER_CE.name, mode))
+        own = self.plains.get(name)
+        own_plain = timings.get((own.name, mode)) if own is not None else None
         return self.record(
             name,
             COPY if name == COPY else mode,
@@ -234,6 +241,7 @@ class _Sheet:
             percent_of_copy=100 * rate / copy,
             ratio_to_eager=timing.median / eager.median if eager else None,
             ratio_to_eager_ce=timing.median / plain.median if plain else None,
+            ratio_to_own_ce=timing.median / own_plain.median if own_plain else None,
             peak_bytes=self.found.peaks.get(name) if mode == BOTH else None,
         )
 

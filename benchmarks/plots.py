@@ -12,13 +12,12 @@ from matplotlib.ticker import NullFormatter
 from . import curves, heatmap, style
 from .cases import COPY
 from .measure import BOTH
-from .providers import EAGER, EAGER_CE
+from .providers import EAGER, EAGER_CE, is_plain
 from .records import OK, Record
 
 _BAR = 0.22  # inches
 _GAP = 0.7  # bars between two cases
 _DPI = 130
-_YARDSTICKS = (EAGER.name, EAGER_CE.name)
 
 
 def save(records: list[Record], folder: Path) -> list[Path]:
@@ -28,7 +27,7 @@ def save(records: list[Record], folder: Path) -> list[Path]:
     figures = {}
     if heatmap.panels(both):
         figures["sweep.png"] = heatmap.over_rows_and_classes(both)
-    elif any(r.provider not in _YARDSTICKS and r.ratio_to_eager is not None for r in both):
+    elif any(_beside_eager(r) for r in both):
         figures["relative.png"] = relative(both)
     if curves.step_panels(both):
         figures["steps.png"] = curves.against_steps(both)
@@ -41,10 +40,15 @@ def save(records: list[Record], folder: Path) -> list[Path]:
     return [folder / name for name in figures]
 
 
+def _beside_eager(record: Record) -> bool:
+    rival = record.provider != EAGER.name and not is_plain(record.provider)
+    return rival and record.ratio_to_eager is not None
+
+
 def relative(both: Iterable[Record]) -> Figure:
     """Bars of time relative to eager by case and provider, with p20 to p80; left of 1 is faster."""
     known = [r for r in both if r.ratio_to_eager is not None]
-    shown = [r for r in known if r.provider not in _YARDSTICKS]
+    shown = [r for r in known if _beside_eager(r)]
     providers = style.in_order(r.provider for r in shown)
     by_case: dict[str, list[Record]] = {}
     for record in shown:

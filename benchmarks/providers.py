@@ -39,6 +39,8 @@ class Provider:
         solves: whether a case is of its kind.
         truth: makes what it is to compute where that is not the case's own loss; called on a batch
             in float64.
+        plain: its own plain cross-entropy on the batch of a perturbed case. No rival, but the price
+            of not perturbing at all, beside which a perturbation's cost is seen.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Provider:
     absent: Callable[[str], str | None] = lambda device: None
     solves: Callable[[Case], bool] = lambda case: True
     truth: Callable[[Case, Batch], Criterion] | None = None
+    plain: Provider | None = None
 
 
 def _balanced(case: Case, batch: Batch) -> losses.DistributionBalancedLoss:
@@ -195,19 +198,38 @@ def _compiler_absent(device: str) -> str | None:
     return None
 
 
-EAGER = Provider("eager", _eager)
-COMPILE = Provider("compile", _compiled, _compiler_absent)
-AUTO = Provider("auto", fused("auto"))  # what a user gets who names no backend
+_PLAIN = "-ce"
 
 
-# No rival: the price of not perturbing at all, beside which a perturbation's cost is seen.
-def _plain(case: Case, batch: Batch) -> Criterion:
+def is_plain(name: str) -> bool:
+    """Whether a provider is another's `plain`."""
+    return name.endswith(_PLAIN)
+
+
+def without_plain(name: str) -> str:
+    """Whose `plain` a provider is."""
+    return name.removesuffix(_PLAIN)
+
+
+def _eager_plain(case: Case, batch: Batch) -> Criterion:
     if case.loss.multilabel:
         return lambda u: F.binary_cross_entropy_with_logits(u, batch.target)
     return lambda u: F.cross_entropy(u, batch.target)
 
 
-EAGER_CE = Provider("eager-ce", _plain)
+def _fused_plain(backend: str) -> Provider:
+    def criterion(case: Case, batch: Batch) -> Criterion:
+        plain = LF.binary_cross_entropy_with_logits if case.loss.multilabel else LF.cross_entropy
+        return lambda u: plain(u, batch.target, backend=backend)
+
+    return Provider(f"{backend}{_PLAIN}", criterion)
+
+
+EAGER_CE = Provider(f"eager{_PLAIN}", _eager_plain)
+EAGER = Provider("eager", _eager, plain=EAGER_CE)
+COMPILE = Provider("compile", _compiled, _compiler_absent)
+# what a user gets who names no backend
+AUTO = Provider("auto", fused("auto"), plain=_fused_plain("auto"))
 
 
 def providers() -> dict[str, Provider]:
@@ -220,6 +242,7 @@ def providers() -> dict[str, Provider]:
             fused(name),
             functools.partial(_backend_absent, name),
             functools.partial(_backend_solves, name),
+            plain=None if name == REFERENCE else _fused_plain(name),
         )
         for name in lpl_fused.backends()
     ]

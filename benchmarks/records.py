@@ -57,7 +57,8 @@ class Record(Environment):
     Times are medians with the 20th and 80th percentile over `samples` blocks, in milliseconds.
     `bytes` is `Case.least_bytes`; `percent_of_copy` compares its rate with that of a copy of the
     logits in the same run. `ratio_to_eager` and `ratio_to_eager_ce` are times over eager's in the
-    same mode, with the same loss and with plain cross-entropy (over `both` for a copy). Errors are
+    same mode, with the same loss and with plain cross-entropy (over `both` for a copy), and
+    `ratio_to_own_ce` is over plain cross-entropy by the same provider, in turn with it. Errors are
     the worst relative ones against float64 (`lpl_fused.testing.error`); infinite ones are null.
     `peak_bytes`, of mode "both" alone, is the memory at its worst moment beyond what was held
     before (the inputs): gradients and scratch (`memory.peak_bytes`).
@@ -84,6 +85,7 @@ class Record(Environment):
     percent_of_copy: float | None = None
     ratio_to_eager: float | None = None
     ratio_to_eager_ce: float | None = None
+    ratio_to_own_ce: float | None = None
     loss_error: float | None = None
     grad_error: float | None = None
     peak_bytes: int | None = None

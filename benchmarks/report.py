@@ -19,10 +19,9 @@ from lpl_fused.backends import REFERENCE
 from . import plots, suite
 from .cases import COPY, modes
 from .measure import BOTH
-from .providers import COMPILE, EAGER, EAGER_CE
+from .providers import COMPILE, EAGER, is_plain, without_plain
 from .records import ABSENT, FILE, OK, SLOW, STEP, Record, read
 
-LABELS = {COPY: "copy of logits", EAGER_CE.name: "eager plain CE"}
 _NOTHING = "–"
 _WIDTH = 170  # of the table where the output is no terminal
 _HEADINGS = {
@@ -70,6 +69,9 @@ _NOTES_ON = {
 """,
     "both-wall": """\
 * "wall": what a caller waits for forward + backward, over blocks that end with a synchronisation.
+""",
+    "own": """\
+* "× own CE": over plain cross-entropy of the same logits by the same provider, in turn with it.
 """,
     "peak": """\
 * "peak ÷ logits": memory beyond what was held before the call, at the worst moment of forward +
@@ -131,12 +133,13 @@ def columns(records: list[Record]) -> list[Column]:
         found = of[BOTH].grad_error
         return _NOTHING if found is None else f"{found:.0e}"
 
-    made = [Column("provider", lambda of: LABELS.get(of[BOTH].provider, of[BOTH].provider))]
+    made = [Column("provider", lambda of: shown_name(of[BOTH].provider))]
     made += [time(mode) for mode in modes(records[0].device_type) if mode in taken]
     made += [
         Column("p20–p80", lambda of: f"{digits(of[BOTH].p20)}–{digits(of[BOTH].p80)}"),
         of_both("× eager", lambda both: both.ratio_to_eager),
         of_both("× plain CE", lambda both: both.ratio_to_eager_ce),
+        *([of_both("× own CE", lambda both: both.ratio_to_own_ce)] if _has_own(records) else []),
         of_both("GB/s", lambda both: both.gb_per_s),
         of_both("% of copy", lambda both: both.percent_of_copy),
     ]
@@ -166,13 +169,25 @@ def notes(records: list[Record]) -> str:
         if record.status == OK:
             have |= {record.provider, str(record.mode), record.what.loss.kind}
             have |= {"peak"} if record.peak_bytes is not None else set()
+    have |= {"own"} if _has_own(records) else set()
     return _NOTES + "".join(note for key, note in _NOTES_ON.items() if key in have)
+
+
+def _has_own(records: Iterable[Record]) -> bool:
+    """Eager's own is that of everybody."""
+    return any(r.ratio_to_own_ce is not None and r.provider != EAGER.name for r in records)
+
+
+def shown_name(provider: str) -> str:
+    if provider == COPY:
+        return "copy of logits"
+    return f"{without_plain(provider)} plain CE" if is_plain(provider) else provider
 
 
 def _rank(provider: str) -> int:
     """The baseline and its compiled self first, yardsticks last."""
-    order = {EAGER.name: 0, COMPILE.name: 1, REFERENCE: 3, EAGER_CE.name: 4, COPY: 5}
-    return order.get(provider, 2)
+    order = {EAGER.name: 0, COMPILE.name: 1, REFERENCE: 3, COPY: 5}
+    return 4 if is_plain(provider) else order.get(provider, 2)
 
 
 def not_timed(records: Iterable[Record]) -> list[str]:

@@ -15,7 +15,7 @@ from matplotlib import image
 from benchmarks import curves, plots, records, report
 from benchmarks.cases import COPY, Case, modes
 from benchmarks.measure import measure
-from benchmarks.providers import EAGER, EAGER_CE
+from benchmarks.providers import AUTO, EAGER, EAGER_CE
 from benchmarks.records import Record
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +28,24 @@ def test_plain_cross_entropy_stands_beside_a_perturbed_case() -> None:
     ratio = both["eager"].ratio_to_eager_ce
     assert ratio == pytest.approx((both["eager"].median_ms or 0) / both[EAGER_CE.name].median_ms)
     assert both["eager"].grad_error is not None
+
+
+def test_what_a_perturbation_costs_is_seen_beside_the_same_providers_plain_cross_entropy() -> None:
+    for name in ("16x20 la", "16x20 bce-lpl5"):
+        shape, loss = name.split()
+        found = measure(Case.parse(shape, "fp32", loss), [EAGER, AUTO], conditions())
+        both = {r.provider: r for r in found if r.mode == "both"}
+        assert set(both) == {"eager", "auto", "eager-ce", "auto-ce"}
+        own, plain = both["auto"], both["auto-ce"]
+        assert own.ratio_to_own_ce == pytest.approx((own.median_ms or 0) / (plain.median_ms or 1))
+        assert plain.ratio_to_own_ce is None
+        shown = {column.heading: column for column in report.columns(found)}
+        assert shown["× own CE"].cell({"both": own}) == report.digits(own.ratio_to_own_ce)
+        assert shown["provider"].cell({"both": plain}) == "auto plain CE"
+        assert "× own CE" in report.notes(found)
+    plain_case = measure(Case.parse("16x20", "fp32", "ce"), [EAGER, AUTO], conditions())
+    assert {r.provider for r in plain_case if r.mode == "both"} == {"eager", "auto"}
+    assert "× own CE" not in report.notes(plain_case)
 
 
 def test_steps_are_drawn_by_shape_and_labels() -> None:
