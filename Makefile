@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PROCESSES ?= 4
-PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=$(PROCESSES) --dist=loadfile --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=$(PROCESSES)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: train test bench gpu sanitize lint clean
@@ -12,14 +12,16 @@ train: $(VENV)/train.done  ## train on embedded data, compare losses, print the 
 	$(BIN)/lpl-fused train $(ARGS)
 
 test: $(VENV)/test.done  ## the whole suite; what needs a GPU skips and says so
-	$(PYTEST) $(ARGS)
+	$(PYTEST) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(VENV)/test.done  ## time every backend against eager and torch.compile
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
+# a device compiles over a thousand Triton kernels for the file that tests all backends
+gpu: PROCESSES = 12
 gpu: $(VENV)/gpu.done  ## on a CUDA machine: tests and benchmark, on one page of benchmarks/results
 	rm -f build/tests.xml  # of an earlier run
-	$(PYTEST) --junitxml=build/tests.xml $(ARGS); tested=$$?; \
+	$(PYTEST) --dist=worksteal --junitxml=build/tests.xml $(ARGS); tested=$$?; \
 	  $(BIN)/python -m benchmarks.run --tests build/tests.xml && exit $$tested
 
 sanitize: $(VENV)/gpu.done  ## on a CUDA machine: the CUDA backend's tests under compute-sanitizer

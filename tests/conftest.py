@@ -4,9 +4,12 @@ memory, a count per backend."""
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # Threads that wait while others work, as workers of pytest-xdist do, must not spin
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -95,6 +98,28 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """once(name, make): a folder that make(folder) has filled, for all workers of pytest-xdist the
+    first of them that asks."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def filled(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return filled
 
 
 @pytest.fixture(autouse=True)

@@ -3,17 +3,20 @@ registers and shared memory within a budget. Needs nvcc, but no GPU."""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "csrc" / "cuda" / "kernels.cu"
+OBJECT, SAID = "kernels.o", "said.txt"
 ARCHITECTURES = ("80", "90", "100")  # the default of setup.py
 NVCC = os.environ.get("NVCC") or shutil.which("nvcc")
 if NVCC is None:
@@ -67,31 +70,27 @@ def kernels() -> set[Kernel]:
     return found
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
-def compiled(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, Path, str]:
-    """(architecture, object with its code and PTX, what the compiler said)"""
-    arch: str = request.param
-    made = tmp_path_factory.mktemp("cuda") / f"kernels_{arch}.o"
+def compile_for(arch: str, folder: Path) -> None:
+    """Leaves the object and what the compiler said in a folder."""
     code = f"arch=compute_{arch},code=[sm_{arch},compute_{arch}]"
     command = [
-        str(NVCC),
-        "-std=c++17",
-        "-O3",
-        "-gencode",
-        code,
-        "-Xptxas",
-        "-v",
-        "-c",
-        str(SOURCE),
-        "-o",
-        str(made),
+        *(str(NVCC), "-std=c++17", "-O3", "-gencode", code, "-Xptxas", "-v"),
+        *("-c", str(SOURCE), "-o", str(folder / OBJECT)),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-4000:]
-    return arch, made, said
+    (folder / SAID).write_text(said)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def compiled(
+    request: pytest.FixtureRequest, once: Callable[[str, Callable[[Path], None]], Path]
+) -> tuple[str, Path, str]:
+    """(architecture, object with its code and PTX, what the compiler said)"""
+    arch: str = request.param
+    folder = once(f"cuda-{arch}", functools.partial(compile_for, arch))
+    return arch, folder / OBJECT, (folder / SAID).read_text()
 
 
 def uses(said: str) -> dict[Kernel, Use]:

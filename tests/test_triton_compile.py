@@ -34,6 +34,8 @@ from lpl_fused.problem import BinaryOptions, BinaryProblem, Options, Problem, ac
 pytest.importorskip("triton")
 
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+Once = Callable[[str, Callable[[Path], None]], Path]
+REPORTS = "reports.jsonl"
 TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "gfx942": "gfx942"}
 TABLES = ("weight", "sample_weight", "scale", "offset", "margin", "rows")
 PLAIN = Options()
@@ -335,45 +337,28 @@ def main(target: str, output: str) -> None:
                 print(json.dumps([name, found], default=str), file=file)  # a dtype among meta
 
 
-class Compiler:
-    """A process that compiles for a target."""
-
-    def __init__(self, target: str, folder: Path) -> None:
-        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        # the package that this process tests, though another one may be installed
-        environment["PYTHONPATH"] = str(Path(lpl_fused.__file__).parents[1])
-        environment["TRITON_DUMP_PTXAS_LOG"] = "1"
-        environment["TRITON_CACHE_DIR"] = str(folder / target)
-        self._output = folder / f"{target}.jsonl"
-        command = [sys.executable, __file__, target, str(self._output)]
-        self._process = subprocess.Popen(
-            command, env=environment, stderr=subprocess.PIPE, text=True
-        )
-
-    @functools.cached_property
-    def reports(self) -> dict[str, list[Report]]:
-        """What it said, by variant, once it is done."""
-        _, errors = self._process.communicate()
-        assert self._process.returncode == 0, errors[-4000:]
-        found: dict[str, list[Report]] = {}
-        for line in self._output.read_text().splitlines():
-            name, fields = json.loads(line)
-            found.setdefault(name, []).append(Report(*fields))
-        return found
+def compile_for(target: str, folder: Path) -> None:
+    """Leaves the reports of a target in a folder: by a process that does not interpret Triton."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    # the package that this process tests, though another one may be installed
+    environment["PYTHONPATH"] = str(Path(lpl_fused.__file__).parents[1])
+    environment["TRITON_DUMP_PTXAS_LOG"] = "1"
+    environment["TRITON_CACHE_DIR"] = str(folder / "cache")
+    command = [sys.executable, __file__, target, str(folder / REPORTS)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.fixture(scope="module")
-def compilers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiler]:
-    """One for every target, all at once."""
-    folder = tmp_path_factory.mktemp("triton")
-    return {target: Compiler(target, folder) for target in TARGETS}
-
-
-@pytest.fixture(scope="module")
-def reports(
-    request: pytest.FixtureRequest, compilers: dict[str, Compiler]
-) -> dict[str, list[Report]]:
-    return compilers[request.param].reports
+def reports(request: pytest.FixtureRequest, once: Once) -> dict[str, list[Report]]:
+    """What the compiler said, by variant."""
+    target = request.param
+    folder = once(f"triton-{target}", functools.partial(compile_for, target))
+    found: dict[str, list[Report]] = {}
+    for line in (folder / REPORTS).read_text().splitlines():
+        name, fields = json.loads(line)
+        found.setdefault(name, []).append(Report(*fields))
+    return found
 
 
 ALL = pytest.mark.parametrize("reports", list(TARGETS), indirect=True)
