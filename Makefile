@@ -34,7 +34,7 @@ sanitize: $(VENV)/gpu.done  ## on a CUDA machine: the CUDA backend's tests under
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/cpu/* csrc/cuda/* tests/*.cpp
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/cpu/* csrc/cuda/* tests/*.cpp tests/*.c
 	$(BIN)/mypy
 
 clean:

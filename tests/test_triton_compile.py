@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from triton_driver import Driver
 
 import lpl_fused
 from lpl_fused.backends import load
@@ -36,6 +37,7 @@ pytest.importorskip("triton")
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 Once = Callable[[str, Callable[[Path], None]], Path]
 REPORTS = "reports.jsonl"
+DRIVEN = not torch.cuda.is_available()  # where a driver is, tests launch by it
 TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "gfx942": "gfx942"}
 TABLES = ("weight", "sample_weight", "scale", "offset", "margin", "rows")
 PLAIN = Options()
@@ -65,6 +67,14 @@ class Report(NamedTuple):
     exponentials: int  # instructions
     binary_bytes: int
     narrow_offsets: list[str]  # 32-bit products that number more than columns
+    parameters: int = 0  # that a driver was handed as they were given; 0 where none was asked
+
+
+class Compiled(NamedTuple):
+    source: Any
+    binary: Any
+    log: str  # ptxas's
+    values: tuple[Any, ...]  # by parameter
 
 
 @dataclass
@@ -271,9 +281,9 @@ def compiled(
     meta: dict[str, Any],
     target: str,
     known: dict[str, tuple[Any, str]],
-) -> tuple[Any, str]:
-    """(what Triton would compile at this launch on `target`, ptxas's log); what variants share is
-    compiled once, and `known` by its source.
+) -> Compiled:
+    """What Triton would compile at this launch on `target`; what variants share is compiled once,
+    and `known` by its source.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -297,7 +307,7 @@ def compiled(
         with contextlib.redirect_stdout(io.StringIO()) as log:
             binary = triton.compile(source, target=gpu, options=options.__dict__)
         known[key] = binary, log.getvalue()
-    return known[key]
+    return Compiled(source, *known[key], tuple(bound.values()))
 
 
 def number(pattern: str, text: str) -> int:
@@ -306,7 +316,8 @@ def number(pattern: str, text: str) -> int:
     return int(found.group(1))
 
 
-def report(kernel: Any, binary: Any, log: str, meta: dict[str, Any], target: str) -> Report:
+def report(kernel: Any, made: Compiled, meta: dict[str, Any], target: str) -> Report:
+    binary, log = made.binary, made.log
     # multiplications make offsets; a 32-bit one may only number columns
     narrow = re.findall(r"%(\w+) = arith\.muli .*: (?:tensor<[\dx]*)?i32\b", binary.asm["ttir"])
     narrow = [name for name in narrow if not name.startswith("column")]
@@ -329,11 +340,15 @@ def report(kernel: Any, binary: Any, log: str, meta: dict[str, Any], target: str
 
 def main(target: str, output: str) -> None:
     known: dict[str, tuple[Any, str]] = {}
+    driver = Driver(Path(output).parent) if DRIVEN and target == "sm_90" else None
     with open(output, "w") as file:
         for name in chosen(target):
             for kernel, arguments, meta in launches(VARIANTS[name]):
-                binary = compiled(kernel, arguments, meta, target, known)
-                found = report(kernel, *binary, meta, target)
+                made = compiled(kernel, arguments, meta, target, known)
+                found = report(kernel, made, meta, target)
+                if driver is not None:
+                    parameters = driver.launch(made.source, made.binary, made.values)
+                    found = found._replace(parameters=parameters)
                 print(json.dumps([name, found], default=str), file=file)  # a dtype among meta
 
 
@@ -407,6 +422,15 @@ def test_every_kernel_is_compiled(reports: dict[str, list[Report]]) -> None:
         "move_tail",
         "finish_groups",
     }
+
+
+@HOPPER
+@pytest.mark.skipif(not DRIVEN, reason="this machine's own driver launches in the other tests")
+def test_launches_hand_over_every_argument(reports: dict[str, list[Report]]) -> None:
+    """Compared where the launcher, Triton's own, hands them to a driver (triton_driver.py)."""
+    for variant, found in reports.items():
+        for kernel in found:
+            assert kernel.parameters > 0, (variant, kernel.kernel)
 
 
 @HOPPER
