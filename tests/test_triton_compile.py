@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from triton_driver import Driver
+import triton_driver
 
 import lpl_fused
 from lpl_fused.backends import load
@@ -37,7 +37,6 @@ pytest.importorskip("triton")
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 Once = Callable[[str, Callable[[Path], None]], Path]
 REPORTS = "reports.jsonl"
-DRIVEN = not torch.cuda.is_available()  # where a driver is, tests launch by it
 TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "gfx942": "gfx942"}
 TABLES = ("weight", "sample_weight", "scale", "offset", "margin", "rows")
 PLAIN = Options()
@@ -340,7 +339,8 @@ def report(kernel: Any, made: Compiled, meta: dict[str, Any], target: str) -> Re
 
 def main(target: str, output: str) -> None:
     known: dict[str, tuple[Any, str]] = {}
-    driver = Driver(Path(output).parent) if DRIVEN and target == "sm_90" else None
+    driven = target == "sm_90" and triton_driver.unavailable() is None
+    driver = triton_driver.Driver(Path(output).parent) if driven else None
     with open(output, "w") as file:
         for name in chosen(target):
             for kernel, arguments, meta in launches(VARIANTS[name]):
@@ -425,7 +425,9 @@ def test_every_kernel_is_compiled(reports: dict[str, list[Report]]) -> None:
 
 
 @HOPPER
-@pytest.mark.skipif(not DRIVEN, reason="this machine's own driver launches in the other tests")
+@pytest.mark.skipif(
+    triton_driver.unavailable() is not None, reason=triton_driver.unavailable() or ""
+)
 def test_launches_hand_over_every_argument(reports: dict[str, list[Report]]) -> None:
     """Compared where the launcher, Triton's own, hands them to a driver (triton_driver.py)."""
     for variant, found in reports.items():
