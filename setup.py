@@ -124,7 +124,7 @@ def cuda_rules(n: Writer, target: Path) -> None:
     beside = Path(NVCC).resolve().parents[1] / "lib"
     codes = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHS]
     last = f"-gencode arch=compute_{CUDA_ARCHS[-1]},code=compute_{CUDA_ARCHS[-1]}"
-    # ninja sees one file and nvcc several architectures, which it compiles side by side; 0: as ninja
+    # ninja sees one file, nvcc several architectures, which it compiles side by side; 0: all cores
     threads = f"--threads {os.environ.get('MAX_JOBS') or 0}"
     flags = f"-std=c++17 -O3 {threads} -ccbin $cxx -Xcompiler -fPIC,-fvisibility=hidden"
     n.rule(
