@@ -21,7 +21,9 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
+from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from packaging.utils import parse_wheel_filename
 
@@ -69,7 +71,7 @@ def linked(module: Path) -> set[str]:
     """What a shared library needs, and where it would look for it."""
     with open(module, "rb") as file:
         dynamic = ELFFile(file).get_section_by_name(".dynamic")
-        tags = list(dynamic.iter_tags()) if dynamic else []
+        tags: list[Any] = list(dynamic.iter_tags()) if isinstance(dynamic, DynamicSection) else []
         paths = {f"{t.entry.d_tag} {t.rpath}" for t in tags if t.entry.d_tag == "DT_RPATH"}
         paths |= {f"{t.entry.d_tag} {t.runpath}" for t in tags if t.entry.d_tag == "DT_RUNPATH"}
         return paths | {t.needed for t in tags if t.entry.d_tag == "DT_NEEDED"}
