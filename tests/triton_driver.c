@@ -13,7 +13,6 @@ int cuGetErrorString(int code, const char** text) {
   return 0;
 }
 
-// 0 whatever the call: success, and of what is asked for, nothing
 int cuPointerGetAttribute(void* found, int attribute, u64 pointer) {
   *(u64*)found = pointer;
   return 0;
