@@ -1,0 +1,120 @@
+"""What a backend is: a module of this protocol. `backends/__init__` says which there are and which runs.
+
+The door. A loss is reduced, settled, and differentiated, and whoever wants may stand in between
+(steps of a learned perturbation, ranks that have a shard of the classes each, chunks of logits that
+come out of a matrix product):
+
+    rounds(problem)                       which reductions it needs; by shapes and options alone
+    reduce(problem, round, known)         sums over the problem's columns: a Part, which join
+    settle(problem, round, part, known)   what the next round wants to know, at last loss and terms;
+                                          small tensors, no logits
+    gradient(problem, known, upstream, want)    one sweep
+
+`problem.input` may be some columns of all, those from `options.first` on of `options.classes`:
+logits (and class probabilities) are of these columns, tables, labels and steps of all classes.
+`algebra.sweep` runs the rounds, over one part or many.
+
+The shortcut. `forward` does all rounds, and the gradient for an upstream of 1, in one sweep where
+it can; `rescale_` makes that the gradient of any other upstream.
+
+A 16-bit gradient is rounded once, whichever way it came; first and second backward are the same
+bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..algebra.known import Known
+from ..algebra.parts import Part, Round
+from ..problem import BinaryProblem, Problem
+
+# makes the steps (C,) of a learned perturbation from the losses (N,) of the rows without it
+Choose = Callable[[Tensor], Tensor]
+
+
+class Forward(NamedTuple):
+    """What the shortcut leaves."""
+
+    loss: Tensor  # 0-dim, or (N,) for reduction "none"; accumulate dtype
+    norm: Tensor | None  # 0-dim: what the loss was divided by; None where only `grad` was wanted
+    terms: Tensor | None  # (N, len(Terms)), upstream 1; None where the gradient comes otherwise
+    grad: Tensor | None  # (N, C), input dtype: dL/d input for an upstream of 1; if wanted
+    steps: Tensor | None = None  # those that `choose` has made
+
+
+class Gradients(NamedTuple):
+    """Of what was wanted, None where it was not. W columns of C classes."""
+
+    input: Tensor | None = None  # (N, W), input dtype
+    scale: Tensor | None = None  # (W,), accumulate dtype, as all tables'
+    offset: Tensor | None = None  # (W,)
+    margin: Tensor | None = None  # (C,); what rows whose label lies elsewhere add is missing
+    rows: Tensor | None = None  # (R, W)
+
+
+class Backend(Protocol):
+    """The softmax link."""
+
+    def unavailable(self) -> str | None:
+        """Why it cannot run here at all; None if it can."""
+
+    def unsupported(self, device: str, dtype: torch.dtype) -> str | None:
+        """Why it cannot run on such logits; None if it can."""
+
+    def describe(self) -> str:
+        """What would run, in words."""
+        ...
+
+    def rounds(self, problem: Problem) -> tuple[Round, ...]: ...
+
+    def reduce(self, problem: Problem, round: Round, known: Known) -> Part: ...
+
+    def settle(self, problem: Problem, round: Round, part: Part, known: Known) -> Known: ...
+
+    def gradient(
+        self, problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]
+    ) -> Gradients:
+        """`upstream` (N,), stride 0 or 1: the gradient of each row's loss. `want`: fields of
+        Gradients."""
+        ...
+
+    def forward(
+        self, problem: Problem, want_grad: bool, choose: Choose | None = None
+    ) -> Forward: ...
+
+    def rescale_(self, problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
+        """`forward.grad` for an upstream of `upstream`, 0-dim or (N,) for reduction "none", in its
+        place."""
+        ...
+
+    def learned_perturbation(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        """(delta (N, C), slot (N,)): row i has delta[slot[i]]; as reference.learned_perturbation."""
+        ...
+
+
+class BinaryBackend(Protocol):
+    """The sigmoid link: every logit is its own loss, and its learned perturbation sums over rows, so
+    that there is nothing to reduce over columns."""
+
+    def binary_forward(
+        self, problem: BinaryProblem, want_grad: bool
+    ) -> Forward:
+        """`terms` is None, `loss` (N, C) for reduction "none"."""
+        ...
+
+    def binary_gradient(self, problem: BinaryProblem, upstream: Tensor) -> Tensor:
+        """dL/d input (N, C); `upstream` the gradient of each logit's loss, (N, C) or 0-dim."""
+        ...
+
+    def binary_rescale_(
+        self, problem: BinaryProblem, forward: Forward, upstream: Tensor
+    ) -> Tensor: ...
+
+    def binary_perturbation(self, problem: BinaryProblem) -> Tensor:
+        """(2, C), as reference.sigmoid.learned_perturbation."""
+        ...
