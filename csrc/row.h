@@ -16,10 +16,11 @@ enum class Reduction : int32_t { none = 0, mean = 1, sum = 2 };
 enum class Fault : int32_t { none = 0, target = 1, row_index = 2, through = 3 };
 
 // (N, C) logits and all that the loss of their rows depends on. `Acc` parts are float, or double
-// beside f64 logits.
+// beside f64 logits. The logits, and class probabilities, may be some columns of all classes, of
+// which all else is: `c` of `classes`, from column `first` on.
 struct Problem {
   const void* input;  // (N, C), rows `row_stride` elements apart
-  int64_t n, c, row_stride;
+  int64_t n, c, row_stride, first, classes;
   DType dtype;
 
   const int64_t* target;  // (N,) labels, or null: `dense`
@@ -67,10 +68,7 @@ struct Outputs {
   void* grad;                // (N, C) of the logits' dtype, contiguous
   const void* grad_rows;     // (N,) Acc upstream; null: 1/norm (mean) or 1
   int64_t grad_rows_stride;  // 0 or 1
-  void* grad_perturbed;      // (N, C) Acc, dL/d rows of each sample
-  void* grad_scale;          // (C,) Acc
-  void* grad_offset;         // (C,) Acc
-  void* grad_margin;         // (C,) Acc
+  void* terms;               // (N,) Terms: see parts.h
   void* swept;               // (N, 3) Acc: see Problem
   void* delta;               // (N, C) Acc, zeroed by the caller: the learned perturbation
   int64_t* slot;             // (N,) row of `delta` that each row uses

@@ -11,46 +11,95 @@ namespace {
 namespace py = pybind11;
 using lpl::Address;
 using lpl::data;
+using lpl::Gradients;
+using lpl::Kind;
+using lpl::Known;
 using lpl::make_problem;
 using lpl::output;
 using lpl::Outputs;
 using lpl::Problem;
 using lpl::Status;
+using lpl::Sums;
 
 int64_t bytes_of(int64_t logits, lpl::DType dtype) {
   const int64_t sizes[] = {8, 4, 2, 2};  // by DType
   return logits * sizes[int(dtype)];
 }
 
+py::tuple told(const Status& status) {
+  return py::make_tuple(int(status.fault), status.value, status.solved, status.swept);
+}
+
 // (fault, value, rows solved, rows swept): fault is 0 when all went well.
 py::tuple run(Status (*kernel)(const Problem&, const Outputs&), const Problem& problem,
               const Outputs& out) {
+  if (problem.classes != problem.c)
+    throw std::invalid_argument("expected all classes: a part of them has no loss of its own");
   Status status{};
   {
     py::gil_scoped_release unlocked;
     lpl::prefer_huge_pages(out.grad, bytes_of(problem.n * problem.c, problem.dtype));
     status = kernel(problem, out);
   }
-  return py::make_tuple(int(status.fault), status.value, status.solved, status.swept);
+  return told(status);
 }
 
 py::tuple cross_entropy(const py::tuple& tensors, const py::tuple& sizes, Address swept,
-                        Address loss, Address norm, Address grad, Address grad_rows,
-                        int64_t grad_rows_stride, Address grad_perturbed, Address grad_scale,
-                        Address grad_offset, Address grad_margin) {
+                        Address loss, Address norm, Address grad, Address terms, Address grad_rows,
+                        int64_t grad_rows_stride) {
   Problem problem = make_problem(tensors, sizes);
   problem.swept = output(swept);
   Outputs out{};
   out.loss = output(loss);
   out.norm = output(norm);
   out.grad = output(grad);
+  out.terms = output(terms);
   out.grad_rows = output(grad_rows);
   out.grad_rows_stride = grad_rows_stride;
-  out.grad_perturbed = output(grad_perturbed);
-  out.grad_scale = output(grad_scale);
-  out.grad_offset = output(grad_offset);
-  out.grad_margin = output(grad_margin);
   return run(lpl::kernels().cross_entropy, problem, out);
+}
+
+// `known` are addresses, those of Known.
+Known make_known(const py::tuple& known) {
+  return {output(known[0].cast<Address>()), output<double>(known[1].cast<Address>()),
+          output(known[2].cast<Address>())};
+}
+
+py::tuple reduce(const py::tuple& tensors, const py::tuple& sizes, const py::tuple& known, int kind,
+                 Address numbers, Address powers, Address columns, Address logits, int64_t heads) {
+  const Problem problem = make_problem(tensors, sizes);
+  const Sums out{output<double>(numbers), output<double>(powers), output<int32_t>(columns),
+                 output(logits), heads};
+  const Known given = make_known(known);
+  py::gil_scoped_release unlocked;
+  const Status status = lpl::kernels().reduce(problem, given, Kind(kind), out);
+  py::gil_scoped_acquire locked;
+  return told(status);
+}
+
+py::tuple perturbed(const py::tuple& tensors, const py::tuple& sizes, const py::tuple& known,
+                    int64_t begin, int64_t end, Address out) {
+  const Problem problem = make_problem(tensors, sizes);
+  const Known given = make_known(known);
+  py::gil_scoped_release unlocked;
+  const Status status = lpl::kernels().perturbed(problem, given, begin, end, output(out));
+  py::gil_scoped_acquire locked;
+  return told(status);
+}
+
+// Sums of tables are added to what stands there.
+py::tuple gradient(const py::tuple& tensors, const py::tuple& sizes, const py::tuple& known,
+                   Address upstream, int64_t upstream_stride, Address input, Address rows,
+                   Address scale, Address offset, Address margin) {
+  const Problem problem = make_problem(tensors, sizes);
+  const Known given = make_known(known);
+  const Gradients out{output(upstream), upstream_stride, output(input), output(rows),
+                      output(scale),    output(offset),  output(margin)};
+  py::gil_scoped_release unlocked;
+  lpl::prefer_huge_pages(out.input, bytes_of(problem.n * problem.c, problem.dtype));
+  const Status status = lpl::kernels().gradient(problem, given, out);
+  py::gil_scoped_acquire locked;
+  return told(status);
 }
 
 py::tuple learned_perturbation(const py::tuple& tensors, const py::tuple& sizes, Address delta,
@@ -154,6 +203,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("learned_perturbation", &learned_perturbation);
   m.def("sweep", &sweep);
   m.def("scale_rows", &scale_rows);
+  m.def("reduce", &reduce);
+  m.def("perturbed", &perturbed);
+  m.def("gradient", &gradient);
   m.def("binary_cross_entropy", &binary_cross_entropy);
   m.def(
       "isa", [] { return std::string(lpl::kernels().isa); },

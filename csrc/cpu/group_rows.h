@@ -118,8 +118,8 @@ class GroupRows {
     const auto is_homeless = [](const Row& row) { return !row.e; };
     const i64 homeless = std::count_if(rows_.begin(), rows_.end(), is_homeless);
     tile.homeless.resize(homeless * width_);
-    if (homeless) tile.z.resize(c_);
-    if (homeless && call_.p.softcap > 0) tile.capped.resize(c_);
+    if (homeless) tile.z.resize(width_);
+    if (homeless && call_.p.softcap > 0) tile.capped.resize(width_);
     return tile;
   }
 

@@ -2,6 +2,7 @@
 // exponentials (a maximum, a logarithm, the ends of loops) would be most of it.
 #pragma once
 
+#include "../parts.h"
 #include "call.h"
 
 namespace lpl {
@@ -20,11 +21,10 @@ class NarrowRows {
   NarrowRows(const Call<T>& call, const Outputs& out, double norm)
       : call_(call), p_(call.p), out_(out), norm_(norm), c_(call.c), tile_(c_ * kRows) {}
 
-  static bool serves(const Call<T>& call, const Outputs& out) {
+  static bool serves(const Call<T>& call) {
     const Problem& p = call.p;
-    const bool tables = out.grad_scale || out.grad_offset || out.grad_margin || out.grad_perturbed;
     return call.c <= kMostClasses && p.target && !p.other && !call.smooth() && !p.rows &&
-           !p.steps && p.softcap == 0 && p.norm_p == 0 && p.penalty == Penalty::none && !tables;
+           !p.steps && p.softcap == 0 && p.norm_p == 0 && p.penalty == Penalty::none;
   }
 
   // Rows first … first + count − 1, at most kRows. Writes their gradients and losses (if wanted).
@@ -113,9 +113,18 @@ class NarrowRows {
       const Acc penalty = p_.z_loss > 0 ? Acc(p_.z_loss) * lse[r] * lse[r] : Acc(0);
       const Acc sample = call_.sample_weight(i);
       if (losses) losses[i] = counts ? mass * (phi.value + penalty) * sample : Acc(0);
-      const Acc factor = upstream(i) * sample / (own[r] + rest_[r]);
+      const Acc total = own[r] + rest_[r], factor = upstream(i) * sample / total;
       share_[r] = factor * (slope + pressure);
       at_label_[r] = factor * (pressure * own[r] - slope * rest_[r]);
+      if (!out_.terms) continue;
+      Terms<Acc> terms{1};
+      if (counts) {
+        terms.shift = top_[r];
+        terms.log_total = std::log(total);
+        terms.strength = sample / total * (slope + pressure);
+        terms.part = sample / total * (pressure * own[r] - slope * rest_[r]);
+      }
+      static_cast<Terms<Acc>*>(out_.terms)[i] = terms;
     }
   }
 
