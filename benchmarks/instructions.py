@@ -29,7 +29,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lpl_fused.algebra.terms import Terms
 from lpl_fused.backends import cpp
+from lpl_fused.problem import accumulate_dtype
 
 from . import replay
 from .cases import Case, draw
@@ -53,14 +55,20 @@ CASES = tuple(
     )
 )
 # Counted is what these do, with whatever they call.
-_ENTRIES = ("cross_entropy(lpl::Problem*", "scale_rows(*", "binary_cross_entropy(*")
-# Of the native functions: positions of addresses, and of the upstream gradient's, which is read.
+_ENTRIES = (
+    *("cross_entropy(lpl::Problem*", "gradient(lpl::Problem*"),
+    *("scale_rows(*", "binary_cross_entropy(*"),
+)
+# Of the native functions: positions of addresses; of those whose content is read that of the
+# upstream gradient, and of the rows' terms.
 _ADDRESSES = {
-    "cross_entropy": (2, 3, 4, 5, 6, 8, 9, 10, 11),
+    "cross_entropy": (2, 3, 4, 5, 6, 7),
+    "gradient": (2, 3, 4, 5, 7, 8, 9, 10, 11),
     "binary_cross_entropy": (2, 3, 4, 5, 7),
     "scale_rows": (0, 4),
 }
-_UPSTREAM = {"cross_entropy": 6, "binary_cross_entropy": 5, "scale_rows": 4}
+_UPSTREAM = {"cross_entropy": 7, "gradient": 5, "binary_cross_entropy": 5, "scale_rows": 4}
+_TERMS = {"gradient": 2}
 
 
 class Recorder:
@@ -70,6 +78,7 @@ class Recorder:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self._native = cpp._native()
         self._room = case.rows * case.classes * torch.float64.itemsize
+        self._terms = case.rows * len(Terms._fields) * accumulate_dtype(case.dtype).itemsize
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any) -> Any:
@@ -81,8 +90,11 @@ class Recorder:
     def _kept(self, name: str, arguments: tuple[Any, ...]) -> Iterator[Any]:
         for place, argument in enumerate(arguments):
             if place in _ADDRESSES[name] and argument:
-                upstream = place == _UPSTREAM[name]
-                yield ctypes.string_at(argument, 8) if upstream else bytes(self._room)
+                if place == _TERMS.get(name):
+                    yield ctypes.string_at(argument, self._terms)
+                else:
+                    upstream = place == _UPSTREAM[name]
+                    yield ctypes.string_at(argument, 8) if upstream else bytes(self._room)
             else:
                 yield _without_torch(argument)
 

@@ -26,22 +26,25 @@ int64_t bytes_of(int64_t logits, lpl::DType dtype) {
   return logits * sizes[int(dtype)];
 }
 
-py::tuple told(const Status& status) {
+// (fault, value, rows solved, rows swept) of a kernel: fault is 0 when all went well.
+template <typename Kernel>
+py::tuple unlocked(Kernel kernel) {
+  Status status{};
+  {
+    py::gil_scoped_release released;
+    status = kernel();
+  }
   return py::make_tuple(int(status.fault), status.value, status.solved, status.swept);
 }
 
-// (fault, value, rows solved, rows swept): fault is 0 when all went well.
 py::tuple run(Status (*kernel)(const Problem&, const Outputs&), const Problem& problem,
               const Outputs& out) {
   if (problem.classes != problem.c)
     throw std::invalid_argument("expected all classes: a part of them has no loss of its own");
-  Status status{};
-  {
-    py::gil_scoped_release unlocked;
+  return unlocked([&] {
     lpl::prefer_huge_pages(out.grad, bytes_of(problem.n * problem.c, problem.dtype));
-    status = kernel(problem, out);
-  }
-  return told(status);
+    return kernel(problem, out);
+  });
 }
 
 py::tuple cross_entropy(const py::tuple& tensors, const py::tuple& sizes, Address swept,
@@ -59,47 +62,40 @@ py::tuple cross_entropy(const py::tuple& tensors, const py::tuple& sizes, Addres
   return run(lpl::kernels().cross_entropy, problem, out);
 }
 
-// `known` are addresses, those of Known.
-Known make_known(const py::tuple& known) {
-  return {output(known[0].cast<Address>()), output<double>(known[1].cast<Address>()),
-          output(known[2].cast<Address>())};
+Known make_known(Address terms, Address threshold, Address delta) {
+  return {output(terms), output<double>(threshold), output(delta)};
 }
 
-py::tuple reduce(const py::tuple& tensors, const py::tuple& sizes, const py::tuple& known, int kind,
-                 Address numbers, Address powers, Address columns, Address logits, int64_t heads) {
+py::tuple reduce(const py::tuple& tensors, const py::tuple& sizes, Address terms, Address threshold,
+                 Address delta, int kind, Address numbers, Address powers, Address columns,
+                 Address logits, int64_t heads) {
   const Problem problem = make_problem(tensors, sizes);
   const Sums out{output<double>(numbers), output<double>(powers), output<int32_t>(columns),
                  output(logits), heads};
-  const Known given = make_known(known);
-  py::gil_scoped_release unlocked;
-  const Status status = lpl::kernels().reduce(problem, given, Kind(kind), out);
-  py::gil_scoped_acquire locked;
-  return told(status);
+  const Known known = make_known(terms, threshold, delta);
+  return unlocked([&] { return lpl::kernels().reduce(problem, known, Kind(kind), out); });
 }
 
-py::tuple perturbed(const py::tuple& tensors, const py::tuple& sizes, const py::tuple& known,
-                    int64_t begin, int64_t end, Address out) {
+py::tuple perturbed(const py::tuple& tensors, const py::tuple& sizes, Address terms,
+                    Address threshold, Address delta, int64_t begin, int64_t end, Address out) {
   const Problem problem = make_problem(tensors, sizes);
-  const Known given = make_known(known);
-  py::gil_scoped_release unlocked;
-  const Status status = lpl::kernels().perturbed(problem, given, begin, end, output(out));
-  py::gil_scoped_acquire locked;
-  return told(status);
+  const Known known = make_known(terms, threshold, delta);
+  return unlocked(
+      [&] { return lpl::kernels().perturbed(problem, known, begin, end, output(out)); });
 }
 
 // Sums of tables are added to what stands there.
-py::tuple gradient(const py::tuple& tensors, const py::tuple& sizes, const py::tuple& known,
-                   Address upstream, int64_t upstream_stride, Address input, Address rows,
-                   Address scale, Address offset, Address margin) {
+py::tuple gradient(const py::tuple& tensors, const py::tuple& sizes, Address terms,
+                   Address threshold, Address delta, Address upstream, int64_t upstream_stride,
+                   Address input, Address rows, Address scale, Address offset, Address margin) {
   const Problem problem = make_problem(tensors, sizes);
-  const Known given = make_known(known);
+  const Known known = make_known(terms, threshold, delta);
   const Gradients out{output(upstream), upstream_stride, output(input), output(rows),
                       output(scale),    output(offset),  output(margin)};
-  py::gil_scoped_release unlocked;
-  lpl::prefer_huge_pages(out.input, bytes_of(problem.n * problem.c, problem.dtype));
-  const Status status = lpl::kernels().gradient(problem, given, out);
-  py::gil_scoped_acquire locked;
-  return told(status);
+  return unlocked([&] {
+    lpl::prefer_huge_pages(out.input, bytes_of(problem.n * problem.c, problem.dtype));
+    return lpl::kernels().gradient(problem, known, out);
+  });
 }
 
 py::tuple learned_perturbation(const py::tuple& tensors, const py::tuple& sizes, Address delta,

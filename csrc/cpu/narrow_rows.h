@@ -117,8 +117,9 @@ class NarrowRows {
       share_[r] = factor * (slope + pressure);
       at_label_[r] = factor * (pressure * own[r] - slope * rest_[r]);
       if (!out_.terms) continue;
-      Terms<Acc> terms{1};
+      Terms<Acc> terms{};
       if (counts) {
+        terms.factor = 1;
         terms.shift = top_[r];
         terms.log_total = std::log(total);
         terms.strength = sample / total * (slope + pressure);

@@ -442,7 +442,7 @@ class RowLoss {
 
   void clear(i64 i) const {
     if (out_.grad) std::memset(grad_row(i), 0, sizeof(T) * c_);
-    if (out_.terms) static_cast<Terms<Acc>*>(out_.terms)[i] = {1};
+    if (out_.terms) static_cast<Terms<Acc>*>(out_.terms)[i] = {};
   }
 
   const Call<T>& call_;
