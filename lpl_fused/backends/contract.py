@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ..algebra.known import Known
 from ..algebra.parts import Part, Round
+from ..algebra.terms import Gradients as Gradients
 from ..problem import BinaryProblem, Problem
 
 # makes the steps (C,) of a learned perturbation from the losses (N,) of the rows without it
@@ -41,20 +42,11 @@ class Forward(NamedTuple):
     """What the shortcut leaves."""
 
     loss: Tensor  # 0-dim, or (N,) for reduction "none"; accumulate dtype
-    norm: Tensor | None  # 0-dim: what the loss was divided by; None where only `grad` was wanted
-    terms: Tensor | None  # (N, len(Terms)), upstream 1; None where the gradient comes otherwise
-    grad: Tensor | None  # (N, C), input dtype: dL/d input for an upstream of 1; if wanted
+    norm: Tensor | None = None  # 0-dim: what the loss was divided by, where `rescale_` or the
+    # caller of `gradient` wants to know
+    terms: Tensor | None = None  # (N, len(Terms)), upstream 1; None where a gradient needs none
+    grad: Tensor | None = None  # (N, C), input dtype: dL/d input for an upstream of 1; if wanted
     steps: Tensor | None = None  # those that `choose` has made
-
-
-class Gradients(NamedTuple):
-    """Of what was wanted, None where it was not. W columns of C classes."""
-
-    input: Tensor | None = None  # (N, W), input dtype
-    scale: Tensor | None = None  # (W,), accumulate dtype, as all tables'
-    offset: Tensor | None = None  # (W,)
-    margin: Tensor | None = None  # (C,); what rows whose label lies elsewhere add is missing
-    rows: Tensor | None = None  # (R, W)
 
 
 class Backend(Protocol):
@@ -90,6 +82,10 @@ class Backend(Protocol):
     def rescale_(self, problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
         """`forward.grad` for an upstream of `upstream`, 0-dim or (N,) for reduction "none", in its
         place."""
+        ...
+
+    def learned_gradient(self, problem: Problem, upstream: Tensor) -> Tensor:
+        """dL/d input (N, C) of a problem with steps, its δ found anew; `upstream` as `gradient`'s."""
         ...
 
     def learned_perturbation(self, problem: Problem) -> tuple[Tensor, Tensor]:
