@@ -15,35 +15,30 @@ struct Terms {
       raise, each;
 };
 
-// What is known of the rows of a problem; null is not.
+// What is known of the rows of a problem.
+#define LPL_KNOWN(X)                                                            \
+  X(const void*, terms, nullptr)       /* (N,) Terms */                         \
+  X(const double*, threshold, nullptr) /* (N,), of heads: Kind::rivals */       \
+  X(const void*, delta, nullptr)       /* (N, C) Acc, learned, of every row */
+
 struct Known {
-  const void* terms;        // (N,) Terms
-  const double* threshold;  // (N,), of heads: Kind::rivals
-  const void* delta;        // (N, C) Acc, the learned perturbation of every row
+  LPL_KNOWN(LPL_FIELD)
 };
 
-// What the rows of a part leave: a number a field of its class in lpl_fused/algebra/parts.py, and
-// rivals more. Powers are of e_j, from the first on, kPowers of them.
+// What the rows of a part leave: a number for each field of its class in lpl_fused/algebra/parts.py,
+// and rivals more. Powers are of e_j, from the first on, kPowers of them.
+#define LPL_SUMS(X)                                                                       \
+  X(double*, numbers, nullptr)   /* (N, fields) */                                        \
+  X(double*, powers, nullptr)    /* (N, kPowers) */                                       \
+  X(int32_t*, columns, nullptr)  /* (N, heads), −1 where there is none */                 \
+  X(void*, logits, nullptr)      /* (N, heads) Acc, −∞ where there is none */             \
+  X(int64_t, heads, 0)
+
 struct Sums {
-  double* numbers;   // (N, fields)
-  double* powers;    // (N, kPowers)
-  int32_t* columns;  // (N, heads), −1 where there is none
-  void* logits;      // (N, heads) Acc, −∞ where there is none
-  int64_t heads;
+  LPL_SUMS(LPL_FIELD)
 };
 
 template <typename Acc>
 constexpr int kPowers = sizeof(Acc) == 8 ? 10 : 8;
-
-// The gradient of a part, for an upstream gradient by row; null pointers are not wanted.
-struct Gradients {
-  const void* upstream;  // (N,) Acc
-  int64_t upstream_stride;
-  void* input;   // (N, C) of the logits' dtype, contiguous
-  void* rows;    // (N, C) Acc, dL/d rows of each sample
-  void* scale;   // (C,) Acc
-  void* offset;  // (C,) Acc
-  void* margin;  // Acc, of all classes
-};
 
 }  // namespace lpl

@@ -8,6 +8,7 @@
 
 #include "../lpl_math.h"
 #include "norm.h"
+#include "paths.h"
 
 namespace lpl {
 namespace {
@@ -34,13 +35,19 @@ struct Call {
   using Acc = typename AccumulateOf<T>::type;
 
   const Problem& p;
+  const uint64_t features;
   const i64 n, c;
   Vector<Acc> folded_scale, folded_offset;
   const Acc *scale = nullptr, *offset = nullptr;  // times 1/temperature
   const Acc uniform;  // 1/temperature, the scale where there is no table
 
   explicit Call(const Problem& problem)
-      : p(problem), n(problem.n), c(problem.c), uniform(Acc(problem.inverse_temperature)) {
+      : p(problem),
+        features(features_of(problem)),
+        n(problem.n),
+        c(problem.c),
+        uniform(Acc(problem.inverse_temperature)),
+        raw_(kRawPath.serves(features, 0)) {
     scale = fold(p.scale, folded_scale);
     offset = fold(p.offset, folded_offset);
   }
@@ -51,7 +58,6 @@ struct Call {
     return pointer ? table(pointer) + p.first : nullptr;
   }
   const T* logits(i64 i) const { return static_cast<const T*>(p.input) + i * p.row_stride; }
-  bool bare() const { return !p.scale && !p.offset && !p.rows && p.softcap == 0 && uniform == 1; }
   bool smooth() const { return p.smoothing || p.label_smoothing > 0; }
   bool ignored(i64 label) const { return label == p.ignore_index; }
   // Whether row i counts nothing: all its labels are ignored.
@@ -71,7 +77,7 @@ struct Call {
   const Acc* extra_row(i64 i) const {
     if (!p.rows) return nullptr;
     const i64 index = p.row_index ? p.row_index[i] : p.target[i];
-    return by_column(p.rows) + index * p.classes;
+    return by_column(p.rows) + index * p.all();
   }
 
   int threads_for(i64 exponentials) const {
@@ -83,7 +89,7 @@ struct Call {
     for (const int64_t* labels : {p.target, p.other}) {
       if (!labels) continue;
       for (i64 i = 0; i < n; ++i)
-        if ((labels[i] < 0 || labels[i] >= p.classes) && !ignored(labels[i]))
+        if ((labels[i] < 0 || labels[i] >= p.all()) && !ignored(labels[i]))
           return {Fault::target, labels[i], 0, 0};
     }
     if (p.rows && p.row_index)
@@ -206,7 +212,7 @@ struct Call {
   template <typename D>
   void weigh_dense(i64 i, i64 lo, i64 size, Acc* t) const {
     const D* row = static_cast<const D*>(p.dense) + i * p.dense_stride + lo;
-    const Acc keep = Acc(1 - p.label_smoothing), spread = Acc(p.label_smoothing / double(p.classes));
+    const Acc keep = Acc(1 - p.label_smoothing), spread = Acc(p.label_smoothing / double(p.all()));
     weigh(lo, size, t, [=](i64 j) { return Acc(load(row[j])) * keep + spread; });
   }
 
@@ -232,8 +238,7 @@ struct Call {
 
   // Row i where it needs no work to be z, else null.
   const Acc* unperturbed(i64 i, Acc length) const {
-    const bool as_it_is = bare() && length == 1 && !extra_row(i) && !p.margin;
-    return as_it_is ? same_type(logits(i)) : nullptr;
+    return raw_ && length == 1 ? same_type(logits(i)) : nullptr;
   }
   static const Acc* same_type(const Acc* row) { return row; }
   template <typename Other>
@@ -301,6 +306,8 @@ struct Call {
   static V* at(V* values, i64 lo) {
     return values ? values + lo : nullptr;
   }
+
+  const bool raw_;
 };
 
 }  // namespace

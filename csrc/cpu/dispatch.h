@@ -19,7 +19,7 @@ namespace lpl {
   Status reduce(const Problem& problem, const Known& known, Kind kind, const Sums& out);     \
   Status perturbed(const Problem& problem, const Known& known, int64_t begin, int64_t end,   \
                    void* out);                                                               \
-  Status gradient(const Problem& problem, const Known& known, const Gradients& out);         \
+  Status gradient(const Problem& problem, const Known& known, const Outputs& out);           \
   BinaryStatus binary_cross_entropy(const BinaryProblem& problem, const BinaryOutputs& out); \
   }
 LPL_DECLARE(baseline)
@@ -37,7 +37,7 @@ struct Kernels {
   Status (*scale_rows)(const Problem&, const Outputs&);
   Status (*reduce)(const Problem&, const Known&, Kind, const Sums&);
   Status (*perturbed)(const Problem&, const Known&, int64_t, int64_t, void*);
-  Status (*gradient)(const Problem&, const Known&, const Gradients&);
+  Status (*gradient)(const Problem&, const Known&, const Outputs&);
   BinaryStatus (*binary_cross_entropy)(const BinaryProblem&, const BinaryOutputs&);
 };
 

@@ -33,7 +33,7 @@ Status cross_entropy_of_type(const Problem& p, const Outputs& out) {
     if (losses) losses[i] = loss;
   };
 
-  if (NarrowRows<T>::serves(call)) {
+  if (NarrowRows<T>::serves(call, out)) {
     constexpr i64 kRows = NarrowRows<T>::kRows;
     const int threads = call.threads_for(p.n * p.c);
 #pragma omp parallel num_threads(threads) if (threads > 1)

@@ -21,10 +21,8 @@ class NarrowRows {
   NarrowRows(const Call<T>& call, const Outputs& out, double norm)
       : call_(call), p_(call.p), out_(out), norm_(norm), c_(call.c), tile_(c_ * kRows) {}
 
-  static bool serves(const Call<T>& call) {
-    const Problem& p = call.p;
-    return call.c <= kMostClasses && p.target && !p.other && !call.smooth() && !p.rows &&
-           !p.steps && p.softcap == 0 && p.norm_p == 0 && p.penalty == Penalty::none;
+  static bool serves(const Call<T>& call, const Outputs& out) {
+    return call.c <= kMostClasses && kNarrowPath.serves(call.features, wanted_of(out));
   }
 
   // Rows first … first + count − 1, at most kRows. Writes their gradients and losses (if wanted).

@@ -16,10 +16,10 @@ class PartGradient {
   // Sums over the rows that a thread had, of tables.
   Vector<Acc> scale, offset, margin;
 
-  PartGradient(const Call<T>& call, const Known& known, const Gradients& out)
-      : scale(out.scale ? call.c : 0, Acc(0)),
-        offset(out.offset ? call.c : 0, Acc(0)),
-        margin(out.margin ? call.p.classes : 0, Acc(0)),
+  PartGradient(const Call<T>& call, const Known& known, const Outputs& out)
+      : scale(out.grad_scale ? call.c : 0, Acc(0)),
+        offset(out.grad_offset ? call.c : 0, Acc(0)),
+        margin(out.grad_margin ? call.p.all() : 0, Acc(0)),
         rows_(call, known),
         call_(call),
         p_(call.p),
@@ -30,14 +30,14 @@ class PartGradient {
         push_(p_.penalty != Penalty::none ? kBlock : 0) {}
 
   void run(i64 i) {
-    T* input = out_.input ? static_cast<T*>(out_.input) + i * c_ : nullptr;
-    Acc* row = out_.rows ? static_cast<Acc*>(out_.rows) + i * c_ : nullptr;
+    T* input = out_.grad ? static_cast<T*>(out_.grad) + i * c_ : nullptr;
+    Acc* row = out_.grad_perturbed ? static_cast<Acc*>(out_.grad_perturbed) + i * c_ : nullptr;
     if (call_.nothing(i)) {
       if (input) std::memset(input, 0, sizeof(T) * c_);
       if (row) std::memset(row, 0, sizeof(Acc) * c_);
       return;
     }
-    const Acc upstream = Call<T>::table(out_.upstream)[i * out_.upstream_stride];
+    const Acc upstream = Call<T>::table(out_.grad_rows)[i * out_.grad_rows_stride];
     for (i64 lo = 0; lo < c_; lo += kBlock) {
       const i64 size = std::min(kBlock, c_ - lo);
       prefetch(call_.logits(i) + lo + kBlock, kBlock);
@@ -147,7 +147,7 @@ class PartGradient {
   PartRows<T> rows_;
   const Call<T>& call_;
   const Problem& p_;
-  const Gradients& out_;
+  const Outputs& out_;
   const i64 c_;
   RowPenalty<T> penalty_;
   Vector<Acc> d_, push_;  // a block's gradient, and what the penalty adds

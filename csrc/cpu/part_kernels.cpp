@@ -85,15 +85,15 @@ Status perturbed(const Problem& p, const Known& known, int64_t begin, int64_t en
 }
 
 // Sums of tables are added to what the caller has set to 0.
-Status gradient(const Problem& p, const Known& known, const Gradients& out) {
+Status gradient(const Problem& p, const Known& known, const Outputs& out) {
   return for_type(p.dtype, [&](auto t) {
     using T = decltype(t);
     return for_rows<T>(
         p, [&](const Call<T>& call) { return PartGradient<T>(call, known, out); },
         [&](const PartGradient<T>& part) {
-          add_to(out.scale, part.scale);
-          add_to(out.offset, part.offset);
-          add_to(out.margin, part.margin);
+          add_to(out.grad_scale, part.scale);
+          add_to(out.grad_offset, part.offset);
+          add_to(out.grad_margin, part.margin);
         });
   });
 }

@@ -29,6 +29,7 @@ class RowLoss {
     if (penalised_ && p_.reduction == Reduction::mean)
       penalty_weight_ = norm / double(call.counted_rows());
     soft_ = p_.dense || call.smooth();
+    direct_ = kDirectPath.serves(call.features, wanted_of(out));
     differentiates_ = out.grad || (out.terms && p_.norm_p > 0);
   }
 
@@ -43,11 +44,8 @@ class RowLoss {
     return w;
   }
 
-  // Whether a row's loss needs nothing of its softmax but the masses of target and rivals, and its
-  // gradient nothing but one product per class: such rows take the solver's result as it is.
-  bool direct() const {
-    return !soft_ && p_.softcap == 0 && p_.norm_p == 0 && !penalised_;
-  }
+  // Whether rows take the solver's result as it is.
+  bool direct() const { return direct_; }
 
   // The gradient's row i as a place for exponentials, over which it will be written; else null.
   Acc* place(i64 i) const {
@@ -450,7 +448,7 @@ class RowLoss {
   const Outputs& out_;
   const double norm_;
   const i64 c_;
-  bool soft_, penalised_, differentiates_;
+  bool soft_, penalised_, differentiates_, direct_;
   double penalty_weight_ = 1;
   RowPenalty<T> penalty_;
 };

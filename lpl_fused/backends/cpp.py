@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import fields
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,14 +20,16 @@ from ..algebra.sweep import with_steps
 from ..algebra.terms import Terms
 from ..problem import (
     NONE,
+    BinaryOptions,
     BinaryProblem,
     NotDifferentiable,
+    Options,
     Problem,
     accumulate_dtype,
     label_range_error,
 )
 from .contract import Choose, Forward, Gradients
-from .native import DTYPES, sizes
+from .native import DTYPES, Outputs, Sizes, load
 
 __all__ = [
     "binary_forward",
@@ -69,9 +71,57 @@ solver_rows = {"solved": 0, "swept": 0}
 solver_columns = {"solved": 0, "swept": 0}  # the same of the classes of multi-label problems
 
 
+class Given(NamedTuple):
+    """What the kernels are told of what is known of a problem's rows."""
+
+    terms: Tensor | None = None
+    threshold: Tensor | None = None
+    delta: Tensor | None = None
+
+    @staticmethod
+    def of(problem: Problem, known: Known, moved: bool = True) -> Given:
+        threshold = None if known.threshold is None else known.threshold.double().contiguous()
+        delta = learned.delta(problem, known, perturbed) if moved else None
+        return Given(known.terms.contiguous(), threshold, delta)
+
+
+class Sums(NamedTuple):
+    """Where they write the sums of a part."""
+
+    numbers: Tensor | None = None
+    powers: Tensor | None = None
+    columns: Tensor | None = None
+    logits: Tensor | None = None
+    heads: int = 0
+
+
+class BinarySizes(NamedTuple):
+    """What the kernels are told of a multi-label problem beside the addresses of its tensors."""
+
+    n: int = 0
+    c: int = 0
+    row_stride: int = 0
+    target_stride: int = 0
+    dtype: int = 0
+    target_type: int = 0
+    threads: int = 0
+
+
+class BinaryOutputs(NamedTuple):
+    """Where they write what is wanted, and the gradient that they start from."""
+
+    loss: Tensor | None = None
+    norm: Tensor | None = None
+    grad: Tensor | None = None
+    upstream: Tensor | None = None
+    upstream_each: bool = False  # one for each logit
+    delta: Tensor | None = None
+
+
 @functools.cache
 def _native() -> ModuleType:
-    return importlib.import_module("lpl_fused._cpu")
+    of_labels = BinaryProblem, BinaryOptions, BinarySizes, BinaryOutputs
+    return load("_cpu", Problem, Options, Sizes, Outputs, Given, Sums, *of_labels)
 
 
 @functools.cache
@@ -93,8 +143,8 @@ def describe() -> str:
     return f"C++, {_native().isa()} kernels, {torch.get_num_threads()} threads"
 
 
-def _sizes(problem: Problem) -> tuple[int, ...]:
-    return sizes(problem, torch.get_num_threads())
+def _sizes(problem: Problem) -> Sizes:
+    return Sizes.of(problem, torch.get_num_threads())
 
 
 def _check(status: tuple[int, int, int, int], problem: Problem) -> None:
@@ -127,17 +177,8 @@ def forward(problem: Problem, want_grad: bool, choose: Choose | None = None) -> 
     terms = None
     if steps is None and (grad is None or (_narrow(grad) and reduction != NONE)):
         terms = torch.empty((input.shape[0], _TERMS), dtype=dtype)
-    status = _native().cross_entropy(
-        problem,
-        _sizes(problem),
-        0,
-        loss.data_ptr(),
-        norm.data_ptr(),
-        0 if grad is None else grad.data_ptr(),
-        0 if terms is None else terms.data_ptr(),
-        *(0, 0),
-    )
-    _check(status, problem)
+    outputs = Outputs(loss=loss, norm=norm, grad=grad, terms=terms)
+    _check(_native().cross_entropy(problem, _sizes(problem), outputs), problem)
     return Forward(loss, norm, terms, grad, None if choose is None else steps)
 
 
@@ -148,23 +189,27 @@ def _narrow(grad: Tensor) -> bool:
 
 def _sweeps_first(problem: Problem) -> bool:
     """Whether the sweep that gives the losses without steps can serve those with them."""
-    options = problem.options
-    plain = not (problem.dense or problem.smooth or options.softcap or options.norm_p)
-    return plain and problem.input.dtype in (torch.float32, torch.float64)
+    exact = problem.input.dtype in (torch.float32, torch.float64)
+    return exact and problem.features <= _swept_features()
+
+
+@functools.cache
+def _swept_features() -> frozenset[str]:
+    return frozenset(_native().paths()["one sweep"][0])
 
 
 def _forward_after(problem: Problem, choose: Choose) -> Forward:
     input, sizes = problem.input, _sizes(problem)
     rows = input.shape[0]
     losses, swept = torch.empty(rows, dtype=input.dtype), torch.empty((rows, 3), dtype=input.dtype)
-    grad, norm = torch.empty(input.shape, dtype=input.dtype), torch.empty((), dtype=input.dtype)
-    native = _native()
-    places = swept.data_ptr(), losses.data_ptr(), grad.data_ptr()
-    _check(native.sweep(problem, sizes, *places), problem)
+    grad = torch.empty(input.shape, dtype=input.dtype)
+    native, outputs = _native(), Outputs(loss=losses, grad=grad, swept=swept)
+    _check(native.sweep(problem, sizes, outputs), problem)
     problem = problem._replace(steps=choose(losses))
     loss = torch.empty((rows,) if problem.options.reduction == NONE else (), dtype=input.dtype)
-    places = swept.data_ptr(), loss.data_ptr(), norm.data_ptr(), grad.data_ptr()
-    _check(native.cross_entropy(problem, sizes, *places, *(0, 0, 0)), problem)
+    norm = torch.empty((), dtype=input.dtype)
+    outputs = outputs._replace(loss=loss, norm=norm)
+    _check(native.cross_entropy_after(problem, sizes, outputs), problem)
     return Forward(loss, norm, None, grad, problem.steps)
 
 
@@ -177,7 +222,7 @@ def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
     upstream = (upstream / norm).expand(grad.shape[0])
     if forward.terms is None:
         return _recomputed(problem, upstream, grad)
-    _differentiate(problem, Known(forward.terms), upstream, grad)
+    _differentiate(problem, Known(forward.terms), upstream, Outputs(grad=grad))
     return grad
 
 
@@ -192,30 +237,18 @@ def _scales_exactly(upstream: Tensor) -> bool:
 
 def _scaled_(grad: Tensor, upstream: Tensor) -> Tensor:
     """grad (N, C) times the upstream gradient, 0-dim or (N,), in place."""
-    _native().scale_rows(
-        grad.data_ptr(),
-        *grad.shape,
-        DTYPES[grad.dtype],
-        upstream.data_ptr(),
-        upstream.stride(0) if upstream.dim() else 0,
-        torch.get_num_threads(),
-    )
+    stride = upstream.stride(0) if upstream.dim() else 0
+    n, classes = grad.shape
+    dtype, threads = DTYPES[grad.dtype], torch.get_num_threads()
+    _native().scale_rows(grad, upstream, n, classes, dtype, stride, threads)
     return grad
 
 
 def _recomputed(problem: Problem, upstream: Tensor, grad: Tensor) -> Tensor:
     """The gradient of the input by all of the sweep, for an upstream gradient (N,) of the rows'."""
     upstream = upstream.to(accumulate_dtype(grad.dtype))
-    status = _native().cross_entropy(
-        problem,
-        _sizes(problem),
-        *(0, 0, 0),
-        grad.data_ptr(),
-        0,
-        upstream.data_ptr(),
-        upstream.stride(0),
-    )
-    _check(status, problem)
+    outputs = Outputs(grad=grad, grad_rows=upstream, grad_rows_stride=upstream.stride(0))
+    _check(_native().cross_entropy(problem, _sizes(problem), outputs), problem)
     return grad
 
 
@@ -228,29 +261,23 @@ def reduce(problem: Problem, round: Round, known: Known) -> Part:
         return groups.reduce(problem, round, known, perturbed)
     (n, width), dtype = problem.input.shape, accumulate_dtype(problem.input.dtype)
     kind, part = _KINDS[round.kind]
-    tail: tuple[Tensor, ...] = ()
-    if round.kind is Kind.RIVALS:
+    sums = Sums(torch.empty((n, _numbers(part)), dtype=torch.float64))
+    if part is Rivals:
         heads = min(learned.HEADS, width)
-        tail = (
-            torch.empty((n, learned.order(problem.input.dtype)), dtype=torch.float64),
-            torch.empty((n, heads), dtype=torch.int32),
-            torch.empty((n, heads), dtype=dtype),
+        sums = sums._replace(
+            powers=torch.empty((n, learned.order(problem.input.dtype)), dtype=torch.float64),
+            columns=torch.empty((n, heads), dtype=torch.int32),
+            logits=torch.empty((n, heads), dtype=dtype),
+            heads=heads,
         )
-    numbers = torch.empty((n, _numbers(part)), dtype=torch.float64)
-    given = _Given(problem, known, round.kind is not Kind.RIVALS)
-    status = _native().reduce(
-        problem,
-        _sizes(problem),
-        *given.addresses,
-        kind,
-        numbers.data_ptr(),
-        *((tensor.data_ptr() for tensor in tail) if tail else (0, 0, 0)),
-        tail[1].shape[1] if tail else 0,
-    )
-    _check(status, problem)
-    if part is Size:
-        return Size.of(numbers, problem.options.norm_p)
-    return part.of(numbers, *tail)
+    given = Given.of(problem, known, part is not Rivals)
+    _check(_native().reduce(problem, _sizes(problem), given, kind, sums), problem)
+    beside: tuple[object, ...] = ()
+    if part is Rivals:
+        beside = sums.powers, sums.columns, sums.logits
+    elif part is Size:
+        beside = (problem.options.norm_p,)
+    return part.of(sums.numbers, *beside)  # type: ignore[arg-type]
 
 
 @functools.cache
@@ -260,25 +287,11 @@ def _numbers(part: type[Part]) -> int:
     return len(fields(part)) - beside  # type: ignore[arg-type]
 
 
-class _Given:
-    """What the kernels are told of what is known, kept as long as they run."""
-
-    def __init__(self, problem: Problem, known: Known, moved: bool) -> None:
-        self.terms = known.terms.contiguous()
-        self.threshold = None if known.threshold is None else known.threshold.double().contiguous()
-        self.delta = learned.delta(problem, known, perturbed) if moved else None
-        parts = self.terms, self.threshold, self.delta
-        self.addresses = tuple(0 if part is None else part.data_ptr() for part in parts)
-
-
 def perturbed(problem: Problem, known: Known, begin: int, end: int) -> Tensor:
     n, dtype = problem.input.shape[0], accumulate_dtype(problem.input.dtype)
     z = torch.empty((n, end - begin), dtype=dtype)
-    given = _Given(problem, known, False)
-    status = _native().perturbed(
-        problem, _sizes(problem), *given.addresses, begin, end, z.data_ptr()
-    )
-    _check(status, problem)
+    given = Given.of(problem, known, moved=False)
+    _check(_native().perturbed(problem, _sizes(problem), given, begin, end, z), problem)
     return z
 
 
@@ -286,80 +299,68 @@ def gradient(
     problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]
 ) -> Gradients:
     (n, width), dtype = problem.input.shape, accumulate_dtype(problem.input.dtype)
-    input = torch.empty((n, width), dtype=problem.input.dtype) if "input" in want else None
-    # dL/d(the row of logits' offsets) of every sample; summed by row below
-    by_sample = torch.empty((n, width), dtype=dtype) if "rows" in want else None
-    sizes = {"scale": width, "offset": width, "margin": problem.classes}
-    tables = {name: torch.zeros(sizes[name], dtype=dtype) for name in want if name in sizes}
-    _differentiate(problem, known, upstream, input, by_sample, **tables)
-    rows = None
-    if by_sample is not None:
-        assert problem.rows is not None
-        index = problem.row_index
-        if index is None:  # ignored rows add their zeros to row 0
-            ignored = problem.target == problem.options.ignore_index
-            index = problem.target.masked_fill(ignored, 0)
-        rows = torch.zeros((problem.rows.shape[0], width), dtype=dtype)
-        rows.index_add_(0, index, by_sample)
-    return Gradients(input=input, rows=rows, **tables)
-
-
-def _differentiate(
-    problem: Problem,
-    known: Known,
-    upstream: Tensor,
-    input: Tensor | None,
-    by_sample: Tensor | None = None,
-    **tables: Tensor,
-) -> None:
-    given = _Given(problem, known, True)
-    upstream = upstream.to(known.terms.dtype)
-    outputs = (input, by_sample, *(tables.get(name) for name in ("scale", "offset", "margin")))
-    status = _native().gradient(
-        problem,
-        _sizes(problem),
-        *given.addresses,
-        upstream.data_ptr(),
-        upstream.stride(0),
-        *(0 if output is None else output.data_ptr() for output in outputs),
+    outputs = Outputs()
+    if "input" in want:
+        outputs = outputs._replace(grad=torch.empty((n, width), dtype=problem.input.dtype))
+    if "rows" in want:  # of every sample; summed by row below
+        outputs = outputs._replace(grad_perturbed=torch.empty((n, width), dtype=dtype))
+    for name, size in ("scale", width), ("offset", width), ("margin", problem.classes):
+        if name in want:
+            outputs = outputs._replace(**{f"grad_{name}": torch.zeros(size, dtype=dtype)})
+    _differentiate(problem, known, upstream, outputs)
+    return Gradients(
+        input=outputs.grad,
+        scale=outputs.grad_scale,
+        offset=outputs.grad_offset,
+        margin=outputs.grad_margin,
+        rows=_by_row(problem, outputs.grad_perturbed),
     )
-    _check(status, problem)
+
+
+def _by_row(problem: Problem, by_sample: Tensor | None) -> Tensor | None:
+    if by_sample is None:
+        return None
+    assert problem.rows is not None
+    index = problem.row_index
+    if index is None:  # ignored rows add their zeros to row 0
+        ignored = problem.target == problem.options.ignore_index
+        index = problem.target.masked_fill(ignored, 0)
+    zeros = by_sample.new_zeros((problem.rows.shape[0], by_sample.shape[1]))
+    return zeros.index_add_(0, index, by_sample)
+
+
+def _differentiate(problem: Problem, known: Known, upstream: Tensor, outputs: Outputs) -> None:
+    upstream = upstream.to(known.terms.dtype)
+    outputs = outputs._replace(grad_rows=upstream, grad_rows_stride=upstream.stride(0))
+    given = Given.of(problem, known)
+    _check(_native().gradient(problem, _sizes(problem), given, outputs), problem)
 
 
 def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
     delta = torch.zeros(problem.input.shape, dtype=accumulate_dtype(problem.input.dtype))
     slot = torch.empty_like(problem.target)
-    status = _native().learned_perturbation(
-        problem, _sizes(problem), delta.data_ptr(), slot.data_ptr()
-    )
-    _check(status, problem)
+    outputs = Outputs(delta=delta, slot=slot)
+    _check(_native().learned_perturbation(problem, _sizes(problem), outputs), problem)
     return delta, slot
 
 
-def _binary(problem: BinaryProblem, **outputs: Tensor | None) -> None:
-    """Runs the multi-label kernel; `outputs` are its arguments, absent ones not wanted."""
+def _binary(problem: BinaryProblem, outputs: BinaryOutputs) -> None:
+    """Runs the multi-label kernel."""
     input, target = problem.input, problem.target
     if target.dtype not in _LABELS:
         problem = problem._replace(target=target.to(accumulate_dtype(input.dtype)))
         target = problem.target
-    sizes = (
-        *input.shape,
-        input.stride(0),
-        target.stride(0),
-        DTYPES[input.dtype],
-        _LABELS[target.dtype],
-        torch.get_num_threads(),
+    n, classes = input.shape
+    sizes = BinarySizes(
+        n=n,
+        c=classes,
+        row_stride=input.stride(0),
+        target_stride=target.stride(0),
+        dtype=DTYPES[input.dtype],
+        target_type=_LABELS[target.dtype],
+        threads=torch.get_num_threads(),
     )
-    upstream = outputs.get("upstream")
-    places = {name: 0 if t is None else t.data_ptr() for name, t in outputs.items()}
-    names = ("loss", "norm", "grad", "upstream")
-    solved, swept = _native().binary_cross_entropy(
-        problem,
-        sizes,
-        *(places.get(name, 0) for name in names),
-        upstream is not None and upstream.dim() > 0,
-        places.get("delta", 0),
-    )
+    solved, swept = _native().binary_cross_entropy(problem, sizes, outputs)
     solver_columns["solved"] += solved
     solver_columns["swept"] += swept
 
@@ -370,7 +371,7 @@ def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
     loss = torch.empty(input.shape if problem.options.reduction == NONE else (), dtype=dtype)
     norm = torch.empty((), dtype=dtype)
     grad = torch.empty(input.shape, dtype=input.dtype) if want_grad else None
-    _binary(problem, loss=loss, norm=norm, grad=grad)
+    _binary(problem, BinaryOutputs(loss=loss, norm=norm, grad=grad))
     return Forward(loss, norm, None, grad)
 
 
@@ -382,7 +383,8 @@ def binary_gradient(problem: BinaryProblem, upstream: Tensor) -> Tensor:
 
 def _binary_gradient(problem: BinaryProblem, upstream: Tensor, grad: Tensor) -> Tensor:
     upstream = upstream.to(accumulate_dtype(grad.dtype)).contiguous()
-    _binary(problem, grad=grad, upstream=upstream)
+    each = upstream.dim() > 0
+    _binary(problem, BinaryOutputs(grad=grad, upstream=upstream, upstream_each=each))
     return grad
 
 
@@ -398,5 +400,5 @@ def binary_rescale_(problem: BinaryProblem, forward: Forward, upstream: Tensor) 
 def binary_perturbation(problem: BinaryProblem) -> Tensor:
     dtype = accumulate_dtype(problem.input.dtype)
     delta = torch.empty((2, problem.input.shape[1]), dtype=dtype)
-    _binary(problem, delta=delta)
+    _binary(problem, BinaryOutputs(delta=delta))
     return delta
