@@ -76,10 +76,10 @@ class Reader {
 #define LPL_READ(type, name, off) fields.read(to.name);
 
 // Reads a tuple that has the fields of LIST into `to`.
-#define LPL_READ_ALL(LIST, from)            \
-  {                                         \
-    Reader fields((from), LIST(LPL_ONE));   \
-    LIST(LPL_READ)                          \
+#define LPL_READ_ALL(LIST, from)          \
+  {                                       \
+    Reader fields((from), LIST(LPL_ONE)); \
+    LIST(LPL_READ)                        \
   }
 
 // Of lpl_fused.problem.Problem and lpl_fused.backends.native.Sizes.

@@ -16,22 +16,23 @@ struct Terms {
 };
 
 // What is known of the rows of a problem.
-#define LPL_KNOWN(X)                                                            \
-  X(const void*, terms, nullptr)       /* (N,) Terms */                         \
-  X(const double*, threshold, nullptr) /* (N,), of heads: Kind::rivals */       \
+#define LPL_KNOWN(X)                                                      \
+  X(const void*, terms, nullptr)       /* (N,) Terms */                   \
+  X(const double*, threshold, nullptr) /* (N,), of heads: Kind::rivals */ \
   X(const void*, delta, nullptr)       /* (N, C) Acc, learned, of every row */
 
 struct Known {
   LPL_KNOWN(LPL_FIELD)
 };
 
-// What the rows of a part leave: a number for each field of its class in lpl_fused/algebra/parts.py,
-// and rivals more. Powers are of e_j, from the first on, kPowers of them.
-#define LPL_SUMS(X)                                                                       \
-  X(double*, numbers, nullptr)   /* (N, fields) */                                        \
-  X(double*, powers, nullptr)    /* (N, kPowers) */                                       \
-  X(int32_t*, columns, nullptr)  /* (N, heads), −1 where there is none */                 \
-  X(void*, logits, nullptr)      /* (N, heads) Acc, −∞ where there is none */             \
+// What the rows of a part leave: a number for each field of its class in
+// lpl_fused/algebra/parts.py, and rivals more. Powers are of e_j, from the first on, kPowers of
+// them.
+#define LPL_SUMS(X)                                                          \
+  X(double*, numbers, nullptr)  /* (N, fields) */                            \
+  X(double*, powers, nullptr)   /* (N, kPowers) */                           \
+  X(int32_t*, columns, nullptr) /* (N, heads), −1 where there is none */     \
+  X(void*, logits, nullptr)     /* (N, heads) Acc, −∞ where there is none */ \
   X(int64_t, heads, 0)
 
 struct Sums {

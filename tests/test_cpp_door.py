@@ -1,5 +1,5 @@
 """The door of the C++ backend: its kernels for parts of the columns, of every instruction set; and
-gradients that are rescaled, bit by bit."""
+gradients that are rescaled, bit by bit. What holds for every backend is in test_seam.py."""
 
 from __future__ import annotations
 
@@ -10,46 +10,38 @@ from unittest import mock
 import pytest
 import torch
 from cases import Draw, cross_entropy_cases, lpl_cases
+from seam import by_parts, cut, known_of
+from seam import problem_of as problem_of_case
 from torch import Tensor
 
+from lpl_fused import testing
 from lpl_fused.algebra import learned
 from lpl_fused.algebra.parts import Kind, Rivals, Round
-from lpl_fused.algebra.rows import normalizer
 from lpl_fused.algebra.settle import begin
-from lpl_fused.algebra.sweep import sweep
 from lpl_fused.algebra.terms import Terms
 from lpl_fused.backends import cpp
-from lpl_fused.functional import softmax
-from lpl_fused.problem import MEAN, NONE, TABLES, BinaryOptions, BinaryProblem, Problem
+from lpl_fused.problem import (
+    MEAN,
+    NONE,
+    BinaryOptions,
+    BinaryProblem,
+    Problem,
+    accumulate_dtype,
+)
 from lpl_fused.reference import parts as reference_parts
 from lpl_fused.reference import sigmoid as binary_reference
 from lpl_fused.reference import softmax as reference
-from lpl_fused.testing import Case, _by_log_softmax, budget, error, evaluate
+from lpl_fused.testing import Case, budget, error
 
 pytestmark = pytest.mark.skipif(cpp.unavailable() is not None, reason="C++ backend not built")
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-CASES = cross_entropy_cases()
+CASES = {**cross_entropy_cases(), **lpl_cases()}
 CLASSES = 2600  # three blocks of the kernels, the last in part
 
 
 def problem_of(case: Case) -> Problem:
-    """What a backend is handed for a case."""
-    asked: list[Problem] = []
-
-    def kept(problem: Problem) -> Tensor:
-        asked.append(problem)
-        return run(problem)
-
-    run = reference.cross_entropy
-    with mock.patch.object(softmax.reference, "cross_entropy", kept):
-        evaluate(case, "reference")
-    assert len(asked) == 1
-    return asked[0]._replace(**{
-        name: tensor.detach()
-        for name, tensor in asked[0]._asdict().items()
-        if isinstance(tensor, Tensor)
-    })
+    return problem_of_case(replace(case, learn=()), "cpp", {})
 
 
 def problems_of(case: Case, dtype: torch.dtype) -> tuple[Problem, Problem]:
@@ -60,75 +52,35 @@ def problems_of(case: Case, dtype: torch.dtype) -> tuple[Problem, Problem]:
     return problem_of(narrow), problem_of(exact)
 
 
-def wanted(problem: Problem) -> list[str]:
-    return ["input", *(name for name in TABLES if getattr(problem, name) is not None)]
+def by_autograd(problem: Problem, factor: Tensor) -> Tensor:
+    """The gradient of the input by the reference."""
+    input = problem.input.clone().requires_grad_()
+    loss = reference.cross_entropy(problem._replace(input=input))
+    return torch.autograd.grad(loss, input, factor.to(loss.dtype))[0]
 
 
-def by_autograd(problem: Problem, factor: Tensor) -> dict[str, Tensor]:
-    """Loss and gradients by the reference."""
-    leaves = {name: getattr(problem, name).clone().requires_grad_() for name in wanted(problem)}
-    loss = reference.cross_entropy(problem._replace(**leaves))
-    grads = torch.autograd.grad(loss, list(leaves.values()), factor.to(loss.dtype))
-    return {"loss": loss.detach(), **dict(zip(leaves, grads, strict=True))}
-
-
-def in_parts(problem: Problem, cuts: list[int], factor: Tensor) -> dict[str, Tensor]:
-    """The same by the door, the columns cut."""
-    edges = [0, *cuts, problem.input.shape[1]]
-    problems = [problem.columns(a, b) for a, b in zip(edges, edges[1:], strict=False)]
-    known = sweep(cpp, problems)
-    assert known.loss is not None
-    norm = normalizer(problem)
-    total = known.loss if problem.options.reduction == NONE else known.loss.sum() / norm
-    upstream = (factor.to(norm.dtype) / norm).expand(known.loss.shape[0])
-    found = {"loss": total}
-    names = wanted(problem)
-    grads = [cpp.gradient(part, known, upstream, names) for part in problems]
-    for name in names:
-        of_parts = [getattr(grad, name) for grad in grads]
-        found[name] = sum(of_parts) if name == "margin" else torch.cat(of_parts, -1)  # type: ignore
-    return found
-
-
-def assert_judged(case: Case, dtype: torch.dtype, cuts: list[int]) -> None:
-    narrow, exact = problems_of(case, dtype)
-    shape = reference.cross_entropy(exact).shape
-    factor = 0.5 + torch.rand(shape, generator=torch.Generator().manual_seed(1))
-    truth = by_autograd(exact, factor)
-    with mock.patch.object(reference, "target_cross_entropy", _by_log_softmax):
-        eager = by_autograd(narrow, factor)
-    found = in_parts(narrow, cuts, factor)
-    cancels = narrow.spread or narrow.other is not None
-    for name, value in found.items():
-        allowed = budget(value.dtype, error(eager[name], truth[name], cancels=cancels))
-        actual = error(value, truth[name], cancels=cancels)
-        assert value.dtype == eager[name].dtype
-        assert actual <= allowed, f"{dtype}: error {actual:.2e} of {name} exceeds {allowed:.2e}"
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", CASES)
-def test_parts_of_columns_make_the_whole(name: str, dtype: torch.dtype, isa: str) -> None:
-    assert_judged(CASES[name](Draw(7, 37, 3)), dtype, [1, 20])
+def upstream(loss: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(loss.numel())
+    return 0.5 + torch.rand(loss.shape, generator=generator, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "name",
-    ["ignore", "offset-of-minus-infinity", "everything", "dense-smoothed-focal2", "clip-p3"]
-    + ["clip-infinity", "penalty-phr-ties", "clip-penalty", "mixed-smoothed", "softcap-clip"],
+    [
+        *("ignore", "smoothed-by-class", "mixed-smoothed", "offset-of-minus-infinity"),
+        *("dense-smoothed-focal2", "clip-p1.5", "clip-infinity", "clip-everything"),
+        *("softcap-clip", "penalty-phr-ties", "clip-penalty", "rows-by-target"),
+        *("everything", "unique", "unique-clip"),
+    ],
 )
 def test_parts_of_several_blocks(name: str, dtype: torch.dtype, isa: str) -> None:
-    assert_judged(CASES[name](Draw(5, CLASSES, 4)), dtype, [700, 1000])
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("classes", [37, CLASSES])
-@pytest.mark.parametrize("name", ["unique", "groups", "ignore", "unique-clip", "tables"])
-def test_learned_perturbation_in_parts(
-    name: str, classes: int, dtype: torch.dtype, isa: str
-) -> None:
-    assert_judged(lpl_cases()[name](Draw(6, classes, 5)), dtype, [classes // 3])
+    classes = 1100 if name == "rows-by-target" else CLASSES
+    case = CASES[name](Draw(5, classes, 4))
+    if case.steps is not None:
+        case = replace(case, learn=())
+    run = by_parts(lambda width: cut(width, 3))
+    testing.assert_within_budget(case, "cpp", dtype, upstream=upstream, run=run)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -153,7 +105,9 @@ def test_more_heads_than_are_listed(dtype: torch.dtype, isa: str) -> None:
 @pytest.mark.parametrize("kind", [Kind.SIZE, Kind.MASS, Kind.DETAIL, Kind.RIVALS])
 def test_ignored_rows_and_no_columns_hold_what_no_columns_add_up_to(kind: Kind, isa: str) -> None:
     case = CASES["clip-penalty"](Draw(4, 37, 7))
-    case = replace(case, input=torch.full_like(case.input, torch.nan), target=torch.full((4,), -100))
+    case = replace(
+        case, input=torch.full_like(case.input, torch.nan), target=torch.full((4,), -100)
+    )
     problem, _ = problems_of(case, torch.float32)
     known = begin(problem)._replace(threshold=torch.zeros(4))
     for asked in (problem, problem.columns(3, 3)):
@@ -173,7 +127,6 @@ def test_labels_out_of_range_are_told(isa: str) -> None:
     case = Case(Draw(3, 37, 8).input(), torch.tensor([1, 36, 2]))
     problem, _ = problems_of(case, torch.float32)
     part = problem.columns(0, 20)
-    sweep(cpp, [part, problem.columns(20, 37)])
     bad = part._replace(target=torch.tensor([1, 37, 2]))
     with pytest.raises(ValueError, match=r"target 37 is out of range: expected 0 <= target < 37"):
         cpp.reduce(bad, Round(Kind.MASS), begin(part))
@@ -181,19 +134,11 @@ def test_labels_out_of_range_are_told(isa: str) -> None:
         cpp.gradient(bad, begin(part), torch.ones(3), ["input"])
 
 
-def test_a_part_has_no_loss_of_its_own() -> None:
-    case = Case(Draw(3, 37, 9).input(), torch.tensor([1, 36, 2]))
-    problem, _ = problems_of(case, torch.float32)
-    for part in (problem.columns(0, 20), problem.columns(20, 37)):
-        with pytest.raises(ValueError, match="expected all classes"):
-            cpp.forward(part, True)
-
-
 def lpl(form: str, **keywords: object) -> Callable[[Draw], Case]:
     """A problem with steps."""
 
     def build(d: Draw) -> Case:
-        case = lpl_cases()[form](d)
+        case = CASES[form](d)
         return replace(case, keywords={**case.keywords, **keywords})
 
     return build
@@ -234,7 +179,7 @@ def test_a_rescaled_gradient_is_rounded_once(
     name: str, classes: int, dtype: torch.dtype, isa: str
 ) -> None:
     problem, exact = problems_of(RESCALED[name](Draw(6, classes, 10)), dtype)
-    truth = by_autograd(exact, torch.tensor(3.0))["input"]
+    truth = by_autograd(exact, torch.tensor(3.0))
     found = rescaled(problem, 3.0)
     if dtype == torch.float16:  # whose subnormals have fewer digits, and a smallest one
         found, truth = found[truth.abs() > 1e-4][None], truth[truth.abs() > 1e-4][None]
@@ -267,16 +212,16 @@ def test_a_solved_gradient_for_an_upstream_of_every_row(name: str, dtype: torch.
     case = replace(case, keywords={**case.keywords, "reduction": "none"})
     problem, exact = problems_of(case, dtype)
     upstream = 0.5 + torch.rand(6, generator=torch.Generator().manual_seed(14)).to(
-        cpp.accumulate_dtype(dtype)
+        accumulate_dtype(dtype)
     )
-    truth = by_autograd(exact, upstream)["input"]
+    truth = by_autograd(exact, upstream)
     made = cpp.forward(problem, True)
     solved = cpp.learned_gradient(problem, upstream)
     scaled = cpp.rescale_(problem, made, upstream)
     if dtype in (torch.bfloat16, torch.float16):
         assert torch.equal(scaled, solved)
-    with mock.patch.object(reference, "target_cross_entropy", _by_log_softmax):
-        eager = by_autograd(problem, upstream)["input"]
+    with mock.patch.object(reference, "target_cross_entropy", testing._by_log_softmax):
+        eager = by_autograd(problem, upstream)
     cancels = problem.spread or problem.other is not None
     allowed = budget(dtype, error(eager, truth, cancels=cancels))
     assert error(solved, truth, cancels=cancels) <= allowed
@@ -292,7 +237,9 @@ def test_terms_of_the_shortcut_are_those_of_the_rounds(name: str, isa: str) -> N
         assert made.terms is None
         return
     assert made.terms is not None
-    found, truth = (Terms.of(rows) for rows in (made.terms, sweep(cpp, [problem]).terms))
+    found, truth = (
+        Terms.of(rows) for rows in (made.terms, known_of("cpp", problem, [(0, 37)])[0].terms)
+    )
     moved = torch.exp(found.shift - truth.shift)
     found = found._replace(
         shift=truth.shift,
@@ -303,32 +250,28 @@ def test_terms_of_the_shortcut_are_those_of_the_rounds(name: str, isa: str) -> N
         torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12, msg=field)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_steps_chosen_from_the_losses(dtype: torch.dtype) -> None:
-    case = lpl_cases()["unique"](Draw(6, 37, 16))
-    for keywords in ({}, {"label_smoothing": 0.1}):
-        problem, _ = problems_of(replace(case, keywords={**case.keywords, **keywords}), dtype)
-        steps = problem.steps
-        seen: list[Tensor] = []
+def test_steps_chosen_from_the_losses(dtype: torch.dtype, smoothing: float) -> None:
+    case = CASES["unique"](Draw(6, 37, 16))
+    case = replace(case, keywords={**case.keywords, "label_smoothing": smoothing})
+    problem, _ = problems_of(case, dtype)
+    steps, seen = problem.steps, []
+    assert steps is not None
 
-        def choose(losses: Tensor) -> Tensor:
-            seen.append(losses)
-            assert steps is not None
-            return steps
+    def choose(losses: Tensor) -> Tensor:
+        seen.append(losses)
+        return steps
 
-        made = cpp.forward(problem._replace(steps=None), True, choose)
-        expected = cpp.forward(problem, True)
-        assert made.steps is steps
-        assert made.grad is not None
-        assert expected.grad is not None
-        torch.testing.assert_close(made.loss, expected.loss)
-        torch.testing.assert_close(made.grad, expected.grad)
-        plain = problem._replace(steps=None)
-        rows = cpp.forward(
-            plain._replace(options=plain.options._replace(reduction=NONE, label_smoothing=0.0)),
-            False,
-        )
-        torch.testing.assert_close(seen[0], rows.loss)
+    plain = problem._replace(steps=None)
+    made, expected = cpp.forward(plain, True, choose), cpp.forward(problem, True)
+    assert made.steps is steps
+    assert made.grad is not None
+    assert expected.grad is not None
+    torch.testing.assert_close(made.loss, expected.loss)
+    torch.testing.assert_close(made.grad, expected.grad)
+    bare = plain.options._replace(reduction=NONE, label_smoothing=0.0)
+    torch.testing.assert_close(seen[0], cpp.forward(plain._replace(options=bare), False).loss)
 
 
 def binary(dtype: torch.dtype, steps: bool = False, classes: int = 1100) -> BinaryProblem:
@@ -342,9 +285,7 @@ def binary(dtype: torch.dtype, steps: bool = False, classes: int = 1100) -> Bina
 
 @pytest.mark.parametrize("steps", [False, True], ids=["plain", "steps"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rescaled_gradients_of_the_sigmoid_link(
-    dtype: torch.dtype, steps: bool, isa: str
-) -> None:
+def test_rescaled_gradients_of_the_sigmoid_link(dtype: torch.dtype, steps: bool, isa: str) -> None:
     problem = binary(dtype, steps)
 
     def rescaled(factor: float) -> Tensor:
@@ -359,7 +300,9 @@ def test_rescaled_gradients_of_the_sigmoid_link(
     if dtype in (torch.bfloat16, torch.float16):
         exact = problem._replace(input=problem.input.double()).input.requires_grad_()
         asked = problem._replace(input=exact, target=problem.target.double())
-        (truth,) = torch.autograd.grad(binary_reference.binary_cross_entropy(asked), exact, torch.tensor(3.0).double())
+        (truth,) = torch.autograd.grad(
+            binary_reference.binary_cross_entropy(asked), exact, torch.tensor(3.0).double()
+        )
         found = rescaled(3.0)
         if dtype == torch.float16:
             found, truth = found[truth.abs() > 1e-4][None], truth[truth.abs() > 1e-4][None]

@@ -90,8 +90,7 @@ py::tuple gradient(const py::tuple& problem, const py::tuple& sizes, const py::t
   const auto kernel = [&](const Problem& p, const Outputs& out) {
     return lpl::kernels().gradient(p, given, out);
   };
-  return run(kernel, lpl::kPartPath, lpl::make_problem(problem, sizes),
-             lpl::make_outputs(outputs));
+  return run(kernel, lpl::kPartPath, lpl::make_problem(problem, sizes), lpl::make_outputs(outputs));
 }
 
 // grad (n, c), contiguous, times factors of its accumulate dtype, 0-dim (stride 0) or (n,); in

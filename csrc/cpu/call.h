@@ -133,10 +133,10 @@ struct Call {
   };
 
   // One sweep over row i plus `delta` (may be null): perturbed logits to `z` (where anything
-  // changes them), the exponentials to `e` (may be null or `z`), their sum without class `skip`
-  // (or −1). The maximum comes to light block by block; what was summed before is scaled to it
-  // where it exceeds the shift by more than kSlack. Nothing is swept where an earlier call has left
-  // the exponentials in the gradient's row.
+  // changes them; `capped` is scratch of a block, for the softcap), the exponentials to `e` (may be
+  // null or `z`), their sum without class `skip` (or −1). The maximum comes to light block by
+  // block; what was summed before is scaled to it where it exceeds the shift by more than kSlack.
+  // Nothing is swept where an earlier call has left the exponentials in the gradient's row.
   Exponentials exponentials(i64 i, const Acc* delta, i64 skip, Acc* z, Acc* capped, Acc* e) const {
     if (p.swept && !delta) {
       const Acc* swept = table(p.swept) + 3 * i;
@@ -152,7 +152,7 @@ struct Call {
     const i64 ahead = p.norm_p > 0 && c <= kRowAhead ? p.row_stride : kBlock;
     for (i64 lo = 0; lo < c; lo += kBlock) {
       const i64 size = std::min(kBlock, c - lo);
-      if (fill) perturb(i, at(delta, lo), lo, size, norm.factor, z + lo, at(capped, lo));
+      if (fill) perturb(i, at(delta, lo), lo, size, norm.factor, z + lo, capped);
       const Acc top = max_of(row + lo, size);
       if (top > shift + kSlack) {
         const Acc factor = exp_of(shift - top);

@@ -90,7 +90,7 @@ class GroupRows {
     bool finite = true;
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(&& : finite)
     {
-      Vector<Acc> z(c_), capped(call_.p.softcap > 0 ? c_ : 0);
+      Vector<Acc> z(c_), capped(call_.p.softcap > 0 ? kBlock : 0);
 #pragma omp for schedule(static)
       for (i64 r = 0; r < size_; ++r) {
         const i64 i = group.rows[r];

@@ -1,5 +1,5 @@
-// The gradient of some columns of a row from its Terms, in one sweep: lpl_fused/algebra/terms.py has
-// the equation.
+// The gradient of some columns of a row from its Terms, in one sweep: lpl_fused/algebra/terms.py
+// has the equation.
 #pragma once
 
 #include "part_rows.h"

@@ -142,8 +142,7 @@ class PartSums {
       mass += sum_of(w, size);
       if (!log) return;
       // a class without target mass counts nothing, even at a logit of −inf
-      pull += sum_over<Acc>(size,
-                            [=](i64 j) { return w[j] == 0 ? Acc(0) : w[j] * (z[j] - from); });
+      pull += sum_over<Acc>(size, [=](i64 j) { return w[j] == 0 ? Acc(0) : w[j] * (z[j] - from); });
       if (normed) spread += dot(w, x_.data(), size);
     });
     leave(i, shift, rest, z_at[0], z_at[1], mass, pull, along, x_at[0], x_at[1], spread);
@@ -165,8 +164,8 @@ class PartSums {
         if (normed) rows_.directions(i, lo, size, x_.data());
         for (i64 j = 0; j < size; ++j) {
           if (w[j] == 0) continue;
-          const PhiValue<Acc> phi = phi_of(terms.log_total - (z[j] - terms.shift), p_.phi,
-                                           Acc(p_.phi_parameter));
+          const PhiValue<Acc> phi =
+              phi_of(terms.log_total - (z[j] - terms.shift), p_.phi, Acc(p_.phi_parameter));
           value += double(w[j]) * phi.value;
           slope += double(w[j]) * phi.slope;
           if (normed) along += double(w[j] * phi.slope) * x_[j];

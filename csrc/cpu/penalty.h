@@ -42,10 +42,7 @@ class RowPenalty {
   using Acc = typename AccumulateOf<T>::type;
 
   explicit RowPenalty(const Problem& p)
-      : p_(p),
-        c_(p.c),
-        lam_(by_column(p, p.multiplier)),
-        rho_(by_column(p, p.rho)) {
+      : p_(p), c_(p.c), lam_(by_column(p, p.multiplier)), rho_(by_column(p, p.rho)) {
     if (p.penalty == Penalty::none) return;
     const bool relu = p.penalty == Penalty::relu, phr = p.penalty == Penalty::phr;
     const double inverse = 1 / p.penalty_unit;

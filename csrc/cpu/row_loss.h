@@ -8,11 +8,12 @@
 namespace lpl {
 namespace {
 
-// What a thread needs to work on rows: scratch of C numbers each, and of the row at work its norm
-// and Σ dL/dT_j·u_j/n.
+// What a thread needs to work on rows: scratch, and of the row at work its norm and
+// Σ dL/dT_j·u_j/n.
 template <typename Acc>
 struct Workspace {
-  Vector<Acc> z, e, pull, capped, dz, push;  // (C,)
+  Vector<Acc> z, e, pull, dz, push;  // (C,)
+  Vector<Acc> capped;                // of a block
   RowNorm<Acc> norm;
   double along = 0;
 };
@@ -39,7 +40,7 @@ class RowLoss {
     w.e.resize(c_);
     if (soft_) w.pull.resize(c_);
     if (penalised_ && out_.grad) w.push.resize(c_);
-    if (p_.softcap > 0) w.capped.resize(c_);
+    if (p_.softcap > 0) w.capped.resize(kBlock);
     if (p_.softcap > 0) w.dz.resize(c_);
     return w;
   }

@@ -227,7 +227,7 @@ def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
 
 
 def _scales_exactly(upstream: Tensor) -> bool:
-    """Whether products with it need no rounding, or are beyond it: powers of two, 0, inf and nan."""
+    """Whether products with it need no rounding, or are beyond it: powers of 2, 0, inf and nan."""
     if upstream.dim() == 0:
         factor = upstream.item()
         return not math.isfinite(factor) or abs(math.frexp(factor)[0]) in (0, 0.5)
@@ -253,7 +253,8 @@ def _recomputed(problem: Problem, upstream: Tensor, grad: Tensor) -> Tensor:
 
 
 def learned_gradient(problem: Problem, upstream: Tensor) -> Tensor:
-    return _recomputed(problem, upstream, torch.empty(problem.input.shape, dtype=problem.input.dtype))
+    grad = torch.empty(problem.input.shape, dtype=problem.input.dtype)
+    return _recomputed(problem, upstream, grad)
 
 
 def reduce(problem: Problem, round: Round, known: Known) -> Part:
@@ -295,9 +296,7 @@ def perturbed(problem: Problem, known: Known, begin: int, end: int) -> Tensor:
     return z
 
 
-def gradient(
-    problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]
-) -> Gradients:
+def gradient(problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]) -> Gradients:
     (n, width), dtype = problem.input.shape, accumulate_dtype(problem.input.dtype)
     outputs = Outputs()
     if "input" in want:
@@ -376,9 +375,8 @@ def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
 
 
 def binary_gradient(problem: BinaryProblem, upstream: Tensor) -> Tensor:
-    return _binary_gradient(
-        problem, upstream, torch.empty(problem.input.shape, dtype=problem.input.dtype)
-    )
+    grad = torch.empty(problem.input.shape, dtype=problem.input.dtype)
+    return _binary_gradient(problem, upstream, grad)
 
 
 def _binary_gradient(problem: BinaryProblem, upstream: Tensor, grad: Tensor) -> Tensor:
