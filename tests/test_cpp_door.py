@@ -165,11 +165,15 @@ def rescaled(problem: Problem, factor: float) -> Tensor:
     return cpp.rescale_(problem, made, torch.tensor(factor, dtype=made.loss.dtype))
 
 
-def assert_rounded_once(value: Tensor, truth: Tensor) -> None:
-    """Every entry is the nearest to a number that is as close to truth as float32 arithmetic is."""
-    slack = 8 * torch.finfo(torch.float32).eps * (truth.abs() + truth.abs().mean(-1, keepdim=True))
+def assert_rounded_once(value: Tensor, truth: Tensor, eager: Tensor) -> None:
+    """Every entry is the nearest to a number as close to truth as is asked of float32, in which
+    plain PyTorch gets `eager`."""
+    slack = budget(torch.float32, error(eager, truth))
+    slack = slack * (truth.abs() + truth.abs().mean(-1, keepdim=True))
     low, high = ((truth + side * slack).to(value.dtype) for side in (-1, 1))
-    assert ((low <= value) & (value <= high)).all()
+    # the smallest numbers of float16 have fewer digits
+    large = truth.abs() > (1e-4 if value.dtype == torch.float16 else 0)
+    assert ((low <= value) & (value <= high))[large].all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -180,10 +184,8 @@ def test_a_rescaled_gradient_is_rounded_once(
 ) -> None:
     problem, exact = problems_of(RESCALED[name](Draw(6, classes, 10)), dtype)
     truth = by_autograd(exact, torch.tensor(3.0))
-    found = rescaled(problem, 3.0)
-    if dtype == torch.float16:  # whose subnormals have fewer digits, and a smallest one
-        found, truth = found[truth.abs() > 1e-4][None], truth[truth.abs() > 1e-4][None]
-    assert_rounded_once(found, truth)
+    eager = by_autograd(problem._replace(input=problem.input.float()), torch.tensor(3.0))
+    assert_rounded_once(rescaled(problem, 3.0), truth, eager)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -230,7 +232,7 @@ def test_a_solved_gradient_for_an_upstream_of_every_row(name: str, dtype: torch.
 
 @pytest.mark.parametrize("name", RESCALED)
 def test_terms_of_the_shortcut_are_those_of_the_rounds(name: str, isa: str) -> None:
-    """Up to the shift, by which two of them are in other units."""
+    """Up to the shift, by which two of them are in other units, and where they count."""
     problem, _ = problems_of(RESCALED[name](Draw(6, 37, 15)), torch.float64)
     made = cpp.forward(problem, False)
     if problem.steps is not None:
@@ -246,6 +248,8 @@ def test_terms_of_the_shortcut_are_those_of_the_rounds(name: str, isa: str) -> N
         log_total=found.log_total + (found.shift - truth.shift),
         strength=found.strength / moved,
     )
+    found = found._replace(along=found.along * found.bend)
+    truth = truth._replace(along=truth.along * truth.bend)
     for field, value, expected in zip(Terms._fields, found, truth, strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12, msg=field)
 
@@ -298,12 +302,15 @@ def test_rescaled_gradients_of_the_sigmoid_link(dtype: torch.dtype, steps: bool,
     assert made.grad is not None
     assert torch.equal(rescaled(0.5), made.grad * 0.5)
     if dtype in (torch.bfloat16, torch.float16):
-        exact = problem._replace(input=problem.input.double()).input.requires_grad_()
-        asked = problem._replace(input=exact, target=problem.target.double())
-        (truth,) = torch.autograd.grad(
-            binary_reference.binary_cross_entropy(asked), exact, torch.tensor(3.0).double()
+        truth, eager = (
+            binary_by_autograd(problem, wide) for wide in (torch.float64, torch.float32)
         )
-        found = rescaled(3.0)
-        if dtype == torch.float16:
-            found, truth = found[truth.abs() > 1e-4][None], truth[truth.abs() > 1e-4][None]
-        assert_rounded_once(found, truth)
+        assert_rounded_once(rescaled(3.0), truth, eager)
+
+
+def binary_by_autograd(problem: BinaryProblem, dtype: torch.dtype) -> Tensor:
+    """The gradient for an upstream of 3 by the reference."""
+    input = problem.input.to(dtype).requires_grad_()
+    asked = problem._replace(input=input, target=problem.target.to(dtype))
+    loss = binary_reference.binary_cross_entropy(asked)
+    return torch.autograd.grad(loss, input, torch.full_like(loss, 3.0))[0]
