@@ -20,14 +20,17 @@ from lpl_fused.problem import NotDifferentiable
 
 pytestmark = pytest.mark.devices
 CLASSES = 17
-CASES = {**cross_entropy_cases(), **lpl_cases()}
+CASES = {
+    **cross_entropy_cases(),
+    **{f"lpl-{name}": build for name, build in lpl_cases().items()},
+}
 # what the rounds refuse: a gradient through the steps of the learned perturbation
 ROUNDS = [name for name in CASES if "through" not in name]
 # one for every form of target, norm, penalty and learned perturbation
 FEW = [
     "hard", "ignore", "smoothed-by-class", "mixed-ignore", "dense-smoothed", "everything",
-    "clip-p3", "clip-infinity", "clip-everything", "penalty-phr", "penalty-relu-ties", "unique",
-    "groups-normalized",
+    "clip-p3", "clip-infinity", "clip-everything", "penalty-phr", "penalty-relu-ties", "lpl-unique",
+    "lpl-groups-normalized",
 ]  # fmt: skip
 
 
@@ -63,13 +66,13 @@ def test_other_cuts_in_another_order(backend: str, case: str, parts: int) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", ["ignore", "dense-smoothed", "clip-everything", "groups"])
+@pytest.mark.parametrize("case", ["ignore", "dense-smoothed", "clip-everything", "lpl-groups"])
 def test_dtypes(backend: str, case: str, dtype: torch.dtype) -> None:
     problem = CASES[case](Draw(rows(backend), CLASSES, seed=9))
     check(problem, backend, by_parts(lambda width: cut(width, 3)), dtype)
 
 
-@pytest.mark.parametrize("case", ["hard", "clip-infinity", "penalty-relu-ties", "unique"])
+@pytest.mark.parametrize("case", ["hard", "clip-infinity", "penalty-relu-ties", "lpl-unique"])
 def test_parts_of_one_column(backend: str, case: str) -> None:
     """One of them has the target alone."""
     problem = CASES[case](Draw(4, 5, seed=10))
@@ -167,7 +170,7 @@ def test_rounds_are_known_from_shapes_and_options() -> None:
         "dense": [Kind.MASS],
         "clip": [Kind.SIZE, Kind.MASS],
         "penalty-phr": [Kind.SIZE, Kind.MASS, Kind.DETAIL],
-        "unique": [Kind.RIVALS] + [Kind.GROUP] * 3,
+        "lpl-unique": [Kind.RIVALS] + [Kind.GROUP] * 3,
     }
     for name, expected in kinds.items():
         problem = problem_of(CASES[name](draw), "reference", {})
