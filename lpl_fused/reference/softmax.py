@@ -37,10 +37,13 @@ def phi_of(ell: Tensor, code: int, parameter: float) -> Tensor:
     if code == POWER:
         exponent = (-parameter * ell).clamp(max=exponent_limit(ell.dtype))
         return one_minus_exp(exponent) / parameter
+    # where p = 0 the loss is ∞ and its slope 1, for which autograd would form ∞·0 of (1 − p)^γ
+    lost = ell == torch.inf
+    finite = ell.masked_fill(lost, 0)
     # 1 − p; the clamp keeps the derivative of (1 − p)^γ finite at p = 1
-    rest = one_minus_exp(-ell).clamp(min=torch.finfo(ell.dtype).tiny)
+    rest = one_minus_exp(-finite).clamp(min=torch.finfo(ell.dtype).tiny)
     if code == FOCAL:
-        return rest**parameter * ell
+        return torch.where(lost, ell, rest**parameter * finite)
     if code == POLY1:
         return ell + parameter * rest
     raise AssertionError(f"phi code {code}")
