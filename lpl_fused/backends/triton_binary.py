@@ -13,7 +13,6 @@ from ..problem import MEAN, NONE, BinaryProblem, accumulate_dtype
 from .buffers import new
 from .kernels.launch import binary_learned_meta, binary_mass_meta, binary_tile_meta
 
-
 # both sides have the same z, and φ = log: one exponential for both
 _SHARED = Path(
     "triton, shared sides",
