@@ -19,8 +19,8 @@ from ..norm import Norm, numbers_of
 from ..ops import Choose
 from ..penalty import MarginPenalty
 from ..perturbation import Perturbation
-from ..phi import Phi
-from ..problem import NONE, NotDifferentiable, Options, Problem
+from ..phi import LOG, Phi
+from ..problem import NONE, TABLES, NotDifferentiable, Options, Problem
 from ..validation import (
     MixedTarget,
     Shaped,
@@ -221,7 +221,7 @@ def lpl_perturbation(
     with torch.no_grad():
         find = reference if backend == REFERENCE else ops
         arguments = () if backend == REFERENCE else (backend,)
-        delta, slot = find.learned_perturbation(problem, *arguments)  # type: ignore[attr-defined]
+        delta, slot = find.learned_perturbation(problem, *arguments)
         present = problem.target != options.ignore_index
         classes, group = torch.unique(problem.target[present], return_inverse=True)
         leader = torch.empty_like(classes).scatter_(0, group, slot[present])
@@ -294,12 +294,17 @@ def _chooser(shaped: Shaped, steps: Choose) -> Choose:
 
 def _with_steps(problem: Problem, backend: str, choose: Choose) -> Problem:
     """The problem with its steps, chosen after a sweep of their own."""
-    options = Options(
+    # without what weighs or bends the loss of z: whatever makes z stays
+    options = problem.options._replace(
         reduction=NONE,
-        ignore_index=problem.options.ignore_index,
-        softcap=problem.options.softcap,
-        inverse_temperature=problem.options.inverse_temperature,
-    ).with_norm(problem.options.norm)
+        phi=LOG,
+        phi_parameter=0.0,
+        label_smoothing=0.0,
+        z_loss=0.0,
+        step_size=0.0,
+        normalize=False,
+        through=False,
+    )
     bare = problem._replace(weight=None, sample_weight=None, smoothing=None, options=options)
     with torch.no_grad():
         return problem._replace(steps=choose(_run(bare, backend)))
@@ -346,10 +351,15 @@ def _with_fixed_delta(problem: Problem, backend: str) -> Problem:
     return problem._replace(rows=rows, row_index=each, steps=None)
 
 
+# what no backend differentiates
+_FIXED = tuple(name for name in Problem._fields if name not in ("input", *TABLES, "options"))
+
+
 def _resolve(backend: str, problem: Problem) -> str:
     """The backend to run; "auto" leaves to the reference what only it differentiates."""
     if backend == "auto" and torch.is_grad_enabled():
-        for tensor in (problem.target, problem.lam, problem.weight, problem.sample_weight):
+        for name in _FIXED:
+            tensor = getattr(problem, name)
             if tensor is not None and tensor.requires_grad:
                 return REFERENCE
     kind, dtype = problem.input.device.type, problem.input.dtype

@@ -8,7 +8,7 @@
                target is one label (so that 1 − p_y keeps its digits); unless grad is wanted
         norm   0-dim: what the loss was divided by (1 unless reduction is "mean"); as stats
     cross_entropy_backward(Problem, backend, grad_rows, stats, want)
-            -> (input, scale, offset, margin, rows), empty where not wanted
+            -> (input, *TABLES), empty where not wanted
         grad_rows  (N,), stride 0 or 1: the gradient of each row's loss
     learned_perturbation(Problem, backend) -> (delta (N, C), slot (N,))
         as reference.learned_perturbation
@@ -38,7 +38,7 @@ _LIBRARY.define(
 )
 _LIBRARY.define(
     f"cross_entropy_backward({SCHEMA}, Tensor grad_rows, Tensor stats, bool[] want)"
-    " -> (Tensor input, Tensor scale, Tensor offset, Tensor margin, Tensor rows)"
+    f" -> ({', '.join(f'Tensor {name}' for name in ('input', *TABLES))})"
 )
 _LIBRARY.define(f"learned_perturbation({SCHEMA}) -> (Tensor delta, Tensor slot)")
 
@@ -77,7 +77,8 @@ def _learned_perturbation(input, target, parts, codes, numbers, backend):  # typ
 
 def _cross_entropy_fake(input, target, parts, codes, numbers, backend, want_grad):  # type: ignore[no-untyped-def]
     n, classes = input.shape
-    loss = input.new_empty((n,) if codes[0] == NONE else (), dtype=accumulate_dtype(input.dtype))
+    reduction = Options.unpacked(codes, numbers).reduction
+    loss = input.new_empty((n,) if reduction == NONE else (), dtype=accumulate_dtype(input.dtype))
     if want_grad:
         return loss, loss.new_empty(0), loss.new_empty(0), input.new_empty((n, classes))
     stats = loss.new_empty((load(backend).STATS, n))
@@ -88,11 +89,13 @@ def _cross_entropy_backward_fake(  # type: ignore[no-untyped-def]
     input, target, parts, codes, numbers, backend, grad_rows, stats, want
 ):
     problem = _unpacked(input, target, parts, codes, numbers)
-    table = stats.new_empty
-    shapes = [(input.shape[1],)] * 3 + [(0,) if problem.rows is None else problem.rows.shape]
+    tables = (getattr(problem, name) for name in TABLES)
     return (
         input.new_empty(input.shape if want[0] else (0,)),
-        *(table(shape if wanted else (0,)) for shape, wanted in zip(shapes, want[1:], strict=True)),
+        *(
+            stats.new_empty(table.shape if wanted else (0,))
+            for table, wanted in zip(tables, want[1:], strict=True)
+        ),
     )
 
 

@@ -10,10 +10,19 @@ import torch
 from torch import Tensor
 
 from ..norm import Numbers
+from ..paths import LEARNING, NORMING, PENALISING, SCALING, TARGETS, WEIGHING, Path
 from ..penalty import value_of
 from ..phi import FOCAL, LOG, POLY1, POWER
 from ..problem import MEAN, NONE, Problem, accumulate_dtype, label_range_error
 
+_KNOWN = Path(
+    "reference",
+    Problem,
+    (
+        *("z_loss", "softcap", "through"),
+        *(*WEIGHING, *SCALING, *NORMING, *TARGETS, *LEARNING, *PENALISING),
+    ),
+)
 NORM_FLOOR = 1e-12  # a gradient shorter than this has no direction: the normalised step is 0
 
 
@@ -287,6 +296,8 @@ def penalties(problem: Problem, counted: Tensor) -> Tensor:
 
 def cross_entropy(problem: Problem) -> Tensor:
     """The loss of a problem: 0-dim, or (N,) for reduction "none"."""
+    if not torch.compiler.is_compiling():
+        _KNOWN.demand(problem)
     check_labels(problem)
     z = perturb(problem)
     if problem.steps is not None:
