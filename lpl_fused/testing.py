@@ -20,12 +20,13 @@ from . import functional
 from .backends import REFERENCE, reason_against
 from .penalty import MarginPenalty
 from .perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
+from .problem import TABLES as FIELDS
 from .problem import accumulate_dtype
 from .reference import softmax as reference
 from .validation import MixedTarget, Target
 
 SCATTER = 2.0
-TABLES = ("scale", "offset", "margin", "rows", "temperature")
+TABLES = (*FIELDS, "temperature")  # of a Perturbation, that may learn
 _TABLES = (Perturbation, BinaryPerturbation, RebalancedWeight, MarginPenalty)
 
 
