@@ -6,7 +6,7 @@ PyTorch in the same dtype gets (its worst element, which among a few hundred rou
 the arithmetic, four because rounding a difference of 8 nats alone changes a probability by as much.
 Four in all is what nearly everything reaches; the exponential is what needs more. Of the 2,000
 float32 results of the common suite two do, beside eager ones with luck: 5.8 beyond the unit on
-interpreted Triton, by NumPy's exp and log (none with exact ones; a GPU's are as far off), and 6.5 on
+interpreted Triton, by NumPy's exp and log (none with exact ones; a GPU's are as far off), 6.5 on
 C++ without fused multiply-add (2.3 with it), where rounding the logits alone makes 0.5.
 """
 
