@@ -31,32 +31,29 @@ enum class Fault : int32_t { none = 0, target = 1, row_index = 2, through = 3 };
   X(const void*, multiplier, nullptr)    /* (C,) Acc, λ of the penalty */             \
   X(const void*, rho, nullptr)           /* (C,) Acc, ρ of the penalty */
 
-// Its numbers: of lpl_fused.norm (p = 0: none), of lpl_fused.penalty, and others. `through`: the
-// gradient goes through the learned perturbation's steps. `first`, `classes`: the logits, and class
-// probabilities, are of the classes from the first on, of so many in all (0: there are no others);
-// all else is of all classes.
-#define LPL_OPTIONS(X)                     \
-  X(Reduction, reduction, Reduction::mean) \
-  X(int64_t, ignore_index, -100)           \
-  X(Phi, phi, Phi::log)                    \
-  X(double, phi_parameter, 0)              \
-  X(double, label_smoothing, 0)            \
-  X(double, z_loss, 0)                     \
-  X(double, softcap, 0)                    \
-  X(double, norm_p, 0)                     \
-  X(double, norm_limit, 0)                 \
-  X(double, norm_gain, 1)                  \
-  X(double, norm_offset, 0)                \
-  X(double, inverse_temperature, 1)        \
-  X(double, step_size, 0)                  \
-  X(Penalty, penalty, Penalty::none)       \
-  X(double, penalty_margin, 1)             \
-  X(double, penalty_unit, 1)               \
-  X(double, penalty_strength, 1)           \
-  X(bool, normalize, false)                \
-  X(bool, through, false)                  \
-  X(int64_t, first, 0)                     \
-  X(int64_t, classes, 0)
+// Its numbers: of lpl_fused.norm (p = 0: none), of lpl_fused.penalty, and others.
+#define LPL_OPTIONS(X)                                                                     \
+  X(Reduction, reduction, Reduction::mean)                                                 \
+  X(int64_t, ignore_index, -100)                                                           \
+  X(Phi, phi, Phi::log)                                                                    \
+  X(double, phi_parameter, 0)                                                              \
+  X(double, label_smoothing, 0)                                                            \
+  X(double, z_loss, 0)                                                                     \
+  X(double, softcap, 0)                                                                    \
+  X(double, norm_p, 0)                                                                     \
+  X(double, norm_limit, 0)                                                                 \
+  X(double, norm_gain, 1)                                                                  \
+  X(double, norm_offset, 0)                                                                \
+  X(double, inverse_temperature, 1)                                                        \
+  X(double, step_size, 0)                                                                  \
+  X(Penalty, penalty, Penalty::none)                                                       \
+  X(double, penalty_margin, 1)                                                             \
+  X(double, penalty_unit, 1)                                                               \
+  X(double, penalty_strength, 1)                                                           \
+  X(bool, normalize, false)                                                                \
+  X(bool, through, false) /* the gradient goes through the learned perturbation's steps */ \
+  X(int64_t, first, 0)    /* the input's first column, numbered among all classes */       \
+  X(int64_t, classes, 0)  /* how many there are; 0: c */
 
 // What the launcher says of them.
 #define LPL_SIZES(X)                                                                \
@@ -71,7 +68,8 @@ enum class Fault : int32_t { none = 0, target = 1, row_index = 2, through = 3 };
   X(int32_t, threads, 0)
 
 // (N, C) logits and all that the loss of their rows depends on. `Acc` parts are float, or double
-// beside f64 logits.
+// beside f64 logits. The logits, and class probabilities, may be some columns of all classes, of
+// which all else is.
 struct Problem {
   const void* input = nullptr;      // (N, C), rows `row_stride` elements apart
   const int64_t* target = nullptr;  // (N,) labels, or null: `dense`
@@ -79,10 +77,10 @@ struct Problem {
   LPL_SIZES(LPL_FIELD)
   LPL_PARTS(LPL_FIELD)
   LPL_OPTIONS(LPL_FIELD)
-  // Of all classes.
-  int64_t all() const { return classes ? classes : c; }
   // What an earlier sweep left (Outputs::swept), whose exponentials are in the gradient's rows.
   const void* swept = nullptr;
+
+  int64_t all_classes() const { return classes ? classes : c; }
 };
 
 // What to compute, null where it is not wanted, and what for.

@@ -20,14 +20,17 @@ from lpl_fused.problem import NotDifferentiable
 
 pytestmark = pytest.mark.devices
 CLASSES = 17
-CASES = {**cross_entropy_cases(), **lpl_cases()}
+CASES = {
+    **cross_entropy_cases(),
+    **{f"lpl-{name}": build for name, build in lpl_cases().items()},
+}
 # what the rounds refuse: a gradient through the steps of the learned perturbation
 ROUNDS = [name for name in CASES if "through" not in name]
 # one for every form of target, norm, penalty and learned perturbation
 FEW = [
     "hard", "ignore", "smoothed-by-class", "mixed-ignore", "dense-smoothed", "everything",
-    "clip-p3", "clip-infinity", "clip-everything", "penalty-phr", "penalty-relu-ties", "unique",
-    "groups-normalized",
+    "clip-p3", "clip-infinity", "clip-everything", "penalty-phr", "penalty-relu-ties", "lpl-unique",
+    "lpl-groups-normalized",
 ]  # fmt: skip
 
 
@@ -63,13 +66,13 @@ def test_other_cuts_in_another_order(backend: str, case: str, parts: int) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", ["ignore", "dense-smoothed", "clip-everything", "groups"])
+@pytest.mark.parametrize("case", ["ignore", "dense-smoothed", "clip-everything", "lpl-groups"])
 def test_dtypes(backend: str, case: str, dtype: torch.dtype) -> None:
     problem = CASES[case](Draw(rows(backend), CLASSES, seed=9))
     check(problem, backend, by_parts(lambda width: cut(width, 3)), dtype)
 
 
-@pytest.mark.parametrize("case", ["hard", "clip-infinity", "penalty-relu-ties", "unique"])
+@pytest.mark.parametrize("case", ["hard", "clip-infinity", "penalty-relu-ties", "lpl-unique"])
 def test_parts_of_one_column(backend: str, case: str) -> None:
     """One of them has the target alone."""
     problem = CASES[case](Draw(4, 5, seed=10))
@@ -123,7 +126,9 @@ def test_every_column_a_head(backend: str) -> None:
     classes = 520
     draw = Draw(4, classes, seed=14)
     steps = torch.full((classes,), 3)
-    case = testing.Case(draw.input(0.1), torch.tensor([0, 130, 260, 519]), {"step_size": 0.2}, steps)
+    case = testing.Case(
+        draw.input(0.1), torch.tensor([0, 130, 260, 519]), {"step_size": 0.2}, steps
+    )
     runs = [(0, 4), (4, 130), (130, 131), (131, classes)]
     check(case, backend, by_parts(lambda _: runs))
 
@@ -139,7 +144,7 @@ def test_a_part_with_more_heads_than_are_listed_is_not_exact(backend: str) -> No
         torch.full((classes,), 30),
     ).on(testing.device_of(backend))
     problem = problem_of(case, backend, {})
-    known, problems = known_of(backend, problem, cut(classes, 2))
+    known, _ = known_of(backend, problem, cut(classes, 2))
     assert known.learned is not None
     assert known.loss is not None
     assert not known.learned.exact.any()
@@ -153,7 +158,10 @@ def test_an_empty_part_is_neutral(backend: str) -> None:
     known = begin(one)
     for round in rounds(one):
         whole = door(backend).reduce(one, round, known)
-        for joined in (whole.join(nothing := door(backend).reduce(none, round, known)), nothing.join(whole)):
+        for joined in (
+            whole.join(nothing := door(backend).reduce(none, round, known)),
+            nothing.join(whole),
+        ):
             for name, value in vars(joined).items():
                 if isinstance(value, torch.Tensor):
                     torch.testing.assert_close(value, getattr(whole, name), equal_nan=True)
@@ -167,7 +175,7 @@ def test_rounds_are_known_from_shapes_and_options() -> None:
         "dense": [Kind.MASS],
         "clip": [Kind.SIZE, Kind.MASS],
         "penalty-phr": [Kind.SIZE, Kind.MASS, Kind.DETAIL],
-        "unique": [Kind.RIVALS] + [Kind.GROUP] * 3,
+        "lpl-unique": [Kind.RIVALS] + [Kind.GROUP] * 3,
     }
     for name, expected in kinds.items():
         problem = problem_of(CASES[name](draw), "reference", {})
@@ -212,8 +220,9 @@ def test_an_offset_of_all_logits_leaves_the_digits(backend: str) -> None:
         input[0, 2] += 17  # p_y = 1 − 1e-7
         labels = torch.tensor([2, 4, 16, 0, 8])
         for case in (
-            testing.Case(input, labels, {"perturbation": Perturbation(scale=torch.ones(CLASSES).double())}),
+            testing.Case(
+                input, labels, {"perturbation": Perturbation(scale=torch.ones(CLASSES).double())}
+            ),
             testing.Case(input, labels, {"step_size": 0.3}, torch.full((CLASSES,), 3)),
         ):
             check(case, backend, by_parts(lambda width: cut(width, 3)))
-

@@ -77,7 +77,7 @@ struct Call {
   const Acc* extra_row(i64 i) const {
     if (!p.rows) return nullptr;
     const i64 index = p.row_index ? p.row_index[i] : p.target[i];
-    return by_column(p.rows) + index * p.all();
+    return by_column(p.rows) + index * p.all_classes();
   }
 
   int threads_for(i64 exponentials) const {
@@ -89,7 +89,7 @@ struct Call {
     for (const int64_t* labels : {p.target, p.other}) {
       if (!labels) continue;
       for (i64 i = 0; i < n; ++i)
-        if ((labels[i] < 0 || labels[i] >= p.all()) && !ignored(labels[i]))
+        if ((labels[i] < 0 || labels[i] >= p.all_classes()) && !ignored(labels[i]))
           return {Fault::target, labels[i], 0, 0};
     }
     if (p.rows && p.row_index)
@@ -212,7 +212,8 @@ struct Call {
   template <typename D>
   void weigh_dense(i64 i, i64 lo, i64 size, Acc* t) const {
     const D* row = static_cast<const D*>(p.dense) + i * p.dense_stride + lo;
-    const Acc keep = Acc(1 - p.label_smoothing), spread = Acc(p.label_smoothing / double(p.all()));
+    const Acc keep = Acc(1 - p.label_smoothing),
+              spread = Acc(p.label_smoothing / double(p.all_classes()));
     weigh(lo, size, t, [=](i64 j) { return Acc(load(row[j])) * keep + spread; });
   }
 

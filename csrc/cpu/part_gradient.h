@@ -19,7 +19,7 @@ class PartGradient {
   PartGradient(const Call<T>& call, const Known& known, const Outputs& out)
       : scale(out.grad_scale ? call.c : 0, Acc(0)),
         offset(out.grad_offset ? call.c : 0, Acc(0)),
-        margin(out.grad_margin ? call.p.all() : 0, Acc(0)),
+        margin(out.grad_margin ? call.p.all_classes() : 0, Acc(0)),
         rows_(call, known),
         call_(call),
         p_(call.p),

@@ -85,7 +85,7 @@ class RowPenalty {
   }
 
   // dL/du_j of the mean is −each_of()·dP/dh_j, and beside it raise_of()·each_of() at the largest.
-  double each_of() const { return 1 / p_.penalty_unit / double(p_.all()); }
+  double each_of() const { return 1 / p_.penalty_unit / double(p_.all_classes()); }
   static double raise_of(const Penalised<Acc>& row) { return row.slope / double(row.ties); }
 
   struct Sums {

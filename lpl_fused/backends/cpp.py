@@ -20,6 +20,7 @@ from ..algebra.sweep import with_steps
 from ..algebra.terms import Terms
 from ..problem import (
     NONE,
+    TABLES,
     BinaryOptions,
     BinaryProblem,
     NotDifferentiable,
@@ -301,11 +302,10 @@ def gradient(problem: Problem, known: Known, upstream: Tensor, want: Sequence[st
     outputs = Outputs()
     if "input" in want:
         outputs = outputs._replace(grad=torch.empty((n, width), dtype=problem.input.dtype))
-    if "rows" in want:  # of every sample; summed by row below
-        outputs = outputs._replace(grad_perturbed=torch.empty((n, width), dtype=dtype))
-    for name, size in ("scale", width), ("offset", width), ("margin", problem.classes):
-        if name in want:
-            outputs = outputs._replace(**{f"grad_{name}": torch.zeros(size, dtype=dtype)})
+    # of `rows` what every sample adds to its row; summed below
+    shapes = dict.fromkeys(TABLES, (width,)) | {"margin": (problem.classes,), "rows": (n, width)}
+    places = {name: torch.zeros(shapes[name], dtype=dtype) for name in TABLES if name in want}
+    outputs = outputs.and_tables({name: places.get(name) for name in TABLES})
     _differentiate(problem, known, upstream, outputs)
     return Gradients(
         input=outputs.grad,

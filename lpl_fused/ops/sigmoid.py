@@ -21,7 +21,7 @@ from torch import Tensor
 from ..backends import load_binary
 from ..backends.contract import Forward
 from ..problem import NONE, BinaryOptions, BinaryProblem, accumulate_dtype
-from .dispatch import SCHEMA, Once, by_sweep, direct, given, packed, register
+from .dispatch import GONE, SCHEMA, Once, by_sweep, direct, given, packed, register
 
 _LIBRARY = torch.library.Library("lpl_fused", "FRAGMENT")
 _LIBRARY.define(
@@ -59,7 +59,8 @@ def _perturbation_kernel(input, target, parts, codes, numbers, backend):  # type
 
 
 def _forward_fake(input, target, parts, codes, numbers, backend, want_grad):  # type: ignore[no-untyped-def]
-    shape = tuple(input.shape) if codes[0] == NONE else ()
+    options = BinaryOptions.unpacked(codes, numbers)
+    shape = tuple(input.shape) if options.reduction == NONE else ()
     loss = input.new_empty(shape, dtype=accumulate_dtype(input.dtype))
     if want_grad:
         return loss, loss.new_empty(0), input.new_empty(tuple(input.shape))
@@ -104,7 +105,7 @@ class BinaryCrossEntropy(torch.autograd.Function):
         elif torch.compiler.is_compiling():
             ctx.save_for_backward(*tensors, found.grad)
         else:
-            ctx.swept = found._replace(loss=None)  # the caller's
+            ctx.swept = found._replace(loss=GONE)
             ctx.save_for_backward(*tensors, None)
         return found.loss
 
