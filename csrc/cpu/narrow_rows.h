@@ -31,7 +31,7 @@ class NarrowRows {
     count_ = count;
     read();
     exponentials();
-    settle(losses);
+    out_.terms ? settle<true>(losses) : settle<false>(losses);
     if (out_.grad) write();
   }
 
@@ -86,7 +86,9 @@ class NarrowRows {
     }
   }
 
-  // The losses; of the gradient share_·e at the rivals and at_label_ at the targets.
+  // The losses; of the gradient share_·e at the rivals and at_label_ at the targets; what it is
+  // made of, if that is to be kept.
+  template <bool Keeps>
   void settle(Acc* losses) {
     Acc ell[kRows], lse[kRows], own[kRows];
     LPL_SIMD
@@ -114,7 +116,7 @@ class NarrowRows {
       const Acc total = own[r] + rest_[r], factor = upstream(i) * sample / total;
       share_[r] = factor * (slope + pressure);
       at_label_[r] = factor * (pressure * own[r] - slope * rest_[r]);
-      if (!out_.terms) continue;
+      if (!Keeps) continue;
       Terms<Acc> terms{};
       if (counts) {
         terms.factor = 1;

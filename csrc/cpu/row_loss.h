@@ -8,14 +8,18 @@
 namespace lpl {
 namespace {
 
-// What a thread needs to work on rows: scratch, and of the row at work its norm and
-// Σ dL/dT_j·u_j/n.
+// What a thread needs to work on rows: scratch, and of the row at work its norm and what its Terms
+// are made of.
 template <typename Acc>
 struct Workspace {
   Vector<Acc> z, e, pull, dz, push;  // (C,)
   Vector<Acc> capped;                // of a block
   RowNorm<Acc> norm;
-  double along = 0;
+  double along = 0;  // Σ dL/dT_j·u_j/n
+  Penalised<Acc> penalised;
+  // in units e_j = e^(z_j − shift); of a target that is `uniform`, and what target and other label
+  // have beside that
+  Acc shift, log_total, uniform, beside[2];
 };
 
 template <typename T>
@@ -91,29 +95,25 @@ class RowLoss {
     }
     const Acc upstream = this->upstream(i) * call_.sample_weight(i);
     const Pull pull = soft_ ? soft(i, delta, w) : labelled(i, delta, w);
-    Penalised<Acc> penalised;
+    double penalty = 0;
     if (penalised_) {
       Acc* push = w.push.empty() ? nullptr : w.push.data();
       const double weight = double(this->upstream(i)) * penalty_weight_;
-      penalised = penalty_.run(call_.logits(i), weight, push);
+      w.penalised = penalty_.run(call_.logits(i), weight, push);
+      penalty = penalty_weight_ * w.penalised.value;
     }
-    w.along = 0;
     if (differentiates_) write(i, pull, upstream, w);
-    if (out_.terms) keep(i, pull, penalised, w);
-    const double penalty = penalty_weight_ * penalised.value;
+    if (out_.terms) keep(i, pull, w);
     return Acc(double(pull.loss * call_.sample_weight(i)) + penalty);
   }
 
  private:
   // dL/dz_j = share·e_j − (the pull towards the target); at up to two labels it is known exactly.
-  // For Terms what it is in units of these: e_j = e^(z_j − shift), a target that is `uniform`, and
-  // what target and other label have beside these.
   struct Pull {
     Acc loss, share;
     i64 label[2];
     Acc at_label[2];
     int labels;
-    Acc shift, log_total, uniform, beside[2];
   };
 
   // What a target has of all classes alike, and at its one or two labels.
@@ -172,10 +172,11 @@ class RowLoss {
     Acc slope[2];
     settle(pull, mass, lift, own_of, rest_of, total, lse, slope);
     if (out_.terms) {
-      pull.shift = top;
-      pull.log_total = std::log(total);
+      w.shift = top;
+      w.log_total = std::log(total);
+      w.uniform = w.beside[0] = w.beside[1] = 0;
       for (int k = 0; k < pull.labels; ++k)
-        pull.beside[from[k]] = p_.other ? -slope[k] : pull.at_label[k];
+        w.beside[from[k]] = p_.other ? -slope[k] : pull.at_label[k];
     }
     return pull;
   }
@@ -232,14 +233,15 @@ class RowLoss {
     pull.loss = Acc(loss + mass * p_.z_loss * double(lse) * double(lse));
     pull.share = Acc((slopes + mass * 2 * p_.z_loss * double(lse)) / total);
     if (out_.terms) {
-      pull.shift = top;
-      pull.log_total = log_total;
-      pull.uniform = target.even;
+      w.shift = top;
+      w.log_total = log_total;
+      w.uniform = target.even;
+      w.beside[0] = w.beside[1] = 0;
       const int64_t* labels[2] = {p_.target, p_.other};
       for (int k = 0; k < 2; ++k) {
         if (target.sharp[k] == 0) continue;
         const Acc ell = log_total - (z[labels[k][i]] - top);
-        pull.beside[k] = -target.sharp[k] * phi_of(ell, p_.phi, Acc(p_.phi_parameter)).slope;
+        w.beside[k] = -target.sharp[k] * phi_of(ell, p_.phi, Acc(p_.phi_parameter)).slope;
       }
     }
     return pull;
@@ -418,23 +420,22 @@ class RowLoss {
   }
 
   // What the gradient of row i is made of, for an upstream of 1.
-  void keep(i64 i, const Pull& pull, const Penalised<Acc>& penalised,
-            const Workspace<Acc>& w) const {
+  void keep(i64 i, const Pull& pull, const Workspace<Acc>& w) const {
     const Acc weight = call_.sample_weight(i);
     const double each = penalised_ ? penalty_weight_ * penalty_.each_of() : 0;
     static_cast<Terms<Acc>*>(out_.terms)[i] = {
         w.norm.factor,
         Acc(w.norm.length),
         Acc(w.norm.bend),
-        penalised.top,
-        pull.shift,
-        pull.log_total,
+        w.penalised.top,
+        w.shift,
+        w.log_total,
         weight * pull.share,
-        weight * pull.uniform,
-        weight * pull.beside[0],
-        weight * pull.beside[1],
-        Acc(w.along * norm_),
-        Acc(each * RowPenalty<T>::raise_of(penalised)),
+        weight * w.uniform,
+        weight * w.beside[0],
+        weight * w.beside[1],
+        Acc(w.norm.bend == 0 ? 0 : w.along * norm_),
+        Acc(each * RowPenalty<T>::raise_of(w.penalised)),
         Acc(each),
     };
   }
