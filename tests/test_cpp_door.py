@@ -168,8 +168,8 @@ def rescaled(problem: Problem, factor: float) -> Tensor:
 def assert_rounded_once(value: Tensor, truth: Tensor, eager: Tensor) -> None:
     """Every entry is the nearest to a number as close to truth as is asked of float32, in which
     plain PyTorch gets `eager`."""
-    slack = budget(torch.float32, error(eager, truth))
-    slack = slack * (truth.abs() + truth.abs().mean(-1, keepdim=True))
+    typical = truth.abs() + truth.abs().mean(-1, keepdim=True)
+    slack = budget(torch.float32, error(eager, truth)) * typical
     low, high = ((truth + side * slack).to(value.dtype) for side in (-1, 1))
     # the smallest numbers of float16 have fewer digits
     large = truth.abs() > (1e-4 if value.dtype == torch.float16 else 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import fields
 from types import ModuleType
 from typing import NamedTuple
 
@@ -57,12 +56,12 @@ _LABELS = {
     torch.int64: 8,
 }
 _FAULT_TARGET, _FAULT_ROW_INDEX, _FAULT_THROUGH = 1, 2, 3
-# of csrc/parts.h
-_KINDS: dict[Kind, tuple[int, type[Part]]] = {
-    Kind.SIZE: (0, Size),
-    Kind.MASS: (1, Mass),
-    Kind.DETAIL: (2, Detail),
-    Kind.RIVALS: (3, Rivals),
+# the code of csrc/parts.h, the part, and how many numbers of a row are stored
+_KINDS: dict[Kind, tuple[int, type[Part], int]] = {
+    Kind.SIZE: (0, Size, 4),
+    Kind.MASS: (1, Mass, 10),
+    Kind.DETAIL: (2, Detail, 5),
+    Kind.RIVALS: (3, Rivals, 5),
 }
 _TERMS = len(Terms._fields)
 
@@ -262,8 +261,8 @@ def reduce(problem: Problem, round: Round, known: Known) -> Part:
     if round.kind is Kind.GROUP:
         return groups.reduce(problem, round, known, perturbed)
     (n, width), dtype = problem.input.shape, accumulate_dtype(problem.input.dtype)
-    kind, part = _KINDS[round.kind]
-    sums = Sums(torch.empty((n, _numbers(part)), dtype=torch.float64))
+    kind, part, count = _KINDS[round.kind]
+    sums = Sums(torch.empty((n, count), dtype=torch.float64))
     if part is Rivals:
         heads = min(learned.HEADS, width)
         sums = sums._replace(
@@ -280,13 +279,6 @@ def reduce(problem: Problem, round: Round, known: Known) -> Part:
     elif part is Size:
         beside = (problem.options.norm_p,)
     return part.of(sums.numbers, *beside)  # type: ignore[arg-type]
-
-
-@functools.cache
-def _numbers(part: type[Part]) -> int:
-    """How many numbers of a row a kernel stores."""
-    beside = {Size: 1, Rivals: 3}.get(part, 0)
-    return len(fields(part)) - beside  # type: ignore[arg-type]
 
 
 def perturbed(problem: Problem, known: Known, begin: int, end: int) -> Tensor:
