@@ -75,10 +75,10 @@ class Reader {
 #define LPL_READ(type, name, off) fields.read(to.name);
 
 // Reads a tuple that has the fields of LIST into `to`.
-#define LPL_READ_ALL(LIST, from)            \
-  {                                         \
-    Reader fields((from), LIST(LPL_ONE));   \
-    LIST(LPL_READ)                          \
+#define LPL_READ_ALL(LIST, from)          \
+  {                                       \
+    Reader fields((from), LIST(LPL_ONE)); \
+    LIST(LPL_READ)                        \
   }
 
 // Of lpl_fused.problem.Problem and lpl_fused.backends.native.Sizes.
@@ -172,9 +172,8 @@ void demand(const Path& path, uint64_t features, uint64_t wanted) {
 // For tests: the names of the features that are on in a problem as it was read.
 template <typename Problem>
 py::list shown_features(const Problem& problem) {
-  using Feature =
-      typename std::conditional<std::is_same<Problem, lpl::BinaryProblem>::value, BinaryFeature,
-                                lpl::Feature>::type;
+  using Feature = typename std::conditional<std::is_same<Problem, lpl::BinaryProblem>::value,
+                                            BinaryFeature, lpl::Feature>::type;
   return names_of<Feature>(features_of(problem));
 }
 

@@ -12,10 +12,10 @@ constexpr Path kDeltaPath = {"learned perturbation", kEverything | kThrough, kDe
 
 // The logits are z (but for a norm, which may leave a row as it is), and the learned perturbation
 // is not there yet: the loss has them as they stand.
-constexpr Path kRawPath = {"raw logits",
-                           kWeighing | kPressing | kNorming | kMixing | kSpreading | kLearning |
-                               kThrough | kPenalty,
-                           kRowPath.outputs | kDelta | set_of(Output::swept)};
+constexpr Path kRawPath = {
+    "raw logits",
+    kWeighing | kPressing | kNorming | kMixing | kSpreading | kLearning | kThrough | kPenalty,
+    kRowPath.outputs | kDelta | set_of(Output::swept)};
 
 // Few classes: rows side by side (narrow_rows.h).
 constexpr Path kNarrowPath = {"narrow rows", kWeighing | kPressing | kScaling, kLoss | kGrad};

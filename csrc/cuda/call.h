@@ -18,20 +18,20 @@ namespace lpl {
 
 using i64 = int64_t;
 
-// Buffers that the launcher's caller allocates; null where a call does not need them. Rows by class:
-// those of row i's are order[begin[i] : begin[i] + counts[i]]. A partial sum of grad_scale and
-// grad_offset is over `chunk` rows, so that there are ⌈N/chunk⌉ of each.
-#define LPL_SCRATCH(X)                                                                           \
-  X(void*, losses, nullptr) /* (N,) Acc */                                                       \
-  X(void*, penalty_weight, nullptr) /* one Acc: out.norm over the number of rows that count */   \
-  X(void*, terms, nullptr) /* (N, 8) Acc: Terms of every row */                                  \
-  X(const int64_t*, order, nullptr)                                                              \
-  X(const int64_t*, begin, nullptr)                                                              \
-  X(const int64_t*, counts, nullptr)                                                             \
-  X(int32_t*, outcome, nullptr) /* (N,) Outcome */                                               \
-  X(void*, groups, nullptr) /* Group::bytes, null where that is 0 */                             \
-  X(void*, rowwise, nullptr) /* (N, 3) Acc: shift, 1/Σ, norm's factor in a step; Group's lift */ \
-  X(void*, direction, nullptr) /* (N, C) Acc, where steps are normalised */                      \
+// Buffers that the launcher's caller allocates; null where a call does not need them. Rows by
+// class: those of row i's are order[begin[i] : begin[i] + counts[i]]. A partial sum of grad_scale
+// and grad_offset is over `chunk` rows, so that there are ⌈N/chunk⌉ of each.
+#define LPL_SCRATCH(X)                                                                             \
+  X(void*, losses, nullptr)         /* (N,) Acc */                                                 \
+  X(void*, penalty_weight, nullptr) /* one Acc: out.norm over the number of rows that count */     \
+  X(void*, terms, nullptr)          /* (N, 8) Acc: Terms of every row */                           \
+  X(const int64_t*, order, nullptr)                                                                \
+  X(const int64_t*, begin, nullptr)                                                                \
+  X(const int64_t*, counts, nullptr)                                                               \
+  X(int32_t*, outcome, nullptr) /* (N,) Outcome */                                                 \
+  X(void*, groups, nullptr)     /* Group::bytes, null where that is 0 */                           \
+  X(void*, rowwise, nullptr)   /* (N, 3) Acc: shift, 1/Σ, norm's factor in a step; Group's lift */ \
+  X(void*, direction, nullptr) /* (N, C) Acc, where steps are normalised */                        \
   X(int64_t, chunk, 1)
 
 struct Scratch {
