@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "binary.h"
+#include "parts.h"
 
 namespace lpl {
 namespace {
@@ -102,6 +103,20 @@ inline Problem make_problem(const py::tuple& problem, const py::tuple& sizes) {
 inline Outputs make_outputs(const py::tuple& outputs) {
   Outputs to;
   LPL_READ_ALL(LPL_OUTPUTS, outputs)
+  return to;
+}
+
+// Of lpl_fused.backends.cpp.Given.
+inline Known make_known(const py::tuple& known) {
+  Known to;
+  LPL_READ_ALL(LPL_KNOWN, known)
+  return to;
+}
+
+// Of lpl_fused.backends.cpp.Sums.
+inline Sums make_sums(const py::tuple& sums) {
+  Sums to;
+  LPL_READ_ALL(LPL_SUMS, sums)
   return to;
 }
 

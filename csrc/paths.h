@@ -27,8 +27,7 @@ constexpr uint64_t kLearning = set_of(Is::steps, Is::step_size, Is::normalize);
 constexpr uint64_t kThrough = set_of(Is::through);
 constexpr uint64_t kPenalty = set_of(Is::penalty, Is::penalty_margin, Is::penalty_unit,
                                      Is::penalty_strength, Is::multiplier, Is::rho);
-
-// some columns of all classes
+// the logits are of some of the classes
 constexpr uint64_t kPart = set_of(Is::first, Is::classes);
 
 // all but kThrough and kPart
@@ -37,6 +36,7 @@ constexpr uint64_t kEverything = kWeighing | kPressing | kScaling | kByRow | kNo
 
 constexpr uint64_t kLoss = set_of(Output::loss, Output::norm);
 constexpr uint64_t kGrad = set_of(Output::grad, Output::grad_rows, Output::grad_rows_stride);
+constexpr uint64_t kTerms = set_of(Output::terms);
 constexpr uint64_t kTableGrads =
     set_of(Output::grad_perturbed, Output::grad_scale, Output::grad_offset, Output::grad_margin);
 constexpr uint64_t kDelta = set_of(Output::delta, Output::slot);

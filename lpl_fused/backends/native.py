@@ -56,6 +56,7 @@ class Outputs(NamedTuple):
     grad: Tensor | None = None
     grad_rows: Tensor | None = None
     grad_rows_stride: int = 0
+    terms: Tensor | None = None
     grad_perturbed: Tensor | None = None
     grad_scale: Tensor | None = None
     grad_offset: Tensor | None = None
