@@ -86,6 +86,9 @@ Problem make_problem(const py::tuple& problem, const py::tuple& sizes) {
   p.penalty_strength = options[at++].cast<double>();
   p.normalize = options[at++].cast<bool>();
   p.through = options[at++].cast<bool>();
+  p.first = options[at++].cast<int64_t>();
+  p.classes = options[at++].cast<int64_t>();
+  if (p.classes == 0) p.classes = p.c;
   return p;
 }
 

@@ -17,9 +17,13 @@ enum class Fault : int32_t { none = 0, target = 1, row_index = 2, through = 3 };
 
 // (N, C) logits and all that the loss of their rows depends on. `Acc` parts are float, or double
 // beside f64 logits.
+//
+// The logits, and class probabilities, may be of some columns alone: `c` of them, from `first` on of
+// all `classes`.
 struct Problem {
   const void* input;  // (N, C), rows `row_stride` elements apart
   int64_t n, c, row_stride;
+  int64_t first, classes;
   DType dtype;
 
   const int64_t* target;  // (N,) labels, or null: `dense`

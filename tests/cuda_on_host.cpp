@@ -274,6 +274,7 @@ class Launcher {
   template <typename Body>
   static void run(const Call& call, i64 n, int blocks, i64 stage, size_t own) {
     ++launches;
+    if (spared<typename Body::Acc>(call)) return;
     const int threads = blocks * shape.places;
     const std::vector<std::vector<char>> memory{size_t(blocks)};
     Shared shared{Fibres(threads), std::vector<char>(4 * size_t(threads) * kWidest),
@@ -291,19 +292,9 @@ class Launcher {
 
 }  // namespace
 
-void cross_entropy(const Call& call, uintptr_t) {
+void run(Work work, const Call& call, uintptr_t) {
   Launcher launch;
-  cross_entropy(launch, call);
-}
-
-void learned_perturbation(const Call& call, uintptr_t) {
-  Launcher launch;
-  learned_perturbation(launch, call);
-}
-
-void scale_rows(const Call& call, uintptr_t) {
-  Launcher launch;
-  scale_rows(launch, call);
+  run(launch, work, call);
 }
 
 int64_t group_bytes(int64_t n, int64_t c, int dtype) {

@@ -1,11 +1,21 @@
 // The module lpl_fused._cuda: pointers, sizes and a stream in, kernels queued.
 #include "../bindings.h"
 
+#include "../parts.h"
 #include "kernels.h"
 
 namespace {
 
 namespace py = pybind11;
+
+// Tables of all classes begin where the columns do, so that a label is a column as well, if perhaps
+// none of these.
+void begin_tables(lpl::Problem& p) {
+  const int64_t bytes = p.first * (p.dtype == lpl::DType::f64 ? 8 : 4);
+  for (const void** table : {&p.weight, &p.smoothing, &p.scale, &p.offset, &p.margin, &p.rows,
+                             &p.multiplier, &p.rho})
+    if (*table) *table = static_cast<const char*>(*table) + bytes;
+}
 
 // `buffers` is a lpl_fused.backends.cuda.Buffers.
 lpl::Call make_call(const py::tuple& problem, const py::tuple& sizes, const py::tuple& buffers) {
@@ -33,48 +43,55 @@ lpl::Call make_call(const py::tuple& problem, const py::tuple& sizes, const py::
   call.scratch.groups = next();
   call.scratch.rowwise = next();
   call.scratch.direction = next();
+  call.scratch.factor = next();
+  call.scratch.part = next();
+  call.scratch.threshold = next();
+  call.scratch.powers = next();
+  call.scratch.head_columns = static_cast<int32_t*>(next());
+  call.scratch.head_logits = next();
+  call.scratch.perturbed = next();
   call.out.grad_rows_stride = buffers[at++].cast<int64_t>();
+  call.scratch.factor_stride = buffers[at++].cast<int64_t>();
   call.scratch.chunk = buffers[at++].cast<int64_t>();
+  begin_tables(call.p);
   return call;
 }
 
-void cross_entropy(const py::tuple& problem, const py::tuple& sizes, const py::tuple& buffers,
-                   uintptr_t stream) {
+template <lpl::Work work>
+void run(const py::tuple& problem, const py::tuple& sizes, const py::tuple& buffers,
+         uintptr_t stream) {
   const lpl::Call call = make_call(problem, sizes, buffers);
   py::gil_scoped_release unlocked;
-  lpl::cross_entropy(call, stream);
+  lpl::run(work, call, stream);
 }
 
-void learned_perturbation(const py::tuple& problem, const py::tuple& sizes,
-                          const py::tuple& buffers, uintptr_t stream) {
-  lpl::Call call = make_call(problem, sizes, buffers);
-  call.scratch.only_delta = true;
-  py::gil_scoped_release unlocked;
-  lpl::learned_perturbation(call, stream);
-}
+#define LPL_NAMED(name) names.append(#name);
+#define LPL_NAMES(LIST) \
+  [] {                  \
+    py::list names;     \
+    LIST(LPL_NAMED)     \
+    return names;       \
+  }()
 
-// grad (n, c), contiguous, times factors of its accumulate dtype, 0-dim (stride 0) or (n,); in
-// place.
-void scale_rows(lpl::Address grad, int64_t n, int64_t c, int dtype, lpl::Address factors,
-                int64_t stride, uintptr_t stream) {
-  lpl::Call call{};
-  call.p.n = n;
-  call.p.c = c;
-  call.p.dtype = lpl::DType(dtype);
-  call.out.grad = lpl::output(grad);
-  call.out.grad_rows = lpl::output(factors);
-  call.out.grad_rows_stride = stride;
-  py::gil_scoped_release unlocked;
-  lpl::scale_rows(call, stream);
+// What a row's numbers are called, in their order.
+py::dict numbers() {
+  py::dict found;
+  found["Terms"] = LPL_NAMES(LPL_TERMS);
+  found["Size"] = LPL_NAMES(LPL_SIZE);
+  found["Mass"] = LPL_NAMES(LPL_MASS);
+  found["Detail"] = LPL_NAMES(LPL_DETAIL);
+  found["Rivals"] = LPL_NAMES(LPL_RIVALS);
+  return found;
 }
 
 }  // namespace
 
+#define LPL_DEFINE(name) m.def(#name, &run<lpl::Work::name>);
+
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "Kernels for CUDA devices; called through lpl_fused.backends.cuda.";
   m.attr("device") = lpl::device_kind();
-  m.def("cross_entropy", &cross_entropy);
-  m.def("learned_perturbation", &learned_perturbation);
-  m.def("scale_rows", &scale_rows);
+  m.attr("numbers") = numbers();
+  LPL_WORK(LPL_DEFINE)
   m.def("group_bytes", &lpl::group_bytes);
 }

@@ -4,6 +4,8 @@
 // 16-bit types of their own.
 #pragma once
 
+#include <cmath>
+
 #include "../row.h"
 
 #if defined(__CUDACC__)
@@ -22,7 +24,7 @@ using i64 = int64_t;
 struct Scratch {
   void* losses;          // (N,) Acc
   void* penalty_weight;  // one Acc: out.norm over the number of rows that count
-  void* terms;           // (N, 8) Acc: Terms of every row
+  void* terms;           // (N,) Terms<Acc>
   // rows that a partial sum of grad_scale and grad_offset is over; those are (⌈N/chunk⌉, C)
   int64_t chunk;
 
@@ -35,6 +37,21 @@ struct Scratch {
   void* rowwise;
   void* direction;  // (N, C) Acc, where steps are normalised
   bool only_delta;  // the solver leaves loss and gradient to RowBody, whose δ it makes
+
+  // What a finished gradient is multiplied by, (N,) Acc or one (stride 0). Where that would round
+  // it a second time it is made anew, by what runs with `anew` set, which else has nothing to do.
+  const void* factor;
+  int64_t factor_stride;
+  bool anew;
+
+  // Reductions: the part's numbers (parts.h), (N, …) double; of rivals threshold (N,) Acc, powers
+  // (N, kOrder) double, heads by column (N, min(kMost, C)) with their logits, Acc. z: (N, C) Acc
+  void* part;
+  const void* threshold;
+  void* powers;
+  int32_t* head_columns;
+  void* head_logits;
+  void* perturbed;
 };
 
 // What the solver made of a row.
@@ -52,6 +69,26 @@ struct Call {
   Outputs out;
   Scratch scratch;
 };
+
+template <typename Acc>
+LPL_DEVICE inline Acc factor_of(const Call& call, i64 i) {
+  return static_cast<const Acc*>(call.scratch.factor)[i * call.scratch.factor_stride];
+}
+
+// Whether 16-bit numbers times this are not rounded again: it is a power of two, or leaves nothing
+// to round.
+template <typename Acc>
+LPL_DEVICE inline bool keeps_digits(Acc factor) {
+  int exponent;
+  const Acc digits = std::fabs(std::frexp(factor, &exponent));
+  return digits == Acc(0.5) || !(digits > 0 && digits < 1);
+}
+
+// Whether all kernels of a call have nothing to do.
+template <typename Acc>
+LPL_DEVICE inline bool spared(const Call& call) {
+  return call.scratch.anew && keeps_digits(factor_of<Acc>(call, 0));
+}
 
 struct Nothing {};  // Body::Shared, a block's own memory, of bodies that need none
 
