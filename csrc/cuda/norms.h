@@ -26,11 +26,11 @@ struct Length {
 template <typename Team, typename Pieces, typename Acc = typename Pieces::Acc>
 LPL_DEVICE Length<Acc> length_of(Team& team, double p, const Pieces& pieces) {
   Acc peak = 0;
-  pieces.visit([&](int, const Acc* u) {
+  pieces.visit([&](int first, const Acc* u) {
 #pragma unroll
     for (int v = 0; v < Pieces::kSize; ++v) {
       const Acc magnitude = std::fabs(counted(u[v]));
-      if (magnitude > peak) peak = magnitude;
+      if (pieces.inside(first + v) && magnitude > peak) peak = magnitude;
     }
   });
   peak = team.reduce(peak, [](Acc x, Acc y) { return x > y ? x : y; });
