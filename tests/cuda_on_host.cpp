@@ -336,6 +336,7 @@ namespace {
 
 // Reads what it has not written, and says who came first.
 struct Careless {
+  using Acc = double;
   struct Shared {
     uint64_t word;
   };

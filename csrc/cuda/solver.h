@@ -174,13 +174,15 @@ struct SolverBody {
                                  Row<Acc>& row) {
     TeamRow<Team, T, Bare> here(team, call, algebra, row);
     here.measured();
-    const Sums<Acc> sums = here.sums(row.label, false);
+    const Acc own = algebra.logit(row.label, row);
+    // rivals that are nothing beside the label are none
+    const Sums<Acc> sums = here.sums(row.label, false, own);
     const Acc shift = finite_shift(sums.top), inverse = sums.rest > 0 ? 1 / sums.rest : Acc(0);
     here.fill(static_cast<Acc*>(call.out.delta), [&](int j, Acc z) {
       return j == row.label ? Acc(0) : std::exp(z - shift) * inverse;
     });
     if (team.rank() == 0) {
-      Acc lift = algebra.logit(row.label, row) - shift;
+      Acc lift = own - shift;
       // where there are no rivals it does not matter
       lift = inverse > 0 ? lift - std::log(sums.rest) : lift - lift;
       if (!(sums.rest < INFINITY) || row.outside) lift = NAN;

@@ -2,30 +2,70 @@
 
 As on Triton, no launcher waits for the device: kernels and torch operations are queued on the
 current stream, in numbers that shapes and options alone decide, so that a CUDA graph can record
-them. Sums over rows run in a fixed order, so that results repeat bit for bit.
+them. (Only `settle`, which every backend shares, looks once at how many steps there are.) Sums over
+rows run in a fixed order, so that results repeat bit for bit.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import fields
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..algebra import groups, learned
+from ..algebra.known import Known
+from ..algebra.parts import Detail, Kind, Mass, Part, Rivals, Round, Size
+from ..algebra.settle import rounds, settle
+from ..algebra.sweep import with_steps
+from ..algebra.terms import Terms
 from ..problem import MEAN, NONE, Problem, accumulate_dtype
 from .buffers import gradients, new
+from .contract import Choose, Forward, Gradients
 from .native import DTYPES, sizes
 
-STATS = 0  # rows of the statistics that the backward wants: it recomputes them on chip
+__all__ = [
+    "describe",
+    "forward",
+    "gradient",
+    "learned_gradient",
+    "learned_perturbation",
+    "outcomes", "STATS", "cross_entropy", "scale_rows_",
+    "perturbed",
+    "reduce",
+    "rescale_",
+    "rounds",
+    "settle",
+    "unavailable",
+    "unsupported",
+]
+
+PARTS: dict[Kind, type[Part]] = {
+    Kind.SIZE: Size,
+    Kind.MASS: Mass,
+    Kind.DETAIL: Detail,
+    Kind.RIVALS: Rivals,
+}
+# what a row's numbers are called; behind those that a kernel stores stands what it has beside them
+NUMBERS = {
+    "Terms": list(Terms._fields),
+    **{part.__name__: [field.name for field in fields(part)] for part in PARTS.values()},  # type: ignore[arg-type]
+}
 
 
 @functools.cache
 def _native() -> ModuleType:
-    return importlib.import_module("lpl_fused._cuda")
+    module = importlib.import_module("lpl_fused._cuda")
+    for name, found in module.numbers.items():
+        expected = NUMBERS[name][: len(found)]
+        if found != expected:
+            raise ImportError(f"{name}: the native module has {found}, expected {expected}")
+    return module
 
 
 @functools.cache
@@ -72,89 +112,179 @@ class Buffers(NamedTuple):
     groups: Tensor | None = None
     rowwise: Tensor | None = None
     direction: Tensor | None = None
+    factor: Tensor | None = None
+    part: Tensor | None = None
+    threshold: Tensor | None = None
+    powers: Tensor | None = None
+    head_columns: Tensor | None = None
+    head_logits: Tensor | None = None
+    perturbed: Tensor | None = None
     grad_rows_stride: int = 0
+    factor_stride: int = 0
     chunk: int = 1
 
 
-def sweeps_first(problem: Problem) -> bool:
-    """Steps are chosen after a sweep of their own."""
-    return False
+def reduce(problem: Problem, round: Round, known: Known) -> Part:
+    if round.kind is Kind.GROUP:
+        return groups.reduce(problem, round, known, perturbed)
+    part = PARTS[round.kind]
+    n, width = problem.input.shape
+    stored = new(problem, n, len(_native().numbers[part.__name__]), dtype=torch.float64)
+    buffers = Buffers(terms=known.terms, part=stored)
+    beside: tuple[object, ...] = ()
+    if round.kind is Kind.SIZE:
+        beside = (problem.options.norm_p,)
+    elif round.kind is Kind.RIVALS:
+        heads = min(learned.HEADS, width)
+        orders = learned.order(problem.input.dtype)
+        beside = (
+            new(problem, n, orders, dtype=torch.float64),
+            new(problem, n, heads, dtype=torch.int32),
+            new(problem, n, heads),
+        )
+        powers, columns, logits = beside
+        buffers = buffers._replace(
+            threshold=known.threshold, powers=powers, head_columns=columns, head_logits=logits
+        )
+    else:
+        buffers = buffers._replace(delta=learned.delta(problem, known, perturbed))
+    _run(getattr(_native(), round.kind.value), problem, buffers)
+    return part.of(stored, *beside)
 
 
-def cross_entropy(
-    problem: Problem, want_grad: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """(loss, stats, norm, grad): see ops/"""
-    input, reduction = problem.input, problem.options.reduction
-    losses = new(problem, input.shape[0])
-    loss = None if reduction == NONE else new(problem)
-    grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
-    wanted = _with_norm(problem, Buffers(loss=loss, grad=grad, losses=losses))
-    _run(_native().cross_entropy, problem, _with_steps(problem, wanted))
-    norm = losses.new_ones(()) if wanted.norm is None and not want_grad else wanted.norm
-    return losses if loss is None else loss, None, norm, grad
+def perturbed(problem: Problem, known: Known, begin: int, end: int) -> Tensor:
+    """z (N, end − begin) of columns of the problem, without learned perturbation."""
+    z = new(problem, problem.input.shape[0], end - begin)
+    buffers = Buffers(terms=known.terms, perturbed=z)
+    _run(_native().perturbed, problem.columns(begin, end), buffers)
+    return z
 
 
-def cross_entropy_backward(
-    problem: Problem, grad_rows: Tensor, stats: Tensor | None, want: list[bool]
-) -> tuple[Tensor, ...]:
-    """(input, scale, offset, margin, rows), empty where not wanted: see ops/"""
-    n, classes = problem.input.shape
-    want_input, want_scale, want_offset, want_margin, want_rows = want
-    # sums over chunks of rows, so the partial sums take 1/8 of N×C at most
+def gradient(
+    problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]
+) -> Gradients:
+    n, width = problem.input.shape
+    # sums over chunks of rows, so the partial sums take 1/8 of N×W at most
     chunk = max(8, -(-n // 64))
     chunks = -(-n // chunk)
-    tables = want_scale or want_offset
-    grad_rows = grad_rows.to(accumulate_dtype(problem.input.dtype))
-    wanted = Buffers(
-        grad=new(problem, n, classes, dtype=problem.input.dtype) if want_input else None,
-        grad_rows=grad_rows,
-        grad_rows_stride=grad_rows.stride(0),
-        grad_perturbed=new(problem, n, classes) if want_rows else None,
-        grad_scale=new(problem, chunks, classes) if want_scale else None,
-        grad_offset=new(problem, chunks, classes) if want_offset else None,
-        grad_margin=new(problem, n) if want_margin else None,
-        terms=new(problem, n, 8) if tables else None,
+    upstream = upstream.to(known.terms.dtype)
+
+    def wanted(name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor | None:
+        return new(problem, *shape, dtype=dtype) if name in want else None
+
+    buffers = Buffers(
+        grad=wanted("input", n, width, dtype=problem.input.dtype),
+        grad_rows=upstream,
+        grad_rows_stride=upstream.stride(0),
+        grad_perturbed=wanted("rows", n, width),
+        grad_scale=wanted("scale", chunks, width),
+        grad_offset=wanted("offset", chunks, width),
+        grad_margin=wanted("margin", n),
+        delta=learned.delta(problem, known, perturbed),
+        terms=known.terms,
         chunk=chunk,
     )
-    if problem.options.penalty:
-        wanted = _with_norm(problem, wanted)
-    _run(_native().cross_entropy, problem, _with_steps(problem, wanted))
-
+    _run(_native().gradient, problem, buffers)
     return gradients(
         problem,
-        wanted.grad,
-        wanted.grad_scale,
-        wanted.grad_offset,
-        wanted.grad_margin,
-        wanted.grad_perturbed,
+        buffers.grad,
+        buffers.grad_scale,
+        buffers.grad_offset,
+        buffers.grad_margin,
+        buffers.grad_perturbed,
     )
+
+
+def forward(problem: Problem, want_grad: bool, choose: Choose | None = None) -> Forward:
+    _refuse_parts(problem)
+    if choose is not None:
+        problem = with_steps(forward, problem, choose)
+    input, reduction = problem.input, problem.options.reduction
+    n = input.shape[0]
+    losses = new(problem, n)
+    loss = None if reduction == NONE else new(problem)
+    grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
+    leaves_terms = problem.steps is None and (not want_grad or _narrow(problem) and loss is not None)
+    terms = new(problem, n, len(Terms._fields)) if leaves_terms else None
+    buffers = _with_norm(problem, Buffers(loss=loss, grad=grad, losses=losses, terms=terms))
+    _run(_native().cross_entropy, problem, _with_steps(problem, buffers))
+    norm = losses.new_ones(()) if buffers.norm is None else buffers.norm
+    steps = None if choose is None else problem.steps
+    return Forward(losses if loss is None else loss, norm, terms, grad, steps)
+
+
+def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
+    """Which factors round a 16-bit gradient once more, so that it is made anew, the device decides:
+    kernels that have nothing to do return at once."""
+    grad, terms = forward.grad, forward.terms
+    assert grad is not None
+    if forward.steps is not None:
+        problem = problem._replace(steps=forward.steps)
+    each = upstream.dim() == 1
+    if each and terms is None and _narrow(problem):
+        return _anew(problem, upstream, grad)
+    buffers = Buffers(grad=grad, factor=upstream, factor_stride=upstream.stride(0) if each else 0)
+    if terms is not None:
+        norm = forward.norm if problem.options.reduction == MEAN else None
+        buffers = buffers._replace(terms=terms, norm=norm)
+    elif _narrow(problem):
+        buffers = _with_steps(problem, _with_norm(problem, buffers))
+    _run(_native().rescale, problem, buffers)
+    return grad
 
 
 def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
-    """(delta, slot): see ops/"""
-    buffers = _with_steps(problem, Buffers())
-    _run(_native().learned_perturbation, problem, buffers)
+    """(delta, slot): see contract.py"""
+    buffers = _solved(problem)
     assert buffers.delta is not None
     assert buffers.slot is not None
     return buffers.delta, buffers.slot
 
 
+def learned_gradient(problem: Problem, upstream: Tensor) -> Tensor:
+    """dL/d input of a problem with steps, which are taken anew; `upstream` (N,): the gradient of
+    each row's loss."""
+    _refuse_parts(problem)
+    return _anew(problem, upstream, new(problem, *problem.input.shape, dtype=problem.input.dtype))
+
+
 def outcomes(problem: Problem) -> Tensor:
     """(N,) what the solver made of each row of a problem with `steps`, by the codes of
     csrc/cuda/call.h. For tests and diagnosis."""
+    outcome = _solved(problem).outcome
+    assert outcome is not None
+    return outcome
+
+
+def _solved(problem: Problem) -> Buffers:
+    _refuse_parts(problem)
     buffers = _with_steps(problem, Buffers())
     _run(_native().learned_perturbation, problem, buffers)
-    assert buffers.outcome is not None
-    return buffers.outcome
+    return buffers
 
 
-def scale_rows_(buffer: Tensor, grad_loss: Tensor) -> None:
-    """Multiplies a finished (N, C) gradient by its upstream gradient, 0-dim or (N,), in place."""
-    stride = grad_loss.stride(0) if grad_loss.dim() else 0
-    where = buffer.data_ptr(), *buffer.shape, DTYPES[buffer.dtype], grad_loss.data_ptr(), stride
-    with torch.cuda.device_of(buffer):
-        _native().scale_rows(*where, _stream(buffer))
+def _anew(problem: Problem, upstream: Tensor, grad: Tensor) -> Tensor:
+    """Fills `grad` by all sweeps there are, the gradient (N,) of each row's loss known."""
+    upstream = upstream.to(accumulate_dtype(problem.input.dtype))
+    buffers = Buffers(grad=grad, grad_rows=upstream, grad_rows_stride=upstream.stride(0))
+    if problem.options.penalty:
+        buffers = _with_norm(problem, buffers)
+    _run(_native().cross_entropy, problem, _with_steps(problem, buffers))
+    return grad
+
+
+def _refuse_parts(problem: Problem) -> None:
+    options = problem.options
+    if options.first or options.classes:
+        raise ValueError(
+            f"options: expected all columns, got {problem.input.shape[1]} from {options.first} on "
+            f"of {problem.classes}; parts are for reduce, settle and gradient"
+        )
+
+
+def _narrow(problem: Problem) -> bool:
+    """The logits' dtype has fewer digits than what is calculated in."""
+    return problem.input.element_size() == 2
 
 
 def _run(kernels: Callable[..., None], problem: Problem, buffers: Buffers) -> None:
@@ -198,3 +328,32 @@ def _with_steps(problem: Problem, buffers: Buffers) -> Buffers:
 
 def _stream(tensor: Tensor) -> int:
     return int(torch.cuda.current_stream(tensor.device).cuda_stream) if tensor.is_cuda else 0
+
+# ---- temporary: what ops/ calls until it goes through the door
+STATS = 0
+
+
+def sweeps_first(problem: Problem) -> bool:
+    return False
+
+
+def cross_entropy(problem: Problem, want_grad: bool):  # type: ignore[no-untyped-def]
+    found = forward(problem, want_grad)
+    return found.loss, None, found.norm, found.grad
+
+
+def cross_entropy_backward(problem, grad_rows, stats, want):  # type: ignore[no-untyped-def]
+    names = [n for n, w in zip(Gradients._fields, want) if w]
+    if problem.steps is not None:
+        assert names == ["input"]
+        found = Gradients(learned_gradient(problem, grad_rows))
+    else:
+        found = gradient(problem, Known(forward(problem, False).terms), grad_rows, names)
+    return tuple(problem.input.new_empty(0) if f is None else f for f in found)
+
+
+def scale_rows_(buffer, grad_loss):  # type: ignore[no-untyped-def]
+    if buffer.element_size() == 2:
+        buffer.copy_((buffer * grad_loss.reshape(-1, 1) if grad_loss.dim() else buffer * grad_loss))
+        return
+    rescale_(Problem(buffer, torch.empty(buffer.shape[0], dtype=torch.int64)), Forward(grad_loss, None, None, buffer), grad_loss)
