@@ -67,7 +67,11 @@ class Algebra {
  public:
   using Acc = typename AccumulateOf<T>::type;
 
-  LPL_DEVICE explicit Algebra(const Call& call) : p(call.p), call_(call), c(int(call.p.c)) {
+  LPL_DEVICE explicit Algebra(const Call& call)
+      : p(call.p),
+        call_(call),
+        c(int(call.p.c)),
+        classes(call.p.classes ? call.p.classes : call.p.c) {
     spread = !Bare && (p.dense || p.smoothing || p.label_smoothing > 0);
     one_label = Bare || (!spread && !p.other);
   }
@@ -121,7 +125,7 @@ class Algebra {
       split(r.other, second, r.other_hard, other_uniform);
       r.uniform += other_uniform;
     }
-    if (!Bare && p.rows) r.extra = table(p.rows) + place * p.classes;
+    if (!Bare && p.rows) r.extra = table(p.rows) + place * classes;
     if (!Bare && p.margin && p.target) r.margin = table(p.margin)[r.label];
     if (delta) r.delta = delta + (call_.out.slot ? call_.out.slot[i] : i) * p.c;
     return r;
@@ -173,7 +177,7 @@ class Algebra {
     if (p.dense) {
       const Acc smoothing = Acc(p.label_smoothing);
       weight = probability(r.index * p.dense_stride + j) * (1 - smoothing);
-      weight += smoothing / Acc(p.classes);
+      weight += smoothing / Acc(classes);
     }
     return p.weight ? weight * table(p.weight)[j] : weight;
   }
@@ -232,7 +236,7 @@ class Algebra {
  private:
   LPL_DEVICE int column(i64 label, bool& ignored, bool& outside) const {
     ignored = label == p.ignore_index;
-    outside = !ignored && (label < 0 || label >= p.classes);
+    outside = !ignored && (label < 0 || label >= classes);
     // what names no class reads the tables of the first one
     return int(ignored || outside ? -p.first : label - p.first);
   }
@@ -244,7 +248,7 @@ class Algebra {
     if (!spread) return;
     const Acc epsilon = p.smoothing ? table(p.smoothing)[label] : Acc(p.label_smoothing);
     hard *= 1 - epsilon;
-    uniform = share * epsilon / Acc(p.classes);
+    uniform = share * epsilon / Acc(classes);
   }
 
   LPL_DEVICE Acc probability(i64 at) const {
@@ -268,7 +272,8 @@ class Algebra {
   const Call& call_;
 
  public:
-  const int c;
+  const int c;        // columns here
+  const i64 classes;  // in all
 };
 
 }  // namespace lpl

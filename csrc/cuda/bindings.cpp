@@ -1,8 +1,10 @@
-// The module lpl_fused._cuda: pointers, sizes and a stream in, kernels queued.
+// The module lpl_fused._cuda: a problem, places for what is wanted of it and a stream in, kernels
+// queued.
 #include "../bindings.h"
 
 #include "../parts.h"
 #include "kernels.h"
+#include "paths.h"
 
 namespace {
 
@@ -17,52 +19,33 @@ void begin_tables(lpl::Problem& p) {
     if (*table) *table = static_cast<const char*>(*table) + bytes;
 }
 
-// `buffers` is a lpl_fused.backends.cuda.Buffers.
-lpl::Call make_call(const py::tuple& problem, const py::tuple& sizes, const py::tuple& buffers) {
-  lpl::Call call{};
-  call.p = lpl::make_problem(problem, sizes);
-  int at = 0;
-  const auto next = [&] { return const_cast<void*>(lpl::data(buffers[at++])); };
-  call.out.loss = next();
-  call.out.norm = next();
-  call.out.grad = next();
-  call.out.grad_rows = next();
-  call.out.grad_perturbed = next();
-  call.out.grad_scale = next();
-  call.out.grad_offset = next();
-  call.out.grad_margin = next();
-  call.out.delta = next();
-  call.out.slot = static_cast<int64_t*>(next());
-  call.scratch.losses = next();
-  call.scratch.penalty_weight = next();
-  call.scratch.terms = next();
-  call.scratch.order = static_cast<int64_t*>(next());
-  call.scratch.begin = static_cast<int64_t*>(next());
-  call.scratch.count = static_cast<int64_t*>(next());
-  call.scratch.outcome = static_cast<int32_t*>(next());
-  call.scratch.groups = next();
-  call.scratch.rowwise = next();
-  call.scratch.direction = next();
-  call.scratch.factor = next();
-  call.scratch.part = next();
-  call.scratch.threshold = next();
-  call.scratch.powers = next();
-  call.scratch.head_columns = static_cast<int32_t*>(next());
-  call.scratch.head_logits = next();
-  call.scratch.perturbed = next();
-  call.out.grad_rows_stride = buffers[at++].cast<int64_t>();
-  call.scratch.factor_stride = buffers[at++].cast<int64_t>();
-  call.scratch.chunk = buffers[at++].cast<int64_t>();
-  begin_tables(call.p);
-  return call;
-}
-
+// Queues what is done with a call: tuples in lpl_fused/backends have these names.
 template <lpl::Work work>
-void run(const py::tuple& problem, const py::tuple& sizes, const py::tuple& buffers,
-         uintptr_t stream) {
-  const lpl::Call call = make_call(problem, sizes, buffers);
+void run(const py::tuple& problem, const py::tuple& sizes, const py::tuple& outputs,
+         const py::tuple& scratch, uintptr_t stream) {
+  using lpl::Reader;
+  lpl::Call call;
+  call.p = lpl::make_problem(problem, sizes);
+  call.out = lpl::make_outputs(outputs);
+  lpl::Scratch& to = call.scratch;
+  LPL_READ_ALL(LPL_SCRATCH, scratch)
+  const uint64_t wanted = lpl::wanted_of(call.out);
+  lpl::demand<lpl::Feature, lpl::Output>(lpl::path_of(work, wanted), lpl::features_of(call.p),
+                                         wanted);
+  begin_tables(call.p);
   py::gil_scoped_release unlocked;
   lpl::run(work, call, stream);
+}
+
+py::dict fields() {
+  using namespace lpl;
+  py::dict found;
+  found["Problem"] = problem_fields(LPL_SHOWN(LPL_PARTS));
+  found["Options"] = LPL_SHOWN(LPL_OPTIONS);
+  found["Sizes"] = LPL_SHOWN(LPL_SIZES);
+  found["Outputs"] = LPL_SHOWN(LPL_OUTPUTS);
+  found["Scratch"] = LPL_SHOWN(LPL_SCRATCH);
+  return found;
 }
 
 #define LPL_NAMED(name) names.append(#name);
@@ -73,7 +56,6 @@ void run(const py::tuple& problem, const py::tuple& sizes, const py::tuple& buff
     return names;       \
   }()
 
-// What a row's numbers are called, in their order.
 py::dict numbers() {
   py::dict found;
   found["Terms"] = LPL_NAMES(LPL_TERMS);
@@ -91,7 +73,9 @@ py::dict numbers() {
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "Kernels for CUDA devices; called through lpl_fused.backends.cuda.";
   m.attr("device") = lpl::device_kind();
-  m.attr("numbers") = numbers();
+  m.def("fields", &fields, "What is read of each tuple: [(name, what switches it off)].");
+  m.def("numbers", &numbers, "What the numbers of a row are called, in their order.");
+  lpl::define_paths<lpl::Feature, lpl::Output>(m, "paths", "serves", lpl::kPaths);
   LPL_WORK(LPL_DEFINE)
   m.def("group_bytes", &lpl::group_bytes);
 }

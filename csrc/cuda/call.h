@@ -20,38 +20,36 @@ namespace lpl {
 
 using i64 = int64_t;
 
-// Buffers that the launcher's caller allocates; null where a call does not need them.
+// Buffers that the launcher's caller allocates; null where a call does not need them. Rows by class:
+// those of row i's are order[begin[i] : begin[i] + counts[i]]. A partial sum of grad_scale and
+// grad_offset is over `chunk` rows, so that there are ⌈N/chunk⌉ of each. A finished gradient is
+// multiplied by `factor`.
+#define LPL_SCRATCH(X)                                                                           \
+  X(void*, losses, nullptr) /* (N,) Acc */                                                       \
+  X(void*, penalty_weight, nullptr) /* one Acc: out.norm over the number of rows that count */   \
+  X(void*, terms, nullptr) /* (N,) Terms<Acc> */                                                 \
+  X(const int64_t*, order, nullptr)                                                              \
+  X(const int64_t*, begin, nullptr)                                                              \
+  X(const int64_t*, counts, nullptr)                                                             \
+  X(int32_t*, outcome, nullptr) /* (N,) Outcome */                                               \
+  X(void*, groups, nullptr) /* Group::bytes, null where that is 0 */                             \
+  X(void*, rowwise, nullptr) /* (N, 3) Acc: shift, 1/Σ, norm's factor in a step; Group's lift */ \
+  X(void*, direction, nullptr) /* (N, C) Acc, where steps are normalised */                      \
+  X(int64_t, chunk, 1)                                                                           \
+  X(const void*, factor, nullptr) /* (N,) Acc */                                                 \
+  X(int64_t, factor_stride, 0) /* 0 or 1 */                                                      \
+  X(void*, part, nullptr) /* (N,) of the part's numbers, double: ../parts.h */                   \
+  X(const void*, threshold, nullptr) /* (N,) Acc, of heads */                                    \
+  X(void*, powers, nullptr) /* (N, kOrder) double, of the tail */                                \
+  X(int32_t*, head_columns, nullptr) /* (N, heads_of), -1 where there is none */                 \
+  X(void*, head_logits, nullptr) /* the same, Acc */                                             \
+  X(void*, perturbed, nullptr) /* (N, C) Acc, z */
+
 struct Scratch {
-  void* losses;          // (N,) Acc
-  void* penalty_weight;  // one Acc: out.norm over the number of rows that count
-  void* terms;           // (N,) Terms<Acc>
-  // rows that a partial sum of grad_scale and grad_offset is over; those are (⌈N/chunk⌉, C)
-  int64_t chunk;
-
-  // rows by class: those of row i's are order[begin[i] : begin[i] + count[i]]
-  const int64_t *order, *begin, *count;
-  int32_t* outcome;  // (N,) Outcome
-  void* groups;      // Group::bytes, null where that is 0
-  int round;         // of the kernels of groups
-  // (N, 3) Acc: shift, 1/Σ and norm's factor of each row in a plain step; for Group its lift
-  void* rowwise;
-  void* direction;  // (N, C) Acc, where steps are normalised
-  bool only_delta;  // the solver leaves loss and gradient to RowBody, whose δ it makes
-
-  // What a finished gradient is multiplied by, (N,) Acc or one (stride 0). Where that would round
-  // it a second time it is made anew, by what runs with `anew` set, which else has nothing to do.
-  const void* factor;
-  int64_t factor_stride;
-  bool anew;
-
-  // Reductions: the part's numbers (parts.h), (N, …) double; of rivals threshold (N,) Acc, powers
-  // (N, kOrder) double, heads by column (N, min(kMost, C)) with their logits, Acc. z: (N, C) Acc
-  void* part;
-  const void* threshold;
-  void* powers;
-  int32_t* head_columns;
-  void* head_logits;
-  void* perturbed;
+  LPL_SCRATCH(LPL_FIELD)
+  int round = 0;            // of the kernels of groups
+  bool only_delta = false;  // the solver leaves loss and gradient to RowBody, whose δ it makes
+  bool anew = false;        // kernels have nothing to do unless `factor` rounds a gradient again
 };
 
 // What the solver made of a row.

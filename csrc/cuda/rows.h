@@ -70,7 +70,7 @@ class TeamRow {
     const PhiValue<double> sum = penalties_of(team_, a_.p, peak.top, pieces_);
     // no weight touches a penalty, whose mean is over the rows that count
     const void* weight = call_.scratch.penalty_weight;
-    const double share = (weight ? double(*static_cast<const Acc*>(weight)) : 1) / a_.p.classes;
+    const double share = (weight ? double(*static_cast<const Acc*>(weight)) : 1) / double(a_.classes);
     penalty_ = Acc(sum.value * share);
     t.top = peak.top;
     t.each = Acc(share / a_.p.penalty_unit);

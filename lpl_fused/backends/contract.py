@@ -1,4 +1,5 @@
-"""What a backend is: a module of this protocol. `backends/__init__` says which there are and which runs.
+"""What a backend is: a module of this protocol. `backends/__init__` says which there are, and which
+runs.
 
 The door. A loss is reduced, settled, and differentiated, and whoever wants may stand in between
 (steps of a learned perturbation, ranks that have a shard of the classes each, chunks of logits that
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from ..algebra.known import Known
 from ..algebra.parts import Part, Round
+from ..algebra.terms import Gradients as Gradients
 from ..problem import BinaryProblem, Problem
 
 # makes the steps (C,) of a learned perturbation from the losses (N,) of the rows without it
@@ -41,20 +43,11 @@ class Forward(NamedTuple):
     """What the shortcut leaves."""
 
     loss: Tensor  # 0-dim, or (N,) for reduction "none"; accumulate dtype
-    norm: Tensor | None  # 0-dim: what the loss was divided by; None where only `grad` was wanted
-    terms: Tensor | None  # (N, len(Terms)), upstream 1; None where the gradient comes otherwise
-    grad: Tensor | None  # (N, C), input dtype: dL/d input for an upstream of 1; if wanted
+    norm: Tensor | None = None  # 0-dim: what the loss was divided by, where `rescale_` or the
+    # caller of `gradient` wants to know
+    terms: Tensor | None = None  # (N, len(Terms)), upstream 1; None where a gradient needs none
+    grad: Tensor | None = None  # (N, C), input dtype: dL/d input for an upstream of 1; if wanted
     steps: Tensor | None = None  # those that `choose` has made
-
-
-class Gradients(NamedTuple):
-    """Of what was wanted, None where it was not. W columns of C classes."""
-
-    input: Tensor | None = None  # (N, W), input dtype
-    scale: Tensor | None = None  # (W,), accumulate dtype, as all tables'
-    offset: Tensor | None = None  # (W,)
-    margin: Tensor | None = None  # (C,); what rows whose label lies elsewhere add is missing
-    rows: Tensor | None = None  # (R, W)
 
 
 class Backend(Protocol):
@@ -92,18 +85,20 @@ class Backend(Protocol):
         place."""
         ...
 
+    def learned_gradient(self, problem: Problem, upstream: Tensor) -> Tensor:
+        """dL/d input (N, C) of a problem with steps, δ found anew; `upstream` as `gradient`'s."""
+        ...
+
     def learned_perturbation(self, problem: Problem) -> tuple[Tensor, Tensor]:
-        """(delta (N, C), slot (N,)): row i has delta[slot[i]]; as reference.learned_perturbation."""
+        """(delta (N, C), slot (N,)), as reference.learned_perturbation: row i has delta[slot[i]]."""
         ...
 
 
 class BinaryBackend(Protocol):
-    """The sigmoid link: every logit is its own loss, and its learned perturbation sums over rows, so
-    that there is nothing to reduce over columns."""
+    """The sigmoid link: every logit is its own loss, and its learned perturbation sums over rows,
+    so that there is nothing to reduce over columns."""
 
-    def binary_forward(
-        self, problem: BinaryProblem, want_grad: bool
-    ) -> Forward:
+    def binary_forward(self, problem: BinaryProblem, want_grad: bool) -> Forward:
         """`terms` is None, `loss` (N, C) for reduction "none"."""
         ...
 

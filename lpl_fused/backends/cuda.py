@@ -9,8 +9,7 @@ rows run in a fixed order, so that results repeat bit for bit.
 from __future__ import annotations
 
 import functools
-import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from types import ModuleType
 from typing import NamedTuple
@@ -24,10 +23,10 @@ from ..algebra.parts import Detail, Kind, Mass, Part, Rivals, Round, Size
 from ..algebra.settle import rounds, settle
 from ..algebra.sweep import with_steps
 from ..algebra.terms import Terms
-from ..problem import MEAN, NONE, Problem, accumulate_dtype
+from ..problem import MEAN, NONE, Options, Problem, accumulate_dtype
 from .buffers import gradients, new
 from .contract import Choose, Forward, Gradients
-from .native import DTYPES, sizes
+from .native import DTYPES, Outputs, Sizes, load
 
 __all__ = [
     "describe",
@@ -35,7 +34,7 @@ __all__ = [
     "gradient",
     "learned_gradient",
     "learned_perturbation",
-    "outcomes", "STATS", "cross_entropy", "scale_rows_",
+    "outcomes",
     "perturbed",
     "reduce",
     "rescale_",
@@ -58,13 +57,50 @@ NUMBERS = {
 }
 
 
+class Scratch(NamedTuple):
+    """What the kernels need beside; see csrc/cuda/call.h."""
+
+    losses: Tensor | None = None
+    penalty_weight: Tensor | None = None
+    terms: Tensor | None = None
+    order: Tensor | None = None
+    begin: Tensor | None = None
+    counts: Tensor | None = None
+    outcome: Tensor | None = None
+    groups: Tensor | None = None
+    rowwise: Tensor | None = None
+    direction: Tensor | None = None
+    chunk: int = 1
+    factor: Tensor | None = None
+    factor_stride: int = 0
+    part: Tensor | None = None
+    threshold: Tensor | None = None
+    powers: Tensor | None = None
+    head_columns: Tensor | None = None
+    head_logits: Tensor | None = None
+    perturbed: Tensor | None = None
+
+
+class Buffers(NamedTuple):
+    """All that a call writes to."""
+
+    out: Outputs = Outputs()
+    scratch: Scratch = Scratch()
+
+    def and_out(self, **tensors: Tensor | None) -> Buffers:
+        return self._replace(out=self.out._replace(**tensors))
+
+    def and_scratch(self, **tensors: Tensor | None) -> Buffers:
+        return self._replace(scratch=self.scratch._replace(**tensors))
+
+
 @functools.cache
 def _native() -> ModuleType:
-    module = importlib.import_module("lpl_fused._cuda")
-    for name, found in module.numbers.items():
+    module = load("_cuda", Problem, Options, Sizes, Outputs, Scratch)
+    for name, found in module.numbers().items():
         expected = NUMBERS[name][: len(found)]
         if found != expected:
-            raise ImportError(f"{name}: the native module has {found}, expected {expected}")
+            raise ImportError(f"{name}: lpl_fused._cuda has {found}, expected {expected}")
     return module
 
 
@@ -89,65 +125,26 @@ def describe() -> str:
     return f"CUDA C++ on {torch.cuda.get_device_name()}"
 
 
-class Buffers(NamedTuple):
-    """Where the kernels write, and what they read beside the problem; see csrc/cuda/call.h."""
-
-    loss: Tensor | None = None
-    norm: Tensor | None = None
-    grad: Tensor | None = None
-    grad_rows: Tensor | None = None
-    grad_perturbed: Tensor | None = None
-    grad_scale: Tensor | None = None
-    grad_offset: Tensor | None = None
-    grad_margin: Tensor | None = None
-    delta: Tensor | None = None
-    slot: Tensor | None = None
-    losses: Tensor | None = None
-    penalty_weight: Tensor | None = None
-    terms: Tensor | None = None
-    order: Tensor | None = None
-    begin: Tensor | None = None
-    counts: Tensor | None = None
-    outcome: Tensor | None = None
-    groups: Tensor | None = None
-    rowwise: Tensor | None = None
-    direction: Tensor | None = None
-    factor: Tensor | None = None
-    part: Tensor | None = None
-    threshold: Tensor | None = None
-    powers: Tensor | None = None
-    head_columns: Tensor | None = None
-    head_logits: Tensor | None = None
-    perturbed: Tensor | None = None
-    grad_rows_stride: int = 0
-    factor_stride: int = 0
-    chunk: int = 1
-
-
 def reduce(problem: Problem, round: Round, known: Known) -> Part:
     if round.kind is Kind.GROUP:
         return groups.reduce(problem, round, known, perturbed)
     part = PARTS[round.kind]
     n, width = problem.input.shape
-    stored = new(problem, n, len(_native().numbers[part.__name__]), dtype=torch.float64)
-    buffers = Buffers(terms=known.terms, part=stored)
+    stored = new(problem, n, len(_native().numbers()[part.__name__]), dtype=torch.float64)
+    buffers = Buffers(scratch=Scratch(terms=known.terms, part=stored))
     beside: tuple[object, ...] = ()
     if round.kind is Kind.SIZE:
         beside = (problem.options.norm_p,)
     elif round.kind is Kind.RIVALS:
-        heads = min(learned.HEADS, width)
-        orders = learned.order(problem.input.dtype)
-        beside = (
-            new(problem, n, orders, dtype=torch.float64),
-            new(problem, n, heads, dtype=torch.int32),
-            new(problem, n, heads),
-        )
-        powers, columns, logits = beside
-        buffers = buffers._replace(
+        heads, order = min(learned.HEADS, width), learned.order(problem.input.dtype)
+        powers = new(problem, n, order, dtype=torch.float64)
+        columns, logits = new(problem, n, heads, dtype=torch.int32), new(problem, n, heads)
+        beside = powers, columns, logits
+        buffers = buffers.and_scratch(
             threshold=known.threshold, powers=powers, head_columns=columns, head_logits=logits
         )
     else:
-        buffers = buffers._replace(delta=learned.delta(problem, known, perturbed))
+        buffers = buffers.and_out(delta=learned.delta(problem, known, perturbed))
     _run(getattr(_native(), round.kind.value), problem, buffers)
     return part.of(stored, *beside)
 
@@ -155,7 +152,7 @@ def reduce(problem: Problem, round: Round, known: Known) -> Part:
 def perturbed(problem: Problem, known: Known, begin: int, end: int) -> Tensor:
     """z (N, end − begin) of columns of the problem, without learned perturbation."""
     z = new(problem, problem.input.shape[0], end - begin)
-    buffers = Buffers(terms=known.terms, perturbed=z)
+    buffers = Buffers(scratch=Scratch(terms=known.terms, perturbed=z))
     _run(_native().perturbed, problem.columns(begin, end), buffers)
     return z
 
@@ -172,7 +169,7 @@ def gradient(
     def wanted(name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor | None:
         return new(problem, *shape, dtype=dtype) if name in want else None
 
-    buffers = Buffers(
+    out = Outputs(
         grad=wanted("input", n, width, dtype=problem.input.dtype),
         grad_rows=upstream,
         grad_rows_stride=upstream.stride(0),
@@ -181,17 +178,10 @@ def gradient(
         grad_offset=wanted("offset", chunks, width),
         grad_margin=wanted("margin", n),
         delta=learned.delta(problem, known, perturbed),
-        terms=known.terms,
-        chunk=chunk,
     )
-    _run(_native().gradient, problem, buffers)
+    _run(_native().gradient, problem, Buffers(out, Scratch(terms=known.terms, chunk=chunk)))
     return gradients(
-        problem,
-        buffers.grad,
-        buffers.grad_scale,
-        buffers.grad_offset,
-        buffers.grad_margin,
-        buffers.grad_perturbed,
+        problem, out.grad, out.grad_scale, out.grad_offset, out.grad_margin, out.grad_perturbed
     )
 
 
@@ -204,29 +194,33 @@ def forward(problem: Problem, want_grad: bool, choose: Choose | None = None) -> 
     losses = new(problem, n)
     loss = None if reduction == NONE else new(problem)
     grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
-    leaves_terms = problem.steps is None and (not want_grad or _narrow(problem) and loss is not None)
+    leaves_terms = problem.steps is None and (
+        not want_grad or (_narrow(problem) and reduction != NONE)
+    )
     terms = new(problem, n, len(Terms._fields)) if leaves_terms else None
-    buffers = _with_norm(problem, Buffers(loss=loss, grad=grad, losses=losses, terms=terms))
+    buffers = Buffers(Outputs(loss=loss, grad=grad), Scratch(losses=losses, terms=terms))
+    buffers = _with_norm(problem, buffers)
     _run(_native().cross_entropy, problem, _with_steps(problem, buffers))
-    norm = losses.new_ones(()) if buffers.norm is None else buffers.norm
+    norm = losses.new_ones(()) if buffers.out.norm is None else buffers.out.norm
     steps = None if choose is None else problem.steps
     return Forward(losses if loss is None else loss, norm, terms, grad, steps)
 
 
 def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
-    """Which factors round a 16-bit gradient once more, so that it is made anew, the device decides:
-    kernels that have nothing to do return at once."""
+    """Which factors would round a 16-bit gradient once more, so that it is made anew, the device
+    decides: kernels that have nothing to do return at once."""
     grad, terms = forward.grad, forward.terms
     assert grad is not None
     if forward.steps is not None:
         problem = problem._replace(steps=forward.steps)
-    each = upstream.dim() == 1
-    if each and terms is None and _narrow(problem):
+    by_row = upstream.dim() == 1
+    if by_row and terms is None and _narrow(problem):
         return _anew(problem, upstream, grad)
-    buffers = Buffers(grad=grad, factor=upstream, factor_stride=upstream.stride(0) if each else 0)
+    stride = upstream.stride(0) if by_row else 0
+    buffers = Buffers(Outputs(grad=grad), Scratch(factor=upstream, factor_stride=stride))
     if terms is not None:
         norm = forward.norm if problem.options.reduction == MEAN else None
-        buffers = buffers._replace(terms=terms, norm=norm)
+        buffers = buffers.and_out(norm=norm).and_scratch(terms=terms)
     elif _narrow(problem):
         buffers = _with_steps(problem, _with_norm(problem, buffers))
     _run(_native().rescale, problem, buffers)
@@ -235,10 +229,11 @@ def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
 
 def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
     """(delta, slot): see contract.py"""
-    buffers = _solved(problem)
-    assert buffers.delta is not None
-    assert buffers.slot is not None
-    return buffers.delta, buffers.slot
+    out = _solved(problem).out
+    delta, slot = out.delta, out.slot
+    assert delta is not None
+    assert slot is not None
+    return delta, slot
 
 
 def learned_gradient(problem: Problem, upstream: Tensor) -> Tensor:
@@ -251,7 +246,7 @@ def learned_gradient(problem: Problem, upstream: Tensor) -> Tensor:
 def outcomes(problem: Problem) -> Tensor:
     """(N,) what the solver made of each row of a problem with `steps`, by the codes of
     csrc/cuda/call.h. For tests and diagnosis."""
-    outcome = _solved(problem).outcome
+    outcome = _solved(problem).scratch.outcome
     assert outcome is not None
     return outcome
 
@@ -266,7 +261,8 @@ def _solved(problem: Problem) -> Buffers:
 def _anew(problem: Problem, upstream: Tensor, grad: Tensor) -> Tensor:
     """Fills `grad` by all sweeps there are, the gradient (N,) of each row's loss known."""
     upstream = upstream.to(accumulate_dtype(problem.input.dtype))
-    buffers = Buffers(grad=grad, grad_rows=upstream, grad_rows_stride=upstream.stride(0))
+    out = Outputs(grad=grad, grad_rows=upstream, grad_rows_stride=upstream.stride(0))
+    buffers = Buffers(out)
     if problem.options.penalty:
         buffers = _with_norm(problem, buffers)
     _run(_native().cross_entropy, problem, _with_steps(problem, buffers))
@@ -290,7 +286,7 @@ def _narrow(problem: Problem) -> bool:
 def _run(kernels: Callable[..., None], problem: Problem, buffers: Buffers) -> None:
     """Queues kernels on the current stream of the problem's device."""
     with torch.cuda.device_of(problem.input):
-        kernels(problem, sizes(problem), buffers, _stream(problem.input))
+        kernels(problem, Sizes.of(problem), *buffers, _stream(problem.input))
 
 
 def _with_norm(problem: Problem, buffers: Buffers) -> Buffers:
@@ -298,7 +294,7 @@ def _with_norm(problem: Problem, buffers: Buffers) -> Buffers:
     if problem.options.reduction != MEAN:
         return buffers
     weight = new(problem) if problem.options.penalty else None
-    return buffers._replace(norm=new(problem), penalty_weight=weight)
+    return buffers.and_out(norm=new(problem)).and_scratch(penalty_weight=weight)
 
 
 def _with_steps(problem: Problem, buffers: Buffers) -> Buffers:
@@ -313,9 +309,8 @@ def _with_steps(problem: Problem, buffers: Buffers) -> Buffers:
     ordered, order = label.sort(stable=True)
     begin = torch.searchsorted(ordered, label)
     groups = _native().group_bytes(n, classes, DTYPES[problem.input.dtype])
-    return buffers._replace(
-        delta=new(problem, n, classes),
-        slot=order[begin],
+    buffers = buffers.and_out(delta=new(problem, n, classes), slot=order[begin])
+    return buffers.and_scratch(
         order=order,
         begin=begin,
         counts=torch.searchsorted(ordered, label, right=True) - begin,
@@ -328,32 +323,3 @@ def _with_steps(problem: Problem, buffers: Buffers) -> Buffers:
 
 def _stream(tensor: Tensor) -> int:
     return int(torch.cuda.current_stream(tensor.device).cuda_stream) if tensor.is_cuda else 0
-
-# ---- temporary: what ops/ calls until it goes through the door
-STATS = 0
-
-
-def sweeps_first(problem: Problem) -> bool:
-    return False
-
-
-def cross_entropy(problem: Problem, want_grad: bool):  # type: ignore[no-untyped-def]
-    found = forward(problem, want_grad)
-    return found.loss, None, found.norm, found.grad
-
-
-def cross_entropy_backward(problem, grad_rows, stats, want):  # type: ignore[no-untyped-def]
-    names = [n for n, w in zip(Gradients._fields, want) if w]
-    if problem.steps is not None:
-        assert names == ["input"]
-        found = Gradients(learned_gradient(problem, grad_rows))
-    else:
-        found = gradient(problem, Known(forward(problem, False).terms), grad_rows, names)
-    return tuple(problem.input.new_empty(0) if f is None else f for f in found)
-
-
-def scale_rows_(buffer, grad_loss):  # type: ignore[no-untyped-def]
-    if buffer.element_size() == 2:
-        buffer.copy_((buffer * grad_loss.reshape(-1, 1) if grad_loss.dim() else buffer * grad_loss))
-        return
-    rescale_(Problem(buffer, torch.empty(buffer.shape[0], dtype=torch.int64)), Forward(grad_loss, None, None, buffer), grad_loss)

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..paths import LEARNING, SCALING, WEIGHING, Path
 from ..phi import LOG
-from ..problem import MEAN, NONE, Problem, accumulate_dtype
+from ..problem import MEAN, NONE, Options, Problem, accumulate_dtype
 from .buffers import gradients, new
 from .kernels.arguments import (
     DENSE,
@@ -56,6 +57,17 @@ __all__ = [
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 STATS = 2  # rows of the statistics that the backward wants
+
+# what the kernels are told of, and what launchers do about the rest
+_KERNELS = Path(
+    *("triton", Problem, *{*Arguments._fields} & {*Problem._fields, *Options._fields}),
+    *("dense", "reduction", "through", *LEARNING),
+)
+# rows of which the solver gives all that is wanted, not only their δ
+_SOLVED = Path(
+    *("triton, solved rows", Problem, *WEIGHING, "z_loss", *SCALING, "softcap"),
+    *(*LEARNING, "through"),
+)
 PROGRAMS = 1024  # that share the work of a kernel whose size the host does not know
 
 
@@ -196,7 +208,7 @@ def _learned(
     """
     if problem.steps is None:
         return _arguments(problem), None
-    if wanted is None or spread(problem) or problem.options.norm_p > 0:
+    if wanted is None or not _SOLVED.serves(problem):
         delta = new(problem, *problem.input.shape)
         return _take_steps(problem, Wanted(delta=delta))[0], None
     return _take_steps(problem, wanted, norm, grad_rows)
@@ -330,6 +342,7 @@ def _arguments(problem: Problem) -> Arguments:
     row included."""
     from triton.language import constexpr
 
+    _KERNELS.demand(problem)
     form = ONE_LABEL
     if problem.dense:
         form = DENSE

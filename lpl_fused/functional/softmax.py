@@ -6,18 +6,22 @@ is a choice of tables; see `Perturbation` and `lpl_fused.phi`.
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops, reference
+from ..algebra.sweep import with_steps
 from ..backends import OVERRIDE, REFERENCE, SMALL, resolve
+from ..backends.contract import Choose, Forward
 from ..norm import Norm, numbers_of
-from ..ops import Choose
 from ..penalty import MarginPenalty
 from ..perturbation import Perturbation
 from ..phi import Phi
-from ..problem import NONE, NotDifferentiable, Options, Problem
+from ..problem import NotDifferentiable, Options, Problem
 from ..validation import (
     MixedTarget,
     Shaped,
@@ -98,13 +102,11 @@ def cross_entropy(
     """
     if (
         backend == OVERRIDE == "auto"
-        and (perturbation is None and weight is None and sample_weight is None)
-        and (norm is None and penalty is None)
-        and (phi == "log" and not z_loss and not softcap)
-        and (type(label_smoothing) is float and label_smoothing == 0 and type(ignore_index) is int)
         and reduction != "none"
         and isinstance(target, Tensor)
+        and type(ignore_index) is int
         and _small(input, target)
+        and _unchanged(locals())
     ):
         try:
             return F.cross_entropy(input, target, None, None, ignore_index, None, reduction)
@@ -227,6 +229,23 @@ def lpl_perturbation(
         return classes, delta[leader]
 
 
+# what torch's function cannot do, and what switches it off: every other argument there is
+_OFF = {
+    name: parameter.default
+    for name, parameter in inspect.signature(cross_entropy).parameters.items()
+    if name not in ("input", "target", "ignore_index", "reduction", "backend")
+}
+
+
+def _unchanged(arguments: dict[str, Any]) -> bool:
+    """Whether a call of `cross_entropy` asks for nothing that torch's function cannot do."""
+    for name, off in _OFF.items():
+        value = arguments[name]
+        if value is not off and (type(value) is not type(off) or value != off):
+            return False
+    return True
+
+
 def _small(input: Tensor, target: Tensor) -> bool:
     """Whether these are so few float logits on the CPU that torch's own cross-entropy is faster.
 
@@ -255,11 +274,12 @@ def _run_on(problem: Problem, backend: str, choose: Choose | None = None) -> Ten
 
 def _run(problem: Problem, backend: str, choose: Choose | None = None) -> Tensor:
     """The loss on a backend that was resolved."""
-    if choose is not None and (backend == REFERENCE or not ops.one_sweep(problem, backend)):
+    learns = torch.is_grad_enabled() and ops.tables_learn(problem)
+    if choose is not None and (learns or backend == REFERENCE):
         problem, choose = _with_steps(problem, backend, choose), None
     if backend == REFERENCE:
         return reference.cross_entropy(problem)
-    if problem.steps is not None and torch.is_grad_enabled() and ops.tables_learn(problem):
+    if problem.steps is not None and learns:
         problem = _with_fixed_delta(problem, backend)
     return ops.cross_entropy(problem, backend, choose)
 
@@ -276,15 +296,14 @@ def _chooser(shaped: Shaped, steps: Choose) -> Choose:
 
 def _with_steps(problem: Problem, backend: str, choose: Choose) -> Problem:
     """The problem with its steps, chosen after a sweep of their own."""
-    options = Options(
-        reduction=NONE,
-        ignore_index=problem.options.ignore_index,
-        softcap=problem.options.softcap,
-        inverse_temperature=problem.options.inverse_temperature,
-    ).with_norm(problem.options.norm)
-    bare = problem._replace(weight=None, sample_weight=None, smoothing=None, options=options)
+    if backend != REFERENCE:
+        return ops.with_chosen_steps(problem, backend, choose)
+
+    def forward(bare: Problem, want_grad: bool) -> Forward:
+        return Forward(reference.cross_entropy(bare))
+
     with torch.no_grad():
-        return problem._replace(steps=choose(_run(bare, backend)))
+        return with_steps(forward, problem, choose)
 
 
 def _through_perturbation(problem: Problem, backend: str, choose: Choose | None) -> Tensor:

@@ -16,8 +16,7 @@ from ..algebra.known import Known
 from ..algebra.parts import Detail, Kind, Mass, Part, Rivals, Round, Size, finite, power
 from ..algebra.rows import Rows
 from ..algebra.settle import rounds, settle
-from ..algebra.terms import Terms
-from ..backends.contract import Gradients
+from ..algebra.terms import Gradients, Terms
 from ..problem import Problem, accumulate_dtype
 
 __all__ = ["gradient", "perturbed", "reduce", "rounds", "settle"]
@@ -40,9 +39,7 @@ def perturbed(problem: Problem, known: Known, begin: int, end: int) -> Tensor:
     return _Columns(problem.columns(begin, end), known).z
 
 
-def gradient(
-    problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]
-) -> Gradients:
+def gradient(problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]) -> Gradients:
     """The gradients of the problem's columns: see lpl_fused/algebra/terms.py."""
     at, options = _Columns(problem, known), problem.options
     terms = Terms(*(column[:, None] for column in Terms.of(known.terms)))
