@@ -138,7 +138,8 @@ def settle(problem: Problem, round: Round, part: Tail, known: Known) -> Known:
             room=part.listed <= listed,
         )
     found = _take_steps(problem, classes, walk, part)
-    largest = part.most * (1 + found.distance)
+    # without a tail nothing is left out, however far a walk went
+    largest = torch.where(part.most == 0, 0.0, part.most * (1 + found.distance))
     # the fourth power of B is left out
     error = found.error + largest**4
     good = (error <= tolerance(accumulate_dtype(problem.input.dtype))) & walk.room & ~walk.done
