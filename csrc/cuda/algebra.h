@@ -96,7 +96,7 @@ class Algebra {
     Acc share = p.sample_weight ? table(p.sample_weight)[i] : Acc(1);
     bool ignored = false, outside = false;
     if (p.target) r.label = column(p.target[i], ignored, outside);
-    i64 place = r.label;
+    i64 place = r.label + p.first;
     if (!Bare && p.row_index) {
       place = p.row_index[i];
       if (place < 0 || place >= p.row_count) {
