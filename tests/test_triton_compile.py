@@ -30,6 +30,7 @@ from lpl_fused.backends import load
 from lpl_fused.norm import LogitClip, LogitNorm
 from lpl_fused.penalty import P2, PHR, RELU
 from lpl_fused.phi import FOCAL
+from lpl_fused.problem import TABLES as LEARNABLE
 from lpl_fused.problem import BinaryOptions, BinaryProblem, Options, Problem, accumulate_dtype
 
 pytest.importorskip("triton")
@@ -112,7 +113,7 @@ class Variant:
         if self.call in ("loss", "gradient", "learned"):
             backend.cross_entropy(problem, self.call != "loss")
         elif self.call == "backward":
-            want = [True, *(name in self.parts for name in ("scale", "offset", "margin", "rows"))]
+            want = [True, *(name in self.parts for name in LEARNABLE)]
             stats = torch.ones(2, n, dtype=dtype)
             backend.cross_entropy_backward(problem, torch.ones(n, dtype=dtype), stats, want)
         elif self.call == "delta":

@@ -19,6 +19,7 @@ from lpl_fused.backends import load, reason_against
 from lpl_fused.norm import LogitNorm
 from lpl_fused.penalty import RELU
 from lpl_fused.phi import FOCAL
+from lpl_fused.problem import TABLES as ALL
 from lpl_fused.problem import BinaryOptions, BinaryProblem, Options, Problem, accumulate_dtype
 
 if reason_against("triton", "cpu", torch.float32) is not None:
@@ -52,7 +53,7 @@ def forward_and_gradient(problem: Problem) -> None:
 def backward(*wanted: str) -> Callable[[Problem], None]:
     def run(problem: Problem) -> None:
         n, dtype = problem.input.shape[0], accumulate_dtype(problem.input.dtype)
-        want = [name in wanted for name in ("input", "scale", "offset", "margin", "rows")]
+        want = [name in wanted for name in ("input", *ALL)]
         stats, upstream = torch.ones(2, n, dtype=dtype), torch.ones((), dtype=dtype)
         backend.cross_entropy_backward(problem, upstream.expand(n), stats, want)
 
@@ -105,7 +106,6 @@ TOO_FAR = Options(step_size=1e3)  # for the solver, which leaves such rows to pl
 SMOOTHED_FOCAL = Options(phi=FOCAL, phi_parameter=2.0, label_smoothing=0.1)
 NORMED = Options().with_norm(LogitNorm().numbers())
 PENALISED = Options(penalty=RELU, penalty_strength=0.1)
-ALL = ("scale", "offset", "margin", "rows")
 
 BUDGETS = {
     # loss alone: every logit once

@@ -76,6 +76,9 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("fields", &fields, "What is read of each tuple: [(name, what switches it off)].");
   m.def("numbers", &numbers, "What the numbers of a row are called, in their order.");
   lpl::define_paths<lpl::Feature, lpl::Output>(m, "paths", "serves", lpl::kPaths);
+  m.def("features", [](const py::tuple& problem, const py::tuple& sizes) {
+    return lpl::shown_features(lpl::make_problem(problem, sizes));
+  });
   LPL_WORK(LPL_DEFINE)
   m.def("group_bytes", &lpl::group_bytes);
 }

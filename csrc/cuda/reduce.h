@@ -63,15 +63,15 @@ struct MassBody {
     if (call.p.other) at_label(algebra, row, row.other, mass.other, mass.along_other);
     if (algebra.normed()) {
       const Along all = along(team, algebra, here, row, skip, finite_shift(sums.top));
-      mass.along = double(all.mass);
-      if (by_log) mass.along_spread = double(all.spread);
+      mass.along = all.mass;
+      if (by_log) mass.along_spread = all.spread;
     }
     store_part(team, call, i, mass);
   }
 
  private:
   struct Along {
-    Acc mass, spread;  // Σ e_j·x_j, Σ w_j·x_j
+    double mass, spread;  // Σ e_j·x_j, Σ w_j·x_j
   };
 
   LPL_DEVICE static void at_label(const Algebra<T, Bare>& algebra, const Row<Acc>& row, int label,
@@ -90,8 +90,8 @@ struct MassBody {
     here.pieces().visit([&](int first, const Acc* u) {
       here.columns(first, u, [&](int j, Acc z, int v) {
         const Acc x = unit_along(algebra, u[v], j, row);
-        if (j != skip) sum.mass += std::exp(z - shift) * x;
-        if (algebra.spread) sum.spread += algebra.weight(j, row) * x;
+        if (j != skip) sum.mass += double(std::exp(z - shift) * x);
+        if (algebra.spread) sum.spread += double(algebra.weight(j, row) * x);
       });
     });
     return team.reduce(sum, [](const Along& a, const Along& b) {
@@ -118,7 +118,7 @@ struct DetailBody {
       const OfPhi<Acc> sum = here.sum_phi(t.shift, t.log_total);
       detail.value = double(sum.value);
       detail.slope = double(sum.slope);
-      detail.along = double(sum.along);
+      detail.along = sum.along;
     }
     if (algebra.penalised()) {
       const PhiValue<double> sum = penalties_of(team, call.p, t.top, here.pieces());

@@ -21,7 +21,8 @@ LPL_DEVICE inline Sums<Acc> no_columns() {
 // Sums over the columns of a spread target.
 template <typename Acc>
 struct OfPhi {
-  Acc value, slope, mass, along;
+  Acc value, slope, mass;
+  double along;
 };
 
 template <typename Acc>
@@ -159,13 +160,13 @@ class TeamRow {
   template <typename Gradient>
   LPL_DEVICE Acc along(Gradient dz) {
     if (!a_.normed()) return 0;
-    Acc sum = 0;
+    double sum = 0;
     pieces_.visit([&](int first, const Acc* u) {
       columns(first, u, [&](int j, Acc z, int v) {
         sum += along_norm(a_.to_input(a_.to_offset(dz(j, z)), u[v], j, row_), u[v], row_);
       });
     });
-    return team_.reduce(sum, [](Acc a, Acc b) { return a + b; });
+    return Acc(team_.reduce(sum, [](double a, double b) { return a + b; }));
   }
 
   // All that is wanted of a row, from its loss, its Terms and dz(j, z_j, Terms).
@@ -246,7 +247,7 @@ class TeamRow {
         if (w != 0 || !a_.p.dense) s.value += w * at.value;
         s.slope += w * at.slope;
         s.mass += w;
-        if (a_.normed()) s.along += w * at.slope * unit_along(a_, u[v], j, row_);
+        if (a_.normed()) s.along += double(w * at.slope * unit_along(a_, u[v], j, row_));
       });
     });
     return team_.reduce(s, [](const OfPhi<Acc>& a, const OfPhi<Acc>& b) {

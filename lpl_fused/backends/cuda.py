@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from ..algebra.settle import rounds, settle
 from ..algebra.sweep import with_steps
 from ..algebra.terms import Terms
 from ..problem import MEAN, NONE, Options, Problem, accumulate_dtype
-from .buffers import gradients, new
+from .buffers import gradients, new, table_places
 from .contract import Choose, Forward, Gradients
 from .native import DTYPES, Outputs, Sizes, load
 
@@ -87,10 +87,10 @@ class Buffers(NamedTuple):
     out: Outputs = Outputs()
     scratch: Scratch = Scratch()
 
-    def and_out(self, **tensors: Tensor | None) -> Buffers:
+    def and_out(self, **tensors: Any) -> Buffers:
         return self._replace(out=self.out._replace(**tensors))
 
-    def and_scratch(self, **tensors: Tensor | None) -> Buffers:
+    def and_scratch(self, **tensors: Any) -> Buffers:
         return self._replace(scratch=self.scratch._replace(**tensors))
 
 
@@ -160,29 +160,19 @@ def perturbed(problem: Problem, known: Known, begin: int, end: int) -> Tensor:
 def gradient(
     problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]
 ) -> Gradients:
-    n, width = problem.input.shape
-    # sums over chunks of rows, so the partial sums take 1/8 of N×W at most
-    chunk = max(8, -(-n // 64))
-    chunks = -(-n // chunk)
     upstream = upstream.to(known.terms.dtype)
-
-    def wanted(name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor | None:
-        return new(problem, *shape, dtype=dtype) if name in want else None
-
+    input = problem.input
+    grad = new(problem, *input.shape, dtype=input.dtype) if "input" in want else None
+    chunk, tables = table_places(problem, want)
     out = Outputs(
-        grad=wanted("input", n, width, dtype=problem.input.dtype),
+        grad=grad,
         grad_rows=upstream,
         grad_rows_stride=upstream.stride(0),
-        grad_perturbed=wanted("rows", n, width),
-        grad_scale=wanted("scale", chunks, width),
-        grad_offset=wanted("offset", chunks, width),
-        grad_margin=wanted("margin", n),
         delta=learned.delta(problem, known, perturbed),
     )
-    _run(_native().gradient, problem, Buffers(out, Scratch(terms=known.terms, chunk=chunk)))
-    return gradients(
-        problem, out.grad, out.grad_scale, out.grad_offset, out.grad_margin, out.grad_perturbed
-    )
+    buffers = Buffers(out.and_tables(tables), Scratch(terms=known.terms, chunk=chunk))
+    _run(_native().gradient, problem, buffers)
+    return gradients(problem, grad, tables)
 
 
 def forward(problem: Problem, want_grad: bool, choose: Choose | None = None) -> Forward:

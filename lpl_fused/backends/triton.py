@@ -17,7 +17,7 @@ from torch import Tensor
 from ..paths import LEARNING, SCALING, WEIGHING, Path
 from ..phi import LOG
 from ..problem import MEAN, NONE, Options, Problem, accumulate_dtype
-from .buffers import gradients, new
+from .buffers import gradients, new, table_places
 from .kernels.arguments import (
     DENSE,
     FELL_BACK,
@@ -60,13 +60,18 @@ STATS = 2  # rows of the statistics that the backward wants
 
 # what the kernels are told of, and what launchers do about the rest
 _KERNELS = Path(
-    *("triton", Problem, *{*Arguments._fields} & {*Problem._fields, *Options._fields}),
-    *("dense", "reduction", "through", *LEARNING),
+    "triton",
+    Problem,
+    (
+        *{*Arguments._fields} & {*Problem._fields, *Options._fields},
+        *("dense", "reduction", "through", *LEARNING),
+    ),
 )
 # rows of which the solver gives all that is wanted, not only their δ
 _SOLVED = Path(
-    *("triton, solved rows", Problem, *WEIGHING, "z_loss", *SCALING, "softcap"),
-    *(*LEARNING, "through"),
+    "triton, solved rows",
+    Problem,
+    (*WEIGHING, "z_loss", *SCALING, "softcap", *LEARNING, "through"),
 )
 PROGRAMS = 1024  # that share the work of a kernel whose size the host does not know
 
@@ -140,23 +145,16 @@ def cross_entropy(problem: Problem, want_grad: bool) -> tuple[Tensor, Tensor, Te
 def cross_entropy_backward(
     problem: Problem, grad_rows: Tensor, stats: Tensor, want: list[bool]
 ) -> tuple[Tensor, ...]:
-    """(input, scale, offset, margin, rows), empty where not wanted: see ops/"""
+    """(input, *TABLES), empty where not wanted: see ops/"""
     from .kernels.backward import backward, row_alongs, row_sums
 
     n, classes = problem.input.shape
-    want_input, want_scale, want_offset, want_margin, want_rows = want
-    # scale and offset: sums over chunks of rows, so the partial sums take 1/8 of N×C at most
-    chunk = max(8, -(-n // 64)) if want_scale or want_offset else 1
-    chunks = -(-n // chunk)
-    wanted = Gradients(
-        input=new(problem, n, classes, dtype=problem.input.dtype) if want_input else None,
-        scale=new(problem, chunks, classes) if want_scale else None,
-        offset=new(problem, chunks, classes) if want_offset else None,
-        margin=new(problem, n) if want_margin else None,
-        rows=new(problem, n, classes) if want_rows else None,
-    )
+    want_input, *want_tables = want
+    chunk, tables = table_places(problem, want_tables)
+    of_input = new(problem, n, classes, dtype=problem.input.dtype) if want_input else None
+    wanted = Gradients(input=of_input, **tables)
     meta, stride = column_meta(problem), grad_rows.stride(0)
-    only_input = Wanted(grad=wanted.input) if want == [True, *[False] * 4] else None
+    only_input = Wanted(grad=of_input) if want_input and not any(want_tables) else None
     arguments, outcome = _learned(problem, only_input, grad_rows=grad_rows)
     sums = None
     if spread(problem):
@@ -166,11 +164,11 @@ def cross_entropy_backward(
     if problem.options.norm_p > 0:
         alongs = new(problem, n)
         _launch(row_alongs, (n,), arguments, grad_rows, stride, stats, sums, alongs, **meta)
-    grid = (chunks, -(-classes // meta["BLOCK"]))
+    grid = (-(-n // chunk), -(-classes // meta["BLOCK"]))
     what = (arguments, outcome, grad_rows, stride, stats, sums, alongs, wanted, n, chunk)
     _launch(backward, grid, *what, **meta)
 
-    return gradients(problem, wanted.input, wanted.scale, wanted.offset, wanted.margin, wanted.rows)
+    return gradients(problem, of_input, tables)
 
 
 def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
