@@ -1,5 +1,5 @@
-// The numbers of a row that pass between Python and the kernels, each a list X(name) in the order of
-// the class that says what they are: lpl_fused/algebra/terms.py, lpl_fused/algebra/parts.py.
+// The numbers of a row that pass between Python and the kernels, each a list X(name) in the order
+// of the class that says what they are: lpl_fused/algebra/terms.py, lpl_fused/algebra/parts.py.
 #pragma once
 
 namespace lpl {

@@ -14,20 +14,12 @@ template <typename Acc>
 struct Row {
   i64 index;
   int label, other;  // their columns, which may lie elsewhere (Algebra::has)
-  bool live;     // else it counts nothing
-  bool outside;  // its label or row index is out of range
+  bool live;         // else it counts nothing
+  bool outside;      // its label or row index is out of range
   Acc hard, other_hard, uniform, margin;
   const Acc *extra, *delta;  // (C,), null where there is none
   Acc factor, length, bend;  // its norm: logits are `factor` times as long
 };
-
-// Of a row that has no norm and no gradient.
-template <typename Acc>
-LPL_DEVICE inline Terms<Acc> no_terms() {
-  Terms<Acc> t{};
-  t.factor = 1;
-  return t;
-}
 
 template <typename Acc>
 LPL_DEVICE inline Terms<Acc> terms_of(const Call& call, i64 i) {

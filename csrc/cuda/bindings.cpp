@@ -14,8 +14,8 @@ namespace py = pybind11;
 // none of these.
 void begin_tables(lpl::Problem& p) {
   const int64_t bytes = p.first * (p.dtype == lpl::DType::f64 ? 8 : 4);
-  for (const void** table : {&p.weight, &p.smoothing, &p.scale, &p.offset, &p.margin, &p.rows,
-                             &p.multiplier, &p.rho})
+  for (const void** table :
+       {&p.weight, &p.smoothing, &p.scale, &p.offset, &p.margin, &p.rows, &p.multiplier, &p.rho})
     if (*table) *table = static_cast<const char*>(*table) + bytes;
 }
 

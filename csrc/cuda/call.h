@@ -20,30 +20,30 @@ namespace lpl {
 
 using i64 = int64_t;
 
-// Buffers that the launcher's caller allocates; null where a call does not need them. Rows by class:
-// those of row i's are order[begin[i] : begin[i] + counts[i]]. A partial sum of grad_scale and
-// grad_offset is over `chunk` rows, so that there are ⌈N/chunk⌉ of each. A finished gradient is
+// Buffers that the launcher's caller allocates; null where a call does not need them. Rows by
+// class: those of row i's are order[begin[i] : begin[i] + counts[i]]. A partial sum of grad_scale
+// and grad_offset is over `chunk` rows, so that there are ⌈N/chunk⌉ of each. A finished gradient is
 // multiplied by `factor`.
-#define LPL_SCRATCH(X)                                                                           \
-  X(void*, losses, nullptr) /* (N,) Acc */                                                       \
-  X(void*, penalty_weight, nullptr) /* one Acc: out.norm over the number of rows that count */   \
-  X(void*, terms, nullptr) /* (N,) Terms<Acc> */                                                 \
-  X(const int64_t*, order, nullptr)                                                              \
-  X(const int64_t*, begin, nullptr)                                                              \
-  X(const int64_t*, counts, nullptr)                                                             \
-  X(int32_t*, outcome, nullptr) /* (N,) Outcome */                                               \
-  X(void*, groups, nullptr) /* Group::bytes, null where that is 0 */                             \
-  X(void*, rowwise, nullptr) /* (N, 3) Acc: shift, 1/Σ, norm's factor in a step; Group's lift */ \
-  X(void*, direction, nullptr) /* (N, C) Acc, where steps are normalised */                      \
-  X(int64_t, chunk, 1)                                                                           \
-  X(const void*, factor, nullptr) /* (N,) Acc */                                                 \
-  X(int64_t, factor_stride, 0) /* 0 or 1 */                                                      \
-  X(void*, part, nullptr) /* (N,) of the part's numbers, double: ../parts.h */                   \
-  X(const void*, threshold, nullptr) /* (N,) Acc, of heads */                                    \
-  X(void*, powers, nullptr) /* (N, kOrder) double, of the tail */                                \
-  X(int32_t*, head_columns, nullptr) /* (N, heads_of), -1 where there is none */                 \
-  X(void*, head_logits, nullptr) /* the same, Acc */                                             \
-  X(void*, perturbed, nullptr) /* (N, C) Acc, z */
+#define LPL_SCRATCH(X)                                                                             \
+  X(void*, losses, nullptr)         /* (N,) Acc */                                                 \
+  X(void*, penalty_weight, nullptr) /* one Acc: out.norm over the number of rows that count */     \
+  X(void*, terms, nullptr)          /* (N,) Terms<Acc> */                                          \
+  X(const int64_t*, order, nullptr)                                                                \
+  X(const int64_t*, begin, nullptr)                                                                \
+  X(const int64_t*, counts, nullptr)                                                               \
+  X(int32_t*, outcome, nullptr) /* (N,) Outcome */                                                 \
+  X(void*, groups, nullptr)     /* Group::bytes, null where that is 0 */                           \
+  X(void*, rowwise, nullptr)   /* (N, 3) Acc: shift, 1/Σ, norm's factor in a step; Group's lift */ \
+  X(void*, direction, nullptr) /* (N, C) Acc, where steps are normalised */                        \
+  X(int64_t, chunk, 1)                                                                             \
+  X(const void*, factor, nullptr)    /* (N,) Acc */                                                \
+  X(int64_t, factor_stride, 0)       /* 0 or 1 */                                                  \
+  X(void*, part, nullptr)            /* (N,) of the part's numbers, double: ../parts.h */          \
+  X(const void*, threshold, nullptr) /* (N,) Acc, of heads */                                      \
+  X(void*, powers, nullptr)          /* (N, kOrder) double, of the tail */                         \
+  X(int32_t*, head_columns, nullptr) /* (N, heads_of), -1 where there is none */                   \
+  X(void*, head_logits, nullptr)     /* the same, Acc */                                           \
+  X(void*, perturbed, nullptr)       /* (N, C) Acc, z */
 
 struct Scratch {
   LPL_SCRATCH(LPL_FIELD)

@@ -90,8 +90,7 @@ template <typename T, typename Launcher>
 void gradient(Launcher& launch, const Call& call) {
   const Problem& p = call.p;
   const Outputs& out = call.out;
-  if (out.grad || out.grad_perturbed || out.grad_margin)
-    launch_rows<GradientBody, T>(launch, call);
+  if (out.grad || out.grad_perturbed || out.grad_margin) launch_rows<GradientBody, T>(launch, call);
   if (!out.grad_scale && !out.grad_offset) return;
   const i64 chunks = (p.n + call.scratch.chunk - 1) / call.scratch.chunk;
   const i64 bytes = p.c * i64(sizeof(T));

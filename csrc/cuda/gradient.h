@@ -45,9 +45,8 @@ struct GradientBody {
     if (!row.live) return here.clear();
     const Terms<Acc> t = scaled(terms_of<Acc>(call, i), upstream_of<Acc>(call, i));
     here.use(t);
-    here.write(t, [&](int j, Acc z) {
-      return algebra.gradient(z, std::exp(z - t.shift), j, row, t);
-    });
+    here.write(t,
+               [&](int j, Acc z) { return algebra.gradient(z, std::exp(z - t.shift), j, row, t); });
   }
 };
 

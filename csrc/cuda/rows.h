@@ -71,7 +71,8 @@ class TeamRow {
     const PhiValue<double> sum = penalties_of(team_, a_.p, peak.top, pieces_);
     // no weight touches a penalty, whose mean is over the rows that count
     const void* weight = call_.scratch.penalty_weight;
-    const double share = (weight ? double(*static_cast<const Acc*>(weight)) : 1) / double(a_.classes);
+    const double share =
+        (weight ? double(*static_cast<const Acc*>(weight)) : 1) / double(a_.classes);
     penalty_ = Acc(sum.value * share);
     t.top = peak.top;
     t.each = Acc(share / a_.p.penalty_unit);
@@ -288,7 +289,7 @@ struct RowBody {
     TeamRow<Team, T, Bare> here(team, call, algebra, row);
     if (!row.live) {
       here.clear();
-      return here.say(0, no_terms<Acc>());
+      return here.say(0, Terms<Acc>{});
     }
     Terms<Acc> terms = here.measured();
     const Acc loss = here.loss(terms);

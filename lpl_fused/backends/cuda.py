@@ -157,9 +157,7 @@ def perturbed(problem: Problem, known: Known, begin: int, end: int) -> Tensor:
     return z
 
 
-def gradient(
-    problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]
-) -> Gradients:
+def gradient(problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]) -> Gradients:
     upstream = upstream.to(known.terms.dtype)
     input = problem.input
     grad = new(problem, *input.shape, dtype=input.dtype) if "input" in want else None
