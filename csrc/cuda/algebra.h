@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../lpl_math.h"
-#include "../parts.h"
+#include "../numbers.h"
 #include "call.h"
 
 namespace lpl {

@@ -2,7 +2,7 @@
 // queued.
 #include "../bindings.h"
 
-#include "../parts.h"
+#include "../numbers.h"
 #include "kernels.h"
 #include "paths.h"
 

@@ -38,7 +38,7 @@ using i64 = int64_t;
   X(int64_t, chunk, 1)                                                                             \
   X(const void*, factor, nullptr)    /* (N,) Acc */                                                \
   X(int64_t, factor_stride, 0)       /* 0 or 1 */                                                  \
-  X(void*, part, nullptr)            /* (N,) of the part's numbers, double: ../parts.h */          \
+  X(void*, part, nullptr)            /* (N,) of the part's numbers, double: ../numbers.h */        \
   X(const void*, threshold, nullptr) /* (N,) Acc, of heads */                                      \
   X(void*, powers, nullptr)          /* (N, kOrder) double, of the tail */                         \
   X(int32_t*, head_columns, nullptr) /* (N, heads_of), -1 where there is none */                   \

@@ -54,7 +54,7 @@ struct MassBody {
     here.use(terms_of<Acc>(call, i));
     const int skip = algebra.one_label ? row.label : -1;
     const bool by_log = call.p.phi == Phi::log;
-    const Sums<Acc> sums = here.sums(skip, algebra.spread);
+    const RowSums<Acc> sums = here.sums(skip, algebra.spread);
     mass.shift = double(sums.top);
     mass.rest = double(sums.rest);
     mass.mass = double(sums.mass);
@@ -152,7 +152,7 @@ struct RivalsBody {
     int heads = 0;
     if (row.live) {
       here.use(terms_of<Acc>(call, i));
-      const Sums<Acc> sums = here.sums(row.label, false);
+      const RowSums<Acc> sums = here.sums(row.label, false);
       const Acc shift = finite_shift(sums.top);
       const Acc threshold = static_cast<const Acc*>(call.scratch.threshold)[i];
       // without a threshold rivals of no mass are heads, too

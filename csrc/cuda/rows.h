@@ -9,12 +9,12 @@ namespace lpl {
 // rest = Σ e^(z_j − top) of some columns; where weights are spread over all columns also mass = Σ
 // w_j and pull = Σ w_j·(z_j − top).
 template <typename Acc>
-struct Sums {
+struct RowSums {
   Acc top, rest, mass, pull;
 };
 
 template <typename Acc>
-LPL_DEVICE inline Sums<Acc> no_columns() {
+LPL_DEVICE inline RowSums<Acc> no_columns() {
   return {Acc(-INFINITY), 0, 0, 0};
 }
 
@@ -26,7 +26,7 @@ struct OfPhi {
 };
 
 template <typename Acc>
-LPL_DEVICE inline Sums<Acc> joined(const Sums<Acc>& a, const Sums<Acc>& b) {
+LPL_DEVICE inline RowSums<Acc> joined(const RowSums<Acc>& a, const RowSums<Acc>& b) {
   const Acc top = a.top > b.top ? a.top : b.top, shift = finite_shift(top);
   return {top, a.rest * std::exp(a.top - shift) + b.rest * std::exp(b.top - shift), a.mass + b.mass,
           a.pull + a.mass * (finite_shift(a.top) - shift) + b.pull +
@@ -96,8 +96,8 @@ class TeamRow {
   }
 
   // Sums without column `skip` (or −1), with mass and pull if `weigh`, beside a logit of `top`.
-  LPL_DEVICE Sums<Acc> sums(int skip, bool weigh, Acc top = -INFINITY) {
-    Sums<Acc> s = {top, 0, 0, 0};
+  LPL_DEVICE RowSums<Acc> sums(int skip, bool weigh, Acc top = -INFINITY) {
+    RowSums<Acc> s = {top, 0, 0, 0};
     Acc lost = 0;  // a thread may have thousands of columns
     pieces_.visit([&](int first, const Acc* u) {
       Acc z[kSize], top = s.top;
@@ -129,7 +129,8 @@ class TeamRow {
         if (w != 0 || !a_.p.dense) s.pull += w * (z[v] - shift);
       });
     });
-    return team_.reduce(s, [](const Sums<Acc>& a, const Sums<Acc>& b) { return joined(a, b); });
+    return team_.reduce(s,
+                        [](const RowSums<Acc>& a, const RowSums<Acc>& b) { return joined(a, b); });
   }
 
   // The loss of the row, and its softmax's Terms.
@@ -138,12 +139,12 @@ class TeamRow {
     if (a_.p.target) own = a_.logit(row_.label, row_);
     if (a_.one_label) {
       // without the label's own mass, so that 1 − p keeps its digits
-      const Sums<Acc> s = sums(row_.label, false, own);
+      const RowSums<Acc> s = sums(row_.label, false, own);
       const Acc shift = finite_shift(s.top);
       return a_.of_label(row_, own - shift, s.rest, shift, t);
     }
     const bool by_log = a_.p.phi == Phi::log;
-    const Sums<Acc> s = sums(-1, a_.spread && by_log);
+    const RowSums<Acc> s = sums(-1, a_.spread && by_log);
     const Acc shift = finite_shift(s.top);
     Acc gap[2] = {own - shift, 0};
     if (a_.p.other) gap[1] = a_.logit(row_.other, row_) - shift;

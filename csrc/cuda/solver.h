@@ -176,7 +176,7 @@ struct SolverBody {
     here.measured();
     const Acc own = algebra.logit(row.label, row);
     // rivals that are nothing beside the label are none
-    const Sums<Acc> sums = here.sums(row.label, false, own);
+    const RowSums<Acc> sums = here.sums(row.label, false, own);
     const Acc shift = finite_shift(sums.top), inverse = sums.rest > 0 ? 1 / sums.rest : Acc(0);
     here.fill(static_cast<Acc*>(call.out.delta), [&](int j, Acc z) {
       return j == row.label ? Acc(0) : std::exp(z - shift) * inverse;
@@ -196,7 +196,7 @@ struct SolverBody {
                                   Row<Acc>& row, int steps) {
     TeamRow<Team, T, Bare> here(team, call, algebra, row);
     Terms<Acc> terms = here.measured();
-    const Sums<Acc> sums = here.sums(row.label, false);
+    const RowSums<Acc> sums = here.sums(row.label, false);
     const Acc shift = finite_shift(sums.top), inverse = 1 / sums.rest;
     const Acc own = algebra.logit(row.label, row) - shift - std::log(sums.rest);
     // without rivals, or with nan among them, there is no direction to move in

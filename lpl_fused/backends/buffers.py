@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor
@@ -17,10 +17,10 @@ def new(problem: Problem | BinaryProblem, *shape: int, dtype: torch.dtype | None
     return torch.empty(shape, dtype=dtype, device=problem.input.device)
 
 
-def table_places(problem: Problem, want: Sequence[str]) -> tuple[int, dict[str, Tensor | None]]:
-    """Where the kernels store the gradients of TABLES, of which those are made that `want` says:
-    (chunk, {table: place}). Of margin and rows it is what each row adds to them, of the others sums
-    over chunks of so many rows.
+def table_places(problem: Problem, want: Container[str]) -> tuple[int, dict[str, Tensor | None]]:
+    """Where the kernels store the gradients of TABLES, of those that are wanted: (chunk, {table:
+    place}). Of margin and rows it is what each row adds to them, of the others sums over chunks of
+    so many rows.
     """
     n, width = problem.input.shape
     by_row = {"margin": (n,), "rows": (n, width)}
@@ -29,23 +29,28 @@ def table_places(problem: Problem, want: Sequence[str]) -> tuple[int, dict[str, 
     chunk = max(8, -(-n // 64)) if summed else 1
     shapes = dict.fromkeys(TABLES, (-(-n // chunk), width)) | by_row
     places = {name: new(problem, *shapes[name]) if name in want else None for name in TABLES}
+    margin = places["margin"]
+    if margin is not None and problem.classes != width:
+        margin.zero_()  # of rows whose label is elsewhere
     return chunk, places
 
 
 def gradients(
     problem: Problem, input: Tensor | None, tables: Mapping[str, Tensor | None]
 ) -> Gradients:
-    """Of what the kernels have stored in table_places, None where there is nothing."""
+    """What the kernels have stored in table_places, summed."""
     label = problem.target
     index = {"margin": label, "rows": label if problem.row_index is None else problem.row_index}
 
-    def finished(name: str, stored: Tensor) -> Tensor:
+    def finished(name: str) -> Tensor | None:
+        stored = tables[name]
+        if stored is None:
+            return None
         if name not in index:
             return stored.sum(0)
         return _scattered(stored, index[name], getattr(problem, name))
 
-    found = {name: finished(name, stored) for name, stored in tables.items() if stored is not None}
-    return Gradients(input, **found)
+    return Gradients(input, **{name: finished(name) for name in TABLES})
 
 
 def _scattered(values: Tensor, index: Tensor, table: Tensor) -> Tensor:
