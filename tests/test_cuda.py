@@ -21,7 +21,7 @@ from lpl_fused.algebra.known import Known
 from lpl_fused.algebra.sweep import sweep
 from lpl_fused.algebra.terms import Terms
 from lpl_fused.backends import load
-from lpl_fused.problem import MEAN, SUM, Options, Problem
+from lpl_fused.problem import MEAN, NONE, SUM, Options, Problem
 
 backend = load("cuda")
 if backend.unavailable() is not None:
@@ -261,6 +261,21 @@ def test_float_gradients_are_scaled() -> None:
         upstream = torch.tensor(3.0, dtype=dtype, device=DEVICE)
         expected = swept.grad * upstream
         assert torch.equal(backend.rescale_(asked, swept, upstream), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("form", ["weights", "steps"])
+def test_every_row_has_a_factor(form: str, dtype: torch.dtype) -> None:
+    asked = problem_of(form, dtype)
+    asked = asked._replace(options=asked.options._replace(reduction=NONE))
+    factors = torch.linspace(-2, 3, 12, device=DEVICE)
+    swept = backend.forward(asked, True)
+    finished = swept.grad.clone()
+    found = backend.rescale_(asked, swept, factors)
+    if dtype == torch.float32:
+        assert torch.equal(found, finished * factors[:, None])
+    else:
+        assert torch.equal(found, backend.learned_gradient(asked, factors))
 
 
 @pytest.mark.parametrize("reduction", [MEAN, SUM])

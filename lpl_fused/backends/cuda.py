@@ -189,7 +189,9 @@ def forward(problem: Problem, want_grad: bool, choose: Choose | None = None) -> 
     buffers = Buffers(Outputs(loss=loss, grad=grad), Scratch(losses=losses, terms=terms))
     buffers = _with_norm(problem, buffers)
     _run(_native().cross_entropy, problem, _with_steps(problem, buffers))
-    norm = losses.new_ones(()) if buffers.out.norm is None else buffers.out.norm
+    norm = buffers.out.norm
+    if norm is None and (terms is not None or not want_grad):
+        norm = losses.new_ones(())
     steps = None if choose is None else problem.steps
     return Forward(losses if loss is None else loss, norm, terms, grad, steps)
 
@@ -201,6 +203,7 @@ def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
     assert grad is not None
     if forward.steps is not None:
         problem = problem._replace(steps=forward.steps)
+    upstream = upstream.to(accumulate_dtype(problem.input.dtype))
     by_row = upstream.dim() == 1
     if by_row and terms is None and _narrow(problem):
         return _anew(problem, upstream, grad)
@@ -249,8 +252,7 @@ def _solved(problem: Problem) -> Buffers:
 def _anew(problem: Problem, upstream: Tensor, grad: Tensor) -> Tensor:
     """Fills `grad` by all sweeps there are, the gradient (N,) of each row's loss known."""
     upstream = upstream.to(accumulate_dtype(problem.input.dtype))
-    out = Outputs(grad=grad, grad_rows=upstream, grad_rows_stride=upstream.stride(0))
-    buffers = Buffers(out)
+    buffers = Buffers(Outputs(grad=grad, grad_rows=upstream, grad_rows_stride=upstream.stride(0)))
     if problem.options.penalty:
         buffers = _with_norm(problem, buffers)
     _run(_native().cross_entropy, problem, _with_steps(problem, buffers))
