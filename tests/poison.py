@@ -28,6 +28,7 @@ GUARD, MARK = 64, 0xA5  # bytes on either side, and what they hold
 MOST = 64 << 20  # bytes that wait for the end of a test
 M_PERTURB = -6  # glibc's: bytes of new memory
 
+
 def _there(found: Any, *_: Any) -> tuple[Tensor, ...]:
     """The tensors of a tuple or of a part of lpl_fused.algebra."""
     values = found if isinstance(found, tuple) else vars(found).values()
