@@ -17,7 +17,7 @@ import torch
 
 import lpl_fused.backends.triton  # noqa: F401 - for its paths
 from lpl_fused import functional, reference
-from lpl_fused.backends import REFERENCE, cpp, cuda, load, native
+from lpl_fused.backends import REFERENCE, cpp, cuda, has_multilabel, load, native
 from lpl_fused.functional import softmax
 from lpl_fused.paths import Path
 from lpl_fused.penalty import RELU
@@ -184,15 +184,17 @@ def test_native_paths_refuse_what_nobody_knows(module: ModuleType) -> None:
 @pytest.mark.devices
 def test_a_backend_raises_for_what_nobody_knows(backend: str) -> None:
     for extended, on in ((with_unheard, torch.ones(C)), (with_unheard_option, 0.5)):
-        for plain, call in ((problem(), "cross_entropy"), (multilabel(), "binary_cross_entropy")):
+        for plain, call in ((problem(), "forward"), (multilabel(), "binary_forward")):
             asked = extended(plain, on)
+            arguments: tuple[Any, ...] = (True,)
             if backend == REFERENCE:
-                run = getattr(reference.sigmoid if "binary" in call else reference, call)
-                arguments: tuple[Any, ...] = ()
+                binary = call == "binary_forward"
+                run = reference.sigmoid.binary_cross_entropy if binary else reference.cross_entropy
+                arguments = ()
+            elif call == "forward" or has_multilabel(backend):
+                run = getattr(load(backend), call)
             else:
-                run, arguments = getattr(load(backend), call, None), (True,)
-                if run is None:
-                    continue
+                continue
             with pytest.raises((RuntimeError, TypeError), match="unheard|fields, got a Wider"):
                 run(asked, *arguments)
 
@@ -314,7 +316,7 @@ def test_steps_and_a_penalty(backend: str, reduction: str) -> None:
     device = device_of(backend)
     asked = problem(steps=steps.to(device), options=options)
     asked = asked._replace(input=asked.input.to(device), target=asked.target.to(device))
-    loss, _, _, found = load(backend).cross_entropy(asked, True)
+    loss, _, _, found, _ = load(backend).forward(asked, True)
     limit = budget(torch.float32, 0.0, ulps=8)
     assert error(loss.cpu(), truth.detach()) < limit
     assert error(found.cpu(), grad, cancels=True) < limit
