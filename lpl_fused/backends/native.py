@@ -17,7 +17,7 @@ from ..algebra.terms import Terms
 from ..problem import Problem
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # of csrc/row.h
-# the parts whose numbers kernels store
+# the parts whose numbers kernels store, in the order of Kind in csrc/parts.h
 PARTS: dict[Kind, type[Part]] = {
     Kind.SIZE: Size,
     Kind.MASS: Mass,
