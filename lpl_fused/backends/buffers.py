@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..problem import BinaryProblem, Problem, accumulate_dtype
+from .contract import Gradients
 
 
 def new(problem: Problem | BinaryProblem, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -23,18 +24,20 @@ def gradients(
     offset: Tensor | None,
     margin: Tensor | None,
     rows: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """(input, scale, offset, margin, rows), empty where None, from what the kernels store: of scale
-    and offset sums over chunks of rows (chunks, C), of margin and rows what each row adds to them.
+) -> Gradients:
+    """The Gradients from what the kernels store: of scale and offset sums over chunks of rows
+    (chunks, W), of margin and rows what each row adds to them.
     """
 
-    def finished(stored: Tensor | None, finish: Callable[[Tensor], Tensor]) -> Tensor:
-        return new(problem, 0) if stored is None else finish(stored)
+    def finished(
+        stored: Tensor | None, finish: Callable[[Tensor], Tensor]
+    ) -> Tensor | None:
+        return None if stored is None else finish(stored)
 
     label = problem.target
     index = label if problem.row_index is None else problem.row_index
-    return (
-        problem.input.new_empty(0) if input is None else input,
+    return Gradients(
+        input,
         finished(scale, lambda sums: sums.sum(0)),
         finished(offset, lambda sums: sums.sum(0)),
         finished(margin, lambda values: _scattered(values, label, problem.margin)),
@@ -48,4 +51,5 @@ def _scattered(values: Tensor, index: Tensor, table: Tensor | None) -> Tensor:
     # rows whose index means nothing have value 0 (ignored) or nan (out of range)
     index = index.clamp(0, table.shape[0] - 1)
     # index_put_ sorts, where index_add_ would add in whatever order
-    return torch.zeros_like(table).index_put_((index,), values, accumulate=True)
+    total = values.new_zeros(table.shape[0], *values.shape[1:])
+    return total.index_put_((index,), values, accumulate=True)
