@@ -10,6 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 LOG, POWER, FOCAL, POLY1 = range(4)
 
 
@@ -113,3 +116,55 @@ def coded(phi: Phi) -> tuple[int, float]:
     raise TypeError(
         f"phi: expected 'log', Alpha(...), GCE(...), Focal(...) or Poly1(...), got {phi!r}"
     )
+
+
+def exponent_limit(dtype: torch.dtype) -> float:
+    """Largest −κℓ that φ = (1 − p^κ)/κ raises e to; beyond it float would overflow."""
+    return 700.0 if dtype == torch.float64 else 80.0
+
+
+def one_minus_exp(x: Tensor) -> Tensor:
+    """1 − e^x with all digits of the value at x → 0, and of the derivative at x → −∞.
+
+    (torch forms the derivative of expm1 as expm1(x) + 1, which is 0 from x = −37 on.)
+    """
+    return torch.where(x > -1, -torch.expm1(x), 1 - torch.exp(x))
+
+
+def value_of(ell: Tensor, code: int, parameter: float) -> Tensor:
+    """φ(ℓ), elementwise, differentiable in ℓ."""
+    if code == LOG:
+        return ell
+    if code == POWER:
+        exponent = (-parameter * ell).clamp(max=exponent_limit(ell.dtype))
+        return one_minus_exp(exponent) / parameter
+    # the clamp keeps the derivative of (1 − p)^γ finite at p = 1
+    rest = _rest(ell)
+    if code == FOCAL:
+        return rest**parameter * ell
+    if code == POLY1:
+        return ell + parameter * rest
+    raise AssertionError(f"phi code {code}")
+
+
+def slope_of(ell: Tensor, code: int, parameter: float) -> Tensor:
+    """φ'(ℓ), elementwise, finite for every ℓ in [0, ∞]."""
+    if code == LOG:
+        return torch.ones_like(ell)
+    p = torch.exp(-ell)
+    if code == POWER:
+        exponent = -parameter * ell
+        return torch.where(exponent > exponent_limit(ell.dtype), 0.0, torch.exp(exponent))
+    if code == FOCAL:
+        rest = _rest(ell)
+        # p·ℓ vanishes where ℓ is infinite
+        bend = torch.where(p == 0, 0.0, p * ell) * parameter * rest ** (parameter - 1)
+        return rest**parameter + bend
+    if code == POLY1:
+        return 1 + parameter * p
+    raise AssertionError(f"phi code {code}")
+
+
+def _rest(ell: Tensor) -> Tensor:
+    """1 − p, at least the smallest normal number."""
+    return one_minus_exp(-ell).clamp(min=torch.finfo(ell.dtype).tiny)

@@ -45,6 +45,8 @@ class Options(NamedTuple):
     penalty_strength: float = 1.0
     normalize: bool = False
     through: bool = False  # the gradient goes through the learned perturbation's steps
+    first: int = 0  # the input's first column, numbered among all classes
+    classes: int = 0  # how many there are; 0: as many as the input has columns
 
     @property
     def norm(self) -> Numbers:
@@ -66,6 +68,8 @@ class Options(NamedTuple):
                 self.penalty,
                 int(self.normalize),
                 int(self.through),
+                self.first,
+                self.classes,
             ],
             [
                 self.phi_parameter,
@@ -86,17 +90,21 @@ class Options(NamedTuple):
 
     @staticmethod
     def unpacked(codes: Sequence[int], numbers: Sequence[float]) -> Options:
-        reduction, ignore_index, phi, penalty, normalize, through = codes
+        reduction, ignore_index, phi, penalty, normalize, through, first, classes = codes
         *others, margin, unit, strength = numbers
-        last = penalty, margin, unit, strength, bool(normalize), bool(through)
+        last = penalty, margin, unit, strength, bool(normalize), bool(through), first, classes
         return Options(reduction, ignore_index, phi, *others, *last)  # type: ignore
 
 
 class Problem(NamedTuple):
-    """The tensors of a call and its options. What is None is absent."""
+    """The tensors of a call and its options. What is None is absent.
 
-    input: Tensor  # (N, C), unit stride along C
-    target: Tensor  # (N,) int64, or (N, C) floating: class probabilities
+    The input, and class probabilities, may be of some of the classes alone: W columns from
+    `options.first` on, of C = `classes`. All else is of all classes.
+    """
+
+    input: Tensor  # (N, W), unit stride along W
+    target: Tensor  # (N,) int64, or (N, W) floating: class probabilities
     other: Tensor | None = None  # (N,) int64: the second label of a mixed target
     lam: Tensor | None = None  # (N,): the share of `target`; `other` has 1 − lam
     weight: Tensor | None = None  # (C,)
@@ -113,9 +121,32 @@ class Problem(NamedTuple):
     options: Options = Options()
 
     @property
+    def classes(self) -> int:
+        """C, whatever columns of them the input has."""
+        return self.options.classes or self.input.shape[1]
+
+    @property
     def dense(self) -> bool:
         """Targets are class probabilities."""
         return self.target.dim() == 2
+
+    @property
+    def spread(self) -> bool:
+        """A target has weight on all columns."""
+        return self.dense or self.smooth
+
+    @property
+    def one_label(self) -> bool:
+        """All weight of a row is on one label."""
+        return not self.spread and self.other is None
+
+    def columns(self, begin: int, end: int) -> Problem:
+        """The problem's part that has the input's columns from `begin` to `end`."""
+        options = self.options._replace(
+            first=self.options.first + begin, classes=self.classes
+        )
+        target = self.target[:, begin:end] if self.dense else self.target
+        return self._replace(input=self.input[:, begin:end], target=target, options=options)
 
     @property
     def smooth(self) -> bool:

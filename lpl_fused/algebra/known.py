@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
+from .parts import Mass, Size
+
 if TYPE_CHECKING:
-    from .groups import Walked
+    from .groups import Walk
     from .learned import Learned
 
 
@@ -16,6 +18,8 @@ class Known(NamedTuple):
 
     terms: Tensor  # (N, len(Terms)), accumulate dtype: contiguous columns of lpl_fused.algebra.terms
     loss: Tensor | None = None  # (N,), accumulate dtype; of the last round
+    size: Size | None = None
+    mass: Mass | None = None
     threshold: Tensor | None = None  # (N,) for RIVALS: a head has more than this part of the mass
     learned: Learned | None = None  # what the steps made of each row
-    walked: Walked | None = None  # where the steps of classes with several rows have come
+    walk: Walk | None = None  # where the steps of classes with several rows have come

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..phi import Alpha, Phi, coded
+from ..phi import value_of as phi_of
 from ..problem import REDUCTIONS, accumulate_dtype
-from ..reference import phi_of
 from .module import LossModule
 from .rows import readable, reduced
 

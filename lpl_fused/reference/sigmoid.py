@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..phi import value_of as phi_of
 from ..problem import MEAN, NONE, BinaryProblem, accumulate_dtype
-from .softmax import phi_of
 
 
 class Sides(NamedTuple):

@@ -11,39 +11,10 @@ from torch import Tensor
 
 from ..norm import Numbers
 from ..penalty import value_of
-from ..phi import FOCAL, LOG, POLY1, POWER
+from ..phi import value_of as phi_of
 from ..problem import MEAN, NONE, Problem, accumulate_dtype, label_range_error
 
 NORM_FLOOR = 1e-12  # a gradient shorter than this has no direction: the normalised step is 0
-
-
-def exponent_limit(dtype: torch.dtype) -> float:
-    """Largest −κℓ that φ = (1 − p^κ)/κ raises e to; beyond it float would overflow."""
-    return 700.0 if dtype == torch.float64 else 80.0
-
-
-def one_minus_exp(x: Tensor) -> Tensor:
-    """1 − e^x with all digits of the value at x → 0, and of the derivative at x → −∞.
-
-    (torch forms the derivative of expm1 as expm1(x) + 1, which is 0 from x = −37 on.)
-    """
-    return torch.where(x > -1, -torch.expm1(x), 1 - torch.exp(x))
-
-
-def phi_of(ell: Tensor, code: int, parameter: float) -> Tensor:
-    """φ(ℓ), elementwise."""
-    if code == LOG:
-        return ell
-    if code == POWER:
-        exponent = (-parameter * ell).clamp(max=exponent_limit(ell.dtype))
-        return one_minus_exp(exponent) / parameter
-    # 1 − p; the clamp keeps the derivative of (1 − p)^γ finite at p = 1
-    rest = one_minus_exp(-ell).clamp(min=torch.finfo(ell.dtype).tiny)
-    if code == FOCAL:
-        return rest**parameter * ell
-    if code == POLY1:
-        return ell + parameter * rest
-    raise AssertionError(f"phi code {code}")
 
 
 def check_labels(problem: Problem) -> None:

@@ -1,0 +1,396 @@
+"""The learned perturbation of classes with several rows: a fixed number of turns, each a reduction
+over columns and one walk through all steps.
+
+docs/solver.md ("Several rows of one class") has the idea and why the error's bound holds. With q_ij
+the rivals of row i in units of their mass, Z_i a row's mass and W_i = Σ_k 1/Z_i, e^(δ_j) of a class
+that moves little is nearly a function of B_j = (step/N)·Σ_i W_i q_ij; those that move far, the
+exact ones, are taken one by one. What the tail gains in mass by that is summed over columns for the
+W of a few moments of the last walk, its nodes, and interpolated between them in the next.
+
+Here a row carries what its class has: (N,) holds the same number for all rows of a class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..problem import Problem, accumulate_dtype
+from .known import Known
+from .learned import CHUNK, HEADS, LARGEST, NORM_FLOOR, Perturbed, tolerance
+from .parts import Part, Round
+from .rows import Classes, Rows
+
+TURNS = 3
+NODES = 7  # beyond the start
+LARGEST_TAIL = 5e-3  # B of an exact class is larger
+NEAREST = 2e-3  # nodes that are nearer than that, relative to all the way, carry rounding
+BEYOND = 1.125  # how far behind the last node the polynomial is trusted
+
+
+@dataclass(frozen=True)
+class Tail(Part):
+    """What the tail gains by the steps of the last walk, at its nodes m. float64."""
+
+    mass: Tensor  # (N,): Σ_tail q_ij
+    gains: Tensor  # (N, M): Σ_tail q_ij·(e^(δ_j) − 1)
+    squares: Tensor  # (N, M): Σ_tail (mean_i q_ij·e^(δ_j)/Z_i)², where steps are normalised
+    most: Tensor  # (N,): the largest |B_j| of the tail, at the walk's end
+    listed: Tensor  # (N,): how many exact classes there are; so the next, in the first turn alone
+    columns: Tensor  # (N, H) int64, numbered among all classes; −1: none
+    shares: Tensor  # (N, H): their q_ij
+
+    def join(self, other: Tail) -> Tail:
+        return Tail(
+            mass=self.mass + other.mass,
+            gains=self.gains + other.gains,
+            squares=self.squares + other.squares,
+            most=torch.maximum(self.most, other.most),
+            listed=self.listed + other.listed,
+            columns=torch.cat([self.columns, other.columns], 1),
+            shares=torch.cat([self.shares, other.shares], 1),
+        )
+
+
+class Nodes(NamedTuple):
+    """Moments of a walk, the first of which is its start; (N, M) unless said otherwise."""
+
+    count: Tensor  # (N,): how many there are beyond the start
+    at: Tensor  # Σ of the mean of 1/Z, over the gradient's length where steps are normalised
+    own: Tensor  # minus the gradient's entry at the target
+    kappa: Tensor  # what finite steps take from the flow: 1/2 for a single one
+    way: Tensor  # W, of each row
+    inverse: Tensor  # 1/Z, of each row
+
+
+class Walk(NamedTuple):
+    """Classes with several rows, and where their last walk has come."""
+
+    lift: Tensor  # (N,): log of the target's mass in units of the rivals'
+    steps: Tensor  # (N,): how many; 0 for rows that have no such class
+    size: Tensor  # (N,): of a step, with its sign
+    nodes: Nodes
+    columns: Tensor  # (N, H): the exact classes
+    shares: Tensor  # (N, H)
+    way: Tensor  # (N,): W, so the next, of the accepted walk
+    second: Tensor
+    third: Tensor
+    change: Tensor  # (N, H): δ of the exact classes
+    own_change: Tensor
+    rest: Tensor  # (N,): the rivals' mass
+    done: Tensor  # (N,) bool: a walk was accepted
+    room: Tensor  # (N,) bool: all exact classes are listed
+
+
+def start(
+    problem: Problem,
+    known: Known,
+    classes: Classes,
+    lift: Tensor,
+    steps: Tensor,
+    size: Tensor,
+) -> Known:
+    """The first walk, as if the rivals did not move."""
+    if problem.input.shape[0] < 2:
+        return known
+    assert known.learned is not None
+    steps = torch.where(classes.count > 1, steps.abs(), 0)
+    # a row that is nan makes its whole class nan
+    lift = torch.where(known.learned.rest.isnan(), torch.nan, lift)
+    n = lift.shape[0]
+    none = lift.new_zeros((n, 0))
+    nothing = torch.zeros_like(lift)
+    zeros = lift.new_zeros((n, NODES + 1))
+    nodes = Nodes(torch.zeros_like(steps), zeros, zeros, zeros, zeros, zeros)
+    walk = Walk(
+        lift=lift,
+        steps=steps,
+        size=size,
+        nodes=nodes,
+        columns=none.long(),
+        shares=none,
+        way=nothing,
+        second=nothing,
+        third=nothing,
+        change=none,
+        own_change=nothing,
+        rest=torch.ones_like(lift),
+        done=torch.zeros_like(steps, dtype=torch.bool),
+        room=torch.ones_like(steps, dtype=torch.bool),
+    )
+    found = _take_steps(problem, classes, walk, None)
+    return known._replace(walk=walk._replace(nodes=found.nodes))
+
+
+def settle(problem: Problem, round: Round, part: Tail, known: Known) -> Known:
+    """One more walk, with the gains of the last; accepted where its error is little enough."""
+    assert known.walk is not None
+    walk, classes = known.walk, Classes.of(problem)
+    if round.turn == 0:
+        listed = (part.columns >= 0).sum(1)
+        walk = walk._replace(
+            columns=part.columns,
+            shares=part.shares,
+            change=torch.zeros_like(part.shares),
+            room=part.listed <= listed,
+        )
+    found = _take_steps(problem, classes, walk, part)
+    largest = part.most * (1 + found.distance)
+    # the fourth power of B is left out
+    error = found.error + largest**4
+    good = (error <= tolerance(accumulate_dtype(problem.input.dtype))) & walk.room & ~walk.done
+    good &= (found.own_change.abs() + found.way).isfinite()
+
+    def accepted(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(good if new.dim() == 1 else good[:, None], new, old)
+
+    kappa = found.kappa
+    log_third = (1 - 2 * kappa) * (2 - 5 * kappa) / 6
+    return known._replace(
+        walk=walk._replace(
+            nodes=found.nodes,
+            way=accepted(found.way, walk.way),
+            second=accepted(0.5 - kappa, walk.second),
+            third=accepted(log_third, walk.third),
+            change=accepted(found.change, walk.change),
+            own_change=accepted(found.own_change, walk.own_change),
+            rest=accepted(found.rest, walk.rest),
+            done=walk.done | good,
+        )
+    )
+
+
+def joined(problem: Problem, known: Known) -> Known:
+    """What the walks made of rows, beside what became of rows alone in their class."""
+    assert known.walk is not None
+    assert known.learned is not None
+    walk, alone, classes = known.walk, known.learned, Classes.of(problem)
+    grouped = walk.steps > 0
+    share = walk.size / classes.count
+    lost = classes.max(walk.lift.isnan().double()) > 0
+    own = torch.where(lost, torch.nan, walk.own_change)
+    return known._replace(
+        learned=alone._replace(
+            way=torch.where(grouped, share * walk.way, 0.0),
+            second=torch.where(grouped, walk.second, 0.0),
+            third=torch.where(grouped, walk.third, 0.0),
+            columns=torch.cat(
+                [alone.columns, torch.where(grouped[:, None], walk.columns, -1)], 1
+            ),
+            change=torch.cat([alone.change, walk.change], 1),
+            own=torch.where(grouped, own, alone.own),
+            lift=torch.where(grouped, walk.lift + own, alone.lift),
+            rest=torch.where(grouped, walk.rest, alone.rest),
+            exact=torch.where(grouped, walk.done | lost, alone.exact),
+        )
+    )
+
+
+class _Found(NamedTuple):
+    nodes: Nodes
+    way: Tensor
+    kappa: Tensor
+    change: Tensor
+    own_change: Tensor
+    rest: Tensor
+    error: Tensor
+    distance: Tensor
+
+
+def _take_steps(problem: Problem, classes: Classes, walk: Walk, tail: Tail | None) -> _Found:
+    """All steps of all classes, from the start, with the tail's gains at the nodes of the walk
+    before; without any if there is no `tail`."""
+    normalize, before, steps = problem.options.normalize, walk.nodes, walk.steps
+    share = 1 / classes.count.double()
+    n = share.shape[0]
+    nothing = torch.zeros_like(share)
+    places = torch.arange(1, NODES, device=share.device).double() / NODES
+    places = places * places * (3 - 2 * places)  # close to Lobatto's points
+    known = before.count > 0 if tail is not None else torch.zeros_like(walk.done)
+    base = torch.ones_like(share) if tail is None else tail.mass
+    end = torch.where(known, before.at.gather(1, before.count[:, None])[:, 0], 1.0)
+    pulls = _pulls(before, end, known)
+    length_of_tail = torch.zeros_like(before.at)
+    if tail is not None and normalize:
+        square = before.own * before.own
+        length_of_tail = torch.where(square > 0, tail.squares / square, 0.0)
+
+    change, x = torch.zeros_like(walk.shares), torch.ones_like(walk.shares)
+    own_change = walked = squares_walked = way = squares = last_at = nothing
+    factor, inverse, kappa, error, distance = nothing, nothing, nothing, nothing, nothing
+    rest_at_end = torch.ones_like(share)
+    count, passed = torch.zeros_like(steps), torch.zeros_like(steps)
+    noted = [torch.zeros((n, NODES + 1), dtype=share.dtype, device=share.device) for _ in range(5)]
+    for k in range(int(steps.max()) + 1 if n else 0):
+        live = (k <= steps) & (steps > 0)
+        progress = torch.where(known, walked / end, k / steps.clamp(min=1))
+        weights = _weights(pulls, before, end, progress, known)
+        gain, square_way, met_way = nothing, nothing, nothing
+        if tail is not None:
+            gain = (weights * tail.gains).sum(1)
+            met_way = (weights * before.way).sum(1)
+            square_way = (weights * before.way**2).sum(1)
+        rest = base + gain + (walk.shares * x).sum(1)
+        if k > 0:
+            way = torch.where(live, way + factor * inverse, way)
+            squares = torch.where(live, squares + (factor * inverse) ** 2, squares)
+        inverse = 1 / (rest + torch.exp((walk.lift + own_change).clamp(max=LARGEST)))
+        own = classes.sum(rest * inverse) * share
+        mean = classes.sum(walk.shares * inverse[:, None]) * share[:, None] * x
+        factor, of_tail = torch.ones_like(share), nothing
+        if normalize:
+            length = (weights * length_of_tail).sum(1)
+            square = own * own * (1 + length) + (mean * mean).sum(1)
+            # without gains the tail's part is unknown: it is at most the target's
+            longest = square if tail is not None else square + own * own
+            factor = torch.where(longest.sqrt() < NORM_FLOOR, 0.0, 1 / square.sqrt())
+            of_tail = torch.where(factor > 0, length * own * own / square, 0.0)
+        if tail is not None and k > 0:
+            far = classes.max(_excess(way, met_way))
+            far_square = classes.max(_excess(way * way, square_way))
+            gained = classes.max(gain.abs() * inverse)
+            bound = torch.where(gained == 0, 0.0, (far + 2 * tail.most * far_square) * gained)
+            if normalize:
+                speed = torch.where(before.own > 0, before.inverse / before.own, 0.0)
+                met = (weights * speed**2).sum(1)
+                ratio = classes.max(_excess(inverse * inverse / met, own * own))
+                shape = (ratio + 2 * tail.most * far) * of_tail
+                bound = torch.maximum(bound, torch.where(of_tail == 0, 0.0, shape))
+            measured = live & known
+            error = torch.where(measured, torch.maximum(error, bound), error)
+            distance = torch.where(measured, torch.maximum(distance, far), distance)
+
+        reached = (progress[:, None] >= places).sum(1)
+        due = (k > 0) & ((k == steps) | (steps <= NODES) | (reached > passed))
+        passed = torch.maximum(passed, reached)
+        due = due & (walked > 0) & live
+        # one that is too near the last takes its place
+        far_enough = (count == 0) | (walked - last_at > NEAREST * walked)
+        count = torch.where(due & far_enough & (count < NODES), count + 1, count)
+        due = due | (live & (k == 0))
+        bend = torch.where(walked > 0, squares_walked / (2 * walked * walked), 0.0)
+        last_at = torch.where(due, walked, last_at)
+        kappa = torch.where(due, bend, kappa)
+        for values, value in zip(noted, (walked, own, bend, way, inverse), strict=True):
+            here = values.gather(1, count[:, None])[:, 0]
+            values.scatter_(1, count[:, None], torch.where(due, value, here)[:, None])
+        ends = live & (k == steps)
+        rest_at_end = torch.where(ends, rest, rest_at_end)
+        moves = live & ~ends
+        change = torch.where(moves[:, None], change + (walk.size * factor)[:, None] * mean, change)
+        x = torch.exp(change)
+        own_change = torch.where(moves, own_change - walk.size * factor * own, own_change)
+        weight = torch.where(moves, factor * classes.sum(inverse) * share, 0.0)
+        walked, squares_walked = walked + weight, squares_walked + weight * weight
+    if tail is not None:
+        # κ of a class is at most the largest of its rows, and at least that of equal steps
+        bends = classes.max(torch.where(way > 0, squares / (2 * way * way), 0.0))
+        spread = torch.maximum(kappa - 0.5 / steps.clamp(min=1), bends - kappa)
+        moved = known & (walked > 0)
+        error = torch.where(moved, torch.maximum(error, tail.most**2 * spread), error)
+    at, owns, kappas, ways, inverses = noted
+    nodes = Nodes(count, at, owns, kappas, ways, inverses)
+    return _Found(nodes, way, kappa, change, own_change, rest_at_end, error, distance)
+
+
+def _excess(value: Tensor, found: Tensor) -> Tensor:
+    """How far a value is off the one that gains were found for, in units of the latter."""
+    return torch.where(
+        found > 0, (value / found - 1).abs(), torch.where(value == 0, 0.0, torch.inf)
+    )
+
+
+def _exists(nodes: Nodes) -> Tensor:
+    """(N, M) bool: the nodes that there are."""
+    return torch.arange(NODES + 1, device=nodes.count.device) <= nodes.count[:, None]
+
+
+def _pulls(nodes: Nodes, end: Tensor, known: Tensor) -> Tensor:
+    """(N, M): factors of the nodes in the barycentric formula."""
+    exists = _exists(nodes) & known[:, None]
+    apart = (nodes.at[:, :, None] - nodes.at[:, None, :]) / end[:, None, None]
+    others = exists[:, None, :] & ~torch.eye(NODES + 1, dtype=torch.bool, device=end.device)
+    product = torch.where(others, 1 / torch.where(others, apart, 1.0), 1.0).prod(2)
+    return torch.where(exists, product, 0.0)
+
+
+def _weights(pulls: Tensor, nodes: Nodes, end: Tensor, progress: Tensor, known: Tensor) -> Tensor:
+    """(N, M): weights of the nodes in a polynomial through them; 0 where none are known."""
+    off = progress.clamp(max=BEYOND)[:, None] - nodes.at / end[:, None]
+    # at a node its own weight is overwhelming
+    parts = pulls / torch.where(off == 0, 1e-100, off)
+    total = parts.sum(1, keepdim=True)
+    return torch.where(known[:, None], parts / torch.where(total == 0, 1.0, total), 0.0)
+
+
+def least_exact(problem: Problem, walk: Walk) -> Tensor:
+    """(N,): B of an exact class is larger. That of all classes adds up to what is walked times the
+    step, so that no more than HEADS exceed their share of it."""
+    if problem.classes <= HEADS:
+        return torch.full_like(walk.lift, -1)
+    end = walk.nodes.at.gather(1, walk.nodes.count[:, None])[:, 0]
+    return (1.001 / HEADS * walk.size.abs() * end).clamp(min=LARGEST_TAIL)
+
+
+def reduce(problem: Problem, round: Round, known: Known, perturbed: Perturbed) -> Tail:
+    """The sums of one turn over the problem's columns, chunk by chunk of logits."""
+    assert known.walk is not None
+    assert known.learned is not None
+    walk, found, classes = known.walk, known.learned, Classes.of(problem)
+    n, width = problem.input.shape
+    first, nodes = problem.options.first, walk.nodes
+    label = Rows.of(problem).label[:, None] - first
+    share = walk.size.abs() / classes.count
+    sign = walk.size.sign()[:, None]
+    threshold = least_exact(problem, walk)[:, None]
+    last = nodes.way.gather(1, nodes.count[:, None])
+    normalize = problem.options.normalize
+    mass = torch.zeros_like(walk.lift)
+    gains, squares = torch.zeros_like(nodes.way), torch.zeros_like(nodes.way)
+    most = torch.zeros_like(walk.lift)
+    room = min(HEADS, width) if round.turn == 0 else 0
+    columns = torch.full((n, room + 1), -1, dtype=torch.int64, device=mass.device)
+    shares = mass.new_zeros((n, room + 1))
+    listed = torch.zeros_like(walk.steps)
+    exists = _exists(nodes)
+    size = max(1, CHUNK // max(1, n))
+    for begin in range(0, width, size):
+        end = min(width, begin + size)
+        each = torch.arange(begin, end, device=mass.device)
+        z = perturbed(problem, known, begin, end).double()
+        q = torch.exp(z - found.shift[:, None]) * found.inverse[:, None]
+        q = torch.where((each == label) | (walk.steps == 0)[:, None], 0.0, q)
+        of_all = classes.sum(last * q) * share[:, None]
+        if round.turn == 0:
+            exact = (of_all > threshold) & (each != label) & (walk.steps > 0)[:, None]
+            place = listed[:, None] + exact.cumsum(1) - 1
+            # what has no room goes behind the last place
+            place = torch.where(exact & (place < room), place, room)
+            columns.scatter_(1, place, (each + first).expand(n, -1))
+            shares.scatter_(1, place, q)
+            listed = listed + exact.sum(1)
+        else:
+            wide = torch.zeros((n, end - begin + 1), dtype=torch.bool, device=mass.device)
+            there = walk.columns - first
+            inside = (there >= begin) & (there < end)
+            wide.scatter_(1, torch.where(inside, there - begin, end - begin), True)
+            exact = wide[:, :-1]
+        q = torch.where(exact, 0.0, q)
+        mass = mass + q.sum(1)
+        most = torch.maximum(most, torch.where(exact, 0.0, of_all).amax(1))
+        for m in range(NODES + 1):
+            b = classes.sum(nodes.way[:, m, None] * q) * (share[:, None] * sign)
+            kappa = nodes.kappa[:, m, None]
+            third = 1 - kappa * (2.5 - kappa * 5 / 3)
+            gain = b * (1 + b * (1 - kappa + b * third))
+            here = exists[:, m]
+            gains[:, m] += torch.where(here, (q * gain).sum(1), 0.0)
+            if normalize:
+                mean = classes.sum(nodes.inverse[:, m, None] * q) / classes.count[:, None]
+                squares[:, m] += torch.where(here, ((mean * (1 + gain)) ** 2).sum(1), 0.0)
+    return Tail(mass, gains, squares, most, listed, columns[:, :room], shares[:, :room])
+
+

@@ -1,0 +1,65 @@
+"""All rounds of a problem, over its columns in one part or in many; and steps chosen in between."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from ..problem import NONE, Options, Problem
+from .known import Known
+from .parts import Part, Round
+from .settle import begin
+
+if TYPE_CHECKING:
+    from ..backends.contract import Choose, Forward
+
+
+class Door(Protocol):
+    """What of a backend's contract the rounds go through; the reference has it as well."""
+
+    def rounds(self, problem: Problem) -> tuple[Round, ...]: ...
+
+    def reduce(self, problem: Problem, round: Round, known: Known) -> Part: ...
+
+    def settle(self, problem: Problem, round: Round, part: Part, known: Known) -> Known: ...
+
+
+def sweep(
+    door: Door,
+    problems: Sequence[Problem],
+    join: Callable[[list[Part]], Part] | None = None,
+) -> Known:
+    """Loss and terms of the rows of a problem whose columns come in parts, each of all rows.
+
+    Args:
+        door: a backend.
+        problems: parts of one problem, of disjoint columns that are all columns together; see
+            `Problem.columns`.
+        join: makes one part of all; by default from the first to the last.
+    """
+    one = problems[0]
+    known = begin(one)
+    for round in door.rounds(one):
+        parts = [door.reduce(problem, round, known) for problem in problems]
+        whole = functools.reduce(lambda a, b: a.join(b), parts) if join is None else join(parts)
+        known = door.settle(one, round, whole, known)
+    return known
+
+
+def with_steps(
+    forward: Callable[[Problem, bool], Forward], problem: Problem, choose: Choose
+) -> Problem:
+    """The problem with its steps, which `choose` makes from the unweighted losses of its rows
+    without them, by a sweep of their own."""
+    options = Options(
+        reduction=NONE,
+        ignore_index=problem.options.ignore_index,
+        softcap=problem.options.softcap,
+        inverse_temperature=problem.options.inverse_temperature,
+    ).with_norm(problem.options.norm)
+    bare = problem._replace(weight=None, sample_weight=None, smoothing=None, options=options)
+    losses: Tensor = forward(bare, False).loss
+    return problem._replace(steps=choose(losses))
