@@ -151,6 +151,7 @@ def cross_entropy_cases() -> dict[str, Build]:
                 targets()[form], lambda d, r=reduction: {"reduction": r}
             )
     cases["softcap"] = with_keywords(targets()["hard"], lambda d: {"softcap": 3.0})
+    cases.update(masked_label_cases())
     cases.update(table_cases())
     cases.update(norm_cases())
     cases.update(penalty_cases())
@@ -169,6 +170,35 @@ def cross_entropy_cases() -> dict[str, Build]:
         learn=("scale", "offset", "margin", "rows", "temperature"),
     )
     return cases
+
+
+def masked(draw: Draw, target: Tensor) -> Tensor:
+    """Logits that are −inf at the labels of every other row, whose loss is infinite, and at some
+    other classes."""
+    input = draw.input()
+    every_other = torch.arange(draw.n) % 2 == 1  # of which `ignoring` leaves out none
+    input[every_other, target[every_other].clamp(min=0)] = -torch.inf
+    input[:, 0] = torch.where(target == 0, input[:, 0], -torch.inf)
+    return input
+
+
+def masked_label_cases() -> dict[str, Build]:
+    """Infinite losses, whose gradients are not: by row, as a sum would be infinite."""
+
+    def build(d: Draw, **keywords: object) -> Case:
+        target = d.ignoring()
+        return Case(masked(d, target), target, {"reduction": "none", **keywords})
+
+    return {
+        "masked-label": build,
+        "masked-label-zloss": lambda d: build(d, z_loss=1e-3),
+        "masked-label-zloss-focal": lambda d: build(d, z_loss=1e-3, phi=Focal(2.0)),
+        "masked-label-zloss-tables": lambda d: Case(
+            masked(d, target := d.labels()),
+            target,
+            {"reduction": "none", "z_loss": 1e-3, "perturbation": d.tables()},
+        ),
+    }
 
 
 def table_cases() -> dict[str, Build]:
@@ -357,6 +387,12 @@ def lpl_cases() -> dict[str, Build]:
                 forms[form], lambda d, name=name: {"norm": NORMS[name](d.classes)}
             )
             cases[f"{form}-{name}"] = lpl(build, normalize=form == "groups")
+    for form in ("unique", "groups"):
+        cases[f"{form}-masked-label-zloss"] = lpl(
+            lambda d, form=form: Case(masked(d, target := forms[form](d).target), target),
+            z_loss=1e-3,
+            reduction="none",
+        )
     cases["no-steps"] = lpl(few_classes, largest=0)
     cases["many-small-steps"] = lpl(few_classes, largest=60, step_size=0.02)
     cases["one-huge-step"] = lpl(few_classes, largest=1, step_size=40.0)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import importlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,9 +23,10 @@ if not torch.cuda.is_available():
 
 import cuda_on_host
 import pytest
+from poison import CONTRACT, PATTERNS, Poison, modules, perturb
 
 import lpl_fused
-from lpl_fused.backends import BACKENDS, REFERENCE, load, triton_binary
+from lpl_fused.backends import BACKENDS, REFERENCE, load
 from lpl_fused.testing import device_of
 
 if not torch.cuda.is_available():
@@ -123,33 +125,37 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`torch.empty` gives nan (labels: nonsense), so that an output left unwritten shows."""
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[Poison | None]:
+    """What backends allocate shows what was left unwritten, or written beside it (poison.py)."""
+    # initcheck and memcheck of `make sanitize` see that themselves, in memory as it comes
+    if os.environ.get("LPL_FUSED_POISON") == "0":
+        yield None
+        return
+    poison = Poison()
+    for module in modules():
+        monkeypatch.setattr(module, "torch", poison)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        builder = importlib.import_module("triton.runtime.interpreter").InterpreterBuilder
+        load_lanes = poison.load(builder.create_masked_load)
+        monkeypatch.setattr(builder, "create_masked_load", load_lanes)
+    yield poison
+    poison.check()
 
-    def poisoned(make):  # type: ignore[no-untyped-def]
-        def made(*args, **keywords):  # type: ignore[no-untyped-def]
-            tensor = make(*args, **keywords)
-            if type(tensor) is not torch.Tensor or torch.compiler.is_compiling():
-                return tensor
-            if tensor.is_floating_point():
-                return tensor.fill_(float("nan"))
-            return tensor if tensor.dtype == torch.bool else tensor.fill_(101)
 
-        return made
-
-    for launcher in (*map(load, BACKENDS), triton_binary):
-        monkeypatch.setattr(launcher, "torch", _Poisoned(poisoned), raising=False)
-
-
-class _Poisoned:
-    """`torch` as a backend's launcher sees it, with poisoned allocations."""
-
-    def __init__(self, poisoned) -> None:  # type: ignore[no-untyped-def]
-        self.empty = poisoned(torch.empty)
-        self.empty_like = poisoned(torch.empty_like)
-
-    def __getattr__(self, name: str):  # type: ignore[no-untyped-def]
-        return getattr(torch, name)
+@pytest.fixture
+def twice(poisoned: Poison | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever a backend is asked for it does twice: after other poison, in another order of
+    threads, the bits must be the same."""
+    if poisoned is None:
+        yield
+        return
+    for module in map(load, BACKENDS):
+        for name, defined in CONTRACT.items():
+            if launcher := getattr(module, name, None):
+                monkeypatch.setattr(module, name, poisoned.twice(launcher, defined))
+    yield
+    poisoned.use(PATTERNS[0])
+    perturb(0)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

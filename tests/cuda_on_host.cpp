@@ -3,8 +3,12 @@
 // A fibre is a thread of a team. One runs until it waits at a barrier, so a barrier that is missing
 // shows as a result that depends on the order in which fibres take turns: `reverse` turns it round.
 // Fibres that wait for different barriers, or that end while others wait, are an error.
+//
+// What a device leaves as it was, memory on chip and registers, holds `poison` before every row: a
+// read of what nobody has written shows as a result that depends on it.
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <stdexcept>
@@ -58,8 +62,25 @@ struct Shape {
   bool staged = true, reversed = false;
 } shape;
 
+// A byte, or kRandom: a nan hides from a comparison, which a number that is huge or usual does not.
+constexpr int kRandom = 256;
+int poison = 0xff;
+
+void fill_with_poison(std::vector<char>& memory) {
+  if (poison != kRandom) {
+    std::memset(memory.data(), poison, memory.size());
+    return;
+  }
+  static uint64_t state = 1;  // goes on, so that no two rows find the same
+  for (size_t k = 0; k < memory.size(); k += sizeof(state)) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    const uint64_t word = state ^ state >> 29;
+    std::memcpy(memory.data() + k, &word, std::min(sizeof(word), memory.size() - k));
+  }
+}
+
 constexpr int kCrew = 2;  // threads of a warp
-constexpr size_t kStack = 256 << 10;
+constexpr size_t kStack = 256 << 10, kPoisonedStack = 16 << 10;
 
 enum class Waits { no, team, crew, over };
 
@@ -79,6 +100,8 @@ class Fibres {
   void run(std::function<void(int)> body) {
     body_ = std::move(body);
     for (Fibre& fibre : fibres_) {
+      fill_with_poison(locals_);
+      std::copy(locals_.begin(), locals_.end(), fibre.stack.end() - kPoisonedStack);
       getcontext(&fibre.context);
       fibre.context.uc_stack.ss_sp = fibre.stack.data();
       fibre.context.uc_stack.ss_size = kStack;
@@ -137,6 +160,7 @@ class Fibres {
 
   static inline Fibres* current_ = nullptr;
   std::vector<Fibre> fibres_;
+  std::vector<char> locals_ = std::vector<char>(kPoisonedStack);
   ucontext_t main_;
   std::function<void(int)> body_;
   int running_ = 0;
@@ -275,12 +299,15 @@ class Launcher {
   static void run(const Call& call, i64 n, int blocks, i64 stage, size_t own) {
     ++launches;
     const int threads = blocks * shape.places;
-    const std::vector<std::vector<char>> memory{size_t(blocks)};
+    const auto of_blocks = [&](size_t bytes) {
+      return std::vector<std::vector<char>>(size_t(blocks), std::vector<char>(bytes));
+    };
     Shared shared{Fibres(threads), std::vector<char>(4 * size_t(threads) * kWidest),
-                  std::vector<int>(size_t(threads)), memory, memory};
+                  std::vector<int>(size_t(threads)), of_blocks(size_t(stage)), of_blocks(own)};
     for (i64 i = 0; i < n; ++i) {
-      for (auto& place : shared.stages) place.assign(size_t(stage), char(0xff));
-      for (auto& place : shared.shared) place.assign(own, char(0xff));
+      fill_with_poison(shared.slots);
+      for (auto& place : shared.stages) fill_with_poison(place);
+      for (auto& place : shared.shared) fill_with_poison(place);
       shared.fibres.run([&](int rank) {
         Team team(shared, blocks, shape.places, rank);
         Body::run(team, call, i);
@@ -314,16 +341,56 @@ const char* device_kind() {
   return "cpu";
 }
 
+namespace {
+
+// Reads what it has not written, and says who came first.
+struct Careless {
+  struct Shared {
+    uint64_t word;
+  };
+
+  static void run(Team& team, const Call& call, i64 row) {
+    auto* seen = static_cast<uint64_t*>(call.scratch.groups) + 4 * row;
+    uint64_t local;
+    if (seen[3] == 0) seen[3] = uint64_t(team.rank()) + 1;
+    if (team.rank() != 0) return;
+    std::memcpy(&seen[0], team.stage(), sizeof(uint64_t));
+    seen[1] = team.shared<Shared>(0).word;
+    asm volatile("" : "=m"(local));  // as far as the compiler knows it is written
+    seen[2] = local;
+  }
+};
+
+}  // namespace
+
 }  // namespace lpl
 
-// For tests, which call it through ctypes.
-extern "C" __attribute__((visibility("default"))) void use_shape(int blocks, int places,
-                                                                 bool staged, bool reversed) {
+// For tests, which call these through ctypes.
+#define LPL_FOR_TESTS extern "C" __attribute__((visibility("default")))
+
+LPL_FOR_TESTS void use_shape(int blocks, int places, bool staged, bool reversed) {
   lpl::shape = {blocks, places, staged, reversed};
 }
 
+// The last come first.
+LPL_FOR_TESTS void turn_order() {
+  lpl::shape.reversed = !lpl::shape.reversed;
+}
+
+LPL_FOR_TESTS void use_poison(int poison) {
+  lpl::poison = poison;
+}
+
+// Of two rows (stage, shared memory, a local number, rank of the first fibre + 1), as `careless`
+// found them.
+LPL_FOR_TESTS void careless(uint64_t* seen) {
+  lpl::Call call{};
+  call.scratch.groups = seen;
+  lpl::Launcher().rows(lpl::Careless(), call, 2, 64, true);
+}
+
 // (launches of kernels, loads of 16-bit numbers) since the last time.
-extern "C" __attribute__((visibility("default"))) void take_counts(long* counts) {
+LPL_FOR_TESTS void take_counts(long* counts) {
   counts[0] = lpl::launches;
   counts[1] = lpl::loads;
   lpl::launches = lpl::loads = 0;

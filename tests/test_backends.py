@@ -11,7 +11,7 @@ from cases import Draw, cross_entropy_cases, lpl_cases
 
 from lpl_fused import Perturbation, testing
 
-pytestmark = pytest.mark.devices
+pytestmark = [pytest.mark.devices, pytest.mark.usefixtures("twice")]
 CASES = cross_entropy_cases()
 LPL_CASES = lpl_cases()
 DTYPES = {

@@ -22,6 +22,7 @@ backend = load("cuda")
 if backend.unavailable() is not None:
     pytest.skip(f"cuda: {backend.unavailable()}", allow_module_level=True)
 DEVICE = backend._native().device
+pytestmark = pytest.mark.usefixtures("twice")
 ON_HOST = pytest.mark.skipif(DEVICE != "cpu", reason="the host's teams are tests' own")
 SOLVED, UNCHANGED, PERTURBED, GROUP, FELL_BACK = range(5)  # Outcome of csrc/cuda/call.h
 

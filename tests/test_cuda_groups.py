@@ -31,6 +31,7 @@ from lpl_fused import LogitClip, Perturbation, testing
 from lpl_fused.problem import Problem
 
 __all__ = ["use_shape"]  # a fixture
+pytestmark = pytest.mark.usefixtures("twice")
 
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 EXACT = 512  # kMostExact of csrc/cuda/groups.h: with more classes there is a tail

@@ -11,7 +11,7 @@ from test_backends import CLASSES, DTYPES, WIDE, check, rows
 from lpl_fused.backends import load
 from lpl_fused.testing import Case, evaluate
 
-pytestmark = [pytest.mark.multilabel, pytest.mark.devices]
+pytestmark = [pytest.mark.multilabel, pytest.mark.devices, pytest.mark.usefixtures("twice")]
 
 CASES, LPL_CASES = binary_cases(), binary_lpl_cases()
 FEW_POSITIVES = few_positives_cases()

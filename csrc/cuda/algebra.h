@@ -168,7 +168,8 @@ class Algebra {
     const Acc ell = cross_entropy_of(lift, own, rest);
     const PhiValue<Acc> at = phi(ell);
     t.shift = shift;
-    t.log_total = ell + lift;
+    // keeps its digits where the label has most of the mass; where it has none both are infinite
+    t.log_total = own >= rest ? ell + lift : std::log(total);
     Acc slope = r.hard * at.slope, value = r.hard * at.value;
     t.part = -slope * (rest / total);
     if (!Bare && p.z_loss > 0) pressure(r.hard, shift + t.log_total, own / total, value, slope, t);

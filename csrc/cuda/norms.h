@@ -22,11 +22,11 @@ LPL_DEVICE inline Acc power_of(Acc x, double p) {
 template <typename Team, typename Algebra, typename Pieces, typename Acc>
 LPL_DEVICE void measure(Team& team, const Algebra& a, const Pieces& pieces, Row<Acc>& row) {
   Acc peak = 0;
-  pieces.visit([&](int, const Acc* u) {
+  pieces.visit([&](int first, const Acc* u) {
 #pragma unroll
     for (int v = 0; v < Pieces::kSize; ++v) {
       const Acc magnitude = std::fabs(counted(u[v]));
-      if (magnitude > peak) peak = magnitude;
+      if (pieces.inside(first + v) && magnitude > peak) peak = magnitude;
     }
   });
   peak = team.reduce(peak, [](Acc x, Acc y) { return x > y ? x : y; });

@@ -34,7 +34,7 @@ class Pieces {
       if (whole(k)) {
         team.template copy_line<kBytes>(&to, line(row_, k));
       } else {
-        copy_inside(to, k);
+        to = inside_of(k);
       }
     }
     team.wait_for_copies();
@@ -45,14 +45,9 @@ class Pieces {
   template <typename F>
   LPL_DEVICE void visit(F f) const {
     for (int k = begin_ + team_.place(); k < end_; k += team_.places()) {
-      Line here{};
-      if (stage_) {
-        here = stage_[k - begin_];
-      } else if (whole(k)) {
-        here = *line(row_, k);
-      } else {
-        copy_inside(here, k);
-      }
+      const Line here = stage_     ? stage_[k - begin_]
+                        : whole(k) ? *line(row_, k)
+                                   : inside_of(k);
       Acc u[kSize];
 #pragma unroll
       for (int v = 0; v < kSize; ++v) u[v] = load(here.value[v]);
@@ -90,10 +85,14 @@ class Pieces {
   LPL_DEVICE const Line* line(const T* row, int k) const {
     return reinterpret_cast<const Line*>(row + first_of(k));
   }
-  LPL_DEVICE void copy_inside(Line& to, int k) const {
+  // A piece that is not whole, with 0 where there is no column: on chip as well, where the row of
+  // before has left its own.
+  LPL_DEVICE Line inside_of(int k) const {
+    Line line{};
 #pragma unroll
     for (int v = 0; v < kSize; ++v)
-      if (inside(first_of(k) + v)) to.value[v] = row_[first_of(k) + v];
+      if (inside(first_of(k) + v)) line.value[v] = row_[first_of(k) + v];
+    return line;
   }
 
   Team& team_;
