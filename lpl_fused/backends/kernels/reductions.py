@@ -214,10 +214,11 @@ def perturb_rows(problem, z, begin, end, BLOCK: tl.constexpr):
     """
     index = tl.program_id(0).to(tl.int64)
     dtype: tl.constexpr = z.dtype.element_ty
-    places = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    columns = begin + places
+    column_places = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    columns = begin + column_places
     live, row = read_row(index, problem, dtype)
     value = tl.zeros((BLOCK,), dtype)
     if live:
         value = read_logits(row, columns, problem)[1]
-    tl.store(z + index * (end - begin) + places, value, mask=columns < end)
+    here = z + index * (end - begin) + column_places
+    tl.store(here, value, mask=columns < end)
