@@ -26,24 +26,26 @@ def with_learned(
     """The problem, prepared, with its δ if any; and, where all weight of a row is on its label,
     which rows already have what is `wanted`: see take_steps.
     """
-    arguments = prepared(problem, wanted.terms, unless)
     if problem.steps is None:
-        return arguments, None
+        return prepared(problem, wanted.terms, unless), None
     options = problem.options
     if problem.spread or options.norm_p > 0 or options.penalty:
         delta = new(problem, *problem.input.shape)
-        return take_steps(problem, arguments, Wanted(delta=delta))[0], None
-    return take_steps(problem, arguments, wanted, upstream)
+        return take_steps(problem, Wanted(delta=delta), unless=unless)[0], None
+    return take_steps(problem, wanted, upstream, unless)
 
 
 def take_steps(
-    problem: Problem, arguments: Arguments, wanted: Wanted, upstream: Upstream = Upstream()
+    problem: Problem,
+    wanted: Wanted,
+    upstream: Upstream | None = None,
+    unless: Tensor | None = None,
 ) -> tuple[Arguments, Tensor]:
     """Solves what rows it can, and takes plain steps for the others' classes.
 
     Returns:
-        arguments: with δ (N, C), of all rows if wanted.delta is given, else of those left alone,
-            the others' never touched.
+        arguments: of the problem, prepared, with δ (N, C), of all rows if wanted.delta is given,
+            else of those left alone, the others' never touched.
         outcome: (N,), SOLVED where a row has what is `wanted`.
     """
     from ..kernels.lpl import resident_steps, sweeping_steps
@@ -51,13 +53,13 @@ def take_steps(
 
     n, classes = problem.input.shape
     normalize = problem.options.normalize
-    groups = groups_of(problem)
+    arguments, groups = prepared(problem, unless=unless), groups_of(problem)
     steps, step_size = problem.steps, number(problem, problem.options.step_size)
     meta = solver_meta(problem)
     heads = new(problem, n, meta["HEAD"], dtype=torch.int32)
     outcome = new(problem, n, dtype=torch.int32)
     what = (arguments, groups, steps, step_size, outcome)
-    launching.launch(solve, (n,), *what, heads, wanted, upstream, NORMALIZE=normalize, **meta)
+    launching.launch(solve, (n,), *what, heads, wanted, upstream or Upstream(), NORMALIZE=normalize, **meta)
     delta = new(problem, n, classes) if wanted.delta is None else wanted.delta
     meta = resident_meta(problem)
     done = meta["ROWS"] if classes <= meta["BLOCK"] else 0

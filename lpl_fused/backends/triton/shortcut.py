@@ -12,9 +12,8 @@ from ..buffers import new
 from ..contract import Choose, Forward
 from ..kernels.arguments import FELL_BACK, TERMS, Upstream, Wanted
 from ..kernels.launch import column_meta, filling_meta, row_meta
-from . import launching
-from .arguments import arguments_of, prepared
-from .learned import take_steps, with_learned
+from . import launching, learned
+from .arguments import arguments_of
 
 
 def forward(problem: Problem, want_grad: bool, choose: Choose | None = None) -> Forward:
@@ -49,7 +48,7 @@ def _sweep(
     from ..kernels.forward import forward as kernel
 
     n = problem.input.shape[0]
-    arguments, outcome = with_learned(problem, wanted, upstream, unless)
+    arguments, outcome = learned.with_learned(problem, wanted, upstream, unless)
     launching.launch(kernel, (n,), arguments, outcome, upstream, wanted, **row_meta(problem))
 
 
@@ -87,7 +86,7 @@ def learned_gradient(problem: Problem, upstream: Tensor) -> Tensor:
 
 def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
     delta = new(problem, *problem.input.shape)
-    arguments, _ = take_steps(problem, prepared(problem), Wanted(delta=delta))
+    arguments, _ = learned.take_steps(problem, Wanted(delta=delta))
     return delta, arguments.slot
 
 
@@ -95,5 +94,5 @@ def fallbacks(problem: Problem) -> Tensor:
     """0-dim: how many rows of a problem with `steps` the solvers leave to plain steps because they
     are not exact enough (kernels/solver.py, kernels/group_solver.py). For tests and diagnosis."""
     losses = new(problem, problem.input.shape[0])
-    _, outcome = take_steps(problem, prepared(problem), Wanted(losses=losses))
+    _, outcome = learned.take_steps(problem, Wanted(losses=losses))
     return (outcome == FELL_BACK).sum()
