@@ -1,8 +1,5 @@
-"""Which implementation runs, and why.
-
-A backend is a module with launchers over a `Problem` or `BinaryProblem` (their contract stands in
-ops/) and two questions: `unavailable()` and `unsupported(device, dtype)`, each answered by None or
-by a reason. One without `binary_cross_entropy` has no multi-label losses.
+"""Which implementation runs, and why. What a backend is stands in contract.py; one without the
+functions of the sigmoid link has no multi-label losses.
 """
 
 from __future__ import annotations
@@ -10,9 +7,17 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from types import ModuleType
+from typing import TYPE_CHECKING, cast
 
 import torch
+
+from .contract import Backend, BinaryBackend
+
+if TYPE_CHECKING:
+    from . import cpp, cuda, triton
+
+    _backends: tuple[Backend, ...] = (cpp, cuda, triton)
+    _binary: tuple[BinaryBackend, ...] = (cpp, triton)
 
 BACKENDS = ("cpp", "triton", "cuda")
 REFERENCE = "reference"
@@ -22,9 +27,19 @@ PREFERENCE = {"cpu": ("cpp",), "cuda": ("triton", "cuda")}
 
 
 @functools.cache
-def load(name: str) -> ModuleType:
+def load(name: str) -> Backend:
     """The backend's module; importing it is cheap, whatever it needs comes with the first use."""
-    return importlib.import_module(f"{__name__}.{name}")
+    return cast(Backend, importlib.import_module(f"{__name__}.{name}"))
+
+
+def has_multilabel(name: str) -> bool:
+    """Whether a backend has the sigmoid link."""
+    return hasattr(load(name), "binary_forward")
+
+
+def load_binary(name: str) -> BinaryBackend:
+    """The same module as a backend of the sigmoid link, which `has_multilabel`."""
+    return cast(BinaryBackend, load(name))
 
 
 def reason_against(
@@ -33,7 +48,7 @@ def reason_against(
     """Why backend `name` cannot run on `device` ("cpu", "cuda", …) and `dtype`; None if it can."""
     module = load(name)
     reason: str | None = module.unavailable() or module.unsupported(device, dtype)
-    if reason is None and multilabel and not hasattr(module, "binary_cross_entropy"):
+    if reason is None and multilabel and not has_multilabel(name):
         return "no kernels for multi-label losses"
     return reason
 

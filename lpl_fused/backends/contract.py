@@ -41,9 +41,10 @@ class Forward(NamedTuple):
     """What the shortcut leaves."""
 
     loss: Tensor  # 0-dim, or (N,) for reduction "none"; accumulate dtype
-    norm: Tensor | None  # 0-dim: what the loss was divided by; None where only `grad` was wanted
-    terms: Tensor | None  # (N, len(Terms)), upstream 1; None where the gradient comes otherwise
-    grad: Tensor | None  # (N, C), input dtype: dL/d input for an upstream of 1; if wanted
+    norm: Tensor | None = None  # 0-dim: what the loss was divided by, where `rescale_` or the
+    # caller of `gradient` wants to know
+    terms: Tensor | None = None  # (N, len(Terms)), upstream 1; None where a gradient needs none
+    grad: Tensor | None = None  # (N, C), input dtype: dL/d input for an upstream of 1; if wanted
     steps: Tensor | None = None  # those that `choose` has made
 
 
@@ -90,6 +91,10 @@ class Backend(Protocol):
     def rescale_(self, problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
         """`forward.grad` for an upstream of `upstream`, 0-dim or (N,) for reduction "none", in its
         place."""
+        ...
+
+    def learned_gradient(self, problem: Problem, upstream: Tensor) -> Tensor:
+        """dL/d input (N, C) of a problem with steps, its δ found anew; `upstream` as `gradient`'s."""
         ...
 
     def learned_perturbation(self, problem: Problem) -> tuple[Tensor, Tensor]:

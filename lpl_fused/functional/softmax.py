@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops, reference
+from ..algebra.sweep import with_steps
 from ..backends import OVERRIDE, REFERENCE, SMALL, resolve
+from ..backends.contract import Choose, Forward
 from ..norm import Norm, numbers_of
-from ..ops import Choose
 from ..penalty import MarginPenalty
 from ..perturbation import Perturbation
 from ..phi import Phi
@@ -255,11 +256,12 @@ def _run_on(problem: Problem, backend: str, choose: Choose | None = None) -> Ten
 
 def _run(problem: Problem, backend: str, choose: Choose | None = None) -> Tensor:
     """The loss on a backend that was resolved."""
-    if choose is not None and (backend == REFERENCE or not ops.one_sweep(problem, backend)):
+    learns = torch.is_grad_enabled() and ops.tables_learn(problem)
+    if choose is not None and (learns or backend == REFERENCE):
         problem, choose = _with_steps(problem, backend, choose), None
     if backend == REFERENCE:
         return reference.cross_entropy(problem)
-    if problem.steps is not None and torch.is_grad_enabled() and ops.tables_learn(problem):
+    if problem.steps is not None and learns:
         problem = _with_fixed_delta(problem, backend)
     return ops.cross_entropy(problem, backend, choose)
 
@@ -276,15 +278,14 @@ def _chooser(shaped: Shaped, steps: Choose) -> Choose:
 
 def _with_steps(problem: Problem, backend: str, choose: Choose) -> Problem:
     """The problem with its steps, chosen after a sweep of their own."""
-    options = Options(
-        reduction=NONE,
-        ignore_index=problem.options.ignore_index,
-        softcap=problem.options.softcap,
-        inverse_temperature=problem.options.inverse_temperature,
-    ).with_norm(problem.options.norm)
-    bare = problem._replace(weight=None, sample_weight=None, smoothing=None, options=options)
+    if backend != REFERENCE:
+        return ops.with_chosen_steps(problem, backend, choose)
+
+    def forward(bare: Problem, want_grad: bool) -> Forward:
+        return Forward(reference.cross_entropy(bare))
+
     with torch.no_grad():
-        return problem._replace(steps=choose(_run(bare, backend)))
+        return with_steps(forward, problem, choose)
 
 
 def _through_perturbation(problem: Problem, backend: str, choose: Choose | None) -> Tensor:

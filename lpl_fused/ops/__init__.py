@@ -4,20 +4,18 @@ it runs.
 
 from . import sigmoid
 from .softmax import (
-    Choose,
     CrossEntropy,
     cross_entropy,
     learned_perturbation,
-    one_sweep,
     tables_learn,
+    with_chosen_steps,
 )
 
 __all__ = [
-    "Choose",
     "CrossEntropy",
     "cross_entropy",
     "learned_perturbation",
-    "one_sweep",
     "sigmoid",
     "tables_learn",
+    "with_chosen_steps",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..problem import BinaryProblem, Problem
+from ..problem import NONE, BinaryProblem, Problem
 
 # a problem and its backend, as `packed` makes them
 SCHEMA = "Tensor input, Tensor target, Tensor?[] parts, int[] codes, float[] numbers, str backend"
@@ -40,6 +40,21 @@ def direct(tensor: Tensor) -> bool:
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
     )
+
+
+def by_sweep(problem: Problem | BinaryProblem) -> bool:
+    """Whether a problem's gradient with respect to its logits comes in the forward sweep, for an
+    upstream of 1 that the backward replaces: one read and one write of the logits in all where it
+    is 1. Else by statistics, one read more, whatever it is: for float16, whose small gradients live
+    only after the upstream factor (a loss scaler's) was applied; where every row has an upstream of
+    its own, which would make a 16-bit gradient anew; and in a graph that torch.compile sees, where a
+    16-bit one would be rounded twice.
+    """
+    dtype = problem.input.dtype
+    if dtype == torch.float16:
+        return False
+    narrow = dtype == torch.bfloat16
+    return not (narrow and (problem.options.reduction == NONE or torch.compiler.is_compiling()))
 
 
 def given(problem: Problem | BinaryProblem) -> tuple[Tensor | None, ...]:

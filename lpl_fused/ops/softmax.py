@@ -1,45 +1,45 @@
-"""The operators: schemas, fakes, autograd. Imports torch alone; a backend is loaded when it runs.
+"""The operators of the softmax link: schemas, fakes, autograd. Imports torch alone; a backend
+(backends/contract.py) is loaded when it runs.
 
-    cross_entropy(Problem, backend, want_grad) -> (loss, stats, norm, grad)
-        loss   0-dim, or (N,) for reduction "none"; accumulate dtype
-        grad   (N, C), input dtype, dL/d input for an upstream gradient of 1; if wanted
-        stats  (backend.STATS, N): what the backend's backward wants to know of the rows, for
-               Triton the maximum m and Σ exp(z − m), without the target's own term where the
-               target is one label (so that 1 − p_y keeps its digits); unless grad is wanted
-        norm   0-dim: what the loss was divided by (1 unless reduction is "mean"); as stats
-    cross_entropy_backward(Problem, backend, grad_rows, stats, want)
+    cross_entropy(Problem, backend, want_grad) -> (loss, norm, terms, grad)
+        Backend.forward; what is not there is an empty tensor
+    cross_entropy_gradient(Problem, backend, terms, upstream, want)
             -> (input, scale, offset, margin, rows), empty where not wanted
-        grad_rows  (N,), stride 0 or 1: the gradient of each row's loss
+        Backend.gradient of whole rows, upstream (N,) with stride 0 or 1
+    learned_gradient(Problem, backend, upstream) -> input
+        the same of a problem with `steps`, whose δ is found anew and held constant
     learned_perturbation(Problem, backend) -> (delta (N, C), slot (N,))
         as reference.learned_perturbation
 
-A launcher of a backend returns None where its operator returns an empty tensor.
-
-A problem with `steps` is differentiated with its δ held constant; tables that want a gradient
-beside it are served by functional/, which hands δ over as `rows`.
+Tables that want a gradient beside `steps` are served by functional/, which hands δ over as `rows`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..algebra.known import Known
+from ..algebra.sweep import with_steps
+from ..algebra.terms import Terms
 from ..backends import load
+from ..backends.contract import Choose, Forward, Gradients
 from ..problem import NONE, TABLES, Options, Problem, accumulate_dtype
-from .dispatch import SCHEMA, Once, direct, given, packed, register
+from .dispatch import SCHEMA, Once, by_sweep, direct, given, packed, register
 
 _LIBRARY = torch.library.Library("lpl_fused", "DEF")
 _LIBRARY.define(
     f"cross_entropy({SCHEMA}, bool want_grad)"
-    " -> (Tensor loss, Tensor stats, Tensor norm, Tensor grad)"
+    " -> (Tensor loss, Tensor norm, Tensor terms, Tensor grad)"
 )
 _LIBRARY.define(
-    f"cross_entropy_backward({SCHEMA}, Tensor grad_rows, Tensor stats, bool[] want)"
-    " -> (Tensor input, Tensor scale, Tensor offset, Tensor margin, Tensor rows)"
+    f"cross_entropy_gradient({SCHEMA}, Tensor terms, Tensor upstream, bool[] want)"
+    f" -> ({', '.join(f'Tensor {name}' for name in Gradients._fields)})"
 )
+_LIBRARY.define(f"learned_gradient({SCHEMA}, Tensor upstream) -> Tensor")
 _LIBRARY.define(f"learned_perturbation({SCHEMA}) -> (Tensor delta, Tensor slot)")
 
 
@@ -55,19 +55,26 @@ def _unpacked(
 
 def _cross_entropy(input, target, parts, codes, numbers, backend, want_grad):  # type: ignore[no-untyped-def]
     problem = _unpacked(input, target, parts, codes, numbers)
-    loss, stats, norm, grad = load(backend).cross_entropy(problem, want_grad)
-    if want_grad:
-        return loss, loss.new_empty(0), loss.new_empty(0), grad
-    if stats is None:
-        stats = loss.new_empty((0, input.shape[0]))
-    return loss, stats, norm, input.new_empty(0)
+    found = load(backend).forward(problem, want_grad)
+    nothing = (found.loss, found.loss, found.loss, input)
+    return tuple(
+        like.new_empty(0) if tensor is None else tensor
+        for tensor, like in zip(found[:4], nothing, strict=True)
+    )
 
 
-def _cross_entropy_backward(  # type: ignore[no-untyped-def]
-    input, target, parts, codes, numbers, backend, grad_rows, stats, want
+def _gradient(  # type: ignore[no-untyped-def]
+    input, target, parts, codes, numbers, backend, terms, upstream, want
 ):
     problem = _unpacked(input, target, parts, codes, numbers)
-    return load(backend).cross_entropy_backward(problem, grad_rows, stats, want)
+    names = [name for name, wanted in zip(Gradients._fields, want, strict=True) if wanted]
+    found = load(backend).gradient(problem, Known(terms), upstream, names)
+    return tuple(terms.new_empty(0) if tensor is None else tensor for tensor in found)
+
+
+def _learned_gradient(input, target, parts, codes, numbers, backend, upstream):  # type: ignore[no-untyped-def]
+    problem = _unpacked(input, target, parts, codes, numbers)
+    return load(backend).learned_gradient(problem, upstream)
 
 
 def _learned_perturbation(input, target, parts, codes, numbers, backend):  # type: ignore[no-untyped-def]
@@ -76,24 +83,33 @@ def _learned_perturbation(input, target, parts, codes, numbers, backend):  # typ
 
 
 def _cross_entropy_fake(input, target, parts, codes, numbers, backend, want_grad):  # type: ignore[no-untyped-def]
-    n, classes = input.shape
-    loss = input.new_empty((n,) if codes[0] == NONE else (), dtype=accumulate_dtype(input.dtype))
+    problem = _unpacked(input, target, parts, codes, numbers)
+    n, dtype = input.shape[0], accumulate_dtype(input.dtype)
+    loss = input.new_empty((n,) if problem.options.reduction == NONE else (), dtype=dtype)
+    empty = loss.new_empty(0)
     if want_grad:
-        return loss, loss.new_empty(0), loss.new_empty(0), input.new_empty((n, classes))
-    stats = loss.new_empty((load(backend).STATS, n))
-    return loss, stats, loss.new_empty(()), input.new_empty(0)
+        return loss, empty, empty, input.new_empty(tuple(input.shape))
+    terms = empty if problem.steps is not None else loss.new_empty((n, len(Terms._fields)))
+    return loss, loss.new_empty(()), terms, input.new_empty(0)
 
 
-def _cross_entropy_backward_fake(  # type: ignore[no-untyped-def]
-    input, target, parts, codes, numbers, backend, grad_rows, stats, want
+def _gradient_fake(  # type: ignore[no-untyped-def]
+    input, target, parts, codes, numbers, backend, terms, upstream, want
 ):
     problem = _unpacked(input, target, parts, codes, numbers)
-    table = stats.new_empty
-    shapes = [(input.shape[1],)] * 3 + [(0,) if problem.rows is None else problem.rows.shape]
+    table = terms.new_empty
+    tables = [getattr(problem, name) for name in TABLES]
     return (
-        input.new_empty(input.shape if want[0] else (0,)),
-        *(table(shape if wanted else (0,)) for shape, wanted in zip(shapes, want[1:], strict=True)),
+        input.new_empty(tuple(input.shape) if want[0] else (0,)),
+        *(
+            table(tuple(each.shape) if wanted else (0,))
+            for each, wanted in zip(tables, want[1:], strict=True)
+        ),
     )
+
+
+def _learned_gradient_fake(input, target, parts, codes, numbers, backend, upstream):  # type: ignore[no-untyped-def]
+    return input.new_empty(tuple(input.shape))
 
 
 def _learned_perturbation_fake(input, target, parts, codes, numbers, backend):  # type: ignore[no-untyped-def]
@@ -102,32 +118,30 @@ def _learned_perturbation_fake(input, target, parts, codes, numbers, backend):  
 
 
 _forward_op = register(_LIBRARY, "cross_entropy", _cross_entropy, _cross_entropy_fake)
-_backward_op = register(
-    _LIBRARY, "cross_entropy_backward", _cross_entropy_backward, _cross_entropy_backward_fake
+_gradient_op = register(_LIBRARY, "cross_entropy_gradient", _gradient, _gradient_fake)
+_learned_gradient_op = register(
+    _LIBRARY, "learned_gradient", _learned_gradient, _learned_gradient_fake
 )
 _perturbation_op = register(
     _LIBRARY, "learned_perturbation", _learned_perturbation, _learned_perturbation_fake
 )
 
-Choose = Callable[[Tensor], Tensor]
-
 _TABLE_FIELDS = tuple(Problem._fields.index(name) for name in TABLES)
 _BEFORE_TENSORS = 3  # options, backend and choose stand before the tensors in CrossEntropy.apply
 
 
-def _forward(problem: Problem, backend: str, want_grad: bool) -> tuple[Tensor | None, ...]:
+def _forward(problem: Problem, backend: str, want_grad: bool) -> Forward:
     if direct(problem.input):
-        return load(backend).cross_entropy(problem, want_grad)  # type: ignore[no-any-return]
-    return _forward_op(*packed(problem, backend), want_grad)  # type: ignore[no-any-return]
+        return load(backend).forward(problem, want_grad)
+    return Forward(*_forward_op(*packed(problem, backend), want_grad))
 
 
 class CrossEntropy(torch.autograd.Function):
     """Loss of a problem with its gradient, once differentiable.
 
-    Two ways to the gradient. *In the forward sweep*, into a buffer of our own: one exponential
-    per logit; the buffer is handed over to the first backward, a second one recomputes.
-    *Recomputed* from the saved row statistics: where tables want gradients too, and for float16,
-    whose small gradients live only after the upstream factor (a loss scaler's) was applied.
+    *By sweep* the gradient goes into a buffer of our own, which the first backward takes; a second
+    one makes it again. *By statistics* the backward makes it from the rows' terms: see `by_sweep`;
+    also where tables learn.
 
     `tensors` are the leading fields of a Problem, up to the last that is present. `choose`, if
     any, makes the steps of the learned perturbation from the losses of the rows without it.
@@ -137,23 +151,22 @@ class CrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, options: Options, backend: str, choose: Choose | None, *tensors: Tensor | None
     ) -> Tensor:
-        tables_wanted = any(ctx.needs_input_grad[_BEFORE_TENSORS + 2 :])
-        in_sweep = not tables_wanted and tensors[0].dtype != torch.float16  # type: ignore[union-attr]
+        problem = _problem(tensors, options)
+        ctx.sweeps = by_sweep(problem) and not any(ctx.needs_input_grad[_BEFORE_TENSORS + 2 :])
+        ctx.options, ctx.backend, ctx.swept = options, backend, None
         if choose is None:
-            loss, stats, norm, grad = _forward(_problem(tensors, options), backend, in_sweep)
+            found = _forward(problem, backend, ctx.sweeps)
         else:
-            problem = _problem(tensors, options)
-            loss, grad, problem = load(backend).cross_entropy_after(problem, choose)
-            tensors = problem[:-1]
-        ctx.options, ctx.backend, ctx.buffer = options, backend, None
-        if not in_sweep:
-            ctx.save_for_backward(*tensors, stats, norm, None)
+            found = load(backend).forward(problem, ctx.sweeps, choose)
+            tensors = problem._replace(steps=found.steps)[:-1]  # type: ignore[assignment]
+        if not ctx.sweeps:
+            ctx.save_for_backward(*tensors, found.norm, found.terms)
         elif torch.compiler.is_compiling():
-            ctx.save_for_backward(*tensors, None, None, grad)
+            ctx.save_for_backward(*tensors, found.grad, None)
         else:
-            ctx.buffer = grad
-            ctx.save_for_backward(*tensors, None, None, None)
-        return loss  # type: ignore[return-value]
+            ctx.swept = found._replace(loss=None)  # the caller's
+            ctx.save_for_backward(*tensors, None, None)
+        return found.loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
@@ -168,25 +181,25 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-    buffer, ctx.buffer = ctx.buffer, None
-    if buffer is not None:
-        load(ctx.backend).scale_rows_(buffer, grad_loss)
-        return _only_input(ctx, buffer)
-    *tensors, stats, norm, grad = ctx.saved_tensors
-    if grad is not None:
-        factor = grad_loss[:, None] if grad_loss.dim() else grad_loss
-        return _only_input(ctx, (grad * factor).to(grad.dtype))
+    *tensors, first, terms = ctx.saved_tensors
     problem = _problem(tensors, ctx.options)
-    if norm is None:  # the buffer went to an earlier backward
-        _, stats, norm, _ = _forward_op(*packed(problem, ctx.backend), False)
-    if stats is None:
-        stats = norm.new_empty((0, problem.input.shape[0]))
+    if ctx.sweeps:
+        if first is not None:  # under torch.compile
+            factor = grad_loss[:, None] if grad_loss.dim() else grad_loss
+            return _only_input(ctx, first * factor.to(first.dtype))
+        swept, ctx.swept = ctx.swept, None
+        if swept is None:  # the buffer went to an earlier backward
+            swept = _forward(problem, ctx.backend, True)
+        return _only_input(ctx, load(ctx.backend).rescale_(problem, swept, grad_loss))
+    upstream = grad_loss
+    if not grad_loss.dim():
+        upstream = (grad_loss / first).expand(problem.input.shape[0])
+    if problem.steps is not None:
+        grad = _learned_gradient_op(*packed(problem, ctx.backend), upstream)
+        return _only_input(ctx, grad)
     needed = (*ctx.needs_input_grad[_BEFORE_TENSORS:], *[False] * len(Problem._fields))
     want = [needed[field] for field in (0, *_TABLE_FIELDS)]
-    grad_rows = grad_loss
-    if not grad_loss.dim():
-        grad_rows = (grad_loss / norm).expand(problem.input.shape[0])
-    found = _backward_op(*packed(problem, ctx.backend), grad_rows, stats, want)
+    found = _gradient_op(*packed(problem, ctx.backend), terms, upstream, want)
     grads: list[Tensor | None] = [None] * len(tensors)
     for field, wanted, grad in zip((0, *_TABLE_FIELDS), want, found, strict=True):
         if wanted:
@@ -207,22 +220,21 @@ def _problem(tensors: Sequence[Tensor | None], options: Options) -> Problem:
 def cross_entropy(problem: Problem, backend: str, choose: Choose | None = None) -> Tensor:
     """The loss of a problem, differentiable with respect to its input and its tables.
 
-    `choose` makes its steps from the losses (N,) of its rows without them, if `one_sweep` allows.
+    `choose` makes its steps from the losses (N,) of its rows without them. Tables do not learn
+    beside steps.
     """
-    if torch.is_grad_enabled() and (problem.input.requires_grad or tables_learn(problem)):
+    learns = torch.is_grad_enabled() and (problem.input.requires_grad or tables_learn(problem))
+    if choose is not None and not (learns and direct(problem.input)):
+        problem, choose = with_chosen_steps(problem, backend, choose), None
+    if learns:
         return CrossEntropy.apply(problem.options, backend, choose, *given(problem))  # type: ignore[no-any-return]
-    return _forward(problem, backend, False)[0]  # type: ignore[return-value]
+    return _forward(problem, backend, False).loss
 
 
-def one_sweep(problem: Problem, backend: str) -> bool:
-    """Whether the sweep that gives the losses without learned perturbation can serve it too."""
-    return (
-        torch.is_grad_enabled()
-        and problem.input.requires_grad
-        and direct(problem.input)
-        and not tables_learn(problem)
-        and load(backend).sweeps_first(problem)
-    )
+def with_chosen_steps(problem: Problem, backend: str, choose: Choose) -> Problem:
+    """The problem with the steps that `choose` makes, after a sweep of their own."""
+    with torch.no_grad():
+        return with_steps(lambda bare, want: _forward(bare, backend, want), problem, choose)
 
 
 def tables_learn(problem: Problem) -> bool:
