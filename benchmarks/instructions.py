@@ -11,7 +11,6 @@ those that somebody has counted with `--record`.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import pickle
 import re
@@ -54,48 +53,32 @@ CASES = tuple(
 )
 # Counted is what these do, with whatever they call.
 _ENTRIES = ("cross_entropy(lpl::Problem*", "scale_rows(*", "binary_cross_entropy(*")
-# Of the native functions: positions of addresses, and of the upstream gradient's, which is read.
-_ADDRESSES = {
-    "cross_entropy": (2, 3, 4, 5, 6, 8, 9, 10, 11),
-    "binary_cross_entropy": (2, 3, 4, 5, 7),
-    "scale_rows": (0, 4),
-}
-_UPSTREAM = {"cross_entropy": 6, "binary_cross_entropy": 5, "scale_rows": 4}
 
 
 class Recorder:
     """Stands in for the native module: passes calls on, and keeps what they were given."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self._native = cpp._native()
-        self._room = case.rows * case.classes * torch.float64.itemsize
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any) -> Any:
-            self.calls.append((name, tuple(self._kept(name, arguments))))
+            self.calls.append((name, _without_torch(arguments)))
             return getattr(self._native, name)(*arguments)
 
         return call
 
-    def _kept(self, name: str, arguments: tuple[Any, ...]) -> Iterator[Any]:
-        for place, argument in enumerate(arguments):
-            if place in _ADDRESSES[name] and argument:
-                upstream = place == _UPSTREAM[name]
-                yield ctypes.string_at(argument, 8) if upstream else bytes(self._room)
-            else:
-                yield _without_torch(argument)
-
 
 def _without_torch(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return bytes(value.contiguous().view(torch.uint8).flatten().tolist())
+        return bytes(value.contiguous().flatten().view(torch.uint8).tolist())
     return tuple(map(_without_torch, value)) if isinstance(value, tuple) else value
 
 
 @contextmanager
-def _recorded(case: Case) -> Iterator[Recorder]:
-    recorder, native, threads = Recorder(case), cpp._native, torch.get_num_threads()
+def _recorded() -> Iterator[Recorder]:
+    recorder, native, threads = Recorder(), cpp._native, torch.get_num_threads()
     cpp._native = lambda: recorder  # type: ignore[assignment]
     torch.set_num_threads(1)
     try:
@@ -108,7 +91,7 @@ def _recorded(case: Case) -> Iterator[Recorder]:
 def calls_of(case: Case) -> list[tuple[str, tuple[Any, ...]]]:
     """The native calls of forward and backward."""
     batch = draw(case, torch.device("cpu"))
-    with _recorded(case) as recorder:
+    with _recorded() as recorder:
         evaluate(fused("cpp")(case, batch), batch)
     return recorder.calls
 

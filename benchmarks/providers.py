@@ -15,7 +15,7 @@ from torch import Tensor
 import lpl_fused
 from lpl_fused import functional as LF
 from lpl_fused import losses
-from lpl_fused.backends import REFERENCE, load
+from lpl_fused.backends import REFERENCE, has_multilabel
 
 from . import baselines
 from .cases import STEP_SIZE, Batch, Case
@@ -189,7 +189,7 @@ def _backend_solves(backend: str, case: Case) -> bool:
     """Not every backend has kernels for labels of many classes at once."""
     if backend == REFERENCE or not case.loss.multilabel:
         return True
-    return hasattr(load(backend), "binary_cross_entropy")
+    return has_multilabel(backend)
 
 
 def _compiler_absent(device: str) -> str | None:

@@ -21,16 +21,17 @@ _CACHE_LINE = 64
 
 
 class Memory:
-    """What the bindings ask of a tensor: the address of its data."""
+    """What the bindings ask of a tensor: the address of its data, 0 where there are none."""
 
     def __init__(self, content: bytes) -> None:
         self._room = ctypes.create_string_buffer(len(content) + _CACHE_LINE)
         start = ctypes.addressof(self._room)
         self._start = (start + _CACHE_LINE - 1) // _CACHE_LINE * _CACHE_LINE
         ctypes.memmove(self._start, content, len(content))
+        self._empty = not content
 
     def data_ptr(self) -> int:
-        return self._start
+        return 0 if self._empty else self._start
 
 
 def _placed(value: Any) -> Any:
@@ -58,10 +59,7 @@ def main(module: str, isa: str, calls: str) -> None:
         if not native.use_isa(isa):
             sys.exit(f"this processor, or valgrind, does not run {isa}")
         for name, arguments in case:
-            placed = _placed(arguments)
-            # inside a problem the bindings take addresses themselves
-            given = [a.data_ptr() if isinstance(a, Memory) else a for a in placed]
-            getattr(native, name)(*given)
+            getattr(native, name)(*_placed(arguments))
 
 
 if __name__ == "__main__":

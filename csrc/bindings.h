@@ -1,92 +1,193 @@
-// How the native modules read a problem: addresses of its tensors, and numbers.
+// How the native modules read what Python hands over, and what they say of themselves: their
+// fields, which lpl_fused/backends/native.py compares with Python's, and their paths.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
-#include "row.h"
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "binary.h"
 
 namespace lpl {
 namespace {
 
 namespace py = pybind11;
 
-using Address = uintptr_t;  // of a tensor's data; 0 where the tensor is absent
-
-template <typename T = void>
-T* output(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// The data of a tensor that may be None.
-template <typename T = void>
-const T* data(const py::handle& tensor) {
-  if (tensor.is_none()) return nullptr;
+// The data of a tensor, null for None.
+inline const void* data(PyObject* tensor) {
+  if (tensor == Py_None) return nullptr;
   static PyObject* const name = PyUnicode_InternFromString("data_ptr");
-  const auto address =
-      py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor.ptr(), name));
+  PyObject* const address = PyObject_CallMethodNoArgs(tensor, name);
   if (!address) throw py::error_already_set();
-  return output<const T>(address.cast<Address>());
+  const auto place = reinterpret_cast<const void*>(PyLong_AsUnsignedLongLong(address));
+  Py_DECREF(address);
+  return place;
+}
+inline void* data(const py::object& tensor) {
+  return const_cast<void*>(data(tensor.ptr()));
 }
 
-// `problem` is a lpl_fused.problem.Problem; `sizes` what lpl_fused.backends.native.sizes
-// returns.
-Problem make_problem(const py::tuple& problem, const py::tuple& sizes) {
-  Problem p{};
-  int at = 0;
-  p.n = sizes[at++].cast<int64_t>();
-  p.c = sizes[at++].cast<int64_t>();
-  p.row_stride = sizes[at++].cast<int64_t>();
-  const bool dense = sizes[at++].cast<bool>();
-  p.dense_stride = sizes[at++].cast<int64_t>();
-  p.row_count = sizes[at++].cast<int64_t>();
-  p.dtype = DType(sizes[at++].cast<int>());
-  p.dense_dtype = DType(sizes[at++].cast<int>());
-  p.threads = sizes[at++].cast<int32_t>();
-
-  at = 0;
-  p.input = data(problem[at++]);
-  const py::handle target = problem[at++];
-  if (dense) {
-    p.dense = data(target);
+// A field of a tuple: the data of a tensor, a number or an enum's.
+template <typename T>
+T value_of(PyObject* field) {
+  if constexpr (std::is_pointer<T>::value) {
+    using Content = typename std::remove_const<typename std::remove_pointer<T>::type>::type;
+    return static_cast<Content*>(const_cast<void*>(data(field)));
+  } else if constexpr (std::is_same<T, bool>::value) {
+    const int value = PyObject_IsTrue(field);
+    if (value < 0) throw py::error_already_set();
+    return value != 0;
+  } else if constexpr (std::is_floating_point<T>::value) {
+    const double value = PyFloat_AsDouble(field);
+    if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return value;
   } else {
-    p.target = data<int64_t>(target);
+    const long long value = PyLong_AsLongLong(field);
+    if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return T(value);
   }
-  p.other = data<int64_t>(problem[at++]);
-  p.lam = data(problem[at++]);
-  p.weight = data(problem[at++]);
-  p.sample_weight = data(problem[at++]);
-  p.smoothing = data(problem[at++]);
-  p.scale = data(problem[at++]);
-  p.offset = data(problem[at++]);
-  p.margin = data(problem[at++]);
-  p.rows = data(problem[at++]);
-  p.row_index = data<int64_t>(problem[at++]);
-  p.steps = data<int32_t>(problem[at++]);
-  p.multiplier = data(problem[at++]);
-  p.rho = data(problem[at++]);
+}
 
-  const py::tuple options = problem[at];
-  at = 0;
-  p.reduction = Reduction(options[at++].cast<int>());
-  p.ignore_index = options[at++].cast<int64_t>();
-  p.phi = Phi(options[at++].cast<int>());
-  p.phi_parameter = options[at++].cast<double>();
-  p.label_smoothing = options[at++].cast<double>();
-  p.z_loss = options[at++].cast<double>();
-  p.softcap = options[at++].cast<double>();
-  p.norm_p = options[at++].cast<double>();
-  p.norm_limit = options[at++].cast<double>();
-  p.norm_gain = options[at++].cast<double>();
-  p.norm_offset = options[at++].cast<double>();
-  p.inverse_temperature = options[at++].cast<double>();
-  p.step_size = options[at++].cast<double>();
-  p.penalty = Penalty(options[at++].cast<int>());
-  p.penalty_margin = options[at++].cast<double>();
-  p.penalty_unit = options[at++].cast<double>();
-  p.penalty_strength = options[at++].cast<double>();
-  p.normalize = options[at++].cast<bool>();
-  p.through = options[at++].cast<bool>();
-  return p;
+// The fields of a named tuple, one after another. That their names are those of a list, in its
+// order, Python has seen when it loaded the module.
+class Reader {
+ public:
+  Reader(const py::handle& from, Py_ssize_t count) : from_(from.ptr()) {
+    if (!PyTuple_Check(from_) || PyTuple_GET_SIZE(from_) != count)
+      throw py::type_error("expected a tuple of " + std::to_string(count) + " fields, got a " +
+                           Py_TYPE(from_)->tp_name + " of " + std::to_string(py::len(from)));
+  }
+
+  PyObject* next() { return PyTuple_GET_ITEM(from_, at_++); }
+  template <typename T>
+  void read(T& to) {
+    to = value_of<T>(next());
+  }
+
+ private:
+  PyObject* from_;
+  Py_ssize_t at_ = 0;
+};
+
+#define LPL_ONE(type, name, off) +1
+#define LPL_READ(type, name, off) fields.read(to.name);
+
+// Reads a tuple that has the fields of LIST into `to`.
+#define LPL_READ_ALL(LIST, from)            \
+  {                                         \
+    Reader fields((from), LIST(LPL_ONE));   \
+    LIST(LPL_READ)                          \
+  }
+
+// Of lpl_fused.problem.Problem and lpl_fused.backends.native.Sizes.
+inline Problem make_problem(const py::tuple& problem, const py::tuple& sizes) {
+  Problem to;
+  LPL_READ_ALL(LPL_SIZES, sizes)
+  Reader fields(problem, 2 LPL_PARTS(LPL_ONE) + 1);
+  fields.read(to.input);
+  if (to.probabilities) {
+    fields.read(to.dense);
+  } else {
+    fields.read(to.target);
+  }
+  LPL_PARTS(LPL_READ)
+  const py::handle options = fields.next();
+  LPL_READ_ALL(LPL_OPTIONS, options)
+  return to;
+}
+
+// Of lpl_fused.backends.native.Outputs.
+inline Outputs make_outputs(const py::tuple& outputs) {
+  Outputs to;
+  LPL_READ_ALL(LPL_OUTPUTS, outputs)
+  return to;
+}
+
+// What switches a field off, as Python has it.
+template <typename T>
+py::object shown(T off) {
+  if constexpr (std::is_pointer<T>::value) {
+    return py::none();
+  } else if constexpr (std::is_enum<T>::value) {
+    return py::int_(int(off));
+  } else {
+    return py::cast(off);
+  }
+}
+
+#define LPL_SHOW(type, name, off) \
+  fields.append(py::make_tuple(#name, shown(static_cast<type>(off))));
+
+// [(name, off)] of a list of fields.
+#define LPL_SHOWN(LIST) \
+  [] {                  \
+    py::list fields;    \
+    LIST(LPL_SHOW)      \
+    return fields;      \
+  }()
+
+// The same of a problem: its parts stand between two tensors that are always there and its options.
+inline py::list problem_fields(const py::list& parts) {
+  py::list fields;
+  for (const char* name : {"input", "target"}) fields.append(py::make_tuple(name, py::none()));
+  for (const py::handle& part : parts) fields.append(part);
+  fields.append(py::make_tuple("options", py::none()));
+  return fields;
+}
+
+template <typename Member>
+py::list names_of(uint64_t set) {
+  py::list names;
+  for (int k = 0; k < int(Member::unknown); ++k)
+    if (set >> k & 1) names.append(name_of(Member(k)));
+  if (set >> int(Member::unknown)) names.append("unknown");
+  return names;
+}
+
+// The set of members of these names; one that nobody knows is `unknown`.
+template <typename Member>
+uint64_t set_of_names(const py::list& names) {
+  static_assert(int(Member::unknown) < 64, "a set has 64 bits");
+  uint64_t set = 0;
+  for (const py::handle& name : names) {
+    int k = 0;
+    while (k < int(Member::unknown) && name.cast<std::string>() != name_of(Member(k))) ++k;
+    set |= uint64_t(1) << k;
+  }
+  return set;
+}
+
+// Raises where a call has or wants what no kernel knows.
+template <typename Feature, typename Output>
+void demand(const Path& path, uint64_t features, uint64_t wanted) {
+  if (path.serves(features, wanted)) return;
+  py::list missing = names_of<Feature>(features & ~path.features);
+  for (const py::handle& name : names_of<Output>(wanted & ~path.outputs)) missing.append(name);
+  const py::str names = py::str(", ").attr("join")(missing);
+  throw std::runtime_error("no kernel serves " + names.cast<std::string>());
+}
+
+// For tests: the module's paths of a kind of problem, by name what each serves; and whether one
+// serves a call by the names of what it has and wants.
+template <typename Feature, typename Output, size_t Count>
+void define_paths(py::module_& m, const char* paths_name, const char* serves_name,
+                  const Path* const (&paths)[Count]) {
+  m.def(paths_name, [&paths] {
+    py::dict found;
+    for (const Path* path : paths)
+      found[path->name] =
+          py::make_tuple(names_of<Feature>(path->features), names_of<Output>(path->outputs));
+    return found;
+  });
+  m.def(serves_name, [&paths](const std::string& name, const py::list& features,
+                              const py::list& outputs) {
+    const uint64_t on = set_of_names<Feature>(features), wanted = set_of_names<Output>(outputs);
+    for (const Path* path : paths)
+      if (name == path->name) return path->serves(on, wanted);
+    throw py::key_error(name);
+  });
 }
 
 }  // namespace

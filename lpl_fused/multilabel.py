@@ -36,7 +36,7 @@ def binary_options(
     if ignore_index is not None:
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, float)):
             raise TypeError(f"ignore_index: expected a number or None, got {ignore_index!r}")
-        options = options._replace(missing=1, ignored=float(ignore_index))
+        options = options._replace(missing=True, ignored=float(ignore_index))
     if rebalance is not None:
         if not isinstance(rebalance, RebalancedWeight):
             raise TypeError(f"rebalance: expected a RebalancedWeight, got {rebalance!r}")

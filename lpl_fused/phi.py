@@ -138,10 +138,13 @@ def value_of(ell: Tensor, code: int, parameter: float) -> Tensor:
     if code == POWER:
         exponent = (-parameter * ell).clamp(max=exponent_limit(ell.dtype))
         return one_minus_exp(exponent) / parameter
+    # where p = 0 the loss is ∞ and its slope 1, for which autograd would form ∞·0 of (1 − p)^γ
+    lost = ell == torch.inf
+    finite = ell.masked_fill(lost, 0)
     # the clamp keeps the derivative of (1 − p)^γ finite at p = 1
-    rest = _rest(ell)
+    rest = _rest(finite)
     if code == FOCAL:
-        return rest**parameter * ell
+        return torch.where(lost, ell, rest**parameter * finite)
     if code == POLY1:
         return ell + parameter * rest
     raise AssertionError(f"phi code {code}")

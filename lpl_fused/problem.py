@@ -7,7 +7,7 @@ and per-row numbers are contiguous and of `accumulate_dtype(input.dtype)`, label
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,42 @@ REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of losses, tables and sums beside logits of `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def features_of(record: Any) -> frozenset[str]:
+    """The fields of a named tuple that are on: those with a default and another value than that,
+    and in the place of options what is on in these."""
+    found = set()
+    for name, off in record._field_defaults.items():
+        value = getattr(record, name)
+        if isinstance(off, tuple):
+            found |= value.features
+        elif value is not off and (off is None or value != off):
+            found.add(name)
+    return frozenset(found)
+
+
+def _packed(options: Any) -> tuple[list[int], list[float]]:
+    """Options as two lists, the form in which an operator's schema takes them."""
+    codes: list[int] = []
+    numbers: list[float] = []
+    for name, off in options._field_defaults.items():
+        value = getattr(options, name)
+        if isinstance(off, float):
+            numbers.append(value)
+        else:
+            codes.append(int(value) if isinstance(off, bool) else value)
+    return codes, numbers
+
+
+def _unpacked(kind: Any, codes: Sequence[int], numbers: Sequence[float]) -> dict[str, Any]:
+    """The fields of options from these lists, by name."""
+    next_code, next_number = iter(codes), iter(numbers)
+    fields: dict[str, Any] = {}
+    for name, off in kind._field_defaults.items():
+        value = next(next_number) if isinstance(off, float) else next(next_code)
+        fields[name] = bool(value) if isinstance(off, bool) else value
+    return fields
 
 
 class Options(NamedTuple):
@@ -58,42 +94,16 @@ class Options(NamedTuple):
             norm_p=norm.p, norm_limit=norm.limit, norm_gain=norm.gain, norm_offset=norm.offset
         )
 
+    @property
+    def features(self) -> frozenset[str]:
+        return features_of(self)
+
     def packed(self) -> tuple[list[int], list[float]]:
-        """The same as two lists, the form in which an operator's schema takes them."""
-        return (
-            [
-                self.reduction,
-                self.ignore_index,
-                self.phi,
-                self.penalty,
-                int(self.normalize),
-                int(self.through),
-                self.first,
-                self.classes,
-            ],
-            [
-                self.phi_parameter,
-                self.label_smoothing,
-                self.z_loss,
-                self.softcap,
-                self.norm_p,
-                self.norm_limit,
-                self.norm_gain,
-                self.norm_offset,
-                self.inverse_temperature,
-                self.step_size,
-                self.penalty_margin,
-                self.penalty_unit,
-                self.penalty_strength,
-            ],
-        )
+        return _packed(self)
 
     @staticmethod
     def unpacked(codes: Sequence[int], numbers: Sequence[float]) -> Options:
-        reduction, ignore_index, phi, penalty, normalize, through, first, classes = codes
-        *others, margin, unit, strength = numbers
-        last = penalty, margin, unit, strength, bool(normalize), bool(through), first, classes
-        return Options(reduction, ignore_index, phi, *others, *last)  # type: ignore
+        return Options(**_unpacked(Options, codes, numbers))
 
 
 class Problem(NamedTuple):
@@ -124,6 +134,11 @@ class Problem(NamedTuple):
     def classes(self) -> int:
         """C, whatever columns of them the input has."""
         return self.options.classes or self.input.shape[1]
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What is on: see csrc/fields.h."""
+        return features_of(self) | ({"dense"} if self.dense else set())
 
     @property
     def dense(self) -> bool:
@@ -159,7 +174,7 @@ class BinaryOptions(NamedTuple):
 
     reduction: int = MEAN
     phi: int = 0
-    missing: int = 0  # 0: every label is there; 1: those equal to `ignored` or nan are not
+    missing: bool = False  # labels equal to `ignored` or nan are not there
     phi_parameter: float = 0.0
     ignored: float = 0.0
     alpha: float = 0.0
@@ -167,12 +182,16 @@ class BinaryOptions(NamedTuple):
     mu: float = 0.0
     step_size: float = 0.0
 
+    @property
+    def features(self) -> frozenset[str]:
+        return features_of(self)
+
     def packed(self) -> tuple[list[int], list[float]]:
-        return list(self[:3]), list(self[3:])
+        return _packed(self)
 
     @staticmethod
     def unpacked(codes: Sequence[int], numbers: Sequence[float]) -> BinaryOptions:
-        return BinaryOptions(*codes, *numbers)
+        return BinaryOptions(**_unpacked(BinaryOptions, codes, numbers))
 
 
 class BinaryProblem(NamedTuple):
@@ -190,6 +209,10 @@ class BinaryProblem(NamedTuple):
     sample_weight: Tensor | None = None  # (N,)
     steps: Tensor | None = None  # (C,) int32: learned perturbation, signed step counts
     options: BinaryOptions = BinaryOptions()
+
+    @property
+    def features(self) -> frozenset[str]:
+        return features_of(self)
 
 
 TABLES = ("scale", "offset", "margin", "rows")  # the fields that can receive a gradient

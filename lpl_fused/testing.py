@@ -181,6 +181,7 @@ def assert_within_budget(
     *,
     upstream: Callable[[Tensor], Tensor] = torch.ones_like,
     ulps: float = 1.0,
+    run: Callable[[Case, str, Tensor], Result] = evaluate,
 ) -> None:
     """Checks loss and all gradients of `case` on `backend` in `dtype` against float64 truth.
 
@@ -188,6 +189,7 @@ def assert_within_budget(
         case: with float64 tensors; its logits are rounded to `dtype` before anybody sees them.
         upstream: makes the upstream gradient from the loss.
         ulps: units in the last place granted to the output dtype.
+        run: how the backend comes to loss and gradients.
     """
     exact = case.rounded(dtype)
     # tables, weights and numbers per row are float32 beside 16-bit logits
@@ -197,7 +199,7 @@ def assert_within_budget(
     truth = evaluate(exact, "reference", factors)
     with mock.patch.object(reference, "target_cross_entropy", _by_log_softmax):
         eager = evaluate(narrow, "reference", factors)
-    found = evaluate(narrow, backend, factors)
+    found = run(narrow, backend, factors)
     loss_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     assert found.loss.dtype == loss_dtype, f"loss in {found.loss.dtype}"
     assert found.loss.shape == truth.loss.shape

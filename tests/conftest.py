@@ -26,7 +26,7 @@ import pytest
 from poison import CONTRACT, PATTERNS, Poison, modules, perturb
 
 import lpl_fused
-from lpl_fused.backends import BACKENDS, REFERENCE, load
+from lpl_fused.backends import BACKENDS, REFERENCE, has_multilabel, load
 from lpl_fused.testing import device_of
 
 if not torch.cuda.is_available():
@@ -169,7 +169,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         names = list(BACKENDS)
         if metafunc.definition.get_closest_marker("multilabel"):
-            names = [name for name in BACKENDS if hasattr(load(name), "binary_cross_entropy")]
+            names = [name for name in BACKENDS if has_multilabel(name)]
         metafunc.parametrize("backend", [*names, REFERENCE], indirect=True)
 
 

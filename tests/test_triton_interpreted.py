@@ -317,9 +317,15 @@ def test_garbage_in_ignored_rows_reaches_no_gradient() -> None:
 
 
 def test_the_shortcut_wants_all_columns() -> None:
-    asked = Problem(torch.zeros(2, 6), torch.tensor([0, 5])).columns(2, 6)
-    with pytest.raises(ValueError, match="logits of all 6 classes, got those of 4"):
-        backend.forward(asked, True)
+    steps = torch.ones(6, dtype=torch.int32)
+    asked = Problem(torch.zeros(2, 6), torch.tensor([0, 5]), steps=steps).columns(2, 6)
+    for sweep in (
+        lambda: backend.forward(asked, True),
+        lambda: backend.learned_gradient(asked, torch.ones(2)),
+        lambda: backend.learned_perturbation(asked),
+    ):
+        with pytest.raises(RuntimeError, match="shortcut: no kernel serves classes, first"):
+            sweep()
 
 
 def test_empty_batch() -> None:

@@ -41,17 +41,14 @@ class BinaryCall {
 
   BinaryCall(const BinaryProblem& problem, const BinaryOutputs& outputs)
       : p(problem), out(outputs), n(problem.n), c(problem.c), labels(problem) {
-    bool bare = !p.inverse_count && !p.sample_weight && !p.missing && p.phi == Phi::log;
-    for (const int side : {0, 1}) {
-      bare = bare && !p.weight[side] && !p.scale[side] && !p.offset[side];
-    }
+    const bool bare = kBareBinaryPath.serves(features_of(p), wanted_of(out));
     parts_ = !bare ? kTables : p.steps ? kMoved : kBare;
     ones_.assign(height() * c, Acc(1));
     zeros_.assign(height() * c, Acc(0));
     for (const int side : {0, 1}) {
-      weight_[side] = table(p.weight[side], ones_, repeated_[0][side]);
-      scale_[side] = table(p.scale[side], ones_, repeated_[1][side]);
-      offset_[side] = table(p.offset[side], zeros_, repeated_[2][side]);
+      weight_[side] = table(p.weight(side), ones_, repeated_[0][side]);
+      scale_[side] = table(p.scale(side), ones_, repeated_[1][side]);
+      offset_[side] = table(p.offset(side), zeros_, repeated_[2][side]);
     }
     balance_ = table(p.inverse_count, zeros_, repeated_[3][0]);
   }

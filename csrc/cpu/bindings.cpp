@@ -1,19 +1,18 @@
-// The module lpl_fused._cpu: pointers and sizes in, kernels called without the interpreter's lock.
+// The module lpl_fused._cpu: a problem and places for what is wanted of it in, kernels called
+// without the interpreter's lock.
 #include "../bindings.h"
 
 #include <pybind11/stl.h>
 
 #include "dispatch.h"
 #include "memory.h"
+#include "paths.h"
 
 namespace {
 
 namespace py = pybind11;
-using lpl::Address;
-using lpl::data;
-using lpl::make_problem;
-using lpl::output;
 using lpl::Outputs;
+using lpl::Path;
 using lpl::Problem;
 using lpl::Status;
 
@@ -23,8 +22,9 @@ int64_t bytes_of(int64_t logits, lpl::DType dtype) {
 }
 
 // (fault, value, rows solved, rows swept): fault is 0 when all went well.
-py::tuple run(Status (*kernel)(const Problem&, const Outputs&), const Problem& problem,
-              const Outputs& out) {
+py::tuple run(Status (*kernel)(const Problem&, const Outputs&), const Path& path,
+              const Problem& problem, const Outputs& out) {
+  lpl::demand<lpl::Feature, lpl::Output>(path, lpl::features_of(problem), lpl::wanted_of(out));
   Status status{};
   {
     py::gil_scoped_release unlocked;
@@ -34,103 +34,80 @@ py::tuple run(Status (*kernel)(const Problem&, const Outputs&), const Problem& p
   return py::make_tuple(int(status.fault), status.value, status.solved, status.swept);
 }
 
-py::tuple cross_entropy(const py::tuple& tensors, const py::tuple& sizes, Address swept,
-                        Address loss, Address norm, Address grad, Address grad_rows,
-                        int64_t grad_rows_stride, Address grad_perturbed, Address grad_scale,
-                        Address grad_offset, Address grad_margin) {
-  Problem problem = make_problem(tensors, sizes);
-  problem.swept = output(swept);
-  Outputs out{};
-  out.loss = output(loss);
-  out.norm = output(norm);
-  out.grad = output(grad);
-  out.grad_rows = output(grad_rows);
-  out.grad_rows_stride = grad_rows_stride;
-  out.grad_perturbed = output(grad_perturbed);
-  out.grad_scale = output(grad_scale);
-  out.grad_offset = output(grad_offset);
-  out.grad_margin = output(grad_margin);
-  return run(lpl::kernels().cross_entropy, problem, out);
+py::tuple cross_entropy(const py::tuple& problem, const py::tuple& sizes,
+                        const py::tuple& outputs) {
+  return run(lpl::kernels().cross_entropy, lpl::kRowPath, lpl::make_problem(problem, sizes),
+             lpl::make_outputs(outputs));
 }
 
-py::tuple learned_perturbation(const py::tuple& tensors, const py::tuple& sizes, Address delta,
-                               Address slot) {
-  const Problem problem = make_problem(tensors, sizes);
-  Outputs out{};
-  out.delta = output(delta);
-  out.slot = output<int64_t>(slot);
-  return run(lpl::kernels().learned_perturbation, problem, out);
+// The same where `sweep` has been before, with the same places.
+py::tuple cross_entropy_after(const py::tuple& problem, const py::tuple& sizes,
+                              const py::tuple& outputs) {
+  Problem p = lpl::make_problem(problem, sizes);
+  const Outputs out = lpl::make_outputs(outputs);
+  p.swept = out.swept;
+  return run(lpl::kernels().cross_entropy, lpl::kSweepPath, p, out);
 }
 
-py::tuple sweep(const py::tuple& tensors, const py::tuple& sizes, Address swept, Address loss,
-                Address grad) {
-  const Problem problem = make_problem(tensors, sizes);
-  Outputs out{};
-  out.swept = output(swept);
-  out.loss = output(loss);
-  out.grad = output(grad);
-  return run(lpl::kernels().sweep, problem, out);
+py::tuple learned_perturbation(const py::tuple& problem, const py::tuple& sizes,
+                               const py::tuple& outputs) {
+  return run(lpl::kernels().learned_perturbation, lpl::kDeltaPath,
+             lpl::make_problem(problem, sizes), lpl::make_outputs(outputs));
+}
+
+py::tuple sweep(const py::tuple& problem, const py::tuple& sizes, const py::tuple& outputs) {
+  return run(lpl::kernels().sweep, lpl::kSweepPath, lpl::make_problem(problem, sizes),
+             lpl::make_outputs(outputs));
 }
 
 // grad (n, c), contiguous, times factors of its accumulate dtype, 0-dim (stride 0) or (n,); in
 // place.
-void scale_rows(Address grad, int64_t n, int64_t c, int dtype, Address factors, int64_t stride,
-                int32_t threads) {
-  Problem problem{};
+void scale_rows(const py::object& grad, const py::object& factors, int64_t n, int64_t c, int dtype,
+                int64_t stride, int32_t threads) {
+  Problem problem;
   problem.n = n;
   problem.c = c;
   problem.dtype = lpl::DType(dtype);
   problem.threads = threads;
-  Outputs out{};
-  out.grad = output(grad);
-  out.grad_rows = output(factors);
+  Outputs out;
+  out.grad = lpl::data(grad);
+  out.grad_rows = lpl::data(factors);
   out.grad_rows_stride = stride;
   py::gil_scoped_release unlocked;
   lpl::kernels().scale_rows(problem, out);
 }
 
-// `problem` is a lpl_fused.problem.BinaryProblem; `sizes` what cpp._binary_sizes returns. Gives the
-// classes (solved, swept).
-py::tuple binary_cross_entropy(const py::tuple& problem, const py::tuple& sizes, Address loss,
-                               Address norm, Address grad, Address upstream, bool upstream_each,
-                               Address delta) {
-  lpl::BinaryProblem p{};
-  int at = 0;
-  p.n = sizes[at++].cast<int64_t>();
-  p.c = sizes[at++].cast<int64_t>();
-  p.row_stride = sizes[at++].cast<int64_t>();
-  p.target_stride = sizes[at++].cast<int64_t>();
-  p.dtype = lpl::DType(sizes[at++].cast<int>());
-  p.target_type = lpl::LabelType(sizes[at++].cast<int>());
-  p.threads = sizes[at++].cast<int32_t>();
+namespace binary {
 
-  at = 0;
-  p.input = data(problem[at++]);
-  p.target = data(problem[at++]);
-  p.weight[1] = data(problem[at++]);
-  p.weight[0] = data(problem[at++]);
-  for (const int side : {1, 0}) {
-    p.scale[side] = data(problem[at++]);
-    p.offset[side] = data(problem[at++]);
-  }
-  p.inverse_count = data(problem[at++]);
-  p.sample_weight = data(problem[at++]);
-  p.steps = data<int32_t>(problem[at++]);
+using lpl::Reader;
 
-  const py::tuple options = problem[at];
-  at = 0;
-  p.reduction = lpl::Reduction(options[at++].cast<int>());
-  p.phi = lpl::Phi(options[at++].cast<int>());
-  p.missing = options[at++].cast<bool>();
-  p.phi_parameter = options[at++].cast<double>();
-  p.ignored = options[at++].cast<double>();
-  p.alpha = options[at++].cast<double>();
-  p.beta = options[at++].cast<double>();
-  p.mu = options[at++].cast<double>();
-  p.step_size = options[at++].cast<double>();
+// Of lpl_fused.problem.BinaryProblem and lpl_fused.backends.cpp.BinarySizes.
+lpl::BinaryProblem make_problem(const py::tuple& problem, const py::tuple& sizes) {
+  lpl::BinaryProblem to;
+  LPL_READ_ALL(LPL_BINARY_SIZES, sizes)
+  Reader fields(problem, 2 LPL_BINARY_PARTS(LPL_ONE) + 1);
+  fields.read(to.input);
+  fields.read(to.target);
+  LPL_BINARY_PARTS(LPL_READ)
+  const py::handle options = fields.next();
+  LPL_READ_ALL(LPL_BINARY_OPTIONS, options)
+  return to;
+}
 
-  const lpl::BinaryOutputs out{output(loss),     output(norm),  output(grad),
-                               output(upstream), upstream_each, output(delta)};
+// Of lpl_fused.backends.cpp.BinaryOutputs.
+lpl::BinaryOutputs make_outputs(const py::tuple& outputs) {
+  lpl::BinaryOutputs to;
+  LPL_READ_ALL(LPL_BINARY_OUTPUTS, outputs)
+  return to;
+}
+
+// Gives the classes (solved, swept).
+py::tuple cross_entropy(const py::tuple& problem, const py::tuple& sizes,
+                        const py::tuple& outputs) {
+  const lpl::BinaryProblem p = make_problem(problem, sizes);
+  const lpl::BinaryOutputs out = make_outputs(outputs);
+  lpl::demand<lpl::BinaryFeature, lpl::BinaryOutput>(lpl::kBinaryPath, lpl::features_of(p),
+                                                     lpl::wanted_of(out));
   lpl::BinaryStatus status{};
   {
     py::gil_scoped_release unlocked;
@@ -138,6 +115,22 @@ py::tuple binary_cross_entropy(const py::tuple& problem, const py::tuple& sizes,
     status = lpl::kernels().binary_cross_entropy(p, out);
   }
   return py::make_tuple(status.solved, status.swept);
+}
+
+}  // namespace binary
+
+py::dict fields() {
+  using namespace lpl;
+  py::dict found;
+  found["Problem"] = problem_fields(LPL_SHOWN(LPL_PARTS));
+  found["Options"] = LPL_SHOWN(LPL_OPTIONS);
+  found["Sizes"] = LPL_SHOWN(LPL_SIZES);
+  found["Outputs"] = LPL_SHOWN(LPL_OUTPUTS);
+  found["BinaryProblem"] = problem_fields(LPL_SHOWN(LPL_BINARY_PARTS));
+  found["BinaryOptions"] = LPL_SHOWN(LPL_BINARY_OPTIONS);
+  found["BinarySizes"] = LPL_SHOWN(LPL_BINARY_SIZES);
+  found["BinaryOutputs"] = LPL_SHOWN(LPL_BINARY_OUTPUTS);
+  return found;
 }
 
 std::vector<std::string> usable_isas() {
@@ -150,11 +143,16 @@ std::vector<std::string> usable_isas() {
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Vectorised row kernels; called through lpl_fused.backends.cpp.";
+  m.def("fields", &fields, "What is read of each tuple: [(name, what switches it off)].");
+  lpl::define_paths<lpl::Feature, lpl::Output>(m, "paths", "serves", lpl::kPaths);
+  lpl::define_paths<lpl::BinaryFeature, lpl::BinaryOutput>(m, "binary_paths", "binary_serves",
+                                                           lpl::kBinaryPaths);
   m.def("cross_entropy", &cross_entropy);
+  m.def("cross_entropy_after", &cross_entropy_after);
   m.def("learned_perturbation", &learned_perturbation);
   m.def("sweep", &sweep);
   m.def("scale_rows", &scale_rows);
-  m.def("binary_cross_entropy", &binary_cross_entropy);
+  m.def("binary_cross_entropy", &binary::cross_entropy);
   m.def(
       "isa", [] { return std::string(lpl::kernels().isa); },
       "The instruction set whose kernels are in use.");

@@ -8,6 +8,7 @@
 
 #include "../lpl_math.h"
 #include "norm.h"
+#include "paths.h"
 
 namespace lpl {
 namespace {
@@ -23,20 +24,25 @@ struct Call {
   using Acc = typename AccumulateOf<T>::type;
 
   const Problem& p;
+  const uint64_t features;
   const i64 n, c;
   Vector<Acc> folded_scale, folded_offset;
   const Acc *scale = nullptr, *offset = nullptr;  // times 1/temperature
   const Acc uniform;  // 1/temperature, the scale where there is no table
 
   explicit Call(const Problem& problem)
-      : p(problem), n(problem.n), c(problem.c), uniform(Acc(problem.inverse_temperature)) {
+      : p(problem),
+        features(features_of(problem)),
+        n(problem.n),
+        c(problem.c),
+        uniform(Acc(problem.inverse_temperature)),
+        raw_(kRawPath.serves(features, 0)) {
     scale = fold(p.scale, folded_scale);
     offset = fold(p.offset, folded_offset);
   }
 
   static const Acc* table(const void* pointer) { return static_cast<const Acc*>(pointer); }
   const T* logits(i64 i) const { return static_cast<const T*>(p.input) + i * p.row_stride; }
-  bool bare() const { return !p.scale && !p.offset && !p.rows && p.softcap == 0 && uniform == 1; }
   bool smooth() const { return p.smoothing || p.label_smoothing > 0; }
   bool ignored(i64 label) const { return label == p.ignore_index; }
   Acc weight(i64 label) const { return p.weight ? table(p.weight)[label] : Acc(1); }
@@ -158,8 +164,7 @@ struct Call {
 
   // Row i where it needs no work to be z, else null.
   const Acc* unperturbed(i64 i, Acc length) const {
-    const bool as_it_is = bare() && length == 1 && !extra_row(i) && !p.margin;
-    return as_it_is ? same_type(logits(i)) : nullptr;
+    return raw_ && length == 1 ? same_type(logits(i)) : nullptr;
   }
   static const Acc* same_type(const Acc* row) { return row; }
   template <typename Other>
@@ -225,6 +230,8 @@ struct Call {
   static constexpr i64 kRowAhead = 32768;
 
   static const Acc* at(const Acc* values, i64 lo) { return values ? values + lo : nullptr; }
+
+  const bool raw_;
 };
 
 }  // namespace

@@ -21,10 +21,7 @@ class NarrowRows {
       : call_(call), p_(call.p), out_(out), norm_(norm), c_(call.c), tile_(c_ * kRows) {}
 
   static bool serves(const Call<T>& call, const Outputs& out) {
-    const Problem& p = call.p;
-    const bool tables = out.grad_scale || out.grad_offset || out.grad_margin || out.grad_perturbed;
-    return call.c <= kMostClasses && p.target && !p.other && !call.smooth() && !p.rows &&
-           !p.steps && p.softcap == 0 && p.norm_p == 0 && p.penalty == Penalty::none && !tables;
+    return call.c <= kMostClasses && kNarrowPath.serves(call.features, wanted_of(out));
   }
 
   // Rows first … first + count − 1, at most kRows. Writes their gradients and losses (if wanted).

@@ -27,6 +27,7 @@ class RowLoss {
     if (penalised_ && p_.reduction == Reduction::mean)
       penalty_weight_ = norm / double(call.counted_rows());
     soft_ = p_.dense || call.smooth();
+    direct_ = kDirectPath.serves(call.features, wanted_of(out));
     tables_ = out.grad_scale || out.grad_offset || out.grad_margin || out.grad_perturbed;
   }
 
@@ -46,11 +47,8 @@ class RowLoss {
     return w;
   }
 
-  // Whether a row's loss needs nothing of its softmax but the masses of target and rivals, and its
-  // gradient nothing but one product per class: such rows take the solver's result as it is.
-  bool direct() const {
-    return !soft_ && !tables_ && p_.softcap == 0 && p_.norm_p == 0 && !penalised_;
-  }
+  // Whether rows take the solver's result as it is.
+  bool direct() const { return direct_; }
 
   // The gradient's row i as a place for exponentials, over which it will be written; else null.
   Acc* place(i64 i) const {
@@ -469,7 +467,7 @@ class RowLoss {
   const Outputs& out_;
   const double norm_;
   const i64 c_;
-  bool soft_, tables_, penalised_;
+  bool soft_, tables_, penalised_, direct_;
   double penalty_weight_ = 1;
   RowPenalty<T> penalty_;
 };

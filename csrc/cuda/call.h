@@ -18,23 +18,26 @@ namespace lpl {
 
 using i64 = int64_t;
 
-// Buffers that the launcher's caller allocates; null where a call does not need them.
-struct Scratch {
-  void* losses;          // (N,) Acc
-  void* penalty_weight;  // one Acc: out.norm over the number of rows that count
-  void* terms;           // (N, 8) Acc: Terms of every row
-  // rows that a partial sum of grad_scale and grad_offset is over; those are (⌈N/chunk⌉, C)
-  int64_t chunk;
+// Buffers that the launcher's caller allocates; null where a call does not need them. Rows by class:
+// those of row i's are order[begin[i] : begin[i] + counts[i]]. A partial sum of grad_scale and
+// grad_offset is over `chunk` rows, so that there are ⌈N/chunk⌉ of each.
+#define LPL_SCRATCH(X)                                                                           \
+  X(void*, losses, nullptr) /* (N,) Acc */                                                       \
+  X(void*, penalty_weight, nullptr) /* one Acc: out.norm over the number of rows that count */   \
+  X(void*, terms, nullptr) /* (N, 8) Acc: Terms of every row */                                  \
+  X(const int64_t*, order, nullptr)                                                              \
+  X(const int64_t*, begin, nullptr)                                                              \
+  X(const int64_t*, counts, nullptr)                                                             \
+  X(int32_t*, outcome, nullptr) /* (N,) Outcome */                                               \
+  X(void*, groups, nullptr) /* Group::bytes, null where that is 0 */                             \
+  X(void*, rowwise, nullptr) /* (N, 3) Acc: shift, 1/Σ, norm's factor in a step; Group's lift */ \
+  X(void*, direction, nullptr) /* (N, C) Acc, where steps are normalised */                      \
+  X(int64_t, chunk, 1)
 
-  // rows by class: those of row i's are order[begin[i] : begin[i] + count[i]]
-  const int64_t *order, *begin, *count;
-  int32_t* outcome;  // (N,) Outcome
-  void* groups;      // Group::bytes, null where that is 0
-  int round;         // of the kernels of groups
-  // (N, 3) Acc: shift, 1/Σ and norm's factor of each row in a plain step; for Group its lift
-  void* rowwise;
-  void* direction;  // (N, C) Acc, where steps are normalised
-  bool only_delta;  // the solver leaves loss and gradient to RowBody, whose δ it makes
+struct Scratch {
+  LPL_SCRATCH(LPL_FIELD)
+  int round = 0;            // of the kernels of groups
+  bool only_delta = false;  // the solver leaves loss and gradient to RowBody, whose δ it makes
 };
 
 // What the solver made of a row.

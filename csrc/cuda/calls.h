@@ -9,6 +9,7 @@
 #include "batch.h"
 #include "group_steps.h"
 #include "group_tail.h"
+#include "paths.h"
 #include "solver.h"
 #include "steps.h"
 
@@ -30,24 +31,16 @@ void for_type(DType dtype, Run run) {
   }
 }
 
-// Whether a call has nothing but labels, their weights and φ; float64 has no kernels of its own for
-// that.
-inline bool bare(const Call& call) {
-  const Problem& p = call.p;
-  const Outputs& out = call.out;
-  const void* parts[] = {p.dense,  p.other, p.smoothing,        p.scale,        p.offset,
-                         p.margin, p.rows,  out.grad_perturbed, out.grad_margin};
-  for (const void* part : parts)
-    if (part) return false;
-  return p.dtype != DType::f64 && p.label_smoothing == 0 && p.z_loss == 0 && p.softcap == 0 &&
-         p.norm_p == 0 && p.inverse_temperature == 1 && p.penalty == Penalty::none;
+inline bool serves(const Path& path, const Call& call) {
+  return path.serves(features_of(call.p), wanted_of(call.out));
 }
 
 template <template <typename, bool> class Body, typename T, typename Launcher>
 void launch_rows(Launcher& launch, const Call& call) {
+  // float64 has no kernels of its own for that
   constexpr bool simple = !std::is_same<T, double>::value;
   const i64 bytes = call.p.c * i64(sizeof(T));
-  if (bare(call)) return launch.rows(Body<T, simple>(), call, call.p.n, bytes, true);
+  if (serves(kBarePath, call)) return launch.rows(Body<T, simple>(), call, call.p.n, bytes, true);
   launch.rows(Body<T, false>(), call, call.p.n, bytes, true);
 }
 
@@ -90,8 +83,7 @@ void cross_entropy(Launcher& launch, Call call) {
     using Acc = typename AccumulateOf<T>::type;
     if (call.out.norm) launch.once(NormBody<Acc>(), call);
     if (p.steps) {
-      // the solver knows the gradient of rows whose target is one label
-      call.scratch.only_delta = p.smoothing || p.label_smoothing > 0;
+      call.scratch.only_delta = !serves(kSolvedPath, call);
       take_steps<T>(launch, call);
       if (call.scratch.only_delta) call.scratch.outcome = nullptr;
     }

@@ -55,7 +55,7 @@ class Group {
       : call_(call), c(call.p.c), room(room_of(call.p.c)) {
     const Scratch& s = call.scratch;
     begin = s.begin[s.order[place]];
-    count = s.count[s.order[place]];
+    count = s.counts[s.order[place]];
     const i64 n = call.p.n, leader = s.order[begin];
     // classes of two rows and more begin at places of different halves
     state = static_cast<GroupState<Acc>*>(s.groups) + begin / 2;

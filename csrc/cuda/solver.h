@@ -115,7 +115,7 @@ struct SolverBody {
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
     const Algebra<T, Bare> algebra(call);
     Row<Acc> row = algebra.row(i, nullptr);
-    const i64 count = call.scratch.count[i], label = call.p.target[i];
+    const i64 count = call.scratch.counts[i], label = call.p.target[i];
     const bool labelled = row.live && label >= 0 && label < call.p.c;
     // one whose index is out of range makes the whole class nan
     const int steps = labelled && !(row.outside && count == 1) ? call.p.steps[label] : 0;

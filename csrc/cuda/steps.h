@@ -43,7 +43,7 @@ struct StepsBody {
     if (s.outcome[i] < kGroup || call.out.slot[i] != i) return;
     const Algebra<T, false> algebra(call);
     const int label = int(call.p.target[i]), steps = call.p.steps[label], c = algebra.c;
-    const i64 *members = s.order + s.begin[i], count = s.count[i];
+    const i64 *members = s.order + s.begin[i], count = s.counts[i];
     const Acc direction = Acc(steps > 0 ? call.p.step_size : -call.p.step_size);
     const Acc each = 1 / Acc(count);
     Acc* delta = static_cast<Acc*>(call.out.delta) + i * c;

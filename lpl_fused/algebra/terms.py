@@ -52,3 +52,13 @@ class Terms(NamedTuple):
     def packed(self, dtype: torch.dtype) -> Tensor:
         """(N, len), contiguous."""
         return torch.stack([column.to(dtype) for column in self], 1)
+
+
+class Gradients(NamedTuple):
+    """Of what was wanted, None where it was not. W columns of C classes."""
+
+    input: Tensor | None = None  # (N, W), input dtype
+    scale: Tensor | None = None  # (W,), accumulate dtype, as all tables'
+    offset: Tensor | None = None  # (W,)
+    margin: Tensor | None = None  # (C,); what rows whose label lies elsewhere add is missing
+    rows: Tensor | None = None  # (R, W)

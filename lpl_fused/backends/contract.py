@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ..algebra.known import Known
 from ..algebra.parts import Part, Round
+from ..algebra.terms import Gradients as Gradients
 from ..problem import BinaryProblem, Problem
 
 # makes the steps (C,) of a learned perturbation from the losses (N,) of the rows without it
@@ -46,16 +47,6 @@ class Forward(NamedTuple):
     terms: Tensor | None = None  # (N, len(Terms)), upstream 1; None where a gradient needs none
     grad: Tensor | None = None  # (N, C), input dtype: dL/d input for an upstream of 1; if wanted
     steps: Tensor | None = None  # those that `choose` has made
-
-
-class Gradients(NamedTuple):
-    """Of what was wanted, None where it was not. W columns of C classes."""
-
-    input: Tensor | None = None  # (N, W), input dtype
-    scale: Tensor | None = None  # (W,), accumulate dtype, as all tables'
-    offset: Tensor | None = None  # (W,)
-    margin: Tensor | None = None  # (C,); what rows whose label lies elsewhere add is missing
-    rows: Tensor | None = None  # (R, W)
 
 
 class Backend(Protocol):

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..problem import (
     NONE,
+    BinaryOptions,
     BinaryProblem,
     NotDifferentiable,
+    Options,
     Problem,
     accumulate_dtype,
     label_range_error,
 )
-from .native import DTYPES, sizes
+from .native import DTYPES, Outputs, Sizes, load
 
 _LABELS = {
     **DTYPES,
@@ -34,9 +36,33 @@ solver_rows = {"solved": 0, "swept": 0}
 solver_columns = {"solved": 0, "swept": 0}  # the same of the classes of multi-label problems
 
 
+class BinarySizes(NamedTuple):
+    """What the kernels are told of a multi-label problem beside the addresses of its tensors."""
+
+    n: int = 0
+    c: int = 0
+    row_stride: int = 0
+    target_stride: int = 0
+    dtype: int = 0
+    target_type: int = 0
+    threads: int = 0
+
+
+class BinaryOutputs(NamedTuple):
+    """Where they write what is wanted, and the gradient that they start from."""
+
+    loss: Tensor | None = None
+    norm: Tensor | None = None
+    grad: Tensor | None = None
+    upstream: Tensor | None = None
+    upstream_each: bool = False  # one for each logit
+    delta: Tensor | None = None
+
+
 @functools.cache
 def _native() -> ModuleType:
-    return importlib.import_module("lpl_fused._cpu")
+    of_labels = BinaryProblem, BinaryOptions, BinarySizes, BinaryOutputs
+    return load("_cpu", Problem, Options, Sizes, Outputs, *of_labels)
 
 
 @functools.cache
@@ -58,8 +84,8 @@ def describe() -> str:
     return f"C++, {_native().isa()} kernels, {torch.get_num_threads()} threads"
 
 
-def _sizes(problem: Problem) -> tuple[int, ...]:
-    return sizes(problem, torch.get_num_threads())
+def _sizes(problem: Problem) -> Sizes:
+    return Sizes.of(problem, torch.get_num_threads())
 
 
 def _check(status: tuple[int, int, int, int], problem: Problem) -> None:
@@ -87,24 +113,20 @@ def cross_entropy(
     loss = torch.empty(input.shape[:1] if problem.options.reduction == NONE else (), dtype=dtype)
     norm = None if want_grad else torch.empty((), dtype=dtype)
     grad = torch.empty(input.shape, dtype=input.dtype) if want_grad else None
-    status = _native().cross_entropy(
-        problem,
-        _sizes(problem),
-        0,
-        loss.data_ptr(),
-        0 if norm is None else norm.data_ptr(),
-        0 if grad is None else grad.data_ptr(),
-        *(0, 0, 0, 0, 0, 0),
-    )
-    _check(status, problem)
+    outputs = Outputs(loss=loss, norm=norm, grad=grad)
+    _check(_native().cross_entropy(problem, _sizes(problem), outputs), problem)
     return loss, None, norm, grad
 
 
 def sweeps_first(problem: Problem) -> bool:
     """Whether `cross_entropy_after` can do in one sweep what else takes two."""
-    options = problem.options
-    plain = not (problem.dense or problem.smooth or options.softcap or options.norm_p)
-    return plain and problem.input.dtype in (torch.float32, torch.float64)
+    exact = problem.input.dtype in (torch.float32, torch.float64)
+    return exact and problem.features <= _swept_features()
+
+
+@functools.cache
+def _swept_features() -> frozenset[str]:
+    return frozenset(_native().paths()["one sweep"][0])
 
 
 def cross_entropy_after(
@@ -117,21 +139,12 @@ def cross_entropy_after(
     rows = input.shape[0]
     losses, swept = torch.empty(rows, dtype=input.dtype), torch.empty((rows, 3), dtype=input.dtype)
     grad = torch.empty(input.shape, dtype=input.dtype)
-    native = _native()
-    places = swept.data_ptr(), losses.data_ptr(), grad.data_ptr()
-    _check(native.sweep(problem, sizes, *places), problem)
+    native, outputs = _native(), Outputs(loss=losses, grad=grad, swept=swept)
+    _check(native.sweep(problem, sizes, outputs), problem)
     problem = problem._replace(steps=choose(losses))
     loss = torch.empty((rows,) if problem.options.reduction == NONE else (), dtype=input.dtype)
-    status = native.cross_entropy(
-        problem,
-        sizes,
-        swept.data_ptr(),
-        loss.data_ptr(),
-        0,
-        grad.data_ptr(),
-        *(0, 0, 0, 0, 0, 0),
-    )
-    _check(status, problem)
+    outputs = outputs._replace(loss=loss)
+    _check(native.cross_entropy_after(problem, sizes, outputs), problem)
     return loss, grad, problem
 
 
@@ -146,16 +159,17 @@ def cross_entropy_backward(
     # dL/d(the row of logits' offsets) of every sample; summed by row below
     by_sample = torch.empty(input.shape if want[4] else (0,), dtype=dtype)
     grad_rows = grad_rows.to(dtype)
-    status = _native().cross_entropy(
-        problem,
-        _sizes(problem),
-        *(0, 0, 0),
-        grad.data_ptr(),
-        grad_rows.data_ptr(),
-        grad_rows.stride(0),
-        *(tensor.data_ptr() for tensor in (by_sample, *tables)),
+    scale, offset, margin = tables
+    outputs = Outputs(
+        grad=grad,
+        grad_rows=grad_rows,
+        grad_rows_stride=grad_rows.stride(0),
+        grad_perturbed=by_sample,
+        grad_scale=scale,
+        grad_offset=offset,
+        grad_margin=margin,
     )
-    _check(status, problem)
+    _check(_native().cross_entropy(problem, _sizes(problem), outputs), problem)
     if want[4]:
         assert rows is not None
         index = problem.target if problem.row_index is None else problem.row_index
@@ -170,37 +184,28 @@ def cross_entropy_backward(
 def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
     delta = torch.zeros(problem.input.shape, dtype=accumulate_dtype(problem.input.dtype))
     slot = torch.empty_like(problem.target)
-    status = _native().learned_perturbation(
-        problem, _sizes(problem), delta.data_ptr(), slot.data_ptr()
-    )
-    _check(status, problem)
+    outputs = Outputs(delta=delta, slot=slot)
+    _check(_native().learned_perturbation(problem, _sizes(problem), outputs), problem)
     return delta, slot
 
 
-def _binary(problem: BinaryProblem, **outputs: Tensor | None) -> None:
-    """Runs the multi-label kernel; `outputs` are its arguments, absent ones not wanted."""
+def _binary(problem: BinaryProblem, outputs: BinaryOutputs) -> None:
+    """Runs the multi-label kernel."""
     input, target = problem.input, problem.target
     if target.dtype not in _LABELS:
         problem = problem._replace(target=target.to(accumulate_dtype(input.dtype)))
         target = problem.target
-    sizes = (
-        *input.shape,
-        input.stride(0),
-        target.stride(0),
-        DTYPES[input.dtype],
-        _LABELS[target.dtype],
-        torch.get_num_threads(),
+    n, classes = input.shape
+    sizes = BinarySizes(
+        n=n,
+        c=classes,
+        row_stride=input.stride(0),
+        target_stride=target.stride(0),
+        dtype=DTYPES[input.dtype],
+        target_type=_LABELS[target.dtype],
+        threads=torch.get_num_threads(),
     )
-    upstream = outputs.get("upstream")
-    places = {name: 0 if t is None else t.data_ptr() for name, t in outputs.items()}
-    names = ("loss", "norm", "grad", "upstream")
-    solved, swept = _native().binary_cross_entropy(
-        problem,
-        sizes,
-        *(places.get(name, 0) for name in names),
-        upstream is not None and upstream.dim() > 0,
-        places.get("delta", 0),
-    )
+    solved, swept = _native().binary_cross_entropy(problem, sizes, outputs)
     solver_columns["solved"] += solved
     solver_columns["swept"] += swept
 
@@ -213,32 +218,28 @@ def binary_cross_entropy(
     loss = torch.empty(input.shape if problem.options.reduction == NONE else (), dtype=dtype)
     norm = None if want_grad else torch.empty((), dtype=dtype)
     grad = torch.empty(input.shape, dtype=input.dtype) if want_grad else None
-    _binary(problem, loss=loss, norm=norm, grad=grad)
+    _binary(problem, BinaryOutputs(loss=loss, norm=norm, grad=grad))
     return loss, norm, grad
 
 
 def binary_cross_entropy_backward(problem: BinaryProblem, upstream: Tensor) -> Tensor:
     grad = torch.empty(problem.input.shape, dtype=problem.input.dtype)
     upstream = upstream.to(accumulate_dtype(grad.dtype)).contiguous()
-    _binary(problem, grad=grad, upstream=upstream)
+    each = upstream.dim() > 0
+    _binary(problem, BinaryOutputs(grad=grad, upstream=upstream, upstream_each=each))
     return grad
 
 
 def binary_perturbation(problem: BinaryProblem) -> Tensor:
     dtype = accumulate_dtype(problem.input.dtype)
     delta = torch.empty((2, problem.input.shape[1]), dtype=dtype)
-    _binary(problem, delta=delta)
+    _binary(problem, BinaryOutputs(delta=delta))
     return delta
 
 
 def scale_rows_(buffer: Tensor, grad_loss: Tensor) -> None:
     """buffer (N, C) times the upstream gradient, 0-dim or (N,), in place."""
     stride = grad_loss.stride(0) if grad_loss.dim() else 0
-    _native().scale_rows(
-        buffer.data_ptr(),
-        *buffer.shape,
-        DTYPES[buffer.dtype],
-        grad_loss.data_ptr(),
-        stride,
-        torch.get_num_threads(),
-    )
+    n, classes = buffer.shape
+    dtype, threads = DTYPES[buffer.dtype], torch.get_num_threads()
+    _native().scale_rows(buffer, grad_loss, n, classes, dtype, stride, threads)

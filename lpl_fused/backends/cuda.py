@@ -8,7 +8,6 @@ them. Sums over rows run in a fixed order, so that results repeat bit for bit.
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
@@ -16,16 +15,45 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..problem import MEAN, NONE, Problem, accumulate_dtype
+from ..problem import MEAN, NONE, Options, Problem, accumulate_dtype
 from .buffers import gradients, new
-from .native import DTYPES, sizes
+from .native import DTYPES, Outputs, Sizes, load
 
 STATS = 0  # rows of the statistics that the backward wants: it recomputes them on chip
 
 
+class Scratch(NamedTuple):
+    """What the kernels need beside; see csrc/cuda/call.h."""
+
+    losses: Tensor | None = None
+    penalty_weight: Tensor | None = None
+    terms: Tensor | None = None
+    order: Tensor | None = None
+    begin: Tensor | None = None
+    counts: Tensor | None = None
+    outcome: Tensor | None = None
+    groups: Tensor | None = None
+    rowwise: Tensor | None = None
+    direction: Tensor | None = None
+    chunk: int = 1
+
+
+class Buffers(NamedTuple):
+    """All that a call writes to."""
+
+    out: Outputs = Outputs()
+    scratch: Scratch = Scratch()
+
+    def and_out(self, **tensors: Tensor) -> Buffers:
+        return self._replace(out=self.out._replace(**tensors))
+
+    def and_scratch(self, **tensors: Tensor | None) -> Buffers:
+        return self._replace(scratch=self.scratch._replace(**tensors))
+
+
 @functools.cache
 def _native() -> ModuleType:
-    return importlib.import_module("lpl_fused._cuda")
+    return load("_cuda", Problem, Options, Sizes, Outputs, Scratch)
 
 
 @functools.cache
@@ -49,33 +77,6 @@ def describe() -> str:
     return f"CUDA C++ on {torch.cuda.get_device_name()}"
 
 
-class Buffers(NamedTuple):
-    """Where the kernels write, and what they read beside the problem; see csrc/cuda/call.h."""
-
-    loss: Tensor | None = None
-    norm: Tensor | None = None
-    grad: Tensor | None = None
-    grad_rows: Tensor | None = None
-    grad_perturbed: Tensor | None = None
-    grad_scale: Tensor | None = None
-    grad_offset: Tensor | None = None
-    grad_margin: Tensor | None = None
-    delta: Tensor | None = None
-    slot: Tensor | None = None
-    losses: Tensor | None = None
-    penalty_weight: Tensor | None = None
-    terms: Tensor | None = None
-    order: Tensor | None = None
-    begin: Tensor | None = None
-    counts: Tensor | None = None
-    outcome: Tensor | None = None
-    groups: Tensor | None = None
-    rowwise: Tensor | None = None
-    direction: Tensor | None = None
-    grad_rows_stride: int = 0
-    chunk: int = 1
-
-
 def sweeps_first(problem: Problem) -> bool:
     """Steps are chosen after a sweep of their own."""
     return False
@@ -89,9 +90,12 @@ def cross_entropy(
     losses = new(problem, input.shape[0])
     loss = None if reduction == NONE else new(problem)
     grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
-    wanted = _with_norm(problem, Buffers(loss=loss, grad=grad, losses=losses))
+    wanted = Buffers(Outputs(loss=loss, grad=grad), Scratch(losses=losses))
+    wanted = _with_norm(problem, wanted)
     _run(_native().cross_entropy, problem, _with_steps(problem, wanted))
-    norm = losses.new_ones(()) if wanted.norm is None and not want_grad else wanted.norm
+    norm = wanted.out.norm
+    if norm is None and not want_grad:
+        norm = losses.new_ones(())
     return losses if loss is None else loss, None, norm, grad
 
 
@@ -106,7 +110,7 @@ def cross_entropy_backward(
     chunks = -(-n // chunk)
     tables = want_scale or want_offset
     grad_rows = grad_rows.to(accumulate_dtype(problem.input.dtype))
-    wanted = Buffers(
+    out = Outputs(
         grad=new(problem, n, classes, dtype=problem.input.dtype) if want_input else None,
         grad_rows=grad_rows,
         grad_rows_stride=grad_rows.stride(0),
@@ -114,20 +118,14 @@ def cross_entropy_backward(
         grad_scale=new(problem, chunks, classes) if want_scale else None,
         grad_offset=new(problem, chunks, classes) if want_offset else None,
         grad_margin=new(problem, n) if want_margin else None,
-        terms=new(problem, n, 8) if tables else None,
-        chunk=chunk,
     )
+    wanted = Buffers(out, Scratch(terms=new(problem, n, 8) if tables else None, chunk=chunk))
     if problem.options.penalty:
         wanted = _with_norm(problem, wanted)
     _run(_native().cross_entropy, problem, _with_steps(problem, wanted))
 
     return gradients(
-        problem,
-        wanted.grad,
-        wanted.grad_scale,
-        wanted.grad_offset,
-        wanted.grad_margin,
-        wanted.grad_perturbed,
+        problem, out.grad, out.grad_scale, out.grad_offset, out.grad_margin, out.grad_perturbed
     )
 
 
@@ -135,9 +133,10 @@ def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
     """(delta, slot): see ops/"""
     buffers = _with_steps(problem, Buffers())
     _run(_native().learned_perturbation, problem, buffers)
-    assert buffers.delta is not None
-    assert buffers.slot is not None
-    return buffers.delta, buffers.slot
+    delta, slot = buffers.out.delta, buffers.out.slot
+    assert delta is not None
+    assert slot is not None
+    return delta, slot
 
 
 def outcomes(problem: Problem) -> Tensor:
@@ -145,22 +144,23 @@ def outcomes(problem: Problem) -> Tensor:
     csrc/cuda/call.h. For tests and diagnosis."""
     buffers = _with_steps(problem, Buffers())
     _run(_native().learned_perturbation, problem, buffers)
-    assert buffers.outcome is not None
-    return buffers.outcome
+    assert buffers.scratch.outcome is not None
+    return buffers.scratch.outcome
 
 
 def scale_rows_(buffer: Tensor, grad_loss: Tensor) -> None:
     """Multiplies a finished (N, C) gradient by its upstream gradient, 0-dim or (N,), in place."""
     stride = grad_loss.stride(0) if grad_loss.dim() else 0
-    where = buffer.data_ptr(), *buffer.shape, DTYPES[buffer.dtype], grad_loss.data_ptr(), stride
+    n, classes = buffer.shape
+    what = buffer, grad_loss, n, classes, DTYPES[buffer.dtype], stride
     with torch.cuda.device_of(buffer):
-        _native().scale_rows(*where, _stream(buffer))
+        _native().scale_rows(*what, _stream(buffer))
 
 
 def _run(kernels: Callable[..., None], problem: Problem, buffers: Buffers) -> None:
     """Queues kernels on the current stream of the problem's device."""
     with torch.cuda.device_of(problem.input):
-        kernels(problem, sizes(problem), buffers, _stream(problem.input))
+        kernels(problem, Sizes.of(problem), *buffers, _stream(problem.input))
 
 
 def _with_norm(problem: Problem, buffers: Buffers) -> Buffers:
@@ -168,7 +168,7 @@ def _with_norm(problem: Problem, buffers: Buffers) -> Buffers:
     if problem.options.reduction != MEAN:
         return buffers
     weight = new(problem) if problem.options.penalty else None
-    return buffers._replace(norm=new(problem), penalty_weight=weight)
+    return buffers.and_out(norm=new(problem)).and_scratch(penalty_weight=weight)
 
 
 def _with_steps(problem: Problem, buffers: Buffers) -> Buffers:
@@ -183,9 +183,8 @@ def _with_steps(problem: Problem, buffers: Buffers) -> Buffers:
     ordered, order = label.sort(stable=True)
     begin = torch.searchsorted(ordered, label)
     groups = _native().group_bytes(n, classes, DTYPES[problem.input.dtype])
-    return buffers._replace(
-        delta=new(problem, n, classes),
-        slot=order[begin],
+    buffers = buffers.and_out(delta=new(problem, n, classes), slot=order[begin])
+    return buffers.and_scratch(
         order=order,
         begin=begin,
         counts=torch.searchsorted(ordered, label, right=True) - begin,

@@ -1,26 +1,104 @@
-"""What the native modules are told of a problem beside the addresses of its tensors."""
+"""What the native modules are handed: tuples whose fields they read in the order of csrc/row.h,
+which is compared once, when a module is loaded.
+"""
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
+from typing import Any, NamedTuple
+
 import torch
+from torch import Tensor
 
 from ..problem import Problem
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # of csrc/row.h
 
 
-def sizes(problem: Problem, threads: int = 1) -> tuple[int, ...]:
-    input, target, rows = problem.input, problem.target, problem.rows
-    n, classes = input.shape
-    dense = target.dim() == 2
-    return (
-        n,
-        classes,
-        input.stride(0),
-        dense,
-        target.stride(0) if dense else 0,
-        0 if rows is None else rows.shape[0],
-        DTYPES[input.dtype],
-        DTYPES[target.dtype] if dense else 0,
-        threads,
-    )
+class Sizes(NamedTuple):
+    """What is told of a problem beside the addresses of its tensors."""
+
+    n: int = 0
+    c: int = 0
+    row_stride: int = 0
+    probabilities: bool = False  # the target is class probabilities
+    dense_stride: int = 0  # of them
+    row_count: int = 0
+    dtype: int = 0
+    dense_dtype: int = 0
+    threads: int = 0
+
+    @staticmethod
+    def of(problem: Problem, threads: int = 1) -> Sizes:
+        input, target, rows = problem.input, problem.target, problem.rows
+        n, classes = input.shape
+        dense = target.dim() == 2
+        return Sizes(
+            n=n,
+            c=classes,
+            row_stride=input.stride(0),
+            probabilities=dense,
+            dense_stride=target.stride(0) if dense else 0,
+            row_count=0 if rows is None else rows.shape[0],
+            dtype=DTYPES[input.dtype],
+            dense_dtype=DTYPES[target.dtype] if dense else 0,
+            threads=threads,
+        )
+
+
+class Outputs(NamedTuple):
+    """Where the kernels write what is wanted, and the gradient that they start from."""
+
+    loss: Tensor | None = None
+    norm: Tensor | None = None
+    grad: Tensor | None = None
+    grad_rows: Tensor | None = None
+    grad_rows_stride: int = 0
+    grad_perturbed: Tensor | None = None
+    grad_scale: Tensor | None = None
+    grad_offset: Tensor | None = None
+    grad_margin: Tensor | None = None
+    swept: Tensor | None = None
+    delta: Tensor | None = None
+    slot: Tensor | None = None
+
+
+def load(name: str, *records: Any) -> ModuleType:
+    """A native module that reads `records`, classes of named tuples, as they are here.
+
+    Raises:
+        ImportError: there is none, or it was built from sources of other fields.
+    """
+    module = importlib.import_module(f"lpl_fused.{name}")
+    theirs = module.fields() if hasattr(module, "fields") else {}
+    for record in records:
+        difference = _difference(_fields(record), theirs.get(record.__name__, []))
+        if difference is not None:
+            raise ImportError(
+                f"lpl_fused.{name} was built from other sources: {record.__name__}'s {difference}"
+            )
+    return module
+
+
+def _fields(record: Any) -> list[tuple[str, object]]:
+    """(name, what switches it off) of every field; None for tensors, and for a tuple of options,
+    which is compared by itself."""
+    off = record._field_defaults
+    return [
+        (name, None if isinstance(off.get(name), tuple) else off.get(name))
+        for name in record._fields
+    ]
+
+
+def _difference(ours: list[tuple[str, object]], theirs: list[tuple[str, object]]) -> str | None:
+    """The first field in which Python and C++ differ, in words."""
+    nothing = "nothing", None
+    for place in range(max(len(ours), len(theirs))):
+        here = ours[place] if place < len(ours) else nothing
+        there = theirs[place] if place < len(theirs) else nothing
+        if here[0] != there[0]:
+            return f"field {place} is {here[0]} in Python, {there[0]} in C++"
+        if here[1] != there[1] or type(here[1]) is not type(there[1]):
+            return f"{here[0]} is off at {here[1]!r} in Python, at {there[1]!r} in C++"
+    return None

@@ -6,6 +6,9 @@ is a choice of tables; see `Perturbation` and `lpl_fused.phi`.
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -99,13 +102,11 @@ def cross_entropy(
     """
     if (
         backend == OVERRIDE == "auto"
-        and (perturbation is None and weight is None and sample_weight is None)
-        and (norm is None and penalty is None)
-        and (phi == "log" and not z_loss and not softcap)
-        and (type(label_smoothing) is float and label_smoothing == 0 and type(ignore_index) is int)
         and reduction != "none"
         and isinstance(target, Tensor)
+        and type(ignore_index) is int
         and _small(input, target)
+        and _unchanged(locals())
     ):
         try:
             return F.cross_entropy(input, target, None, None, ignore_index, None, reduction)
@@ -226,6 +227,23 @@ def lpl_perturbation(
         classes, group = torch.unique(problem.target[present], return_inverse=True)
         leader = torch.empty_like(classes).scatter_(0, group, slot[present])
         return classes, delta[leader]
+
+
+# what torch's function cannot do, and what switches it off: every other argument there is
+_OFF = {
+    name: parameter.default
+    for name, parameter in inspect.signature(cross_entropy).parameters.items()
+    if name not in ("input", "target", "ignore_index", "reduction", "backend")
+}
+
+
+def _unchanged(arguments: dict[str, Any]) -> bool:
+    """Whether a call of `cross_entropy` asks for nothing that torch's function cannot do."""
+    for name, off in _OFF.items():
+        value = arguments[name]
+        if value is not off and (type(value) is not type(off) or value != off):
+            return False
+    return True
 
 
 def _small(input: Tensor, target: Tensor) -> bool:

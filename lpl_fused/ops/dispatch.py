@@ -47,14 +47,15 @@ def by_sweep(problem: Problem | BinaryProblem) -> bool:
     upstream of 1 that the backward replaces: one read and one write of the logits in all where it
     is 1. Else by statistics, one read more, whatever it is: for float16, whose small gradients live
     only after the upstream factor (a loss scaler's) was applied; where every row has an upstream of
-    its own, which would make a 16-bit gradient anew; and in a graph that torch.compile sees, where a
-    16-bit one would be rounded twice.
+    its own, which would make a 16-bit gradient anew; and where somebody traces, so that a 16-bit one
+    would be rounded twice.
     """
     dtype = problem.input.dtype
     if dtype == torch.float16:
         return False
-    narrow = dtype == torch.bfloat16
-    return not (narrow and (problem.options.reduction == NONE or torch.compiler.is_compiling()))
+    if dtype == torch.bfloat16:
+        return problem.options.reduction != NONE and direct(problem.input)
+    return True
 
 
 def given(problem: Problem | BinaryProblem) -> tuple[Tensor | None, ...]:

@@ -55,12 +55,11 @@ def _unpacked(
 
 def _cross_entropy(input, target, parts, codes, numbers, backend, want_grad):  # type: ignore[no-untyped-def]
     problem = _unpacked(input, target, parts, codes, numbers)
-    found = load(backend).forward(problem, want_grad)
-    nothing = (found.loss, found.loss, found.loss, input)
-    return tuple(
-        like.new_empty(0) if tensor is None else tensor
-        for tensor, like in zip(found[:4], nothing, strict=True)
-    )
+    loss, norm, terms, grad, _ = load(backend).forward(problem, want_grad)
+    nothing = loss.new_empty(0)
+    if want_grad:
+        return loss, nothing, nothing.clone(), grad
+    return loss, norm, nothing if terms is None else terms, input.new_empty(0)
 
 
 def _gradient(  # type: ignore[no-untyped-def]
@@ -86,10 +85,10 @@ def _cross_entropy_fake(input, target, parts, codes, numbers, backend, want_grad
     problem = _unpacked(input, target, parts, codes, numbers)
     n, dtype = input.shape[0], accumulate_dtype(input.dtype)
     loss = input.new_empty((n,) if problem.options.reduction == NONE else (), dtype=dtype)
-    empty = loss.new_empty(0)
     if want_grad:
-        return loss, empty, empty, input.new_empty(tuple(input.shape))
-    terms = empty if problem.steps is not None else loss.new_empty((n, len(Terms._fields)))
+        grad = input.new_empty(tuple(input.shape))
+        return loss, loss.new_empty(0), loss.new_empty(0), grad
+    terms = loss.new_empty((0,) if problem.steps is not None else (n, len(Terms._fields)))
     return loss, loss.new_empty(()), terms, input.new_empty(0)
 
 

@@ -16,8 +16,7 @@ from ..algebra.known import Known
 from ..algebra.parts import Detail, Kind, Mass, Part, Rivals, Round, Size, finite, power
 from ..algebra.rows import Rows
 from ..algebra.settle import rounds, settle
-from ..algebra.terms import Terms
-from ..backends.contract import Gradients
+from ..algebra.terms import Gradients, Terms
 from ..problem import Problem, accumulate_dtype
 
 __all__ = ["gradient", "perturbed", "reduce", "rounds", "settle"]

@@ -259,6 +259,8 @@ def penalties(problem: Problem, counted: Tensor) -> Tensor:
 def cross_entropy(problem: Problem) -> Tensor:
     """The loss of a problem: 0-dim, or (N,) for reduction "none"."""
     check_labels(problem)
+    # once, so that a 16-bit gradient is rounded once, however many ways lead to the logits
+    problem = problem._replace(input=problem.input.to(accumulate_dtype(problem.input.dtype)))
     z = perturb(problem)
     if problem.steps is not None:
         delta, slot = learned_perturbation(problem, differentiable=problem.options.through)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ...paths import Path
 from ...phi import LOG
 from ...problem import BinaryProblem, Problem
 
@@ -31,13 +32,12 @@ def meta(block: int, rows: int = 1, *, each: int = 8, ample: bool = False) -> di
     return found
 
 
-def _plain(problem: Problem) -> bool:
-    """Cross-entropy of labels and nothing else, as far as a logit is concerned."""
-    _, target, *parts, options = problem
-    absent = all(part is None for part in parts)
-    changed = options.label_smoothing or options.softcap or options.norm_p or options.penalty
-    changed = changed or options.classes
-    return absent and target.dim() == 1 and not changed
+# cross-entropy of labels and nothing else, as far as a logit is concerned
+_PLAIN = Path(
+    "triton, plain rows",
+    Problem,
+    *("reduction", "ignore_index", "phi", "phi_parameter", "z_loss", "inverse_temperature"),
+)
 
 
 def _heavy(problem: Problem) -> bool:
@@ -54,7 +54,7 @@ def filling_meta(classes: int) -> dict[str, Any]:
 
 def row_meta(problem: Problem) -> dict[str, Any]:
     """One block for a row that fits the registers, else a sweep over smaller blocks."""
-    classes, plain = problem.input.shape[1], _plain(problem)
+    classes, plain = problem.input.shape[1], _PLAIN.serves(problem)
     most = 4096 if _heavy(problem) else 16384 if plain else 8192
     if problem.input.dtype == torch.float64:
         most = 4096 if plain else 2048
@@ -66,7 +66,7 @@ def sweep_meta(problem: Problem) -> dict[str, Any]:
     """As row_meta, for a sweep, however short the row."""
     classes, double = problem.input.shape[1], problem.input.dtype == torch.float64
     most = 2048 if double else 4096 if _heavy(problem) else 8192
-    return meta(power_of_two(classes, 16, most), ample=not _plain(problem))
+    return meta(power_of_two(classes, 16, most), ample=not _PLAIN.serves(problem))
 
 
 def solver_meta(problem: Problem) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def group_meta(problem: Problem) -> GroupMeta:
 def column_meta(problem: Problem) -> dict[str, Any]:
     double = problem.input.dtype == torch.float64
     block = power_of_two(problem.input.shape[1], 16, 1024 if double else 2048)
-    return meta(block, each=4 if double else 8, ample=not _plain(problem))
+    return meta(block, each=4 if double else 8, ample=not _PLAIN.serves(problem))
 
 
 def resident_meta(problem: Problem) -> dict[str, Any]:

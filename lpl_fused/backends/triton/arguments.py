@@ -8,12 +8,21 @@ import torch
 from torch import Tensor
 
 from ...algebra.rows import Classes, normalizer, penalty_weight
+from ...paths import LEARNING, Path
 from ...phi import LOG
-from ...problem import Problem
+from ...problem import Options, Problem
 from ..buffers import new
 from ..kernels.arguments import DENSE, LABELS, ONE_LABEL, TERMS, Arguments, Groups
 from ..kernels.launch import column_meta
 from . import launching
+
+# what the kernels are told of, and what launchers do about the rest
+_KERNELS = Path(
+    *("triton", Problem, *{*Arguments._fields} & {*Problem._fields, *Options._fields}),
+    *("dense", "reduction", "through", *LEARNING),
+)
+# what is done in one sweep has all columns
+_SHORTCUT = Path("triton, shortcut", Problem, *_KERNELS.features - {"first", "classes"})
 
 
 def arguments_of(
@@ -25,6 +34,7 @@ def arguments_of(
     """The problem with what is known of its rows, and with δ of each."""
     from triton.language import constexpr
 
+    _KERNELS.demand(problem)
     form = DENSE if problem.dense else ONE_LABEL if problem.one_label else LABELS
     options, width = problem.options, problem.input.shape[1]
     whole = problem.classes == width
@@ -86,7 +96,8 @@ def prepared(
     problem: Problem, terms: Tensor | None = None, unless: Tensor | None = None
 ) -> Arguments:
     """The problem with what its norm and its penalty want to know of each row, into `terms` if
-    there is a place for them."""
+    there is a place for them; for what is done in one sweep."""
+    _SHORTCUT.demand(problem)
     n, options = problem.input.shape[0], problem.options
     if not (options.norm_p > 0 or options.penalty):
         return arguments_of(problem, unless=unless)

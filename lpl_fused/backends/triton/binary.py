@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...paths import Path
 from ...phi import LOG
 from ...problem import MEAN, NONE, BinaryProblem, accumulate_dtype
 from ..buffers import new
@@ -18,6 +19,23 @@ from ..kernels.launch import (
     filling_meta,
 )
 from . import launching
+
+# both sides have the same z, and φ = log: one exponential for both
+_SHARED = Path(
+    "triton, shared sides",
+    BinaryProblem,
+    *("reduction", "missing", "ignored", "positive_weight", "negative_weight", "sample_weight"),
+    *("inverse_count", "alpha", "beta", "mu"),
+)
+_KERNELS = Path(
+    *("triton, multi-label", BinaryProblem, *_SHARED.features, "phi", "phi_parameter"),
+    *("positive_scale", "positive_offset", "negative_scale", "negative_offset"),
+    *("steps", "step_size"),
+)
+_TABLES = (
+    *("positive_weight", "negative_weight", "inverse_count"),
+    *("positive_scale", "positive_offset", "negative_scale", "negative_offset"),
+)
 
 
 def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
@@ -111,12 +129,12 @@ def _arguments(problem: BinaryProblem) -> Any:
 
     from ..kernels.binary import HARD, SHARED, SIDES, BinaryArguments, row_masses
 
+    _KERNELS.demand(problem)
     input, target, options = problem.input, problem.target, problem.options
-    tables = problem[4:8]
     form = SIDES
     if target.dtype == torch.bool:
         form = HARD
-    elif options.phi == LOG and all(t is None for t in tables) and problem.steps is None:
+    elif _SHARED.serves(problem):
         form = SHARED
 
     def number(value: float) -> Any:
@@ -135,7 +153,7 @@ def _arguments(problem: BinaryProblem) -> Any:
         form=form,
         missing=constexpr(bool(options.missing)),
         ignored=number(ignored) if options.missing and ignored == ignored else None,
-        **{name: getattr(problem, name) for name in problem._fields[2:9]},
+        **{name: getattr(problem, name) for name in _TABLES},
         masses=None,
         alpha=number(options.alpha) if weighs else None,
         beta=number(options.beta) if weighs else None,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...paths import LEARNING, SCALING, WEIGHING, Path
 from ...problem import Problem
 from ..buffers import new
 from ..kernels.arguments import Arguments, Groups, Shared, Upstream, Wanted
@@ -17,6 +18,11 @@ from . import launching
 from .arguments import groups_of, prepared
 from .launching import number
 
+# rows of which the solver gives all that is wanted, not only their δ
+_SOLVED = Path(
+    *("triton, solved rows", Problem, *WEIGHING, "z_loss", *SCALING, "softcap"),
+    *(*LEARNING, "through"),
+)
 PROGRAMS = 1024  # that share the work of a kernel whose size the host does not know
 
 
@@ -28,8 +34,7 @@ def with_learned(
     """
     if problem.steps is None:
         return prepared(problem, wanted.terms, unless), None
-    options = problem.options
-    if problem.spread or options.norm_p > 0 or options.penalty:
+    if not _SOLVED.serves(problem):
         delta = new(problem, *problem.input.shape)
         return take_steps(problem, Wanted(delta=delta), unless=unless)[0], None
     return take_steps(problem, wanted, upstream, unless)

@@ -17,11 +17,6 @@ from .arguments import arguments_of
 
 
 def forward(problem: Problem, want_grad: bool, choose: Choose | None = None) -> Forward:
-    if problem.classes != problem.input.shape[1]:
-        raise ValueError(
-            f"forward: expected logits of all {problem.classes} classes, got those of"
-            f" {problem.input.shape[1]} columns"
-        )
     if choose is not None:
         problem = with_steps(forward, problem, choose)
     input, reduction = problem.input, problem.options.reduction
