@@ -149,9 +149,14 @@ BUDGETS = {
     # loss and gradient: one read and one write, or a second read
     "gradient": Budget(forward_and_gradient, ONE_BLOCK, {"input": (2, 0), "wanted.grad": (0, 2)}),
     "gradient, fp32": Budget(
-        forward_and_gradient, ONE_BLOCK, {"input": (4, 0), "wanted.grad": (0, 4)}, dtype=torch.float32
+        forward_and_gradient,
+        ONE_BLOCK,
+        {"input": (4, 0), "wanted.grad": (0, 4)},
+        dtype=torch.float32,
     ),
-    "gradient, swept": Budget(forward_and_gradient, SWEEP, {"input": (4, 0), "wanted.grad": (0, 2)}),
+    "gradient, swept": Budget(
+        forward_and_gradient, SWEEP, {"input": (4, 0), "wanted.grad": (0, 2)}
+    ),
     # gradient from the terms of the rows: one read, whatever the loss
     **{
         f"gradient from terms{name}": Budget(
@@ -205,7 +210,10 @@ BUDGETS = {
         options=Options(label_smoothing=0.1),
     ),
     "gradient, smoothed focal, swept": Budget(
-        forward_and_gradient, HEAVY, {"input": (6, 0), "wanted.grad": (0, 2)}, options=SMOOTHED_FOCAL
+        forward_and_gradient,
+        HEAVY,
+        {"input": (6, 0), "wanted.grad": (0, 2)},
+        options=SMOOTHED_FOCAL,
     ),
     "gradient, dense": Budget(
         forward_and_gradient,
@@ -312,9 +320,7 @@ BUDGETS = {
     "rescale by 2": Budget(rescale(2.0), ONE_BLOCK, {"grad": (2, 2)}),
     "rescale by 3": Budget(rescale(3.0), ONE_BLOCK, {"input": (2, 0), "grad": (0, 2)}),
     "LPL, rescale by 1": Budget(rescale(1.0), ONE_BLOCK, {}, steps=2, options=LPL),
-    "LPL, rescale by 2": Budget(
-        rescale(2.0), ONE_BLOCK, {"matrix": (2, 2)}, steps=2, options=LPL
-    ),
+    "LPL, rescale by 2": Budget(rescale(2.0), ONE_BLOCK, {"matrix": (2, 2)}, steps=2, options=LPL),
     "LPL, rescale by 3": Budget(
         rescale(3.0), ONE_BLOCK, {"input": (2, 0), "wanted.grad": (0, 2)}, steps=2, options=LPL
     ),
@@ -447,7 +453,11 @@ def test_a_group_is_read_six_times(steps: int) -> None:
     traffic = measure(forward_and_gradient, problem)
     logits = n * classes
     allowance = 4 * 256 * n  # the exact classes' own logits and δ
-    for name, per_logit in {"input": (6 * 2, 0), "delta": (4, 4 / n), "wanted.grad": (0, 2)}.items():
+    for name, per_logit in {
+        "input": (6 * 2, 0),
+        "delta": (4, 4 / n),
+        "wanted.grad": (0, 2),
+    }.items():
         for found, expected in zip(traffic.of(name), per_logit, strict=True):
             assert 0 <= found - expected * logits <= allowance, name
     assert 0 < traffic.loaded["move_tail", "input"] == 3 * 2 * logits

@@ -29,9 +29,7 @@ def gradients(
     (chunks, W), of margin and rows what each row adds to them.
     """
 
-    def finished(
-        stored: Tensor | None, finish: Callable[[Tensor], Tensor]
-    ) -> Tensor | None:
+    def finished(stored: Tensor | None, finish: Callable[[Tensor], Tensor]) -> Tensor | None:
         return None if stored is None else finish(stored)
 
     label = problem.target

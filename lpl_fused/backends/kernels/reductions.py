@@ -71,8 +71,7 @@ def sweep_size(index, problem, dtype: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def sweep_penalty(index, top, problem, dtype: tl.constexpr, BLOCK: tl.constexpr):
-    """(Σ P(h_j), Σ P'(h_j)) of a row, from its end, which the sweep before has left in the caches.
-    """
+    """(Σ P(h_j), Σ P'(h_j)) of a row, from its end, which the sweep before has left in the caches."""
     logits = problem.input + index * problem.input_stride
     value = tl.full((), 0, dtype)
     slope = tl.full((), 0, dtype)

@@ -18,7 +18,9 @@ from . import launching
 
 # what the kernels are told of, and what launchers do about the rest
 _KERNELS = Path(
-    *("triton", Problem, *{*Arguments._fields} & {*Problem._fields, *Options._fields}),
+    "triton",
+    Problem,
+    *{*Arguments._fields} & {*Problem._fields, *Options._fields},
     *("dense", "reduction", "through", *LEARNING),
 )
 # what is done in one sweep has all columns

@@ -28,7 +28,9 @@ _SHARED = Path(
     *("inverse_count", "alpha", "beta", "mu"),
 )
 _KERNELS = Path(
-    *("triton, multi-label", BinaryProblem, *_SHARED.features, "phi", "phi_parameter"),
+    "triton, multi-label",
+    BinaryProblem,
+    *(*_SHARED.features, "phi", "phi_parameter"),
     *("positive_scale", "positive_offset", "negative_scale", "negative_offset"),
     *("steps", "step_size"),
 )

@@ -20,8 +20,9 @@ from .launching import number
 
 # rows of which the solver gives all that is wanted, not only their δ
 _SOLVED = Path(
-    *("triton, solved rows", Problem, *WEIGHING, "z_loss", *SCALING, "softcap"),
-    *(*LEARNING, "through"),
+    "triton, solved rows",
+    Problem,
+    *(*WEIGHING, "z_loss", *SCALING, "softcap", *LEARNING, "through"),
 )
 PROGRAMS = 1024  # that share the work of a kernel whose size the host does not know
 
@@ -64,7 +65,9 @@ def take_steps(
     heads = new(problem, n, meta["HEAD"], dtype=torch.int32)
     outcome = new(problem, n, dtype=torch.int32)
     what = (arguments, groups, steps, step_size, outcome)
-    launching.launch(solve, (n,), *what, heads, wanted, upstream or Upstream(), NORMALIZE=normalize, **meta)
+    launching.launch(
+        solve, (n,), *what, heads, wanted, upstream or Upstream(), NORMALIZE=normalize, **meta
+    )
     delta = new(problem, n, classes) if wanted.delta is None else wanted.delta
     meta = resident_meta(problem)
     done = meta["ROWS"] if classes <= meta["BLOCK"] else 0

@@ -52,7 +52,7 @@ def _rivals(problem: Problem, known: Known) -> Part:
     columns = new(problem, n, room, dtype=torch.int32).fill_(-1)
     logits = new(problem, n, room).fill_(-torch.inf)
     what = (arguments_of(problem, known.terms), known.threshold, sums, powers, columns, logits)
-    launching.launch(rival_rows, (n,), *what, room, POWERS=order, **sweep_meta(problem))
+    launching.launch(rival_rows, (n,), *what, room, POWERS=order, **column_meta(problem))
     return Rivals.of(sums, powers, columns, logits)
 
 
