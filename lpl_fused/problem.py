@@ -157,9 +157,7 @@ class Problem(NamedTuple):
 
     def columns(self, begin: int, end: int) -> Problem:
         """The problem's part that has the input's columns from `begin` to `end`."""
-        options = self.options._replace(
-            first=self.options.first + begin, classes=self.classes
-        )
+        options = self.options._replace(first=self.options.first + begin, classes=self.classes)
         target = self.target[:, begin:end] if self.dense else self.target
         return self._replace(input=self.input[:, begin:end], target=target, options=options)
 

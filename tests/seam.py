@@ -103,9 +103,7 @@ def by_parts(
         }
         problem = problem_of(case, backend, leaves)
         whole = problem._replace(input=problem.input.detach())
-        detached = Problem(
-            *(part.detach() if isinstance(part, Tensor) else part for part in whole)
-        )
+        detached = Problem(*(part.detach() if isinstance(part, Tensor) else part for part in whole))
         known, problems = known_of(backend, detached, runs(detached.input.shape[1]), join)
         assert known.loss is not None
         if known.learned is not None:

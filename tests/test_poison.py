@@ -83,7 +83,9 @@ def forgets_the_gradient(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     elif name == "cuda":
         run = module._run
         monkeypatch.setattr(
-            module, "_run", lambda kernels, problem, to: run(kernels, problem, to._replace(grad=None))
+            module,
+            "_run",
+            lambda kernels, problem, to: run(kernels, problem, to._replace(grad=None)),
         )
     else:
         launch = module._launch

@@ -23,7 +23,16 @@ BINARY = {
     **binary_cases(),
     **{f"lpl-{name}": build for name, build in binary_lpl_cases().items()},
 }
-NAMES = ["hard", "smoothed", "dense-weights", "everything", "clip", "penalty-phr", "lpl-unique", "lpl-groups"]
+NAMES = [
+    "hard",
+    "smoothed",
+    "dense-weights",
+    "everything",
+    "clip",
+    "penalty-phr",
+    "lpl-unique",
+    "lpl-groups",
+]
 
 
 def truncates(backend: str) -> bool:
@@ -31,16 +40,24 @@ def truncates(backend: str) -> bool:
     return backend == "triton" and "TRITON_INTERPRET" in os.environ
 
 
-def loss_of(case: testing.Case, backend: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def loss_of(
+    case: testing.Case, backend: str, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, its logits) in `dtype`, tables in float32."""
     case = replace(case, learn=())
-    case = case.to(dtype if dtype == torch.float64 else torch.float32).on(testing.device_of(backend))
+    case = case.to(dtype if dtype == torch.float64 else torch.float32).on(
+        testing.device_of(backend)
+    )
     input = case.input.to(dtype).requires_grad_()
     if case.multilabel:
-        return LF.binary_cross_entropy_with_logits(input, case.target, backend=backend, **case.keywords), input
+        return LF.binary_cross_entropy_with_logits(
+            input, case.target, backend=backend, **case.keywords
+        ), input
     if case.steps is None:
         return LF.cross_entropy(input, case.target, backend=backend, **case.keywords), input
-    return LF.lpl_cross_entropy(input, case.target, case.steps, backend=backend, **case.keywords), input
+    return LF.lpl_cross_entropy(
+        input, case.target, case.steps, backend=backend, **case.keywords
+    ), input
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -68,7 +85,7 @@ def test_bfloat16_is_rounded_once(backend: str, name: str, reduction: str) -> No
         upstream = torch.full_like(loss, factor)
         if reduction == "none":
             upstream = upstream * (0.5 + torch.rand(loss.shape, generator=generator)).to(loss)
-        grad, = torch.autograd.grad(loss, input, upstream, retain_graph=True)
+        (grad,) = torch.autograd.grad(loss, input, upstream, retain_graph=True)
         exact = testing.evaluate(case, "reference", upstream.double().cpu()).grads["input"]
         nearest_within(grad.cpu(), exact, truncates(backend))
 

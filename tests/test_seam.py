@@ -126,7 +126,9 @@ def test_every_column_a_head(backend: str) -> None:
     classes = 520
     draw = Draw(4, classes, seed=14)
     steps = torch.full((classes,), 3)
-    case = testing.Case(draw.input(0.1), torch.tensor([0, 130, 260, 519]), {"step_size": 0.2}, steps)
+    case = testing.Case(
+        draw.input(0.1), torch.tensor([0, 130, 260, 519]), {"step_size": 0.2}, steps
+    )
     runs = [(0, 4), (4, 130), (130, 131), (131, classes)]
     check(case, backend, by_parts(lambda _: runs))
 
@@ -142,7 +144,7 @@ def test_a_part_with_more_heads_than_are_listed_is_not_exact(backend: str) -> No
         torch.full((classes,), 30),
     ).on(testing.device_of(backend))
     problem = problem_of(case, backend, {})
-    known, problems = known_of(backend, problem, cut(classes, 2))
+    known, _ = known_of(backend, problem, cut(classes, 2))
     assert known.learned is not None
     assert known.loss is not None
     assert not known.learned.exact.any()
@@ -156,7 +158,10 @@ def test_an_empty_part_is_neutral(backend: str) -> None:
     known = begin(one)
     for round in rounds(one):
         whole = door(backend).reduce(one, round, known)
-        for joined in (whole.join(nothing := door(backend).reduce(none, round, known)), nothing.join(whole)):
+        for joined in (
+            whole.join(nothing := door(backend).reduce(none, round, known)),
+            nothing.join(whole),
+        ):
             for name, value in vars(joined).items():
                 if isinstance(value, torch.Tensor):
                     torch.testing.assert_close(value, getattr(whole, name), equal_nan=True)
@@ -215,8 +220,9 @@ def test_an_offset_of_all_logits_leaves_the_digits(backend: str) -> None:
         input[0, 2] += 17  # p_y = 1 − 1e-7
         labels = torch.tensor([2, 4, 16, 0, 8])
         for case in (
-            testing.Case(input, labels, {"perturbation": Perturbation(scale=torch.ones(CLASSES).double())}),
+            testing.Case(
+                input, labels, {"perturbation": Perturbation(scale=torch.ones(CLASSES).double())}
+            ),
             testing.Case(input, labels, {"step_size": 0.3}, torch.full((CLASSES,), 3)),
         ):
             check(case, backend, by_parts(lambda width: cut(width, 3)))
-

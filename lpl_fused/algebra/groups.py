@@ -58,7 +58,7 @@ class Tail(Part):
 class Nodes(NamedTuple):
     """Moments of a walk, the first of which is its start; (N, M) unless said otherwise."""
 
-    count: Tensor  # (N,): how many there are beyond the start
+    last: Tensor  # (N,): how many there are beyond the start
     at: Tensor  # Σ of the mean of 1/Z, over the gradient's length where steps are normalised
     own: Tensor  # minus the gradient's entry at the target
     kappa: Tensor  # what finite steps take from the flow: 1/2 for a single one
@@ -97,7 +97,7 @@ def start(
     if problem.input.shape[0] < 2:
         return known
     assert known.learned is not None
-    steps = torch.where(classes.count > 1, steps.abs(), 0)
+    steps = torch.where(classes.rows > 1, steps.abs(), 0)
     # a row that is nan makes its whole class nan
     lift = torch.where(known.learned.rest.isnan(), torch.nan, lift)
     n = lift.shape[0]
@@ -138,7 +138,8 @@ def settle(problem: Problem, round: Round, part: Tail, known: Known) -> Known:
             room=part.listed <= listed,
         )
     found = _take_steps(problem, classes, walk, part)
-    largest = part.most * (1 + found.distance)
+    # without a tail nothing is left out, however far a walk went
+    largest = torch.where(part.most == 0, 0.0, part.most * (1 + found.distance))
     # the fourth power of B is left out
     error = found.error + largest**4
     good = (error <= tolerance(accumulate_dtype(problem.input.dtype))) & walk.room & ~walk.done
@@ -169,7 +170,7 @@ def joined(problem: Problem, known: Known) -> Known:
     assert known.learned is not None
     walk, alone, classes = known.walk, known.learned, Classes.of(problem)
     grouped = walk.steps > 0
-    share = walk.size / classes.count
+    share = walk.size / classes.rows
     lost = classes.max(walk.lift.isnan().double()) > 0
     own = torch.where(lost, torch.nan, walk.own_change)
     return known._replace(
@@ -177,9 +178,7 @@ def joined(problem: Problem, known: Known) -> Known:
             way=torch.where(grouped, share * walk.way, 0.0),
             second=torch.where(grouped, walk.second, 0.0),
             third=torch.where(grouped, walk.third, 0.0),
-            columns=torch.cat(
-                [alone.columns, torch.where(grouped[:, None], walk.columns, -1)], 1
-            ),
+            columns=torch.cat([alone.columns, torch.where(grouped[:, None], walk.columns, -1)], 1),
             change=torch.cat([alone.change, walk.change], 1),
             own=torch.where(grouped, own, alone.own),
             lift=torch.where(grouped, walk.lift + own, alone.lift),
@@ -204,14 +203,14 @@ def _take_steps(problem: Problem, classes: Classes, walk: Walk, tail: Tail | Non
     """All steps of all classes, from the start, with the tail's gains at the nodes of the walk
     before; without any if there is no `tail`."""
     normalize, before, steps = problem.options.normalize, walk.nodes, walk.steps
-    share = 1 / classes.count.double()
+    share = 1 / classes.rows.double()
     n = share.shape[0]
     nothing = torch.zeros_like(share)
     places = torch.arange(1, NODES, device=share.device).double() / NODES
     places = places * places * (3 - 2 * places)  # close to Lobatto's points
-    known = before.count > 0 if tail is not None else torch.zeros_like(walk.done)
+    known = before.last > 0 if tail is not None else torch.zeros_like(walk.done)
     base = torch.ones_like(share) if tail is None else tail.mass
-    end = torch.where(known, before.at.gather(1, before.count[:, None])[:, 0], 1.0)
+    end = torch.where(known, before.at.gather(1, before.last[:, None])[:, 0], 1.0)
     pulls = _pulls(before, end, known)
     length_of_tail = torch.zeros_like(before.at)
     if tail is not None and normalize:
@@ -305,7 +304,7 @@ def _excess(value: Tensor, found: Tensor) -> Tensor:
 
 def _exists(nodes: Nodes) -> Tensor:
     """(N, M) bool: the nodes that there are."""
-    return torch.arange(NODES + 1, device=nodes.count.device) <= nodes.count[:, None]
+    return torch.arange(NODES + 1, device=nodes.last.device) <= nodes.last[:, None]
 
 
 def _pulls(nodes: Nodes, end: Tensor, known: Tensor) -> Tensor:
@@ -331,7 +330,7 @@ def least_exact(problem: Problem, walk: Walk) -> Tensor:
     step, so that no more than HEADS exceed their share of it."""
     if problem.classes <= HEADS:
         return torch.full_like(walk.lift, -1)
-    end = walk.nodes.at.gather(1, walk.nodes.count[:, None])[:, 0]
+    end = walk.nodes.at.gather(1, walk.nodes.last[:, None])[:, 0]
     return (1.001 / HEADS * walk.size.abs() * end).clamp(min=LARGEST_TAIL)
 
 
@@ -343,10 +342,10 @@ def reduce(problem: Problem, round: Round, known: Known, perturbed: Perturbed) -
     n, width = problem.input.shape
     first, nodes = problem.options.first, walk.nodes
     label = Rows.of(problem).label[:, None] - first
-    share = walk.size.abs() / classes.count
+    share = walk.size.abs() / classes.rows
     sign = walk.size.sign()[:, None]
     threshold = least_exact(problem, walk)[:, None]
-    last = nodes.way.gather(1, nodes.count[:, None])
+    last = nodes.way.gather(1, nodes.last[:, None])
     normalize = problem.options.normalize
     mass = torch.zeros_like(walk.lift)
     gains, squares = torch.zeros_like(nodes.way), torch.zeros_like(nodes.way)
@@ -389,8 +388,6 @@ def reduce(problem: Problem, round: Round, known: Known, perturbed: Perturbed) -
             here = exists[:, m]
             gains[:, m] += torch.where(here, (q * gain).sum(1), 0.0)
             if normalize:
-                mean = classes.sum(nodes.inverse[:, m, None] * q) / classes.count[:, None]
+                mean = classes.sum(nodes.inverse[:, m, None] * q) / classes.rows[:, None]
                 squares[:, m] += torch.where(here, ((mean * (1 + gain)) ** 2).sum(1), 0.0)
     return Tail(mass, gains, squares, most, listed, columns[:, :room], shares[:, :room])
-
-

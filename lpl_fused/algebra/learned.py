@@ -1,5 +1,5 @@
-"""The learned perturbation of rows alone in their class: all steps, from the sums over their rivals;
-and δ of some columns, whoever took the steps.
+"""The learned perturbation of rows alone in their class: all steps, from the sums over their
+rivals; and δ of some columns, whoever took the steps.
 
 docs/solver.md says how. With q_j = e^(z_j)/Σ_rivals e^(z) a step maps every mass E of a rival to
 E·exp(a·E) with one a for all, so that those of the tail remain one power series in q, and the heads
@@ -82,7 +82,7 @@ class Learned(NamedTuple):
 
 
 def signed_steps(problem: Problem, rows: Rows) -> Tensor:
-    """(N,) int64: the steps of each row's class, 0 where it is ignored or its label out of range."""
+    """(N,) int64: the steps of each row's class, 0 where it is ignored or has none."""
     assert problem.steps is not None
     lost = ~rows.live | rows.hard.isnan()
     return problem.steps[rows.label].long().masked_fill(lost, 0)
@@ -133,7 +133,7 @@ def settle(problem: Problem, part: Rivals, known: Known) -> Known:
     largest = torch.maximum(part.largest * inverse, _max(demoted))
     heads = torch.where(is_head, part.logits - level[:, None], -torch.inf)
 
-    alone = (classes.count == 1) & has_rivals
+    alone = (classes.rows == 1) & has_rivals
     count = torch.where(alone, steps.abs(), 0)
     size = problem.options.step_size * steps.sign().double()
     moved = _take_steps(powers, heads, lift, count, size, problem.options.normalize)
@@ -262,4 +262,3 @@ def delta(problem: Problem, known: Known, perturbed: Perturbed) -> Tensor | None
             wide.scatter_(1, torch.where(here, place - begin, end - begin), value.to(dtype))
         result[:, begin:end] = wide[:, :-1]
     return result
-

@@ -69,7 +69,7 @@ def power(x: Tensor, p: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Size(Part):
-    """Of the raw logits: what their norm is made of, and the maximum from which a penalty counts."""
+    """Of the raw logits: what their norm is made of, and the maximum that a penalty is below."""
 
     peak: Tensor  # max |u_j|, u_j = −inf counting as 0
     total: Tensor  # Σ (|u_j|/peak)^p, 0 where peak is; for p = inf how many |u_j| are the peak
@@ -164,8 +164,9 @@ class Rivals(Part):
     @classmethod
     def of(cls, stored: Tensor, *others: Any) -> Rivals:
         powers, columns, logits = others
-        numbers = stored.double().unbind(1)
-        return cls(*numbers, powers.double(), columns.long(), logits.double())
+        shift, rest, own, largest, listed = stored.double().unbind(1)
+        of_heads = columns.long(), logits.double()
+        return cls(shift, rest, own, largest, listed, powers.double(), *of_heads)
 
     def join(self, other: Rivals) -> Rivals:
         shift = torch.maximum(self.shift, other.shift)
@@ -179,9 +180,7 @@ class Rivals(Part):
             shift=shift,
             rest=_sum(rescaled(part.rest, part.shift, shift) for part in pair),
             own=torch.maximum(self.own, other.own),
-            largest=torch.maximum(
-                *(rescaled(part.largest, part.shift, shift) for part in pair)
-            ),
+            largest=torch.maximum(*(rescaled(part.largest, part.shift, shift) for part in pair)),
             # what has no room in a part is missed in the whole
             listed=self.listed + other.listed,
             powers=powers(self) + powers(other),

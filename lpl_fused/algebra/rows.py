@@ -119,7 +119,7 @@ class Classes(NamedTuple):
     those whose label is out of range."""
 
     slot: Tensor  # the first row of a row's class, its leader
-    count: Tensor  # how many rows the class has
+    rows: Tensor  # how many the class has
 
     @staticmethod
     def of(problem: Problem) -> Classes:

@@ -25,9 +25,8 @@ def gradients(
     margin: Tensor | None,
     rows: Tensor | None,
 ) -> Gradients:
-    """The Gradients from what the kernels store: of scale and offset sums over chunks of rows
-    (chunks, W), of margin and rows what each row adds to them.
-    """
+    """The gradients, where not None, from what the kernels store: of scale and offset sums over
+    chunks of rows (chunks, W), of margin and rows what each row adds to them."""
 
     def finished(stored: Tensor | None, finish: Callable[[Tensor], Tensor]) -> Tensor | None:
         return None if stored is None else finish(stored)
@@ -49,5 +48,5 @@ def _scattered(values: Tensor, index: Tensor, table: Tensor | None) -> Tensor:
     # rows whose index means nothing have value 0 (ignored) or nan (out of range)
     index = index.clamp(0, table.shape[0] - 1)
     # index_put_ sorts, where index_add_ would add in whatever order
-    total = values.new_zeros(table.shape[0], *values.shape[1:])
-    return total.index_put_((index,), values, accumulate=True)
+    sums = values.new_zeros((table.shape[0], *values.shape[1:]))
+    return sums.index_put_((index,), values, accumulate=True)

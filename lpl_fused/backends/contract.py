@@ -1,4 +1,5 @@
-"""What a backend is: a module of this protocol. `backends/__init__` says which there are and which runs.
+"""What a backend is: a module of this protocol. `backends/__init__` says which there are, and which
+runs.
 
 The door. A loss is reduced, settled, and differentiated, and whoever wants may stand in between
 (steps of a learned perturbation, ranks that have a shard of the classes each, chunks of logits that
@@ -85,21 +86,19 @@ class Backend(Protocol):
         ...
 
     def learned_gradient(self, problem: Problem, upstream: Tensor) -> Tensor:
-        """dL/d input (N, C) of a problem with steps, its δ found anew; `upstream` as `gradient`'s."""
+        """dL/d input (N, C) of a problem with steps, δ found anew; `upstream` as `gradient`'s."""
         ...
 
     def learned_perturbation(self, problem: Problem) -> tuple[Tensor, Tensor]:
-        """(delta (N, C), slot (N,)): row i has delta[slot[i]]; as reference.learned_perturbation."""
+        """(delta (N, C), slot (N,)), as reference.learned_perturbation; row i has delta[slot[i]]."""
         ...
 
 
 class BinaryBackend(Protocol):
-    """The sigmoid link: every logit is its own loss, and its learned perturbation sums over rows, so
-    that there is nothing to reduce over columns."""
+    """The sigmoid link: every logit is its own loss, and its learned perturbation sums over rows,
+    so that there is nothing to reduce over columns."""
 
-    def binary_forward(
-        self, problem: BinaryProblem, want_grad: bool
-    ) -> Forward:
+    def binary_forward(self, problem: BinaryProblem, want_grad: bool) -> Forward:
         """`terms` is None, `loss` (N, C) for reduction "none"."""
         ...
 

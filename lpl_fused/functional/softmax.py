@@ -21,7 +21,7 @@ from ..norm import Norm, numbers_of
 from ..penalty import MarginPenalty
 from ..perturbation import Perturbation
 from ..phi import Phi
-from ..problem import NONE, NotDifferentiable, Options, Problem
+from ..problem import NotDifferentiable, Options, Problem
 from ..validation import (
     MixedTarget,
     Shaped,

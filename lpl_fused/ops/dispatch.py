@@ -29,6 +29,10 @@ def register(
     return getattr(torch.ops.lpl_fused, name).default
 
 
+# in the place of a loss that its caller has: kept with it, the two would keep each other alive
+GONE = torch.empty(0, device="cpu")
+
+
 def direct(tensor: Tensor) -> bool:
     """A plain tensor with nobody tracing: the launcher may be called past the dispatcher.
 
@@ -47,8 +51,8 @@ def by_sweep(problem: Problem | BinaryProblem) -> bool:
     upstream of 1 that the backward replaces: one read and one write of the logits in all where it
     is 1. Else by statistics, one read more, whatever it is: for float16, whose small gradients live
     only after the upstream factor (a loss scaler's) was applied; where every row has an upstream of
-    its own, which would make a 16-bit gradient anew; and where somebody traces, so that a 16-bit one
-    would be rounded twice.
+    its own, which would make a 16-bit gradient anew; and where somebody traces, so that a 16-bit
+    one would be rounded twice.
     """
     dtype = problem.input.dtype
     if dtype == torch.float16:

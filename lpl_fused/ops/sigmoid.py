@@ -21,7 +21,7 @@ from torch import Tensor
 from ..backends import load_binary
 from ..backends.contract import Forward
 from ..problem import NONE, BinaryOptions, BinaryProblem, accumulate_dtype
-from .dispatch import SCHEMA, Once, by_sweep, direct, given, packed, register
+from .dispatch import GONE, SCHEMA, Once, by_sweep, direct, given, packed, register
 
 _LIBRARY = torch.library.Library("lpl_fused", "FRAGMENT")
 _LIBRARY.define(
@@ -104,7 +104,7 @@ class BinaryCrossEntropy(torch.autograd.Function):
         elif torch.compiler.is_compiling():
             ctx.save_for_backward(*tensors, found.grad)
         else:
-            ctx.swept = found._replace(loss=None)  # the caller's
+            ctx.swept = found._replace(loss=GONE)
             ctx.save_for_backward(*tensors, None)
         return found.loss
 

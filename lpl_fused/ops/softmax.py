@@ -28,7 +28,7 @@ from ..algebra.terms import Terms
 from ..backends import load
 from ..backends.contract import Choose, Forward, Gradients
 from ..problem import NONE, TABLES, Options, Problem, accumulate_dtype
-from .dispatch import SCHEMA, Once, by_sweep, direct, given, packed, register
+from .dispatch import GONE, SCHEMA, Once, by_sweep, direct, given, packed, register
 
 _LIBRARY = torch.library.Library("lpl_fused", "DEF")
 _LIBRARY.define(
@@ -163,7 +163,7 @@ class CrossEntropy(torch.autograd.Function):
         elif torch.compiler.is_compiling():
             ctx.save_for_backward(*tensors, found.grad, None)
         else:
-            ctx.swept = found._replace(loss=None)  # the caller's
+            ctx.swept = found._replace(loss=GONE)
             ctx.save_for_backward(*tensors, None, None)
         return found.loss
 

@@ -39,9 +39,7 @@ def perturbed(problem: Problem, known: Known, begin: int, end: int) -> Tensor:
     return _Columns(problem.columns(begin, end), known).z
 
 
-def gradient(
-    problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]
-) -> Gradients:
+def gradient(problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]) -> Gradients:
     """The gradients of the problem's columns: see lpl_fused/algebra/terms.py."""
     at, options = _Columns(problem, known), problem.options
     terms = Terms(*(column[:, None] for column in Terms.of(known.terms)))
