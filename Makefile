@@ -26,7 +26,7 @@ gpu: $(VENV)/gpu.done  ## on a CUDA machine: tests and benchmark, on one page of
 
 sanitize: $(VENV)/gpu.done  ## on a CUDA machine: the CUDA backend's tests under compute-sanitizer
 	for tool in memcheck racecheck initcheck synccheck; do \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	  LPL_FUSED_POISON=0 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 	    --kernel-name kns=lpl --target-processes all \
 	    $(BIN)/python -m pytest tests/test_cuda.py tests/test_cuda_groups.py $(ARGS) || exit 1; \
 	done

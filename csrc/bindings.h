@@ -169,6 +169,15 @@ void demand(const Path& path, uint64_t features, uint64_t wanted) {
   throw std::runtime_error("no kernel serves " + names.cast<std::string>());
 }
 
+// For tests: the names of the features that are on in a problem as it was read.
+template <typename Problem>
+py::list shown_features(const Problem& problem) {
+  using Feature =
+      typename std::conditional<std::is_same<Problem, lpl::BinaryProblem>::value, BinaryFeature,
+                                lpl::Feature>::type;
+  return names_of<Feature>(features_of(problem));
+}
+
 // For tests: the module's paths of a kind of problem, by name what each serves; and whether one
 // serves a call by the names of what it has and wants.
 template <typename Feature, typename Output, size_t Count>

@@ -138,20 +138,19 @@ class MultiLabel:
         steps: Tensor | None = None,
     ) -> BinaryProblem:
         sides = BinaryPerturbation.of(perturbation)
-        positive = self._side("positive", sides.positive)
-        negative = self._side("negative", sides.negative)
+        positive_scale, positive_offset = self._side("positive", sides.positive)
+        negative_scale, negative_offset = self._side("negative", sides.negative)
         inverse = None if rebalance is None else rebalance.inverse_count
         return BinaryProblem(
             self.input,
             self.target,
-            None,
-            None,
-            *positive,
-            *negative,
-            self.table("inverse_count", inverse),
-            None,
-            None if steps is None else self.steps(steps),
-            options,
+            positive_scale=positive_scale,
+            positive_offset=positive_offset,
+            negative_scale=negative_scale,
+            negative_offset=negative_offset,
+            inverse_count=self.table("inverse_count", inverse),
+            steps=None if steps is None else self.steps(steps),
+            options=options,
         )
 
     def _side(self, name: str, side: Perturbation | None) -> tuple[Tensor | None, Tensor | None]:

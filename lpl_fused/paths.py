@@ -5,6 +5,7 @@ their own (csrc/paths.h).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 from .problem import BinaryProblem, Problem
@@ -12,6 +13,37 @@ from .problem import BinaryProblem, Problem
 WEIGHING = "weight", "sample_weight", "reduction", "ignore_index", "phi", "phi_parameter"
 SCALING = "scale", "offset", "margin", "rows", "row_index", "inverse_temperature"
 LEARNING = "steps", "step_size", "normalize"
+TARGETS = "dense", "other", "lam", "smoothing", "label_smoothing"
+NORMING = "norm_p", "norm_limit", "norm_gain", "norm_offset"
+PENALISING = (
+    "penalty",
+    "penalty_margin",
+    "penalty_unit",
+    "penalty_strength",
+    "multiplier",
+    "rho",
+)
+# of multi-label problems
+SIDE_TABLES = (
+    "positive_weight",
+    "negative_weight",
+    "positive_scale",
+    "positive_offset",
+    "negative_scale",
+    "negative_offset",
+)
+WEIGHING_LABELS = (
+    "positive_weight",
+    "negative_weight",
+    "sample_weight",
+    "inverse_count",
+    "alpha",
+    "beta",
+    "mu",
+    "reduction",
+    "missing",
+    "ignored",
+)
 
 
 class Path:
@@ -20,7 +52,7 @@ class Path:
     known: ClassVar[list[Path]] = []
 
     def __init__(
-        self, name: str, kind: type[Problem] | type[BinaryProblem], *features: str
+        self, name: str, kind: type[Problem] | type[BinaryProblem], features: Iterable[str]
     ) -> None:
         self.name, self.kind, self.features = name, kind, frozenset(features)
         self.known.append(self)

@@ -16,7 +16,7 @@ from .norm import Norm, numbers_of
 from .penalty import KINDS, MarginPenalty
 from .perturbation import Perturbation
 from .phi import Phi, coded
-from .problem import NONE, REDUCTIONS, Options, Problem, accumulate_dtype
+from .problem import NONE, REDUCTIONS, TABLES, Options, Problem, accumulate_dtype
 
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -265,12 +265,7 @@ class Shaped:
                 f"rows: without row_index, expected one row per class, shape {(self.classes,) * 2}"
                 f", got {tuple(p.rows.shape)}"
             )
-        tables = {
-            "scale": self._table("scale", p.scale),
-            "offset": self._table("offset", p.offset),
-            "margin": self._table("margin", p.margin),
-            "rows": self._table("rows", p.rows, rows=True),
-        }
+        tables = {name: self._table(name, getattr(p, name), rows=name == "rows") for name in TABLES}
         row_index = None if p.row_index is None else self._labels("row_index", p.row_index)
         temperature = p.temperature
         if isinstance(temperature, Tensor):

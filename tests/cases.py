@@ -20,7 +20,8 @@ from lpl_fused import (
     Poly1,
 )
 from lpl_fused.norm import Norm
-from lpl_fused.testing import Case
+from lpl_fused.problem import TABLES as FIELDS
+from lpl_fused.testing import TABLES, Case
 
 PHIS = {
     "alpha0.5": Alpha(0.5),
@@ -167,7 +168,7 @@ def cross_entropy_cases() -> dict[str, Build]:
             "z_loss": 1e-3,
             "softcap": 5.0,
         },
-        learn=("scale", "offset", "margin", "rows", "temperature"),
+        learn=TABLES,
     )
     return cases
 
@@ -219,7 +220,7 @@ def table_cases() -> dict[str, Build]:
         return build
 
     cases: dict[str, Build] = {}
-    for name in ("scale", "offset", "margin", "rows"):
+    for name in FIELDS:
         cases[name] = only(name, learn=False)
         cases[f"{name}-learned"] = only(name, learn=True)
         cases[f"{name}-cold-learned"] = only(name, learn=True, temperature=0.3)
@@ -305,7 +306,7 @@ def norm_cases() -> dict[str, Build]:
             "softcap": 5.0,
             "norm": NORMS["clip"](d.classes),
         },
-        learn=("scale", "offset", "margin", "rows", "temperature"),
+        learn=TABLES,
     )
     return cases
 

@@ -143,10 +143,12 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[Poison | None]:
 
 
 @pytest.fixture
-def twice(poisoned: Poison | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def twice(
+    poisoned: Poison | None, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[None]:
     """Whatever a backend is asked for it does twice: after other poison, in another order of
     threads, the bits must be the same."""
-    if poisoned is None:
+    if poisoned is None or request.node.get_closest_marker("counts"):
         yield
         return
     for module in map(load, BACKENDS):

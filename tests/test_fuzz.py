@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 
 from lpl_fused import Perturbation, functional, testing
 from lpl_fused.backends import load
-from lpl_fused.testing import Case
+from lpl_fused.testing import TABLES, Case
 
 FORMS = ("hard", "ignoring", "mixed", "dense")
-TABLES = ("scale", "offset", "margin", "rows", "temperature")
 
 
 @st.composite

@@ -11,7 +11,11 @@ from test_backends import CLASSES, DTYPES, WIDE, check, rows
 from lpl_fused.backends import load
 from lpl_fused.testing import Case, evaluate
 
-pytestmark = [pytest.mark.multilabel, pytest.mark.devices, pytest.mark.usefixtures("twice")]
+pytestmark = [
+    pytest.mark.multilabel,
+    pytest.mark.devices,
+    pytest.mark.usefixtures("twice"),
+]
 
 CASES, LPL_CASES = binary_cases(), binary_lpl_cases()
 FEW_POSITIVES = few_positives_cases()
@@ -62,6 +66,7 @@ def test_columns_of_many_rows(backend: str, n: int, case: str) -> None:
     check(LPL_CASES[case](Draw(n, 9, seed=n)), backend)
 
 
+@pytest.mark.counts
 @pytest.mark.parametrize("density", [0.02, 0.5])
 @pytest.mark.parametrize("labels", ["hard", "soft"])
 def test_moments_solve_usual_batches(labels: str, density: float) -> None:

@@ -10,7 +10,7 @@ from cases import PHIS, Draw, cross_entropy_cases, lpl_cases
 from lpl_fused import Perturbation, testing
 from lpl_fused import functional as LF
 from lpl_fused.ops import dispatch
-from lpl_fused.problem import Problem
+from lpl_fused.problem import TABLES, Problem
 from lpl_fused.validation import Shaped, call_options
 
 CASES, LPL_CASES = cross_entropy_cases(), lpl_cases()
@@ -49,9 +49,7 @@ def test_opcheck(backend: str, name: str) -> None:
         torch.library.opcheck(torch.ops.lpl_fused.cross_entropy.default, (*packed, want_grad))
     stats = torch.ops.lpl_fused.cross_entropy(*packed, False)[1]
     grad_rows = torch.ones(4, dtype=torch.float64)
-    want = [True] + [
-        getattr(p, table) is not None for table in ("scale", "offset", "margin", "rows")
-    ]
+    want = [True] + [getattr(p, table) is not None for table in TABLES]
     torch.library.opcheck(
         torch.ops.lpl_fused.cross_entropy_backward.default, (*packed, grad_rows, stats, want)
     )

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from cases import Draw, cross_entropy_cases
-from poison import PATTERNS, RANDOM, BesideError, Poison, modules, on_chip, perturb
+from poison import GUARD, PATTERNS, RANDOM, BesideError, Poison, modules, on_chip, perturb
 from torch import Tensor
 
 from lpl_fused import testing
@@ -60,7 +60,8 @@ def test_a_store_beside_a_buffer_is_seen(
 
     def shifted(*args: Any, **keywords: Any) -> Tensor:
         tensor = make(*args, **keywords)
-        return tensor.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset() + by)
+        memory, start = poisoned.kept[-1].untyped_storage(), GUARD // tensor.itemsize
+        return tensor.set_(memory, start + by, tensor.shape, tensor.stride())
 
     monkeypatch.setattr(poisoned, "empty", shifted)
     testing.evaluate(CASE.to(torch.float32), native)

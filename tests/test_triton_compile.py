@@ -33,6 +33,7 @@ from lpl_fused.backends.triton import launching
 from lpl_fused.norm import LogitClip, LogitNorm
 from lpl_fused.penalty import P2, PHR, RELU
 from lpl_fused.phi import FOCAL
+from lpl_fused.problem import TABLES as LEARNABLE
 from lpl_fused.problem import BinaryOptions, BinaryProblem, Options, Problem, accumulate_dtype
 
 pytest.importorskip("triton")
@@ -124,7 +125,7 @@ class Variant:
             self._reduce(problem)
 
     def _gradient(self, problem: Problem) -> None:
-        want = ["input", *(name for name in TABLES[2:] if name in self.parts)]
+        want = ["input", *(name for name in LEARNABLE if name in self.parts)]
         known = begin(problem)
         upstream = torch.ones(self.n, dtype=known.terms.dtype)
         load("triton").gradient(problem, known, upstream, want)

@@ -23,6 +23,7 @@ from lpl_fused.backends.contract import Forward
 from lpl_fused.norm import LogitNorm
 from lpl_fused.penalty import RELU
 from lpl_fused.phi import FOCAL
+from lpl_fused.problem import TABLES as ALL
 from lpl_fused.problem import BinaryOptions, BinaryProblem, Options, Problem
 
 if reason_against("triton", "cpu", torch.float32) is not None:
@@ -139,7 +140,6 @@ TOO_FAR = Options(step_size=1e3)  # for the solver, which leaves such rows to pl
 SMOOTHED_FOCAL = Options(phi=FOCAL, phi_parameter=2.0, label_smoothing=0.1)
 NORMED = Options().with_norm(LogitNorm().numbers())
 PENALISED = Options(penalty=RELU, penalty_strength=0.1)
-ALL = ("scale", "offset", "margin", "rows")
 
 BUDGETS = {
     # loss alone: every logit once

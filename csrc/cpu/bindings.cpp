@@ -147,6 +147,12 @@ PYBIND11_MODULE(_cpu, m) {
   lpl::define_paths<lpl::Feature, lpl::Output>(m, "paths", "serves", lpl::kPaths);
   lpl::define_paths<lpl::BinaryFeature, lpl::BinaryOutput>(m, "binary_paths", "binary_serves",
                                                            lpl::kBinaryPaths);
+  m.def("features", [](const py::tuple& problem, const py::tuple& sizes) {
+    return lpl::shown_features(lpl::make_problem(problem, sizes));
+  });
+  m.def("binary_features", [](const py::tuple& problem, const py::tuple& sizes) {
+    return lpl::shown_features(binary::make_problem(problem, sizes));
+  });
   m.def("cross_entropy", &cross_entropy);
   m.def("cross_entropy_after", &cross_entropy_after);
   m.def("learned_perturbation", &learned_perturbation);

@@ -73,6 +73,9 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("device") = lpl::device_kind();
   m.def("fields", &fields, "What is read of each tuple: [(name, what switches it off)].");
   lpl::define_paths<lpl::Feature, lpl::Output>(m, "paths", "serves", lpl::kPaths);
+  m.def("features", [](const py::tuple& problem, const py::tuple& sizes) {
+    return lpl::shown_features(lpl::make_problem(problem, sizes));
+  });
   m.def("cross_entropy", &cross_entropy);
   m.def("learned_perturbation", &learned_perturbation);
   m.def("scale_rows", &scale_rows);

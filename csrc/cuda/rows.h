@@ -134,15 +134,16 @@ class TeamRow {
   template <typename Gradient>
   LPL_DEVICE void write(Acc upstream, Gradient dz) {
     const Outputs& out = call_.out;
-    Acc along = 0;
+    double total = 0;
     if (a_.normed() && out.grad) {
       pieces_.visit([&](int first, const Acc* u) {
         columns(first, u, [&](int j, Acc z, int v) {
-          along += along_norm(a_.to_input(a_.to_offset(dz(j, z)), u[v], j, row_), u[v], row_);
+          total += along_norm(a_.to_input(a_.to_offset(dz(j, z)), u[v], j, row_), u[v], row_);
         });
       });
-      along = team_.reduce(along, [](Acc a, Acc b) { return a + b; });
+      total = team_.reduce(total, [](double a, double b) { return a + b; });
     }
+    const Acc along = Acc(total);
     const i64 at = row_.index * a_.p.c;
     pieces_.visit([&](int first, const Acc* u) {
       Acc du[kSize], d_offset[kSize];

@@ -176,7 +176,8 @@ def _take_steps(
     """`count` steps of each row. `heads` (N, H): log q, −inf where there is none."""
     terms = powers.shape[1]
     series = [torch.ones_like(lift)] + [torch.zeros_like(lift)] * (terms - 1)
-    change, own_change, dose = torch.zeros_like(heads), torch.zeros_like(lift), 0 * lift
+    change, own_change = torch.zeros_like(heads), torch.zeros_like(lift)
+    dose = torch.zeros_like(lift)
     for k in range(int(count.max()) if count.numel() else 0):
         masses = torch.exp(heads + change)
         rest = masses.sum(1) + _tail(series, powers)
@@ -192,7 +193,7 @@ def _take_steps(
         dose = dose + a.abs()
         series = _advanced(series, a)
     rest = torch.exp(heads + change).sum(1) + _tail(series, powers)
-    return _Moved(torch.stack(series, 1), change, own_change, rest, dose.abs())
+    return _Moved(torch.stack(series, 1), change, own_change, rest, dose)
 
 
 def _tail(series: list[Tensor], powers: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from ..problem import NONE, Options, Problem
+from ..phi import LOG
+from ..problem import NONE, Problem
 from .known import Known
 from .parts import Part, Round
 from .settle import begin
@@ -54,12 +55,17 @@ def with_steps(
 ) -> Problem:
     """The problem with its steps, which `choose` makes from the unweighted losses of its rows
     without them, by a sweep of their own."""
-    options = Options(
+    # without what weighs or bends the loss of z: whatever makes z stays
+    options = problem.options._replace(
         reduction=NONE,
-        ignore_index=problem.options.ignore_index,
-        softcap=problem.options.softcap,
-        inverse_temperature=problem.options.inverse_temperature,
-    ).with_norm(problem.options.norm)
+        phi=LOG,
+        phi_parameter=0.0,
+        label_smoothing=0.0,
+        z_loss=0.0,
+        step_size=0.0,
+        normalize=False,
+        through=False,
+    )
     bare = problem._replace(weight=None, sample_weight=None, smoothing=None, options=options)
     losses: Tensor = forward(bare, False).loss
     return problem._replace(steps=choose(losses))

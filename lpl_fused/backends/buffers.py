@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor
 
-from ..problem import BinaryProblem, Problem, accumulate_dtype
+from ..problem import TABLES, BinaryProblem, Problem, accumulate_dtype
 from .contract import Gradients
 
 
@@ -17,34 +17,44 @@ def new(problem: Problem | BinaryProblem, *shape: int, dtype: torch.dtype | None
     return torch.empty(shape, dtype=dtype, device=problem.input.device)
 
 
+def table_places(problem: Problem, want: Container[str]) -> tuple[int, dict[str, Tensor | None]]:
+    """Where the kernels store the gradients of TABLES, of those that are wanted: (chunk, {table:
+    place}). Of margin and rows it is what each row adds to them, of the others sums over chunks of
+    so many rows.
+    """
+    n, width = problem.input.shape
+    by_row = {"margin": (n,), "rows": (n, width)}
+    summed = any(name in want for name in TABLES if name not in by_row)
+    # the partial sums take 1/8 of N×W at most
+    chunk = max(8, -(-n // 64)) if summed else 1
+    shapes = dict.fromkeys(TABLES, (-(-n // chunk), width)) | by_row
+    places = {name: new(problem, *shapes[name]) if name in want else None for name in TABLES}
+    margin = places["margin"]
+    if margin is not None and problem.classes != width:
+        margin.zero_()  # of rows whose label is elsewhere
+    return chunk, places
+
+
 def gradients(
-    problem: Problem,
-    input: Tensor | None,
-    scale: Tensor | None,
-    offset: Tensor | None,
-    margin: Tensor | None,
-    rows: Tensor | None,
+    problem: Problem, input: Tensor | None, tables: Mapping[str, Tensor | None]
 ) -> Gradients:
-    """The gradients, where not None, from what the kernels store: of scale and offset sums over
-    chunks of rows (chunks, W), of margin and rows what each row adds to them."""
-
-    def finished(stored: Tensor | None, finish: Callable[[Tensor], Tensor]) -> Tensor | None:
-        return None if stored is None else finish(stored)
-
+    """What the kernels have stored in table_places, summed."""
     label = problem.target
-    index = label if problem.row_index is None else problem.row_index
-    return Gradients(
-        input,
-        finished(scale, lambda sums: sums.sum(0)),
-        finished(offset, lambda sums: sums.sum(0)),
-        finished(margin, lambda values: _scattered(values, label, problem.margin)),
-        finished(rows, lambda values: _scattered(values, index, problem.rows)),
-    )
+    index = {"margin": label, "rows": label if problem.row_index is None else problem.row_index}
+
+    def finished(name: str) -> Tensor | None:
+        stored = tables[name]
+        if stored is None:
+            return None
+        if name not in index:
+            return stored.sum(0)
+        return _scattered(stored, index[name], getattr(problem, name))
+
+    return Gradients(input, **{name: finished(name) for name in TABLES})
 
 
-def _scattered(values: Tensor, index: Tensor, table: Tensor | None) -> Tensor:
+def _scattered(values: Tensor, index: Tensor, table: Tensor) -> Tensor:
     """Sums values (N, …) by the table row that each took, in the order of the rows."""
-    assert table is not None
     # rows whose index means nothing have value 0 (ignored) or nan (out of range)
     index = index.clamp(0, table.shape[0] - 1)
     # index_put_ sorts, where index_add_ would add in whatever order

@@ -90,7 +90,7 @@ class Backend(Protocol):
         ...
 
     def learned_perturbation(self, problem: Problem) -> tuple[Tensor, Tensor]:
-        """(delta (N, C), slot (N,)), as reference.learned_perturbation; row i has delta[slot[i]]."""
+        """(delta (N, C), slot (N,)): row i has delta[slot[i]]. As the reference's."""
         ...
 
 

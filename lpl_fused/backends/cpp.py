@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..problem import (
     NONE,
+    TABLES,
     BinaryOptions,
     BinaryProblem,
     NotDifferentiable,
@@ -155,30 +156,23 @@ def cross_entropy_backward(
     dtype = accumulate_dtype(input.dtype)
     classes = input.shape[1]
     grad = torch.empty(input.shape if want[0] else (0,), dtype=input.dtype)
-    tables = [torch.empty(classes if wanted else 0, dtype=dtype) for wanted in want[1:4]]
-    # dL/d(the row of logits' offsets) of every sample; summed by row below
-    by_sample = torch.empty(input.shape if want[4] else (0,), dtype=dtype)
+    wanted = dict(zip(TABLES, want[1:], strict=True))
+    # of `rows` what every sample adds to its row; summed below
+    shapes = dict.fromkeys(TABLES, (classes,)) | {"rows": tuple(input.shape)}
+    tables = {
+        name: torch.empty(shapes[name] if wanted[name] else (0,), dtype=dtype) for name in TABLES
+    }
     grad_rows = grad_rows.to(dtype)
-    scale, offset, margin = tables
-    outputs = Outputs(
-        grad=grad,
-        grad_rows=grad_rows,
-        grad_rows_stride=grad_rows.stride(0),
-        grad_perturbed=by_sample,
-        grad_scale=scale,
-        grad_offset=offset,
-        grad_margin=margin,
-    )
-    _check(_native().cross_entropy(problem, _sizes(problem), outputs), problem)
-    if want[4]:
+    outputs = Outputs(grad=grad, grad_rows=grad_rows, grad_rows_stride=grad_rows.stride(0))
+    status = _native().cross_entropy(problem, _sizes(problem), outputs.and_tables(tables))
+    _check(status, problem)
+    if wanted["rows"]:
         assert rows is not None
         index = problem.target if problem.row_index is None else problem.row_index
         if problem.row_index is None:  # ignored rows add their zeros to row 0
             index = index.masked_fill(index == problem.options.ignore_index, 0)
-        by_row = torch.zeros_like(rows).index_add_(0, index, by_sample)
-    else:
-        by_row = torch.empty(0, dtype=dtype)
-    return (grad, *tables, by_row)
+        tables["rows"] = torch.zeros_like(rows).index_add_(0, index, tables["rows"])
+    return (grad, *tables.values())
 
 
 def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:

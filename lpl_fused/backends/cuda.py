@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..problem import MEAN, NONE, Options, Problem, accumulate_dtype
-from .buffers import gradients, new
+from .buffers import gradients, new, table_places
 from .native import DTYPES, Outputs, Sizes, load
 
 STATS = 0  # rows of the statistics that the backward wants: it recomputes them on chip
@@ -44,10 +44,10 @@ class Buffers(NamedTuple):
     out: Outputs = Outputs()
     scratch: Scratch = Scratch()
 
-    def and_out(self, **tensors: Tensor) -> Buffers:
+    def and_out(self, **tensors: Any) -> Buffers:
         return self._replace(out=self.out._replace(**tensors))
 
-    def and_scratch(self, **tensors: Tensor | None) -> Buffers:
+    def and_scratch(self, **tensors: Any) -> Buffers:
         return self._replace(scratch=self.scratch._replace(**tensors))
 
 
@@ -102,31 +102,23 @@ def cross_entropy(
 def cross_entropy_backward(
     problem: Problem, grad_rows: Tensor, stats: Tensor | None, want: list[bool]
 ) -> tuple[Tensor, ...]:
-    """(input, scale, offset, margin, rows), empty where not wanted: see ops/"""
+    """(input, *TABLES), empty where not wanted: see ops/"""
     n, classes = problem.input.shape
-    want_input, want_scale, want_offset, want_margin, want_rows = want
-    # sums over chunks of rows, so the partial sums take 1/8 of N×C at most
-    chunk = max(8, -(-n // 64))
-    chunks = -(-n // chunk)
-    tables = want_scale or want_offset
+    want_input, *want_tables = want
+    chunk, tables = table_places(problem, want_tables)
     grad_rows = grad_rows.to(accumulate_dtype(problem.input.dtype))
     out = Outputs(
         grad=new(problem, n, classes, dtype=problem.input.dtype) if want_input else None,
         grad_rows=grad_rows,
         grad_rows_stride=grad_rows.stride(0),
-        grad_perturbed=new(problem, n, classes) if want_rows else None,
-        grad_scale=new(problem, chunks, classes) if want_scale else None,
-        grad_offset=new(problem, chunks, classes) if want_offset else None,
-        grad_margin=new(problem, n) if want_margin else None,
-    )
-    wanted = Buffers(out, Scratch(terms=new(problem, n, 8) if tables else None, chunk=chunk))
+    ).and_tables(tables)
+    terms = None if chunk == 1 else new(problem, n, 8)  # for the sums
+    wanted = Buffers(out, Scratch(terms=terms, chunk=chunk))
     if problem.options.penalty:
         wanted = _with_norm(problem, wanted)
     _run(_native().cross_entropy, problem, _with_steps(problem, wanted))
 
-    return gradients(
-        problem, out.grad, out.grad_scale, out.grad_offset, out.grad_margin, out.grad_perturbed
-    )
+    return gradients(problem, out.grad, tables)
 
 
 def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ which is compared once, when a module is loaded.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -62,6 +63,13 @@ class Outputs(NamedTuple):
     swept: Tensor | None = None
     delta: Tensor | None = None
     slot: Tensor | None = None
+
+    def and_tables(self, places: Mapping[str, Tensor | None]) -> Outputs:
+        """With places for the gradients of tables; `grad_rows` being upstream, that of `rows`,
+        for each sample, is `grad_perturbed`."""
+        fields: dict[str, Any] = {f"grad_{name}": place for name, place in places.items()}
+        fields["grad_perturbed"] = fields.pop("grad_rows")
+        return self._replace(**fields)
 
 
 def load(name: str, *records: Any) -> ModuleType:

@@ -236,11 +236,16 @@ def _run(problem: BinaryProblem, backend: str) -> Tensor:
     return ops.sigmoid.binary_cross_entropy(problem, backend)
 
 
+# what no backend differentiates
+_FIXED = tuple(name for name in BinaryProblem._fields if name not in ("input", "options"))
+
+
 def _resolve(backend: str, problem: BinaryProblem) -> str:
     """The backend to run; "auto" leaves to the reference what only it differentiates."""
     if torch.is_grad_enabled() and backend != REFERENCE:
-        for name, part in zip(problem._fields[1:-1], problem[1:-1], strict=True):
-            if part is not None and part.requires_grad:  # type: ignore[union-attr]
+        for name in _FIXED:
+            tensor = getattr(problem, name)
+            if tensor is not None and tensor.requires_grad:
                 if backend != "auto":
                     raise RuntimeError(
                         f"{name} requires grad, which backend {backend!r} does not differentiate;"

@@ -21,7 +21,7 @@ from ..norm import Norm, numbers_of
 from ..penalty import MarginPenalty
 from ..perturbation import Perturbation
 from ..phi import Phi
-from ..problem import NotDifferentiable, Options, Problem
+from ..problem import TABLES, NotDifferentiable, Options, Problem
 from ..validation import (
     MixedTarget,
     Shaped,
@@ -222,7 +222,7 @@ def lpl_perturbation(
     with torch.no_grad():
         find = reference if backend == REFERENCE else ops
         arguments = () if backend == REFERENCE else (backend,)
-        delta, slot = find.learned_perturbation(problem, *arguments)  # type: ignore[attr-defined]
+        delta, slot = find.learned_perturbation(problem, *arguments)
         present = problem.target != options.ignore_index
         classes, group = torch.unique(problem.target[present], return_inverse=True)
         leader = torch.empty_like(classes).scatter_(0, group, slot[present])
@@ -347,10 +347,15 @@ def _with_fixed_delta(problem: Problem, backend: str) -> Problem:
     return problem._replace(rows=rows, row_index=each, steps=None)
 
 
+# what no backend differentiates
+_FIXED = tuple(name for name in Problem._fields if name not in ("input", *TABLES, "options"))
+
+
 def _resolve(backend: str, problem: Problem) -> str:
     """The backend to run; "auto" leaves to the reference what only it differentiates."""
     if backend == "auto" and torch.is_grad_enabled():
-        for tensor in (problem.target, problem.lam, problem.weight, problem.sample_weight):
+        for name in _FIXED:
+            tensor = getattr(problem, name)
             if tensor is not None and tensor.requires_grad:
                 return REFERENCE
     kind, dtype = problem.input.device.type, problem.input.dtype

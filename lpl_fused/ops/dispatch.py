@@ -68,7 +68,7 @@ def given(problem: Problem | BinaryProblem) -> tuple[Tensor | None, ...]:
     present = len(tensors)
     while tensors[present - 1] is None:
         present -= 1
-    return tensors[:present]  # type: ignore[return-value]
+    return tensors[:present]
 
 
 class Once(torch.autograd.Function):

@@ -59,7 +59,8 @@ def _perturbation_kernel(input, target, parts, codes, numbers, backend):  # type
 
 
 def _forward_fake(input, target, parts, codes, numbers, backend, want_grad):  # type: ignore[no-untyped-def]
-    shape = tuple(input.shape) if codes[0] == NONE else ()
+    options = BinaryOptions.unpacked(codes, numbers)
+    shape = tuple(input.shape) if options.reduction == NONE else ()
     loss = input.new_empty(shape, dtype=accumulate_dtype(input.dtype))
     if want_grad:
         return loss, loss.new_empty(0), input.new_empty(tuple(input.shape))

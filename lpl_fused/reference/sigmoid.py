@@ -12,8 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..paths import SIDE_TABLES, WEIGHING_LABELS, Path
 from ..phi import value_of as phi_of
 from ..problem import MEAN, NONE, BinaryProblem, accumulate_dtype
+
+_KNOWN = Path(
+    "reference, multi-label",
+    BinaryProblem,
+    (*WEIGHING_LABELS, *SIDE_TABLES, "phi", "phi_parameter", "steps", "step_size"),
+)
 
 
 class Sides(NamedTuple):
@@ -123,6 +130,8 @@ def normalizer(problem: BinaryProblem) -> Tensor:
 
 def binary_cross_entropy(problem: BinaryProblem) -> Tensor:
     """The loss of a problem: 0-dim, or (N, C) for reduction "none"."""
+    if not torch.compiler.is_compiling():
+        _KNOWN.demand(problem)
     z = sides(problem)
     if problem.steps is not None:
         delta = learned_perturbation(problem)

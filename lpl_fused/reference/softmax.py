@@ -10,10 +10,19 @@ import torch
 from torch import Tensor
 
 from ..norm import Numbers
+from ..paths import LEARNING, NORMING, PENALISING, SCALING, TARGETS, WEIGHING, Path
 from ..penalty import value_of
 from ..phi import value_of as phi_of
 from ..problem import MEAN, NONE, Problem, accumulate_dtype, label_range_error
 
+_KNOWN = Path(
+    "reference",
+    Problem,
+    (
+        *("z_loss", "softcap", "through"),
+        *(*WEIGHING, *SCALING, *NORMING, *TARGETS, *LEARNING, *PENALISING),
+    ),
+)
 NORM_FLOOR = 1e-12  # a gradient shorter than this has no direction: the normalised step is 0
 
 
@@ -258,6 +267,8 @@ def penalties(problem: Problem, counted: Tensor) -> Tensor:
 
 def cross_entropy(problem: Problem) -> Tensor:
     """The loss of a problem: 0-dim, or (N,) for reduction "none"."""
+    if not torch.compiler.is_compiling():
+        _KNOWN.demand(problem)
     check_labels(problem)
     # once, so that a 16-bit gradient is rounded once, however many ways lead to the logits
     problem = problem._replace(input=problem.input.to(accumulate_dtype(problem.input.dtype)))

@@ -30,7 +30,9 @@ def length_of(peak, total, problem):
     elif problem.norm_p == 1:
         n *= total.to(tl.float64)
     else:
-        n *= tl.exp(tl.log(tl.where(total == 0, 1, total)) / problem.norm_p).to(tl.float64)
+        # every logit is multiplied by 1/n, so that its error grows with them: no float32 here
+        total = tl.where(total == 0, 1, total).to(tl.float64)
+        n *= tl.exp(tl.log(total) / problem.norm_p)
     length = n + problem.norm_offset
     moves = length > problem.norm_limit
     length = tl.where(moves, length, 1)
@@ -47,12 +49,20 @@ def counted(u):
 
 @triton.jit
 def power(x, p: tl.constexpr):
-    """x^p for x ≥ 0."""
-    if p == 2:
-        x = x * x
-    elif p != 1:
-        x = tl.where(x == 0, 0, tl.exp(tl.log(tl.where(x == 0, 1, x)) * p))
-    return x
+    """x^p for x ≥ 0: products for what is whole of p, whose digits exp(p·log x) would lose."""
+    whole: tl.constexpr = p // 1 if p < 64 else 0
+    part: tl.constexpr = p - whole
+    y = x * 0 + 1
+    if part == 0.5:
+        y = tl.sqrt(x)
+    elif part != 0:
+        y = tl.where(x == 0, 0, tl.exp(tl.log(tl.where(x == 0, 1, x)) * part))
+    square = x
+    for bit in tl.static_range(6):
+        if whole // (1 << bit) % 2 == 1:
+            y = y * square
+        square = square * square
+    return y
 
 
 @triton.jit

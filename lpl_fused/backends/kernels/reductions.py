@@ -114,7 +114,8 @@ def mass_rows(problem, masses, BLOCK: tl.constexpr):
     live, row = read_row(index, problem, problem.terms.dtype.element_ty)
     zero = tl.zeros_like(row.hard)
     nowhere = zero + float("-inf")
-    numbers = (nowhere, zero, nowhere, nowhere, zero, zero, zero, zero, zero, zero)
+    along = zero.to(tl.float64)
+    numbers = (nowhere, zero, nowhere, nowhere, zero, zero, along, zero, zero, along)
     if live:
         own, other = label_logits(row, problem)
         mass = sweep_mass(row, problem, BLOCK)
@@ -132,7 +133,7 @@ def detail_rows(problem, details, BLOCK: tl.constexpr):
     dtype: tl.constexpr = problem.terms.dtype.element_ty
     live, row = read_row(index, problem, dtype)
     zero = tl.zeros_like(row.hard)
-    detail = Detail(zero, zero, zero)
+    detail = Detail(zero, zero, zero.to(tl.float64))
     value = zero
     slope = zero
     if live:

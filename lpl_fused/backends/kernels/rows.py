@@ -69,6 +69,12 @@ def directions(u, columns, inside, row, problem):
 
 
 @triton.jit
+def sum_exactly(values):
+    """Σ of a block in float64: what its rounding left would pull at every logit, by its size."""
+    return tl.sum(values.to(tl.float64), 0)
+
+
+@triton.jit
 def label_logits(row, problem):
     """((z, x) at the label, the same at the other label): −inf and 0 where there is none."""
     nothing = tl.zeros_like(row.hard)
@@ -105,8 +111,8 @@ def block_mass(row, u, z, weight, columns, inside, problem):
     rest = tl.sum(e, 0)
     mass = tl.zeros_like(rest)
     pull = tl.zeros_like(rest)
-    along = tl.zeros_like(rest)
-    along_spread = tl.zeros_like(rest)
+    along = tl.zeros_like(rest).to(tl.float64)
+    along_spread = along
     if problem.spread:
         mass = tl.sum(weight, 0)
         if problem.phi == LOG:
@@ -117,9 +123,9 @@ def block_mass(row, u, z, weight, columns, inside, problem):
             pull = tl.sum(tl.where(counts, z - shift, 0) * weight, 0)
     if problem.norm_p is not None:
         x = directions(u, columns, inside, row, problem)
-        along = tl.sum(e * x, 0)
+        along = sum_exactly(e * x)
         if problem.spread and problem.phi == LOG:
-            along_spread = tl.sum(weight * x, 0)
+            along_spread = sum_exactly(weight * x)
     return Mass(maximum, rest, mass, pull, along, along_spread)
 
 
@@ -146,7 +152,8 @@ def joined(one, other):
 def sweep_mass(row, problem, BLOCK: tl.constexpr):
     """The Mass of a whole row."""
     zero = tl.zeros_like(row.hard)
-    mass = Mass(zero + float("-inf"), zero, zero, zero, zero, zero)
+    nothing = zero.to(tl.float64)
+    mass = Mass(zero + float("-inf"), zero, zero, zero, nothing, nothing)
     start = 0
     while start < problem.classes:
         columns = start + tl.arange(0, BLOCK)
@@ -166,9 +173,9 @@ def block_detail(row, u, z, weight, columns, inside, shift, log_total, problem):
     ell = log_total - (z - shift)
     value = tl.sum(tl.where(counts, phi_value(ell, problem), 0) * weight, 0)
     slopes = phi_slope(ell, problem) * weight
-    along = tl.zeros_like(value)
+    along = tl.zeros_like(value).to(tl.float64)
     if problem.norm_p is not None:
-        along = tl.sum(slopes * directions(u, columns, inside, row, problem), 0)
+        along = sum_exactly(slopes * directions(u, columns, inside, row, problem))
     return Detail(value, tl.sum(slopes, 0), along)
 
 
@@ -176,7 +183,7 @@ def block_detail(row, u, z, weight, columns, inside, shift, log_total, problem):
 def sweep_detail(row, shift, log_total, problem, BLOCK: tl.constexpr):
     """The Detail of a whole row."""
     zero = tl.zeros_like(row.hard)
-    detail = Detail(zero, zero, zero)
+    detail = Detail(zero, zero, zero.to(tl.float64))
     start = 0
     while start < problem.classes:
         columns = start + tl.arange(0, BLOCK)
@@ -249,11 +256,12 @@ def row_terms(index, row, own, other, mass, detail, problem):
     strength = slope / total * shrink
     along = tl.zeros_like(strength)
     if problem.norm_p is not None:
-        along = strength * mass.along + part * own[1]
+        pulled = mass.along * strength + own[1].to(tl.float64) * part
         if problem.spread:
-            along -= row.uniform * detail.along
+            pulled -= detail.along * row.uniform
         if problem.other is not None:
-            along += other_part * other[1]
+            pulled += other[1].to(tl.float64) * other_part
+        along = pulled.to(strength.dtype)
     top = tl.zeros_like(strength)
     raises = top
     each = top

@@ -20,11 +20,13 @@ from . import launching
 _KERNELS = Path(
     "triton",
     Problem,
-    *{*Arguments._fields} & {*Problem._fields, *Options._fields},
-    *("dense", "reduction", "through", *LEARNING),
+    (
+        *{*Arguments._fields} & {*Problem._fields, *Options._fields},
+        *("dense", "reduction", "through", *LEARNING),
+    ),
 )
 # what is done in one sweep has all columns
-_SHORTCUT = Path("triton, shortcut", Problem, *_KERNELS.features - {"first", "classes"})
+_SHORTCUT = Path("triton, shortcut", Problem, _KERNELS.features - {"first", "classes"})
 
 
 def arguments_of(

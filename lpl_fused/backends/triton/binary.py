@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...paths import Path
+from ...paths import SIDE_TABLES, WEIGHING_LABELS, Path
 from ...phi import LOG
 from ...problem import MEAN, NONE, BinaryProblem, accumulate_dtype
 from ..buffers import new
@@ -21,22 +21,11 @@ from ..kernels.launch import (
 from . import launching
 
 # both sides have the same z, and φ = log: one exponential for both
-_SHARED = Path(
-    "triton, shared sides",
-    BinaryProblem,
-    *("reduction", "missing", "ignored", "positive_weight", "negative_weight", "sample_weight"),
-    *("inverse_count", "alpha", "beta", "mu"),
-)
+_SHARED = Path("triton, shared sides", BinaryProblem, WEIGHING_LABELS)
 _KERNELS = Path(
     "triton, multi-label",
     BinaryProblem,
-    *(*_SHARED.features, "phi", "phi_parameter"),
-    *("positive_scale", "positive_offset", "negative_scale", "negative_offset"),
-    *("steps", "step_size"),
-)
-_TABLES = (
-    *("positive_weight", "negative_weight", "inverse_count"),
-    *("positive_scale", "positive_offset", "negative_scale", "negative_offset"),
+    (*WEIGHING_LABELS, *SIDE_TABLES, "phi", "phi_parameter", "steps", "step_size"),
 )
 
 
@@ -155,7 +144,8 @@ def _arguments(problem: BinaryProblem) -> Any:
         form=form,
         missing=constexpr(bool(options.missing)),
         ignored=number(ignored) if options.missing and ignored == ignored else None,
-        **{name: getattr(problem, name) for name in _TABLES},
+        **{name: getattr(problem, name) for name in SIDE_TABLES},
+        inverse_count=problem.inverse_count,
         masses=None,
         alpha=number(options.alpha) if weighs else None,
         beta=number(options.beta) if weighs else None,

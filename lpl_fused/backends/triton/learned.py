@@ -22,7 +22,7 @@ from .launching import number
 _SOLVED = Path(
     "triton, solved rows",
     Problem,
-    *(*WEIGHING, "z_loss", *SCALING, "softcap", *LEARNING, "through"),
+    (*WEIGHING, "z_loss", *SCALING, "softcap", *LEARNING, "through"),
 )
 PROGRAMS = 1024  # that share the work of a kernel whose size the host does not know
 

@@ -12,7 +12,7 @@ from ...algebra import groups, learned
 from ...algebra.known import Known
 from ...algebra.parts import Detail, Kind, Mass, Part, Rivals, Round, Size
 from ...problem import Problem
-from ..buffers import gradients, new
+from ..buffers import gradients, new, table_places
 from ..contract import Gradients
 from ..kernels.arguments import Arguments, Upstream
 from ..kernels.arguments import Gradients as Stored
@@ -80,17 +80,10 @@ def gradient(problem: Problem, known: Known, upstream: Tensor, want: Sequence[st
     from ..kernels.gradient import gradient as kernel
 
     n, width = problem.input.shape
-    # scale and offset: sums over chunks of rows, so the partial sums take 1/8 of N×W at most
-    chunk = max(8, -(-n // 64)) if "scale" in want or "offset" in want else 1
-    chunks = -(-n // chunk)
-    shapes = {"scale": (chunks, width), "offset": (chunks, width), "margin": (n,)}
-    stored = {name: new(problem, *shapes.get(name, (n, width))) for name in want if name != "input"}
-    if "margin" in want and problem.classes != width:
-        stored["margin"].zero_()  # of rows whose label is elsewhere
-    if "input" in want:
-        stored["input"] = new(problem, n, width, dtype=problem.input.dtype)
-    wanted = Stored(*(stored.get(name) for name in Stored._fields))
-    meta = column_meta(problem)
+    chunk, tables = table_places(problem, want)
+    of_input = new(problem, n, width, dtype=problem.input.dtype) if "input" in want else None
+    wanted, meta = Stored(input=of_input, **tables), column_meta(problem)
+    grid = (-(-n // chunk), -(-width // meta["BLOCK"]))
     what = (_under_delta(problem, known), Upstream(None, upstream, upstream.stride(0)), wanted)
-    launching.launch(kernel, (chunks, -(-width // meta["BLOCK"])), *what, n, chunk, **meta)
-    return gradients(problem, *wanted)
+    launching.launch(kernel, grid, *what, n, chunk, **meta)
+    return gradients(problem, of_input, tables)
