@@ -319,13 +319,13 @@ def test_garbage_in_ignored_rows_reaches_no_gradient() -> None:
 def test_the_shortcut_wants_all_columns() -> None:
     steps = torch.ones(6, dtype=torch.int32)
     asked = Problem(torch.zeros(2, 6), torch.tensor([0, 5]), steps=steps).columns(2, 6)
-    for sweep in (
+    for call in (
         lambda: backend.forward(asked, True),
         lambda: backend.learned_gradient(asked, torch.ones(2)),
         lambda: backend.learned_perturbation(asked),
     ):
         with pytest.raises(RuntimeError, match="shortcut: no kernel serves classes, first"):
-            sweep()
+            call()
 
 
 def test_empty_batch() -> None:

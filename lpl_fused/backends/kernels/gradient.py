@@ -73,7 +73,7 @@ def rescale_rows(problem, upstream, grad, BLOCK: tl.constexpr):
 
 @triton.jit
 def scale_rows(matrix, factors, stride, classes, EXACTLY: tl.constexpr, BLOCK: tl.constexpr):
-    """matrix[i] ← factors[i·stride]·matrix[i], in place; if EXACTLY, only where nothing is rounded."""
+    """matrix[i] ← factors[i·stride]·matrix[i], in place; if EXACTLY, where nothing is rounded."""
     index = tl.program_id(0).to(tl.int64)
     factor = tl.load(factors + index * stride)
     if EXACTLY and scales_exactly(factor) == 0:

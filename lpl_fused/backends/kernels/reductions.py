@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .algebra import LOG, class_of, read_logits, read_row, read_weights
+from .algebra import LOG, class_of, read_logits, read_row
 from .norms import INFINITY, counted, power
 from .penalties import penalty_of
 from .rows import (
@@ -71,7 +71,7 @@ def sweep_size(index, problem, dtype: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def sweep_penalty(index, top, problem, dtype: tl.constexpr, BLOCK: tl.constexpr):
-    """(Σ P(h_j), Σ P'(h_j)) of a row, from its end, which the sweep before has left in the caches."""
+    """(Σ P(h_j), Σ P'(h_j)) of a row, from its end, which a sweep before has left in the caches."""
     logits = problem.input + index * problem.input_stride
     value = tl.full((), 0, dtype)
     slope = tl.full((), 0, dtype)

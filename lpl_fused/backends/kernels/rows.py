@@ -93,7 +93,8 @@ def logit_at(column, row, problem):
     u, z, inside = read_logits(row, column, problem)
     x = tl.zeros_like(row.hard)
     if problem.norm_p is not None:
-        x = directions(u, column, inside, row, problem)
+        # the interpreter reads 0 as no `other` of a single load
+        x = tl.where(inside, directions(u, column, inside, row, problem), 0)
     return z, x
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...paths import LEARNING, SCALING, WEIGHING, Path
 from ...problem import Problem
 from ..buffers import new
-from ..kernels.arguments import Arguments, Groups, Shared, Upstream, Wanted
+from ..kernels.arguments import Arguments, Shared, Upstream, Wanted
 from ..kernels.launch import group_meta, resident_meta, solver_meta, sweeping_meta
 from . import launching
 from .arguments import groups_of, prepared
