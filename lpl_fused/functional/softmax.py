@@ -32,6 +32,7 @@ from ..validation import (
     checked_step_size,
     integer,
 )
+from .differentiable import left_to_reference
 
 P = ParamSpec("P")
 
@@ -166,7 +167,9 @@ def cross_entropy(
         ValueError: wrong shape, device, table length or number; a label out of range (also an
             IndexError, as in torch). On CUDA a label out of range makes its row's loss and gradient
             nan instead, without a host synchronisation.
-        RuntimeError: a backend asked for by name that cannot run here.
+        RuntimeError: a backend asked for by name that cannot run here, or cannot differentiate
+            what requires grad: beside the logits and the tables of the perturbation only the
+            reference does, which "auto" takes for it.
     """
     shaped = Shaped(input, target)
     options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
@@ -370,10 +373,7 @@ _FIXED = tuple(name for name in Problem._fields if name not in ("input", *TABLES
 
 def _resolve(backend: str, problem: Problem) -> str:
     """The backend to run; "auto" leaves to the reference what only it differentiates."""
-    if backend == "auto" and torch.is_grad_enabled():
-        for name in _FIXED:
-            tensor = getattr(problem, name)
-            if tensor is not None and tensor.requires_grad:
-                return REFERENCE
+    if left_to_reference(problem, _FIXED, backend):
+        return REFERENCE
     kind, dtype = problem.input.device.type, problem.input.dtype
     return resolve(backend, kind, dtype)
