@@ -21,6 +21,7 @@ from lpl_fused.backends import REFERENCE, cpp, cuda, has_multilabel, load, nativ
 from lpl_fused.functional import softmax
 from lpl_fused.paths import Path
 from lpl_fused.penalty import RELU
+from lpl_fused.phi import FOCAL
 from lpl_fused.problem import (
     NONE,
     BinaryOptions,
@@ -207,16 +208,34 @@ def test_kernels_refuse_outputs_that_they_do_not_make(module: ModuleType) -> Non
         module.cross_entropy(*arguments, outputs, *scratch)
 
 
-@pytest.mark.parametrize("name", sorted(softmax._OFF))
-def test_torch_is_left_only_what_it_can_do(name: str) -> None:
-    assert softmax._unchanged(softmax._OFF)
-    assert not softmax._unchanged({**softmax._OFF, name: object()})
+def test_torch_is_left_only_what_it_can_do() -> None:
+    """An argument that torch's cross-entropy lacks goes to ours, one that is new as well."""
+    ours: list[dict[str, Any]] = []
+
+    def newer(input, target, weight=None, *, ignore_index=-100, phi="log", unheard=0.0):  # type: ignore[no-untyped-def]
+        ours.append({"weight": weight, "phi": phi, "unheard": unheard})
+
+    call = softmax._left_to_torch(newer)
+    input, target = torch.randn(N, C, requires_grad=True), torch.arange(N) % C
+    for off in ({}, {"unheard": 0.0}, {"phi": "log", "weight": None}, {"ignore_index": 3}):
+        call(input, target, **off)
+    assert not ours
+    for on in ({"unheard": 0.5}, {"unheard": torch.zeros(1)}, {"phi": FOCAL}, {"weight": target}):
+        call(input, target, **on)
+        (found,) = ours
+        assert {name: found[name] for name in on} == on
+        ours.clear()
+    with pytest.raises(TypeError, match="nonsense"):
+        call(input, target, nonsense=None)
 
 
-def test_every_argument_of_cross_entropy_is_served_or_refused() -> None:
-    served = {"input", "target", "ignore_index", "reduction", "backend"}
-    assert served.isdisjoint(softmax._OFF)
-    assert {*softmax._OFF, *served} == {*inspect.signature(functional.cross_entropy).parameters}
+def test_no_argument_of_cross_entropy_but_torchs_goes_by_default() -> None:
+    parameters = inspect.signature(functional.cross_entropy).parameters
+    assert {*softmax._TORCHS} < {*parameters}
+    off = {name: p.default for name, p in parameters.items() if name not in softmax._TORCHS}
+    assert softmax._unchanged(off, off)
+    for name in off:
+        assert not softmax._unchanged({name: object()}, off)
 
 
 RECORDS = [Problem, Options, native.Sizes, native.Outputs]

@@ -48,24 +48,6 @@ py::dict fields() {
   return found;
 }
 
-#define LPL_NAMED(name) names.append(#name);
-#define LPL_NAMES(LIST) \
-  [] {                  \
-    py::list names;     \
-    LIST(LPL_NAMED)     \
-    return names;       \
-  }()
-
-py::dict numbers() {
-  py::dict found;
-  found["Terms"] = LPL_NAMES(LPL_TERMS);
-  found["Size"] = LPL_NAMES(LPL_SIZE);
-  found["Mass"] = LPL_NAMES(LPL_MASS);
-  found["Detail"] = LPL_NAMES(LPL_DETAIL);
-  found["Rivals"] = LPL_NAMES(LPL_RIVALS);
-  return found;
-}
-
 }  // namespace
 
 #define LPL_DEFINE(name) m.def(#name, &run<lpl::Work::name>);
@@ -74,7 +56,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "Kernels for CUDA devices; called through lpl_fused.backends.cuda.";
   m.attr("device") = lpl::device_kind();
   m.def("fields", &fields, "What is read of each tuple: [(name, what switches it off)].");
-  m.def("numbers", &numbers, "What the numbers of a row are called, in their order.");
+  m.def("numbers", &lpl::numbers, "What the numbers of a row are called, in their order.");
   lpl::define_paths<lpl::Feature, lpl::Output>(m, "paths", "serves", lpl::kPaths);
   m.def("features", [](const py::tuple& problem, const py::tuple& sizes) {
     return lpl::shown_features(lpl::make_problem(problem, sizes));

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -19,14 +18,14 @@ from torch import Tensor
 
 from ..algebra import groups, learned
 from ..algebra.known import Known
-from ..algebra.parts import Detail, Kind, Mass, Part, Rivals, Round, Size
+from ..algebra.parts import Kind, Part, Round
 from ..algebra.settle import rounds, settle
 from ..algebra.sweep import with_steps
 from ..algebra.terms import Terms
 from ..problem import MEAN, NONE, Options, Problem, accumulate_dtype
 from .buffers import gradients, new, table_places
 from .contract import Choose, Forward, Gradients
-from .native import DTYPES, Outputs, Sizes, load
+from .native import DTYPES, PARTS, Outputs, Sizes, load
 
 __all__ = [
     "describe",
@@ -43,18 +42,6 @@ __all__ = [
     "unavailable",
     "unsupported",
 ]
-
-PARTS: dict[Kind, type[Part]] = {
-    Kind.SIZE: Size,
-    Kind.MASS: Mass,
-    Kind.DETAIL: Detail,
-    Kind.RIVALS: Rivals,
-}
-# what a row's numbers are called; behind those that a kernel stores stands what it has beside them
-NUMBERS = {
-    "Terms": list(Terms._fields),
-    **{part.__name__: [field.name for field in fields(part)] for part in PARTS.values()},  # type: ignore[arg-type]
-}
 
 
 class Scratch(NamedTuple):
@@ -96,12 +83,7 @@ class Buffers(NamedTuple):
 
 @functools.cache
 def _native() -> ModuleType:
-    module = load("_cuda", Problem, Options, Sizes, Outputs, Scratch)
-    for name, found in module.numbers().items():
-        expected = NUMBERS[name][: len(found)]
-        if found != expected:
-            raise ImportError(f"{name}: lpl_fused._cuda has {found}, expected {expected}")
-    return module
+    return load("_cuda", Problem, Options, Sizes, Outputs, Scratch)
 
 
 @functools.cache
@@ -130,7 +112,7 @@ def reduce(problem: Problem, round: Round, known: Known) -> Part:
         return groups.reduce(problem, round, known, perturbed)
     part = PARTS[round.kind]
     n, width = problem.input.shape
-    stored = new(problem, n, len(_native().numbers()[part.__name__]), dtype=torch.float64)
+    stored = new(problem, n, len(part.numbers()), dtype=torch.float64)
     buffers = Buffers(scratch=Scratch(terms=known.terms, part=stored))
     beside: tuple[object, ...] = ()
     if round.kind is Kind.SIZE:
