@@ -19,8 +19,8 @@ struct Known {
   LPL_KNOWN(LPL_FIELD)
 };
 
-// What the rows of a part leave: its numbers, and rivals more. Powers are of e_j, from the first on, kPowers of
-// them.
+// What the rows of a part leave: its numbers, and rivals more. Powers are of e_j, from the first
+// on, kPowers of them.
 #define LPL_SUMS(X)                                                          \
   X(double*, numbers, nullptr)  /* (N, fields) */                            \
   X(double*, powers, nullptr)   /* (N, kPowers) */                           \

@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import Draw, cross_entropy_cases, lpl_cases
+from seam import by_parts, cut
 from seam import problem_of as whole
 
 from lpl_fused import Perturbation, testing
@@ -76,6 +77,40 @@ def test_no_result_depends_on_who_comes_first(use_shape, form: str) -> None:  # 
         use_shape(blocks, 4, True, reverse)
         found.append(testing.evaluate(case, "cuda"))
     for one, other in (found[:2], found[2:]):
+        assert torch.equal(one.loss, other.loss)
+        for name, grad in one.grads.items():
+            assert torch.equal(grad, other.grads[name])
+
+
+IN_TWO = by_parts(lambda width: cut(width, 2))
+
+
+def of_parts(form: str, n: int, classes: int) -> testing.Case:
+    case = FORMS[form](Draw(n, classes, seed=11))
+    return case if case.steps is None else replace(case, learn=())
+
+
+@ON_HOST
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_team_shapes_of_parts(use_shape, shape: str, form: str) -> None:  # type: ignore[no-untyped-def]
+    """Sums over some columns, a list of heads among them, and gradients from terms."""
+    use_shape(*SHAPES[shape])
+    for classes, dtype in ((29, torch.float32), (70, torch.bfloat16)):
+        testing.assert_within_budget(of_parts(form, 5, classes), "cuda", dtype, run=IN_TWO)
+
+
+@ON_HOST
+@pytest.mark.parametrize("form", FORMS)
+def test_no_part_depends_on_who_comes_first(use_shape, form: str) -> None:  # type: ignore[no-untyped-def]
+    case = of_parts(form, 3, 1300 if form == "lpl" else 45).to(torch.float32)
+    upstream = torch.ones(3 if case.keywords.get("reduction") == "none" else ())
+    for blocks in (1, 3):
+        found = []
+        for reverse in (False, True):
+            use_shape(blocks, 4, True, reverse)
+            found.append(IN_TWO(case, "cuda", upstream))
+        one, other = found
         assert torch.equal(one.loss, other.loss)
         for name, grad in one.grads.items():
             assert torch.equal(grad, other.grads[name])

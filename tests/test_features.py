@@ -272,11 +272,23 @@ def test_a_module_of_other_fields_is_not_loaded(
     record: Any, change: Any, module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fields = module.fields()
-    stub = SimpleNamespace(fields=lambda: fields)
+    stub = SimpleNamespace(fields=lambda: fields, numbers=module.numbers)
     monkeypatch.setitem(sys.modules, "lpl_fused._stub", stub)  # type: ignore[arg-type]
     assert native.load("_stub", *RECORDS) is stub
     fields = {**fields, record.__name__: change(fields[record.__name__])}
     with pytest.raises(ImportError, match=f"_stub was built from other sources: {record.__name__}"):
+        native.load("_stub", *RECORDS)
+
+
+@pytest.mark.parametrize("kind", ["Terms", "Size", "Mass", "Detail", "Rivals"])
+@pytest.mark.parametrize("change", [reversed, lambda names: names[:-1]], ids=["order", "count"])
+def test_a_module_of_other_numbers_is_not_loaded(
+    kind: str, change: Any, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = {**module.numbers(), kind: list(change(module.numbers()[kind]))}
+    stub = SimpleNamespace(fields=module.fields, numbers=lambda: numbers)
+    monkeypatch.setitem(sys.modules, "lpl_fused._stub", stub)  # type: ignore[arg-type]
+    with pytest.raises(ImportError, match=f"_stub was built from other sources: {kind}'s numbers"):
         native.load("_stub", *RECORDS)
 
 
