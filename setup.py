@@ -108,7 +108,7 @@ def cpu_rules(n: Writer, target: Path) -> None:
         n.build(objects[-1:], "compile", [str(CSRC / "cpu" / f"{name}.cpp")])
     for isa, options in ISAS.items():
         variables = {"isa": " ".join([f"-DLPL_ISA={isa}", *options])}
-        for name in ("kernels", "binary_kernels"):
+        for name in ("kernels", "part_kernels", "binary_kernels"):
             objects.append(f"{name}_{isa}.o")
             text = [str(CSRC / "cpu" / f"{name}.cpp")]
             n.build(objects[-1:], "compile", text, variables=variables)

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "binary.h"
+#include "parts.h"
 
 namespace lpl {
 namespace {
@@ -75,10 +76,10 @@ class Reader {
 #define LPL_READ(type, name, off) fields.read(to.name);
 
 // Reads a tuple that has the fields of LIST into `to`.
-#define LPL_READ_ALL(LIST, from)            \
-  {                                         \
-    Reader fields((from), LIST(LPL_ONE));   \
-    LIST(LPL_READ)                          \
+#define LPL_READ_ALL(LIST, from)          \
+  {                                       \
+    Reader fields((from), LIST(LPL_ONE)); \
+    LIST(LPL_READ)                        \
   }
 
 // Of lpl_fused.problem.Problem and lpl_fused.backends.native.Sizes.
@@ -102,6 +103,20 @@ inline Problem make_problem(const py::tuple& problem, const py::tuple& sizes) {
 inline Outputs make_outputs(const py::tuple& outputs) {
   Outputs to;
   LPL_READ_ALL(LPL_OUTPUTS, outputs)
+  return to;
+}
+
+// Of lpl_fused.backends.cpp.Given.
+inline Known make_known(const py::tuple& known) {
+  Known to;
+  LPL_READ_ALL(LPL_KNOWN, known)
+  return to;
+}
+
+// Of lpl_fused.backends.cpp.Sums.
+inline Sums make_sums(const py::tuple& sums) {
+  Sums to;
+  LPL_READ_ALL(LPL_SUMS, sums)
   return to;
 }
 
@@ -172,9 +187,8 @@ void demand(const Path& path, uint64_t features, uint64_t wanted) {
 // For tests: the names of the features that are on in a problem as it was read.
 template <typename Problem>
 py::list shown_features(const Problem& problem) {
-  using Feature =
-      typename std::conditional<std::is_same<Problem, lpl::BinaryProblem>::value, BinaryFeature,
-                                lpl::Feature>::type;
+  using Feature = typename std::conditional<std::is_same<Problem, lpl::BinaryProblem>::value,
+                                            BinaryFeature, lpl::Feature>::type;
   return names_of<Feature>(features_of(problem));
 }
 
@@ -197,6 +211,25 @@ void define_paths(py::module_& m, const char* paths_name, const char* serves_nam
       if (name == path->name) return path->serves(on, wanted);
     throw py::key_error(name);
   });
+}
+
+#define LPL_NAMED(name) names.append(#name);
+#define LPL_NAMES(LIST) \
+  [] {                  \
+    py::list names;     \
+    LIST(LPL_NAMED)     \
+    return names;       \
+  }()
+
+// What the numbers of a row are called, in their order, by the class that has them.
+inline py::dict numbers() {
+  py::dict found;
+  found["Terms"] = LPL_NAMES(LPL_TERMS);
+  found["Size"] = LPL_NAMES(LPL_SIZE);
+  found["Mass"] = LPL_NAMES(LPL_MASS);
+  found["Detail"] = LPL_NAMES(LPL_DETAIL);
+  found["Rivals"] = LPL_NAMES(LPL_RIVALS);
+  return found;
 }
 
 }  // namespace

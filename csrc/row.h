@@ -32,25 +32,25 @@ enum class Fault : int32_t { none = 0, target = 1, row_index = 2, through = 3 };
   X(const void*, rho, nullptr)           /* (C,) Acc, ρ of the penalty */
 
 // Its numbers: of lpl_fused.norm (p = 0: none), of lpl_fused.penalty, and others.
-#define LPL_OPTIONS(X)                     \
-  X(Reduction, reduction, Reduction::mean) \
-  X(int64_t, ignore_index, -100)           \
-  X(Phi, phi, Phi::log)                    \
-  X(double, phi_parameter, 0)              \
-  X(double, label_smoothing, 0)            \
-  X(double, z_loss, 0)                     \
-  X(double, softcap, 0)                    \
-  X(double, norm_p, 0)                     \
-  X(double, norm_limit, 0)                 \
-  X(double, norm_gain, 1)                  \
-  X(double, norm_offset, 0)                \
-  X(double, inverse_temperature, 1)        \
-  X(double, step_size, 0)                  \
-  X(Penalty, penalty, Penalty::none)       \
-  X(double, penalty_margin, 1)             \
-  X(double, penalty_unit, 1)               \
-  X(double, penalty_strength, 1)           \
-  X(bool, normalize, false)                \
+#define LPL_OPTIONS(X)                                                                     \
+  X(Reduction, reduction, Reduction::mean)                                                 \
+  X(int64_t, ignore_index, -100)                                                           \
+  X(Phi, phi, Phi::log)                                                                    \
+  X(double, phi_parameter, 0)                                                              \
+  X(double, label_smoothing, 0)                                                            \
+  X(double, z_loss, 0)                                                                     \
+  X(double, softcap, 0)                                                                    \
+  X(double, norm_p, 0)                                                                     \
+  X(double, norm_limit, 0)                                                                 \
+  X(double, norm_gain, 1)                                                                  \
+  X(double, norm_offset, 0)                                                                \
+  X(double, inverse_temperature, 1)                                                        \
+  X(double, step_size, 0)                                                                  \
+  X(Penalty, penalty, Penalty::none)                                                       \
+  X(double, penalty_margin, 1)                                                             \
+  X(double, penalty_unit, 1)                                                               \
+  X(double, penalty_strength, 1)                                                           \
+  X(bool, normalize, false)                                                                \
   X(bool, through, false) /* the gradient goes through the learned perturbation's steps */ \
   X(int64_t, first, 0)    /* the input's first column, numbered among all classes */       \
   X(int64_t, classes, 0)  /* how many there are; 0: c */
@@ -90,6 +90,7 @@ struct Problem {
   X(void*, grad, nullptr)            /* (N, C) of the logits' dtype, contiguous */                \
   X(const void*, grad_rows, nullptr) /* (N,) Acc upstream; null: 1/norm (mean) or 1 */            \
   X(int64_t, grad_rows_stride, 0)    /* 0 or 1 */                                                 \
+  X(void*, terms, nullptr)           /* (N,) Terms: see numbers.h */                              \
   X(void*, grad_perturbed, nullptr)  /* (N, C) Acc, dL/d rows of each sample */                   \
   X(void*, grad_scale, nullptr)      /* (C,) Acc */                                               \
   X(void*, grad_offset, nullptr)     /* (C,) Acc */                                               \

@@ -118,12 +118,7 @@ BinaryStatus run_type(const BinaryProblem& p, const BinaryOutputs& out) {
 }  // namespace
 
 BinaryStatus binary_cross_entropy(const BinaryProblem& p, const BinaryOutputs& out) {
-  switch (p.dtype) {
-    case DType::f64: return run_type<double>(p, out);
-    case DType::bf16: return run_type<BFloat16>(p, out);
-    case DType::f16: return run_type<Float16>(p, out);
-    default: return run_type<float>(p, out);
-  }
+  return for_type(p.dtype, [&](auto t) { return run_type<decltype(t)>(p, out); });
 }
 
 }  // namespace LPL_ISA

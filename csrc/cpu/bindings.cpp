@@ -11,19 +11,21 @@
 namespace {
 
 namespace py = pybind11;
+using lpl::Known;
 using lpl::Outputs;
 using lpl::Path;
 using lpl::Problem;
 using lpl::Status;
+using lpl::Sums;
 
 int64_t bytes_of(int64_t logits, lpl::DType dtype) {
   const int64_t sizes[] = {8, 4, 2, 2};  // by DType
   return logits * sizes[int(dtype)];
 }
 
-// (fault, value, rows solved, rows swept): fault is 0 when all went well.
-py::tuple run(Status (*kernel)(const Problem&, const Outputs&), const Path& path,
-              const Problem& problem, const Outputs& out) {
+// (fault, value, rows solved, rows swept) of a kernel: fault is 0 when all went well.
+template <typename Kernel>
+py::tuple run(Kernel kernel, const Path& path, const Problem& problem, const Outputs& out) {
   lpl::demand<lpl::Feature, lpl::Output>(path, lpl::features_of(problem), lpl::wanted_of(out));
   Status status{};
   {
@@ -58,6 +60,37 @@ py::tuple learned_perturbation(const py::tuple& problem, const py::tuple& sizes,
 py::tuple sweep(const py::tuple& problem, const py::tuple& sizes, const py::tuple& outputs) {
   return run(lpl::kernels().sweep, lpl::kSweepPath, lpl::make_problem(problem, sizes),
              lpl::make_outputs(outputs));
+}
+
+py::tuple reduce(const py::tuple& problem, const py::tuple& sizes, const py::tuple& known, int kind,
+                 const py::tuple& sums) {
+  const Known given = lpl::make_known(known);
+  const Sums out = lpl::make_sums(sums);
+  const auto kernel = [&](const Problem& p, const Outputs&) {
+    return lpl::kernels().reduce(p, given, lpl::Kind(kind), out);
+  };
+  return run(kernel, lpl::kPartPath, lpl::make_problem(problem, sizes), {});
+}
+
+// z of columns begin to end, without δ, to `z`.
+py::tuple perturbed(const py::tuple& problem, const py::tuple& sizes, const py::tuple& known,
+                    int64_t begin, int64_t end, const py::object& z) {
+  const Known given = lpl::make_known(known);
+  void* const to = lpl::data(z);
+  const auto kernel = [&](const Problem& p, const Outputs&) {
+    return lpl::kernels().perturbed(p, given, begin, end, to);
+  };
+  return run(kernel, lpl::kPartPath, lpl::make_problem(problem, sizes), {});
+}
+
+// Sums of tables are added to what stands there.
+py::tuple gradient(const py::tuple& problem, const py::tuple& sizes, const py::tuple& known,
+                   const py::tuple& outputs) {
+  const Known given = lpl::make_known(known);
+  const auto kernel = [&](const Problem& p, const Outputs& out) {
+    return lpl::kernels().gradient(p, given, out);
+  };
+  return run(kernel, lpl::kPartPath, lpl::make_problem(problem, sizes), lpl::make_outputs(outputs));
 }
 
 // grad (n, c), contiguous, times factors of its accumulate dtype, 0-dim (stride 0) or (n,); in
@@ -126,6 +159,8 @@ py::dict fields() {
   found["Options"] = LPL_SHOWN(LPL_OPTIONS);
   found["Sizes"] = LPL_SHOWN(LPL_SIZES);
   found["Outputs"] = LPL_SHOWN(LPL_OUTPUTS);
+  found["Given"] = LPL_SHOWN(LPL_KNOWN);
+  found["Sums"] = LPL_SHOWN(LPL_SUMS);
   found["BinaryProblem"] = problem_fields(LPL_SHOWN(LPL_BINARY_PARTS));
   found["BinaryOptions"] = LPL_SHOWN(LPL_BINARY_OPTIONS);
   found["BinarySizes"] = LPL_SHOWN(LPL_BINARY_SIZES);
@@ -144,6 +179,7 @@ std::vector<std::string> usable_isas() {
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Vectorised row kernels; called through lpl_fused.backends.cpp.";
   m.def("fields", &fields, "What is read of each tuple: [(name, what switches it off)].");
+  m.def("numbers", &lpl::numbers, "What the numbers of a row are called, in their order.");
   lpl::define_paths<lpl::Feature, lpl::Output>(m, "paths", "serves", lpl::kPaths);
   lpl::define_paths<lpl::BinaryFeature, lpl::BinaryOutput>(m, "binary_paths", "binary_serves",
                                                            lpl::kBinaryPaths);
@@ -158,6 +194,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("learned_perturbation", &learned_perturbation);
   m.def("sweep", &sweep);
   m.def("scale_rows", &scale_rows);
+  m.def("reduce", &reduce);
+  m.def("perturbed", &perturbed);
+  m.def("gradient", &gradient);
   m.def("binary_cross_entropy", &binary::cross_entropy);
   m.def(
       "isa", [] { return std::string(lpl::kernels().isa); },

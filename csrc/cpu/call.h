@@ -19,6 +19,17 @@ constexpr i64 kWorkPerThread = 16384;
 // e^x keeps its digits up to here: the rounding of x counts as much as that of the result.
 constexpr int kSlack = 4;
 
+// run(t) with t of the type of logits.
+template <typename Run>
+inline auto for_type(DType dtype, Run run) {
+  switch (dtype) {
+    case DType::f64: return run(double());
+    case DType::bf16: return run(BFloat16());
+    case DType::f16: return run(Float16());
+    default: return run(float());
+  }
+}
+
 template <typename T>
 struct Call {
   using Acc = typename AccumulateOf<T>::type;
@@ -42,9 +53,22 @@ struct Call {
   }
 
   static const Acc* table(const void* pointer) { return static_cast<const Acc*>(pointer); }
+  // A table by column, from this problem's first column on.
+  const Acc* by_column(const void* pointer) const {
+    return pointer ? table(pointer) + p.first : nullptr;
+  }
   const T* logits(i64 i) const { return static_cast<const T*>(p.input) + i * p.row_stride; }
   bool smooth() const { return p.smoothing || p.label_smoothing > 0; }
   bool ignored(i64 label) const { return label == p.ignore_index; }
+  // Whether row i counts nothing: all its labels are ignored.
+  bool nothing(i64 i) const {
+    return p.target && ignored(p.target[i]) && (!p.other || ignored(p.other[i]));
+  }
+  // The column of a label, −1 where this problem does not have it.
+  i64 column(i64 label) const {
+    const i64 at = label - p.first;
+    return !ignored(label) && at >= 0 && at < c ? at : -1;
+  }
   Acc weight(i64 label) const { return p.weight ? table(p.weight)[label] : Acc(1); }
   Acc sample_weight(i64 i) const { return p.sample_weight ? table(p.sample_weight)[i] : Acc(1); }
   Acc share(i64 i) const { return p.lam ? table(p.lam)[i] : Acc(1); }
@@ -53,7 +77,7 @@ struct Call {
   const Acc* extra_row(i64 i) const {
     if (!p.rows) return nullptr;
     const i64 index = p.row_index ? p.row_index[i] : p.target[i];
-    return table(p.rows) + index * c;
+    return by_column(p.rows) + index * p.all_classes();
   }
 
   int threads_for(i64 exponentials) const {
@@ -65,7 +89,7 @@ struct Call {
     for (const int64_t* labels : {p.target, p.other}) {
       if (!labels) continue;
       for (i64 i = 0; i < n; ++i)
-        if ((labels[i] < 0 || labels[i] >= c) && !ignored(labels[i]))
+        if ((labels[i] < 0 || labels[i] >= p.all_classes()) && !ignored(labels[i]))
           return {Fault::target, labels[i], 0, 0};
     }
     if (p.rows && p.row_index)
@@ -94,7 +118,7 @@ struct Call {
   i64 counted_rows() const {
     if (!p.target) return n;
     i64 count = 0;
-    for (i64 i = 0; i < n; ++i) count += !ignored(p.target[i]) || (p.other && !ignored(p.other[i]));
+    for (i64 i = 0; i < n; ++i) count += !nothing(i);
     return count;
   }
 
@@ -109,10 +133,10 @@ struct Call {
   };
 
   // One sweep over row i plus `delta` (may be null): perturbed logits to `z` (where anything
-  // changes them), the exponentials to `e` (may be null or `z`), their sum without class `skip`
-  // (or −1). The maximum comes to light block by block; what was summed before is scaled to it
-  // where it exceeds the shift by more than kSlack. Nothing is swept where an earlier call has left
-  // the exponentials in the gradient's row.
+  // changes them; `capped` is scratch of a block, for the softcap), the exponentials to `e` (may be
+  // null or `z`), their sum without class `skip` (or −1). The maximum comes to light block by
+  // block; what was summed before is scaled to it where it exceeds the shift by more than kSlack.
+  // Nothing is swept where an earlier call has left the exponentials in the gradient's row.
   Exponentials exponentials(i64 i, const Acc* delta, i64 skip, Acc* z, Acc* capped, Acc* e) const {
     if (p.swept && !delta) {
       const Acc* swept = table(p.swept) + 3 * i;
@@ -128,7 +152,7 @@ struct Call {
     const i64 ahead = p.norm_p > 0 && c <= kRowAhead ? p.row_stride : kBlock;
     for (i64 lo = 0; lo < c; lo += kBlock) {
       const i64 size = std::min(kBlock, c - lo);
-      if (fill) perturb(i, delta, lo, size, norm.factor, z, capped);
+      if (fill) perturb(i, at(delta, lo), lo, size, norm.factor, z + lo, capped);
       const Acc top = max_of(row + lo, size);
       if (top > shift + kSlack) {
         const Acc factor = exp_of(shift - top);
@@ -136,29 +160,80 @@ struct Call {
         if (e) scale_by(factor, e, lo);
         shift = top;
       }
-      for (i64 part = lo; part < lo + size; part += kPart) {
-        prefetch(logits(i) + part + ahead, kPart);
-        const i64 length = std::min(kPart, lo + size - part);
-        rest += exp_sum(row + part, shift, e ? e + part : nullptr, length, skip - part);
-      }
+      rest += block_sum(i, lo, size, row + lo, shift, at(e, lo), skip, ahead);
     }
     return {shift, rest, skip < 0 ? Acc(0) : row[skip], row, norm};
   }
 
   // e^(z_j − shift) of a block of row i to `e`, once more, by the shift and the norm's factor that
-  // exponentials() has found; z and capped are scratch of (C,).
+  // exponentials() has found; z and capped are scratch.
   void block_again(i64 i, Acc length, Acc shift, i64 lo, i64 size, Acc* z, Acc* capped,
                    Acc* e) const {
-    const Acc* row = unperturbed(i, length);
-    if (!row) perturb(i, nullptr, lo, size, length, z, capped);
-    exp_sum((row ? row : z) + lo, shift, e, size, -1);
+    exp_sum(perturbed(i, nullptr, lo, size, length, z, capped), shift, e, size, -1);
+  }
+
+  // z of a block of row i, whose norm makes its logits `length` times as long, plus `delta` (of the
+  // block; may be null): the logits themselves, or `z`, with the bounded ones in `capped` if there
+  // is a softcap.
+  const Acc* perturbed(i64 i, const Acc* delta, i64 lo, i64 size, Acc length, Acc* z,
+                       Acc* capped) const {
+    const Acc* row = delta ? nullptr : unperturbed(i, length);
+    if (row) return row + lo;
+    perturb(i, delta, lo, size, length, z, capped);
+    return z;
+  }
+
+  // Σ e^(z_j − shift) over a block of row i, without class `skip` (or −1); the exponentials to `e`
+  // (may be null or `z`). Fetches what lies `ahead`.
+  double block_sum(i64 i, i64 lo, i64 size, const Acc* z, Acc shift, Acc* e, i64 skip,
+                   i64 ahead) const {
+    double sum = 0;
+    for (i64 part = 0; part < size; part += kPart) {
+      prefetch(logits(i) + lo + part + ahead, kPart);
+      const i64 length = std::min(kPart, size - part);
+      sum += exp_sum(z + part, shift, at(e, part), length, skip - lo - part);
+    }
+    return sum;
+  }
+
+  // What a block of row i has of its target where that is spread over the classes: class weights
+  // times class probabilities, smoothed, or times `spread` where there are none.
+  void weigh(i64 i, i64 lo, i64 size, Acc spread, Acc* t) const {
+    if (!p.dense) return weigh(lo, size, t, [=](i64) { return spread; });
+    switch (p.dense_dtype) {
+      case DType::f64: return weigh_dense<double>(i, lo, size, t);
+      case DType::f32: return weigh_dense<float>(i, lo, size, t);
+      case DType::bf16: return weigh_dense<BFloat16>(i, lo, size, t);
+      case DType::f16: return weigh_dense<Float16>(i, lo, size, t);
+    }
   }
 
  private:
+  template <typename D>
+  void weigh_dense(i64 i, i64 lo, i64 size, Acc* t) const {
+    const D* row = static_cast<const D*>(p.dense) + i * p.dense_stride + lo;
+    const Acc keep = Acc(1 - p.label_smoothing),
+              spread = Acc(p.label_smoothing / double(p.all_classes()));
+    weigh(lo, size, t, [=](i64 j) { return Acc(load(row[j])) * keep + spread; });
+  }
+
+  template <typename F>
+  void weigh(i64 lo, i64 size, Acc* t, F target) const {
+    const Acc* weight = at(by_column(p.weight), lo);
+    if (weight) {
+      LPL_SIMD
+      for (i64 j = 0; j < size; ++j) t[j] = target(j) * weight[j];
+    } else {
+      LPL_SIMD
+      for (i64 j = 0; j < size; ++j) t[j] = target(j);
+    }
+  }
+
   const Acc* fold(const void* pointer, Vector<Acc>& folded) const {
-    if (!pointer || uniform == 1) return table(pointer);
+    const Acc* given = by_column(pointer);
+    if (!given || uniform == 1) return given;
     folded.resize(c);
-    for (i64 j = 0; j < c; ++j) folded[j] = table(pointer)[j] * uniform;
+    for (i64 j = 0; j < c; ++j) folded[j] = given[j] * uniform;
     return folded.data();
   }
 
@@ -172,10 +247,9 @@ struct Call {
     return nullptr;
   }
 
-  // z[lo : lo + size] of row i, whose norm makes its logits `length` times as long; the bounded
-  // ones go to `capped` if there is a softcap.
+  // The same, always into `z`.
   void perturb(i64 i, const Acc* delta, i64 lo, i64 size, Acc length, Acc* z, Acc* capped) const {
-    const Acc* extra = extra_row(i);
+    const Acc* extra = at(extra_row(i), lo);
     // `delta` lives in z, `extra` in the units of the logits
     const Acc* first = extra ? extra : delta;
     const Acc factor = extra ? uniform : Acc(1);
@@ -183,18 +257,18 @@ struct Call {
       const Acc cap = Acc(p.softcap), inverse = length * Acc(1 / p.softcap);
       const T* u = logits(i) + lo;
       LPL_SIMD
-      for (i64 j = 0; j < size; ++j) capped[lo + j] = cap * tanh_of(load(u[j]) * inverse);
+      for (i64 j = 0; j < size; ++j) capped[j] = cap * tanh_of(load(u[j]) * inverse);
       add_tables(static_cast<const Acc*>(capped), Acc(1), first, factor, lo, size, z);
     } else {
-      add_tables(logits(i), length, first, factor, lo, size, z);
+      add_tables(logits(i) + lo, length, first, factor, lo, size, z);
     }
     if (extra && delta) {
       LPL_SIMD
-      for (i64 j = lo; j < lo + size; ++j) z[j] += delta[j];
+      for (i64 j = 0; j < size; ++j) z[j] += delta[j];
     }
-    if (p.margin && !ignored(p.target[i])) {
-      const i64 y = p.target[i];
-      if (y >= lo && y < lo + size) z[y] -= uniform * table(p.margin)[y];
+    if (p.margin) {
+      const i64 y = column(p.target[i]) - lo;
+      if (y >= 0 && y < size) z[y] -= uniform * table(p.margin)[p.target[i]];
     }
   }
 
@@ -203,7 +277,7 @@ struct Call {
                   Acc* z) const {
     const Acc each = scale ? length : length * uniform;  // `scale` has 1/temperature in it
     const auto run = [&](auto kernel) {
-      kernel(u + lo, at(scale, lo), each, at(offset, lo), at(extra, lo), factor, z + lo, size);
+      kernel(u, at(scale, lo), each, at(offset, lo), extra, factor, z, size);
     };
     const bool stretched = scale && length != 1;
     switch ((stretched ? 8 : scale ? 4 : 0) | (offset ? 2 : 0) | (extra ? 1 : 0)) {
@@ -229,7 +303,10 @@ struct Call {
   // A norm has read the row already: up to this length the next row is what to fetch.
   static constexpr i64 kRowAhead = 32768;
 
-  static const Acc* at(const Acc* values, i64 lo) { return values ? values + lo : nullptr; }
+  template <typename V>
+  static V* at(V* values, i64 lo) {
+    return values ? values + lo : nullptr;
+  }
 
   const bool raw_;
 };

@@ -3,9 +3,10 @@
 namespace lpl {
 namespace {
 
-#define LPL_KERNELS(isa)                                      \
-  {#isa,       isa::cross_entropy, isa::learned_perturbation, \
-   isa::sweep, isa::scale_rows,    isa::binary_cross_entropy}
+#define LPL_KERNELS(isa)                                          \
+  {#isa,           isa::cross_entropy, isa::learned_perturbation, \
+   isa::sweep,     isa::scale_rows,    isa::reduce,               \
+   isa::perturbed, isa::gradient,      isa::binary_cross_entropy}
 
 std::vector<Kernels> find_usable() {
   std::vector<Kernels> found;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../binary.h"
+#include "../parts.h"
 #include "../row.h"
 
 namespace lpl {
@@ -15,6 +16,10 @@ namespace lpl {
   Status learned_perturbation(const Problem& problem, const Outputs& out);                   \
   Status sweep(const Problem& problem, const Outputs& out);                                  \
   Status scale_rows(const Problem& problem, const Outputs& out);                             \
+  Status reduce(const Problem& problem, const Known& known, Kind kind, const Sums& out);     \
+  Status perturbed(const Problem& problem, const Known& known, int64_t begin, int64_t end,   \
+                   void* out);                                                               \
+  Status gradient(const Problem& problem, const Known& known, const Outputs& out);           \
   BinaryStatus binary_cross_entropy(const BinaryProblem& problem, const BinaryOutputs& out); \
   }
 LPL_DECLARE(baseline)
@@ -30,6 +35,9 @@ struct Kernels {
   Status (*learned_perturbation)(const Problem&, const Outputs&);
   Status (*sweep)(const Problem&, const Outputs&);
   Status (*scale_rows)(const Problem&, const Outputs&);
+  Status (*reduce)(const Problem&, const Known&, Kind, const Sums&);
+  Status (*perturbed)(const Problem&, const Known&, int64_t, int64_t, void*);
+  Status (*gradient)(const Problem&, const Known&, const Outputs&);
   BinaryStatus (*binary_cross_entropy)(const BinaryProblem&, const BinaryOutputs&);
 };
 

@@ -90,7 +90,7 @@ class GroupRows {
     bool finite = true;
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(&& : finite)
     {
-      Vector<Acc> z(c_), capped(call_.p.softcap > 0 ? c_ : 0);
+      Vector<Acc> z(c_), capped(call_.p.softcap > 0 ? kBlock : 0);
 #pragma omp for schedule(static)
       for (i64 r = 0; r < size_; ++r) {
         const i64 i = group.rows[r];
@@ -118,8 +118,8 @@ class GroupRows {
     const auto is_homeless = [](const Row& row) { return !row.e; };
     const i64 homeless = std::count_if(rows_.begin(), rows_.end(), is_homeless);
     tile.homeless.resize(homeless * width_);
-    if (homeless) tile.z.resize(c_);
-    if (homeless && call_.p.softcap > 0) tile.capped.resize(c_);
+    if (homeless) tile.z.resize(width_);
+    if (homeless && call_.p.softcap > 0) tile.capped.resize(width_);
     return tile;
   }
 

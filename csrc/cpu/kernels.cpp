@@ -11,19 +11,6 @@ namespace lpl {
 namespace LPL_ISA {
 namespace {
 
-template <typename Acc>
-void add_all(void* total, Vector<Workspace<Acc>>& parts, Vector<Acc> Workspace<Acc>::* sum, i64 c) {
-  if (!total) return;
-  Acc* to = static_cast<Acc*>(total);
-  std::fill(to, to + c, Acc(0));
-  for (Workspace<Acc>& part : parts) {
-    const Acc* from = (part.*sum).data();
-    if ((part.*sum).empty()) continue;  // a thread that had no rows
-    LPL_SIMD
-    for (i64 j = 0; j < c; ++j) to[j] += from[j];
-  }
-}
-
 template <typename T>
 Status cross_entropy_of_type(const Problem& p, const Outputs& out) {
   using Acc = typename AccumulateOf<T>::type;
@@ -69,7 +56,7 @@ Status cross_entropy_of_type(const Problem& p, const Outputs& out) {
     const Learned<T> learned(call);
     const Grouping grouping(p);
     const Plan<T> plan(learned, grouping, call);
-    const bool through = p.through && row_loss.wants_grad();
+    const bool through = p.through && out.grad;
     if (through && (!row_loss.direct() || plan.shared(learned))) return {Fault::through, 0, 0, 0};
     workspaces.resize(plan.threads);
     for (Workspace<Acc>& w : workspaces) w = row_loss.workspace();
@@ -87,9 +74,6 @@ Status cross_entropy_of_type(const Problem& p, const Outputs& out) {
     if (through && status.swept > 0) return {Fault::through, status.swept, 0, 0};
   }
 
-  add_all(out.grad_scale, workspaces, &Workspace<Acc>::grad_scale, p.c);
-  add_all(out.grad_offset, workspaces, &Workspace<Acc>::grad_offset, p.c);
-  add_all(out.grad_margin, workspaces, &Workspace<Acc>::grad_margin, p.c);
   if (out.norm) *static_cast<Acc*>(out.norm) = Acc(norm);
   if (p.reduction != Reduction::none && out.loss) {
     double total = 0;
@@ -171,16 +155,6 @@ Status scale_rows_of_type(const Problem& p, const Outputs& out) {
     }
   }
   return {};
-}
-
-template <typename Run>
-Status for_type(DType dtype, Run run) {
-  switch (dtype) {
-    case DType::f64: return run(double());
-    case DType::bf16: return run(BFloat16());
-    case DType::f16: return run(Float16());
-    default: return run(float());
-  }
 }
 
 }  // namespace

@@ -56,7 +56,7 @@ class Learned {
     for (int t = 0; t < threads; ++t) {
       mean[t].resize(c_);
       z[t].resize(c_);
-      if (call_.p.softcap > 0) capped[t].resize(c_);
+      if (call_.p.softcap > 0) capped[t].resize(kBlock);
     }
     for (int k = 0; k < count; ++k) {
 #pragma omp parallel num_threads(threads) if (threads > 1)

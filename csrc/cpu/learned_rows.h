@@ -88,7 +88,7 @@ void run_learned(const Call<T>& call, const Plan<T>& plan, const Learned<T>& lea
 
     Solver<T> solver(call);
     const i64 lanes = solver.lanes(), count = plan.unique.size();
-    Vector<Acc> e(lanes * c), z(c), capped(call.p.softcap > 0 ? c : 0);
+    Vector<Acc> e(lanes * c), z(c), capped(call.p.softcap > 0 ? kBlock : 0);
 #pragma omp for schedule(dynamic)
     for (i64 first = 0; first < count; first += lanes) {
       const int size = int(std::min(lanes, count - first));

@@ -2,6 +2,7 @@
 // exponentials (a maximum, a logarithm, the ends of loops) would be most of it.
 #pragma once
 
+#include "../parts.h"
 #include "call.h"
 
 namespace lpl {
@@ -30,7 +31,7 @@ class NarrowRows {
     count_ = count;
     read();
     exponentials();
-    settle(losses);
+    out_.terms ? settle<true>(losses) : settle<false>(losses);
     if (out_.grad) write();
   }
 
@@ -85,7 +86,9 @@ class NarrowRows {
     }
   }
 
-  // The losses; of the gradient share_·e at the rivals and at_label_ at the targets.
+  // The losses; of the gradient share_·e at the rivals and at_label_ at the targets; what it is
+  // made of, if that is to be kept.
+  template <bool Keeps>
   void settle(Acc* losses) {
     Acc ell[kRows], lse[kRows], own[kRows];
     LPL_SIMD
@@ -110,9 +113,19 @@ class NarrowRows {
       const Acc penalty = p_.z_loss > 0 ? Acc(p_.z_loss) * lse[r] * lse[r] : Acc(0);
       const Acc sample = call_.sample_weight(i);
       if (losses) losses[i] = counts ? mass * (phi.value + penalty) * sample : Acc(0);
-      const Acc factor = upstream(i) * sample / (own[r] + rest_[r]);
+      const Acc total = own[r] + rest_[r], factor = upstream(i) * sample / total;
       share_[r] = factor * (slope + pressure);
       at_label_[r] = factor * (pressure * own[r] - slope * rest_[r]);
+      if (!Keeps) continue;
+      Terms<Acc> terms{};
+      if (counts) {
+        terms.factor = 1;
+        terms.shift = top_[r];
+        terms.log_total = std::log(total);
+        terms.strength = sample / total * (slope + pressure);
+        terms.part = sample / total * (pressure * own[r] - slope * rest_[r]);
+      }
+      static_cast<Terms<Acc>*>(out_.terms)[i] = terms;
     }
   }
 

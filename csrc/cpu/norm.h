@@ -14,6 +14,7 @@ namespace {
 template <typename Acc>
 struct RowNorm {
   Acc factor = 1;       // f(n)
+  double length = 0;    // n
   double inverse = 0;   // 1/n, 0 for n = 0
   double bend = 0;      // −f'·n/f, over the number of ties for p = ∞; 0 where f is constant
   Acc peak = 0;         // max |u_j|
@@ -97,12 +98,31 @@ RowNorm<Acc> measured_norm(const Problem& problem, const T* u) {
       n *= std::pow(sum, 1 / p);
     }
   }
+  row.length = n;
   const double length = n + problem.norm_offset;
   if (!(length > problem.norm_limit)) return row;
   row.factor = Acc(problem.norm_gain / length);
   row.inverse = n > 0 ? 1 / n : 0;
   row.bend = n / length / ties;
   return row;
+}
+
+// Calls visit(through), with through(u_j, g_j) = factor·g_j − pull·∂n/∂u_j, for any p; n is what
+// the row's logits measure.
+template <typename Acc, typename Visit>
+inline void through_norm(double p, double n, Acc factor, Acc pull, Visit visit) {
+  const auto finish = [&](auto slope) {
+    visit([=](auto u, Acc own) {
+      const Acc x = counted(u), sign = Acc(x > 0) - Acc(x < 0);
+      return factor * own - pull * sign * slope(magnitude_of(x));
+    });
+  };
+  const Acc inverse = Acc(n > 0 ? 1 / n : 0), peak = Acc(n), power = Acc(p - 1);
+  if (p == 2) return finish([=](Acc x) { return x * inverse; });
+  if (p == 1) return finish([](Acc) { return Acc(1); });
+  if (p == std::numeric_limits<double>::infinity())
+    return finish([=](Acc x) { return Acc(x == peak); });
+  finish([=](Acc x) { return power_of(x * inverse, power); });
 }
 
 }  // namespace

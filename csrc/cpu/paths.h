@@ -7,18 +7,22 @@
 namespace lpl {
 namespace {
 
-constexpr Path kRowPath = {"rows", kEverything | kThrough, kLoss | kGrad | kTableGrads};
+constexpr Path kRowPath = {"rows", kEverything | kThrough, kLoss | kGrad | kTerms};
 constexpr Path kDeltaPath = {"learned perturbation", kEverything | kThrough, kDelta};
+
+// Sums over some of the columns, and their gradient.
+constexpr Path kPartPath = {"parts", kEverything | kPart, kGrad | kTableGrads};
 
 // The logits are z (but for a norm, which may leave a row as it is), and the learned perturbation
 // is not there yet: the loss has them as they stand.
 constexpr Path kRawPath = {"raw logits",
                            kWeighing | kPressing | kNorming | kMixing | kSpreading | kLearning |
-                               kThrough | kPenalty,
-                           kRowPath.outputs | kDelta | set_of(Output::swept)};
+                               kThrough | kPenalty | kPart,
+                           kRowPath.outputs | kTableGrads | kDelta | set_of(Output::swept)};
 
 // Few classes: rows side by side (narrow_rows.h).
-constexpr Path kNarrowPath = {"narrow rows", kWeighing | kPressing | kScaling, kLoss | kGrad};
+constexpr Path kNarrowPath = {"narrow rows", kWeighing | kPressing | kScaling,
+                              kLoss | kGrad | kTerms};
 
 // A row's loss needs nothing of its softmax but the masses of target and rivals, and its gradient
 // nothing but one product per class: such rows take the solver's result as it is.
@@ -31,7 +35,7 @@ constexpr Path kSweepPath = {"one sweep",
                              kWeighing | kPressing | kScaling | kByRow | kLearning | kThrough,
                              kLoss | kGrad | set_of(Output::swept)};
 
-constexpr const Path* kPaths[] = {&kRowPath,    &kDeltaPath,  &kRawPath,
+constexpr const Path* kPaths[] = {&kRowPath,    &kPartPath,   &kDeltaPath, &kRawPath,
                                   &kNarrowPath, &kDirectPath, &kSweepPath};
 
 using IsBinary = BinaryFeature;

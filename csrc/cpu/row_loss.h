@@ -1,18 +1,25 @@
 // The loss of one row and its gradient, for every target form.
 #pragma once
 
+#include "../parts.h"
 #include "penalty.h"
 #include "solver.h"
 
 namespace lpl {
 namespace {
 
-// What a thread needs to work on rows: scratch of C numbers each, and the sums of table gradients.
+// What a thread needs to work on rows: scratch, and of the row at work its norm and what its Terms
+// are made of.
 template <typename Acc>
 struct Workspace {
-  Vector<Acc> z, e, pull, capped, dz, push;          // (C,)
-  RowNorm<Acc> norm;                                 // of the row at work
-  Vector<Acc> grad_scale, grad_offset, grad_margin;  // (C,), zero at first
+  Vector<Acc> z, e, pull, dz, push;  // (C,)
+  Vector<Acc> capped;                // of a block
+  RowNorm<Acc> norm;
+  double along = 0;  // Σ dL/dT_j·u_j/n
+  Penalised<Acc> penalised;
+  // in units e_j = e^(z_j − shift); of a target that is `uniform`, and what target and other label
+  // have beside that
+  Acc shift, log_total, uniform, beside[2];
 };
 
 template <typename T>
@@ -28,10 +35,8 @@ class RowLoss {
       penalty_weight_ = norm / double(call.counted_rows());
     soft_ = p_.dense || call.smooth();
     direct_ = kDirectPath.serves(call.features, wanted_of(out));
-    tables_ = out.grad_scale || out.grad_offset || out.grad_margin || out.grad_perturbed;
+    differentiates_ = out.grad || (out.terms && p_.norm_p > 0);
   }
-
-  bool wants_grad() const { return out_.grad || tables_; }
 
   Workspace<Acc> workspace() const {
     Workspace<Acc> w;
@@ -39,11 +44,8 @@ class RowLoss {
     w.e.resize(c_);
     if (soft_) w.pull.resize(c_);
     if (penalised_ && out_.grad) w.push.resize(c_);
-    if (p_.softcap > 0) w.capped.resize(c_);
-    if (tables_ || p_.softcap > 0) w.dz.resize(c_);
-    if (out_.grad_scale) w.grad_scale.assign(c_, 0);
-    if (out_.grad_offset) w.grad_offset.assign(c_, 0);
-    if (out_.grad_margin) w.grad_margin.assign(c_, 0);
+    if (p_.softcap > 0) w.capped.resize(kBlock);
+    if (p_.softcap > 0) w.dz.resize(c_);
     return w;
   }
 
@@ -70,7 +72,8 @@ class RowLoss {
     const Acc own = Acc(solved.own / unit), rest = Acc(solved.rest / unit);
     const Acc total = own + rest;
     const Acc lse = p_.z_loss > 0 ? Acc(solved.base + log_unit) + std::log(total) : Acc(0);
-    settle(pull, &mass, &lift, &own, &rest, total, lse);
+    Acc slope;
+    settle(pull, &mass, &lift, &own, &rest, total, lse, &slope);
     if (out_.grad) {
       const Acc upstream = this->upstream(i) * call_.sample_weight(i);
       double share = double(pull.share) / unit;
@@ -86,7 +89,7 @@ class RowLoss {
 
   // Row i under `delta` (may be null). Writes its gradient, returns its loss.
   Acc run(i64 i, const Acc* delta, Workspace<Acc>& w) const {
-    if (nothing(i)) {
+    if (call_.nothing(i)) {
       clear(i);
       return 0;
     }
@@ -96,9 +99,11 @@ class RowLoss {
     if (penalised_) {
       Acc* push = w.push.empty() ? nullptr : w.push.data();
       const double weight = double(this->upstream(i)) * penalty_weight_;
-      penalty = penalty_weight_ * penalty_.run(call_.logits(i), weight, push);
+      w.penalised = penalty_.run(call_.logits(i), weight, push);
+      penalty = penalty_weight_ * w.penalised.value;
     }
-    if (wants_grad()) write(i, pull, upstream, w);
+    if (differentiates_) write(i, pull, upstream, w);
+    if (out_.terms) keep(i, pull, w);
     return Acc(double(pull.loss * call_.sample_weight(i)) + penalty);
   }
 
@@ -111,9 +116,10 @@ class RowLoss {
     int labels;
   };
 
-  bool nothing(i64 i) const {
-    return p_.target && call_.ignored(p_.target[i]) && (!p_.other || call_.ignored(p_.other[i]));
-  }
+  // What a target has of all classes alike, and at its one or two labels.
+  struct Spread {
+    Acc even, sharp[2];
+  };
 
   Acc upstream(i64 i) const {
     if (out_.grad_rows) return Call<T>::table(out_.grad_rows)[i * out_.grad_rows_stride];
@@ -127,7 +133,7 @@ class RowLoss {
   T* grad_row(i64 i) const { return static_cast<T*>(out_.grad) + i * c_; }
 
   typename Call<T>::Exponentials sweep(i64 i, const Acc* delta, i64 skip, Workspace<Acc>& w) const {
-    Acc* e = wants_grad() ? exponentials(i, w) : nullptr;
+    Acc* e = differentiates_ ? exponentials(i, w) : nullptr;
     const auto swept = call_.exponentials(i, delta, skip, w.z.data(), w.capped.data(), e);
     w.norm = swept.norm;
     return swept;
@@ -137,6 +143,7 @@ class RowLoss {
   Pull labelled(i64 i, const Acc* delta, Workspace<Acc>& w) const {
     Pull pull{};
     Acc mass[2];
+    int from[2];
     const int64_t* labels[2] = {p_.target, p_.other};
     for (int k = 0; k < (p_.other ? 2 : 1); ++k) {
       const i64 y = labels[k][i];
@@ -147,6 +154,7 @@ class RowLoss {
         continue;
       }
       pull.label[pull.labels] = y;
+      from[pull.labels] = k;
       mass[pull.labels++] = m;
     }
     // without the first label's own term, so that 1 − p keeps its digits as p → 1
@@ -161,16 +169,24 @@ class RowLoss {
       own_of[k] = k ? exp_of(lift[k]) : own;
       rest_of[k] = std::max(Acc(k ? others + own - own_of[k] : others), Acc(0));
     }
-    settle(pull, mass, lift, own_of, rest_of, total, lse);
+    Acc slope[2];
+    settle(pull, mass, lift, own_of, rest_of, total, lse, slope);
+    if (out_.terms) {
+      w.shift = top;
+      w.log_total = std::log(total);
+      w.uniform = w.beside[0] = w.beside[1] = 0;
+      for (int k = 0; k < pull.labels; ++k)
+        w.beside[from[k]] = p_.other ? -slope[k] : pull.at_label[k];
+    }
     return pull;
   }
 
   // Loss and gradient of a row with up to two labels, from each label's mass in the target and the
-  // masses e^lift = own and rest of its softmax.
+  // masses e^lift = own and rest of its softmax. Leaves what each label pulls.
   void settle(Pull& pull, const Acc* mass, const Acc* lift, const Acc* own, const Acc* rest,
-              Acc total, Acc lse) const {
+              Acc total, Acc lse, Acc* slope) const {
     const Acc pressure = Acc(2 * p_.z_loss) * lse;
-    Acc slope[2], strength = 0;
+    Acc strength = 0;
     for (int k = 0; k < pull.labels; ++k) {
       const Acc ell = cross_entropy_of(lift[k], own[k], rest[k]);
       const PhiValue<Acc> phi = phi_of(ell, p_.phi, Acc(p_.phi_parameter));
@@ -186,7 +202,7 @@ class RowLoss {
   // Smoothed labels or class probabilities: the target is spread over the row. Fills w.pull.
   Pull soft(i64 i, const Acc* delta, Workspace<Acc>& w) const {
     Acc* t = w.pull.data();
-    fill_target(i, t);
+    const Spread target = fill_target(i, t);
     const auto [top, total, unused, z, norm] = sweep(i, delta, -1, w);
     const Acc log_total = std::log(Acc(total));
     const Acc lse = top + log_total;
@@ -216,56 +232,45 @@ class RowLoss {
     }
     pull.loss = Acc(loss + mass * p_.z_loss * double(lse) * double(lse));
     pull.share = Acc((slopes + mass * 2 * p_.z_loss * double(lse)) / total);
+    if (out_.terms) {
+      w.shift = top;
+      w.log_total = log_total;
+      w.uniform = target.even;
+      w.beside[0] = w.beside[1] = 0;
+      const int64_t* labels[2] = {p_.target, p_.other};
+      for (int k = 0; k < 2; ++k) {
+        if (target.sharp[k] == 0) continue;
+        const Acc ell = log_total - (z[labels[k][i]] - top);
+        w.beside[k] = -target.sharp[k] * phi_of(ell, p_.phi, Acc(p_.phi_parameter)).slope;
+      }
+    }
     return pull;
   }
 
-  void fill_target(i64 i, Acc* t) const {
-    const Acc even = Acc(1) / Acc(c_);
+  Spread fill_target(i64 i, Acc* t) const {
+    Spread spread{};
     if (p_.dense) {
-      switch (p_.dense_dtype) {
-        case DType::f64: return dense_target<double>(i, even, t);
-        case DType::f32: return dense_target<float>(i, even, t);
-        case DType::bf16: return dense_target<BFloat16>(i, even, t);
-        case DType::f16: return dense_target<Float16>(i, even, t);
-      }
+      spread.even = 1;
+      call_.weigh(i, 0, c_, 1, t);
+      return spread;
     }
-    Acc spread = 0;
-    Acc sharp[2] = {0, 0};
     const int64_t* labels[2] = {p_.target, p_.other};
     for (int k = 0; k < (p_.other ? 2 : 1); ++k) {
       const i64 y = labels[k][i];
       if (call_.ignored(y)) continue;
       const Acc share = k ? 1 - call_.share(i) : call_.share(i);
       const Acc epsilon = p_.smoothing ? Call<T>::table(p_.smoothing)[y] : Acc(p_.label_smoothing);
-      spread += share * epsilon * even;
-      sharp[k] = share * (1 - epsilon) * call_.weight(y);
+      spread.even += share * epsilon * (Acc(1) / Acc(c_));
+      spread.sharp[k] = share * (1 - epsilon) * call_.weight(y);
     }
-    weigh(t, [&](i64) { return spread; });
+    call_.weigh(i, 0, c_, spread.even, t);
     for (int k = 0; k < (p_.other ? 2 : 1); ++k)
-      if (!call_.ignored(labels[k][i])) t[labels[k][i]] += sharp[k];
-  }
-
-  template <typename D>
-  void dense_target(i64 i, Acc even, Acc* t) const {
-    const D* row = static_cast<const D*>(p_.dense) + i * p_.dense_stride;
-    const Acc keep = Acc(1 - p_.label_smoothing), spread = Acc(p_.label_smoothing) * even;
-    weigh(t, [&](i64 j) { return Acc(load(row[j])) * keep + spread; });
-  }
-
-  template <typename F>
-  void weigh(Acc* t, F target) const {
-    const Acc* weight = Call<T>::table(p_.weight);
-    if (weight) {
-      LPL_SIMD
-      for (i64 j = 0; j < c_; ++j) t[j] = target(j) * weight[j];
-    } else {
-      LPL_SIMD
-      for (i64 j = 0; j < c_; ++j) t[j] = target(j);
-    }
+      if (!call_.ignored(labels[k][i])) t[labels[k][i]] += spread.sharp[k];
+    return spread;
   }
 
   void write(i64 i, const Pull& pull, Acc upstream, Workspace<Acc>& w) const {
-    if (!w.dz.empty()) return write_tables(i, pull, upstream, w);
+    if (!w.dz.empty()) return write_capped(i, pull, upstream, w);
     const Acc share = upstream * pull.share;
     Acc* e = exponentials(i, w);
     const Acc uniform = call_.uniform;
@@ -286,12 +291,12 @@ class RowLoss {
   // dL/du from the gradient g(j) of what the norm hands on; at the labels it is that of `pull`.
   // g(j) reads `e` at j, which may lie where the result goes.
   template <typename Gradient>
-  void write_input(i64 i, const Workspace<Acc>& w, const Pull& pull, Acc upstream, Acc* e,
+  void write_input(i64 i, Workspace<Acc>& w, const Pull& pull, Acc upstream, Acc* e,
                    Gradient g) const {
     const RowNorm<Acc>& norm = w.norm;
     const Acc factor = norm.factor;
     if (factor == 1 && norm.bend == 0) {
-      store_row(i, w, pull, upstream, [=](i64, Acc own) { return own; }, g);
+      if (out_.grad) store_row(i, w, pull, upstream, [=](i64, Acc own) { return own; }, g);
       return;
     }
     // the labels' own terms apart, so that 1 − p keeps its digits as p → 1
@@ -305,7 +310,9 @@ class RowLoss {
     double along = sum_over<Acc>(c_, [=](i64 j) { return g(j) * load(u[j]); });
     for (int k = 0; k < pull.labels; ++k)
       along += double(label_gradient(pull, k, upstream)) * double(load(u[pull.label[k]]));
-    const Acc each = Acc(double(factor) * norm.bend * norm.inverse * norm.inverse * along);
+    w.along = norm.inverse * along;
+    if (!out_.grad) return;
+    const Acc each = Acc(double(factor) * norm.bend * norm.inverse * w.along);
     const auto through = [=](i64 j, Acc own) { return factor * own - each * load(u[j]); };
     store_row(i, w, pull, upstream, through, g);
   }
@@ -335,27 +342,17 @@ class RowLoss {
   }
 
   // The same, whatever p, and with masked classes; the gradient g comes in `e`.
-  void write_by_any_norm(i64 i, const Workspace<Acc>& w, const Pull& pull, Acc upstream,
-                         Acc* e) const {
+  void write_by_any_norm(i64 i, Workspace<Acc>& w, const Pull& pull, Acc upstream, Acc* e) const {
     const RowNorm<Acc>& norm = w.norm;
     const T* u = call_.logits(i);
     for (int k = 0; k < pull.labels; ++k) e[pull.label[k]] = label_gradient(pull, k, upstream);
-    const double along = sum_over<Acc>(c_, [=](i64 j) { return e[j] * counted(u[j]); });
-    const Acc factor = norm.factor;
-    const Acc each = Acc(double(factor) * norm.bend * norm.inverse * along);
-    const auto finish = [&](auto slope) {
-      const auto through = [=](i64 j, Acc own) {
-        const Acc x = counted(u[j]), sign = Acc(x > 0) - Acc(x < 0);
-        return factor * own - each * sign * slope(magnitude_of(x));
-      };
-      store_row(i, w, Pull{}, upstream, through, [=](i64 j) { return e[j]; });
-    };
-    const Acc inverse = Acc(norm.inverse), peak = norm.peak, power = Acc(p_.norm_p - 1);
-    if (p_.norm_p == 2) return finish([=](Acc x) { return x * inverse; });
-    if (p_.norm_p == 1) return finish([](Acc) { return Acc(1); });
-    if (p_.norm_p == std::numeric_limits<double>::infinity())
-      return finish([=](Acc x) { return Acc(x == peak); });
-    finish([=](Acc x) { return power_of(x * inverse, power); });
+    w.along = norm.inverse * sum_over<Acc>(c_, [=](i64 j) { return e[j] * counted(u[j]); });
+    if (!out_.grad) return;
+    const Acc each = Acc(double(norm.factor) * norm.bend * w.along);
+    through_norm<Acc>(p_.norm_p, norm.length, norm.factor, each, [&](auto through) {
+      const auto at = [=](i64 j, Acc own) { return through(u[j], own); };
+      store_row(i, w, Pull{}, upstream, at, [=](i64 j) { return e[j]; });
+    });
   }
 
   void write_labels(i64 i, const Pull& pull, Acc upstream) const {
@@ -399,8 +396,8 @@ class RowLoss {
     }
   }
 
-  // With table gradients or a softcap dL/dz is formed first, then carried on.
-  void write_tables(i64 i, const Pull& pull, Acc upstream, Workspace<Acc>& w) const {
+  // With a softcap dL/dz is formed first, then carried on.
+  void write_capped(i64 i, const Pull& pull, Acc upstream, Workspace<Acc>& w) const {
     const Acc share = upstream * pull.share;
     const Acc* e = w.e.data();
     Acc* dz = w.dz.data();
@@ -413,53 +410,39 @@ class RowLoss {
       for (i64 j = 0; j < c_; ++j) dz[j] = share * e[j];
       for (int k = 0; k < pull.labels; ++k) dz[pull.label[k]] = upstream * pull.at_label[k];
     }
-    const Acc uniform = call_.uniform;
-    const Acc* capped = w.capped.data();
+    const Acc uniform = call_.uniform, inverse = w.norm.factor * Acc(1 / p_.softcap);
     const T* u = call_.logits(i);
-    if (out_.grad_offset) add_scaled(w.grad_offset.data(), dz, uniform);
-    if (out_.grad_scale) {
-      Acc* sum = w.grad_scale.data();
-      if (p_.softcap > 0) {
-        LPL_SIMD
-        for (i64 j = 0; j < c_; ++j) sum[j] += uniform * dz[j] * capped[j];
-      } else {
-        const Acc length = uniform * w.norm.factor;
-        LPL_SIMD
-        for (i64 j = 0; j < c_; ++j) sum[j] += length * dz[j] * load(u[j]);
-      }
-    }
-    if (out_.grad_margin) w.grad_margin[p_.target[i]] -= uniform * dz[p_.target[i]];
-    if (out_.grad_perturbed) {
-      Acc* row = static_cast<Acc*>(out_.grad_perturbed) + i * c_;
-      LPL_SIMD
-      for (i64 j = 0; j < c_; ++j) row[j] = uniform * dz[j];
-    }
-    if (!out_.grad) return;
     const Acc* scale = call_.scale;
     const Pull whole{};  // with its labels in dz
-    if (p_.softcap > 0) {
-      // 1 − tanh² from e^(−2|x|), not from tanh, where it would cancel
-      const Acc twice = Acc(-2 / p_.softcap) * w.norm.factor;
-      write_input(i, w, whole, upstream, dz, [=](i64 j) {
-        const Acc decay = exp_of(twice * magnitude_of(load(u[j])));
-        const Acc slope = 4 * decay / ((1 + decay) * (1 + decay));
-        return dz[j] * (scale ? scale[j] : uniform) * slope;
-      });
-    } else {
-      write_input(i, w, whole, upstream, dz,
-                  [=](i64 j) { return dz[j] * (scale ? scale[j] : uniform); });
-    }
+    write_input(i, w, whole, upstream, dz, [=](i64 j) {
+      return dz[j] * (scale ? scale[j] : uniform) * cap_slope(load(u[j]) * inverse);
+    });
   }
 
-  void add_scaled(Acc* sum, const Acc* x, Acc factor) const {
-    LPL_SIMD
-    for (i64 j = 0; j < c_; ++j) sum[j] += factor * x[j];
+  // What the gradient of row i is made of, for an upstream of 1.
+  void keep(i64 i, const Pull& pull, const Workspace<Acc>& w) const {
+    const Acc weight = call_.sample_weight(i);
+    const double each = penalised_ ? penalty_weight_ * penalty_.each_of() : 0;
+    static_cast<Terms<Acc>*>(out_.terms)[i] = {
+        w.norm.factor,
+        Acc(w.norm.length),
+        Acc(w.norm.bend),
+        w.penalised.top,
+        w.shift,
+        w.log_total,
+        weight * pull.share,
+        weight * w.uniform,
+        weight * w.beside[0],
+        weight * w.beside[1],
+        Acc(w.norm.bend == 0 ? 0 : w.along * norm_),
+        Acc(each * RowPenalty<T>::raise_of(w.penalised)),
+        Acc(each),
+    };
   }
 
   void clear(i64 i) const {
     if (out_.grad) std::memset(grad_row(i), 0, sizeof(T) * c_);
-    if (out_.grad_perturbed)
-      std::memset(static_cast<Acc*>(out_.grad_perturbed) + i * c_, 0, sizeof(Acc) * c_);
+    if (out_.terms) static_cast<Terms<Acc>*>(out_.terms)[i] = {};
   }
 
   const Call<T>& call_;
@@ -467,7 +450,7 @@ class RowLoss {
   const Outputs& out_;
   const double norm_;
   const i64 c_;
-  bool soft_, tables_, penalised_, direct_;
+  bool soft_, penalised_, differentiates_, direct_;
   double penalty_weight_ = 1;
   RowPenalty<T> penalty_;
 };

@@ -182,6 +182,13 @@ inline double tanh_of(double x) {
   return std::tanh(x);
 }
 
+// 1 − tanh² x, from e^(−2|x|): as 1 − tanh·tanh it would cancel.
+template <typename Acc>
+inline Acc cap_slope(Acc x) {
+  const Acc decay = exp_of(Acc(-2) * (x < 0 ? -x : x));
+  return 4 * decay / ((1 + decay) * (1 + decay));
+}
+
 struct BFloat16 {
   uint16_t bits;
 };

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..algebra import groups, learned
+from ..algebra.known import Known
+from ..algebra.parts import Kind, Part, Rivals, Round, Size
+from ..algebra.settle import rounds, settle
+from ..algebra.sweep import with_steps
+from ..algebra.terms import Terms
 from ..problem import (
     NONE,
     TABLES,
@@ -21,7 +28,27 @@ from ..problem import (
     accumulate_dtype,
     label_range_error,
 )
-from .native import DTYPES, Outputs, Sizes, load
+from .contract import Choose, Forward, Gradients
+from .native import DTYPES, PARTS, Outputs, Sizes, load
+
+__all__ = [
+    "binary_forward",
+    "binary_gradient",
+    "binary_perturbation",
+    "binary_rescale_",
+    "describe",
+    "forward",
+    "gradient",
+    "learned_gradient",
+    "learned_perturbation",
+    "perturbed",
+    "reduce",
+    "rescale_",
+    "rounds",
+    "settle",
+    "unavailable",
+    "unsupported",
+]
 
 _LABELS = {
     **DTYPES,
@@ -29,12 +56,36 @@ _LABELS = {
     torch.int64: 8,
 }
 _FAULT_TARGET, _FAULT_ROW_INDEX, _FAULT_THROUGH = 1, 2, 3
-STATS = 0  # rows of the statistics that the backward wants: it recomputes them
+_TERMS = len(Terms._fields)
 
 # Rows whose learned perturbation the solver found, and those that it left to plain steps because
 # its error bound was not met; counted since the process began.
 solver_rows = {"solved": 0, "swept": 0}
 solver_columns = {"solved": 0, "swept": 0}  # the same of the classes of multi-label problems
+
+
+class Given(NamedTuple):
+    """What the kernels are told of what is known of a problem's rows."""
+
+    terms: Tensor | None = None
+    threshold: Tensor | None = None
+    delta: Tensor | None = None
+
+    @staticmethod
+    def of(problem: Problem, known: Known, moved: bool = True) -> Given:
+        threshold = None if known.threshold is None else known.threshold.double().contiguous()
+        delta = learned.delta(problem, known, perturbed) if moved else None
+        return Given(known.terms.contiguous(), threshold, delta)
+
+
+class Sums(NamedTuple):
+    """Where they write the sums of a part."""
+
+    numbers: Tensor | None = None
+    powers: Tensor | None = None
+    columns: Tensor | None = None
+    logits: Tensor | None = None
+    heads: int = 0
 
 
 class BinarySizes(NamedTuple):
@@ -63,7 +114,7 @@ class BinaryOutputs(NamedTuple):
 @functools.cache
 def _native() -> ModuleType:
     of_labels = BinaryProblem, BinaryOptions, BinarySizes, BinaryOutputs
-    return load("_cpu", Problem, Options, Sizes, Outputs, *of_labels)
+    return load("_cpu", Problem, Options, Sizes, Outputs, Given, Sums, *of_labels)
 
 
 @functools.cache
@@ -94,7 +145,7 @@ def _check(status: tuple[int, int, int, int], problem: Problem) -> None:
     if fault:
         if fault == _FAULT_TARGET:
             ignore_index = problem.options.ignore_index
-            raise label_range_error("target", value, problem.input.shape[1], ignore_index)
+            raise label_range_error("target", value, problem.classes, ignore_index)
         if fault == _FAULT_THROUGH:
             raise NotDifferentiable(
                 "through_perturbation: the cpp backend differentiates the steps of rows alone in "
@@ -106,21 +157,31 @@ def _check(status: tuple[int, int, int, int], problem: Problem) -> None:
     solver_rows["swept"] += swept
 
 
-def cross_entropy(
-    problem: Problem, want_grad: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    input = problem.input
-    dtype = accumulate_dtype(input.dtype)
-    loss = torch.empty(input.shape[:1] if problem.options.reduction == NONE else (), dtype=dtype)
-    norm = None if want_grad else torch.empty((), dtype=dtype)
+def forward(problem: Problem, want_grad: bool, choose: Choose | None = None) -> Forward:
+    if choose is not None:
+        if want_grad and _sweeps_first(problem):
+            return _forward_after(problem, choose)
+        problem = with_steps(forward, problem, choose)
+    input, steps = problem.input, problem.steps
+    dtype, reduction = accumulate_dtype(input.dtype), problem.options.reduction
+    loss = torch.empty(input.shape[:1] if reduction == NONE else (), dtype=dtype)
+    norm = torch.empty((), dtype=dtype)
     grad = torch.empty(input.shape, dtype=input.dtype) if want_grad else None
-    outputs = Outputs(loss=loss, norm=norm, grad=grad)
+    terms = None
+    if steps is None and (grad is None or (_narrow(grad) and reduction != NONE)):
+        terms = torch.empty((input.shape[0], _TERMS), dtype=dtype)
+    outputs = Outputs(loss=loss, norm=norm, grad=grad, terms=terms)
     _check(_native().cross_entropy(problem, _sizes(problem), outputs), problem)
-    return loss, None, norm, grad
+    return Forward(loss, norm, terms, grad, None if choose is None else steps)
 
 
-def sweeps_first(problem: Problem) -> bool:
-    """Whether `cross_entropy_after` can do in one sweep what else takes two."""
+def _narrow(grad: Tensor) -> bool:
+    """16 bits."""
+    return grad.element_size() == 2
+
+
+def _sweeps_first(problem: Problem) -> bool:
+    """Whether the sweep that gives the losses without steps can serve those with them."""
     exact = problem.input.dtype in (torch.float32, torch.float64)
     return exact and problem.features <= _swept_features()
 
@@ -130,12 +191,7 @@ def _swept_features() -> frozenset[str]:
     return frozenset(_native().paths()["one sweep"][0])
 
 
-def cross_entropy_after(
-    problem: Problem, choose: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor, Problem]:
-    """(loss, grad, problem with its steps) of a problem whose `steps` are still to be chosen, from
-    the losses (N,) of its rows without them; one sweep serves both.
-    """
+def _forward_after(problem: Problem, choose: Choose) -> Forward:
     input, sizes = problem.input, _sizes(problem)
     rows = input.shape[0]
     losses, swept = torch.empty(rows, dtype=input.dtype), torch.empty((rows, 3), dtype=input.dtype)
@@ -144,35 +200,124 @@ def cross_entropy_after(
     _check(native.sweep(problem, sizes, outputs), problem)
     problem = problem._replace(steps=choose(losses))
     loss = torch.empty((rows,) if problem.options.reduction == NONE else (), dtype=input.dtype)
-    outputs = outputs._replace(loss=loss)
+    norm = torch.empty((), dtype=input.dtype)
+    outputs = outputs._replace(loss=loss, norm=norm)
     _check(native.cross_entropy_after(problem, sizes, outputs), problem)
-    return loss, grad, problem
+    return Forward(loss, norm, None, grad, problem.steps)
 
 
-def cross_entropy_backward(
-    problem: Problem, grad_rows: Tensor, stats: Tensor | None, want: Sequence[bool]
-) -> tuple[Tensor, ...]:
-    input, rows = problem.input, problem.rows
-    dtype = accumulate_dtype(input.dtype)
-    classes = input.shape[1]
-    grad = torch.empty(input.shape if want[0] else (0,), dtype=input.dtype)
-    wanted = dict(zip(TABLES, want[1:], strict=True))
+def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
+    grad, norm = forward.grad, forward.norm
+    assert grad is not None
+    assert norm is not None
+    if not _narrow(grad) or _scales_exactly(upstream):
+        return _scaled_(grad, upstream)
+    upstream = (upstream / norm).expand(grad.shape[0])
+    if forward.terms is None:
+        return _recomputed(problem, upstream, grad)
+    _differentiate(problem, Known(forward.terms), upstream, Outputs(grad=grad))
+    return grad
+
+
+def _scales_exactly(upstream: Tensor) -> bool:
+    """Whether products with it need no rounding, or are beyond it: powers of 2, 0, inf and nan."""
+    if upstream.dim() == 0:
+        factor = upstream.item()
+        return not math.isfinite(factor) or abs(math.frexp(factor)[0]) in (0, 0.5)
+    part = torch.frexp(upstream).mantissa.abs()
+    return bool(((part == 0) | (part == 0.5) | ~upstream.isfinite()).all())
+
+
+def _scaled_(grad: Tensor, upstream: Tensor) -> Tensor:
+    """grad (N, C) times the upstream gradient, 0-dim or (N,), in place."""
+    stride = upstream.stride(0) if upstream.dim() else 0
+    n, classes = grad.shape
+    dtype, threads = DTYPES[grad.dtype], torch.get_num_threads()
+    _native().scale_rows(grad, upstream, n, classes, dtype, stride, threads)
+    return grad
+
+
+def _recomputed(problem: Problem, upstream: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of the input by all of the sweep, for an upstream gradient (N,) of the rows'."""
+    upstream = upstream.to(accumulate_dtype(grad.dtype))
+    outputs = Outputs(grad=grad, grad_rows=upstream, grad_rows_stride=upstream.stride(0))
+    _check(_native().cross_entropy(problem, _sizes(problem), outputs), problem)
+    return grad
+
+
+def learned_gradient(problem: Problem, upstream: Tensor) -> Tensor:
+    grad = torch.empty(problem.input.shape, dtype=problem.input.dtype)
+    return _recomputed(problem, upstream, grad)
+
+
+def reduce(problem: Problem, round: Round, known: Known) -> Part:
+    if round.kind is Kind.GROUP:
+        return groups.reduce(problem, round, known, perturbed)
+    (n, width), dtype = problem.input.shape, accumulate_dtype(problem.input.dtype)
+    part, kind = PARTS[round.kind], list(PARTS).index(round.kind)
+    sums = Sums(torch.empty((n, len(part.numbers())), dtype=torch.float64))
+    if part is Rivals:
+        heads = min(learned.HEADS, width)
+        sums = sums._replace(
+            powers=torch.empty((n, learned.order(problem.input.dtype)), dtype=torch.float64),
+            columns=torch.empty((n, heads), dtype=torch.int32),
+            logits=torch.empty((n, heads), dtype=dtype),
+            heads=heads,
+        )
+    given = Given.of(problem, known, part is not Rivals)
+    _check(_native().reduce(problem, _sizes(problem), given, kind, sums), problem)
+    beside: tuple[object, ...] = ()
+    if part is Rivals:
+        beside = sums.powers, sums.columns, sums.logits
+    elif part is Size:
+        beside = (problem.options.norm_p,)
+    return part.of(sums.numbers, *beside)  # type: ignore[arg-type]
+
+
+def perturbed(problem: Problem, known: Known, begin: int, end: int) -> Tensor:
+    n, dtype = problem.input.shape[0], accumulate_dtype(problem.input.dtype)
+    z = torch.empty((n, end - begin), dtype=dtype)
+    given = Given.of(problem, known, moved=False)
+    _check(_native().perturbed(problem, _sizes(problem), given, begin, end, z), problem)
+    return z
+
+
+def gradient(problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]) -> Gradients:
+    (n, width), dtype = problem.input.shape, accumulate_dtype(problem.input.dtype)
+    outputs = Outputs()
+    if "input" in want:
+        outputs = outputs._replace(grad=torch.empty((n, width), dtype=problem.input.dtype))
     # of `rows` what every sample adds to its row; summed below
-    shapes = dict.fromkeys(TABLES, (classes,)) | {"rows": tuple(input.shape)}
-    tables = {
-        name: torch.empty(shapes[name] if wanted[name] else (0,), dtype=dtype) for name in TABLES
-    }
-    grad_rows = grad_rows.to(dtype)
-    outputs = Outputs(grad=grad, grad_rows=grad_rows, grad_rows_stride=grad_rows.stride(0))
-    status = _native().cross_entropy(problem, _sizes(problem), outputs.and_tables(tables))
-    _check(status, problem)
-    if wanted["rows"]:
-        assert rows is not None
-        index = problem.target if problem.row_index is None else problem.row_index
-        if problem.row_index is None:  # ignored rows add their zeros to row 0
-            index = index.masked_fill(index == problem.options.ignore_index, 0)
-        tables["rows"] = torch.zeros_like(rows).index_add_(0, index, tables["rows"])
-    return (grad, *tables.values())
+    shapes = dict.fromkeys(TABLES, (width,)) | {"margin": (problem.classes,), "rows": (n, width)}
+    places = {name: torch.zeros(shapes[name], dtype=dtype) for name in TABLES if name in want}
+    outputs = outputs.and_tables({name: places.get(name) for name in TABLES})
+    _differentiate(problem, known, upstream, outputs)
+    return Gradients(
+        input=outputs.grad,
+        scale=outputs.grad_scale,
+        offset=outputs.grad_offset,
+        margin=outputs.grad_margin,
+        rows=_by_row(problem, outputs.grad_perturbed),
+    )
+
+
+def _by_row(problem: Problem, by_sample: Tensor | None) -> Tensor | None:
+    if by_sample is None:
+        return None
+    assert problem.rows is not None
+    index = problem.row_index
+    if index is None:  # ignored rows add their zeros to row 0
+        ignored = problem.target == problem.options.ignore_index
+        index = problem.target.masked_fill(ignored, 0)
+    zeros = by_sample.new_zeros((problem.rows.shape[0], by_sample.shape[1]))
+    return zeros.index_add_(0, index, by_sample)
+
+
+def _differentiate(problem: Problem, known: Known, upstream: Tensor, outputs: Outputs) -> None:
+    upstream = upstream.to(known.terms.dtype)
+    outputs = outputs._replace(grad_rows=upstream, grad_rows_stride=upstream.stride(0))
+    given = Given.of(problem, known)
+    _check(_native().gradient(problem, _sizes(problem), given, outputs), problem)
 
 
 def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -204,24 +349,35 @@ def _binary(problem: BinaryProblem, outputs: BinaryOutputs) -> None:
     solver_columns["swept"] += swept
 
 
-def binary_cross_entropy(
-    problem: BinaryProblem, want_grad: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
     input = problem.input
     dtype = accumulate_dtype(input.dtype)
     loss = torch.empty(input.shape if problem.options.reduction == NONE else (), dtype=dtype)
-    norm = None if want_grad else torch.empty((), dtype=dtype)
+    norm = torch.empty((), dtype=dtype)
     grad = torch.empty(input.shape, dtype=input.dtype) if want_grad else None
     _binary(problem, BinaryOutputs(loss=loss, norm=norm, grad=grad))
-    return loss, norm, grad
+    return Forward(loss, norm, None, grad)
 
 
-def binary_cross_entropy_backward(problem: BinaryProblem, upstream: Tensor) -> Tensor:
+def binary_gradient(problem: BinaryProblem, upstream: Tensor) -> Tensor:
     grad = torch.empty(problem.input.shape, dtype=problem.input.dtype)
+    return _binary_gradient(problem, upstream, grad)
+
+
+def _binary_gradient(problem: BinaryProblem, upstream: Tensor, grad: Tensor) -> Tensor:
     upstream = upstream.to(accumulate_dtype(grad.dtype)).contiguous()
     each = upstream.dim() > 0
     _binary(problem, BinaryOutputs(grad=grad, upstream=upstream, upstream_each=each))
     return grad
+
+
+def binary_rescale_(problem: BinaryProblem, forward: Forward, upstream: Tensor) -> Tensor:
+    grad, norm = forward.grad, forward.norm
+    assert grad is not None
+    assert norm is not None
+    if _narrow(grad) and not _scales_exactly(upstream):
+        return _binary_gradient(problem, upstream / norm, grad)
+    return _scaled_(grad, upstream) if upstream.dim() == 0 else grad.mul_(upstream)
 
 
 def binary_perturbation(problem: BinaryProblem) -> Tensor:
@@ -229,11 +385,3 @@ def binary_perturbation(problem: BinaryProblem) -> Tensor:
     delta = torch.empty((2, problem.input.shape[1]), dtype=dtype)
     _binary(problem, BinaryOutputs(delta=delta))
     return delta
-
-
-def scale_rows_(buffer: Tensor, grad_loss: Tensor) -> None:
-    """buffer (N, C) times the upstream gradient, 0-dim or (N,), in place."""
-    stride = grad_loss.stride(0) if grad_loss.dim() else 0
-    n, classes = buffer.shape
-    dtype, threads = DTYPES[buffer.dtype], torch.get_num_threads()
-    _native().scale_rows(buffer, grad_loss, n, classes, dtype, stride, threads)
