@@ -58,5 +58,6 @@ def _scattered(values: Tensor, index: Tensor, table: Tensor) -> Tensor:
     # rows whose index means nothing have value 0 (ignored) or nan (out of range)
     index = index.clamp(0, table.shape[0] - 1)
     # index_put_ sorts, where index_add_ would add in whatever order
-    sums = values.new_zeros((table.shape[0], *values.shape[1:]))
+    shape = table.shape[0], *values.shape[1:]
+    sums = torch.zeros(shape, dtype=values.dtype, device=values.device)
     return sums.index_put_((index,), values, accumulate=True)
