@@ -127,7 +127,7 @@ def count(cases: Iterable[Case]) -> dict[str, float]:
     cases = list(cases)
     with tempfile.TemporaryDirectory() as folder:
         calls, out = Path(folder) / "calls", Path(folder) / "out"
-        calls.write_bytes(pickle.dumps([calls_of(case) for case in cases]))
+        calls.write_bytes(b"".join(pickle.dumps(calls_of(case)) for case in cases))
         command = ["valgrind", "--tool=callgrind", "--collect-atstart=no"]
         command += [f"--toggle-collect=lpl::{isa()}::{entry}" for entry in _ENTRIES]
         command += ["--dump-before=lpl::use_isa*", f"--callgrind-out-file={out}"]

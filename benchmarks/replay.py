@@ -3,9 +3,9 @@
     python benchmarks/replay.py MODULE ISA CALLS
 
 MODULE is the compiled lpl_fused._cpu, ISA the instruction set that is to be used, CALLS what
-`benchmarks.instructions` recorded: a pickled list of cases, each a list of (function, arguments);
-what a tensor held stands there as bytes. Every case begins with a call of `use_isa`, by which
-callgrind tells them apart.
+`benchmarks.instructions` recorded: pickled cases, each a list of (function, arguments); what a
+tensor held stands there as bytes. Every case begins with a call of `use_isa`, by which callgrind
+tells them apart.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import ctypes
 import importlib.util
 import pickle
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -50,12 +51,18 @@ def _load(path: str) -> ModuleType:
     return module
 
 
+def _cases(path: str) -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
+    """One after another, so that no case finds those to come in the memory that it allocates from,
+    which changes what allocating costs."""
+    with open(path, "rb") as file:
+        while file.peek():
+            yield pickle.load(file)
+
+
 def main(module: str, isa: str, calls: str) -> None:
     """Does every call of every case once."""
     native = _load(module)
-    with open(calls, "rb") as file:
-        cases = pickle.load(file)
-    for case in cases:
+    for case in _cases(calls):
         if not native.use_isa(isa):
             sys.exit(f"this processor, or valgrind, does not run {isa}")
         for name, arguments in case:

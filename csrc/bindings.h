@@ -213,5 +213,24 @@ void define_paths(py::module_& m, const char* paths_name, const char* serves_nam
   });
 }
 
+#define LPL_NAMED(name) names.append(#name);
+#define LPL_NAMES(LIST) \
+  [] {                  \
+    py::list names;     \
+    LIST(LPL_NAMED)     \
+    return names;       \
+  }()
+
+// What the numbers of a row are called, in their order, by the class that has them.
+inline py::dict numbers() {
+  py::dict found;
+  found["Terms"] = LPL_NAMES(LPL_TERMS);
+  found["Size"] = LPL_NAMES(LPL_SIZE);
+  found["Mass"] = LPL_NAMES(LPL_MASS);
+  found["Detail"] = LPL_NAMES(LPL_DETAIL);
+  found["Rivals"] = LPL_NAMES(LPL_RIVALS);
+  return found;
+}
+
 }  // namespace
 }  // namespace lpl

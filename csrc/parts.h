@@ -2,18 +2,12 @@
 // Mirrors lpl_fused/algebra/, which says what every number is.
 #pragma once
 
+#include "numbers.h"
 #include "row.h"
 
 namespace lpl {
 
 enum class Kind : int32_t { size = 0, mass = 1, detail = 2, rivals = 3 };
-
-// A row of Terms in lpl_fused/algebra/terms.py: the numbers that its gradient is made of.
-template <typename Acc>
-struct Terms {
-  Acc factor, length, bend, top, shift, log_total, strength, uniform, part, other_part, along,
-      raise, each;
-};
 
 // What is known of the rows of a problem.
 #define LPL_KNOWN(X)                                                      \
@@ -25,9 +19,8 @@ struct Known {
   LPL_KNOWN(LPL_FIELD)
 };
 
-// What the rows of a part leave: a number for each field of its class in
-// lpl_fused/algebra/parts.py, and rivals more. Powers are of e_j, from the first on, kPowers of
-// them.
+// What the rows of a part leave: its numbers, and rivals more. Powers are of e_j, from the first
+// on, kPowers of them.
 #define LPL_SUMS(X)                                                          \
   X(double*, numbers, nullptr)  /* (N, fields) */                            \
   X(double*, powers, nullptr)   /* (N, kPowers) */                           \

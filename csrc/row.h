@@ -90,7 +90,7 @@ struct Problem {
   X(void*, grad, nullptr)            /* (N, C) of the logits' dtype, contiguous */                \
   X(const void*, grad_rows, nullptr) /* (N,) Acc upstream; null: 1/norm (mean) or 1 */            \
   X(int64_t, grad_rows_stride, 0)    /* 0 or 1 */                                                 \
-  X(void*, terms, nullptr)           /* (N,) Terms: see parts.h */                                \
+  X(void*, terms, nullptr)           /* (N,) Terms: see numbers.h */                              \
   X(void*, grad_perturbed, nullptr)  /* (N, C) Acc, dL/d rows of each sample */                   \
   X(void*, grad_scale, nullptr)      /* (C,) Acc */                                               \
   X(void*, grad_offset, nullptr)     /* (C,) Acc */                                               \

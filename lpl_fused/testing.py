@@ -4,10 +4,9 @@ No tolerance is tuned by hand: a result passes if it is as close to the float64 
 PyTorch in the same dtype gets (its worst element, which among a few hundred roundings scatters by
 `SCATTER`), or within one unit in the last place of the output dtype plus eight of float32: four for
 the arithmetic, four because rounding a difference of 8 nats alone changes a probability by as much.
-Four in all is what nearly everything reaches; the exponential is what needs more. Of the 2,000
-float32 results of the common suite two do, beside eager ones with luck: 5.8 beyond the unit on
-interpreted Triton, by NumPy's exp and log (none with exact ones; a GPU's are as far off), 6.5 on
-C++ without fused multiply-add (2.3 with it), where rounding the logits alone makes 0.5.
+Four in all is what nearly everything reaches. Of the common suite's results in float32 two need
+more, beside eager ones with luck: 5.8 beyond the unit on Triton, interpreted, by NumPy's exp and
+log (within it by exact ones), and 6.5 on C++ without fused multiply-add (2.3 with it).
 """
 
 from __future__ import annotations

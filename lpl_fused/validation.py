@@ -53,6 +53,7 @@ def call_options(
         if not 0 <= value < math.inf:
             raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
     code, parameter = coded(phi)
+    numbers = numbers_of(norm)
     # every field: torch.compile takes default numbers for inputs of the graph, and fails to find
     # them again in a second call
     return Options(
@@ -63,6 +64,10 @@ def call_options(
         label_smoothing=smoothing,
         z_loss=float(z_loss),
         softcap=float(softcap),
+        norm_p=numbers.p,
+        norm_limit=numbers.limit,
+        norm_gain=numbers.gain,
+        norm_offset=numbers.offset,
         inverse_temperature=1.0,
         step_size=0.0,
         penalty=0,
@@ -71,7 +76,7 @@ def call_options(
         penalty_strength=1.0,
         normalize=False,
         through=False,
-    ).with_norm(numbers_of(norm))
+    )
 
 
 def integer(name: str, value: int) -> int:
@@ -215,7 +220,8 @@ class Shaped:
                 perturbation, one_label=not (dense or self.lam is not None)
             )
             fields.update(tables)
-            options = options._replace(inverse_temperature=inverse_temperature)
+            if inverse_temperature != 1:
+                options = options._replace(inverse_temperature=inverse_temperature)
         if steps is not None:
             self.check_one_label()
             fields["steps"] = self.steps(steps)
@@ -265,7 +271,11 @@ class Shaped:
                 f"rows: without row_index, expected one row per class, shape {(self.classes,) * 2}"
                 f", got {tuple(p.rows.shape)}"
             )
-        tables = {name: self._table(name, getattr(p, name), rows=name == "rows") for name in TABLES}
+        tables: dict[str, Any] = {}
+        for name in TABLES:
+            value = getattr(p, name)
+            if value is not None:
+                tables[name] = self._table(name, value, rows=name == "rows")
         row_index = None if p.row_index is None else self._labels("row_index", p.row_index)
         temperature = p.temperature
         if isinstance(temperature, Tensor):
@@ -276,8 +286,8 @@ class Shaped:
             # learnable, or on a device whose value is not worth a synchronisation: into the tables
             inverse = temperature.reshape(()).to(self.device, self.accumulate).reciprocal()
             ones = torch.ones(self.classes, dtype=self.accumulate, device=self.device)
-            tables["scale"] = ones if tables["scale"] is None else tables["scale"]
-            tables = {name: t if t is None else t * inverse for name, t in tables.items()}
+            tables = {"scale": ones, **tables}
+            tables = {name: table * inverse for name, table in tables.items()}
             return {**tables, "row_index": row_index}, 1.0
         temperature = float(temperature)
         if not 0 < temperature < math.inf:

@@ -28,18 +28,24 @@ GUARD, MARK = 64, 0xA5  # bytes on either side, and what they hold
 MOST = 64 << 20  # bytes that wait for the end of a test
 M_PERTURB = -6  # glibc's: bytes of new memory
 
+
+def _there(found: Any, *_: Any) -> tuple[Tensor, ...]:
+    """The tensors of a tuple or of a part of lpl_fused.algebra."""
+    values = found if isinstance(found, tuple) else vars(found).values()
+    return tuple(value for value in values if isinstance(value, Tensor))
+
+
 # what launchers return that is defined: all of it, unless said
 CONTRACT: dict[str, Callable[..., Any]] = {
-    "cross_entropy": lambda found, problem, want_grad: (
-        (found[0], found[3]) if want_grad else found[:3]
-    ),
-    "cross_entropy_backward": lambda found, *_: found,
+    "forward": _there,
+    "reduce": _there,
+    "perturbed": lambda found, *_: (found,),
+    "gradient": _there,
+    "learned_gradient": lambda found, *_: (found,),
     # rows that lead no class hold whatever the steps left
     "learned_perturbation": lambda found, _: (found[0][found[1]], found[1]),
-    "binary_cross_entropy": lambda found, problem, want_grad: (
-        (found[0], found[2]) if want_grad else found[:2]
-    ),
-    "binary_cross_entropy_backward": lambda found, *_: (found,),
+    "binary_forward": _there,
+    "binary_gradient": lambda found, *_: (found,),
     "binary_perturbation": lambda found, _: (found,),
 }
 

@@ -8,15 +8,21 @@ from __future__ import annotations
 import ctypes
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from cases import Draw, cross_entropy_cases, lpl_cases
+from seam import by_parts, cut
+from seam import problem_of as whole
 
 from lpl_fused import Perturbation, testing
 from lpl_fused import functional as LF
+from lpl_fused.algebra.known import Known
+from lpl_fused.algebra.sweep import sweep
+from lpl_fused.algebra.terms import Terms
 from lpl_fused.backends import load
-from lpl_fused.problem import MEAN, Options, Problem
+from lpl_fused.problem import MEAN, NONE, SUM, Options, Problem
 
 backend = load("cuda")
 if backend.unavailable() is not None:
@@ -71,6 +77,40 @@ def test_no_result_depends_on_who_comes_first(use_shape, form: str) -> None:  # 
         use_shape(blocks, 4, True, reverse)
         found.append(testing.evaluate(case, "cuda"))
     for one, other in (found[:2], found[2:]):
+        assert torch.equal(one.loss, other.loss)
+        for name, grad in one.grads.items():
+            assert torch.equal(grad, other.grads[name])
+
+
+IN_TWO = by_parts(lambda width: cut(width, 2))
+
+
+def of_parts(form: str, n: int, classes: int) -> testing.Case:
+    case = FORMS[form](Draw(n, classes, seed=11))
+    return case if case.steps is None else replace(case, learn=())
+
+
+@ON_HOST
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_team_shapes_of_parts(use_shape, shape: str, form: str) -> None:  # type: ignore[no-untyped-def]
+    """Sums over some columns, a list of heads among them, and gradients from terms."""
+    use_shape(*SHAPES[shape])
+    for classes, dtype in ((29, torch.float32), (70, torch.bfloat16)):
+        testing.assert_within_budget(of_parts(form, 5, classes), "cuda", dtype, run=IN_TWO)
+
+
+@ON_HOST
+@pytest.mark.parametrize("form", FORMS)
+def test_no_part_depends_on_who_comes_first(use_shape, form: str) -> None:  # type: ignore[no-untyped-def]
+    case = of_parts(form, 3, 1300 if form == "lpl" else 45).to(torch.float32)
+    upstream = torch.ones(3 if case.keywords.get("reduction") == "none" else ())
+    for blocks in (1, 3):
+        found = []
+        for reverse in (False, True):
+            use_shape(blocks, 4, True, reverse)
+            found.append(IN_TWO(case, "cuda", upstream))
+        one, other = found
         assert torch.equal(one.loss, other.loss)
         for name, grad in one.grads.items():
             assert torch.equal(grad, other.grads[name])
@@ -186,6 +226,108 @@ def test_repeats_bit_for_bit() -> None:
         one, other = (testing.evaluate(case, "cuda") for _ in range(2))
         assert torch.equal(one.loss, other.loss)
         assert all(torch.equal(grad, other.grads[name]) for name, grad in one.grads.items())
+
+
+def problem_of(form: str, dtype: torch.dtype, n: int = 12, classes: int = 300) -> Problem:
+    """Of a bfloat16 gradient whose every way to another upstream is there."""
+    draw = Draw(n, classes, seed=9)
+    made = Problem(draw.input().to(DEVICE, dtype), draw.ignoring().to(DEVICE))
+    if form == "weights":
+        return made._replace(weight=draw.uniform(classes).float().to(DEVICE))
+    if form == "steps":
+        steps = draw.steps(20).int().to(DEVICE)
+        return made._replace(steps=steps, options=Options(step_size=0.2))
+    return made
+
+
+@pytest.mark.parametrize("form", ["plain", "weights", "steps"])
+def test_a_finished_gradient_by_any_factor(form: str) -> None:
+    """By powers of two it is scaled, else made anew: the same as knowing the factor before."""
+    asked = problem_of(form, torch.bfloat16)
+    for factor in (0.0, 1.0, -0.25, 3.0, 1e-3, torch.inf, torch.nan):
+        upstream = torch.tensor(factor, device=DEVICE)
+        swept = backend.forward(asked, True)
+        finished = swept.grad.clone()
+        place = swept.grad.data_ptr()
+        found = backend.rescale_(asked, swept, upstream)
+        assert found.data_ptr() == place
+        anew = factor in (3.0, 1e-3)
+        if anew:
+            rows = (upstream / swept.norm).expand(12)
+            expected = (
+                backend.learned_gradient(asked, rows)
+                if form == "steps"
+                else backend.gradient(asked, Known(swept.terms), rows, ["input"]).input
+            )
+        else:
+            expected = finished * factor
+        # the factor may be rounded once more before than after
+        torch.testing.assert_close(found, expected, rtol=2**-8, atol=0, equal_nan=True)
+        if not anew:
+            assert torch.equal(found.nan_to_num(7), expected.nan_to_num(7))
+
+
+@ON_HOST
+@pytest.mark.parametrize("form", ["plain", "weights", "steps"])
+def test_no_factor_changes_the_launches(form: str) -> None:
+    """Which kernels have something to do the device decides: logits are read where a 16-bit
+    gradient is made anew, and else nothing but the gradient."""
+    take_counts = ctypes.CDLL(backend._native().__file__).take_counts
+    counts = (ctypes.c_long * 2)()
+    asked = problem_of(form, torch.bfloat16)
+    size, launches, loads = asked.input.numel(), set(), {}
+    for factor in (1.0, 0.5, 3.0):
+        swept = backend.forward(asked, True)
+        take_counts(counts)
+        backend.rescale_(asked, swept, torch.tensor(factor, device=DEVICE))
+        take_counts(counts)
+        launches.add(counts[0])
+        loads[factor] = counts[1]
+    assert len(launches) == 1
+    assert loads[1.0] == 0
+    assert size <= loads[0.5] < 1.1 * size
+    assert size // 2 < loads[3.0]
+
+
+def test_float_gradients_are_scaled() -> None:
+    for dtype in (torch.float32, torch.float64):
+        asked = problem_of("steps", dtype)
+        swept = backend.forward(asked, True)
+        upstream = torch.tensor(3.0, dtype=dtype, device=DEVICE)
+        expected = swept.grad * upstream
+        assert torch.equal(backend.rescale_(asked, swept, upstream), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("form", ["weights", "steps"])
+def test_every_row_has_a_factor(form: str, dtype: torch.dtype) -> None:
+    asked = problem_of(form, dtype)
+    asked = asked._replace(options=asked.options._replace(reduction=NONE))
+    factors = torch.linspace(-2, 3, 12, device=DEVICE)
+    swept = backend.forward(asked, True)
+    finished = swept.grad.clone()
+    found = backend.rescale_(asked, swept, factors)
+    if dtype == torch.float32:
+        assert torch.equal(found, finished * factors[:, None])
+    else:
+        assert torch.equal(found, backend.learned_gradient(asked, factors))
+
+
+@pytest.mark.parametrize("reduction", [MEAN, SUM])
+@pytest.mark.parametrize("form", ["ignore", "clip-p3", "penalty-everything", "everything"])
+def test_a_sweep_leaves_the_terms_of_the_rounds(form: str, reduction: int) -> None:
+    """With a gradient or without, rows that are ignored among them."""
+    case = cross_entropy_cases()[form](Draw(6, 41, seed=10)).to(torch.float32)
+    asked = whole(replace(case, learn=()).on(DEVICE), "cuda", {})
+    asked = asked._replace(options=asked.options._replace(reduction=reduction))
+    expected = sweep(backend, [asked.columns(0, 41)])
+    swept = backend.forward(asked, False)
+    for name, one, other in zip(
+        Terms._fields, Terms.of(swept.terms), Terms.of(expected.terms), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, msg=name)
+    narrow = asked._replace(input=asked.input.bfloat16())
+    assert torch.equal(backend.forward(narrow, True).terms, backend.forward(narrow, False).terms)
 
 
 def test_no_multilabel_losses() -> None:

@@ -41,21 +41,23 @@ def budget(kernel: Kernel) -> Use:
     """Blocks of 256 threads: two of them share 65,536 registers, in double one has them alone. What
     only reads and writes a row must leave room for as many as find threads."""
     registers = 255 if kernel.type == "double" else 128
-    if kernel.bare and kernel.body == "Row":
+    if kernel.bare and kernel.body in ("Row", "Gradient", "Mass"):
         registers = 64
-    if kernel.body in ("Scale", "Norm", "Loss"):
+    if kernel.body in ("Scale", "Norm", "Loss", "Size", "Perturbed"):
         registers = 64
     wide = kernel.type == "double"
     heads = {
         "Solver": 512 * (36 if wide else 20) + 256,
         "GroupSteps": 512 * (32 if wide else 16),
+        "Rivals": 512 * (12 if wide else 8),
     }
     return Use(registers, 4096 + heads.get(kernel.body, 0), 0)
 
 
 def kernels() -> set[Kernel]:
     """One for each element type; for simple problems separate ones, except in double."""
-    found = {Kernel(body, "double", False) for body in ("Row", "Solver", "Norm", "Loss")}
+    simple = "Row", "Solver", "Gradient", "Mass"
+    found = {Kernel(body, "double", False) for body in (*simple, "Norm", "Loss")}
     found |= {Kernel(body, "float", False) for body in ("Norm", "Loss")}
     found |= {
         Kernel(f"Group{body}", type, False)
@@ -63,10 +65,12 @@ def kernels() -> set[Kernel]:
         for type in ("float", "double")
     }
     found |= {
-        Kernel(body, type, False) for body in ("Steps", "Table", "Scale") for type in TYPES.values()
+        Kernel(body, type, False)
+        for body in ("Steps", "Table", "Scale", "Size", "Detail", "Rivals", "Perturbed")
+        for type in TYPES.values()
     }
     for type in ("float", "half", "bfloat16"):
-        found |= {Kernel(body, type, bare) for body in ("Row", "Solver") for bare in (False, True)}
+        found |= {Kernel(body, type, bare) for body in simple for bare in (False, True)}
     return found
 
 
@@ -97,7 +101,8 @@ def uses(said: str) -> dict[Kernel, Use]:
     found = {}
     for part in said.split("Compiling entry function ")[1:]:
         name = re.search(
-            r"((?:Group)?(?:Steps|Tail|Delta)|Row|Solver|Table|Scale|Norm|Loss)"
+            r"((?:Group)?(?:Steps|Tail|Delta)|Row|Solver|Table|Scale|Norm|Loss|Size|Mass|Detail"
+            r"|Rivals|Perturbed|Gradient)"
             r"BodyI(f|d|6__half|13__nv_bfloat16)(?:Lb([01])E)?",
             part,
         )

@@ -17,10 +17,11 @@ import torch
 
 import lpl_fused.backends.triton  # noqa: F401 - for its paths
 from lpl_fused import functional, reference
-from lpl_fused.backends import REFERENCE, cpp, cuda, load, native
+from lpl_fused.backends import REFERENCE, cpp, cuda, has_multilabel, load, native
 from lpl_fused.functional import softmax
 from lpl_fused.paths import Path
 from lpl_fused.penalty import RELU
+from lpl_fused.phi import FOCAL
 from lpl_fused.problem import (
     NONE,
     BinaryOptions,
@@ -183,15 +184,17 @@ def test_native_paths_refuse_what_nobody_knows(module: ModuleType) -> None:
 @pytest.mark.devices
 def test_a_backend_raises_for_what_nobody_knows(backend: str) -> None:
     for extended, on in ((with_unheard, torch.ones(C)), (with_unheard_option, 0.5)):
-        for plain, call in ((problem(), "cross_entropy"), (multilabel(), "binary_cross_entropy")):
+        for plain, call in ((problem(), "forward"), (multilabel(), "binary_forward")):
             asked = extended(plain, on)
+            arguments: tuple[Any, ...] = (True,)
             if backend == REFERENCE:
-                run = getattr(reference.sigmoid if "binary" in call else reference, call)
-                arguments: tuple[Any, ...] = ()
+                binary = call == "binary_forward"
+                run = reference.sigmoid.binary_cross_entropy if binary else reference.cross_entropy
+                arguments = ()
+            elif call == "forward" or has_multilabel(backend):
+                run = getattr(load(backend), call)
             else:
-                run, arguments = getattr(load(backend), call, None), (True,)
-                if run is None:
-                    continue
+                continue
             with pytest.raises((RuntimeError, TypeError), match="unheard|fields, got a Wider"):
                 run(asked, *arguments)
 
@@ -205,16 +208,34 @@ def test_kernels_refuse_outputs_that_they_do_not_make(module: ModuleType) -> Non
         module.cross_entropy(*arguments, outputs, *scratch)
 
 
-@pytest.mark.parametrize("name", sorted(softmax._OFF))
-def test_torch_is_left_only_what_it_can_do(name: str) -> None:
-    assert softmax._unchanged(softmax._OFF)
-    assert not softmax._unchanged({**softmax._OFF, name: object()})
+def test_torch_is_left_only_what_it_can_do() -> None:
+    """An argument that torch's cross-entropy lacks goes to ours, one that is new as well."""
+    ours: list[dict[str, Any]] = []
+
+    def newer(input, target, weight=None, *, ignore_index=-100, phi="log", unheard=0.0):  # type: ignore[no-untyped-def]
+        ours.append({"weight": weight, "phi": phi, "unheard": unheard})
+
+    call = softmax._left_to_torch(newer)
+    input, target = torch.randn(N, C, requires_grad=True), torch.arange(N) % C
+    for off in ({}, {"unheard": 0.0}, {"phi": "log", "weight": None}, {"ignore_index": 3}):
+        call(input, target, **off)
+    assert not ours
+    for on in ({"unheard": 0.5}, {"unheard": torch.zeros(1)}, {"phi": FOCAL}, {"weight": target}):
+        call(input, target, **on)
+        (found,) = ours
+        assert {name: found[name] for name in on} == on
+        ours.clear()
+    with pytest.raises(TypeError, match="nonsense"):
+        call(input, target, nonsense=None)
 
 
-def test_every_argument_of_cross_entropy_is_served_or_refused() -> None:
-    served = {"input", "target", "ignore_index", "reduction", "backend"}
-    assert served.isdisjoint(softmax._OFF)
-    assert {*softmax._OFF, *served} == {*inspect.signature(functional.cross_entropy).parameters}
+def test_no_argument_of_cross_entropy_but_torchs_goes_by_default() -> None:
+    parameters = inspect.signature(functional.cross_entropy).parameters
+    assert {*softmax._TORCHS} < {*parameters}
+    off = {name: p.default for name, p in parameters.items() if name not in softmax._TORCHS}
+    assert softmax._unchanged(off, off)
+    for name in off:
+        assert not softmax._unchanged({name: object()}, off)
 
 
 RECORDS = [Problem, Options, native.Sizes, native.Outputs]
@@ -251,11 +272,23 @@ def test_a_module_of_other_fields_is_not_loaded(
     record: Any, change: Any, module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fields = module.fields()
-    stub = SimpleNamespace(fields=lambda: fields)
+    stub = SimpleNamespace(fields=lambda: fields, numbers=module.numbers)
     monkeypatch.setitem(sys.modules, "lpl_fused._stub", stub)  # type: ignore[arg-type]
     assert native.load("_stub", *RECORDS) is stub
     fields = {**fields, record.__name__: change(fields[record.__name__])}
     with pytest.raises(ImportError, match=f"_stub was built from other sources: {record.__name__}"):
+        native.load("_stub", *RECORDS)
+
+
+@pytest.mark.parametrize("kind", ["Terms", "Size", "Mass", "Detail", "Rivals"])
+@pytest.mark.parametrize("change", [reversed, lambda names: names[:-1]], ids=["order", "count"])
+def test_a_module_of_other_numbers_is_not_loaded(
+    kind: str, change: Any, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = {**module.numbers(), kind: list(change(module.numbers()[kind]))}
+    stub = SimpleNamespace(fields=module.fields, numbers=lambda: numbers)
+    monkeypatch.setitem(sys.modules, "lpl_fused._stub", stub)  # type: ignore[arg-type]
+    with pytest.raises(ImportError, match=f"_stub was built from other sources: {kind}'s numbers"):
         native.load("_stub", *RECORDS)
 
 
@@ -295,7 +328,7 @@ def test_steps_and_a_penalty(backend: str, reduction: str) -> None:
     device = device_of(backend)
     asked = problem(steps=steps.to(device), options=options)
     asked = asked._replace(input=asked.input.to(device), target=asked.target.to(device))
-    loss, _, _, found = load(backend).cross_entropy(asked, True)
+    loss, _, _, found, _ = load(backend).forward(asked, True)
     limit = budget(torch.float32, 0.0, ulps=8)
     assert error(loss.cpu(), truth.detach()) < limit
     assert error(found.cpu(), grad, cancels=True) < limit

@@ -380,3 +380,31 @@ def test_allocates_one_gradient_and_nothing_else_that_big() -> None:
     total = sum(size for size in allocated if size > 0)
     buffer = 4 * n * classes
     assert buffer <= total <= buffer + 64 * (n + classes)
+
+
+@pytest.mark.parametrize("part", ["target", "weight", "sample_weight", "lam", "label_smoothing"])
+def test_what_a_backend_does_not_differentiate_it_refuses(backend: str, part: str) -> None:
+    """A gradient that is left out would be a wrong one; "auto" takes the reference for it."""
+    logits, y = random(4, 3), labels(4, 3)
+    leaf = (0.1 + torch.rand(4 if part in ("sample_weight", "lam") else 3)).requires_grad_()
+    target: object = y
+    keywords: dict[str, object] = {}
+    if part == "target":
+        leaf = torch.softmax(random(4, 3, seed=2), 1).requires_grad_()
+        target = leaf
+    elif part == "lam":
+        target = MixedTarget(y, y.flip(0), leaf)
+    else:
+        keywords[part] = leaf
+
+    def run(backend: str) -> Tensor:
+        return LF.cross_entropy(logits.requires_grad_(), target, backend=backend, **keywords)  # type: ignore[arg-type]
+
+    if backend != "reference":
+        with pytest.raises(RuntimeError, match="requires grad, which backend"):
+            run(backend)
+        with torch.no_grad():
+            run(backend)  # no gradient is asked for
+    for name in ("auto", "reference"):
+        (grad,) = torch.autograd.grad(run(name), leaf)
+        assert grad.abs().sum() > 0

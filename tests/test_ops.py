@@ -47,13 +47,15 @@ def test_opcheck(backend: str, name: str) -> None:
     packed = dispatch.packed(detached, backend)
     for want_grad in (False, True):
         torch.library.opcheck(torch.ops.lpl_fused.cross_entropy.default, (*packed, want_grad))
-    stats = torch.ops.lpl_fused.cross_entropy(*packed, False)[1]
-    grad_rows = torch.ones(4, dtype=torch.float64)
-    want = [True] + [getattr(p, table) is not None for table in TABLES]
-    torch.library.opcheck(
-        torch.ops.lpl_fused.cross_entropy_backward.default, (*packed, grad_rows, stats, want)
-    )
-    if p.steps is not None:
+    upstream = torch.ones(4, dtype=torch.float64)
+    if p.steps is None:
+        terms = torch.ops.lpl_fused.cross_entropy(*packed, False)[2]
+        want = [True] + [getattr(p, table) is not None for table in TABLES]
+        torch.library.opcheck(
+            torch.ops.lpl_fused.cross_entropy_gradient.default, (*packed, terms, upstream, want)
+        )
+    else:
+        torch.library.opcheck(torch.ops.lpl_fused.learned_gradient.default, (*packed, upstream))
         torch.library.opcheck(torch.ops.lpl_fused.learned_perturbation.default, packed)
 
 

@@ -86,7 +86,7 @@ def forgets_the_gradient(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             module,
             "_run",
-            lambda kernels, problem, to: run(kernels, problem, to._replace(grad=None)),
+            lambda kernels, problem, to: run(kernels, problem, to.and_out(grad=None)),
         )
     else:
         launch = module._launch

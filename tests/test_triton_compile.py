@@ -26,7 +26,10 @@ import torch
 import triton_driver
 
 import lpl_fused
+from lpl_fused.algebra.parts import Kind, Round
+from lpl_fused.algebra.settle import begin
 from lpl_fused.backends import load
+from lpl_fused.backends.triton import launching
 from lpl_fused.norm import LogitClip, LogitNorm
 from lpl_fused.penalty import P2, PHR, RELU
 from lpl_fused.phi import FOCAL
@@ -101,7 +104,7 @@ class Variant:
             fields["row_index"] = labels
         if "lam" in self.parts:
             fields["other"] = labels
-        if self.call in ("learned", "delta"):
+        if self.options.step_size:
             fields["steps"] = torch.ones(classes, dtype=torch.int32)
         logits = torch.zeros(n, classes, dtype=self.dtype)
         target = torch.zeros_like(logits) if "dense" in self.parts else labels
@@ -109,17 +112,33 @@ class Variant:
 
     def run(self) -> None:
         backend, problem = load("triton"), self.problem()
-        n, dtype = self.n, accumulate_dtype(self.dtype)
+        upstream = torch.ones((), dtype=accumulate_dtype(self.dtype))
         if self.call in ("loss", "gradient", "learned"):
-            backend.cross_entropy(problem, self.call != "loss")
+            backend.forward(problem, self.call != "loss")
         elif self.call == "backward":
-            want = [True, *(name in self.parts for name in LEARNABLE)]
-            stats = torch.ones(2, n, dtype=dtype)
-            backend.cross_entropy_backward(problem, torch.ones(n, dtype=dtype), stats, want)
+            self._gradient(problem)
         elif self.call == "delta":
             backend.learned_perturbation(problem)
+        elif self.call == "rescale":
+            backend.rescale_(problem, backend.forward(problem, True), upstream)
         else:
-            backend.scale_rows_(problem.input, torch.ones((), dtype=dtype))
+            self._reduce(problem)
+
+    def _gradient(self, problem: Problem) -> None:
+        want = ["input", *(name for name in LEARNABLE if name in self.parts)]
+        known = begin(problem)
+        upstream = torch.ones(self.n, dtype=known.terms.dtype)
+        load("triton").gradient(problem, known, upstream, want)
+
+    def _reduce(self, problem: Problem) -> None:
+        """Of half of the columns, all that is to be had of a part."""
+        backend, half = load("triton"), problem.columns(self.classes // 2, self.classes)
+        known = begin(half._replace(steps=torch.ones(self.classes, dtype=torch.int32)))
+        for kind in (Kind.SIZE, Kind.MASS, Kind.DETAIL, Kind.RIVALS):
+            if kind is not Kind.RIVALS or not half.dense:
+                backend.reduce(half, Round(kind), known)
+        backend.perturbed(half, known, 0, self.classes // 2)
+        self._gradient(half)
 
 
 MULTILABEL = BinaryOptions()
@@ -148,18 +167,21 @@ class MultilabelVariant:
             name: torch.ones(shapes.get(name, (self.classes,)), dtype=dtype) for name in self.parts
         }
         options = self.options
-        if self.call in ("learned", "delta"):
+        if self.call in ("learned", "delta", "learned rescale"):
             fields["steps"] = torch.ones(self.classes, dtype=torch.int32)
             options = options._replace(step_size=0.1)
         logits = torch.zeros(self.n, self.classes, dtype=self.dtype)
         target = torch.zeros(self.n, self.classes, dtype=self.labels)
         problem = BinaryProblem(logits, target, **fields, options=options)
         if self.call == "backward":
-            backend.binary_cross_entropy_backward(problem, torch.ones_like(logits, dtype=dtype))
+            backend.binary_gradient(problem, torch.ones_like(logits, dtype=dtype))
         elif self.call == "delta":
             backend.binary_perturbation(problem)
+        elif self.call.endswith("rescale"):
+            found = backend.binary_forward(problem, True)
+            backend.binary_rescale_(problem, found, torch.ones((), dtype=dtype))
         else:
-            backend.binary_cross_entropy(problem, self.call != "loss")
+            backend.binary_forward(problem, self.call != "loss")
 
 
 # Chosen so that each dtype, class count, option, table and target form occurs, and for each kernel
@@ -217,7 +239,22 @@ VARIANTS = {
     "lpl, everything fp64, 2049": Variant("learned", FP64, 2049, LPL_EVERYTHING, TABLES),
     "lpl, δ, 8142": Variant("delta", FP32, 8142, LPL),
     "lpl, δ, everything, 32000": Variant("delta", BF16, 32000, LPL_EVERYTHING, TABLES),
-    "scale, 8142": Variant("scale", BF16, 8142),
+    "scale, 8142": Variant("rescale", FP32, 8142),
+    "rescale, 8142": Variant("rescale", BF16, 8142),
+    "rescale, everything, 50257": Variant(
+        "rescale", BF16, 50257, PENALISED_EVERYTHING, (*TABLES, *LAGRANGIAN)
+    ),
+    "rescale, lpl, 8142": Variant("rescale", BF16, 8142, LPL),
+    "rescale, lpl, everything, 32000": Variant("rescale", BF16, 32000, LPL_EVERYTHING, TABLES),
+    "parts, 128256": Variant("reduce", BF16, 128256),
+    "parts, 20": Variant("reduce", FP32, 20, PENALISED),
+    "parts, dense, 1000": Variant("reduce", FP16, 1000, NORMED, ("dense",)),
+    "parts, everything, 50257": Variant(
+        "reduce", BF16, 50257, PENALISED_EVERYTHING, (*TABLES, *LAGRANGIAN)
+    ),
+    "parts, everything fp64, 8142": Variant(
+        "reduce", FP64, 8142, PENALISED_EVERYTHING, (*TABLES, *LAGRANGIAN)
+    ),
     "multi-label, 20": MultilabelVariant("gradient", FP32, 20, n=1024),
     "multi-label, 9605": MultilabelVariant("gradient", BF16, 9605, labels=BF16),
     "multi-label bool, 9605": MultilabelVariant("gradient", FP16, 9605, labels=torch.bool),
@@ -242,12 +279,16 @@ VARIANTS = {
     "multi-label lpl, everything, 32000": MultilabelVariant(
         "learned", BF16, 32000, MULTILABEL_ALL, MULTILABEL_TABLES, n=1000
     ),
+    "multi-label, rescale, everything, 9605": MultilabelVariant(
+        "rescale", BF16, 9605, MULTILABEL_ALL, MULTILABEL_TABLES
+    ),
+    "multi-label lpl, rescale, 9605": MultilabelVariant("learned rescale", BF16, 9605, n=256),
     "multi-label δ, 9605": MultilabelVariant("delta", BF16, 9605, n=128),
 }
 
 # What other targets compile beside everything at once: the largest blocks, and every kernel.
 LARGEST = {
-    *("plain, 16384", "plain, 128256", "tables, 16384", "scale, 8142"),
+    *("plain, 16384", "plain, 128256", "tables, 16384", "scale, 8142", "parts, 128256"),
     *("lpl, 100", "lpl, 8142", "lpl, groups of 512, 128256"),
     *("multi-label, 9605", "multi-label lpl, 9605", "multi-label lpl, 80"),
 }
@@ -270,7 +311,7 @@ def launches(
         which = meta | ({"ROUND": min(1, meta["ROUND"])} if "ROUND" in meta else {})
         found.setdefault(f"{kernel.fn.__name__} {which}", (kernel, arguments, meta))
 
-    load("triton")._launch = launched
+    launching.launch = launched
     variant.run()
     return list(found.values())
 
@@ -403,12 +444,15 @@ def test_every_kernel_is_compiled(reports: dict[str, list[Report]]) -> None:
     kernels = {kernel.kernel for found in reports.values() for kernel in found}
     assert kernels == {
         "forward",
-        "backward",
-        "row_sums",
-        "row_alongs",
-        "measure_rows",
-        "penalise_rows",
+        "prepare_rows",
+        "gradient",
+        "rescale_rows",
         "scale_rows",
+        "measure_rows",
+        "mass_rows",
+        "detail_rows",
+        "rival_rows",
+        "perturb_rows",
         "solve",
         "resident_steps",
         "sweeping_steps",

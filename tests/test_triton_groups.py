@@ -26,6 +26,7 @@ from triton_memory import check, watched
 
 from lpl_fused.backends.kernels.arguments import FELL_BACK, GROUP, PERTURBED, SOLVED, Wanted
 from lpl_fused.backends.kernels.launch import GroupMeta
+from lpl_fused.backends.triton import learned
 
 # NumPy's, where a kernel handles −inf and its like
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
@@ -40,7 +41,7 @@ def solve(asked: Problem) -> tuple[Tensor, Tensor]:
     """(δ by row, outcome) in float32."""
     narrow = asked._replace(input=asked.input.float())
     wanted = Wanted(delta=torch.full_like(narrow.input, torch.nan))
-    arguments, outcome = backend._take_steps(narrow, wanted)
+    arguments, outcome = learned.take_steps(narrow, wanted)
     return arguments.delta[arguments.slot], outcome
 
 
@@ -52,14 +53,14 @@ def outcome(asked: Problem) -> Tensor:
 def outcomes() -> Iterator[list[Tensor]]:
     """The outcome of every problem that is solved meanwhile."""
     found: list[Tensor] = []
-    take_steps = backend._take_steps
+    take_steps = learned.take_steps
 
-    def noted(*arguments: Any) -> tuple[Any, Tensor]:
-        taken = take_steps(*arguments)
+    def noted(*arguments: Any, **others: Any) -> tuple[Any, Tensor]:
+        taken = take_steps(*arguments, **others)
         found.append(taken[1])
         return taken
 
-    with mock.patch.object(backend, "_take_steps", noted):
+    with mock.patch.object(learned, "take_steps", noted):
         yield found
 
 
@@ -92,11 +93,11 @@ def launched_with(
         )
 
     resident = {"ROWS": 1, "BLOCK": 512, "num_warps": 1}
-    with mock.patch.object(backend, "group_meta", meta):
+    with mock.patch.object(learned, "group_meta", meta):
         if not worth:
             yield
             return
-        with mock.patch.object(backend, "resident_meta", return_value=resident):
+        with mock.patch.object(learned, "resident_meta", return_value=resident):
             yield
 
 
@@ -137,7 +138,7 @@ def test_float64_takes_plain_steps() -> None:
     """What the relaxation leaves would show at 1e-13."""
     asked = problem([3], [4], CLASSES)
     with launched_with():
-        _, found = backend._take_steps(asked, Wanted(delta=torch.empty_like(asked.input)))
+        _, found = learned.take_steps(asked, Wanted(delta=torch.empty_like(asked.input)))
         check(case(asked), FP64)
     assert found.tolist() == [GROUP] * 3
 
@@ -170,7 +171,7 @@ def test_as_many_programs_as_there_are(programs: int) -> None:
     with launched_with(), outcomes() as found:
         expected = backend.learned_perturbation(asked)[0]
         assert set(found[0].tolist()) == {PERTURBED}
-        with mock.patch.object(backend, "PROGRAMS", programs):
+        with mock.patch.object(learned, "PROGRAMS", programs):
             assert torch.equal(backend.learned_perturbation(asked)[0], expected)
 
 
@@ -210,7 +211,7 @@ def test_a_label_out_of_range_is_nan_and_never_followed() -> None:
     strange[torch.nonzero(strange == 0)[:2, 0]] = 2**40
     asked = asked._replace(input=asked.input.float(), target=strange)
     with launched_with(), watched(), outcomes() as found:
-        losses, *_ = backend.cross_entropy(asked, True)
+        losses, *_ = backend.forward(asked, True)
         delta, slot = backend.learned_perturbation(asked)
     assert torch.equal(losses.isnan(), strange == 2**40)
     fine = strange != 2**40

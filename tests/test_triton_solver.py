@@ -21,6 +21,7 @@ if reason_against("triton", "cpu", torch.float32) is not None:
 from triton_memory import check, watched
 
 from lpl_fused.backends.kernels.arguments import FELL_BACK, GROUP, SOLVED, Wanted
+from lpl_fused.backends.triton import learned
 
 # NumPy's, where a kernel handles −inf and its like
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
@@ -62,7 +63,7 @@ def launched_with(block: int, head: int, order: int) -> Iterator[None]:
         one = problem.input.shape[1] <= block
         return {"BLOCK": block, "ONE_BLOCK": one, "HEAD": head, "ORDER": order, "num_warps": 1}
 
-    with mock.patch.object(backend, "solver_meta", meta):
+    with mock.patch.object(learned, "solver_meta", meta):
         yield
 
 
@@ -99,8 +100,8 @@ def test_fallback(resident: bool, normalize: bool) -> None:
     block = 1024 if resident else 128
     meta = {"BLOCK": block, "ROWS": 1, "num_warps": 1}
     with (
-        mock.patch.object(backend, "resident_meta", return_value=meta),
-        mock.patch.object(backend, "sweeping_meta", return_value=meta),
+        mock.patch.object(learned, "resident_meta", return_value=meta),
+        mock.patch.object(learned, "sweeping_meta", return_value=meta),
     ):
         assert backend.fallbacks(asked) > 0
         check(case(asked), FP64)
@@ -117,7 +118,7 @@ def test_each_row_for_itself() -> None:
     target[2:4] = 3
     target[5] = -100
     asked = asked._replace(input=logits, target=target)
-    _, outcome = backend._take_steps(asked, Wanted(delta=torch.empty(8, 700, dtype=FP64)))
+    _, outcome = learned.take_steps(asked, Wanted(delta=torch.empty(8, 700, dtype=FP64)))
     assert outcome.tolist() == [
         SOLVED,
         FELL_BACK,
@@ -143,9 +144,9 @@ def test_what_is_solved_is_exact(head: int, order: int, dtype: torch.dtype) -> N
         draw = Draw(2, 150, seed)
         spread, size = (1.0, 4.0, 0.01, 20.0)[seed % 4], 10 ** (0.5 * seed - 5)
         asked = rows(draw, spread, [2, -2], dtype, step_size=size, normalize=seed % 3 == 2)
-        wanted = Wanted(asked.input[:, 0] * 0, asked.input[:, :2].T * 0, asked.input * 0)
+        wanted = Wanted(losses=asked.input[:, 0] * 0, grad=asked.input * 0)
         with launched_with(32, head, order), watched():
-            _, outcome = backend._take_steps(asked, wanted)
+            _, outcome = learned.take_steps(asked, wanted)
         solved = outcome == SOLVED
         truth = testing.evaluate(case(asked).to(FP64), "reference")
         plain = testing.evaluate(case(asked), "reference")

@@ -15,12 +15,16 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from lpl_fused.algebra.known import Known
+from lpl_fused.algebra.parts import Kind, Round
+from lpl_fused.algebra.settle import begin
 from lpl_fused.backends import load, reason_against
+from lpl_fused.backends.contract import Forward
 from lpl_fused.norm import LogitNorm
 from lpl_fused.penalty import RELU
 from lpl_fused.phi import FOCAL
 from lpl_fused.problem import TABLES as ALL
-from lpl_fused.problem import BinaryOptions, BinaryProblem, Options, Problem, accumulate_dtype
+from lpl_fused.problem import BinaryOptions, BinaryProblem, Options, Problem
 
 if reason_against("triton", "cpu", torch.float32) is not None:
     pytest.skip("needs Triton's interpreter", allow_module_level=True)
@@ -28,6 +32,8 @@ if reason_against("triton", "cpu", torch.float32) is not None:
 import triton
 import triton.language as tl
 from triton_memory import Traffic, watched
+
+from lpl_fused.backends.triton import launching, learned
 
 # NumPy's, where a kernel handles −inf and its like
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
@@ -43,25 +49,53 @@ backend = load("triton")
 
 
 def forward(problem: Problem) -> None:
-    backend.cross_entropy(problem, False)
+    backend.forward(problem, False)
 
 
 def forward_and_gradient(problem: Problem) -> None:
-    backend.cross_entropy(problem, True)
+    backend.forward(problem, True)
 
 
-def backward(*wanted: str) -> Callable[[Problem], None]:
+def known_of(problem: Problem) -> Known:
+    """Any terms: what is moved does not depend on them."""
+    known = begin(problem)
+    return known._replace(terms=torch.ones_like(known.terms))
+
+
+def gradient(*wanted: str) -> Callable[[Problem], None]:
     def run(problem: Problem) -> None:
-        n, dtype = problem.input.shape[0], accumulate_dtype(problem.input.dtype)
-        want = [name in wanted for name in ("input", *ALL)]
-        stats, upstream = torch.ones(2, n, dtype=dtype), torch.ones((), dtype=dtype)
-        backend.cross_entropy_backward(problem, upstream.expand(n), stats, want)
+        known = known_of(problem)
+        upstream = known.terms.new_ones(()).expand(problem.input.shape[0])
+        backend.gradient(problem, known, upstream, wanted)
 
     return run
 
 
-def scale(factor: float) -> Callable[[Problem], None]:
-    return lambda problem: backend.scale_rows_(problem.input.clone(), torch.tensor(factor))
+def learned_gradient(problem: Problem) -> None:
+    backend.learned_gradient(problem, torch.ones(()).expand(problem.input.shape[0]))
+
+
+def reduce(kind: Kind) -> Callable[[Problem], None]:
+    def run(problem: Problem) -> None:
+        steps = torch.full((problem.classes,), 5, dtype=torch.int32)
+        known = known_of(problem._replace(steps=steps))
+        backend.reduce(problem, Round(kind), known)
+
+    return run
+
+
+def perturb(problem: Problem) -> None:
+    backend.perturbed(problem, known_of(problem), 0, problem.input.shape[1])
+
+
+def rescale(factor: float) -> Callable[[Problem], None]:
+    def run(problem: Problem) -> None:
+        shape, dtype = problem.input.shape, problem.input.dtype
+        terms = known_of(problem).terms if problem.steps is None else None
+        found = Forward(torch.zeros(()), torch.ones(()), terms, torch.zeros(shape, dtype=dtype))
+        backend.rescale_(problem, found, torch.tensor(factor))
+
+    return run
 
 
 @dataclass
@@ -113,37 +147,46 @@ BUDGETS = {
     "forward, swept": Budget(forward, SWEEP, {"input": (2, 0)}),
     "forward, fp32": Budget(forward, ONE_BLOCK, {"input": (4, 0)}, dtype=torch.float32),
     # loss and gradient: one read and one write, or a second read
-    "gradient": Budget(forward_and_gradient, ONE_BLOCK, {"input": (2, 0), "grad": (0, 2)}),
+    "gradient": Budget(forward_and_gradient, ONE_BLOCK, {"input": (2, 0), "wanted.grad": (0, 2)}),
     "gradient, fp32": Budget(
-        forward_and_gradient, ONE_BLOCK, {"input": (4, 0), "grad": (0, 4)}, dtype=torch.float32
+        forward_and_gradient,
+        ONE_BLOCK,
+        {"input": (4, 0), "wanted.grad": (0, 4)},
+        dtype=torch.float32,
     ),
-    "gradient, swept": Budget(forward_and_gradient, SWEEP, {"input": (4, 0), "grad": (0, 2)}),
-    # gradient from saved statistics
-    "backward": Budget(backward("input"), SWEEP, {"input": (2, 0), "wanted.input": (0, 2)}),
-    "backward, smoothed": Budget(
-        backward("input"),
-        SWEEP,
-        {"input": (2, 0), "wanted.input": (0, 2)},
-        options=Options(label_smoothing=0.1),
+    "gradient, swept": Budget(
+        forward_and_gradient, SWEEP, {"input": (4, 0), "wanted.grad": (0, 2)}
     ),
+    # gradient from the terms of the rows: one read, whatever the loss
+    **{
+        f"gradient from terms{name}": Budget(
+            gradient("input"), SWEEP, {"input": (2, 0), "wanted.input": (0, 2)}, options=options
+        )
+        for name, options in {
+            "": PLAIN,
+            ", smoothed": Options(label_smoothing=0.1),
+            ", norm": NORMED,
+            ", penalty": PENALISED,
+        }.items()
+    },
     # tables: their own bytes alone, once for z and, for scale, once for its derivative
     "gradient, tables": Budget(
         forward_and_gradient,
         ONE_BLOCK,
-        {"input": (2, 0), "grad": (0, 2), "rows": (4, 0)},
+        {"input": (2, 0), "wanted.grad": (0, 2), "rows": (4, 0)},
         tables=12,
         parts=ALL,
     ),
     "gradient, tables, swept": Budget(
         forward_and_gradient,
         SWEEP,
-        {"input": (4, 0), "grad": (0, 2), "rows": (8, 0)},
+        {"input": (4, 0), "wanted.grad": (0, 2), "rows": (8, 0)},
         tables=20,
         parts=ALL,
     ),
     # 16 rows are 2 chunks: 2/16 of an (N, C) float32 matrix of partial sums for each table
     "backward, all tables learn": Budget(
-        backward("input", *ALL),
+        gradient("input", *ALL),
         ONE_BLOCK,
         {
             "input": (2, 0),
@@ -161,42 +204,39 @@ BUDGETS = {
     "gradient, smoothed": Budget(
         forward_and_gradient,
         ONE_BLOCK,
-        {"input": (2, 0), "grad": (0, 2)},
+        {"input": (2, 0), "wanted.grad": (0, 2)},
         tables=4,
         parts=("weight",),
         options=Options(label_smoothing=0.1),
     ),
     "gradient, smoothed focal, swept": Budget(
-        forward_and_gradient, HEAVY, {"input": (6, 0), "grad": (0, 2)}, options=SMOOTHED_FOCAL
+        forward_and_gradient,
+        HEAVY,
+        {"input": (6, 0), "wanted.grad": (0, 2)},
+        options=SMOOTHED_FOCAL,
     ),
     "gradient, dense": Budget(
         forward_and_gradient,
         ONE_BLOCK,
-        {"input": (2, 0), "grad": (0, 2), "target": (2, 0)},
+        {"input": (2, 0), "wanted.grad": (0, 2), "target": (2, 0)},
         parts=("dense",),
     ),
     "gradient, dense, swept": Budget(
         forward_and_gradient,
         SWEEP,
-        {"input": (4, 0), "grad": (0, 2), "target": (4, 0)},
+        {"input": (4, 0), "wanted.grad": (0, 2), "target": (4, 0)},
         parts=("dense",),
     ),
-    # a norm: one read to measure it; swept rows one more, since the gradient needs a sum over it
+    # a norm: one read to measure it
     "gradient, norm": Budget(
-        forward_and_gradient, ONE_BLOCK, {"input": (4, 0), "grad": (0, 2)}, options=NORMED
+        forward_and_gradient, ONE_BLOCK, {"input": (4, 0), "wanted.grad": (0, 2)}, options=NORMED
     ),
     "gradient, norm, swept": Budget(
-        forward_and_gradient, SWEEP, {"input": (8, 0), "grad": (0, 2)}, options=NORMED
-    ),
-    "backward, norm": Budget(
-        backward("input"), SWEEP, {"input": (6, 0), "wanted.input": (0, 2)}, options=NORMED
+        forward_and_gradient, SWEEP, {"input": (6, 0), "wanted.grad": (0, 2)}, options=NORMED
     ),
     # a penalty: one read for the maximum, one for what lies below it
     "gradient, penalty": Budget(
-        forward_and_gradient, ONE_BLOCK, {"input": (6, 0), "grad": (0, 2)}, options=PENALISED
-    ),
-    "backward, penalty": Budget(
-        backward("input"), SWEEP, {"input": (6, 0), "wanted.input": (0, 2)}, options=PENALISED
+        forward_and_gradient, ONE_BLOCK, {"input": (6, 0), "wanted.grad": (0, 2)}, options=PENALISED
     ),
     # learned perturbation of a class with one row: as the plain loss, whatever the steps
     **{
@@ -224,8 +264,8 @@ BUDGETS = {
         options=LPL,
     ),
     "LPL, loss": Budget(forward, SWEEP, {"input": (2, 0)}, steps=2, options=LPL),
-    "LPL, backward": Budget(
-        backward("input"), ONE_BLOCK, {"input": (2, 0), "wanted.grad": (0, 2)}, steps=2, options=LPL
+    "LPL, gradient": Budget(
+        learned_gradient, ONE_BLOCK, {"input": (2, 0), "wanted.grad": (0, 2)}, steps=2, options=LPL
     ),
     # δ itself is a matrix more
     "LPL, δ": Budget(
@@ -239,7 +279,7 @@ BUDGETS = {
     "LPL, too far": Budget(
         forward_and_gradient,
         ONE_BLOCK,
-        {"input": (2 + 4, 0), "grad": (0, 2), "delta": (4, 4)},
+        {"input": (2 + 4, 0), "wanted.grad": (0, 2), "delta": (4, 4)},
         steps=2,
         options=TOO_FAR,
     ),
@@ -247,7 +287,7 @@ BUDGETS = {
     "LPL, too far, swept": Budget(
         forward_and_gradient,
         SWEEP,
-        {"input": (2 + 4 * 2 + 4, 0), "grad": (0, 2), "delta": (8 * 2 + 8, 4 * 2 + 4)},
+        {"input": (2 + 4 * 2 + 4, 0), "wanted.grad": (0, 2), "delta": (8 * 2 + 8, 4 * 2 + 4)},
         steps=2,
         options=TOO_FAR,
     ),
@@ -256,7 +296,7 @@ BUDGETS = {
         SWEEP,
         {
             "input": (2 + 4 * 2 + 4, 0),
-            "grad": (0, 2),
+            "wanted.grad": (0, 2),
             "delta": (12 * 2 + 8, 4 * 2 + 4),
             "direction": (4 * 2, 4 * 2),
         },
@@ -268,21 +308,37 @@ BUDGETS = {
     "LPL, one class, swept": Budget(
         forward_and_gradient,
         ONE_BLOCK,
-        {"input": (4 * 2 + 2, 0), "grad": (0, 2), "delta": ((4 + 1) * 2 + 4, 2 + 1)},
+        {"input": (4 * 2 + 2, 0), "wanted.grad": (0, 2), "delta": ((4 + 1) * 2 + 4, 2 + 1)},
         steps=2,
         options=LPL,
         parts=("one class",),
     ),
-    # the upstream factor: nothing to do for 1
-    "scale by 1": Budget(scale(1.0), ONE_BLOCK, {}),
-    "scale by 2": Budget(scale(2.0), ONE_BLOCK, {"matrix": (2, 2)}),
+    # another upstream: nothing to do for 1; 16 bits are made anew where scaling would round
+    "scale by 1": Budget(rescale(1.0), ONE_BLOCK, {}, dtype=torch.float32),
+    "scale by 3": Budget(rescale(3.0), ONE_BLOCK, {"matrix": (4, 4)}, dtype=torch.float32),
+    "rescale by 1": Budget(rescale(1.0), ONE_BLOCK, {}),
+    "rescale by 2": Budget(rescale(2.0), ONE_BLOCK, {"grad": (2, 2)}),
+    "rescale by 3": Budget(rescale(3.0), ONE_BLOCK, {"input": (2, 0), "grad": (0, 2)}),
+    "LPL, rescale by 1": Budget(rescale(1.0), ONE_BLOCK, {}, steps=2, options=LPL),
+    "LPL, rescale by 2": Budget(rescale(2.0), ONE_BLOCK, {"matrix": (2, 2)}, steps=2, options=LPL),
+    "LPL, rescale by 3": Budget(
+        rescale(3.0), ONE_BLOCK, {"input": (2, 0), "wanted.grad": (0, 2)}, steps=2, options=LPL
+    ),
+    # reductions: one read each, but for rivals, which are told apart by their sum
+    "size": Budget(reduce(Kind.SIZE), SWEEP, {"input": (2, 0)}, options=NORMED),
+    "mass": Budget(reduce(Kind.MASS), SWEEP, {"input": (2, 0)}),
+    "mass, norm": Budget(reduce(Kind.MASS), SWEEP, {"input": (2, 0)}, options=NORMED),
+    "detail": Budget(reduce(Kind.DETAIL), SWEEP, {"input": (2, 0)}, options=SMOOTHED_FOCAL),
+    "detail, penalty": Budget(reduce(Kind.DETAIL), SWEEP, {"input": (2, 0)}, options=PENALISED),
+    "rivals": Budget(reduce(Kind.RIVALS), SWEEP, {"input": (4, 0)}, options=LPL),
+    "perturbed": Budget(perturb, SWEEP, {"input": (2, 0), "z": (0, 4)}),
 }
 
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every program that shares work of unknown size asks how much there is."""
-    monkeypatch.setattr(backend, "PROGRAMS", 8)
+    monkeypatch.setattr(learned, "PROGRAMS", 8)
 
 
 def measure(run: Callable[[Problem], object], problem: Problem) -> Traffic:
@@ -366,7 +422,7 @@ def test_traffic_of_multilabel_losses(name: str) -> None:
         fields["steps"] = torch.full((classes,), steps, dtype=torch.int32)
     problem = BinaryProblem(logits, target, **fields, options=options)
     with watched() as traffic:
-        backend.binary_cross_entropy(problem, True)
+        backend.binary_forward(problem, True)
     for matrix, (loaded, stored) in matrices.items():
         expected = (loaded * n * classes, stored * n * classes)
         assert traffic.of(matrix) == expected, f"{matrix}: {traffic.of(matrix)}"
@@ -397,7 +453,11 @@ def test_a_group_is_read_six_times(steps: int) -> None:
     traffic = measure(forward_and_gradient, problem)
     logits = n * classes
     allowance = 4 * 256 * n  # the exact classes' own logits and δ
-    for name, per_logit in {"input": (6 * 2, 0), "delta": (4, 4 / n), "grad": (0, 2)}.items():
+    for name, per_logit in {
+        "input": (6 * 2, 0),
+        "delta": (4, 4 / n),
+        "wanted.grad": (0, 2),
+    }.items():
         for found, expected in zip(traffic.of(name), per_logit, strict=True):
             assert 0 <= found - expected * logits <= allowance, name
     assert 0 < traffic.loaded["move_tail", "input"] == 3 * 2 * logits
@@ -429,7 +489,7 @@ def copy(source, destination, count, BLOCK: tl.constexpr):
 def test_the_count_is_that_of_the_mask() -> None:
     source, destination = torch.arange(10.0), torch.zeros(10)
     with watched() as traffic:
-        backend._launch(copy, (1,), source, destination, 7, BLOCK=16)
+        launching.launch(copy, (1,), source, destination, 7, BLOCK=16)
     assert traffic.of("source") == (28, 0)
     assert traffic.of("destination") == (0, 28)
     assert destination.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 0, 0]
@@ -438,4 +498,4 @@ def test_the_count_is_that_of_the_mask() -> None:
 def test_an_access_outside_is_caught() -> None:
     """One element more than the tensor has, though the memory behind it is there."""
     with watched(), pytest.raises(Exception, match="copy touches 1 elements outside"):
-        backend._launch(copy, (1,), torch.arange(10.0)[:7], torch.zeros(10), 8, BLOCK=16)
+        launching.launch(copy, (1,), torch.arange(10.0)[:7], torch.zeros(10), 8, BLOCK=16)

@@ -18,7 +18,7 @@ import torch
 from triton.runtime.interpreter import InterpreterBuilder
 
 from lpl_fused import testing
-from lpl_fused.backends import load
+from lpl_fused.backends.triton import launching
 
 
 class OutsideError(Exception):
@@ -89,8 +89,7 @@ class Traffic:
 def watched() -> Iterator[Traffic]:
     """Counts what the Triton backend's kernels do, and raises OutsideError where they may not."""
     traffic = Traffic()
-    backend = load("triton")
-    launch = backend._launch
+    launch = launching.launch
     masked_load = InterpreterBuilder.create_masked_load
     masked_store = InterpreterBuilder.create_masked_store
 
@@ -107,7 +106,7 @@ def watched() -> Iterator[Traffic]:
         return masked_store(builder, pointers, value, mask, *rest)
 
     with (
-        mock.patch.object(backend, "_launch", launched),
+        mock.patch.object(launching, "launch", launched),
         mock.patch.object(InterpreterBuilder, "create_masked_load", loaded),
         mock.patch.object(InterpreterBuilder, "create_masked_store", stored),
     ):

@@ -179,6 +179,7 @@ std::vector<std::string> usable_isas() {
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Vectorised row kernels; called through lpl_fused.backends.cpp.";
   m.def("fields", &fields, "What is read of each tuple: [(name, what switches it off)].");
+  m.def("numbers", &lpl::numbers, "What the numbers of a row are called, in their order.");
   lpl::define_paths<lpl::Feature, lpl::Output>(m, "paths", "serves", lpl::kPaths);
   lpl::define_paths<lpl::BinaryFeature, lpl::BinaryOutput>(m, "binary_paths", "binary_serves",
                                                            lpl::kBinaryPaths);

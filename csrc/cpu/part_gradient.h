@@ -136,7 +136,7 @@ class PartGradient {
     const Terms<Acc>& terms = rows_.terms(i);
     const T* row = call_.logits(i);
     penalty_.at(row, lo, terms.top, double(upstream) * terms.each, push_.data());
-    const Acc raise = upstream * terms.raise, top = terms.top;
+    const Acc raise = upstream * terms.raises, top = terms.top;
     const T* u = row + lo;
     const Acc* push = push_.data();
     Acc* d = d_.data();

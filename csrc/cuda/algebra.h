@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../lpl_math.h"
+#include "../numbers.h"
 #include "call.h"
 
 namespace lpl {
@@ -12,21 +13,40 @@ namespace lpl {
 template <typename Acc>
 struct Row {
   i64 index;
-  int label, other;
-  bool live;     // else it counts nothing
-  bool outside;  // its label or row index is out of range
+  int label, other;  // their columns, which may lie elsewhere (Algebra::has)
+  bool live;         // else it counts nothing
+  bool outside;      // its label or row index is out of range
   Acc hard, other_hard, uniform, margin;
   const Acc *extra, *delta;  // (C,), null where there is none
   Acc factor, length, bend;  // its norm: logits are `factor` times as long
 };
 
-// What the gradient of a row's columns is made of:
-// dL/dz_j = e^(z_j − shift)·strength − uniform·w_j·φ'(ℓ_j), plus or (one label) replaced by `part`
-// at the label and `other_part` at the other one; ℓ_j = log_total − (z_j − shift).
 template <typename Acc>
-struct Terms {
-  Acc shift, log_total, strength, uniform, part, other_part;
-};
+LPL_DEVICE inline Terms<Acc> terms_of(const Call& call, i64 i) {
+  return static_cast<const Terms<Acc>*>(call.scratch.terms)[i];
+}
+
+// The upstream gradient of row i's loss.
+template <typename Acc>
+LPL_DEVICE inline Acc upstream_of(const Call& call, i64 i) {
+  const Acc* given = static_cast<const Acc*>(call.out.grad_rows);
+  if (given) return given[i * call.out.grad_rows_stride];
+  const Acc upstream = call.out.norm ? 1 / *static_cast<const Acc*>(call.out.norm) : Acc(1);
+  return call.scratch.factor ? upstream * factor_of<Acc>(call, i) : upstream;
+}
+
+// The terms of a row's gradient for an upstream of 1, times another.
+template <typename Acc>
+LPL_DEVICE inline Terms<Acc> scaled(Terms<Acc> t, Acc upstream) {
+  t.strength *= upstream;
+  t.uniform *= upstream;
+  t.part *= upstream;
+  t.other_part *= upstream;
+  t.along *= upstream;
+  t.raises *= upstream;
+  t.each *= upstream;
+  return t;
+}
 
 template <typename Acc>
 LPL_DEVICE inline Acc finite_shift(Acc top) {
@@ -39,7 +59,11 @@ class Algebra {
  public:
   using Acc = typename AccumulateOf<T>::type;
 
-  LPL_DEVICE explicit Algebra(const Call& call) : p(call.p), call_(call), c(int(call.p.c)) {
+  LPL_DEVICE explicit Algebra(const Call& call)
+      : p(call.p),
+        call_(call),
+        c(int(call.p.c)),
+        classes(call.p.classes ? call.p.classes : call.p.c) {
     spread = !Bare && (p.dense || p.smoothing || p.label_smoothing > 0);
     one_label = Bare || (!spread && !p.other);
   }
@@ -51,6 +75,7 @@ class Algebra {
   LPL_DEVICE const T* logits(i64 i) const {
     return static_cast<const T*>(p.input) + i * p.row_stride;
   }
+  LPL_DEVICE bool has(int column) const { return unsigned(column) < unsigned(c); }
   LPL_DEVICE bool normed() const { return !Bare && p.norm_p > 0; }
   LPL_DEVICE bool penalised() const { return !Bare && p.penalty != Penalty::none; }
 
@@ -63,7 +88,7 @@ class Algebra {
     Acc share = p.sample_weight ? table(p.sample_weight)[i] : Acc(1);
     bool ignored = false, outside = false;
     if (p.target) r.label = column(p.target[i], ignored, outside);
-    i64 place = r.label;
+    i64 place = r.label + p.first;
     if (!Bare && p.row_index) {
       place = p.row_index[i];
       if (place < 0 || place >= p.row_count) {
@@ -92,7 +117,7 @@ class Algebra {
       split(r.other, second, r.other_hard, other_uniform);
       r.uniform += other_uniform;
     }
-    if (!Bare && p.rows) r.extra = table(p.rows) + place * p.c;
+    if (!Bare && p.rows) r.extra = table(p.rows) + place * classes;
     if (!Bare && p.margin && p.target) r.margin = table(p.margin)[r.label];
     if (delta) r.delta = delta + (call_.out.slot ? call_.out.slot[i] : i) * p.c;
     return r;
@@ -143,7 +168,8 @@ class Algebra {
     Acc weight = 1;
     if (p.dense) {
       const Acc smoothing = Acc(p.label_smoothing);
-      weight = probability(r.index * p.dense_stride + j) * (1 - smoothing) + smoothing / Acc(p.c);
+      weight = probability(r.index * p.dense_stride + j) * (1 - smoothing);
+      weight += smoothing / Acc(classes);
     }
     return p.weight ? weight * table(p.weight)[j] : weight;
   }
@@ -160,10 +186,9 @@ class Algebra {
     return dz;
   }
 
-  // (loss of a row, Terms of its gradient times `upstream`) where all its weight is on one label;
-  // masses of its softmax in units of e^shift: `own` = e^lift of the label, `rest` of the others.
-  LPL_DEVICE Acc of_label(const Row<Acc>& r, Acc lift, Acc rest, Acc shift, Acc upstream,
-                          Terms<Acc>& t) const {
+  // The loss of a row and the softmax's Terms where all its weight is on one label; masses in units
+  // of e^shift: `own` = e^lift of the label, `rest` of the others.
+  LPL_DEVICE Acc of_label(const Row<Acc>& r, Acc lift, Acc rest, Acc shift, Terms<Acc>& t) const {
     const Acc own = std::exp(lift), total = own + rest;
     const Acc ell = cross_entropy_of(lift, own, rest);
     const PhiValue<Acc> at = phi(ell);
@@ -173,12 +198,13 @@ class Algebra {
     Acc slope = r.hard * at.slope, value = r.hard * at.value;
     t.part = -slope * (rest / total);
     if (!Bare && p.z_loss > 0) pressure(r.hard, shift + t.log_total, own / total, value, slope, t);
-    return finished(value, slope, total, upstream, t);
+    t.strength = slope / total;
+    return value;
   }
 
   // The same for any other target, from Σ_j w_j (φ(ℓ_j), φ'(ℓ_j), 1) and the labels' z − shift.
   LPL_DEVICE Acc of_target(const Row<Acc>& r, const Acc* gap, Acc total, const Acc* sums, Acc shift,
-                           Acc upstream, Terms<Acc>& t) const {
+                           Terms<Acc>& t) const {
     t.shift = shift;
     t.log_total = std::log(total);
     // where nothing is spread the infinite loss of a masked class does not count
@@ -194,17 +220,17 @@ class Algebra {
       weight += hard[k];
     }
     if (p.z_loss > 0) pressure(weight, shift + t.log_total, Acc(0), value, slope, t);
-    t.uniform = r.uniform * upstream;
-    t.other_part *= upstream;
-    return finished(value, slope, total, upstream, t);
+    t.uniform = r.uniform;
+    t.strength = slope / total;
+    return value;
   }
 
  private:
   LPL_DEVICE int column(i64 label, bool& ignored, bool& outside) const {
     ignored = label == p.ignore_index;
-    if (label >= 0 && label < p.c && !ignored) return int(label);
-    outside = !ignored;
-    return 0;
+    outside = !ignored && (label < 0 || label >= classes);
+    // what names no class reads the tables of the first one
+    return int(ignored || outside ? -p.first : label - p.first);
   }
 
   // What a label that has this share of the row's weight keeps, and what it spreads.
@@ -214,7 +240,7 @@ class Algebra {
     if (!spread) return;
     const Acc epsilon = p.smoothing ? table(p.smoothing)[label] : Acc(p.label_smoothing);
     hard *= 1 - epsilon;
-    uniform = share * epsilon / Acc(p.c);
+    uniform = share * epsilon / Acc(classes);
   }
 
   LPL_DEVICE Acc probability(i64 at) const {
@@ -235,16 +261,11 @@ class Algebra {
     t.part += push * share;
   }
 
-  LPL_DEVICE static Acc finished(Acc value, Acc slope, Acc total, Acc upstream, Terms<Acc>& t) {
-    t.strength = slope / total * upstream;
-    t.part *= upstream;
-    return value;
-  }
-
   const Call& call_;
 
  public:
-  const int c;
+  const int c;        // columns here
+  const i64 classes;  // in all
 };
 
 }  // namespace lpl

@@ -1,14 +1,16 @@
 // What is summed over the rows of a batch, in a fixed order: the mean's normaliser, the loss, the
-// gradients of scale and offset; and a finished gradient times its upstream.
+// gradients of scale and offset.
 #pragma once
 
-#include "rows.h"
+#include "gradient.h"
 
 namespace lpl {
 
 // out.norm and scratch.penalty_weight from labels and weights.
-template <typename Acc>
+template <typename A>
 struct NormBody {
+  using Acc = A;
+
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64) {
     const Problem& p = call.p;
@@ -50,8 +52,10 @@ struct NormBody {
 };
 
 // out.loss = Σ losses / norm
-template <typename Acc>
+template <typename A>
 struct LossBody {
+  using Acc = A;
+
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64) {
     const Acc* losses = static_cast<const Acc*>(call.scratch.losses);
@@ -64,8 +68,8 @@ struct LossBody {
   }
 };
 
-// Partial sums of dL/d scale and dL/d offset over a chunk of rows, from the Terms that RowBody
-// left: team i has a tile of the columns of one chunk.
+// Partial sums of dL/d scale and dL/d offset over a chunk of rows, from their Terms: team i has a
+// tile of the columns of one chunk.
 template <typename T>
 struct TableBody {
   using Shared = Nothing;
@@ -85,13 +89,12 @@ struct TableBody {
     for (int j = first + team.rank(); j < last; j += team.size()) {
       Acc scale = 0, offset = 0;
       for (i64 k = begin; k < end && k < call.p.n; ++k) {
-        Row<Acc> row = algebra.row(k, nullptr);
+        Row<Acc> row = algebra.row(k, static_cast<const Acc*>(out.delta));
         if (!row.live) continue;
-        const Acc* from = static_cast<const Acc*>(call.scratch.terms) + 8 * k;
-        const Terms<Acc> terms = {from[0], from[1], from[2], from[3], from[4], from[5]};
-        row.factor = from[6];
+        const Terms<Acc> t = scaled(terms_of<Acc>(call, k), upstream_of<Acc>(call, k));
+        row.factor = t.factor;
         const Acc u = load(algebra.logits(k)[j]), z = algebra.perturbed(u, j, row);
-        const Acc dz = algebra.gradient(z, std::exp(z - terms.shift), j, row, terms);
+        const Acc dz = algebra.gradient(z, std::exp(z - t.shift), j, row, t);
         offset += algebra.to_offset(dz);
         scale += algebra.to_offset(dz) * algebra.bounded(u, row);
       }
@@ -99,27 +102,6 @@ struct TableBody {
       if (out.grad_scale) static_cast<Acc*>(out.grad_scale)[at] = scale;
       if (out.grad_offset) static_cast<Acc*>(out.grad_offset)[at] = offset;
     }
-  }
-};
-
-// out.grad ← out.grad_rows·out.grad, in place; nothing to do where the factor is 1.
-template <typename T>
-struct ScaleBody {
-  using Shared = Nothing;
-  using Acc = typename AccumulateOf<T>::type;
-
-  template <typename Team>
-  LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
-    const Acc factor = static_cast<const Acc*>(call.out.grad_rows)[i * call.out.grad_rows_stride];
-    if (factor == 1) return;
-    T* row = static_cast<T*>(call.out.grad) + i * call.p.c;
-    const Pieces<Team, T> pieces(team, row, int(call.p.c));
-    pieces.visit([&](int first, const Acc* u) {
-      Acc x[pieces.kSize];
-#pragma unroll
-      for (int v = 0; v < pieces.kSize; ++v) x[v] = u[v] * factor;
-      pieces.write(row, first, x);
-    });
   }
 };
 

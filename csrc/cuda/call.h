@@ -4,6 +4,8 @@
 // 16-bit types of their own.
 #pragma once
 
+#include <cmath>
+
 #include "../row.h"
 
 #if defined(__CUDACC__)
@@ -18,26 +20,36 @@ namespace lpl {
 
 using i64 = int64_t;
 
-// Buffers that the launcher's caller allocates; null where a call does not need them. Rows by class:
-// those of row i's are order[begin[i] : begin[i] + counts[i]]. A partial sum of grad_scale and
-// grad_offset is over `chunk` rows, so that there are ⌈N/chunk⌉ of each.
-#define LPL_SCRATCH(X)                                                                           \
-  X(void*, losses, nullptr) /* (N,) Acc */                                                       \
-  X(void*, penalty_weight, nullptr) /* one Acc: out.norm over the number of rows that count */   \
-  X(void*, terms, nullptr) /* (N, 8) Acc: Terms of every row */                                  \
-  X(const int64_t*, order, nullptr)                                                              \
-  X(const int64_t*, begin, nullptr)                                                              \
-  X(const int64_t*, counts, nullptr)                                                             \
-  X(int32_t*, outcome, nullptr) /* (N,) Outcome */                                               \
-  X(void*, groups, nullptr) /* Group::bytes, null where that is 0 */                             \
-  X(void*, rowwise, nullptr) /* (N, 3) Acc: shift, 1/Σ, norm's factor in a step; Group's lift */ \
-  X(void*, direction, nullptr) /* (N, C) Acc, where steps are normalised */                      \
-  X(int64_t, chunk, 1)
+// Buffers that the launcher's caller allocates; null where a call does not need them. Rows by
+// class: those of row i's are order[begin[i] : begin[i] + counts[i]]. A partial sum of grad_scale
+// and grad_offset is over `chunk` rows, so that there are ⌈N/chunk⌉ of each. A finished gradient is
+// multiplied by `factor`.
+#define LPL_SCRATCH(X)                                                                             \
+  X(void*, losses, nullptr)         /* (N,) Acc */                                                 \
+  X(void*, penalty_weight, nullptr) /* one Acc: out.norm over the number of rows that count */     \
+  X(void*, terms, nullptr)          /* (N,) Terms<Acc> */                                          \
+  X(const int64_t*, order, nullptr)                                                                \
+  X(const int64_t*, begin, nullptr)                                                                \
+  X(const int64_t*, counts, nullptr)                                                               \
+  X(int32_t*, outcome, nullptr) /* (N,) Outcome */                                                 \
+  X(void*, groups, nullptr)     /* Group::bytes, null where that is 0 */                           \
+  X(void*, rowwise, nullptr)   /* (N, 3) Acc: shift, 1/Σ, norm's factor in a step; Group's lift */ \
+  X(void*, direction, nullptr) /* (N, C) Acc, where steps are normalised */                        \
+  X(int64_t, chunk, 1)                                                                             \
+  X(const void*, factor, nullptr)    /* (N,) Acc */                                                \
+  X(int64_t, factor_stride, 0)       /* 0 or 1 */                                                  \
+  X(void*, part, nullptr)            /* (N,) of the part's numbers, double: ../numbers.h */        \
+  X(const void*, threshold, nullptr) /* (N,) Acc, of heads */                                      \
+  X(void*, powers, nullptr)          /* (N, kOrder) double, of the tail */                         \
+  X(int32_t*, head_columns, nullptr) /* (N, heads_of), -1 where there is none */                   \
+  X(void*, head_logits, nullptr)     /* the same, Acc */                                           \
+  X(void*, perturbed, nullptr)       /* (N, C) Acc, z */
 
 struct Scratch {
   LPL_SCRATCH(LPL_FIELD)
   int round = 0;            // of the kernels of groups
   bool only_delta = false;  // the solver leaves loss and gradient to RowBody, whose δ it makes
+  bool anew = false;        // kernels have nothing to do unless `factor` rounds a gradient again
 };
 
 // What the solver made of a row.
@@ -55,6 +67,26 @@ struct Call {
   Outputs out;
   Scratch scratch;
 };
+
+template <typename Acc>
+LPL_DEVICE inline Acc factor_of(const Call& call, i64 i) {
+  return static_cast<const Acc*>(call.scratch.factor)[i * call.scratch.factor_stride];
+}
+
+// Whether 16-bit numbers times this are not rounded again: it is a power of two, or leaves nothing
+// to round.
+template <typename Acc>
+LPL_DEVICE inline bool keeps_digits(Acc factor) {
+  int exponent;
+  const Acc digits = std::fabs(std::frexp(factor, &exponent));
+  return digits == Acc(0.5) || !(digits > 0 && digits < 1);
+}
+
+// Whether all kernels of a call have nothing to do.
+template <typename Acc>
+LPL_DEVICE inline bool spared(const Call& call) {
+  return call.scratch.anew && keeps_digits(factor_of<Acc>(call, 0));
+}
 
 struct Nothing {};  // Body::Shared, a block's own memory, of bodies that need none
 

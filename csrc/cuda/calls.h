@@ -9,8 +9,9 @@
 #include "batch.h"
 #include "group_steps.h"
 #include "group_tail.h"
+#include "kernels.h"
 #include "paths.h"
-#include "solver.h"
+#include "reduce.h"
 #include "steps.h"
 
 namespace lpl {
@@ -68,39 +69,63 @@ void take_steps(Launcher& launch, const Call& call) {
   launch.rows(StepsBody<T>(), call, call.p.n, call.p.c * i64(sizeof(T)), false);
 }
 
-template <typename Launcher>
-void learned_perturbation(Launcher& launch, const Call& call) {
-  for_type(call.p.dtype,
-           [&](auto type) { take_steps<typename decltype(type)::type>(launch, call); });
-}
-
-// The loss of every row, its gradients, and what is summed over the batch, as far as wanted.
-template <typename Launcher>
+// The loss of every row, its terms and its gradient, and what is summed over the batch, as far as
+// wanted.
+template <typename T, typename Launcher>
 void cross_entropy(Launcher& launch, Call call) {
+  using Acc = typename AccumulateOf<T>::type;
   const Problem& p = call.p;
-  for_type(p.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    using Acc = typename AccumulateOf<T>::type;
-    if (call.out.norm) launch.once(NormBody<Acc>(), call);
-    if (p.steps) {
-      call.scratch.only_delta = !serves(kSolvedPath, call);
-      take_steps<T>(launch, call);
-      if (call.scratch.only_delta) call.scratch.outcome = nullptr;
-    }
-    launch_rows<RowBody, T>(launch, call);
-    if (call.out.loss) launch.once(LossBody<Acc>(), call);
-    if (!call.out.grad_scale && !call.out.grad_offset) return;
-    const i64 chunks = (p.n + call.scratch.chunk - 1) / call.scratch.chunk;
-    const i64 bytes = p.c * i64(sizeof(T));
-    launch.rows(TableBody<T>(), call, chunks * TableBody<T>::tiles(p.c), bytes, false);
-  });
+  if (call.out.norm) launch.once(NormBody<Acc>(), call);
+  if (p.steps) {
+    call.scratch.only_delta = !serves(kSolvedPath, call);
+    take_steps<T>(launch, call);
+    if (call.scratch.only_delta) call.scratch.outcome = nullptr;
+  }
+  launch_rows<RowBody, T>(launch, call);
+  if (call.out.loss) launch.once(LossBody<Acc>(), call);
+}
+
+// The gradients of rows whose terms are known, as far as wanted.
+template <typename T, typename Launcher>
+void gradient(Launcher& launch, const Call& call) {
+  const Problem& p = call.p;
+  const Outputs& out = call.out;
+  if (out.grad || out.grad_perturbed || out.grad_margin) launch_rows<GradientBody, T>(launch, call);
+  if (!out.grad_scale && !out.grad_offset) return;
+  const i64 chunks = (p.n + call.scratch.chunk - 1) / call.scratch.chunk;
+  const i64 bytes = p.c * i64(sizeof(T));
+  launch.rows(TableBody<T>(), call, chunks * TableBody<T>::tiles(p.c), bytes, false);
+}
+
+// A finished gradient times a factor. One of 16 bits is made anew where that would round it again:
+// from its terms, or where these are not known from the logits, with all steps.
+template <typename T, typename Launcher>
+void rescale(Launcher& launch, Call call) {
+  if (call.scratch.terms) return gradient<T>(launch, call);
+  launch.rows(ScaleBody<T>(), call, call.p.n, call.p.c * i64(sizeof(T)), false);
+  if (sizeof(T) != 2) return;
+  call.scratch.anew = true;
+  cross_entropy<T>(launch, call);
 }
 
 template <typename Launcher>
-void scale_rows(Launcher& launch, const Call& call) {
+void run(Launcher& launch, Work work, Call call) {
   for_type(call.p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    launch.rows(ScaleBody<T>(), call, call.p.n, call.p.c * i64(sizeof(T)), false);
+    const i64 n = call.p.n, bytes = call.p.c * i64(sizeof(T));
+    switch (work) {
+      case Work::cross_entropy: return cross_entropy<T>(launch, call);
+      case Work::learned_perturbation:
+        call.scratch.only_delta = true;
+        return take_steps<T>(launch, call);
+      case Work::size: return launch.rows(SizeBody<T>(), call, n, bytes, true);
+      case Work::mass: return launch_rows<MassBody, T>(launch, call);
+      case Work::detail: return launch.rows(DetailBody<T>(), call, n, bytes, true);
+      case Work::rivals: return launch.rows(RivalsBody<T>(), call, n, bytes, true);
+      case Work::perturbed: return launch.rows(PerturbedBody<T>(), call, n, bytes, false);
+      case Work::gradient: return gradient<T>(launch, call);
+      case Work::rescale: return rescale<T>(launch, call);
+    }
   });
 }
 

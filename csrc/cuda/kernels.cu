@@ -22,6 +22,7 @@ constexpr int blocks_beside() {
 template <typename Body>
 __global__ void __launch_bounds__(kThreads, blocks_beside<typename Body::Acc>())
     row_kernel(const __grid_constant__ Call call, int blocks, bool staged) {
+  if (spared<typename Body::Acc>(call)) return;
   __shared__ Exchange exchange;
   __shared__ typename Body::Shared shared;
   extern __shared__ __align__(16) char stage[];
@@ -34,6 +35,7 @@ __global__ void __launch_bounds__(kThreads, blocks_beside<typename Body::Acc>())
 
 template <typename Body>
 __global__ void __launch_bounds__(kThreads) batch_kernel(const __grid_constant__ Call call) {
+  if (spared<typename Body::Acc>(call)) return;
   __shared__ Exchange exchange;
   Team team(&exchange, nullptr, nullptr, 1);
   Body::run(team, call, 0);
@@ -110,19 +112,9 @@ class Launcher {
 
 }  // namespace
 
-void cross_entropy(const Call& call, uintptr_t stream) {
+void run(Work work, const Call& call, uintptr_t stream) {
   Launcher launch(stream);
-  cross_entropy(launch, call);
-}
-
-void learned_perturbation(const Call& call, uintptr_t stream) {
-  Launcher launch(stream);
-  learned_perturbation(launch, call);
-}
-
-void scale_rows(const Call& call, uintptr_t stream) {
-  Launcher launch(stream);
-  scale_rows(launch, call);
+  run(launch, work, call);
 }
 
 int64_t group_bytes(int64_t n, int64_t c, int dtype) {

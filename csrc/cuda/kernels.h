@@ -5,11 +5,25 @@
 
 namespace lpl {
 
-// Every function queues its kernels on `stream` of the current device and returns at once. Throws
-// std::runtime_error where CUDA refuses a launch.
-void cross_entropy(const Call& call, uintptr_t stream);
-void learned_perturbation(const Call& call, uintptr_t stream);
-void scale_rows(const Call& call, uintptr_t stream);
+// What is done with a call, each a function of the module.
+#define LPL_WORK(X)       \
+  X(cross_entropy)        \
+  X(learned_perturbation) \
+  X(size)                 \
+  X(mass)                 \
+  X(detail)               \
+  X(rivals)               \
+  X(perturbed)            \
+  X(gradient)             \
+  X(rescale)
+
+#define LPL_ENUMERATOR(name) name,
+enum class Work { LPL_WORK(LPL_ENUMERATOR) };
+#undef LPL_ENUMERATOR
+
+// Queues kernels on `stream` of the current device and returns at once. Throws std::runtime_error
+// where CUDA refuses a launch.
+void run(Work work, const Call& call, uintptr_t stream);
 
 // Bytes that Scratch::groups wants for (n, c) logits of the DType `dtype`, 0 if none.
 int64_t group_bytes(int64_t n, int64_t c, int dtype);

@@ -2,17 +2,21 @@
 #pragma once
 
 #include "../paths.h"
+#include "kernels.h"
 
 namespace lpl {
 namespace {
 
 constexpr Path kLossPath = {"loss", kEverything | kThrough, kLoss | kDelta};
 // gradients do not go through the steps
-constexpr Path kRowPath = {"rows", kEverything, kLoss | kGrad | kTableGrads | kDelta};
+constexpr Path kRowPath = {"rows", kEverything, kLoss | kGrad | kDelta};
+
+// Sums over some columns, and gradients of rows that are settled.
+constexpr Path kPartPath = {"parts", kEverything | kPart, kLoss | kGrad | kTableGrads | kDelta};
 
 // Labels, their weights and φ, learned perturbation or not.
 constexpr Path kBarePath = {
-    "bare", kWeighing | kLearning | kThrough,
+    "bare", kWeighing | kLearning | kThrough | kPart,
     kLoss | kGrad | kDelta | set_of(Output::grad_scale, Output::grad_offset)};
 
 // The solver has all that is wanted of a row, not only its δ.
@@ -21,7 +25,13 @@ constexpr Path kSolvedPath = {"solved rows",
                                   kLearning | kThrough | kPenalty,
                               kRowPath.outputs};
 
-constexpr const Path* kPaths[] = {&kLossPath, &kRowPath, &kBarePath, &kSolvedPath};
+constexpr const Path* kPaths[] = {&kLossPath, &kRowPath, &kPartPath, &kBarePath, &kSolvedPath};
+
+// What has to serve all that a call has and wants.
+inline const Path& path_of(Work work, uint64_t wanted) {
+  if (work != Work::cross_entropy && work != Work::learned_perturbation) return kPartPath;
+  return (wanted & ~kLossPath.outputs) == 0 ? kLossPath : kRowPath;
+}
 
 }  // namespace
 }  // namespace lpl

@@ -45,9 +45,7 @@ class Pieces {
   template <typename F>
   LPL_DEVICE void visit(F f) const {
     for (int k = begin_ + team_.place(); k < end_; k += team_.places()) {
-      const Line here = stage_     ? stage_[k - begin_]
-                        : whole(k) ? *line(row_, k)
-                                   : inside_of(k);
+      const Line here = stage_ ? stage_[k - begin_] : whole(k) ? *line(row_, k) : inside_of(k);
       Acc u[kSize];
 #pragma unroll
       for (int v = 0; v < kSize; ++v) u[v] = load(here.value[v]);

@@ -9,17 +9,24 @@ namespace lpl {
 // rest = Σ e^(z_j − top) of some columns; where weights are spread over all columns also mass = Σ
 // w_j and pull = Σ w_j·(z_j − top).
 template <typename Acc>
-struct Sums {
+struct RowSums {
   Acc top, rest, mass, pull;
 };
 
 template <typename Acc>
-LPL_DEVICE inline Sums<Acc> no_columns() {
+LPL_DEVICE inline RowSums<Acc> no_columns() {
   return {Acc(-INFINITY), 0, 0, 0};
 }
 
+// Sums over the columns of a spread target.
 template <typename Acc>
-LPL_DEVICE inline Sums<Acc> joined(const Sums<Acc>& a, const Sums<Acc>& b) {
+struct OfPhi {
+  Acc value, slope, mass;
+  double along;
+};
+
+template <typename Acc>
+LPL_DEVICE inline RowSums<Acc> joined(const RowSums<Acc>& a, const RowSums<Acc>& b) {
   const Acc top = a.top > b.top ? a.top : b.top, shift = finite_shift(top);
   return {top, a.rest * std::exp(a.top - shift) + b.rest * std::exp(b.top - shift), a.mass + b.mass,
           a.pull + a.mass * (finite_shift(a.top) - shift) + b.pull +
@@ -47,21 +54,30 @@ class TeamRow {
         call_(call),
         a_(algebra),
         row_(row),
-        pieces_(team, algebra.logits(row.index), algebra.c) {
-    if (a_.normed()) measure(team, a_, pieces_, row_);
-    if (!a_.penalised()) return;
-    push_.prepare(team, a_.p, pieces_);
-    // no weight touches a penalty, whose mean is over the rows that count
-    const void* weight = call.scratch.penalty_weight;
-    if (weight) push_.weigh(*static_cast<const Acc*>(weight));
-  }
+        pieces_(team, algebra.logits(row.index), algebra.c),
+        penalty_(0) {}
 
   LPL_DEVICE const Here& pieces() const { return pieces_; }
 
-  LPL_DEVICE Acc upstream() const {
-    const Acc* factors = static_cast<const Acc*>(call_.out.grad_rows);
-    if (factors) return factors[row_.index * call_.out.grad_rows_stride];
-    return call_.out.norm ? 1 / *static_cast<const Acc*>(call_.out.norm) : Acc(1);
+  // Measures the row's norm, which its logits are then of, and its penalty.
+  LPL_DEVICE Terms<Acc> measured() {
+    if (a_.normed()) measure(team_, a_, pieces_, row_);
+    Terms<Acc> t{};
+    t.factor = row_.factor;
+    t.length = row_.length;
+    t.bend = row_.bend;
+    if (!a_.penalised()) return t;
+    const Top<Acc> peak = top_of(team_, pieces_);
+    const PhiValue<double> sum = penalties_of(team_, a_.p, peak.top, pieces_);
+    // no weight touches a penalty, whose mean is over the rows that count
+    const void* weight = call_.scratch.penalty_weight;
+    const double share =
+        (weight ? double(*static_cast<const Acc*>(weight)) : 1) / double(a_.classes);
+    penalty_ = Acc(sum.value * share);
+    t.top = peak.top;
+    t.each = Acc(share / a_.p.penalty_unit);
+    t.raises = Acc(sum.slope / double(peak.ties) * share / a_.p.penalty_unit);
+    return t;
   }
 
   // f(j, z_j, v) for the existing columns of a piece.
@@ -79,15 +95,16 @@ class TeamRow {
         [&](int first, const Acc* u) { columns(first, u, [&](int j, Acc z, int) { f(j, z); }); });
   }
 
-  // Sums without column `skip` (or −1), with mass and pull if `weigh`.
-  LPL_DEVICE Sums<Acc> sums(int skip, bool weigh) {
-    Sums<Acc> s = no_columns<Acc>();
+  // Sums without column `skip` (or −1), with mass and pull if `weigh`, beside a logit of `top`.
+  LPL_DEVICE RowSums<Acc> sums(int skip, bool weigh, Acc top = -INFINITY) {
+    RowSums<Acc> s = {top, 0, 0, 0};
     Acc lost = 0;  // a thread may have thousands of columns
     pieces_.visit([&](int first, const Acc* u) {
       Acc z[kSize], top = s.top;
 #pragma unroll
       for (int v = 0; v < kSize; ++v) z[v] = -INFINITY;
-      columns(first, u, [&](int, Acc value, int v) {
+      columns(first, u, [&](int j, Acc value, int v) {
+        if (j == skip) return;
         z[v] = value;
         if (value > top) top = value;
       });
@@ -102,10 +119,7 @@ class TeamRow {
       }
       Acc rest = 0;
 #pragma unroll
-      for (int v = 0; v < kSize; ++v) {
-        const Acc e = std::exp(z[v] - shift);
-        rest += first + v == skip ? Acc(0) : e;
-      }
+      for (int v = 0; v < kSize; ++v) rest += std::exp(z[v] - shift);
       add(s.rest, lost, rest);
       if (!weigh) return;
       columns(first, u, [&](int j, Acc, int v) {
@@ -115,35 +129,63 @@ class TeamRow {
         if (w != 0 || !a_.p.dense) s.pull += w * (z[v] - shift);
       });
     });
-    return team_.reduce(s, [](const Sums<Acc>& a, const Sums<Acc>& b) { return joined(a, b); });
+    return team_.reduce(s,
+                        [](const RowSums<Acc>& a, const RowSums<Acc>& b) { return joined(a, b); });
   }
 
-  // The loss of the row, and its gradient's Terms times `upstream`.
-  LPL_DEVICE Acc loss(const Sums<Acc>& s, Acc upstream, Terms<Acc>& t) {
+  // The loss of the row, and its softmax's Terms.
+  LPL_DEVICE Acc loss(Terms<Acc>& t) {
+    Acc own = -INFINITY;
+    if (a_.p.target) own = a_.logit(row_.label, row_);
+    if (a_.one_label) {
+      // without the label's own mass, so that 1 − p keeps its digits
+      const RowSums<Acc> s = sums(row_.label, false, own);
+      const Acc shift = finite_shift(s.top);
+      return a_.of_label(row_, own - shift, s.rest, shift, t);
+    }
+    const bool by_log = a_.p.phi == Phi::log;
+    const RowSums<Acc> s = sums(-1, a_.spread && by_log);
     const Acc shift = finite_shift(s.top);
-    Acc gap[2] = {0, 0};
-    if (a_.p.target) gap[0] = a_.logit(row_.label, row_) - shift;
-    if (a_.one_label) return a_.of_label(row_, gap[0], s.rest, shift, upstream, t);
+    Acc gap[2] = {own - shift, 0};
     if (a_.p.other) gap[1] = a_.logit(row_.other, row_) - shift;
     Acc of_all[3] = {s.mass * std::log(s.rest) - s.pull, s.mass, s.mass};
-    if (a_.spread && a_.p.phi != Phi::log) sum_phi(shift, std::log(s.rest), of_all);
-    return a_.of_target(row_, gap, s.rest, of_all, shift, upstream, t);
+    if (a_.spread && !by_log) {
+      const OfPhi<Acc> sum = sum_phi(shift, std::log(s.rest));
+      of_all[0] = sum.value;
+      of_all[1] = sum.slope;
+      of_all[2] = sum.mass;
+    }
+    return a_.of_target(row_, gap, s.rest, of_all, shift, t);
   }
 
-  // All that is wanted of the gradient, from dz(j, z_j).
+  // Σ dL/dT_j·u_j/n over the columns, from dz(j, z_j); 0 without a norm.
   template <typename Gradient>
-  LPL_DEVICE void write(Acc upstream, Gradient dz) {
-    const Outputs& out = call_.out;
-    double total = 0;
-    if (a_.normed() && out.grad) {
-      pieces_.visit([&](int first, const Acc* u) {
-        columns(first, u, [&](int j, Acc z, int v) {
-          total += along_norm(a_.to_input(a_.to_offset(dz(j, z)), u[v], j, row_), u[v], row_);
-        });
+  LPL_DEVICE Acc along(Gradient dz) {
+    if (!a_.normed()) return 0;
+    double sum = 0;
+    pieces_.visit([&](int first, const Acc* u) {
+      columns(first, u, [&](int j, Acc z, int v) {
+        sum += along_norm(a_.to_input(a_.to_offset(dz(j, z)), u[v], j, row_), u[v], row_);
       });
-      total = team_.reduce(total, [](double a, double b) { return a + b; });
-    }
-    const Acc along = Acc(total);
+    });
+    return Acc(team_.reduce(sum, [](double a, double b) { return a + b; }));
+  }
+
+  // All that is wanted of a row, from its loss, its Terms and dz(j, z_j, Terms).
+  template <typename Gradient>
+  LPL_DEVICE void finish(Acc loss, Terms<Acc> t, Gradient dz) {
+    const bool wanted = call_.out.grad;
+    if (wanted || call_.scratch.terms) t.along = along([&](int j, Acc z) { return dz(j, z, t); });
+    say(loss, t);
+    if (!wanted) return;
+    t = scaled(t, upstream_of<Acc>(call_, row_.index));
+    write(t, [&](int j, Acc z) { return dz(j, z, t); });
+  }
+
+  // All that is wanted of the gradient, from its Terms and dz(j, z_j).
+  template <typename Gradient>
+  LPL_DEVICE void write(const Terms<Acc>& t, Gradient dz) {
+    const Outputs& out = call_.out;
     const i64 at = row_.index * a_.p.c;
     pieces_.visit([&](int first, const Acc* u) {
       Acc du[kSize], d_offset[kSize];
@@ -152,8 +194,8 @@ class TeamRow {
       columns(first, u, [&](int j, Acc z, int v) {
         d_offset[v] = a_.to_offset(dz(j, z));
         du[v] = a_.to_input(d_offset[v], u[v], j, row_);
-        if (a_.normed()) du[v] = through_norm(a_.p, du[v], along, u[v], row_);
-        if (a_.penalised()) du[v] += push_.slope(a_.p, u[v], j) * upstream;
+        if (a_.normed()) du[v] = through_norm(a_.p, du[v], t.along, u[v], row_);
+        if (a_.penalised()) du[v] += pushed(a_.p, u[v], j, t);
         if (!Bare && out.grad_margin && j == row_.label)
           static_cast<Acc*>(out.grad_margin)[row_.index] = -d_offset[v];
       });
@@ -176,61 +218,60 @@ class TeamRow {
     });
   }
 
-  // Loss and gradients of a row that counts nothing.
+  // The gradients of a row that counts nothing.
   LPL_DEVICE void clear() {
     const auto nothing = [](int, Acc) { return Acc(0); };
     fill(static_cast<T*>(call_.out.grad), nothing);
     if (!Bare) fill(static_cast<Acc*>(call_.out.grad_perturbed), nothing);
-    if (team_.rank() != 0) return;
-    if (!Bare && call_.out.grad_margin) static_cast<Acc*>(call_.out.grad_margin)[row_.index] = 0;
-    if (call_.scratch.losses) static_cast<Acc*>(call_.scratch.losses)[row_.index] = 0;
   }
 
-  LPL_DEVICE bool wants_gradient() const {
-    return call_.out.grad || call_.out.grad_perturbed || call_.out.grad_margin;
+  // Of a row whose label has no column here.
+  LPL_DEVICE void clear_margin() {
+    if (!Bare && call_.out.grad_margin && team_.rank() == 0)
+      static_cast<Acc*>(call_.out.grad_margin)[row_.index] = 0;
   }
 
-  // What the first thread says of the whole row.
-  LPL_DEVICE void say(Acc loss, const Terms<Acc>& t) {
-    if (team_.rank() != 0) return;
-    if (a_.penalised()) loss += push_.value;
-    if (call_.scratch.losses) static_cast<Acc*>(call_.scratch.losses)[row_.index] = loss;
-    if (!call_.scratch.terms) return;
-    Acc* to = static_cast<Acc*>(call_.scratch.terms) + 8 * row_.index;
-    const Acc terms[7] = {t.shift, t.log_total,  t.strength, t.uniform,
-                          t.part,  t.other_part, row_.factor};
-    for (int k = 0; k < 7; ++k) to[k] = terms[k];
+  // Takes the norm from the row's Terms.
+  LPL_DEVICE void use(const Terms<Acc>& t) {
+    if (!a_.normed()) return;
+    row_.factor = t.factor;
+    row_.length = t.length;
+    row_.bend = t.bend;
   }
 
- private:
-  // (Σ w_j φ(ℓ_j), Σ w_j φ'(ℓ_j), Σ w_j) of the row.
-  LPL_DEVICE void sum_phi(Acc shift, Acc log_total, Acc* of_all) {
-    struct Three {
-      Acc value, slope, mass;
-    } s = {0, 0, 0};
+  // (Σ w_j φ(ℓ_j), Σ w_j φ'(ℓ_j), Σ w_j) of the row, with a norm Σ w_j φ'(ℓ_j) x_j as well.
+  LPL_DEVICE OfPhi<Acc> sum_phi(Acc shift, Acc log_total) {
+    OfPhi<Acc> s{};
     pieces_.visit([&](int first, const Acc* u) {
-      columns(first, u, [&](int j, Acc z, int) {
+      columns(first, u, [&](int j, Acc z, int v) {
         const Acc w = a_.weight(j, row_);
         const PhiValue<Acc> at = a_.phi(log_total - (z - shift));
         if (w != 0 || !a_.p.dense) s.value += w * at.value;
         s.slope += w * at.slope;
         s.mass += w;
+        if (a_.normed()) s.along += double(w * at.slope * unit_along(a_, u[v], j, row_));
       });
     });
-    s = team_.reduce(s, [](const Three& a, const Three& b) {
-      return Three{a.value + b.value, a.slope + b.slope, a.mass + b.mass};
+    return team_.reduce(s, [](const OfPhi<Acc>& a, const OfPhi<Acc>& b) {
+      return OfPhi<Acc>{a.value + b.value, a.slope + b.slope, a.mass + b.mass, a.along + b.along};
     });
-    of_all[0] = s.value;
-    of_all[1] = s.slope;
-    of_all[2] = s.mass;
   }
 
+  // What the first thread says of the whole row.
+  LPL_DEVICE void say(Acc loss, const Terms<Acc>& t) {
+    if (team_.rank() != 0) return;
+    if (a_.penalised()) loss += penalty_;
+    if (call_.scratch.losses) static_cast<Acc*>(call_.scratch.losses)[row_.index] = loss;
+    if (call_.scratch.terms) static_cast<Terms<Acc>*>(call_.scratch.terms)[row_.index] = t;
+  }
+
+ private:
   Team& team_;
   const Call& call_;
   const Algebra<T, Bare>& a_;
   Row<Acc>& row_;
   const Here pieces_;
-  Push<Acc> push_;
+  Acc penalty_;
 };
 
 // Loss and gradient of row i under its δ, if any; of rows that have an outcome unless solved.
@@ -247,17 +288,14 @@ struct RowBody {
     const bool moves = outcome != kUnchanged || call.scratch.only_delta;
     Row<Acc> row = algebra.row(i, moves ? static_cast<const Acc*>(call.out.delta) : nullptr);
     TeamRow<Team, T, Bare> here(team, call, algebra, row);
-    Terms<Acc> terms{};
-    if (!row.live) return here.clear();
-    const Acc upstream = here.upstream();
-    // without the label's own where that is the whole target, so that 1 − p keeps its digits
-    const Sums<Acc> sums =
-        here.sums(algebra.one_label ? row.label : -1, algebra.spread && algebra.p.phi == Phi::log);
-    const Acc loss = here.loss(sums, upstream, terms);
-    here.say(loss, terms);
-    if (!here.wants_gradient()) return;
-    here.write(upstream, [&](int j, Acc z) {
-      return algebra.gradient(z, std::exp(z - terms.shift), j, row, terms);
+    if (!row.live) {
+      here.clear();
+      return here.say(0, Terms<Acc>{});
+    }
+    Terms<Acc> terms = here.measured();
+    const Acc loss = here.loss(terms);
+    here.finish(loss, terms, [&](int j, Acc z, const Terms<Acc>& t) {
+      return algebra.gradient(z, std::exp(z - t.shift), j, row, t);
     });
   }
 };

@@ -31,6 +31,40 @@ struct Tail {
   Acc power[Heads<Acc>::kOrder], largest;
 };
 
+// The tail of a row with q = e^(z − shift)·inverse; of this thread's rivals `heads` exceed `bound`.
+template <typename Team, typename Here, typename Acc>
+LPL_DEVICE Tail<Acc> tail_of(Team& team, const Here& here, int label, Acc shift, Acc inverse,
+                             Acc bound, int& heads) {
+  constexpr int kOrder = Heads<Acc>::kOrder;
+  Tail<Acc> tail{};
+  heads = 0;
+  here.each([&](int j, Acc z) {
+    if (j == label) return;
+    const Acc q = std::exp(z - shift) * inverse;
+    if (q > bound) {
+      ++heads;
+      return;
+    }
+    if (q > tail.largest) tail.largest = q;
+    Acc power = 1;
+#pragma unroll
+    for (int r = 0; r < kOrder; ++r) tail.power[r] += power *= q;
+  });
+  return team.reduce(tail, [](const Tail<Acc>& a, const Tail<Acc>& b) {
+    Tail<Acc> sum;
+#pragma unroll
+    for (int r = 0; r < kOrder; ++r) sum.power[r] = a.power[r] + b.power[r];
+    sum.largest = a.largest > b.largest ? a.largest : b.largest;
+    return sum;
+  });
+}
+
+// Heads of a row that find room.
+template <typename Acc>
+LPL_HOST_DEVICE inline int heads_of(i64 c) {
+  return c < Heads<Acc>::kMost ? int(c) : Heads<Acc>::kMost;
+}
+
 // All steps of a row, by the first warp of each block. `own` is log of the target's mass over the
 // rivals'; `step` has the direction's sign.
 template <typename Team, typename Acc>
@@ -139,13 +173,16 @@ struct SolverBody {
   LPL_DEVICE static Outcome join(Team& team, const Call& call, const Algebra<T, Bare>& algebra,
                                  Row<Acc>& row) {
     TeamRow<Team, T, Bare> here(team, call, algebra, row);
-    const Sums<Acc> sums = here.sums(row.label, false);
+    here.measured();
+    const Acc own = algebra.logit(row.label, row);
+    // rivals that are nothing beside the label are none
+    const RowSums<Acc> sums = here.sums(row.label, false, own);
     const Acc shift = finite_shift(sums.top), inverse = sums.rest > 0 ? 1 / sums.rest : Acc(0);
     here.fill(static_cast<Acc*>(call.out.delta), [&](int j, Acc z) {
       return j == row.label ? Acc(0) : std::exp(z - shift) * inverse;
     });
     if (team.rank() == 0) {
-      Acc lift = algebra.logit(row.label, row) - shift;
+      Acc lift = own - shift;
       // where there are no rivals it does not matter
       lift = inverse > 0 ? lift - std::log(sums.rest) : lift - lift;
       if (!(sums.rest < INFINITY) || row.outside) lift = NAN;
@@ -158,7 +195,8 @@ struct SolverBody {
   LPL_DEVICE static Outcome solve(Team& team, const Call& call, const Algebra<T, Bare>& algebra,
                                   Row<Acc>& row, int steps) {
     TeamRow<Team, T, Bare> here(team, call, algebra, row);
-    const Sums<Acc> sums = here.sums(row.label, false);
+    Terms<Acc> terms = here.measured();
+    const RowSums<Acc> sums = here.sums(row.label, false);
     const Acc shift = finite_shift(sums.top), inverse = 1 / sums.rest;
     const Acc own = algebra.logit(row.label, row) - shift - std::log(sums.rest);
     // without rivals, or with nan among them, there is no direction to move in
@@ -166,28 +204,8 @@ struct SolverBody {
 
     // the head, in the order of ranks, and the power sums of the tail
     const Acc bound = algebra.c > Shared::kMost ? Acc(1.001) / Shared::kMost : Acc(-1);
-    Tail<Acc> tail{};
-    int count = 0;
-    here.each([&](int j, Acc z) {
-      if (j == row.label) return;
-      const Acc q = std::exp(z - shift) * inverse;
-      if (q > bound) {
-        ++count;
-        return;
-      }
-      if (q > tail.largest) tail.largest = q;
-      Acc power = 1;
-#pragma unroll
-      for (int r = 0; r < kOrder; ++r) tail.power[r] += power *= q;
-    });
-    tail = team.reduce(tail, [](const Tail<Acc>& a, const Tail<Acc>& b) {
-      Tail<Acc> sum;
-#pragma unroll
-      for (int r = 0; r < kOrder; ++r) sum.power[r] = a.power[r] + b.power[r];
-      sum.largest = a.largest > b.largest ? a.largest : b.largest;
-      return sum;
-    });
-    int heads;
+    int heads, count = 0;
+    const Tail<Acc> tail = tail_of(team, here, row.label, shift, inverse, bound, count);
     const int begin = team.before(count, heads), end = begin + count;
     if (heads > Shared::kMost) return kFellBack;
     int at = begin;
@@ -235,17 +253,14 @@ struct SolverBody {
       });
       return kSolved;
     }
-    Terms<Acc> terms{};
-    const Acc upstream = here.upstream(), base = shift + std::log(sums.rest) + h.unit;
-    here.say(algebra.of_label(row, h.lift, h.rest, base, upstream, terms), terms);
-    const Acc strength = std::exp(-h.unit) * terms.strength;
-    if (!here.wants_gradient()) return kSolved;
-    here.write(upstream, [&](int j, Acc z) {
-      if (j == row.label) return terms.part;
+    const Acc base = shift + std::log(sums.rest) + h.unit, unit = std::exp(-h.unit);
+    const Acc loss = algebra.of_label(row, h.lift, h.rest, base, terms);
+    here.finish(loss, terms, [&](int j, Acc z, const Terms<Acc>& t) {
+      if (j == row.label) return t.part;
       const int at = head_at(j);
-      if (at >= 0) return h.mass[at] * terms.strength;
+      if (at >= 0) return h.mass[at] * t.strength;
       const Acc q = std::exp(z - shift) * inverse;
-      return (q + q * gain(q)) * strength;
+      return (q + q * gain(q)) * (unit * t.strength);
     });
     return kSolved;
   }

@@ -102,7 +102,7 @@ struct StepsBody {
     Row<Acc> row = moved(algebra, i, delta);
     const Strided<Team, T> columns(team, algebra.logits(i), algebra.c);
     if (algebra.normed()) measure(team, algebra, columns, row);
-    Sums<Acc> sums = no_columns<Acc>();
+    RowSums<Acc> sums = no_columns<Acc>();
     columns.visit([&](int j, const Acc* u) {
       if (j == label) return;
       const Acc z = algebra.perturbed(*u, j, row);
@@ -112,7 +112,8 @@ struct StepsBody {
       }
       sums.rest += std::exp(z - finite_shift(sums.top));
     });
-    sums = team.reduce(sums, [](const Sums<Acc>& a, const Sums<Acc>& b) { return joined(a, b); });
+    sums = team.reduce(sums,
+                       [](const RowSums<Acc>& a, const RowSums<Acc>& b) { return joined(a, b); });
     row.delta = nullptr;
     const Acc z_own = algebra.logit(label, row) + own_delta;
     Acc shift = finite_shift(sums.top > z_own ? sums.top : z_own);

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,14 @@ class Round(NamedTuple):
 
 class Part:
     """Sums over some columns."""
+
+    beside: ClassVar[int] = 0  # how many fields, the last, are no numbers of a row
+
+    @classmethod
+    def numbers(cls) -> list[str]:
+        """The names of a row's numbers, in their order."""
+        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        return names[: len(names) - cls.beside]
 
     def join(self: Self, other: Self) -> Self:
         """The part of the columns of both."""
@@ -75,7 +83,9 @@ class Size(Part):
     total: Tensor  # Σ (|u_j|/peak)^p, 0 where peak is; for p = inf how many |u_j| are the peak
     top: Tensor  # max u_j
     ties: Tensor  # how many u_j are the top
-    p: float  # of the norm; what follows is no number of a row
+    p: float  # of the norm
+
+    beside = 1
 
     def join(self, other: Size) -> Size:
         peak = torch.maximum(self.peak, other.peak)
@@ -160,6 +170,8 @@ class Rivals(Part):
     powers: Tensor  # (N, R): Σ e_j^r of the tail, r = 1 … R
     columns: Tensor  # (N, H), int64: of the heads, numbered among all classes, ascending; −1: none
     logits: Tensor  # (N, H): z of the heads; −inf: none
+
+    beside = 3
 
     @classmethod
     def of(cls, stored: Tensor, *others: Any) -> Rivals:

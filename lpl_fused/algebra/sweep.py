@@ -62,6 +62,7 @@ def with_steps(
         phi_parameter=0.0,
         label_smoothing=0.0,
         z_loss=0.0,
+        penalty=0,
         step_size=0.0,
         normalize=False,
         through=False,

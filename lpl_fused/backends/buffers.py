@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor
 
 from ..problem import TABLES, BinaryProblem, Problem, accumulate_dtype
+from .contract import Gradients
 
 
 def new(problem: Problem | BinaryProblem, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -16,39 +17,40 @@ def new(problem: Problem | BinaryProblem, *shape: int, dtype: torch.dtype | None
     return torch.empty(shape, dtype=dtype, device=problem.input.device)
 
 
-def table_places(problem: Problem, want: Sequence[bool]) -> tuple[int, dict[str, Tensor | None]]:
-    """Where the kernels store the gradients of TABLES, of which those are made that `want` says:
-    (chunk, {table: place}). Of margin and rows it is what each row adds to them, of the others sums
-    over chunks of so many rows.
+def table_places(problem: Problem, want: Container[str]) -> tuple[int, dict[str, Tensor | None]]:
+    """Where the kernels store the gradients of TABLES, of those that are wanted: (chunk, {table:
+    place}). Of margin and rows it is what each row adds to them, of the others sums over chunks of
+    so many rows.
     """
-    n, classes = problem.input.shape
-    by_row = {"margin": (n,), "rows": (n, classes)}
-    wanted = dict(zip(TABLES, want, strict=True))
-    summed = any(wanted[name] for name in TABLES if name not in by_row)
-    # the partial sums take 1/8 of N×C at most
+    n, width = problem.input.shape
+    by_row = {"margin": (n,), "rows": (n, width)}
+    summed = any(name in want for name in TABLES if name not in by_row)
+    # the partial sums take 1/8 of N×W at most
     chunk = max(8, -(-n // 64)) if summed else 1
-    shapes = dict.fromkeys(TABLES, (-(-n // chunk), classes)) | by_row
-    places = {name: new(problem, *shapes[name]) if wanted[name] else None for name in TABLES}
+    shapes = dict.fromkeys(TABLES, (-(-n // chunk), width)) | by_row
+    places = {name: new(problem, *shapes[name]) if name in want else None for name in TABLES}
+    margin = places["margin"]
+    if margin is not None and problem.classes != width:
+        margin.zero_()  # of rows whose label is elsewhere
     return chunk, places
 
 
 def gradients(
     problem: Problem, input: Tensor | None, tables: Mapping[str, Tensor | None]
-) -> tuple[Tensor, ...]:
-    """(input, *TABLES), empty where None, from what the kernels have stored in table_places."""
+) -> Gradients:
+    """What the kernels have stored in table_places, summed."""
     label = problem.target
     index = {"margin": label, "rows": label if problem.row_index is None else problem.row_index}
 
-    def finished(name: str) -> Tensor:
+    def finished(name: str) -> Tensor | None:
         stored = tables[name]
         if stored is None:
-            return new(problem, 0)
+            return None
         if name not in index:
             return stored.sum(0)
         return _scattered(stored, index[name], getattr(problem, name))
 
-    first = problem.input.new_empty(0) if input is None else input
-    return (first, *map(finished, TABLES))
+    return Gradients(input, **{name: finished(name) for name in TABLES})
 
 
 def _scattered(values: Tensor, index: Tensor, table: Tensor) -> Tensor:
@@ -56,4 +58,6 @@ def _scattered(values: Tensor, index: Tensor, table: Tensor) -> Tensor:
     # rows whose index means nothing have value 0 (ignored) or nan (out of range)
     index = index.clamp(0, table.shape[0] - 1)
     # index_put_ sorts, where index_add_ would add in whatever order
-    return torch.zeros_like(table).index_put_((index,), values, accumulate=True)
+    shape = table.shape[0], *values.shape[1:]
+    sums = torch.zeros(shape, dtype=values.dtype, device=values.device)
+    return sums.index_put_((index,), values, accumulate=True)

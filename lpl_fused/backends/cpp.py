@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..algebra import groups, learned
 from ..algebra.known import Known
-from ..algebra.parts import Detail, Kind, Mass, Part, Rivals, Round, Size
+from ..algebra.parts import Kind, Part, Rivals, Round, Size
 from ..algebra.settle import rounds, settle
 from ..algebra.sweep import with_steps
 from ..algebra.terms import Terms
@@ -29,7 +29,7 @@ from ..problem import (
     label_range_error,
 )
 from .contract import Choose, Forward, Gradients
-from .native import DTYPES, Outputs, Sizes, load
+from .native import DTYPES, PARTS, Outputs, Sizes, load
 
 __all__ = [
     "binary_forward",
@@ -56,13 +56,6 @@ _LABELS = {
     torch.int64: 8,
 }
 _FAULT_TARGET, _FAULT_ROW_INDEX, _FAULT_THROUGH = 1, 2, 3
-# the code of csrc/parts.h, the part, and how many numbers of a row are stored
-_KINDS: dict[Kind, tuple[int, type[Part], int]] = {
-    Kind.SIZE: (0, Size, 4),
-    Kind.MASS: (1, Mass, 10),
-    Kind.DETAIL: (2, Detail, 5),
-    Kind.RIVALS: (3, Rivals, 5),
-}
 _TERMS = len(Terms._fields)
 
 # Rows whose learned perturbation the solver found, and those that it left to plain steps because
@@ -261,8 +254,8 @@ def reduce(problem: Problem, round: Round, known: Known) -> Part:
     if round.kind is Kind.GROUP:
         return groups.reduce(problem, round, known, perturbed)
     (n, width), dtype = problem.input.shape, accumulate_dtype(problem.input.dtype)
-    kind, part, count = _KINDS[round.kind]
-    sums = Sums(torch.empty((n, count), dtype=torch.float64))
+    part, kind = PARTS[round.kind], list(PARTS).index(round.kind)
+    sums = Sums(torch.empty((n, len(part.numbers())), dtype=torch.float64))
     if part is Rivals:
         heads = min(learned.HEADS, width)
         sums = sums._replace(

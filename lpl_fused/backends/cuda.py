@@ -2,24 +2,46 @@
 
 As on Triton, no launcher waits for the device: kernels and torch operations are queued on the
 current stream, in numbers that shapes and options alone decide, so that a CUDA graph can record
-them. Sums over rows run in a fixed order, so that results repeat bit for bit.
+them. (Only `settle`, which every backend shares, looks once at how many steps there are.) Sums over
+rows run in a fixed order, so that results repeat bit for bit.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..algebra import groups, learned
+from ..algebra.known import Known
+from ..algebra.parts import Kind, Part, Round
+from ..algebra.settle import rounds, settle
+from ..algebra.sweep import with_steps
+from ..algebra.terms import Terms
 from ..problem import MEAN, NONE, Options, Problem, accumulate_dtype
 from .buffers import gradients, new, table_places
-from .native import DTYPES, Outputs, Sizes, load
+from .contract import Choose, Forward, Gradients
+from .native import DTYPES, PARTS, Outputs, Sizes, load
 
-STATS = 0  # rows of the statistics that the backward wants: it recomputes them on chip
+__all__ = [
+    "describe",
+    "forward",
+    "gradient",
+    "learned_gradient",
+    "learned_perturbation",
+    "outcomes",
+    "perturbed",
+    "reduce",
+    "rescale_",
+    "rounds",
+    "settle",
+    "unavailable",
+    "unsupported",
+]
 
 
 class Scratch(NamedTuple):
@@ -36,6 +58,14 @@ class Scratch(NamedTuple):
     rowwise: Tensor | None = None
     direction: Tensor | None = None
     chunk: int = 1
+    factor: Tensor | None = None
+    factor_stride: int = 0
+    part: Tensor | None = None
+    threshold: Tensor | None = None
+    powers: Tensor | None = None
+    head_columns: Tensor | None = None
+    head_logits: Tensor | None = None
+    perturbed: Tensor | None = None
 
 
 class Buffers(NamedTuple):
@@ -77,76 +107,152 @@ def describe() -> str:
     return f"CUDA C++ on {torch.cuda.get_device_name()}"
 
 
-def sweeps_first(problem: Problem) -> bool:
-    """Steps are chosen after a sweep of their own."""
-    return False
+def reduce(problem: Problem, round: Round, known: Known) -> Part:
+    if round.kind is Kind.GROUP:
+        return groups.reduce(problem, round, known, perturbed)
+    part = PARTS[round.kind]
+    n, width = problem.input.shape
+    stored = new(problem, n, len(part.numbers()), dtype=torch.float64)
+    buffers = Buffers(scratch=Scratch(terms=known.terms, part=stored))
+    beside: tuple[object, ...] = ()
+    if round.kind is Kind.SIZE:
+        beside = (problem.options.norm_p,)
+    elif round.kind is Kind.RIVALS:
+        heads, order = min(learned.HEADS, width), learned.order(problem.input.dtype)
+        powers = new(problem, n, order, dtype=torch.float64)
+        columns, logits = new(problem, n, heads, dtype=torch.int32), new(problem, n, heads)
+        beside = powers, columns, logits
+        buffers = buffers.and_scratch(
+            threshold=known.threshold, powers=powers, head_columns=columns, head_logits=logits
+        )
+    else:
+        buffers = buffers.and_out(delta=learned.delta(problem, known, perturbed))
+    _run(getattr(_native(), round.kind.value), problem, buffers)
+    return part.of(stored, *beside)
 
 
-def cross_entropy(
-    problem: Problem, want_grad: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """(loss, stats, norm, grad): see ops/"""
+def perturbed(problem: Problem, known: Known, begin: int, end: int) -> Tensor:
+    """z (N, end − begin) of columns of the problem, without learned perturbation."""
+    z = new(problem, problem.input.shape[0], end - begin)
+    buffers = Buffers(scratch=Scratch(terms=known.terms, perturbed=z))
+    _run(_native().perturbed, problem.columns(begin, end), buffers)
+    return z
+
+
+def gradient(problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]) -> Gradients:
+    upstream = upstream.to(known.terms.dtype)
+    input = problem.input
+    grad = new(problem, *input.shape, dtype=input.dtype) if "input" in want else None
+    chunk, tables = table_places(problem, want)
+    out = Outputs(
+        grad=grad,
+        grad_rows=upstream,
+        grad_rows_stride=upstream.stride(0),
+        delta=learned.delta(problem, known, perturbed),
+    )
+    buffers = Buffers(out.and_tables(tables), Scratch(terms=known.terms, chunk=chunk))
+    _run(_native().gradient, problem, buffers)
+    return gradients(problem, grad, tables)
+
+
+def forward(problem: Problem, want_grad: bool, choose: Choose | None = None) -> Forward:
+    _refuse_parts(problem)
+    if choose is not None:
+        problem = with_steps(forward, problem, choose)
     input, reduction = problem.input, problem.options.reduction
-    losses = new(problem, input.shape[0])
+    n = input.shape[0]
+    losses = new(problem, n)
     loss = None if reduction == NONE else new(problem)
     grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
-    wanted = Buffers(Outputs(loss=loss, grad=grad), Scratch(losses=losses))
-    wanted = _with_norm(problem, wanted)
-    _run(_native().cross_entropy, problem, _with_steps(problem, wanted))
-    norm = wanted.out.norm
-    if norm is None and not want_grad:
+    leaves_terms = problem.steps is None and (
+        not want_grad or (_narrow(problem) and reduction != NONE)
+    )
+    terms = new(problem, n, len(Terms._fields)) if leaves_terms else None
+    buffers = Buffers(Outputs(loss=loss, grad=grad), Scratch(losses=losses, terms=terms))
+    buffers = _with_norm(problem, buffers)
+    _run(_native().cross_entropy, problem, _with_steps(problem, buffers))
+    norm = buffers.out.norm
+    if norm is None and (terms is not None or not want_grad):
         norm = losses.new_ones(())
-    return losses if loss is None else loss, None, norm, grad
+    steps = None if choose is None else problem.steps
+    return Forward(losses if loss is None else loss, norm, terms, grad, steps)
 
 
-def cross_entropy_backward(
-    problem: Problem, grad_rows: Tensor, stats: Tensor | None, want: list[bool]
-) -> tuple[Tensor, ...]:
-    """(input, *TABLES), empty where not wanted: see ops/"""
-    n, classes = problem.input.shape
-    want_input, *want_tables = want
-    chunk, tables = table_places(problem, want_tables)
-    grad_rows = grad_rows.to(accumulate_dtype(problem.input.dtype))
-    out = Outputs(
-        grad=new(problem, n, classes, dtype=problem.input.dtype) if want_input else None,
-        grad_rows=grad_rows,
-        grad_rows_stride=grad_rows.stride(0),
-    ).and_tables(tables)
-    terms = None if chunk == 1 else new(problem, n, 8)  # for the sums
-    wanted = Buffers(out, Scratch(terms=terms, chunk=chunk))
-    if problem.options.penalty:
-        wanted = _with_norm(problem, wanted)
-    _run(_native().cross_entropy, problem, _with_steps(problem, wanted))
-
-    return gradients(problem, out.grad, tables)
+def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
+    """Which factors would round a 16-bit gradient once more, so that it is made anew, the device
+    decides: kernels that have nothing to do return at once."""
+    grad, terms = forward.grad, forward.terms
+    assert grad is not None
+    if forward.steps is not None:
+        problem = problem._replace(steps=forward.steps)
+    upstream = upstream.to(accumulate_dtype(problem.input.dtype))
+    by_row = upstream.dim() == 1
+    if by_row and terms is None and _narrow(problem):
+        return _anew(problem, upstream, grad)
+    stride = upstream.stride(0) if by_row else 0
+    buffers = Buffers(Outputs(grad=grad), Scratch(factor=upstream, factor_stride=stride))
+    if terms is not None:
+        norm = forward.norm if problem.options.reduction == MEAN else None
+        buffers = buffers.and_out(norm=norm).and_scratch(terms=terms)
+    elif _narrow(problem):
+        buffers = _with_steps(problem, _with_norm(problem, buffers))
+    _run(_native().rescale, problem, buffers)
+    return grad
 
 
 def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
-    """(delta, slot): see ops/"""
-    buffers = _with_steps(problem, Buffers())
-    _run(_native().learned_perturbation, problem, buffers)
-    delta, slot = buffers.out.delta, buffers.out.slot
+    """(delta, slot): see contract.py"""
+    out = _solved(problem).out
+    delta, slot = out.delta, out.slot
     assert delta is not None
     assert slot is not None
     return delta, slot
 
 
+def learned_gradient(problem: Problem, upstream: Tensor) -> Tensor:
+    """dL/d input of a problem with steps, which are taken anew; `upstream` (N,): the gradient of
+    each row's loss."""
+    _refuse_parts(problem)
+    return _anew(problem, upstream, new(problem, *problem.input.shape, dtype=problem.input.dtype))
+
+
 def outcomes(problem: Problem) -> Tensor:
     """(N,) what the solver made of each row of a problem with `steps`, by the codes of
     csrc/cuda/call.h. For tests and diagnosis."""
+    outcome = _solved(problem).scratch.outcome
+    assert outcome is not None
+    return outcome
+
+
+def _solved(problem: Problem) -> Buffers:
+    _refuse_parts(problem)
     buffers = _with_steps(problem, Buffers())
     _run(_native().learned_perturbation, problem, buffers)
-    assert buffers.scratch.outcome is not None
-    return buffers.scratch.outcome
+    return buffers
 
 
-def scale_rows_(buffer: Tensor, grad_loss: Tensor) -> None:
-    """Multiplies a finished (N, C) gradient by its upstream gradient, 0-dim or (N,), in place."""
-    stride = grad_loss.stride(0) if grad_loss.dim() else 0
-    n, classes = buffer.shape
-    what = buffer, grad_loss, n, classes, DTYPES[buffer.dtype], stride
-    with torch.cuda.device_of(buffer):
-        _native().scale_rows(*what, _stream(buffer))
+def _anew(problem: Problem, upstream: Tensor, grad: Tensor) -> Tensor:
+    """Fills `grad` by all sweeps there are, the gradient (N,) of each row's loss known."""
+    upstream = upstream.to(accumulate_dtype(problem.input.dtype))
+    buffers = Buffers(Outputs(grad=grad, grad_rows=upstream, grad_rows_stride=upstream.stride(0)))
+    if problem.options.penalty:
+        buffers = _with_norm(problem, buffers)
+    _run(_native().cross_entropy, problem, _with_steps(problem, buffers))
+    return grad
+
+
+def _refuse_parts(problem: Problem) -> None:
+    options = problem.options
+    if options.first or options.classes:
+        raise ValueError(
+            f"options: expected all columns, got {problem.input.shape[1]} from {options.first} on "
+            f"of {problem.classes}; parts are for reduce, settle and gradient"
+        )
+
+
+def _narrow(problem: Problem) -> bool:
+    """The logits' dtype has fewer digits than what is calculated in."""
+    return problem.input.element_size() == 2
 
 
 def _run(kernels: Callable[..., None], problem: Problem, buffers: Buffers) -> None:

@@ -12,9 +12,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..algebra.parts import Detail, Kind, Mass, Part, Rivals, Size
+from ..algebra.terms import Terms
 from ..problem import Problem
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # of csrc/row.h
+# the parts whose numbers kernels store, in the order of Kind in csrc/parts.h
+PARTS: dict[Kind, type[Part]] = {
+    Kind.SIZE: Size,
+    Kind.MASS: Mass,
+    Kind.DETAIL: Detail,
+    Kind.RIVALS: Rivals,
+}
 
 
 class Sizes(NamedTuple):
@@ -87,7 +96,20 @@ def load(name: str, *records: Any) -> ModuleType:
             raise ImportError(
                 f"lpl_fused.{name} was built from other sources: {record.__name__}'s {difference}"
             )
+    for kind, found in module.numbers().items():
+        expected = _NUMBERS[kind]
+        if found != expected:
+            raise ImportError(
+                f"lpl_fused.{name} was built from other sources: {kind}'s numbers are {expected} in"
+                f" Python, {found} in C++"
+            )
     return module
+
+
+_NUMBERS = {
+    "Terms": list(Terms._fields),
+    **{part.__name__: part.numbers() for part in PARTS.values()},
+}
 
 
 def _fields(record: Any) -> list[tuple[str, object]]:

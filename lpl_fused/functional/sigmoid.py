@@ -12,6 +12,7 @@ from ..perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from ..phi import Phi
 from ..problem import MEAN, NONE, BinaryOptions, BinaryProblem
 from ..validation import checked_step_size
+from .differentiable import left_to_reference
 
 
 def binary_cross_entropy_with_logits(
@@ -242,14 +243,6 @@ _FIXED = tuple(name for name in BinaryProblem._fields if name not in ("input", "
 
 def _resolve(backend: str, problem: BinaryProblem) -> str:
     """The backend to run; "auto" leaves to the reference what only it differentiates."""
-    if torch.is_grad_enabled() and backend != REFERENCE:
-        for name in _FIXED:
-            tensor = getattr(problem, name)
-            if tensor is not None and tensor.requires_grad:
-                if backend != "auto":
-                    raise RuntimeError(
-                        f"{name} requires grad, which backend {backend!r} does not differentiate;"
-                        ' use backend="auto" or "reference"'
-                    )
-                return REFERENCE
+    if left_to_reference(problem, _FIXED, backend):
+        return REFERENCE
     return resolve(backend, problem.input.device.type, problem.input.dtype, multilabel=True)

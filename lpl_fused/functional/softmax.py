@@ -6,8 +6,10 @@ is a choice of tables; see `Perturbation` and `lpl_fused.phi`.
 
 from __future__ import annotations
 
+import functools
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +32,77 @@ from ..validation import (
     checked_step_size,
     integer,
 )
+from .differentiable import left_to_reference
+
+P = ParamSpec("P")
 
 __all__ = ["MixedTarget", "cross_entropy", "lpl_cross_entropy", "lpl_perturbation"]
 
 
+# arguments with which torch's function does what ours does; every other one must be off
+_TORCHS = "input", "target", "ignore_index", "reduction"
+
+
+def _left_to_torch(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """`function`, a cross-entropy, but for calls that torch's does as well and faster."""
+    parameters = inspect.signature(function).parameters.values()
+    off = {p.name: p.default for p in parameters if p.name not in _TORCHS}
+
+    @functools.wraps(function)
+    def call(input: Tensor, target: Target, *others: Any, **keywords: Any) -> Tensor:
+        if (
+            OVERRIDE == "auto"
+            and not others
+            and _unchanged(keywords, off)
+            and isinstance(target, Tensor)
+            and _small(input, target)
+        ):
+            ignore_index = keywords.get("ignore_index", -100)
+            reduction = keywords.get("reduction", "mean")
+            if type(ignore_index) is int and reduction != "none":
+                try:
+                    return F.cross_entropy(input, target, None, None, ignore_index, None, reduction)
+                except (TypeError, ValueError, IndexError):
+                    pass  # said by ours, as everywhere else
+        return function(input, target, *others, **keywords)  # type: ignore[call-arg, arg-type]
+
+    return call  # type: ignore[return-value]
+
+
+def _unchanged(keywords: dict[str, Any], off: dict[str, Any]) -> bool:
+    """Whether keywords say nothing beside what is torch's, but that something is off."""
+    for name, value in keywords.items():
+        if name in _TORCHS:
+            continue
+        default = off.get(name, inspect.Parameter.empty)
+        if value is not default and (type(value) is not type(default) or value != default):
+            return False
+    return True
+
+
+def _small(input: Tensor, target: Tensor) -> bool:
+    """Whether these are so few float logits on the CPU that torch's own cross-entropy is faster.
+
+    An `autograd.Function` in Python costs more than the fused kernel saves on them. Where no
+    gradient is wanted none is made, and torch's loses the digits of small losses.
+    """
+    return (
+        (type(input) is Tensor or type(input) is torch.nn.Parameter)
+        and input.requires_grad
+        and torch.is_grad_enabled()
+        and type(target) is Tensor
+        and 0 < input.numel() <= SMALL
+        and (input.dtype is torch.float32 or input.dtype is torch.float64)
+        and target.dtype is torch.int64
+        and input.is_cpu
+        and input.ndim == 2
+        and target.ndim == 1
+        and input.shape[0] == target.numel()
+        and not torch.compiler.is_compiling()
+    )
+
+
+@_left_to_torch
 def cross_entropy(
     input: Tensor,
     target: Target,
@@ -98,20 +167,10 @@ def cross_entropy(
         ValueError: wrong shape, device, table length or number; a label out of range (also an
             IndexError, as in torch). On CUDA a label out of range makes its row's loss and gradient
             nan instead, without a host synchronisation.
-        RuntimeError: a backend asked for by name that cannot run here.
+        RuntimeError: a backend asked for by name that cannot run here, or cannot differentiate
+            what requires grad: beside the logits and the tables of the perturbation only the
+            reference does, which "auto" takes for it.
     """
-    if (
-        backend == OVERRIDE == "auto"
-        and reduction != "none"
-        and isinstance(target, Tensor)
-        and type(ignore_index) is int
-        and _small(input, target)
-        and _unchanged(locals())
-    ):
-        try:
-            return F.cross_entropy(input, target, None, None, ignore_index, None, reduction)
-        except (TypeError, ValueError, IndexError):
-            pass  # said below, as everywhere else
     shaped = Shaped(input, target)
     options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
     problem = shaped.problem(
@@ -229,45 +288,6 @@ def lpl_perturbation(
         return classes, delta[leader]
 
 
-# what torch's function cannot do, and what switches it off: every other argument there is
-_OFF = {
-    name: parameter.default
-    for name, parameter in inspect.signature(cross_entropy).parameters.items()
-    if name not in ("input", "target", "ignore_index", "reduction", "backend")
-}
-
-
-def _unchanged(arguments: dict[str, Any]) -> bool:
-    """Whether a call of `cross_entropy` asks for nothing that torch's function cannot do."""
-    for name, off in _OFF.items():
-        value = arguments[name]
-        if value is not off and (type(value) is not type(off) or value != off):
-            return False
-    return True
-
-
-def _small(input: Tensor, target: Tensor) -> bool:
-    """Whether these are so few float logits on the CPU that torch's own cross-entropy is faster.
-
-    An `autograd.Function` in Python costs more than the fused kernel saves on them. Where no
-    gradient is wanted none is made, and torch's loses the digits of small losses.
-    """
-    return (
-        (type(input) is Tensor or type(input) is torch.nn.Parameter)
-        and input.requires_grad
-        and torch.is_grad_enabled()
-        and type(target) is Tensor
-        and 0 < input.numel() <= SMALL
-        and (input.dtype is torch.float32 or input.dtype is torch.float64)
-        and target.dtype is torch.int64
-        and input.is_cpu
-        and input.ndim == 2
-        and target.ndim == 1
-        and input.shape[0] == target.numel()
-        and not torch.compiler.is_compiling()
-    )
-
-
 def _run_on(problem: Problem, backend: str, choose: Choose | None = None) -> Tensor:
     return _run(problem, _resolve(backend, problem), choose)
 
@@ -353,10 +373,7 @@ _FIXED = tuple(name for name in Problem._fields if name not in ("input", *TABLES
 
 def _resolve(backend: str, problem: Problem) -> str:
     """The backend to run; "auto" leaves to the reference what only it differentiates."""
-    if backend == "auto" and torch.is_grad_enabled():
-        for name in _FIXED:
-            tensor = getattr(problem, name)
-            if tensor is not None and tensor.requires_grad:
-                return REFERENCE
+    if left_to_reference(problem, _FIXED, backend):
+        return REFERENCE
     kind, dtype = problem.input.device.type, problem.input.dtype
     return resolve(backend, kind, dtype)

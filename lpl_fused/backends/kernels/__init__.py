@@ -1,4 +1,4 @@
-"""Triton kernels, launched by lpl_fused/backends/triton.py: @triton.jit functions and their tuples.
+"""Triton kernels, launched by lpl_fused/backends/triton: @triton.jit functions and their tuples.
 
 elementary  expm1, log1p, tanh with all their digits, which the language lacks
 arguments   what a kernel is told: the tensors and numbers of a problem
@@ -6,9 +6,10 @@ launch      launch parameters for a problem
 norms       the norm of a row of logits, and its gradient
 penalties   the penalty on logit distances, and its gradient
 algebra     φ, the perturbed logits of some columns, the target of a row
-rows        from the columns of a row to its statistics, its loss and its gradient
-forward     kernel: loss of a row, with its gradient if wanted
-backward    kernels: gradients of logits and tables from saved statistics; scaling a finished one
+rows        from the columns of a row to its sums, its loss, its terms and its gradient
+reductions  kernels: the sums of a row for parts that join, and the perturbed logits
+forward     kernels: loss of a row, with its terms and its gradient if wanted
+gradient    kernels: gradients of logits and tables from terms; another upstream for a finished one
 lpl         kernels: the learned perturbation of a class, step by step
 series      the power series that all steps of a small rival make
 binary      kernels: multi-label loss and gradient, and the learned perturbation of a class

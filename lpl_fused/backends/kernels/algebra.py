@@ -31,7 +31,7 @@ class Row(NamedTuple):
     """
 
     index: Any
-    column: Any
+    column: Any  # the number of columns if the label's is not among them; so `other`
     hard: Any
     other: Any
     other_hard: Any
@@ -45,9 +45,37 @@ class Row(NamedTuple):
 
 
 @triton.jit
+def class_count(problem):
+    """C, whatever columns of them the input has."""
+    count = problem.classes
+    if problem.total is not None:
+        count = problem.total
+    return count
+
+
+@triton.jit
+def class_of(columns, problem):
+    """The columns' numbers among all classes."""
+    if problem.first is not None:
+        columns = columns + problem.first
+    return columns
+
+
+@triton.jit
+def column_of(label, problem):
+    """The column of a class; the number of columns if it is not among them."""
+    column = label
+    if problem.first is not None:
+        column = label - problem.first
+        elsewhere = (column < 0) | (column >= problem.classes)
+        column = tl.where(elsewhere, problem.classes, column)
+    return column
+
+
+@triton.jit
 def bounded(u, row, problem):
     """v = softcap·tanh(T(u)/softcap)"""
-    if problem.lengths is not None:
+    if problem.norm_p is not None:
         u = u * row.factor
     if problem.softcap is not None:
         u = tanh(u / problem.softcap) * problem.softcap
@@ -58,13 +86,14 @@ def bounded(u, row, problem):
 def perturb(u, columns, inside, row, problem):
     """z = (scale·v + offset + rows[r] − margin[y]·1[j = y])/temperature + delta; −inf outside."""
     z = bounded(u, row, problem)
+    classes = class_of(columns, problem)
     if problem.scale is not None:
-        z = z * tl.load(problem.scale + columns, mask=inside, other=0)
+        z = z * tl.load(problem.scale + classes, mask=inside, other=0)
     if problem.offset is not None:
-        z = z + tl.load(problem.offset + columns, mask=inside, other=0)
+        z = z + tl.load(problem.offset + classes, mask=inside, other=0)
     if problem.rows is not None:
-        table = problem.rows + row.table_row * problem.classes
-        z = z + tl.load(table + columns, mask=inside, other=0)
+        table = problem.rows + row.table_row * class_count(problem)
+        z = z + tl.load(table + classes, mask=inside, other=0)
     if problem.margin is not None:
         z = tl.where(columns == row.column, z - row.margin, z)
     if problem.inverse_temperature is not None:
@@ -86,9 +115,10 @@ def unperturb(dz, u, columns, inside, row, problem):
         d_offset = d_offset * problem.inverse_temperature
     du = d_offset
     if problem.scale is not None:
-        du = du * tl.load(problem.scale + columns, mask=inside, other=0)
+        classes = class_of(columns, problem)
+        du = du * tl.load(problem.scale + classes, mask=inside, other=0)
     if problem.softcap is not None:
-        if problem.lengths is not None:
+        if problem.norm_p is not None:
             u = u * row.factor
         t = tanh(u / problem.softcap)
         du = du * (1 - t * t)
@@ -150,16 +180,17 @@ def _rest(ell):
 
 @triton.jit
 def read_label(label, problem):
-    """(column, ignored, out of range) of a label; one that names no column reads column 0."""
+    """(class, ignored, out of range) of a label; one that names no class reads class 0."""
     ignored = label == problem.ignore_index
-    outside = ((label < 0) | (label >= problem.classes)) & (label != problem.ignore_index)
+    outside = (label < 0) | (label >= class_count(problem))
+    outside = outside & (label != problem.ignore_index)
     return tl.where(ignored | outside, 0, label), ignored, outside
 
 
 @triton.jit
-def read_table_row(index, column, problem):
+def read_table_row(index, label, problem):
     """(row of problem.rows, out of range) for the rows `index`."""
-    table_row = column
+    table_row = label
     outside = index < 0
     if problem.row_index is not None:
         table_row = tl.load(problem.row_index + index)
@@ -169,19 +200,19 @@ def read_table_row(index, column, problem):
 
 
 @triton.jit
-def split_share(column, share, problem):
+def split_share(label, share, problem):
     """(hard, uniform) of a label that has this share of the row's weight."""
     hard = share
     uniform = share * 0
     if problem.weight is not None:
-        hard = hard * tl.load(problem.weight + column)
+        hard = hard * tl.load(problem.weight + label)
     if problem.smoothing is not None:
-        epsilon = tl.load(problem.smoothing + column)
+        epsilon = tl.load(problem.smoothing + label)
         hard = hard * (1 - epsilon)
-        uniform = share * epsilon / problem.classes
+        uniform = share * epsilon / class_count(problem)
     elif problem.label_smoothing is not None:
         hard = hard * (1 - problem.label_smoothing)
-        uniform = share * problem.label_smoothing / problem.classes
+        uniform = share * problem.label_smoothing / class_count(problem)
     return hard, uniform
 
 
@@ -194,20 +225,20 @@ def read_row(index, problem, dtype: tl.constexpr):
     if problem.sample_weight is not None:
         share = share * tl.load(problem.sample_weight + index)
     live = index >= 0
-    column = index * 0
+    label = index * 0
     hard = share
-    other = column
+    other = label
     other_hard = share
     if problem.form == DENSE:
-        table_row, outside = read_table_row(index, column, problem)
+        table_row, outside = read_table_row(index, label, problem)
         uniform = tl.where(outside, float("nan"), share)
     else:
-        column, ignored, bad = read_label(tl.load(problem.target + index), problem)
-        table_row, outside = read_table_row(index, column, problem)
+        label, ignored, bad = read_label(tl.load(problem.target + index), problem)
+        table_row, outside = read_table_row(index, label, problem)
         if problem.other is None:
             live = ignored == 0
             share = tl.where(bad | outside, float("nan"), share)
-            hard, uniform = split_share(column, share, problem)
+            hard, uniform = split_share(label, share, problem)
         else:
             other, other_ignored, other_bad = read_label(tl.load(problem.other + index), problem)
             live = (ignored & other_ignored) == 0
@@ -216,19 +247,19 @@ def read_row(index, problem, dtype: tl.constexpr):
             share = tl.where(ignored | (lam == 0), 0, share * lam)
             share = tl.where(bad | outside, float("nan"), share)
             other_share = tl.where(other_bad, float("nan"), other_share)
-            hard, uniform = split_share(column, share, problem)
+            hard, uniform = split_share(label, share, problem)
             other_hard, other_uniform = split_share(other, other_share, problem)
             uniform += other_uniform
     delta_row = index
-    if problem.delta is not None:
+    if problem.slot is not None:
         delta_row = tl.load(problem.slot + index)
     margin = share * 0
     if problem.margin is not None:
-        margin = tl.load(problem.margin + column)
+        margin = tl.load(problem.margin + label)
     factor, length, bend = read_length(index, problem, share)
     row = Row(
-        index, column, hard, other, other_hard, uniform, table_row, delta_row, margin,
-        factor, length, bend,
+        index, column_of(label, problem), hard, column_of(other, problem), other_hard, uniform,
+        table_row, delta_row, margin, factor, length, bend,
     )  # fmt: skip
     return live, row
 
@@ -243,8 +274,9 @@ def read_weights(row, columns, inside, problem):
             t = tl.load(target + columns, mask=inside, other=0).to(row.hard.dtype)
             if problem.label_smoothing is not None:
                 t = t * (1 - problem.label_smoothing)
-                t += weight * problem.label_smoothing / problem.classes
+                t += weight * problem.label_smoothing / class_count(problem)
             weight = t
         if problem.weight is not None:
-            weight *= tl.load(problem.weight + columns, mask=inside, other=0)
+            classes = class_of(columns, problem)
+            weight *= tl.load(problem.weight + classes, mask=inside, other=0)
     return weight

@@ -6,6 +6,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ...algebra import terms
+
+TERMS = len(terms.Terms._fields)  # numbers of a row of Arguments.terms
+
 # forms of a target: where a row's weight lies
 ONE_LABEL = 0  # all of it on one label
 LABELS = 1  # on one or two labels; smoothed ones spread some over all columns
@@ -22,12 +26,21 @@ INFINITY = float("inf")
 
 
 class Arguments(NamedTuple):
-    """A lpl_fused.problem.Problem in kernel form, with its δ if there is one."""
+    """A lpl_fused.problem.Problem in kernel form, with its δ if there is one, and with what is
+    known of its rows.
 
-    input: Any  # (N, C), row stride input_stride
+    Kernels number columns by their place in the input; of all classes these are the W from `first`
+    on. `first` and `total` are None where the input has all.
+    """
+
+    input: Any  # (N, W), row stride input_stride
     input_stride: Any
-    classes: Any
-    target: Any  # (N,) labels, or (N, C) probabilities with row stride target_stride
+    classes: Any  # W
+    first: Any
+    total: Any  # C
+    unless: Any  # one number, or None: nothing is to be done where it is a power of two
+    terms: Any  # (N, TERMS): lpl_fused.algebra.terms; None where nothing is known or asked
+    target: Any  # (N,) labels, or (N, W) probabilities with row stride target_stride
     target_stride: Any
     form: Any  # constexpr
     spread: Any  # constexpr: there is weight on all columns
@@ -44,14 +57,13 @@ class Arguments(NamedTuple):
     rows: Any  # (R, C)
     row_index: Any  # (N,)
     row_count: Any
-    delta: Any  # (N, C): the learned perturbation; row i has delta[slot[i]]
-    slot: Any  # (N,)
+    delta: Any  # (N, W): the learned perturbation; row i has delta[slot[i]]
+    slot: Any  # (N,); None: row i has delta[i]
     softcap: Any
     norm_p: Any  # constexpr; of lpl_fused.norm, as the numbers that follow
     norm_limit: Any
     norm_gain: Any
     norm_offset: Any
-    lengths: Any  # (N, 3): what norms.measure_rows says of each row
     inverse_temperature: Any
     phi: Any  # constexpr, a code of lpl_fused.phi
     phi_parameter: Any
@@ -62,7 +74,7 @@ class Arguments(NamedTuple):
     penalty_strength: Any
     multiplier: Any  # (C,)
     rho: Any  # (C,)
-    penalties: Any  # (N, 4): what penalties.penalise_rows says of each row
+    penalties: Any  # (N,): what the penalty adds to the loss of each row
 
 
 class Groups(NamedTuple):
@@ -106,20 +118,28 @@ class Shared(NamedTuple):
     ends: Any  # (G, 2): the target's δ; the tail's share in the squares at the start
 
 
+class Upstream(NamedTuple):
+    """What a row's gradient is multiplied by, each or None."""
+
+    norm: Any = None  # one: divided by it
+    rows: Any = None  # number i·stride is row i's
+    stride: Any = 0
+
+
 class Wanted(NamedTuple):
-    """Where `solve` stores what, each or None; stats go with the losses."""
+    """What of each row is stored where, each or None."""
 
     losses: Any = None  # (N,)
-    stats: Any = None  # (2, N)
+    terms: Any = None  # (N, TERMS), for an upstream gradient of 1
     grad: Any = None  # (N, C)
     delta: Any = None  # (N, C)
 
 
 class Gradients(NamedTuple):
-    """Where `backward` stores what, each or None; P chunks of rows are summed afterwards."""
+    """Where `gradient` stores what, each or None; P chunks of rows are summed afterwards."""
 
-    input: Any  # (N, C)
-    scale: Any  # (P, C)
-    offset: Any  # (P, C)
+    input: Any  # (N, W)
+    scale: Any  # (P, W)
+    offset: Any  # (P, W)
     margin: Any  # (N,)
-    rows: Any  # (N, C)
+    rows: Any  # (N, W)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .algebra import phi_slope, phi_value
-from .elementary import log1p
+from .elementary import log1p, scales_exactly
 
 # forms of a loss
 HARD = tl.constexpr(0)  # labels are bool: one side for each logit
@@ -59,6 +59,7 @@ class BinaryWanted(NamedTuple):
     norm: Any = None  # one: the gradient is divided by it
     upstream: Any = None  # one, or (N, C) if `each`: the gradient is multiplied by it
     each: Any = None
+    unless: Any = None  # one: where a power of two, the gradient that is there is multiplied by it
 
 
 class Side(NamedTuple):
@@ -187,10 +188,23 @@ def store_tile(loss, du, rows, columns, problem, wanted):
 
 
 @triton.jit
+def scale_tile(rows, columns, factor, problem, wanted):
+    """Multiplies a gradient that is there; nothing to do where the factor is 1."""
+    if factor != 1:
+        inside = (rows < problem.rows) & (columns < problem.classes)
+        here = wanted.grad + rows * problem.classes + columns
+        du = tl.load(here, mask=inside, other=0).to(factor.dtype) * factor
+        tl.store(here, du.to(wanted.grad.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def binary_tiles(problem, wanted, DTYPE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Losses and gradient of tiles; one program for each."""
     rows = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     columns = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
+    if wanted.unless is not None and scales_exactly(tl.load(wanted.unless)):
+        scale_tile(rows, columns, tl.load(wanted.unless), problem, wanted)
+        return
     positive, negative = read_sides(columns, columns < problem.classes, problem, DTYPE)
     u, y, known = read_tile(rows, columns, problem, DTYPE)
     loss, du = tile_terms(u, y, known, rows, columns, positive, negative, problem)
@@ -239,6 +253,16 @@ def sigma_sum(s, share):
 
 
 @triton.jit
+def scale_columns(columns, factor, problem, wanted, ROWS: tl.constexpr):
+    """scale_tile of all rows."""
+    start = tl.zeros((), tl.int64)
+    while start < problem.rows:
+        rows = (start + tl.arange(0, ROWS))[:, None]
+        scale_tile(rows, columns, factor, problem, wanted)
+        start += ROWS
+
+
+@triton.jit
 def binary_learned(
     problem, wanted, steps, step_size, DTYPE: tl.constexpr, RESIDENT: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -248,6 +272,9 @@ def binary_learned(
     else every step reads them again.
     """
     columns = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))[None, :]
+    if wanted.unless is not None and scales_exactly(tl.load(wanted.unless)):
+        scale_columns(columns, tl.load(wanted.unless), problem, wanted, ROWS)
+        return
     inside = columns < problem.classes
     positive, negative = read_sides(columns, inside, problem, DTYPE)
     signed = tl.load(steps + columns, mask=inside, other=0)

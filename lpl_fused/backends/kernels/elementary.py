@@ -39,3 +39,12 @@ def tanh(x):
         t = 1 - 2 / (tl.exp(2 * a) + 1)
         t = tl.where(a < 0.625, x + x * p, tl.where(x < 0, -t, t))
     return t
+
+
+@triton.jit
+def scales_exactly(factor):
+    """Whether multiplying a number of 16 bits by this float32 leaves nothing to round: powers of
+    two, 0, and what makes it inf or nan anyway.
+    """
+    bits = factor.to(tl.int32, bitcast=True)
+    return ((bits & 0x7FFFFF) == 0) | (factor != factor)

@@ -1,105 +1,115 @@
-"""The loss of a row, its statistics, and on demand its gradient. One program per row."""
+"""The shortcut: loss of a row, its terms, its gradient, in one sweep where that is possible."""
 
 import triton
 import triton.language as tl
 
-from .algebra import LOG, SOLVED, read_logits, read_row, read_weights, unperturb
-from .norms import along_norm, through_norm
-from .penalties import push_of
+from .algebra import LOG, SOLVED, read_logits, read_row, read_weights
+from .elementary import scales_exactly
+from .norms import length_of
+from .reductions import sweep_penalty, sweep_size
 from .rows import (
+    EACH,
+    RAISES,
+    TERMS,
+    TOP,
+    Detail,
+    block_detail,
     block_gradient,
-    block_statistics,
-    block_sums,
+    block_mass,
     finite_shift,
-    read_label_logits,
+    label_logits,
     row_terms,
     store_nothing,
-    sweep_along,
-    sweep_statistics,
-    sweep_sums,
+    store_terms,
+    sweep_detail,
+    sweep_gradient,
+    sweep_mass,
+    times,
+    upstream_of,
 )
 
 
 @triton.jit
-def forward(
-    problem, outcome, norm, losses, stats, grad, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr
-):
-    """L_i = Σ_j t'_j (φ(ℓ_j) + z_loss·lse²), and dL_i/du/norm in the same sweep.
-
-    losses (N,), stats (2, N), grad (N, C) or None, norm 0-dim or None. With ONE_BLOCK the row
-    stays in registers: one read of the logits, one write of the gradient. Rows with an outcome
-    (N,) of SOLVED are done.
+def prepare_rows(problem, weight, BLOCK: tl.constexpr):
+    """What `forward` wants to know of a row's raw logits: of its Terms those of the norm and of the
+    penalty, and what the penalty adds to its loss; `weight` of the penalty 0-dim or None. One
+    program per row.
     """
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
     index = tl.program_id(0).to(tl.int64)
-    if outcome is not None and tl.load(outcome + index) == SOLVED:
-        return
-    lanes = tl.arange(0, BLOCK)
-    live, row = read_row(index, problem, losses.dtype.element_ty)
-    if live == 0:
-        store_nothing(index, losses, stats, grad, problem, BLOCK)
-        return
-
-    # read before the sweep, which hides the latency
-    label_logits = read_label_logits(row, problem)
-    if ONE_BLOCK:
-        u, z, inside = read_logits(row, lanes, problem)
-        weight = read_weights(row, lanes, inside, problem)
-        maximum, rest, mass, pull = block_statistics(row, z, weight, lanes, inside, problem)
-    else:
-        maximum, rest, mass, pull = sweep_statistics(row, problem, BLOCK)
-    tl.store(stats + index, maximum)
-    tl.store(stats + tl.num_programs(0) + index, rest)
-
-    shift = finite_shift(maximum)
-    sums = (mass, mass, mass)
-    if problem.spread:
-        log_total = tl.log(rest)
-        if problem.phi == LOG:
-            sums = (mass * log_total - pull, mass, mass)
-        elif ONE_BLOCK:
-            sums = block_sums(z, weight, inside, shift, log_total, problem)
-        else:
-            sums = sweep_sums(row, shift, log_total, problem, BLOCK)
-    scale = 1.0
-    if norm is not None:
-        scale = 1 / tl.load(norm)
-    gaps = (label_logits[0] - shift, label_logits[1] - shift)
-    value, terms = row_terms(row, gaps, shift, rest, sums, scale, problem)
-    if problem.penalties is not None:
-        value += tl.load(problem.penalties + index * 4)
-    tl.store(losses + index, value)
-
-    if grad is not None:
-        if ONE_BLOCK:
-            dz = block_gradient(row, z, weight, lanes, terms, problem)
-            du, _ = unperturb(dz, u, lanes, inside, row, problem)
-            if problem.lengths is not None:
-                du = through_norm(du, along_norm(du, u, row), u, row, problem)
-            if problem.penalties is not None:
-                du += push_of(index, u, lanes, inside, problem) * scale
-            here = grad + index * problem.classes + lanes
-            tl.store(here, du.to(grad.dtype.element_ty), mask=inside)
-        else:
-            sweep_gradient(row, terms, scale, grad, problem, BLOCK)
+    dtype: tl.constexpr = problem.terms.dtype.element_ty
+    here = problem.terms + index * TERMS
+    size = sweep_size(index, problem, dtype, BLOCK)
+    if problem.norm_p is not None:
+        factor, length, bend = length_of(size.peak, size.total, problem)
+        tl.store(here, factor)
+        tl.store(here + 1, length)
+        tl.store(here + 2, bend)
+    if problem.penalty is not None:
+        value, slope = sweep_penalty(index, size.top, problem, dtype, BLOCK)
+        each = tl.full((), 1, dtype)
+        if weight is not None:
+            each = tl.load(weight).to(dtype)
+        tl.store(problem.penalties + index, value * each / problem.classes)
+        each = each / (problem.classes * problem.penalty_unit)
+        tl.store(here + TOP, size.top)
+        tl.store(here + RAISES, slope * each / size.ties)
+        tl.store(here + EACH, each)
 
 
 @triton.jit
-def sweep_gradient(row, terms, scale, grad, problem, BLOCK: tl.constexpr):
-    """Writes dL/du of a row, from its end, which the sweep before has left in the caches."""
-    along = terms.strength
-    if problem.lengths is not None:
-        along = sweep_along(row, terms, problem, BLOCK)
-    column = (problem.classes - 1) // BLOCK * BLOCK
-    while column >= 0:
-        columns = column + tl.arange(0, BLOCK)
-        u, z, inside = read_logits(row, columns, problem)
-        weight = read_weights(row, columns, inside, problem)
-        dz = block_gradient(row, z, weight, columns, terms, problem)
-        du, _ = unperturb(dz, u, columns, inside, row, problem)
-        if problem.lengths is not None:
-            du = through_norm(du, along, u, row, problem)
-        if problem.penalties is not None:
-            du += push_of(row.index, u, columns, inside, problem) * scale
-        here = grad + row.index * problem.classes + columns
-        tl.store(here, du.to(grad.dtype.element_ty), mask=inside)
-        column -= BLOCK
+def forward(problem, outcome, upstream, wanted, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
+    """What is `wanted` of each row: L_i = Σ_j t'_j (φ(ℓ_j) + z_loss·lse²), the terms of its
+    gradient, dL_i/du times `upstream`. One program per row.
+
+    With ONE_BLOCK the row stays in registers: one read of the logits, one write of the gradient.
+    Rows with an outcome (N,) of SOLVED are done.
+    """
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
+    index = tl.program_id(0).to(tl.int64)
+    if outcome is not None and tl.load(outcome + index) == SOLVED:
+        return
+    dtype: tl.constexpr = tl.float64 if problem.input.dtype.element_ty == tl.float64 else tl.float32
+    lanes = tl.arange(0, BLOCK)
+    live, row = read_row(index, problem, dtype)
+    if live == 0:
+        store_nothing(index, wanted, problem, BLOCK)
+        return
+
+    # read before the sweep, which hides the latency
+    own, other = label_logits(row, problem)
+    if ONE_BLOCK:
+        u, z, inside = read_logits(row, lanes, problem)
+        weight = read_weights(row, lanes, inside, problem)
+        mass = block_mass(row, u, z, weight, lanes, inside, problem)
+    else:
+        mass = sweep_mass(row, problem, BLOCK)
+
+    detail = Detail(mass.rest, mass.rest, mass.rest)
+    shift = finite_shift(mass.shift)
+    if problem.spread:
+        log_total = tl.log(mass.rest)
+        if problem.phi == LOG:
+            detail = Detail(mass.mass * log_total - mass.pull, mass.mass, mass.along_spread)
+        elif ONE_BLOCK:
+            detail = block_detail(row, u, z, weight, lanes, inside, shift, log_total, problem)
+        else:
+            detail = sweep_detail(row, shift, log_total, problem, BLOCK)
+    own = (own[0] - shift, own[1])
+    other = (other[0] - shift, other[1])
+    value, terms = row_terms(index, row, own, other, mass, detail, problem)
+    if wanted.losses is not None:
+        tl.store(wanted.losses + index, value)
+    if wanted.terms is not None:
+        store_terms(wanted.terms, index, terms)
+
+    if wanted.grad is not None:
+        terms = times(terms, upstream_of(index, upstream))
+        if ONE_BLOCK:
+            du, _ = block_gradient(row, u, z, weight, lanes, inside, terms, problem)
+            here = wanted.grad + index * problem.classes + lanes
+            tl.store(here, du.to(wanted.grad.dtype.element_ty), mask=inside)
+        else:
+            sweep_gradient(row, terms, wanted.grad, problem, BLOCK)

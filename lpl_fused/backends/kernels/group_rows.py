@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .elementary import scales_exactly
 from .lpl import GROUP, read_group, read_tile
 from .rows import finite_shift
 
@@ -41,6 +42,8 @@ def list_groups(
     """leaders (G + 1,) of the classes to be solved, in the order of their first rows, and their
     number. One program.
     """
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
     listed = tl.full((), 0, tl.int64)
     start = 0
     while start < n_rows:
@@ -64,6 +67,8 @@ def weigh_rows(
     problem, groups, steps, step_size, outcome, shared, resident_rows, BLOCK: tl.constexpr
 ):  # fmt: skip
     """shift, unit and lift of each row of a class to be solved. One program per row."""
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
     place = tl.program_id(0).to(tl.int64)
     index = tl.load(groups.order + place)
     if tl.load(outcome + index) != GROUP:
@@ -132,6 +137,8 @@ def split_columns(
     The exact classes of a chunk are counted, and listed where its δ will stand. A piece of work is
     a chunk of a class: (counts, list, two of `partial` for each row, `squares`).
     """
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
     item = tl.program_id(0).to(tl.int64)
     items = tl.load(shared.leaders + shared.most) * shared.chunks
     while item < items:
@@ -191,6 +198,8 @@ def gather_heads(
     HEAD: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """heads and exact: the exact classes of a class, in their order, and their q."""
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
     item = tl.program_id(0).to(tl.int64)
     items = tl.load(shared.leaders + shared.most) * shared.chunks
     while item < items:

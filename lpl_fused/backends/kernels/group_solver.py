@@ -28,6 +28,7 @@ import triton
 import triton.language as tl
 
 from . import arguments
+from .elementary import scales_exactly
 from .group_rows import (
     GROUP,
     LARGEST_LIFT,
@@ -122,6 +123,8 @@ def take_group_steps(
     One program per class. The mass of the tail is that of `partial`: in ROUND 0 of split_columns,
     later of move_tail.
     """
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
     number = tl.program_id(0).to(tl.int64)
     if number >= tl.load(shared.leaders + shared.most):
         return
@@ -283,6 +286,8 @@ def move_tail(
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """By row, what the tail's mass has gained at the nodes (`partial`); its squares; at LAST δ."""
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
     item = tl.program_id(0).to(tl.int64)
     items = tl.load(shared.leaders + shared.most) * shared.chunks
     while item < items:
@@ -372,6 +377,8 @@ def finish_groups(
     """Judges the error of each class: its rows are PERTURBED, with the δ of the exact classes and
     the target in its place, or they FELL_BACK. One program per class.
     """
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
     number = tl.program_id(0).to(tl.int64)
     if number >= tl.load(shared.leaders + shared.most):
         return

@@ -15,11 +15,6 @@ from ...phi import LOG
 from ...problem import BinaryProblem, Problem
 
 
-def spread(problem: Problem) -> bool:
-    """The target has weight on all columns."""
-    return problem.dense or problem.smooth
-
-
 def power_of_two(n: int, least: int, most: int) -> int:
     return min(most, max(least, 1 << (n - 1).bit_length()))
 
@@ -49,7 +44,7 @@ def _heavy(problem: Problem) -> bool:
     """More arithmetic per logit than an exponential."""
     options = problem.options
     power = options.norm_p not in (0, 1, 2, math.inf)
-    return options.softcap > 0 or power or (spread(problem) and options.phi != LOG)
+    return options.softcap > 0 or power or (problem.spread and options.phi != LOG)
 
 
 def filling_meta(classes: int) -> dict[str, Any]:
@@ -65,6 +60,13 @@ def row_meta(problem: Problem) -> dict[str, Any]:
         most = 4096 if plain else 2048
     block = power_of_two(classes, 16, most if classes <= most else min(most, 8192))
     return {**meta(block, ample=not plain), "ONE_BLOCK": classes <= block}
+
+
+def sweep_meta(problem: Problem) -> dict[str, Any]:
+    """As row_meta, for a sweep, however short the row."""
+    classes, double = problem.input.shape[1], problem.input.dtype == torch.float64
+    most = 2048 if double else 4096 if _heavy(problem) else 8192
+    return meta(power_of_two(classes, 16, most), ample=not _PLAIN.serves(problem))
 
 
 def solver_meta(problem: Problem) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from . import arguments
 from .algebra import Row, read_logits, read_table_row
+from .elementary import scales_exactly
 from .norms import read_length
 from .rows import fill_row, finite_shift
 
@@ -95,6 +96,8 @@ def resident_steps(
     row i is the δ of the class of which i is the first row. Classes with an outcome (N,) of
     SOLVED or PERTURBED are done.
     """
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
     if (tl.load(groups.count + tl.program_id(0)) > ROWS) | (is_left(groups, outcome) == 0):
         return
     leader = tl.program_id(0).to(tl.int64)
@@ -150,6 +153,8 @@ def sweeping_steps(
     delta and outcome as in resident_steps. Scratch: rowwise (2, N), direction (N, C) or None. The
     target's own δ is a number beside `delta` until the end, so that no lane waits for it.
     """
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
     if (tl.load(groups.count + tl.program_id(0)) <= done) | (is_left(groups, outcome) == 0):
         return
     leader = tl.program_id(0).to(tl.int64)

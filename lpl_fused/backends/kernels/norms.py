@@ -13,39 +13,13 @@ import triton.language as tl
 from . import arguments
 
 INFINITY = tl.constexpr(arguments.INFINITY)
+TERMS = tl.constexpr(arguments.TERMS)
 
 
 @triton.jit
-def measure_rows(problem, lengths, BLOCK: tl.constexpr):
-    """lengths (N, 3) = (f, n, bend), bend shared among ties for p = inf. One program per row."""
-    index = tl.program_id(0).to(tl.int64)
-    logits = problem.input + index * problem.input_stride
-    dtype: tl.constexpr = lengths.dtype.element_ty
-    peak = tl.full((), 0, dtype)
-    total = tl.full((), 0, dtype)
-    start = 0
-    while start < problem.classes:
-        columns = start + tl.arange(0, BLOCK)
-        u = tl.load(logits + columns, mask=columns < problem.classes, other=0).to(dtype)
-        magnitude = tl.abs(counted(u))
-        joint = tl.maximum(peak, tl.max(magnitude, 0))
-        if problem.norm_p == INFINITY:
-            # the number of ties
-            ties = (magnitude == joint) & (columns < problem.classes)
-            total = tl.where(peak == joint, total, 0) + tl.sum(ties.to(dtype), 0)
-        else:
-            unit = tl.where(joint == 0, 1, joint)
-            total = total * power(peak / unit, problem.norm_p)
-            total += tl.sum(power(magnitude / unit, problem.norm_p), 0)
-        peak = joint
-        start += BLOCK
-    store_length(lengths + index * 3, peak, total, problem)
-
-
-@triton.jit
-def store_length(here, peak, total, problem):
+def length_of(peak, total, problem):
     """(f, n, bend) of a row from its largest |u_j| and Σ (|u_j|/peak)^p, or the number of ties."""
-    dtype: tl.constexpr = here.dtype.element_ty
+    dtype: tl.constexpr = peak.dtype
     # a norm may be larger than what float32 holds
     n = peak.to(tl.float64)
     ties = total * 0 + 1
@@ -62,9 +36,9 @@ def store_length(here, peak, total, problem):
     length = n + problem.norm_offset
     moves = length > problem.norm_limit
     length = tl.where(moves, length, 1)
-    tl.store(here, tl.where(moves, problem.norm_gain / length, 1).to(dtype))
-    tl.store(here + 1, n.to(dtype))
-    tl.store(here + 2, tl.where(moves, n / length / ties, 0).to(dtype))
+    factor = tl.where(moves, problem.norm_gain / length, 1)
+    bend = tl.where(moves, n / length / ties, 0)
+    return factor.to(dtype), n.to(dtype), bend.to(dtype)
 
 
 @triton.jit
@@ -97,18 +71,18 @@ def read_length(index, problem, like):
     factor = like * 0 + 1
     length = like * 0
     bend = like * 0
-    if problem.lengths is not None:
-        factor = tl.load(problem.lengths + index * 3)
-        length = tl.load(problem.lengths + index * 3 + 1)
-        bend = tl.load(problem.lengths + index * 3 + 2)
+    if problem.norm_p is not None:
+        factor = tl.load(problem.terms + index * TERMS)
+        length = tl.load(problem.terms + index * TERMS + 1)
+        bend = tl.load(problem.terms + index * TERMS + 2)
     return factor, length, bend
 
 
 @triton.jit
-def along_norm(g, u, row):
-    """Σ g_k u_k/n of a block of columns, g = dL/dT."""
+def in_lengths(u, row):
+    """u_k/n of some columns."""
     inverse = tl.where(row.length == 0, 0, 1 / tl.where(row.length == 0, 1, row.length))
-    return tl.sum((g * (counted(u) * inverse)).to(tl.float64), 0).to(g.dtype)
+    return counted(u) * inverse
 
 
 @triton.jit

@@ -1,6 +1,7 @@
-"""From the columns of a row to its statistics, its loss and its gradient, block by block.
+"""From the columns of a row to its sums, its loss and its gradient, block by block.
 
-Forward and backward share these parts; all they hand each other is two numbers per row.
+The shortcut's sweep and the reductions that join share these parts, and so do all that write a
+gradient: it is made of a row's Terms.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from ...algebra.terms import Terms
+from . import arguments
 from .algebra import (
     DENSE,
     LABELS,
@@ -22,21 +25,34 @@ from .algebra import (
     unperturb,
 )
 from .elementary import log1p
-from .norms import along_norm
+from .norms import in_lengths, through_norm
+from .penalties import push_of
+
+TERMS = tl.constexpr(arguments.TERMS)
+TOP = tl.constexpr(Terms._fields.index("top"))
+SHIFT = tl.constexpr(Terms._fields.index("shift"))
+LOG_TOTAL = tl.constexpr(Terms._fields.index("log_total"))
+RAISES = tl.constexpr(Terms._fields.index("raises"))
+EACH = tl.constexpr(Terms._fields.index("each"))
 
 
-class Terms(NamedTuple):
-    """What the gradient of a row's columns is made of:
-    dL/dz_k = exp(z_k − shift)·strength − uniform·w_k·φ'(ℓ_k), plus or (ONE_LABEL) replaced by
-    `part` at the label and `other_part` at the other one; ℓ_k = log_total − (z_k − shift).
-    """
+class Mass(NamedTuple):
+    """Sums over columns: those of lpl_fused.algebra.parts.Mass that no label makes."""
 
     shift: Any
-    log_total: Any
-    strength: Any
-    uniform: Any
-    part: Any
-    other_part: Any
+    rest: Any
+    mass: Any
+    pull: Any
+    along: Any
+    along_spread: Any
+
+
+class Detail(NamedTuple):
+    """Sums over columns, once ℓ_j is known: as lpl_fused.algebra.parts.Detail."""
+
+    value: Any
+    slope: Any
+    along: Any
 
 
 @triton.jit
@@ -46,12 +62,49 @@ def finite_shift(maximum):
 
 
 @triton.jit
-def block_statistics(row, z, weight, columns, inside, problem):
-    """(max, rest, mass, pull) of a block: rest = Σ exp(z_j − max), without the target's own term
-    for ONE_LABEL. Where weights w_j are spread over all columns and φ = log, also
-    mass = Σ w_j and pull = Σ w_j (z_j − max), which then give Σ w_j ℓ_j.
-    """
-    maximum = tl.max(z, 0)
+def directions(u, columns, inside, row, problem):
+    """x_j = (dz_j/dT_j)·u_j/n of some columns."""
+    slope, _ = unperturb(tl.zeros_like(u) + 1, u, columns, inside, row, problem)
+    return slope * in_lengths(u, row)
+
+
+@triton.jit
+def sum_exactly(values):
+    """Σ of a block in float64: what its rounding left would pull at every logit, by its size."""
+    return tl.sum(values.to(tl.float64), 0)
+
+
+@triton.jit
+def label_logits(row, problem):
+    """((z, x) at the label, the same at the other label): −inf and 0 where there is none."""
+    nothing = tl.zeros_like(row.hard)
+    own = (nothing + float("-inf"), nothing)
+    other = own
+    if problem.form != DENSE:
+        own = logit_at(row.column, row, problem)
+    if problem.other is not None:
+        other = logit_at(row.other, row, problem)
+    return own, other
+
+
+@triton.jit
+def logit_at(column, row, problem):
+    """(z, x) of one column."""
+    u, z, inside = read_logits(row, column, problem)
+    x = tl.zeros_like(row.hard)
+    if problem.norm_p is not None:
+        # the interpreter reads 0 as no `other` of a single load
+        x = tl.where(inside, directions(u, column, inside, row, problem), 0)
+    return z, x
+
+
+@triton.jit
+def block_mass(row, u, z, weight, columns, inside, problem):
+    """The Mass of a block."""
+    rivals = z
+    if problem.form == ONE_LABEL:
+        rivals = tl.where(columns == row.column, float("-inf"), z)
+    maximum = tl.max(rivals, 0)
     shift = finite_shift(maximum)
     e = tl.exp(z - shift)
     if problem.form == ONE_LABEL:
@@ -59,120 +112,137 @@ def block_statistics(row, z, weight, columns, inside, problem):
     rest = tl.sum(e, 0)
     mass = tl.zeros_like(rest)
     pull = tl.zeros_like(rest)
-    if problem.spread and problem.phi == LOG:
-        counts = inside
-        if problem.form == DENSE:
-            counts = weight != 0
+    along = tl.zeros_like(rest).to(tl.float64)
+    along_spread = along
+    if problem.spread:
         mass = tl.sum(weight, 0)
-        pull = tl.sum(tl.where(counts, z - shift, 0) * weight, 0)
-    return maximum, rest, mass, pull
+        if problem.phi == LOG:
+            counts = inside
+            if problem.form == DENSE:
+                # a class without weight counts nothing, however infinite its loss
+                counts = weight != 0
+            pull = tl.sum(tl.where(counts, z - shift, 0) * weight, 0)
+    if problem.norm_p is not None:
+        x = directions(u, columns, inside, row, problem)
+        along = sum_exactly(e * x)
+        if problem.spread and problem.phi == LOG:
+            along_spread = sum_exactly(weight * x)
+    return Mass(maximum, rest, mass, pull, along, along_spread)
 
 
 @triton.jit
-def sweep_statistics(row, problem, BLOCK: tl.constexpr):
-    """block_statistics of a whole row."""
-    maximum = tl.full((), float("-inf"), row.hard.dtype)
-    rest = tl.full((), 0, row.hard.dtype)
-    mass = tl.full((), 0, row.hard.dtype)
-    pull = tl.full((), 0, row.hard.dtype)
+def joined(one, other):
+    """The Mass of the columns of both."""
+    maximum = tl.maximum(one.shift, other.shift)
+    shift = finite_shift(maximum)
+    shrink = tl.exp(one.shift - shift)
+    shrink_other = tl.exp(other.shift - shift)
+    pull = one.pull + one.mass * (finite_shift(one.shift) - shift)
+    pull += other.pull + other.mass * (finite_shift(other.shift) - shift)
+    return Mass(
+        maximum,
+        one.rest * shrink + other.rest * shrink_other,
+        one.mass + other.mass,
+        pull,
+        one.along * shrink + other.along * shrink_other,
+        one.along_spread + other.along_spread,
+    )
+
+
+@triton.jit
+def sweep_mass(row, problem, BLOCK: tl.constexpr):
+    """The Mass of a whole row."""
+    zero = tl.zeros_like(row.hard)
+    nothing = zero.to(tl.float64)
+    mass = Mass(zero + float("-inf"), zero, zero, zero, nothing, nothing)
     start = 0
     while start < problem.classes:
         columns = start + tl.arange(0, BLOCK)
-        _, z, inside = read_logits(row, columns, problem)
+        u, z, inside = read_logits(row, columns, problem)
         weight = read_weights(row, columns, inside, problem)
-        block = block_statistics(row, z, weight, columns, inside, problem)
-        joint = tl.maximum(maximum, block[0])
-        shift = finite_shift(joint)
-        rest = rest * tl.exp(maximum - shift) + block[1] * tl.exp(block[0] - shift)
-        pull += mass * (finite_shift(maximum) - shift)
-        pull += block[3] + block[2] * (finite_shift(block[0]) - shift)
-        mass += block[2]
-        maximum = joint
+        mass = joined(mass, block_mass(row, u, z, weight, columns, inside, problem))
         start += BLOCK
-    return maximum, rest, mass, pull
+    return mass
 
 
 @triton.jit
-def block_sums(z, weight, inside, shift, log_total, problem):
-    """(Σ w_j φ(ℓ_j), Σ w_j φ'(ℓ_j), Σ w_j) of a block, ℓ_j = log_total − (z_j − shift)."""
+def block_detail(row, u, z, weight, columns, inside, shift, log_total, problem):
+    """The Detail of a block, ℓ_j = log_total − (z_j − shift)."""
     counts = inside
     if problem.form == DENSE:
-        # a class without weight counts nothing, however infinite its loss
         counts = weight != 0
     ell = log_total - (z - shift)
-    values = tl.sum(tl.where(counts, phi_value(ell, problem), 0) * weight, 0)
-    slopes = tl.sum(phi_slope(ell, problem) * weight, 0)
-    return values, slopes, tl.sum(weight, 0)
+    value = tl.sum(tl.where(counts, phi_value(ell, problem), 0) * weight, 0)
+    slopes = phi_slope(ell, problem) * weight
+    along = tl.zeros_like(value).to(tl.float64)
+    if problem.norm_p is not None:
+        along = sum_exactly(slopes * directions(u, columns, inside, row, problem))
+    return Detail(value, tl.sum(slopes, 0), along)
 
 
 @triton.jit
-def sweep_sums(row, shift, log_total, problem, BLOCK: tl.constexpr):
-    """block_sums of a whole row."""
-    values = tl.zeros_like(shift)
-    slopes = tl.zeros_like(shift)
-    mass = tl.zeros_like(shift)
+def sweep_detail(row, shift, log_total, problem, BLOCK: tl.constexpr):
+    """The Detail of a whole row."""
+    zero = tl.zeros_like(row.hard)
+    detail = Detail(zero, zero, zero.to(tl.float64))
     start = 0
     while start < problem.classes:
         columns = start + tl.arange(0, BLOCK)
-        _, z, inside = read_logits(row, columns, problem)
+        u, z, inside = read_logits(row, columns, problem)
         weight = read_weights(row, columns, inside, problem)
-        block = block_sums(z, weight, inside, shift, log_total, problem)
-        values += block[0]
-        slopes += block[1]
-        mass += block[2]
+        block = block_detail(row, u, z, weight, columns, inside, shift, log_total, problem)
+        detail = Detail(
+            detail.value + block.value, detail.slope + block.slope, detail.along + block.along
+        )
         start += BLOCK
-    return values, slopes, mass
+    return detail
 
 
 @triton.jit
-def read_label_logits(row, problem):
-    """(z at the label, z at the other label), 0 where there is none."""
-    own = tl.zeros_like(row.hard)
-    other = tl.zeros_like(row.hard)
-    if problem.form != DENSE:
-        _, own, _ = read_logits(row, row.column, problem)
-    if problem.other is not None:
-        _, other, _ = read_logits(row, row.other, problem)
-    return own, other
-
-
-@triton.jit
-def row_terms(row, gaps, shift, rest, sums, scale, problem):
-    """(loss of the row, Terms of its gradient times `scale`), from its statistics.
-
-    `gaps` are the logits at the label and the other label, less the shift.
+def row_terms(index, row, own, other, mass, detail, problem):
+    """(loss of the row, its Terms), from its sums and of its labels (z − shift, x).
 
     L = Σ_j t'_j (φ(ℓ_j) + z_loss·lse²) and dL/dz_k = p_k·S − t'_k φ'(ℓ_k) with
-    S = Σ_j t'_j (φ'(ℓ_j) + 2·z_loss·lse). `sums` are block_sums of the whole row, used where
-    weight is spread over all columns.
+    S = Σ_j t'_j (φ'(ℓ_j) + 2·z_loss·lse). `detail` counts where weight is spread over all columns.
     """
-    part = tl.zeros_like(rest)
-    other_part = tl.zeros_like(rest)
-    own = tl.exp(gaps[0])
+    shift = finite_shift(mass.shift)
+    part = tl.zeros_like(mass.rest)
+    other_part = tl.zeros_like(mass.rest)
+    gap = own[0]
     if problem.form == ONE_LABEL:
-        total = rest + own
-        # own is 1 where the target is the maximum: then ℓ = log1p(rest), without cancellation
-        log_total = log1p(rest + (own - 1))
-        ell = log_total - gaps[0]
+        # in units of the label or of its rivals, whichever is larger
+        above = (gap > 0) | (mass.rest == 0)
+        e = tl.exp(tl.where(above, -gap, gap))
+        # nan where the label's logit is infinite
+        lift = tl.where(above, gap - gap, gap)
+        share = tl.where(above, 1 + lift, e)
+        shrink = tl.where(above, tl.where(mass.rest == 0, 0, e), 1)
+        rest = mass.rest * shrink
+        total = rest + share
+        # share is 1 where the label is larger: then ℓ = log1p(rest), without cancellation
+        log_total = log1p(rest + (share - 1))
+        ell = log_total - lift
+        log_total += tl.where(above, gap, 0)
         weight = row.hard
         value = weight * phi_value(ell, problem)
         slope = weight * phi_slope(ell, problem)
         part = -slope * (rest / total)
     else:
-        total = rest
-        log_total = tl.log(rest)
-        weight = row.uniform * sums[2]
+        shrink = tl.zeros_like(mass.rest) + 1
+        total = mass.rest
+        log_total = tl.log(mass.rest)
+        weight = row.uniform * mass.mass
         # where nothing is spread the infinite loss of a masked class does not count
-        value = tl.where(row.uniform == 0, 0, row.uniform * sums[0])
-        slope = row.uniform * sums[1]
+        value = tl.where(row.uniform == 0, 0, row.uniform * detail.value)
+        slope = row.uniform * detail.slope
         if problem.form == LABELS:
-            ell = log_total - gaps[0]
+            ell = log_total - gap
             value += _weighted(row.hard, phi_value(ell, problem), problem)
             part = -row.hard * phi_slope(ell, problem)
             slope -= part
             weight += row.hard
             if problem.other is not None:
-                ell = log_total - gaps[1]
+                ell = log_total - other[0]
                 value += _weighted(row.other_hard, phi_value(ell, problem), problem)
                 other_part = -row.other_hard * phi_slope(ell, problem)
                 slope -= other_part
@@ -183,14 +253,38 @@ def row_terms(row, gaps, shift, rest, sums, scale, problem):
         penalty = weight * (lse * 2 * problem.z_loss)
         slope += penalty
         if problem.form == ONE_LABEL:
-            part += penalty * (own / total)
+            part += penalty * (share / total)
+    strength = slope / total * shrink
+    along = tl.zeros_like(strength)
+    if problem.norm_p is not None:
+        pulled = mass.along * strength + own[1].to(tl.float64) * part
+        if problem.spread:
+            pulled -= detail.along * row.uniform
+        if problem.other is not None:
+            pulled += other[1].to(tl.float64) * other_part
+        along = pulled.to(strength.dtype)
+    top = tl.zeros_like(strength)
+    raises = top
+    each = top
+    if problem.penalty is not None:
+        value += tl.load(problem.penalties + index)
+        top = tl.load(problem.terms + index * TERMS + TOP)
+        raises = tl.load(problem.terms + index * TERMS + RAISES)
+        each = tl.load(problem.terms + index * TERMS + EACH)
     return value, Terms(
+        row.factor,
+        row.length,
+        row.bend,
+        top,
         shift,
         log_total,
-        slope / total * scale,
-        row.uniform * scale,
-        part * scale,
-        other_part * scale,
+        strength,
+        row.uniform,
+        part,
+        other_part,
+        along,
+        raises,
+        each,
     )
 
 
@@ -204,8 +298,67 @@ def _weighted(weight, value, problem):
 
 
 @triton.jit
-def block_gradient(row, z, weight, columns, terms, problem):
-    """dL/dz of a block of columns: see Terms."""
+def read_terms(index, problem):
+    """The Terms of a row."""
+    here = problem.terms + index * TERMS
+    return Terms(
+        tl.load(here),
+        tl.load(here + 1),
+        tl.load(here + 2),
+        tl.load(here + 3),
+        tl.load(here + 4),
+        tl.load(here + 5),
+        tl.load(here + 6),
+        tl.load(here + 7),
+        tl.load(here + 8),
+        tl.load(here + 9),
+        tl.load(here + 10),
+        tl.load(here + 11),
+        tl.load(here + 12),
+    )
+
+
+@triton.jit
+def store_terms(place, index, terms):
+    """Stores the Terms of a row."""
+    for k in tl.static_range(TERMS):
+        tl.store(place + index * TERMS + k, terms[k])
+
+
+@triton.jit
+def times(terms, factor):
+    """The Terms for another upstream gradient than 1."""
+    return Terms(
+        terms.factor,
+        terms.length,
+        terms.bend,
+        terms.top,
+        terms.shift,
+        terms.log_total,
+        terms.strength * factor,
+        terms.uniform * factor,
+        terms.part * factor,
+        terms.other_part * factor,
+        terms.along * factor,
+        terms.raises * factor,
+        terms.each * factor,
+    )
+
+
+@triton.jit
+def upstream_of(index, upstream):
+    """What the gradient of a row's loss is multiplied by."""
+    factor = 1.0
+    if upstream.rows is not None:
+        factor = tl.load(upstream.rows + index * upstream.stride)
+    if upstream.norm is not None:
+        factor *= 1 / tl.load(upstream.norm)
+    return factor
+
+
+@triton.jit
+def block_gradient(row, u, z, weight, columns, inside, terms, problem):
+    """(dL/du, dL/d offset) of a block of columns: see lpl_fused.algebra.terms."""
     dz = tl.exp(z - terms.shift) * terms.strength
     if problem.spread:
         ell = terms.log_total - (z - terms.shift)
@@ -216,23 +369,26 @@ def block_gradient(row, z, weight, columns, terms, problem):
         dz += tl.where(columns == row.column, terms.part, 0)
         if problem.other is not None:
             dz += tl.where(columns == row.other, terms.other_part, 0)
-    return dz
+    du, d_offset = unperturb(dz, u, columns, inside, row, problem)
+    if problem.norm_p is not None:
+        du = through_norm(du, terms.along, u, row, problem)
+    if problem.penalty is not None:
+        du += push_of(u, columns, inside, terms, problem)
+    return du, d_offset
 
 
 @triton.jit
-def sweep_along(row, terms, problem, BLOCK: tl.constexpr):
-    """along_norm of a whole row: see norms.py."""
-    along = tl.zeros_like(terms.strength)
-    start = 0
-    while start < problem.classes:
-        columns = start + tl.arange(0, BLOCK)
+def sweep_gradient(row, terms, grad, problem, BLOCK: tl.constexpr):
+    """Writes dL/du of a row, from its end, which the sweep before has left in the caches."""
+    column = (problem.classes - 1) // BLOCK * BLOCK
+    while column >= 0:
+        columns = column + tl.arange(0, BLOCK)
         u, z, inside = read_logits(row, columns, problem)
         weight = read_weights(row, columns, inside, problem)
-        dz = block_gradient(row, z, weight, columns, terms, problem)
-        du, _ = unperturb(dz, u, columns, inside, row, problem)
-        along += along_norm(du, u, row)
-        start += BLOCK
-    return along
+        du, _ = block_gradient(row, u, z, weight, columns, inside, terms, problem)
+        here = grad + row.index * problem.classes + columns
+        tl.store(here, du.to(grad.dtype.element_ty), mask=inside)
+        column -= BLOCK
 
 
 @triton.jit
@@ -247,11 +403,14 @@ def fill_row(matrix, index, value, classes, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def store_nothing(index, losses, stats, grad, problem, BLOCK: tl.constexpr):
-    """Loss, statistics and gradient of a row that is ignored, each if there is a place for it."""
-    if losses is not None:
-        tl.store(losses + index, 0)
-        tl.store(stats + index, 0)
-        tl.store(stats + tl.num_programs(0) + index, 0)
-    if grad is not None:
-        fill_row(grad, index, 0, problem.classes, BLOCK)
+def store_nothing(index, wanted, problem, BLOCK: tl.constexpr):
+    """What is wanted of a row that is ignored."""
+    if wanted.losses is not None:
+        tl.store(wanted.losses + index, 0)
+    if wanted.terms is not None:
+        for k in tl.static_range(TERMS):
+            tl.store(wanted.terms + index * TERMS + k, 0)
+    if wanted.grad is not None:
+        fill_row(wanted.grad, index, 0, problem.classes, BLOCK)
+    if wanted.delta is not None:
+        fill_row(wanted.delta, index, 0, problem.classes, BLOCK)

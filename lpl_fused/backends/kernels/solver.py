@@ -22,9 +22,17 @@ import triton.language as tl
 
 from . import arguments
 from .algebra import SOLVED, read_label, read_logits, read_row, read_table_row, unperturb
-from .elementary import log1p
+from .elementary import log1p, scales_exactly
 from .lpl import normalized
-from .rows import fill_row, finite_shift, row_terms, store_nothing
+from .rows import (
+    Mass,
+    fill_row,
+    finite_shift,
+    row_terms,
+    store_nothing,
+    times,
+    upstream_of,
+)
 from .series import added, advanced, relative_series, scaled, tail_mass, tail_square
 
 GROUP = tl.constexpr(arguments.GROUP)
@@ -186,26 +194,24 @@ def good_enough(rivals, moved, ORDER: tl.constexpr):
 
 @triton.jit
 def solve(
-    problem, groups, steps, step_size, outcome, heads, wanted, norm, grad_rows, grad_stride,
+    problem, groups, steps, step_size, outcome, heads, wanted, upstream,
     NORMALIZE: tl.constexpr, HEAD: tl.constexpr, ORDER: tl.constexpr,
     BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What is `wanted` of each row that has its class for itself or takes no steps: its loss and
-    statistics, its gradient times 1/norm or its entry of grad_rows, or its δ. One program per row.
+    """What is `wanted` of each row that has its class for itself or takes no steps: its loss, its
+    gradient times `upstream`, or its δ. One program per row.
 
     outcome (N,) says of each row if it is SOLVED or, untouched, left to the plain steps: as one of
-    a GROUP, or because it FELL_BACK. Scratch: heads (N, HEAD). norm 0-dim or None, grad_rows (N,)
-    with its stride or None.
+    a GROUP, or because it FELL_BACK. Scratch: heads (N, HEAD).
     """
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
     dtype: tl.constexpr = tl.float64 if problem.input.dtype.element_ty == tl.float64 else tl.float32
     index = tl.program_id(0).to(tl.int64)
-    rows = tl.num_programs(0)
     live, row = read_row(index, problem, dtype)
     if live == 0:
         tl.store(outcome + index, SOLVED)
-        store_nothing(index, wanted.losses, wanted.stats, wanted.grad, problem, BLOCK)
-        if wanted.delta is not None:
-            fill_row(wanted.delta, index, 0, problem.classes, BLOCK)
+        store_nothing(index, wanted, problem, BLOCK)
         return
 
     _, _, outside = read_label(tl.load(problem.target + index), problem)
@@ -264,19 +270,15 @@ def solve(
     part = own
     strength = own
     if wanted.delta is None:
-        scale = 1.0
-        if norm is not None:
-            scale = 1 / tl.load(norm)
-        if grad_rows is not None:
-            scale = tl.load(grad_rows + index * grad_stride)
-        gaps = (own - unit, own)
-        value, terms = row_terms(row, gaps, shift + unit, rest, gaps, scale, problem)
-        part = terms.part
-        strength = terms.strength
+        zero = tl.zeros_like(own)
+        mass = Mass(shift + unit, rest, zero, zero, zero, zero)
+        label = (own - unit, zero)
+        value, terms = row_terms(index, row, label, label, mass, mass, problem)
         if wanted.losses is not None:
             tl.store(wanted.losses + index, value)
-            tl.store(wanted.stats + index, shift + level)
-            tl.store(wanted.stats + rows + index, rest)
+        terms = times(terms, upstream_of(index, upstream))
+        part = terms.part
+        strength = terms.strength
     if (wanted.grad is not None) | (wanted.delta is not None):
         of_tail *= strength
         if ONE_BLOCK:

@@ -1,4 +1,4 @@
-"""Launchers of the multi-label Triton kernels; part of the Triton backend, see triton.py."""
+"""The sigmoid link: launchers of the multi-label kernels."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..paths import SIDE_TABLES, WEIGHING_LABELS, Path
-from ..phi import LOG
-from ..problem import MEAN, NONE, BinaryProblem, accumulate_dtype
-from .buffers import new
-from .kernels.launch import binary_learned_meta, binary_mass_meta, binary_tile_meta
+from ...paths import SIDE_TABLES, WEIGHING_LABELS, Path
+from ...phi import LOG
+from ...problem import MEAN, NONE, BinaryProblem, accumulate_dtype
+from ..buffers import new
+from ..contract import Forward
+from ..kernels.launch import (
+    binary_learned_meta,
+    binary_mass_meta,
+    binary_tile_meta,
+    filling_meta,
+)
+from . import launching
 
 # both sides have the same z, and φ = log: one exponential for both
 _SHARED = Path("triton, shared sides", BinaryProblem, WEIGHING_LABELS)
@@ -22,36 +29,55 @@ _KERNELS = Path(
 )
 
 
-def binary_cross_entropy(problem: BinaryProblem, want_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, norm, grad): see ops/sigmoid.py."""
+def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
     input, reduction = problem.input, problem.options.reduction
     norm = _normalizer(problem)
-    grad = new(problem, *(input.shape if want_grad else (0,)), dtype=input.dtype)
+    grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
     losses = new(problem, *input.shape) if reduction == NONE else None
     found = _run(
         problem,
         sums=reduction != NONE,
         losses=losses,
-        grad=grad if want_grad else None,
+        grad=grad,
         norm=norm if reduction == MEAN else None,
     )
     if losses is not None:
-        return losses, norm, grad
+        return Forward(losses, norm, None, grad)
     assert found is not None
     total = found.sum()
-    return total / norm if reduction == MEAN else total, norm, grad
+    return Forward(total / norm if reduction == MEAN else total, norm, None, grad)
 
 
-def binary_cross_entropy_backward(problem: BinaryProblem, upstream: Tensor) -> Tensor:
-    """dL/d input: see ops/sigmoid.py."""
+def binary_gradient(problem: BinaryProblem, upstream: Tensor) -> Tensor:
     grad = new(problem, *problem.input.shape, dtype=problem.input.dtype)
-    upstream = upstream.to(accumulate_dtype(grad.dtype)).contiguous()
-    _run(problem, grad=grad, upstream=upstream)
+    _run(problem, grad=grad, upstream=_contiguous(problem, upstream))
     return grad
 
 
+def binary_rescale_(problem: BinaryProblem, forward: Forward, upstream: Tensor) -> Tensor:
+    from ..kernels.gradient import scale_rows
+
+    grad, norm = forward.grad, forward.norm
+    assert grad is not None
+    assert norm is not None
+    if grad.element_size() == 2:
+        # of each logit its own: made anew; one for all: unless it scales exactly
+        anew = _contiguous(problem, upstream if upstream.dim() else upstream / norm)
+        _run(problem, grad=grad, upstream=anew, unless=None if upstream.dim() else upstream)
+    elif upstream.dim():
+        grad.mul_(upstream)
+    else:
+        n, classes = grad.shape
+        meta = filling_meta(classes)
+        launching.launch(scale_rows, (n,), grad, upstream, 0, classes, EXACTLY=False, **meta)
+    return grad
+
+
+def _contiguous(problem: BinaryProblem, upstream: Tensor) -> Tensor:
+    return upstream.to(accumulate_dtype(problem.input.dtype)).contiguous()
+
+
 def binary_perturbation(problem: BinaryProblem) -> Tensor:
-    """(2, C): see ops/sigmoid.py."""
     delta = new(problem, 2, problem.input.shape[1])
     _run(problem, delta=delta)
     return delta
@@ -61,8 +87,7 @@ def _run(problem: BinaryProblem, *, sums: bool = False, **places: Tensor | None)
     """Runs the kernels for what is wanted; the losses of the programs if `sums`."""
     from triton.language import constexpr
 
-    from .kernels.binary import BinaryWanted, binary_learned, binary_tiles
-    from .triton import _number
+    from ..kernels.binary import BinaryWanted, binary_learned, binary_tiles
 
     n, classes = problem.input.shape
     if problem.steps is None:
@@ -83,18 +108,17 @@ def _run(problem: BinaryProblem, *, sums: bool = False, **places: Tensor | None)
     arguments = _arguments(problem)
     meta["DTYPE"] = _language_dtype(problem)
     if problem.steps is None:
-        _launch(binary_tiles, grid, arguments, wanted, **meta)
+        launching.launch(binary_tiles, grid, arguments, wanted, **meta)
     else:
-        step_size = _number(problem, problem.options.step_size)  # type: ignore[arg-type]
-        _launch(binary_learned, grid, arguments, wanted, problem.steps, step_size, **meta)
+        step_size = launching.number(problem, problem.options.step_size)
+        launching.launch(binary_learned, grid, arguments, wanted, problem.steps, step_size, **meta)
     return found
 
 
 def _arguments(problem: BinaryProblem) -> Any:
     from triton.language import constexpr
 
-    from .kernels.binary import HARD, SHARED, SIDES, BinaryArguments, row_masses
-    from .triton import _number
+    from ..kernels.binary import HARD, SHARED, SIDES, BinaryArguments, row_masses
 
     _KERNELS.demand(problem)
     input, target, options = problem.input, problem.target, problem.options
@@ -105,7 +129,7 @@ def _arguments(problem: BinaryProblem) -> Any:
         form = SHARED
 
     def number(value: float) -> Any:
-        return _number(problem, value)  # type: ignore[arg-type]
+        return launching.number(problem, value)
 
     weighs = problem.inverse_count is not None
     ignored = options.ignored
@@ -134,7 +158,7 @@ def _arguments(problem: BinaryProblem) -> Any:
         return arguments
     masses = new(problem, input.shape[0])
     meta = binary_mass_meta(problem)
-    _launch(
+    launching.launch(
         row_masses, (input.shape[0],), arguments, masses, DTYPE=_language_dtype(problem), **meta
     )
     return arguments._replace(masses=masses)
@@ -157,9 +181,3 @@ def _language_dtype(problem: BinaryProblem) -> Any:
     import triton.language as tl
 
     return tl.float64 if problem.input.dtype == torch.float64 else tl.float32
-
-
-def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **meta: Any) -> None:
-    from . import triton
-
-    triton._launch(kernel, grid, *arguments, **meta)

@@ -1,0 +1,229 @@
+// What a row's columns, perhaps some of all, add up to: the parts of lpl_fused/algebra/parts.py.
+#pragma once
+
+#include "solver.h"
+
+namespace lpl {
+
+// The numbers of row i, written by the first thread.
+template <template <typename> class Part, typename Team>
+LPL_DEVICE inline void store_part(const Team& team, const Call& call, i64 i,
+                                  const Part<double>& part) {
+  if (team.rank() == 0) static_cast<Part<double>*>(call.scratch.part)[i] = part;
+}
+
+template <typename T>
+struct SizeBody {
+  using Shared = Nothing;
+  using Acc = typename AccumulateOf<T>::type;
+
+  template <typename Team>
+  LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
+    const Algebra<T, false> algebra(call);
+    Row<Acc> row = algebra.row(i, nullptr);
+    TeamRow<Team, T, false> here(team, call, algebra, row);
+    Size<double> size{};
+    size.top = -INFINITY;
+    if (row.live && algebra.normed()) {
+      const Length<Acc> length = length_of(team, call.p.norm_p, here.pieces());
+      size.peak = double(length.peak);
+      size.total = double(length.total);
+    }
+    if (row.live && algebra.penalised()) {
+      const Top<Acc> peak = top_of(team, here.pieces());
+      size.top = double(peak.top);
+      size.ties = double(peak.ties);
+    }
+    store_part(team, call, i, size);
+  }
+};
+
+template <typename T, bool Bare>
+struct MassBody {
+  using Shared = Nothing;
+  using Acc = typename AccumulateOf<T>::type;
+
+  template <typename Team>
+  LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
+    const Algebra<T, Bare> algebra(call);
+    Row<Acc> row = algebra.row(i, static_cast<const Acc*>(call.out.delta));
+    TeamRow<Team, T, Bare> here(team, call, algebra, row);
+    Mass<double> mass{};
+    mass.shift = mass.own = mass.other = -INFINITY;
+    if (!row.live) return store_part(team, call, i, mass);
+    here.use(terms_of<Acc>(call, i));
+    const int skip = algebra.one_label ? row.label : -1;
+    const bool by_log = call.p.phi == Phi::log;
+    const RowSums<Acc> sums = here.sums(skip, algebra.spread);
+    mass.shift = double(sums.top);
+    mass.rest = double(sums.rest);
+    mass.mass = double(sums.mass);
+    if (by_log) mass.pull = double(sums.pull);
+    if (call.p.target) at_label(algebra, row, row.label, mass.own, mass.along_own);
+    if (call.p.other) at_label(algebra, row, row.other, mass.other, mass.along_other);
+    if (algebra.normed()) {
+      const Along all = along(team, algebra, here, row, skip, finite_shift(sums.top));
+      mass.along = all.mass;
+      if (by_log) mass.along_spread = all.spread;
+    }
+    store_part(team, call, i, mass);
+  }
+
+ private:
+  struct Along {
+    double mass, spread;  // Σ e_j·x_j, Σ w_j·x_j
+  };
+
+  LPL_DEVICE static void at_label(const Algebra<T, Bare>& algebra, const Row<Acc>& row, int label,
+                                  double& z, double& along) {
+    if (!algebra.has(label)) return;
+    const Acc u = load(algebra.logits(row.index)[label]);
+    z = double(algebra.perturbed(u, label, row));
+    if (algebra.normed()) along = double(unit_along(algebra, u, label, row));
+  }
+
+  template <typename Team>
+  LPL_DEVICE static Along along(Team& team, const Algebra<T, Bare>& algebra,
+                                const TeamRow<Team, T, Bare>& here, const Row<Acc>& row, int skip,
+                                Acc shift) {
+    Along sum{};
+    here.pieces().visit([&](int first, const Acc* u) {
+      here.columns(first, u, [&](int j, Acc z, int v) {
+        const Acc x = unit_along(algebra, u[v], j, row);
+        if (j != skip) sum.mass += double(std::exp(z - shift) * x);
+        if (algebra.spread) sum.spread += double(algebra.weight(j, row) * x);
+      });
+    });
+    return team.reduce(sum, [](const Along& a, const Along& b) {
+      return Along{a.mass + b.mass, a.spread + b.spread};
+    });
+  }
+};
+
+template <typename T>
+struct DetailBody {
+  using Shared = Nothing;
+  using Acc = typename AccumulateOf<T>::type;
+
+  template <typename Team>
+  LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
+    const Algebra<T, false> algebra(call);
+    Row<Acc> row = algebra.row(i, static_cast<const Acc*>(call.out.delta));
+    TeamRow<Team, T, false> here(team, call, algebra, row);
+    Detail<double> detail{};
+    if (!row.live) return store_part(team, call, i, detail);
+    const Terms<Acc> t = terms_of<Acc>(call, i);
+    here.use(t);
+    if (algebra.spread && call.p.phi != Phi::log) {
+      const OfPhi<Acc> sum = here.sum_phi(t.shift, t.log_total);
+      detail.value = double(sum.value);
+      detail.slope = double(sum.slope);
+      detail.along = sum.along;
+    }
+    if (algebra.penalised()) {
+      const PhiValue<double> sum = penalties_of(team, call.p, t.top, here.pieces());
+      detail.penalty = sum.value;
+      detail.push = sum.slope;
+    }
+    store_part(team, call, i, detail);
+  }
+};
+
+template <typename Acc>
+struct HeadList {
+  int column[Heads<Acc>::kMost];
+  Acc logit[Heads<Acc>::kMost];
+};
+
+template <typename T>
+struct RivalsBody {
+  using Acc = typename AccumulateOf<T>::type;
+  using Shared = HeadList<Acc>;
+  static constexpr int kOrder = Heads<Acc>::kOrder;
+
+  template <typename Team>
+  LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
+    const Algebra<T, false> algebra(call);
+    Row<Acc> row = algebra.row(i, nullptr);
+    TeamRow<Team, T, false> here(team, call, algebra, row);
+    Rivals<double> rivals{};
+    rivals.shift = rivals.own = -INFINITY;
+    Tail<Acc> tail{};
+    int heads = 0;
+    if (row.live) {
+      here.use(terms_of<Acc>(call, i));
+      const RowSums<Acc> sums = here.sums(row.label, false);
+      const Acc shift = finite_shift(sums.top);
+      const Acc threshold = static_cast<const Acc*>(call.scratch.threshold)[i];
+      // without a threshold rivals of no mass are heads, too
+      const Acc bound = threshold < 0 ? Acc(-1) : threshold * sums.rest;
+      int count = 0;
+      tail = tail_of(team, here, row.label, shift, Acc(1), bound, count);
+      const int begin = team.before(count, heads);
+      if (count > 0) list(team, here, row.label, shift, bound, begin);
+      rivals.shift = double(sums.top);
+      rivals.rest = double(sums.rest);
+      if (algebra.has(row.label)) rivals.own = double(algebra.logit(row.label, row));
+    }
+    rivals.largest = double(tail.largest);
+    rivals.listed = double(heads);
+    store_part(team, call, i, rivals);
+    if (team.rank() == 0)
+      for (int r = 0; r < kOrder; ++r)
+        static_cast<double*>(call.scratch.powers)[i * kOrder + r] = double(tail.power[r]);
+    team.sync();
+    write_heads(team, call, i, heads);
+  }
+
+ private:
+  // The heads of a thread, from place `begin` on of those of all; as many as find room.
+  template <typename Team>
+  LPL_DEVICE static void list(Team& team, const TeamRow<Team, T, false>& here, int label, Acc shift,
+                              Acc bound, int begin) {
+    Shared& to = team.template shared<Shared>(0);
+    int at = begin;
+    here.each([&](int j, Acc z) {
+      if (j == label || at >= Heads<Acc>::kMost || !(std::exp(z - shift) > bound)) return;
+      to.column[at] = j;
+      to.logit[at] = z;
+      ++at;
+    });
+  }
+
+  // In the order of their columns: a head's place is the number of those before it.
+  template <typename Team>
+  LPL_DEVICE static void write_heads(Team& team, const Call& call, i64 i, int heads) {
+    const int room = heads_of<Acc>(call.p.c), listed = heads < room ? heads : room;
+    const Shared& from = team.template shared<Shared>(0);
+    int32_t* columns = call.scratch.head_columns + i * room;
+    Acc* logits = static_cast<Acc*>(call.scratch.head_logits) + i * room;
+    for (int k = team.rank(); k < room; k += team.size()) {
+      int place = k;
+      if (k < listed) {
+        place = 0;
+        for (int other = 0; other < listed; ++other) place += from.column[other] < from.column[k];
+      }
+      columns[place] = k < listed ? int32_t(call.p.first) + from.column[k] : -1;
+      logits[place] = k < listed ? from.logit[k] : Acc(-INFINITY);
+    }
+  }
+};
+
+// z without a learned perturbation.
+template <typename T>
+struct PerturbedBody {
+  using Shared = Nothing;
+  using Acc = typename AccumulateOf<T>::type;
+
+  template <typename Team>
+  LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
+    const Algebra<T, false> algebra(call);
+    Row<Acc> row = algebra.row(i, nullptr);
+    TeamRow<Team, T, false> here(team, call, algebra, row);
+    here.use(terms_of<Acc>(call, i));
+    here.fill(static_cast<Acc*>(call.scratch.perturbed),
+              [&](int, Acc z) { return row.live ? z : Acc(0); });
+  }
+};
+
+}  // namespace lpl

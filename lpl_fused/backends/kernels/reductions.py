@@ -1,0 +1,224 @@
+"""The reductions: what is summed over the columns of a row, as lpl_fused.algebra.parts says, for
+parts that join. One program per row; rows that are ignored have what no columns add up to. And what
+others sum over: the perturbed logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .algebra import LOG, class_of, read_logits, read_row
+from .norms import INFINITY, counted, power
+from .penalties import penalty_of
+from .rows import (
+    LOG_TOTAL,
+    SHIFT,
+    TERMS,
+    TOP,
+    Detail,
+    finite_shift,
+    label_logits,
+    sweep_detail,
+    sweep_mass,
+)
+from .series import added
+
+
+class Size(NamedTuple):
+    """Sums over the raw logits: as lpl_fused.algebra.parts.Size."""
+
+    peak: Any
+    total: Any
+    top: Any
+    ties: Any
+
+
+@triton.jit
+def sweep_size(index, problem, dtype: tl.constexpr, BLOCK: tl.constexpr):
+    """The Size of a row: what its norm wants to know, and what its penalty does."""
+    logits = problem.input + index * problem.input_stride
+    peak = tl.full((), 0, dtype)
+    total = tl.full((), 0, dtype)
+    top = tl.full((), float("-inf"), dtype)
+    ties = tl.full((), 0, dtype)
+    start = 0
+    while start < problem.classes:
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < problem.classes
+        u = tl.load(logits + columns, mask=inside, other=float("-inf")).to(dtype)
+        if problem.norm_p is not None:
+            magnitude = tl.abs(counted(u))
+            joint = tl.maximum(peak, tl.max(magnitude, 0))
+            if problem.norm_p == INFINITY:
+                many = tl.sum(((magnitude == joint) & inside).to(dtype), 0)
+                total = tl.where(peak == joint, total, 0) + many
+            else:
+                unit = tl.where(joint == 0, 1, joint)
+                total = total * power(peak / unit, problem.norm_p)
+                total += tl.sum(power(magnitude / unit, problem.norm_p), 0)
+            peak = joint
+        if problem.penalty is not None:
+            joint = tl.maximum(top, tl.max(u, 0))
+            many = tl.sum(((u == joint) & inside).to(dtype), 0)
+            ties = tl.where(top == joint, ties, 0) + many
+            top = joint
+        start += BLOCK
+    return Size(peak, total, top, ties)
+
+
+@triton.jit
+def sweep_penalty(index, top, problem, dtype: tl.constexpr, BLOCK: tl.constexpr):
+    """(Σ P(h_j), Σ P'(h_j)) of a row, from its end, which a sweep before has left in the caches."""
+    logits = problem.input + index * problem.input_stride
+    value = tl.full((), 0, dtype)
+    slope = tl.full((), 0, dtype)
+    column = (problem.classes - 1) // BLOCK * BLOCK
+    while column >= 0:
+        columns = column + tl.arange(0, BLOCK)
+        inside = columns < problem.classes
+        u = tl.load(logits + columns, mask=inside, other=0).to(dtype)
+        values, slopes = penalty_of(u, top, columns, inside, problem)
+        value += tl.sum(tl.where(inside, values, 0), 0)
+        slope += tl.sum(tl.where(inside, slopes, 0), 0)
+        column -= BLOCK
+    return value, slope
+
+
+@triton.jit
+def store_numbers(here, numbers, COUNT: tl.constexpr):
+    """Stores sums of a row as float64."""
+    for k in tl.static_range(COUNT):
+        tl.store(here + k, numbers[k].to(tl.float64))
+
+
+@triton.jit
+def measure_rows(problem, sizes, BLOCK: tl.constexpr):
+    """sizes (N, 4): the Size of each row."""
+    index = tl.program_id(0).to(tl.int64)
+    dtype: tl.constexpr = problem.terms.dtype.element_ty
+    live, _ = read_row(index, problem, dtype)
+    zero = tl.full((), 0, dtype)
+    size = Size(zero, zero, zero + float("-inf"), zero)
+    if live:
+        size = sweep_size(index, problem, dtype, BLOCK)
+    store_numbers(sizes + index * 4, size, 4)
+
+
+@triton.jit
+def mass_rows(problem, masses, BLOCK: tl.constexpr):
+    """masses (N, 10): the Mass of each row."""
+    index = tl.program_id(0).to(tl.int64)
+    live, row = read_row(index, problem, problem.terms.dtype.element_ty)
+    zero = tl.zeros_like(row.hard)
+    nowhere = zero + float("-inf")
+    along = zero.to(tl.float64)
+    numbers = (nowhere, zero, nowhere, nowhere, zero, zero, along, zero, zero, along)
+    if live:
+        own, other = label_logits(row, problem)
+        mass = sweep_mass(row, problem, BLOCK)
+        numbers = (
+            mass.shift, mass.rest, own[0], other[0], mass.mass, mass.pull,
+            mass.along, own[1], other[1], mass.along_spread,
+        )  # fmt: skip
+    store_numbers(masses + index * 10, numbers, 10)
+
+
+@triton.jit
+def detail_rows(problem, details, BLOCK: tl.constexpr):
+    """details (N, 5): the Detail of each row."""
+    index = tl.program_id(0).to(tl.int64)
+    dtype: tl.constexpr = problem.terms.dtype.element_ty
+    live, row = read_row(index, problem, dtype)
+    zero = tl.zeros_like(row.hard)
+    detail = Detail(zero, zero, zero.to(tl.float64))
+    value = zero
+    slope = zero
+    if live:
+        here = problem.terms + index * TERMS
+        if problem.spread and problem.phi != LOG:
+            shift = tl.load(here + SHIFT)
+            log_total = tl.load(here + LOG_TOTAL)
+            detail = sweep_detail(row, shift, log_total, problem, BLOCK)
+        if problem.penalty is not None:
+            value, slope = sweep_penalty(index, tl.load(here + TOP), problem, dtype, BLOCK)
+    numbers = (detail.value, detail.slope, detail.along, value, slope)
+    store_numbers(details + index * 5, numbers, 5)
+
+
+@triton.jit
+def read_rivals(row, columns, problem):
+    """z of a block's rivals: −inf at the label, and beyond."""
+    z = read_logits(row, columns, problem)[1]
+    return tl.where(columns == row.column, float("-inf"), z)
+
+
+@triton.jit
+def rival_rows(
+    problem, thresholds, sums, powers, heads, logits, room,
+    POWERS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The Rivals of each row: sums (N, 5), powers (N, POWERS); heads and logits (N, room) where
+    there are any.
+    """
+    index = tl.program_id(0).to(tl.int64)
+    dtype: tl.constexpr = problem.terms.dtype.element_ty
+    live, row = read_row(index, problem, dtype)
+    zero = tl.zeros_like(row.hard)
+    maximum = zero + float("-inf")
+    rest = zero
+    own = zero + float("-inf")
+    largest = zero
+    listed = tl.full((), 0, tl.int32)
+    tail = (zero,) * POWERS
+    if live:
+        own = label_logits(row, problem)[0][0]
+        start = 0
+        while start < problem.classes:
+            rival = read_rivals(row, start + tl.arange(0, BLOCK), problem)
+            joint = tl.maximum(maximum, tl.max(rival, 0))
+            shift = finite_shift(joint)
+            rest = rest * tl.exp(maximum - shift) + tl.sum(tl.exp(rival - shift), 0)
+            maximum = joint
+            start += BLOCK
+        shift = finite_shift(maximum)
+        threshold = tl.load(thresholds + index)
+        # below 0 all are heads, those of no mass, too
+        bound = tl.where(threshold < 0, -1, threshold * rest)
+        start = 0
+        while start < problem.classes:
+            columns = start + tl.arange(0, BLOCK)
+            rival = read_rivals(row, columns, problem)
+            e = tl.exp(rival - shift)
+            chosen = (e > bound) & (columns < problem.classes) & (columns != row.column)
+            others = tl.where(chosen, 0, e)
+            tail = added(tail, others, POWERS)
+            largest = tl.maximum(largest, tl.max(others, 0))
+            place = listed + tl.cumsum(chosen.to(tl.int32), 0) - 1
+            here = index * room + place
+            finds = chosen & (place < room)
+            tl.store(heads + here, class_of(columns, problem).to(tl.int32), mask=finds)
+            tl.store(logits + here, rival, mask=finds)
+            listed += tl.sum(chosen.to(tl.int32), 0)
+            start += BLOCK
+    store_numbers(sums + index * 5, (maximum, rest, own, largest, listed), 5)
+    store_numbers(powers + index * POWERS, tail, POWERS)
+
+
+@triton.jit
+def perturb_rows(problem, z, begin, end, BLOCK: tl.constexpr):
+    """z (N, end − begin) of the columns from `begin` to `end`; 0 of ignored rows. One program per
+    row and block of columns.
+    """
+    index = tl.program_id(0).to(tl.int64)
+    dtype: tl.constexpr = z.dtype.element_ty
+    column_places = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    columns = begin + column_places
+    live, row = read_row(index, problem, dtype)
+    value = tl.zeros((BLOCK,), dtype)
+    if live:
+        value = read_logits(row, columns, problem)[1]
+    here = z + index * (end - begin) + column_places
+    tl.store(here, value, mask=columns < end)

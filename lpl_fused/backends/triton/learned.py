@@ -1,0 +1,148 @@
+"""The launches of a learned perturbation: rows that their solver can solve, classes with several
+rows, plain steps for what both have left.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...paths import LEARNING, SCALING, WEIGHING, Path
+from ...problem import Problem
+from ..buffers import new
+from ..kernels.arguments import Arguments, Shared, Upstream, Wanted
+from ..kernels.launch import group_meta, resident_meta, solver_meta, sweeping_meta
+from . import launching
+from .arguments import groups_of, prepared
+from .launching import number
+
+# rows of which the solver gives all that is wanted, not only their δ
+_SOLVED = Path(
+    "triton, solved rows",
+    Problem,
+    (*WEIGHING, "z_loss", *SCALING, "softcap", *LEARNING, "through"),
+)
+PROGRAMS = 1024  # that share the work of a kernel whose size the host does not know
+
+
+def with_learned(
+    problem: Problem, wanted: Wanted, upstream: Upstream, unless: Tensor | None = None
+) -> tuple[Arguments, Tensor | None]:
+    """The problem, prepared, with its δ if any; and, where all weight of a row is on its label,
+    which rows already have what is `wanted`: see take_steps.
+    """
+    if problem.steps is None:
+        return prepared(problem, wanted.terms, unless), None
+    if not _SOLVED.serves(problem):
+        delta = new(problem, *problem.input.shape)
+        return take_steps(problem, Wanted(delta=delta), unless=unless)[0], None
+    return take_steps(problem, wanted, upstream, unless)
+
+
+def take_steps(
+    problem: Problem,
+    wanted: Wanted,
+    upstream: Upstream | None = None,
+    unless: Tensor | None = None,
+) -> tuple[Arguments, Tensor]:
+    """Solves what rows it can, and takes plain steps for the others' classes.
+
+    Returns:
+        arguments: of the problem, prepared, with δ (N, C), of all rows if wanted.delta is given,
+            else of those left alone, the others' never touched.
+        outcome: (N,), SOLVED where a row has what is `wanted`.
+    """
+    from ..kernels.lpl import resident_steps, sweeping_steps
+    from ..kernels.solver import solve
+
+    n, classes = problem.input.shape
+    normalize = problem.options.normalize
+    arguments, groups = prepared(problem, unless=unless), groups_of(problem)
+    steps, step_size = problem.steps, number(problem, problem.options.step_size)
+    meta = solver_meta(problem)
+    heads = new(problem, n, meta["HEAD"], dtype=torch.int32)
+    outcome = new(problem, n, dtype=torch.int32)
+    what = (arguments, groups, steps, step_size, outcome)
+    launching.launch(
+        solve, (n,), *what, heads, wanted, upstream or Upstream(), NORMALIZE=normalize, **meta
+    )
+    delta = new(problem, n, classes) if wanted.delta is None else wanted.delta
+    meta = resident_meta(problem)
+    done = meta["ROWS"] if classes <= meta["BLOCK"] else 0
+    if n > 1 and problem.input.dtype != torch.float64:
+        _solve_groups(problem, what, delta, done)
+    if done:
+        launching.launch(resident_steps, (n,), *what, delta, NORMALIZE=normalize, **meta)
+    if n > done:
+        rowwise = new(problem, 2, n)
+        direction = new(problem, n, classes) if normalize else None
+        meta = sweeping_meta(problem)
+        launching.launch(sweeping_steps, (n,), *what, delta, rowwise, direction, done, **meta)
+    return arguments._replace(delta=delta, slot=groups.slot), outcome
+
+
+def _solve_groups(problem: Problem, what: tuple[Any, ...], delta: Tensor, resident: int) -> None:
+    """δ of the classes with several rows for which that costs less than plain steps, into the row
+    of `delta` (N, C) of their first row. `resident`: the most rows that have these in registers.
+
+    In float64 there are none, because what the relaxation leaves would show.
+    """
+    from ..kernels.group_rows import gather_heads, list_groups, split_columns, weigh_rows
+    from ..kernels.group_solver import finish_groups, move_tail, take_group_steps
+
+    n, classes = problem.input.shape
+    arguments, groups, steps, _, outcome = what
+    meta = group_meta(problem)
+    shared = _shared(problem, -(-classes // meta.block), meta.head, meta.nodes)
+    alone, each = (1,), (shared.most,)
+    pieces = (min(shared.most * shared.chunks, PROGRAMS),)
+    block = min(1024, max(16, 1 << (n - 1).bit_length()))
+    listed = (arguments, groups, steps, outcome, shared, n, resident)
+    launching.launch(list_groups, alone, *listed, BLOCK=block)
+    launching.launch(weigh_rows, (n,), *what, shared, resident, **meta.weigh_rows)
+    common = (*what[:4], shared)
+    launching.launch(split_columns, pieces, *common, delta, **meta.split_columns)
+    launching.launch(gather_heads, pieces, *common, delta, **meta.gather_heads)
+    for turn in range(meta.rounds):
+        last = turn == meta.rounds - 1
+        launching.launch(take_group_steps, each, *common, ROUND=turn, **meta.take_group_steps)
+        launching.launch(move_tail, pieces, *common, delta, LAST=last, **meta.move_tail)
+    launching.launch(finish_groups, each, *common, delta, outcome, **meta.finish_groups)
+
+
+def _shared(problem: Problem, chunks: int, head: int, nodes: int) -> Shared:
+    n = problem.input.shape[0]
+    most = n // 2
+
+    def indices(*shape: int) -> Tensor:
+        return new(problem, *shape, dtype=torch.int32)
+
+    shift, unit, lift, tail, slope, way, inverse = new(problem, 7, n).unbind()
+    gains, ways, used, inverses = new(problem, 4, n, nodes).unbind()
+    return Shared(
+        rows=n,
+        most=most,
+        chunks=chunks,
+        leaders=new(problem, most + 1, dtype=torch.int64),
+        shift=shift,
+        unit=unit,
+        lift=lift,
+        tail=tail,
+        slope=slope,
+        way=way,
+        inverse=inverse,
+        counts=indices(most, chunks),
+        heads=indices(n, head),
+        exact=new(problem, n, head),
+        change=new(problem, most, head),
+        partial=new(problem, chunks, nodes, n),
+        squares=new(problem, most, chunks, nodes),
+        gains=gains,
+        ways=ways,
+        used=used,
+        inverses=inverses,
+        node=new(problem, most, 4, nodes),
+        ends=new(problem, most, 2),
+    )

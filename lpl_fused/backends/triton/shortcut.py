@@ -1,0 +1,92 @@
+"""The shortcut: loss and gradient of a problem that has all its columns, in one sweep."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ...algebra.rows import normalizer
+from ...algebra.sweep import with_steps
+from ...problem import MEAN, NONE, Problem
+from ..buffers import new
+from ..contract import Choose, Forward
+from ..kernels.arguments import FELL_BACK, TERMS, Upstream, Wanted
+from ..kernels.launch import column_meta, filling_meta, row_meta
+from . import launching, learned
+from .arguments import arguments_of
+
+
+def forward(problem: Problem, want_grad: bool, choose: Choose | None = None) -> Forward:
+    if choose is not None:
+        problem = with_steps(forward, problem, choose)
+    input, reduction = problem.input, problem.options.reduction
+    n = input.shape[0]
+    norm = normalizer(problem)
+    losses = new(problem, n)
+    told = problem.steps is None and (not want_grad or input.element_size() == 2)
+    terms = new(problem, n, TERMS) if told else None
+    grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
+    wanted = Wanted(losses=losses, terms=terms, grad=grad)
+    _sweep(problem, wanted, Upstream(norm=norm if reduction == MEAN else None))
+    loss = losses
+    if reduction != NONE:
+        loss = losses.sum()
+    if reduction == MEAN:
+        loss = loss / norm
+    return Forward(loss, norm, terms, grad, None if choose is None else problem.steps)
+
+
+def _sweep(
+    problem: Problem, wanted: Wanted, upstream: Upstream, unless: Tensor | None = None
+) -> None:
+    """Leaves what is wanted; nothing where `unless`, 0-dim, scales 16 bits exactly."""
+    from ..kernels.forward import forward as kernel
+
+    n = problem.input.shape[0]
+    arguments, outcome = learned.with_learned(problem, wanted, upstream, unless)
+    launching.launch(kernel, (n,), arguments, outcome, upstream, wanted, **row_meta(problem))
+
+
+def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
+    from ..kernels.gradient import rescale_rows, scale_rows
+
+    grad = forward.grad
+    assert grad is not None
+    n, classes = grad.shape
+    stride = upstream.stride(0) if upstream.dim() else 0
+    norm = forward.norm if problem.options.reduction == MEAN else None
+    factors = Upstream(norm, upstream, stride)
+    scaled = (grad, upstream, stride, classes)
+    meta = filling_meta(classes)
+    if grad.element_size() > 2:
+        launching.launch(scale_rows, (n,), *scaled, EXACTLY=False, **meta)
+    elif problem.steps is None:
+        arguments = arguments_of(problem, forward.terms)
+        launching.launch(rescale_rows, (n,), arguments, factors, grad, **column_meta(problem))
+    elif upstream.dim():
+        _sweep(problem, Wanted(grad=grad), factors)
+    else:
+        launching.launch(scale_rows, (n,), *scaled, EXACTLY=True, **meta)
+        _sweep(problem, Wanted(grad=grad), factors, unless=upstream)
+    return grad
+
+
+def learned_gradient(problem: Problem, upstream: Tensor) -> Tensor:
+    """dL/d input (N, C) of a problem with steps, which are taken anew; `upstream` (N,) the gradient
+    of each row's loss."""
+    grad = new(problem, *problem.input.shape, dtype=problem.input.dtype)
+    _sweep(problem, Wanted(grad=grad), Upstream(rows=upstream, stride=upstream.stride(0)))
+    return grad
+
+
+def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
+    delta = new(problem, *problem.input.shape)
+    arguments, _ = learned.take_steps(problem, Wanted(delta=delta))
+    return delta, arguments.slot
+
+
+def fallbacks(problem: Problem) -> Tensor:
+    """0-dim: how many rows of a problem with `steps` the solvers leave to plain steps because they
+    are not exact enough (kernels/solver.py, kernels/group_solver.py). For tests and diagnosis."""
+    losses = new(problem, problem.input.shape[0])
+    _, outcome = learned.take_steps(problem, Wanted(losses=losses))
+    return (outcome == FELL_BACK).sum()

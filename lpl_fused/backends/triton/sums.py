@@ -1,0 +1,89 @@
+"""Sums over the columns of a problem, which may be some of all, and the gradient that is made of
+what they settle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...algebra import groups, learned
+from ...algebra.known import Known
+from ...algebra.parts import Detail, Kind, Mass, Part, Rivals, Round, Size
+from ...problem import Problem
+from ..buffers import gradients, new, table_places
+from ..contract import Gradients
+from ..kernels.arguments import Arguments, Upstream
+from ..kernels.arguments import Gradients as Stored
+from ..kernels.launch import column_meta, sweep_meta
+from . import launching
+from .arguments import arguments_of
+
+
+def reduce(problem: Problem, round: Round, known: Known) -> Part:
+    from ..kernels.reductions import detail_rows, mass_rows, measure_rows
+
+    kind, n = round.kind, problem.input.shape[0]
+    if kind is Kind.GROUP:
+        return groups.reduce(problem, round, known, perturbed)
+    if kind is Kind.RIVALS:
+        return _rivals(problem, known)
+    if kind is Kind.SIZE:
+        sizes, arguments = _numbers(problem, 4), arguments_of(problem, known.terms)
+        launching.launch(measure_rows, (n,), arguments, sizes, **column_meta(problem))
+        return Size.of(sizes, problem.options.norm_p)
+    arguments = _under_delta(problem, known)
+    if kind is Kind.MASS:
+        masses = _numbers(problem, 10)
+        launching.launch(mass_rows, (n,), arguments, masses, **sweep_meta(problem))
+        return Mass.of(masses)
+    details = _numbers(problem, 5)
+    launching.launch(detail_rows, (n,), arguments, details, **sweep_meta(problem))
+    return Detail.of(details)
+
+
+def _rivals(problem: Problem, known: Known) -> Part:
+    from ..kernels.reductions import rival_rows
+
+    n, width = problem.input.shape
+    order, room = learned.order(problem.input.dtype), min(learned.HEADS, width)
+    sums, powers = _numbers(problem, 5), _numbers(problem, order)
+    columns = new(problem, n, room, dtype=torch.int32).fill_(-1)
+    logits = new(problem, n, room).fill_(-torch.inf)
+    what = (arguments_of(problem, known.terms), known.threshold, sums, powers, columns, logits)
+    launching.launch(rival_rows, (n,), *what, room, POWERS=order, **column_meta(problem))
+    return Rivals.of(sums, powers, columns, logits)
+
+
+def _numbers(problem: Problem, count: int) -> Tensor:
+    return new(problem, problem.input.shape[0], count, dtype=torch.float64)
+
+
+def _under_delta(problem: Problem, known: Known) -> Arguments:
+    return arguments_of(problem, known.terms, learned.delta(problem, known, perturbed))
+
+
+def perturbed(problem: Problem, known: Known, begin: int, end: int) -> Tensor:
+    """z without δ (N, end − begin), accumulate dtype, of the problem's columns from `begin` on."""
+    from ..kernels.reductions import perturb_rows
+
+    n, meta = problem.input.shape[0], column_meta(problem)
+    z = new(problem, n, end - begin)
+    grid = (n, -(-(end - begin) // meta["BLOCK"]))
+    arguments = arguments_of(problem, known.terms)
+    launching.launch(perturb_rows, grid, arguments, z, begin, end, **meta)
+    return z
+
+
+def gradient(problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]) -> Gradients:
+    from ..kernels.gradient import gradient as kernel
+
+    n, width = problem.input.shape
+    chunk, tables = table_places(problem, want)
+    of_input = new(problem, n, width, dtype=problem.input.dtype) if "input" in want else None
+    wanted, meta = Stored(input=of_input, **tables), column_meta(problem)
+    grid = (-(-n // chunk), -(-width // meta["BLOCK"]))
+    what = (_under_delta(problem, known), Upstream(None, upstream, upstream.stride(0)), wanted)
+    launching.launch(kernel, grid, *what, n, chunk, **meta)
+    return gradients(problem, of_input, tables)
