@@ -165,8 +165,9 @@ def forward(problem: Problem, want_grad: bool, choose: Choose | None = None) -> 
     input, steps = problem.input, problem.steps
     dtype, reduction = accumulate_dtype(input.dtype), problem.options.reduction
     loss = torch.empty(input.shape[:1] if reduction == NONE else (), dtype=dtype)
-    norm = torch.empty((), dtype=dtype)
     grad = torch.empty(input.shape, dtype=input.dtype) if want_grad else None
+    # a wide gradient is scaled as it is
+    norm = torch.empty((), dtype=dtype) if grad is None or _narrow(grad) else None
     terms = None
     if steps is None and (grad is None or (_narrow(grad) and reduction != NONE)):
         terms = torch.empty((input.shape[0], _TERMS), dtype=dtype)
@@ -200,18 +201,17 @@ def _forward_after(problem: Problem, choose: Choose) -> Forward:
     _check(native.sweep(problem, sizes, outputs), problem)
     problem = problem._replace(steps=choose(losses))
     loss = torch.empty((rows,) if problem.options.reduction == NONE else (), dtype=input.dtype)
-    norm = torch.empty((), dtype=input.dtype)
-    outputs = outputs._replace(loss=loss, norm=norm)
+    outputs = outputs._replace(loss=loss)
     _check(native.cross_entropy_after(problem, sizes, outputs), problem)
-    return Forward(loss, norm, None, grad, problem.steps)
+    return Forward(loss, None, None, grad, problem.steps)
 
 
 def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
     grad, norm = forward.grad, forward.norm
     assert grad is not None
-    assert norm is not None
     if not _narrow(grad) or _scales_exactly(upstream):
         return _scaled_(grad, upstream)
+    assert norm is not None
     upstream = (upstream / norm).expand(grad.shape[0])
     if forward.terms is None:
         return _recomputed(problem, upstream, grad)
@@ -353,8 +353,8 @@ def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
     input = problem.input
     dtype = accumulate_dtype(input.dtype)
     loss = torch.empty(input.shape if problem.options.reduction == NONE else (), dtype=dtype)
-    norm = torch.empty((), dtype=dtype)
     grad = torch.empty(input.shape, dtype=input.dtype) if want_grad else None
+    norm = torch.empty((), dtype=dtype) if grad is None or _narrow(grad) else None
     _binary(problem, BinaryOutputs(loss=loss, norm=norm, grad=grad))
     return Forward(loss, norm, None, grad)
 
@@ -374,8 +374,8 @@ def _binary_gradient(problem: BinaryProblem, upstream: Tensor, grad: Tensor) -> 
 def binary_rescale_(problem: BinaryProblem, forward: Forward, upstream: Tensor) -> Tensor:
     grad, norm = forward.grad, forward.norm
     assert grad is not None
-    assert norm is not None
     if _narrow(grad) and not _scales_exactly(upstream):
+        assert norm is not None
         return _binary_gradient(problem, upstream / norm, grad)
     return _scaled_(grad, upstream) if upstream.dim() == 0 else grad.mul_(upstream)
 

@@ -44,16 +44,17 @@ class Sizes(NamedTuple):
         input, target, rows = problem.input, problem.target, problem.rows
         n, classes = input.shape
         dense = target.dim() == 2
+        # in the order of the fields: names would cost as long as the rest of this
         return Sizes(
-            n=n,
-            c=classes,
-            row_stride=input.stride(0),
-            probabilities=dense,
-            dense_stride=target.stride(0) if dense else 0,
-            row_count=0 if rows is None else rows.shape[0],
-            dtype=DTYPES[input.dtype],
-            dense_dtype=DTYPES[target.dtype] if dense else 0,
-            threads=threads,
+            n,
+            classes,
+            input.stride(0),
+            dense,
+            target.stride(0) if dense else 0,
+            0 if rows is None else rows.shape[0],
+            DTYPES[input.dtype],
+            DTYPES[target.dtype] if dense else 0,
+            threads,
         )
 
 
@@ -96,8 +97,9 @@ def load(name: str, *records: Any) -> ModuleType:
             raise ImportError(
                 f"lpl_fused.{name} was built from other sources: {record.__name__}'s {difference}"
             )
-    for kind, found in module.numbers().items():
-        expected = _NUMBERS[kind]
+    numbers = module.numbers() if hasattr(module, "numbers") else {}
+    for kind, expected in _NUMBERS.items():
+        found = numbers.get(kind)
         if found != expected:
             raise ImportError(
                 f"lpl_fused.{name} was built from other sources: {kind}'s numbers are {expected} in"
