@@ -6,8 +6,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
-
 from ..phi import LOG
 from ..problem import NONE, Problem
 from .known import Known
@@ -50,9 +48,13 @@ def sweep(
     return known
 
 
-def with_steps(
-    forward: Callable[[Problem, bool], Forward], problem: Problem, choose: Choose
-) -> Problem:
+class Sweep(Protocol):
+    """Backend.forward, as far as `with_steps` calls it."""
+
+    def __call__(self, problem: Problem, want_grad: bool, *, final: bool) -> Forward: ...
+
+
+def with_steps(forward: Sweep, problem: Problem, choose: Choose) -> Problem:
     """The problem with its steps, which `choose` makes from the unweighted losses of its rows
     without them, by a sweep of their own."""
     # without what weighs or bends the loss of z: whatever makes z stays
@@ -68,5 +70,4 @@ def with_steps(
         through=False,
     )
     bare = problem._replace(weight=None, sample_weight=None, smoothing=None, options=options)
-    losses: Tensor = forward(bare, False).loss
-    return problem._replace(steps=choose(losses))
+    return problem._replace(steps=choose(forward(bare, False, final=True).loss))

@@ -33,7 +33,7 @@ from torch import Tensor
 from ..algebra.known import Known
 from ..algebra.parts import Part, Round
 from ..algebra.terms import Gradients as Gradients
-from ..problem import BinaryProblem, Problem
+from ..problem import NONE, BinaryProblem, Problem
 
 # makes the steps (C,) of a learned perturbation from the losses (N,) of the rows without it
 Choose = Callable[[Tensor], Tensor]
@@ -48,6 +48,16 @@ class Forward(NamedTuple):
     terms: Tensor | None = None  # (N, len(Terms)), upstream 1; None where a gradient needs none
     grad: Tensor | None = None  # (N, C), input dtype: dL/d input for an upstream of 1; if wanted
     steps: Tensor | None = None  # those that `choose` has made
+
+
+def leaves_terms(problem: Problem, want_grad: bool, final: bool) -> bool:
+    """Whether `forward` leaves the terms of rows: where `gradient` or `rescale_` may ask for them.
+    Of a learned perturbation both find δ anew."""
+    if final or problem.steps is not None:
+        return False
+    # a 16-bit gradient may have to be made anew; ops/ takes none of rows with an upstream each
+    narrow = problem.input.element_size() == 2
+    return not want_grad or (narrow and problem.options.reduction != NONE)
 
 
 class Backend(Protocol):
@@ -77,8 +87,15 @@ class Backend(Protocol):
         ...
 
     def forward(
-        self, problem: Problem, want_grad: bool, choose: Choose | None = None
-    ) -> Forward: ...
+        self,
+        problem: Problem,
+        want_grad: bool,
+        choose: Choose | None = None,
+        *,
+        final: bool = False,
+    ) -> Forward:
+        """`final`: the loss is all, nobody will ask for a gradient."""
+        ...
 
     def rescale_(self, problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
         """`forward.grad` for an upstream of `upstream`, 0-dim or (N,) for reduction "none", in its

@@ -28,7 +28,7 @@ from ..problem import (
     accumulate_dtype,
     label_range_error,
 )
-from .contract import Choose, Forward, Gradients
+from .contract import Choose, Forward, Gradients, leaves_terms
 from .native import DTYPES, PARTS, Outputs, Sizes, load
 
 __all__ = [
@@ -157,7 +157,9 @@ def _check(status: tuple[int, int, int, int], problem: Problem) -> None:
     solver_rows["swept"] += swept
 
 
-def forward(problem: Problem, want_grad: bool, choose: Choose | None = None) -> Forward:
+def forward(
+    problem: Problem, want_grad: bool, choose: Choose | None = None, *, final: bool = False
+) -> Forward:
     if choose is not None:
         if want_grad and _sweeps_first(problem):
             return _forward_after(problem, choose)
@@ -167,9 +169,10 @@ def forward(problem: Problem, want_grad: bool, choose: Choose | None = None) -> 
     loss = torch.empty(input.shape[:1] if reduction == NONE else (), dtype=dtype)
     grad = torch.empty(input.shape, dtype=input.dtype) if want_grad else None
     # a wide gradient is scaled as it is
-    norm = torch.empty((), dtype=dtype) if grad is None or _narrow(grad) else None
+    divided = not final and (grad is None or _narrow(grad))
+    norm = torch.empty((), dtype=dtype) if divided else None
     terms = None
-    if steps is None and (grad is None or (_narrow(grad) and reduction != NONE)):
+    if leaves_terms(problem, want_grad, final):
         terms = torch.empty((input.shape[0], _TERMS), dtype=dtype)
     outputs = Outputs(loss=loss, norm=norm, grad=grad, terms=terms)
     _check(_native().cross_entropy(problem, _sizes(problem), outputs), problem)

@@ -24,7 +24,7 @@ from ..algebra.sweep import with_steps
 from ..algebra.terms import Terms
 from ..problem import MEAN, NONE, Options, Problem, accumulate_dtype
 from .buffers import gradients, new, table_places
-from .contract import Choose, Forward, Gradients
+from .contract import Choose, Forward, Gradients, leaves_terms
 from .native import DTYPES, PARTS, Outputs, Sizes, load
 
 __all__ = [
@@ -155,7 +155,9 @@ def gradient(problem: Problem, known: Known, upstream: Tensor, want: Sequence[st
     return gradients(problem, grad, tables)
 
 
-def forward(problem: Problem, want_grad: bool, choose: Choose | None = None) -> Forward:
+def forward(
+    problem: Problem, want_grad: bool, choose: Choose | None = None, *, final: bool = False
+) -> Forward:
     _refuse_parts(problem)
     if choose is not None:
         problem = with_steps(forward, problem, choose)
@@ -164,15 +166,13 @@ def forward(problem: Problem, want_grad: bool, choose: Choose | None = None) -> 
     losses = new(problem, n)
     loss = None if reduction == NONE else new(problem)
     grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
-    leaves_terms = problem.steps is None and (
-        not want_grad or (_narrow(problem) and reduction != NONE)
-    )
-    terms = new(problem, n, len(Terms._fields)) if leaves_terms else None
+    leaves = leaves_terms(problem, want_grad, final)
+    terms = new(problem, n, len(Terms._fields)) if leaves else None
     buffers = Buffers(Outputs(loss=loss, grad=grad), Scratch(losses=losses, terms=terms))
     buffers = _with_norm(problem, buffers)
     _run(_native().cross_entropy, problem, _with_steps(problem, buffers))
     norm = buffers.out.norm
-    if norm is None and (terms is not None or not want_grad):
+    if norm is None and not final and (terms is not None or not want_grad):
         norm = losses.new_ones(())
     steps = None if choose is None else problem.steps
     return Forward(losses if loss is None else loss, norm, terms, grad, steps)

@@ -319,8 +319,8 @@ def _with_steps(problem: Problem, backend: str, choose: Choose) -> Problem:
     if backend != REFERENCE:
         return ops.with_chosen_steps(problem, backend, choose)
 
-    def forward(bare: Problem, want_grad: bool) -> Forward:
-        return Forward(reference.cross_entropy(bare))
+    def forward(problem: Problem, want_grad: bool, *, final: bool) -> Forward:
+        return Forward(reference.cross_entropy(problem))
 
     with torch.no_grad():
         return with_steps(forward, problem, choose)

@@ -129,9 +129,9 @@ _TABLE_FIELDS = tuple(Problem._fields.index(name) for name in TABLES)
 _BEFORE_TENSORS = 3  # options, backend and choose stand before the tensors in CrossEntropy.apply
 
 
-def _forward(problem: Problem, backend: str, want_grad: bool) -> Forward:
+def _forward(problem: Problem, backend: str, want_grad: bool, *, final: bool = False) -> Forward:
     if direct(problem.input):
-        return load(backend).forward(problem, want_grad)
+        return load(backend).forward(problem, want_grad, final=final)
     return Forward(*_forward_op(*packed(problem, backend), want_grad))
 
 
@@ -227,13 +227,17 @@ def cross_entropy(problem: Problem, backend: str, choose: Choose | None = None) 
         problem, choose = with_chosen_steps(problem, backend, choose), None
     if learns:
         return CrossEntropy.apply(problem.options, backend, choose, *given(problem))  # type: ignore[no-any-return]
-    return _forward(problem, backend, False).loss
+    return _forward(problem, backend, False, final=True).loss
 
 
 def with_chosen_steps(problem: Problem, backend: str, choose: Choose) -> Problem:
     """The problem with the steps that `choose` makes, after a sweep of their own."""
+
+    def forward(problem: Problem, want_grad: bool, *, final: bool) -> Forward:
+        return _forward(problem, backend, want_grad, final=final)
+
     with torch.no_grad():
-        return with_steps(lambda bare, want: _forward(bare, backend, want), problem, choose)
+        return with_steps(forward, problem, choose)
 
 
 def tables_learn(problem: Problem) -> bool:

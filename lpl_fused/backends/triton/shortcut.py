@@ -8,22 +8,23 @@ from ...algebra.rows import normalizer
 from ...algebra.sweep import with_steps
 from ...problem import MEAN, NONE, Problem
 from ..buffers import new
-from ..contract import Choose, Forward
+from ..contract import Choose, Forward, leaves_terms
 from ..kernels.arguments import FELL_BACK, TERMS, Upstream, Wanted
 from ..kernels.launch import column_meta, filling_meta, row_meta
 from . import launching, learned
 from .arguments import arguments_of
 
 
-def forward(problem: Problem, want_grad: bool, choose: Choose | None = None) -> Forward:
+def forward(
+    problem: Problem, want_grad: bool, choose: Choose | None = None, *, final: bool = False
+) -> Forward:
     if choose is not None:
         problem = with_steps(forward, problem, choose)
     input, reduction = problem.input, problem.options.reduction
     n = input.shape[0]
     norm = normalizer(problem)
     losses = new(problem, n)
-    told = problem.steps is None and (not want_grad or input.element_size() == 2)
-    terms = new(problem, n, TERMS) if told else None
+    terms = new(problem, n, TERMS) if leaves_terms(problem, want_grad, final) else None
     grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
     wanted = Wanted(losses=losses, terms=terms, grad=grad)
     _sweep(problem, wanted, Upstream(norm=norm if reduction == MEAN else None))
