@@ -47,6 +47,11 @@ def _heavy(problem: Problem) -> bool:
     return options.softcap > 0 or power or (problem.spread and options.phi != LOG)
 
 
+def _crowded(problem: Problem) -> bool:
+    """A penalty beside that: more registers per logit than sixteen warps leave for a sweep."""
+    return problem.options.penalty > 0 and _heavy(problem)
+
+
 def filling_meta(classes: int) -> dict[str, Any]:
     """For a matrix that is but read and written."""
     return meta(power_of_two(classes, 16, 2048))
@@ -58,15 +63,18 @@ def row_meta(problem: Problem) -> dict[str, Any]:
     most = 4096 if _heavy(problem) else 16384 if plain else 8192
     if problem.input.dtype == torch.float64:
         most = 4096 if plain else 2048
-    block = power_of_two(classes, 16, most if classes <= most else min(most, 8192))
+    if classes > most:
+        most = min(most, 2048 if _crowded(problem) else 8192)
+    block = power_of_two(classes, 16, most)
     return {**meta(block, ample=not plain), "ONE_BLOCK": classes <= block}
 
 
 def sweep_meta(problem: Problem) -> dict[str, Any]:
     """As row_meta, for a sweep, however short the row."""
-    classes, double = problem.input.shape[1], problem.input.dtype == torch.float64
-    most = 2048 if double else 4096 if _heavy(problem) else 8192
-    return meta(power_of_two(classes, 16, most), ample=not _PLAIN.serves(problem))
+    few = problem.input.dtype == torch.float64 or _crowded(problem)
+    most = 2048 if few else 4096 if _heavy(problem) else 8192
+    block = power_of_two(problem.input.shape[1], 16, most)
+    return meta(block, ample=not _PLAIN.serves(problem))
 
 
 def solver_meta(problem: Problem) -> dict[str, Any]:
@@ -134,9 +142,9 @@ def group_meta(problem: Problem) -> GroupMeta:
 
 
 def column_meta(problem: Problem) -> dict[str, Any]:
-    double = problem.input.dtype == torch.float64
-    block = power_of_two(problem.input.shape[1], 16, 1024 if double else 2048)
-    return meta(block, each=4 if double else 8, ample=not _PLAIN.serves(problem))
+    few = problem.input.dtype == torch.float64 or _crowded(problem)
+    block = power_of_two(problem.input.shape[1], 16, 1024 if few else 2048)
+    return meta(block, each=4 if few else 8, ample=not _PLAIN.serves(problem))
 
 
 def resident_meta(problem: Problem) -> dict[str, Any]:
