@@ -168,13 +168,15 @@ def forward(
     dtype, reduction = accumulate_dtype(input.dtype), problem.options.reduction
     loss = torch.empty(input.shape[:1] if reduction == NONE else (), dtype=dtype)
     grad = torch.empty(input.shape, dtype=input.dtype) if want_grad else None
+    norm = terms = None
     # a wide gradient is scaled as it is
-    divided = not final and (grad is None or _narrow(grad))
-    norm = torch.empty((), dtype=dtype) if divided else None
-    terms = None
-    if leaves_terms(problem, want_grad, final):
-        terms = torch.empty((input.shape[0], _TERMS), dtype=dtype)
-    outputs = Outputs(loss=loss, norm=norm, grad=grad, terms=terms)
+    if not final and (grad is None or _narrow(grad)):
+        norm = torch.empty((), dtype=dtype)
+        if leaves_terms(problem, want_grad, final):
+            terms = torch.empty((input.shape[0], _TERMS), dtype=dtype)
+    outputs = Outputs(loss, norm, grad)  # by place, in a third of the time
+    if terms is not None:
+        outputs = outputs._replace(terms=terms)
     _check(_native().cross_entropy(problem, _sizes(problem), outputs), problem)
     return Forward(loss, norm, terms, grad, None if choose is None else steps)
 

@@ -99,13 +99,13 @@ class BinaryCrossEntropy(torch.autograd.Function):
         problem = _problem(tensors, options)
         ctx.sweeps = by_sweep(problem)
         found = _forward(problem, backend, ctx.sweeps)
-        ctx.options, ctx.backend, ctx.swept = options, backend, None
+        ctx.options, ctx.backend, ctx.held = options, backend, None
         if not ctx.sweeps:
             ctx.save_for_backward(*tensors, found.norm)
         elif torch.compiler.is_compiling():
             ctx.save_for_backward(*tensors, found.grad)
         else:
-            ctx.swept = found._replace(loss=GONE)
+            ctx.held = problem, Forward(GONE, found.norm, grad=found.grad)
             ctx.save_for_backward(*tensors, None)
         return found.loss
 
@@ -120,14 +120,16 @@ class BinaryCrossEntropy(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_loss: Tensor) -> Tensor:
-    *tensors, first = ctx.saved_tensors
+    held, ctx.held = ctx.held, None
+    if held is not None and held[0].input.element_size() > 2:  # as in softmax.py
+        return load_binary(ctx.backend).binary_rescale_(*held, grad_loss)
+    *tensors, first = ctx.saved_tensors  # raises where one was changed since
     problem = _problem(tensors, ctx.options)
     if ctx.sweeps:
         if first is not None:  # under torch.compile
             return first * grad_loss.to(first.dtype)  # type: ignore[no-any-return]
-        swept, ctx.swept = ctx.swept, None
-        if swept is None:  # the buffer went to an earlier backward
-            swept = _forward(problem, ctx.backend, True)
+        # the buffer may have gone to an earlier backward
+        swept = _forward(problem, ctx.backend, True) if held is None else held[1]
         return load_binary(ctx.backend).binary_rescale_(problem, swept, grad_loss)
     upstream = grad_loss.contiguous() if grad_loss.dim() else grad_loss / first
     return _gradient_op(*packed(problem, ctx.backend), upstream)  # type: ignore[no-any-return]

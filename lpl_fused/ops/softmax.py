@@ -151,19 +151,19 @@ class CrossEntropy(torch.autograd.Function):
         ctx: Any, options: Options, backend: str, choose: Choose | None, *tensors: Tensor | None
     ) -> Tensor:
         problem = _problem(tensors, options)
-        ctx.sweeps = by_sweep(problem) and not any(ctx.needs_input_grad[_BEFORE_TENSORS + 2 :])
-        ctx.options, ctx.backend, ctx.swept = options, backend, None
+        sweeps = by_sweep(problem) and not any(ctx.needs_input_grad[_BEFORE_TENSORS + 2 :])
+        ctx.options, ctx.backend, ctx.sweeps, ctx.held = options, backend, sweeps, None
         if choose is None:
-            found = _forward(problem, backend, ctx.sweeps)
+            found = _forward(problem, backend, sweeps)
         else:
-            found = load(backend).forward(problem, ctx.sweeps, choose)
+            found = load(backend).forward(problem, sweeps, choose)
             tensors = problem._replace(steps=found.steps)[:-1]  # type: ignore[assignment]
-        if not ctx.sweeps:
+        if not sweeps:
             ctx.save_for_backward(*tensors, found.norm, found.terms)
         elif torch.compiler.is_compiling():
             ctx.save_for_backward(*tensors, found.grad, None)
         else:
-            ctx.swept = found._replace(loss=GONE)
+            ctx.held = problem, Forward(GONE, found.norm, found.terms, found.grad, found.steps)
             ctx.save_for_backward(*tensors, None, None)
         return found.loss
 
@@ -180,15 +180,18 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, first, terms = ctx.saved_tensors
+    held, ctx.held = ctx.held, None
+    if held is not None and held[0].input.element_size() > 2:
+        # scaled as it is; asking for what is saved would cost as much as the kernel of few logits
+        return _only_input(ctx, load(ctx.backend).rescale_(*held, grad_loss))
+    *tensors, first, terms = ctx.saved_tensors  # raises where one was changed since
     problem = _problem(tensors, ctx.options)
     if ctx.sweeps:
         if first is not None:  # under torch.compile
             factor = grad_loss[:, None] if grad_loss.dim() else grad_loss
             return _only_input(ctx, first * factor.to(first.dtype))
-        swept, ctx.swept = ctx.swept, None
-        if swept is None:  # the buffer went to an earlier backward
-            swept = _forward(problem, ctx.backend, True)
+        # the buffer may have gone to an earlier backward
+        swept = _forward(problem, ctx.backend, True) if held is None else held[1]
         return _only_input(ctx, load(ctx.backend).rescale_(problem, swept, grad_loss))
     upstream = grad_loss
     if not grad_loss.dim():
