@@ -300,7 +300,7 @@ def test_opcheck(backend: str, name: str) -> None:
     for want_grad in (False, True):
         torch.library.opcheck(operators.binary_cross_entropy.default, (*packed, want_grad))
     for upstream in (torch.ones(4, 5).double(), torch.tensor(0.3).double()):
-        torch.library.opcheck(operators.binary_cross_entropy_backward.default, (*packed, upstream))
+        torch.library.opcheck(operators.binary_cross_entropy_gradient.default, (*packed, upstream))
     if case.steps is not None:
         torch.library.opcheck(operators.binary_perturbation.default, packed)
 

@@ -289,13 +289,13 @@ def perturbed(problem: Problem, known: Known, begin: int, end: int) -> Tensor:
 
 def gradient(problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]) -> Gradients:
     (n, width), dtype = problem.input.shape, accumulate_dtype(problem.input.dtype)
-    outputs = Outputs()
-    if "input" in want:
-        outputs = outputs._replace(grad=torch.empty((n, width), dtype=problem.input.dtype))
+    grad = torch.empty((n, width), dtype=problem.input.dtype) if "input" in want else None
+    outputs = Outputs(grad=grad)
     # of `rows` what every sample adds to its row; summed below
     shapes = dict.fromkeys(TABLES, (width,)) | {"margin": (problem.classes,), "rows": (n, width)}
     places = {name: torch.zeros(shapes[name], dtype=dtype) for name in TABLES if name in want}
-    outputs = outputs.and_tables({name: places.get(name) for name in TABLES})
+    if places:
+        outputs = outputs.and_tables({name: places.get(name) for name in TABLES})
     _differentiate(problem, known, upstream, outputs)
     return Gradients(
         input=outputs.grad,
