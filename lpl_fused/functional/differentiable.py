@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from operator import attrgetter
+from typing import Any
 
 import torch
 
@@ -10,22 +11,32 @@ from ..backends import REFERENCE
 from ..problem import BinaryProblem, Problem
 
 
-def left_to_reference(problem: Problem | BinaryProblem, names: Iterable[str], backend: str) -> bool:
-    """Whether one of these fields requires grad, and a gradient may be asked for.
+class Fixed:
+    """The fields of a problem of this kind but for those that every backend differentiates."""
 
-    Raises:
-        RuntimeError: so it is, and `backend` was asked for by name: its gradient would be missing.
-    """
-    if not torch.is_grad_enabled() or backend == REFERENCE:
-        return False
-    for name in names:
-        part = getattr(problem, name)
-        if part is None or not part.requires_grad:
-            continue
-        if backend != "auto":
-            raise RuntimeError(
-                f"{name} requires grad, which backend {backend!r} does not differentiate; use"
-                ' backend="auto" or "reference"'
-            )
-        return True
-    return False
+    def __init__(self, kind: type[Problem] | type[BinaryProblem], but: tuple[str, ...]) -> None:
+        self.names = tuple(name for name in kind._fields if name not in ("options", *but))
+        self._parts = attrgetter(*self.names)
+
+    def left_to_reference(self, problem: Any, backend: str) -> bool:
+        """Whether one of the fields requires grad, and a gradient may be asked for.
+
+        Raises:
+            RuntimeError: so it is, and `backend` was asked for by name: its gradient would be
+                missing.
+        """
+        if backend == REFERENCE or not torch.is_grad_enabled():
+            return False
+        parts = self._parts(problem)
+        for part in parts:
+            if part is not None and part.requires_grad:
+                break
+        else:
+            return False
+        if backend == "auto":
+            return True
+        name = next(n for n, other in zip(self.names, parts, strict=True) if other is part)
+        raise RuntimeError(
+            f"{name} requires grad, which backend {backend!r} does not differentiate; use"
+            ' backend="auto" or "reference"'
+        )

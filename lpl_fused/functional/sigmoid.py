@@ -12,7 +12,7 @@ from ..perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from ..phi import Phi
 from ..problem import MEAN, NONE, BinaryOptions, BinaryProblem
 from ..validation import checked_step_size
-from .differentiable import left_to_reference
+from .differentiable import Fixed
 
 
 def binary_cross_entropy_with_logits(
@@ -238,11 +238,11 @@ def _run(problem: BinaryProblem, backend: str) -> Tensor:
 
 
 # what no backend differentiates
-_FIXED = tuple(name for name in BinaryProblem._fields if name not in ("input", "options"))
+_FIXED = Fixed(BinaryProblem, but=("input",))
 
 
 def _resolve(backend: str, problem: BinaryProblem) -> str:
     """The backend to run; "auto" leaves to the reference what only it differentiates."""
-    if left_to_reference(problem, _FIXED, backend):
+    if _FIXED.left_to_reference(problem, backend):
         return REFERENCE
     return resolve(backend, problem.input.device.type, problem.input.dtype, multilabel=True)

@@ -32,7 +32,7 @@ from ..validation import (
     checked_step_size,
     integer,
 )
-from .differentiable import left_to_reference
+from .differentiable import Fixed
 
 P = ParamSpec("P")
 
@@ -368,12 +368,12 @@ def _with_fixed_delta(problem: Problem, backend: str) -> Problem:
 
 
 # what no backend differentiates
-_FIXED = tuple(name for name in Problem._fields if name not in ("input", *TABLES, "options"))
+_FIXED = Fixed(Problem, but=("input", *TABLES))
 
 
 def _resolve(backend: str, problem: Problem) -> str:
     """The backend to run; "auto" leaves to the reference what only it differentiates."""
-    if left_to_reference(problem, _FIXED, backend):
+    if _FIXED.left_to_reference(problem, backend):
         return REFERENCE
     kind, dtype = problem.input.device.type, problem.input.dtype
     return resolve(backend, kind, dtype)

@@ -43,9 +43,10 @@ def _unpacked(
 
 def _forward_kernel(input, target, parts, codes, numbers, backend, want_grad):  # type: ignore[no-untyped-def]
     problem = _unpacked(input, target, parts, codes, numbers)
-    found = load_binary(backend).binary_forward(problem, want_grad)
-    norm = found.loss.new_empty(0) if found.norm is None else found.norm
-    return found.loss, norm, input.new_empty(0) if found.grad is None else found.grad
+    loss, norm, _, grad, _ = load_binary(backend).binary_forward(problem, want_grad)
+    if want_grad:
+        return loss, loss.new_empty(0), grad
+    return loss, norm, input.new_empty(0)
 
 
 def _gradient_kernel(input, target, parts, codes, numbers, backend, upstream):  # type: ignore[no-untyped-def]
@@ -122,7 +123,7 @@ class BinaryCrossEntropy(torch.autograd.Function):
 def _backward(ctx: Any, grad_loss: Tensor) -> Tensor:
     held, ctx.held = ctx.held, None
     if held is not None and held[0].input.element_size() > 2:  # as in softmax.py
-        return load_binary(ctx.backend).binary_rescale_(*held, grad_loss)
+        return load_binary(ctx.backend).binary_rescale_(held[0], held[1], grad_loss)
     *tensors, first = ctx.saved_tensors  # raises where one was changed since
     problem = _problem(tensors, ctx.options)
     if ctx.sweeps:

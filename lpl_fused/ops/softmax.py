@@ -183,7 +183,7 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     held, ctx.held = ctx.held, None
     if held is not None and held[0].input.element_size() > 2:
         # scaled as it is; asking for what is saved would cost as much as the kernel of few logits
-        return _only_input(ctx, load(ctx.backend).rescale_(*held, grad_loss))
+        return _only_input(ctx, load(ctx.backend).rescale_(held[0], held[1], grad_loss))
     *tensors, first, terms = ctx.saved_tensors  # raises where one was changed since
     problem = _problem(tensors, ctx.options)
     if ctx.sweeps:
