@@ -23,7 +23,7 @@ struct Row {
 
 template <typename Acc>
 LPL_DEVICE inline Terms<Acc> terms_of(const Call& call, i64 i) {
-  return static_cast<const Terms<Acc>*>(call.scratch.terms)[i];
+  return static_cast<const Terms<Acc>*>(call.out.terms)[i];
 }
 
 // The upstream gradient of row i's loss.

@@ -27,7 +27,6 @@ using i64 = int64_t;
 #define LPL_SCRATCH(X)                                                                             \
   X(void*, losses, nullptr)         /* (N,) Acc */                                                 \
   X(void*, penalty_weight, nullptr) /* one Acc: out.norm over the number of rows that count */     \
-  X(void*, terms, nullptr)          /* (N,) Terms<Acc> */                                          \
   X(const int64_t*, order, nullptr)                                                                \
   X(const int64_t*, begin, nullptr)                                                                \
   X(const int64_t*, counts, nullptr)                                                               \

@@ -101,7 +101,7 @@ void gradient(Launcher& launch, const Call& call) {
 // from its terms, or where these are not known from the logits, with all steps.
 template <typename T, typename Launcher>
 void rescale(Launcher& launch, Call call) {
-  if (call.scratch.terms) return gradient<T>(launch, call);
+  if (call.out.terms) return gradient<T>(launch, call);
   launch.rows(ScaleBody<T>(), call, call.p.n, call.p.c * i64(sizeof(T)), false);
   if (sizeof(T) != 2) return;
   call.scratch.anew = true;

@@ -7,17 +7,18 @@
 namespace lpl {
 namespace {
 
-constexpr Path kLossPath = {"loss", kEverything | kThrough, kLoss | kDelta};
+constexpr Path kLossPath = {"loss", kEverything | kThrough, kLoss | kTerms | kDelta};
 // gradients do not go through the steps
-constexpr Path kRowPath = {"rows", kEverything, kLoss | kGrad | kDelta};
+constexpr Path kRowPath = {"rows", kEverything, kLoss | kGrad | kTerms | kDelta};
 
 // Sums over some columns, and gradients of rows that are settled.
-constexpr Path kPartPath = {"parts", kEverything | kPart, kLoss | kGrad | kTableGrads | kDelta};
+constexpr Path kPartPath = {"parts", kEverything | kPart,
+                            kLoss | kGrad | kTerms | kTableGrads | kDelta};
 
 // Labels, their weights and φ, learned perturbation or not.
 constexpr Path kBarePath = {
     "bare", kWeighing | kLearning | kThrough | kPart,
-    kLoss | kGrad | kDelta | set_of(Output::grad_scale, Output::grad_offset)};
+    kLoss | kGrad | kTerms | kDelta | set_of(Output::grad_scale, Output::grad_offset)};
 
 // The solver has all that is wanted of a row, not only its δ.
 constexpr Path kSolvedPath = {"solved rows",

@@ -175,7 +175,7 @@ class TeamRow {
   template <typename Gradient>
   LPL_DEVICE void finish(Acc loss, Terms<Acc> t, Gradient dz) {
     const bool wanted = call_.out.grad;
-    if (wanted || call_.scratch.terms) t.along = along([&](int j, Acc z) { return dz(j, z, t); });
+    if (wanted || call_.out.terms) t.along = along([&](int j, Acc z) { return dz(j, z, t); });
     say(loss, t);
     if (!wanted) return;
     t = scaled(t, upstream_of<Acc>(call_, row_.index));
@@ -262,7 +262,7 @@ class TeamRow {
     if (team_.rank() != 0) return;
     if (a_.penalised()) loss += penalty_;
     if (call_.scratch.losses) static_cast<Acc*>(call_.scratch.losses)[row_.index] = loss;
-    if (call_.scratch.terms) static_cast<Terms<Acc>*>(call_.scratch.terms)[row_.index] = t;
+    if (call_.out.terms) static_cast<Terms<Acc>*>(call_.out.terms)[row_.index] = t;
   }
 
  private:

@@ -49,7 +49,6 @@ class Scratch(NamedTuple):
 
     losses: Tensor | None = None
     penalty_weight: Tensor | None = None
-    terms: Tensor | None = None
     order: Tensor | None = None
     begin: Tensor | None = None
     counts: Tensor | None = None
@@ -113,7 +112,7 @@ def reduce(problem: Problem, round: Round, known: Known) -> Part:
     part = PARTS[round.kind]
     n, width = problem.input.shape
     stored = new(problem, n, len(part.numbers()), dtype=torch.float64)
-    buffers = Buffers(scratch=Scratch(terms=known.terms, part=stored))
+    buffers = Buffers(Outputs(terms=known.terms), Scratch(part=stored))
     beside: tuple[object, ...] = ()
     if round.kind is Kind.SIZE:
         beside = (problem.options.norm_p,)
@@ -134,7 +133,7 @@ def reduce(problem: Problem, round: Round, known: Known) -> Part:
 def perturbed(problem: Problem, known: Known, begin: int, end: int) -> Tensor:
     """z (N, end − begin) of columns of the problem, without learned perturbation."""
     z = new(problem, problem.input.shape[0], end - begin)
-    buffers = Buffers(scratch=Scratch(terms=known.terms, perturbed=z))
+    buffers = Buffers(Outputs(terms=known.terms), Scratch(perturbed=z))
     _run(_native().perturbed, problem.columns(begin, end), buffers)
     return z
 
@@ -148,9 +147,10 @@ def gradient(problem: Problem, known: Known, upstream: Tensor, want: Sequence[st
         grad=grad,
         grad_rows=upstream,
         grad_rows_stride=upstream.stride(0),
+        terms=known.terms,
         delta=learned.delta(problem, known, perturbed),
     )
-    buffers = Buffers(out.and_tables(tables), Scratch(terms=known.terms, chunk=chunk))
+    buffers = Buffers(out.and_tables(tables), Scratch(chunk=chunk))
     _run(_native().gradient, problem, buffers)
     return gradients(problem, grad, tables)
 
@@ -168,7 +168,7 @@ def forward(
     grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
     leaves = leaves_terms(problem, want_grad, final)
     terms = new(problem, n, len(Terms._fields)) if leaves else None
-    buffers = Buffers(Outputs(loss=loss, grad=grad), Scratch(losses=losses, terms=terms))
+    buffers = Buffers(Outputs(loss=loss, grad=grad, terms=terms), Scratch(losses=losses))
     buffers = _with_norm(problem, buffers)
     _run(_native().cross_entropy, problem, _with_steps(problem, buffers))
     norm = buffers.out.norm
@@ -193,7 +193,7 @@ def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
     buffers = Buffers(Outputs(grad=grad), Scratch(factor=upstream, factor_stride=stride))
     if terms is not None:
         norm = forward.norm if problem.options.reduction == MEAN else None
-        buffers = buffers.and_out(norm=norm).and_scratch(terms=terms)
+        buffers = buffers.and_out(norm=norm, terms=terms)
     elif _narrow(problem):
         buffers = _with_steps(problem, _with_norm(problem, buffers))
     _run(_native().rescale, problem, buffers)
