@@ -161,12 +161,12 @@ class Poison:
         interpreted = "triton" in launcher.__module__ and "TRITON_INTERPRET" in os.environ
 
         @functools.wraps(launcher)
-        def launched(*args: Any) -> Any:
-            found = launcher(*args)
+        def launched(*args: Any, **keywords: Any) -> Any:
+            found = launcher(*args, **keywords)
             if interpreted and args[0].input.dtype != torch.float32:
                 return found
             with self.otherwise():
-                again = launcher(*args)
+                again = launcher(*args, **keywords)
             pairs = zip(defined(found, *args), defined(again, *args), strict=True)
             for place, (one, other) in enumerate(pairs):
                 assert one is other is None or same(one, other), (
