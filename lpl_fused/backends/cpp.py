@@ -314,7 +314,7 @@ def _by_row(problem: Problem, by_sample: Tensor | None) -> Tensor | None:
     if index is None:  # ignored rows add their zeros to row 0
         ignored = problem.target == problem.options.ignore_index
         index = problem.target.masked_fill(ignored, 0)
-    zeros = by_sample.new_zeros((problem.rows.shape[0], by_sample.shape[1]))
+    zeros = torch.zeros((problem.rows.shape[0], by_sample.shape[1]), dtype=by_sample.dtype)
     return zeros.index_add_(0, index, by_sample)
 
 
