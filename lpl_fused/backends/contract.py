@@ -13,7 +13,9 @@ come out of a matrix product):
 
 `problem.input` may be some columns of all, those from `options.first` on of `options.classes`:
 logits (and class probabilities) are of these columns, tables, labels and steps of all classes.
-`algebra.sweep` runs the rounds, over one part or many.
+`algebra.sweep` runs the rounds, over one part or many. Of a learned perturbation the rounds promise
+what the shortcut does, or nothing: a row whose error bound is not met (more heads than are listed, a
+large class in float64) is nan, and `known.learned.exact` says which.
 
 The shortcut. `forward` does all rounds, and the gradient for an upstream of 1, in one sweep where
 it can; `rescale_` makes that the gradient of any other upstream.
