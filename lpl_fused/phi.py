@@ -131,12 +131,12 @@ def one_minus_exp(x: Tensor) -> Tensor:
     return torch.where(x > -1, -torch.expm1(x), 1 - torch.exp(x))
 
 
-def value_of(ell: Tensor, code: int, parameter: float) -> Tensor:
-    """φ(ℓ), elementwise, differentiable in ℓ."""
+def value_of(ell: Tensor, code: int, parameter: float, dtype: torch.dtype | None = None) -> Tensor:
+    """φ(ℓ), elementwise, differentiable in ℓ; bounded as in `dtype`, by default that of `ell`."""
     if code == LOG:
         return ell
     if code == POWER:
-        exponent = (-parameter * ell).clamp(max=exponent_limit(ell.dtype))
+        exponent = (-parameter * ell).clamp(max=exponent_limit(dtype or ell.dtype))
         return one_minus_exp(exponent) / parameter
     # where p = 0 the loss is ∞ and its slope 1, for which autograd would form ∞·0 of (1 − p)^γ
     lost = ell == torch.inf
@@ -150,14 +150,15 @@ def value_of(ell: Tensor, code: int, parameter: float) -> Tensor:
     raise AssertionError(f"phi code {code}")
 
 
-def slope_of(ell: Tensor, code: int, parameter: float) -> Tensor:
-    """φ'(ℓ), elementwise, finite for every ℓ in [0, ∞]."""
+def slope_of(ell: Tensor, code: int, parameter: float, dtype: torch.dtype | None = None) -> Tensor:
+    """φ'(ℓ), elementwise, finite for every ℓ in [0, ∞]; as `value_of`."""
     if code == LOG:
         return torch.ones_like(ell)
     p = torch.exp(-ell)
     if code == POWER:
         exponent = -parameter * ell
-        return torch.where(exponent > exponent_limit(ell.dtype), 0.0, torch.exp(exponent))
+        limit = exponent_limit(dtype or ell.dtype)
+        return torch.where(exponent > limit, 0.0, torch.exp(exponent))
     if code == FOCAL:
         rest = _rest(ell)
         # p·ℓ vanishes where ℓ is infinite

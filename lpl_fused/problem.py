@@ -156,7 +156,10 @@ class Problem(NamedTuple):
         return not self.spread and self.other is None
 
     def columns(self, begin: int, end: int) -> Problem:
-        """The problem's part that has the input's columns from `begin` to `end`."""
+        """The problem's part that has the input's columns from `begin` to `end`; of all columns
+        the problem itself."""
+        if (begin, end) == (0, self.input.shape[1]):
+            return self
         options = self.options._replace(first=self.options.first + begin, classes=self.classes)
         target = self.target[:, begin:end] if self.dense else self.target
         return self._replace(input=self.input[:, begin:end], target=target, options=options)

@@ -76,6 +76,8 @@ def call_options(
         penalty_strength=1.0,
         normalize=False,
         through=False,
+        first=0,
+        classes=0,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -70,6 +71,35 @@ def test_a_second_backward_gives_the_same_bits(backend: str, name: str, dtype: t
         grads = [torch.autograd.grad(loss, input, upstream, retain_graph=True)[0] for _ in range(3)]
         for grad in grads[1:]:
             assert torch.equal(grad, grads[0])
+
+
+def test_steps_that_were_chosen_give_the_same_bits(backend: str) -> None:
+    """The first gradient may be made of the exponentials of the sweep that chose them."""
+    draw = Draw(4, 700, seed=5)
+    device = testing.device_of(backend)
+    input = draw.input().float().to(device).requires_grad_()
+    steps = torch.full((700,), 3, device=device)
+    loss = LF.lpl_cross_entropy(
+        input, draw.labels().to(device), lambda _: steps, step_size=0.1, backend=backend
+    )
+    grads = [torch.autograd.grad(loss, input, retain_graph=True)[0] for _ in range(3)]
+    assert torch.equal(grads[1], grads[0])
+    assert torch.equal(grads[2], grads[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_gradient_that_waits_keeps_no_logits_alive(backend: str, dtype: torch.dtype) -> None:
+    """What is saved for the backward may be moved elsewhere by hooks."""
+    leaf = Draw(6, 9, seed=6).input().to(dtype).to(testing.device_of(backend)).requires_grad_()
+    logits = leaf * 1
+    target = torch.arange(6, device=leaf.device)
+    held = weakref.ref(logits)
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda saved: saved):
+        loss = LF.cross_entropy(logits, target, label_smoothing=0.1, backend=backend)
+    del logits
+    assert held() is None
+    loss.backward()
+    assert leaf.grad is not None
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])

@@ -189,6 +189,23 @@ def test_what_the_kernels_do_not_differentiate_through() -> None:
         assert torch.equal(auto[0], plain[0]), reason
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_so_it_is_with_bfloat16(reduction: str) -> None:
+    """Whose gradient may come otherwise than in the sweep: refused in the forward all the same."""
+    input = Draw(4, 6, seed=6).input().bfloat16().requires_grad_()
+    arguments = torch.tensor([0, 1, 1, 2]), torch.full((6,), 3)
+    keywords = {"step_size": 0.3, "through_perturbation": True, "reduction": reduction}
+    with pytest.raises(NotDifferentiable, match="alone in their class"):
+        functional.lpl_cross_entropy(input, *arguments, backend="cpp", **keywords)
+    for target in (arguments[0], torch.arange(4)):
+        losses = [
+            functional.lpl_cross_entropy(input, target, arguments[1], backend=b, **keywords)
+            for b in ("auto", "reference")
+        ]
+        auto, plain = (torch.autograd.grad(loss.sum(), input)[0] for loss in losses)
+        torch.testing.assert_close(auto, plain, rtol=2**-7, atol=1e-4)
+
+
 def counted(case: Case) -> tuple[int, int]:
     """(rows solved, rows swept) by one forward."""
     before = dict(cpp.solver_rows)

@@ -36,7 +36,7 @@ class Rows(NamedTuple):
         anywhere = torch.zeros(n, dtype=torch.int64, device=device)
         if problem.dense:
             uniform = share.masked_fill(strange, torch.nan)
-            return Rows(~strange | strange, anywhere, anywhere, nothing, nothing, uniform)
+            return Rows(torch.ones_like(strange), anywhere, anywhere, nothing, nothing, uniform)
         label, ignored, outside = _column(problem, problem.target)
         outside = outside | strange
         if problem.other is None:

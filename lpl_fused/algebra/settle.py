@@ -1,8 +1,8 @@
 """Which rounds a problem needs, and what each round's sums say: `rounds` and `settle` of every
 backend that has none of its own. float64, in plain torch, one number a row.
 
-Of a learned perturbation the steps themselves are taken here (learned.py, groups.py), after one
-look at how many they are, for which a GPU's host waits.
+Of a learned perturbation the steps themselves are taken here (learned.py, groups.py), as many as
+the host sees that there are, for which it waits on a GPU.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ def _totals(problem: Problem, mass: Mass) -> tuple[Tensor, Tensor]:
 def _finished(problem: Problem, known: Known, mass: Mass, detail: Detail | None) -> Known:
     """Loss and terms of every row, from all that was summed."""
     rows, options = Rows.of(problem), problem.options
-    code, parameter = options.phi, options.phi_parameter
+    code = options.phi
+    parameters = code, options.phi_parameter, accumulate_dtype(problem.input.dtype)
     shift, log_total = _totals(problem, mass)
     nothing = torch.zeros_like(shift)
     part, other_part, uniform = nothing, nothing, nothing
@@ -150,8 +151,8 @@ def _finished(problem: Problem, known: Known, mass: Mass, detail: Detail | None)
         own = torch.exp(lift)
         total = rest + own
         ell = torch.where(own >= rest, torch.log1p(rest / own), log_total - lift)
-        value = rows.hard * phi.value_of(ell, code, parameter)
-        slope = rows.hard * phi.slope_of(ell, code, parameter)
+        value = rows.hard * phi.value_of(ell, *parameters)
+        slope = rows.hard * phi.slope_of(ell, *parameters)
         part = -slope * (rest / total)
         weight, share = rows.hard, own / total
     else:
@@ -171,9 +172,9 @@ def _finished(problem: Problem, known: Known, mass: Mass, detail: Detail | None)
             if problem.dense:
                 continue
             ell = log_total - (logit - shift)
-            of_label = hard * phi.value_of(ell, code, parameter)
+            of_label = hard * phi.value_of(ell, *parameters)
             value = value + torch.where(hard == 0, 0.0, of_label)
-            pull = hard * phi.slope_of(ell, code, parameter)
+            pull = hard * phi.slope_of(ell, *parameters)
             parts.append(-pull)
             slope, weight = slope + pull, weight + hard
         if parts:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 BACKENDS = ("cpp", "triton", "cuda")
 REFERENCE = "reference"
 # what "auto" tries, best first; on the rest the reference runs. On a GPU as benchmarks/results has
-# it (nvidia-h200): of large problems all but LPL were faster on Triton
+# it (nvidia-h200): of large problems all but LPL with 50 steps were faster on Triton
 PREFERENCE = {"cpu": ("cpp",), "cuda": ("triton", "cuda")}
 
 

@@ -13,9 +13,11 @@ come out of a matrix product):
 
 `problem.input` may be some columns of all, those from `options.first` on of `options.classes`:
 logits (and class probabilities) are of these columns, tables, labels and steps of all classes.
-`algebra.sweep` runs the rounds, over one part or many. Of a learned perturbation the rounds promise
-what the shortcut does, or nothing: a row whose error bound is not met (more heads than are listed, a
-large class in float64) is nan, and `known.learned.exact` says which.
+`algebra.sweep` runs the rounds, over one part or many; what is known before the first is
+`algebra.settle.begin`. Of a learned perturbation they give what the shortcut does, or nothing: a
+row whose error bound is not met (more heads than are listed, a large class in float64) is nan, and
+`known.learned.exact` says which. They round z + δ as z is: an offset of 1e4 to float32 logits costs
+digits that the shortcut keeps for rows alone in their class.
 
 The shortcut. `forward` does all rounds, and the gradient for an upstream of 1, in one sweep where
 it can; `rescale_` makes that the gradient of any other upstream.
@@ -80,6 +82,10 @@ class Backend(Protocol):
     def reduce(self, problem: Problem, round: Round, known: Known) -> Part: ...
 
     def settle(self, problem: Problem, round: Round, part: Part, known: Known) -> Known: ...
+
+    def perturbed(self, problem: Problem, known: Known, begin: int, end: int) -> Tensor:
+        """z (N, end − begin) of these columns of the problem's, without δ; accumulate dtype."""
+        ...
 
     def gradient(
         self, problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]

@@ -2,7 +2,7 @@
 
 As on Triton, no launcher waits for the device: kernels and torch operations are queued on the
 current stream, in numbers that shapes and options alone decide, so that a CUDA graph can record
-them. (Only `settle`, which every backend shares, looks once at how many steps there are.) Sums over
+them. (Only `settle`, which every backend shares, looks at how many steps there are.) Sums over
 rows run in a fixed order, so that results repeat bit for bit.
 """
 

@@ -20,6 +20,7 @@ from ..algebra.sweep import with_steps
 from ..backends import OVERRIDE, REFERENCE, SMALL, resolve
 from ..backends.contract import Choose, Forward
 from ..norm import Norm, numbers_of
+from ..ops.dispatch import direct
 from ..penalty import MarginPenalty
 from ..perturbation import Perturbation
 from ..phi import Phi
@@ -340,6 +341,8 @@ def _through_perturbation(problem: Problem, backend: str, choose: Choose | None)
         reason = "the cpp backend takes no learnable tables and no float16 beside it"
     elif torch.compiler.is_compiling():
         reason = "not under torch.compile"
+    elif problem.input.element_size() == 2 and not direct(problem.input):
+        reason = "no 16 bits where somebody traces"
     if reason is None:
         try:
             return _run(problem, fused)

@@ -106,7 +106,8 @@ class BinaryCrossEntropy(torch.autograd.Function):
         elif torch.compiler.is_compiling():
             ctx.save_for_backward(*tensors, found.grad)
         else:
-            ctx.held = problem, Forward(GONE, found.norm, grad=found.grad)
+            of_shape = BinaryProblem(found.grad, GONE, options=options)  # type: ignore[arg-type]
+            ctx.held = of_shape, Forward(GONE, found.norm, grad=found.grad)
             ctx.save_for_backward(*tensors, None)
         return found.loss
 

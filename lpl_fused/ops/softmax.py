@@ -151,8 +151,11 @@ class CrossEntropy(torch.autograd.Function):
         ctx: Any, options: Options, backend: str, choose: Choose | None, *tensors: Tensor | None
     ) -> Tensor:
         problem = _problem(tensors, options)
-        sweeps = by_sweep(problem) and not any(ctx.needs_input_grad[_BEFORE_TENSORS + 2 :])
+        # only a sweep with its gradient says whether it can go through the steps
+        sweeps = options.through or by_sweep(problem)
+        sweeps = sweeps and not any(ctx.needs_input_grad[_BEFORE_TENSORS + 2 :])
         ctx.options, ctx.backend, ctx.sweeps, ctx.held = options, backend, sweeps, None
+        ctx.chosen = choose is not None
         if choose is None:
             found = _forward(problem, backend, sweeps)
         else:
@@ -163,7 +166,9 @@ class CrossEntropy(torch.autograd.Function):
         elif torch.compiler.is_compiling():
             ctx.save_for_backward(*tensors, found.grad, None)
         else:
-            ctx.held = problem, Forward(GONE, found.norm, found.terms, found.grad, found.steps)
+            # nothing that would keep the logits alive beside what is saved
+            of_shape = Problem(found.grad, GONE, options=options)  # type: ignore[arg-type]
+            ctx.held = of_shape, Forward(GONE, found.norm, found.terms, found.grad, found.steps)
             ctx.save_for_backward(*tensors, None, None)
         return found.loss
 
@@ -191,7 +196,7 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
             factor = grad_loss[:, None] if grad_loss.dim() else grad_loss
             return _only_input(ctx, first * factor.to(first.dtype))
         # the buffer may have gone to an earlier backward
-        swept = _forward(problem, ctx.backend, True) if held is None else held[1]
+        swept = _swept_again(ctx, problem) if held is None else held[1]
         return _only_input(ctx, load(ctx.backend).rescale_(problem, swept, grad_loss))
     upstream = grad_loss
     if not grad_loss.dim():
@@ -208,6 +213,15 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
             grads[field] = grad
     inputs = len(ctx.needs_input_grad) - _BEFORE_TENSORS
     return (*[None] * _BEFORE_TENSORS, *grads[:inputs])
+
+
+def _swept_again(ctx: Any, problem: Problem) -> Forward:
+    """What the forward left, bit for bit."""
+    if not ctx.chosen:
+        return _forward(problem, ctx.backend, True)
+    steps = problem.steps
+    assert steps is not None
+    return load(ctx.backend).forward(problem._replace(steps=None), True, lambda losses: steps)
 
 
 def _only_input(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

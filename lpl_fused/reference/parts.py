@@ -239,8 +239,9 @@ def _detail(problem: Problem, known: Known) -> Part:
     value, slope, along, penalties, push = zeros, zeros, zeros, zeros, zeros
     if problem.spread and options.phi != phi.LOG:
         ell = terms.log_total - (_moved(problem, known, at).double() - terms.shift)
-        value = at.weight * phi.value_of(ell, options.phi, options.phi_parameter)
-        slope = at.weight * phi.slope_of(ell, options.phi, options.phi_parameter)
+        parameters = options.phi, options.phi_parameter, accumulate_dtype(problem.input.dtype)
+        value = at.weight * phi.value_of(ell, *parameters)
+        slope = at.weight * phi.slope_of(ell, *parameters)
         if problem.dense:
             # a class without target mass counts nothing, whatever its loss
             value = torch.where(at.weight == 0, 0.0, value)
