@@ -10,6 +10,6 @@ groups   the same of classes with several rows
 sweep    all rounds of a problem, its columns in one part or in many
 
 Everything here is small tensors, one entry a row or a few, up to 512 heads a row in each part of a
-learned perturbation: no logits, but for chunks of them in `groups` and `learned`. float64 throughout, so that joining in any order costs
-nothing.
+learned perturbation: no logits, but for chunks of them in `groups` and `learned`. float64
+throughout, so that joining in any order costs nothing.
 """
