@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 class Known(NamedTuple):
     """Filled round by round."""
 
-    terms: (
-        Tensor  # (N, len(Terms)), accumulate dtype: contiguous columns of lpl_fused.algebra.terms
-    )
+    terms: Tensor  # (N, len(Terms)), accumulate dtype, contiguous: see terms.py
     loss: Tensor | None = None  # (N,), accumulate dtype; of the last round
     size: Size | None = None
     mass: Mass | None = None
