@@ -9,6 +9,7 @@ from cases import PHIS, Draw, cross_entropy_cases, lpl_cases
 
 from lpl_fused import Perturbation, testing
 from lpl_fused import functional as LF
+from lpl_fused.backends import load
 from lpl_fused.ops import dispatch
 from lpl_fused.problem import TABLES, Problem
 from lpl_fused.validation import Shaped, call_options
@@ -55,7 +56,8 @@ def test_opcheck(backend: str, name: str) -> None:
             torch.ops.lpl_fused.cross_entropy_gradient.default, (*packed, terms, upstream, want)
         )
     else:
-        torch.library.opcheck(torch.ops.lpl_fused.learned_gradient.default, (*packed, upstream))
+        operator = torch.ops.lpl_fused.learned_gradient.default
+        torch.library.opcheck(operator, (*packed, upstream, []))
         torch.library.opcheck(torch.ops.lpl_fused.learned_perturbation.default, packed)
 
 
@@ -195,6 +197,85 @@ def test_modules_compile() -> None:
         assert grad.isfinite().all()
         if not loss.state_dict():  # a running mean has moved on
             torch.testing.assert_close(found, loss(input, target))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_learned_state_waits_for_the_backward(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool, reduction: str
+) -> None:
+    """Of a backend that leaves one: forward makes no gradient, backward gets what forward left."""
+    module = load("cpp")
+    forward, gradient = module.forward, module.learned_gradient
+    seen: list[tuple[torch.Tensor, ...]] = []
+
+    def learned_state(problem: Problem):  # type: ignore[no-untyped-def]
+        rows = problem.input.shape[0]
+        return ((rows, 3), torch.float32), ((rows,), torch.int64)
+
+    def leaving(asked, want_grad, choose=None, *, final=False):  # type: ignore[no-untyped-def]
+        found = forward(asked, want_grad, choose, final=final)
+        if final or found.grad is not None:
+            return found
+        rows = asked.input.shape[0]
+        return found._replace(state=(torch.full((rows, 3), 7.0), torch.arange(rows)))
+
+    def taking(asked, upstream, state=()):  # type: ignore[no-untyped-def]
+        seen.append(state)
+        return gradient(asked, upstream)
+
+    draw = Draw(6, 9, seed=1)
+    input, target, steps = draw.input().float(), draw.labels(), draw.steps()
+
+    def run(input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        loss = torch.compile(LF.lpl_cross_entropy) if compiled else LF.lpl_cross_entropy
+        leaf = input.clone().requires_grad_()
+        value = loss(leaf, target, steps, step_size=0.1, reduction=reduction, backend="cpp")
+        (first,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True)
+        assert torch.equal(first, torch.autograd.grad(value.sum(), leaf)[0])
+        return value.detach(), first
+
+    torch._dynamo.reset()
+    expected = run(input)
+    torch._dynamo.reset()
+    monkeypatch.setattr(module, "learned_state", learned_state)
+    monkeypatch.setattr(module, "forward", leaving)
+    monkeypatch.setattr(module, "learned_gradient", taking)
+    loss, grad = run(input)
+    assert torch.equal(loss, expected[0])
+    torch.testing.assert_close(grad, expected[1])
+    assert len(seen) == 2
+    for numbers, places in seen:
+        assert torch.equal(numbers, torch.full((6, 3), 7.0))
+        assert torch.equal(places, torch.arange(6))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_state_that_is_left_has_the_forms_that_were_said(
+    backend: str, dtype: torch.dtype
+) -> None:
+    if backend == "reference":
+        pytest.skip("the reference is plain PyTorch, differentiated by autograd")
+    p = problem("lpl-groups", n=6, classes=9)
+    steps, options = p.steps, p.options._replace(step_size=0.1)
+    asked = Problem(p.input.detach().to(dtype), p.target, steps=steps, options=options)
+    module = load(backend)
+    forms = module.learned_state(asked)
+    found = module.forward(asked, False)
+    assert tuple((tuple(each.shape), each.dtype) for each in found.state) == forms
+    assert module.forward(asked, False, final=True).state == ()
+    assert module.forward(asked, True).state == ()
+    upstream = torch.linspace(0.5, 2, 6)
+    testing_budget = torch.finfo(dtype).eps
+    torch.testing.assert_close(
+        module.learned_gradient(asked, upstream, found.state),
+        module.learned_gradient(asked, upstream),
+        rtol=2 * testing_budget,
+        atol=testing_budget,
+    )
+    sizes = sum(each.numel() for each in found.state)
+    assert sizes < asked.input.numel() or backend == "triton"  # few numbers a row
 
 
 def test_autocast() -> None:

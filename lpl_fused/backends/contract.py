@@ -39,6 +39,8 @@ from ..algebra.parts import Part, Round
 from ..algebra.terms import Gradients as Gradients
 from ..problem import NONE, BinaryProblem, Problem
 
+# shape and dtype of a tensor
+Form = tuple[tuple[int, ...], torch.dtype]
 # makes the steps (C,) of a learned perturbation from the losses (N,) of the rows without it
 Choose = Callable[[Tensor], Tensor]
 
@@ -51,11 +53,12 @@ class Forward(NamedTuple):
     terms: Tensor | None = None  # (N, len(Terms)), upstream 1; None where a gradient needs none
     grad: Tensor | None = None  # (N, C), input dtype: dL/d input for an upstream of 1; if wanted
     steps: Tensor | None = None  # those that `choose` has made
+    state: tuple[Tensor, ...] = ()  # of a problem with steps, of no `grad`: see `learned_state`
 
 
 def leaves_terms(problem: Problem, want_grad: bool, final: bool) -> bool:
     """Whether `forward` leaves the terms of rows: where `gradient` or `rescale_` may ask for them.
-    Of a learned perturbation both find δ anew."""
+    Of a learned perturbation both find δ anew, or have its state."""
     if final or problem.steps is not None:
         return False
     # a 16-bit gradient may have to be made anew; ops/ takes none of rows with an upstream each
@@ -104,13 +107,25 @@ class Backend(Protocol):
         """`final`: the loss is all, nobody will ask for a gradient."""
         ...
 
+    def learned_state(self, problem: Problem) -> tuple[Form, ...]:
+        """What `forward` leaves of a problem with steps as its `state`, where neither `want_grad`
+        nor `final`: the few numbers of a row (no N×C) from which `learned_gradient` is one sweep.
+        By shapes and options alone. (): nothing, δ is found anew.
+
+        Where there is a state ops/ differentiates by it; where there is none, by `forward`'s own
+        gradient, which saves finding δ twice."""
+        ...
+
     def rescale_(self, problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
         """`forward.grad` for an upstream of `upstream`, 0-dim or (N,) for reduction "none", in its
         place."""
         ...
 
-    def learned_gradient(self, problem: Problem, upstream: Tensor) -> Tensor:
-        """dL/d input (N, C) of a problem with steps, δ found anew; `upstream` as `gradient`'s."""
+    def learned_gradient(
+        self, problem: Problem, upstream: Tensor, state: tuple[Tensor, ...] = ()
+    ) -> Tensor:
+        """dL/d input (N, C) of a problem with steps; `upstream` as `gradient`'s. `state`: what
+        `forward` left of the same problem; without it δ is found anew."""
         ...
 
     def learned_perturbation(self, problem: Problem) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from ..problem import (
     accumulate_dtype,
     label_range_error,
 )
-from .contract import Choose, Forward, Gradients, leaves_terms
+from .contract import Choose, Form, Forward, Gradients, leaves_terms
 from .native import DTYPES, PARTS, Outputs, Sizes, load
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "gradient",
     "learned_gradient",
     "learned_perturbation",
+    "learned_state",
     "perturbed",
     "reduce",
     "rescale_",
@@ -250,7 +251,11 @@ def _recomputed(problem: Problem, upstream: Tensor, grad: Tensor) -> Tensor:
     return grad
 
 
-def learned_gradient(problem: Problem, upstream: Tensor) -> Tensor:
+def learned_state(problem: Problem) -> tuple[Form, ...]:
+    return ()
+
+
+def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ...] = ()) -> Tensor:
     grad = torch.empty(problem.input.shape, dtype=problem.input.dtype)
     return _recomputed(problem, upstream, grad)
 

@@ -24,7 +24,7 @@ from ..algebra.sweep import with_steps
 from ..algebra.terms import Terms
 from ..problem import MEAN, NONE, Options, Problem, accumulate_dtype
 from .buffers import gradients, new, table_places
-from .contract import Choose, Forward, Gradients, leaves_terms
+from .contract import Choose, Form, Forward, Gradients, leaves_terms
 from .native import DTYPES, PARTS, Outputs, Sizes, load
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "gradient",
     "learned_gradient",
     "learned_perturbation",
+    "learned_state",
     "outcomes",
     "perturbed",
     "reduce",
@@ -209,7 +210,11 @@ def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
     return delta, slot
 
 
-def learned_gradient(problem: Problem, upstream: Tensor) -> Tensor:
+def learned_state(problem: Problem) -> tuple[Form, ...]:
+    return ()
+
+
+def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ...] = ()) -> Tensor:
     """dL/d input of a problem with steps, which are taken anew; `upstream` (N,): the gradient of
     each row's loss."""
     _refuse_parts(problem)

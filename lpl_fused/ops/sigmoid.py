@@ -43,7 +43,7 @@ def _unpacked(
 
 def _forward_kernel(input, target, parts, codes, numbers, backend, want_grad):  # type: ignore[no-untyped-def]
     problem = _unpacked(input, target, parts, codes, numbers)
-    loss, norm, _, grad, _ = load_binary(backend).binary_forward(problem, want_grad)
+    loss, norm, _, grad, *_ = load_binary(backend).binary_forward(problem, want_grad)
     if want_grad:
         return loss, loss.new_empty(0), grad
     return loss, norm, input.new_empty(0)

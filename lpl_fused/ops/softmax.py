@@ -1,13 +1,13 @@
 """The operators of the softmax link: schemas, fakes, autograd. Imports torch alone; a backend
 (backends/contract.py) is loaded when it runs.
 
-    cross_entropy(Problem, backend, want_grad) -> (loss, norm, terms, grad)
+    cross_entropy(Problem, backend, want_grad) -> (loss, norm, terms, grad, state)
         Backend.forward; what is not there is an empty tensor
     cross_entropy_gradient(Problem, backend, terms, upstream, want)
             -> (input, scale, offset, margin, rows), empty where not wanted
         Backend.gradient of whole rows, upstream (N,) with stride 0 or 1
-    learned_gradient(Problem, backend, upstream) -> input
-        the same of a problem with `steps`, whose δ is found anew and held constant
+    learned_gradient(Problem, backend, upstream, state) -> input
+        the same of a problem with `steps`, δ held constant; found anew where `state` is empty
     learned_perturbation(Problem, backend) -> (delta (N, C), slot (N,))
         as reference.learned_perturbation
 
@@ -33,13 +33,13 @@ from .dispatch import GONE, SCHEMA, Once, by_sweep, direct, given, packed, regis
 _LIBRARY = torch.library.Library("lpl_fused", "DEF")
 _LIBRARY.define(
     f"cross_entropy({SCHEMA}, bool want_grad)"
-    " -> (Tensor loss, Tensor norm, Tensor terms, Tensor grad)"
+    " -> (Tensor loss, Tensor norm, Tensor terms, Tensor grad, Tensor[] state)"
 )
 _LIBRARY.define(
     f"cross_entropy_gradient({SCHEMA}, Tensor terms, Tensor upstream, bool[] want)"
     f" -> ({', '.join(f'Tensor {name}' for name in Gradients._fields)})"
 )
-_LIBRARY.define(f"learned_gradient({SCHEMA}, Tensor upstream) -> Tensor")
+_LIBRARY.define(f"learned_gradient({SCHEMA}, Tensor upstream, Tensor[] state) -> Tensor")
 _LIBRARY.define(f"learned_perturbation({SCHEMA}) -> (Tensor delta, Tensor slot)")
 
 
@@ -55,11 +55,11 @@ def _unpacked(
 
 def _cross_entropy(input, target, parts, codes, numbers, backend, want_grad):  # type: ignore[no-untyped-def]
     problem = _unpacked(input, target, parts, codes, numbers)
-    loss, norm, terms, grad, _ = load(backend).forward(problem, want_grad)
+    loss, norm, terms, grad, _, state = load(backend).forward(problem, want_grad)
     nothing = loss.new_empty(0)
     if want_grad:
-        return loss, nothing, nothing.clone(), grad
-    return loss, norm, nothing if terms is None else terms, input.new_empty(0)
+        return loss, nothing, nothing.clone(), grad, []
+    return loss, norm, nothing if terms is None else terms, input.new_empty(0), list(state)
 
 
 def _gradient(  # type: ignore[no-untyped-def]
@@ -71,9 +71,9 @@ def _gradient(  # type: ignore[no-untyped-def]
     return tuple(terms.new_empty(0) if tensor is None else tensor for tensor in found)
 
 
-def _learned_gradient(input, target, parts, codes, numbers, backend, upstream):  # type: ignore[no-untyped-def]
+def _learned_gradient(input, target, parts, codes, numbers, backend, upstream, state):  # type: ignore[no-untyped-def]
     problem = _unpacked(input, target, parts, codes, numbers)
-    return load(backend).learned_gradient(problem, upstream)
+    return load(backend).learned_gradient(problem, upstream, tuple(state))
 
 
 def _learned_perturbation(input, target, parts, codes, numbers, backend):  # type: ignore[no-untyped-def]
@@ -87,9 +87,13 @@ def _cross_entropy_fake(input, target, parts, codes, numbers, backend, want_grad
     loss = input.new_empty((n,) if problem.options.reduction == NONE else (), dtype=dtype)
     if want_grad:
         grad = input.new_empty(tuple(input.shape))
-        return loss, loss.new_empty(0), loss.new_empty(0), grad
-    terms = loss.new_empty((0,) if problem.steps is not None else (n, len(Terms._fields)))
-    return loss, loss.new_empty(()), terms, input.new_empty(0)
+        return loss, loss.new_empty(0), loss.new_empty(0), grad, []
+    terms, state = loss.new_empty((n, len(Terms._fields))), []
+    if problem.steps is not None:
+        terms = loss.new_empty(0)
+        forms = load(backend).learned_state(problem)
+        state = [loss.new_empty(shape, dtype=dtype) for shape, dtype in forms]
+    return loss, loss.new_empty(()), terms, input.new_empty(0), state
 
 
 def _gradient_fake(  # type: ignore[no-untyped-def]
@@ -107,7 +111,7 @@ def _gradient_fake(  # type: ignore[no-untyped-def]
     )
 
 
-def _learned_gradient_fake(input, target, parts, codes, numbers, backend, upstream):  # type: ignore[no-untyped-def]
+def _learned_gradient_fake(input, target, parts, codes, numbers, backend, upstream, state):  # type: ignore[no-untyped-def]
     return input.new_empty(tuple(input.shape))
 
 
@@ -132,7 +136,8 @@ _BEFORE_TENSORS = 3  # options, backend and choose stand before the tensors in C
 def _forward(problem: Problem, backend: str, want_grad: bool, *, final: bool = False) -> Forward:
     if direct(problem.input):
         return load(backend).forward(problem, want_grad, final=final)
-    return Forward(*_forward_op(*packed(problem, backend), want_grad))
+    loss, norm, terms, grad, state = _forward_op(*packed(problem, backend), want_grad)
+    return Forward(loss, norm, terms, grad, state=tuple(state))
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -140,7 +145,7 @@ class CrossEntropy(torch.autograd.Function):
 
     *By sweep* the gradient goes into a buffer of our own, which the first backward takes; a second
     one makes it again. *By statistics* the backward makes it from the rows' terms: see `by_sweep`;
-    also where tables learn.
+    also where tables learn, and where the backend leaves a state of the learned perturbation.
 
     `tensors` are the leading fields of a Problem, up to the last that is present. `choose`, if
     any, makes the steps of the learned perturbation from the losses of the rows without it.
@@ -154,15 +159,18 @@ class CrossEntropy(torch.autograd.Function):
         # only a sweep with its gradient says whether it can go through the steps
         sweeps = options.through or by_sweep(problem)
         sweeps = sweeps and not any(ctx.needs_input_grad[_BEFORE_TENSORS + 2 :])
+        if sweeps and (problem.steps is not None or choose is not None) and not options.through:
+            sweeps = not _leaves_state(problem, backend)
         ctx.options, ctx.backend, ctx.sweeps, ctx.held = options, backend, sweeps, None
-        ctx.chosen = choose is not None
+        ctx.chosen, ctx.state = choose is not None, 0
         if choose is None:
             found = _forward(problem, backend, sweeps)
         else:
             found = load(backend).forward(problem, sweeps, choose)
             tensors = problem._replace(steps=found.steps)[:-1]  # type: ignore[assignment]
         if not sweeps:
-            ctx.save_for_backward(*tensors, found.norm, found.terms)
+            ctx.save_for_backward(*tensors, found.norm, found.terms, *found.state)
+            ctx.state = len(found.state)
         elif torch.compiler.is_compiling():
             ctx.save_for_backward(*tensors, found.grad, None)
         else:
@@ -189,7 +197,9 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     if held is not None and held[0].input.element_size() > 2:
         # scaled as it is; asking for what is saved would cost as much as the kernel of few logits
         return _only_input(ctx, load(ctx.backend).rescale_(held[0], held[1], grad_loss))
-    *tensors, first, terms = ctx.saved_tensors  # raises where one was changed since
+    saved = ctx.saved_tensors  # raises where one was changed since
+    state = saved[len(saved) - ctx.state :]
+    *tensors, first, terms = saved[: len(saved) - ctx.state]
     problem = _problem(tensors, ctx.options)
     if ctx.sweeps:
         if first is not None:  # under torch.compile
@@ -202,7 +212,7 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     if not grad_loss.dim():
         upstream = (grad_loss / first).expand(problem.input.shape[0])
     if problem.steps is not None:
-        grad = _learned_gradient_op(*packed(problem, ctx.backend), upstream)
+        grad = _learned_gradient_op(*packed(problem, ctx.backend), upstream, state)
         return _only_input(ctx, grad)
     needed = (*ctx.needs_input_grad[_BEFORE_TENSORS:], *[False] * len(Problem._fields))
     want = [needed[field] for field in (0, *_TABLE_FIELDS)]
@@ -213,6 +223,25 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
             grads[field] = grad
     inputs = len(ctx.needs_input_grad) - _BEFORE_TENSORS
     return (*[None] * _BEFORE_TENSORS, *grads[:inputs])
+
+
+def _leaves_state(problem: Problem, backend: str) -> bool:
+    """Whether the backend leaves a state of a learned perturbation, which the backward needs."""
+    if torch.compiler.is_compiling():
+        return _leaves_states(backend)
+    return bool(load(backend).learned_state(problem))
+
+
+def _leaves_states(backend: str) -> bool:
+    """Whether it does so at all: what can be asked without a problem's shapes, for a trace."""
+    rows = torch.empty((2, 3), device="cpu")
+    steps = torch.empty(3, dtype=torch.int32, device="cpu")
+    any_problem = Problem(rows, torch.empty(2, dtype=torch.int64, device="cpu"), steps=steps)
+    return bool(load(backend).learned_state(any_problem))
+
+
+# as backends.resolve: a constant of the trace
+_leaves_states._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _swept_again(ctx: Any, problem: Problem) -> Forward:

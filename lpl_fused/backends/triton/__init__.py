@@ -21,7 +21,14 @@ import torch
 from ...algebra.settle import rounds, settle
 from .binary import binary_forward, binary_gradient, binary_perturbation, binary_rescale_
 from .launching import interpreted
-from .shortcut import fallbacks, forward, learned_gradient, learned_perturbation, rescale_
+from .shortcut import (
+    fallbacks,
+    forward,
+    learned_gradient,
+    learned_perturbation,
+    learned_state,
+    rescale_,
+)
 from .sums import gradient, perturbed, reduce
 
 __all__ = [
@@ -35,6 +42,7 @@ __all__ = [
     "gradient",
     "learned_gradient",
     "learned_perturbation",
+    "learned_state",
     "perturbed",
     "reduce",
     "rescale_",

@@ -8,7 +8,7 @@ from ...algebra.rows import normalizer
 from ...algebra.sweep import with_steps
 from ...problem import MEAN, NONE, Problem
 from ..buffers import new
-from ..contract import Choose, Forward, leaves_terms
+from ..contract import Choose, Form, Forward, leaves_terms
 from ..kernels.arguments import FELL_BACK, TERMS, Upstream, Wanted
 from ..kernels.launch import column_meta, filling_meta, row_meta
 from . import launching, learned
@@ -71,7 +71,11 @@ def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
     return grad
 
 
-def learned_gradient(problem: Problem, upstream: Tensor) -> Tensor:
+def learned_state(problem: Problem) -> tuple[Form, ...]:
+    return ()
+
+
+def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ...] = ()) -> Tensor:
     """dL/d input (N, C) of a problem with steps, which are taken anew; `upstream` (N,) the gradient
     of each row's loss."""
     grad = new(problem, *problem.input.shape, dtype=problem.input.dtype)
