@@ -28,7 +28,8 @@ enum class LabelType : int32_t {
   X(const void*, negative_offset, nullptr) /* (C,) Acc */                    \
   X(const void*, inverse_count, nullptr)   /* (C,) Acc: row×class weights */ \
   X(const void*, sample_weight, nullptr)   /* (N,) Acc */                    \
-  X(const int32_t*, steps, nullptr)        /* (C,), learned perturbation */
+  X(const int32_t*, steps, nullptr)        /* (C,), learned perturbation */  \
+  X(const void*, normalizer, nullptr)      /* one Acc: what a sum is divided by */
 
 #define LPL_BINARY_OPTIONS(X)                                        \
   X(Reduction, reduction, Reduction::mean)                           \
@@ -66,12 +67,12 @@ struct BinaryProblem {
 };
 
 // What to compute, null where it is not wanted, and what for.
-#define LPL_BINARY_OUTPUTS(X)                                                             \
-  X(void*, loss, nullptr)           /* (N, C) Acc for Reduction::none, else one Acc */    \
-  X(void*, norm, nullptr)           /* one Acc */                                         \
-  X(void*, grad, nullptr)           /* (N, C) of the logits' dtype, contiguous */         \
-  X(const void*, upstream, nullptr) /* Acc, for the gradient; null: 1/norm (mean) or 1 */ \
-  X(bool, upstream_each, false)     /* there are (N, C) of it, else one */                \
+#define LPL_BINARY_OUTPUTS(X)                                                          \
+  X(void*, loss, nullptr)           /* (N, C) Acc for Reduction::none, else one Acc */ \
+  X(void*, norm, nullptr)           /* one Acc */                                      \
+  X(void*, grad, nullptr)           /* (N, C) of the logits' dtype, contiguous */      \
+  X(const void*, upstream, nullptr) /* Acc, for the gradient; null: 1/norm, or 1 */    \
+  X(bool, upstream_each, false)     /* there are (N, C) of it, else one */             \
   X(void*, delta, nullptr)          /* (2, C) Acc: of positives, then of negatives */
 
 struct BinaryOutputs {

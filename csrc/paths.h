@@ -10,7 +10,7 @@ namespace {
 using Is = Feature;
 
 // what weighs a row's loss, given its softmax
-constexpr uint64_t kWeighing = set_of(Is::weight, Is::sample_weight, Is::reduction,
+constexpr uint64_t kWeighing = set_of(Is::weight, Is::sample_weight, Is::reduction, Is::normalizer,
                                       Is::ignore_index, Is::phi, Is::phi_parameter);
 constexpr uint64_t kPressing = set_of(Is::z_loss);
 // what makes z of the logits, class by class

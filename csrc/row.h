@@ -29,7 +29,8 @@ enum class Fault : int32_t { none = 0, target = 1, row_index = 2, through = 3 };
   X(const int64_t*, row_index, nullptr)  /* (N,), or null: the target's row */        \
   X(const int32_t*, steps, nullptr)      /* (C,), learned perturbation */             \
   X(const void*, multiplier, nullptr)    /* (C,) Acc, λ of the penalty */             \
-  X(const void*, rho, nullptr)           /* (C,) Acc, ρ of the penalty */
+  X(const void*, rho, nullptr)           /* (C,) Acc, ρ of the penalty */             \
+  X(const void*, normalizer, nullptr)    /* one Acc: what a sum is divided by */
 
 // Its numbers: of lpl_fused.norm (p = 0: none), of lpl_fused.penalty, and others.
 #define LPL_OPTIONS(X)                                                                     \
@@ -88,7 +89,7 @@ struct Problem {
   X(void*, loss, nullptr)            /* (N,) Acc for Reduction::none, else one Acc */             \
   X(void*, norm, nullptr)            /* one Acc */                                                \
   X(void*, grad, nullptr)            /* (N, C) of the logits' dtype, contiguous */                \
-  X(const void*, grad_rows, nullptr) /* (N,) Acc upstream; null: 1/norm (mean) or 1 */            \
+  X(const void*, grad_rows, nullptr) /* (N,) Acc upstream; null: 1/norm, or 1 */                  \
   X(int64_t, grad_rows_stride, 0)    /* 0 or 1 */                                                 \
   X(void*, terms, nullptr)           /* (N,) Terms: see numbers.h */                              \
   X(void*, grad_perturbed, nullptr)  /* (N, C) Acc, dL/d rows of each sample */                   \

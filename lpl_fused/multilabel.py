@@ -14,6 +14,7 @@ from torch import Tensor
 from .perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from .phi import Phi, coded
 from .problem import NONE, REDUCTIONS, BinaryOptions, BinaryProblem, accumulate_dtype
+from .validation import checked_normalizer
 
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -136,6 +137,7 @@ class MultiLabel:
         perturbation: Perturbation | BinaryPerturbation | None = None,
         rebalance: RebalancedWeight | None = None,
         steps: Tensor | None = None,
+        normalizer: float | Tensor | None = None,
     ) -> BinaryProblem:
         sides = BinaryPerturbation.of(perturbation)
         positive_scale, positive_offset = self._side("positive", sides.positive)
@@ -150,6 +152,7 @@ class MultiLabel:
             negative_offset=negative_offset,
             inverse_count=self.table("inverse_count", inverse),
             steps=None if steps is None else self.steps(steps),
+            normalizer=checked_normalizer(normalizer, options.reduction, self.input),
             options=options,
         )
 

@@ -10,7 +10,15 @@ from typing import ClassVar
 
 from .problem import BinaryProblem, Problem
 
-WEIGHING = "weight", "sample_weight", "reduction", "ignore_index", "phi", "phi_parameter"
+WEIGHING = (
+    "weight",
+    "sample_weight",
+    "reduction",
+    "normalizer",
+    "ignore_index",
+    "phi",
+    "phi_parameter",
+)
 SCALING = "scale", "offset", "margin", "rows", "row_index", "inverse_temperature"
 LEARNING = "steps", "step_size", "normalize"
 TARGETS = "dense", "other", "lam", "smoothing", "label_smoothing"
@@ -41,6 +49,7 @@ WEIGHING_LABELS = (
     "beta",
     "mu",
     "reduction",
+    "normalizer",
     "missing",
     "ignored",
 )

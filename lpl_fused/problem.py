@@ -128,6 +128,7 @@ class Problem(NamedTuple):
     steps: Tensor | None = None  # (C,) int32: learned perturbation, signed step counts
     multiplier: Tensor | None = None  # (C,): λ of the penalty
     rho: Tensor | None = None  # (C,): ρ of the penalty
+    normalizer: Tensor | None = None  # 0-dim: what a sum is divided by
     options: Options = Options()
 
     @property
@@ -149,6 +150,12 @@ class Problem(NamedTuple):
     def spread(self) -> bool:
         """A target has weight on all columns."""
         return self.dense or self.smooth
+
+    @property
+    def divides(self) -> bool:
+        """The sum of the losses is divided by a norm: by what a mean divides by, or by the
+        normalizer."""
+        return self.options.reduction == MEAN or self.normalizer is not None
 
     @property
     def one_label(self) -> bool:
@@ -209,11 +216,17 @@ class BinaryProblem(NamedTuple):
     inverse_count: Tensor | None = None  # (C,): row×class weights
     sample_weight: Tensor | None = None  # (N,)
     steps: Tensor | None = None  # (C,) int32: learned perturbation, signed step counts
+    normalizer: Tensor | None = None  # 0-dim: what a sum is divided by
     options: BinaryOptions = BinaryOptions()
 
     @property
     def features(self) -> frozenset[str]:
         return features_of(self)
+
+    @property
+    def divides(self) -> bool:
+        """As Problem's."""
+        return self.options.reduction == MEAN or self.normalizer is not None
 
 
 TABLES = ("scale", "offset", "margin", "rows")  # the fields that can receive a gradient

@@ -16,8 +16,9 @@ from .norm import Norm, numbers_of
 from .penalty import KINDS, MarginPenalty
 from .perturbation import Perturbation
 from .phi import Phi, coded
-from .problem import NONE, REDUCTIONS, TABLES, Options, Problem, accumulate_dtype
+from .problem import NONE, REDUCTIONS, SUM, TABLES, Options, Problem, accumulate_dtype
 
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -94,6 +95,33 @@ def checked_step_size(value: float) -> float:
     if not 0 <= value < math.inf:
         raise ValueError(f"step_size: expected a finite number >= 0, got {value}")
     return value
+
+
+def checked_normalizer(
+    value: float | Tensor | None, reduction: int, input: Tensor
+) -> Tensor | None:
+    """What a sum is divided by as the kernels take it: on the logits' device, whose values nobody
+    waits for."""
+    if value is None:
+        return None
+    if reduction != SUM:
+        raise ValueError('normalizer: divides a sum, expected reduction="sum"')
+    dtype = accumulate_dtype(input.dtype)
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, _NUMBERS):
+            raise TypeError(f"normalizer: expected a number or a 0-dim tensor, got {value!r}")
+        if not 0 < value < math.inf:
+            raise ValueError(f"normalizer: expected a finite number > 0, got {value}")
+        return input.new_full((), value, dtype=dtype)
+    if value.dim() != 0:
+        raise ValueError(f"normalizer: expected one number, 0-dim, got shape {tuple(value.shape)}")
+    if value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"normalizer: expected a real number, got {value.dtype}")
+    if value.device != input.device and value.device.type != "cpu":
+        raise ValueError(
+            f"normalizer: expected device {input.device}, as input, or cpu, got {value.device}"
+        )
+    return value.to(input.device, dtype, non_blocking=True)
 
 
 class Shaped:
@@ -204,11 +232,14 @@ class Shaped:
         label_smoothing: float | Tensor = 0.0,
         steps: Tensor | None = None,
         penalty: MarginPenalty | None = None,
+        normalizer: float | Tensor | None = None,
     ) -> Problem:
         dense = self.target.dim() == 2
         if dense and options.ignore_index >= 0:
             raise ValueError("ignore_index: not supported with class probabilities as the target")
         fields: dict[str, Any] = {}
+        if normalizer is not None:
+            fields["normalizer"] = checked_normalizer(normalizer, options.reduction, self.input)
         if weight is not None:
             fields["weight"] = self._table("weight", weight)
         if sample_weight is not None:

@@ -151,6 +151,25 @@ def cross_entropy_cases() -> dict[str, Build]:
             cases[f"{form}-{reduction}"] = with_keywords(
                 targets()[form], lambda d, r=reduction: {"reduction": r}
             )
+    for form in ("ignore", "mixed", "dense"):
+        cases[f"{form}-normalizer"] = with_keywords(
+            targets()[form], lambda d: {"reduction": "sum", "normalizer": 37.5}
+        )
+    cases["everything-normalizer"] = lambda d: Case(
+        d.input(),
+        d.ignoring(),
+        {
+            "weight": d.uniform(d.classes),
+            "sample_weight": d.uniform(d.n),
+            "perturbation": d.tables(),
+            "label_smoothing": 0.3 * d.uniform(d.classes),
+            "phi": Focal(1.5),
+            "norm": NORMS["clip"](d.classes),
+            "reduction": "sum",
+            "normalizer": 7 + d.uniform(1)[0],
+        },
+        learn=TABLES,
+    )
     cases["softcap"] = with_keywords(targets()["hard"], lambda d: {"softcap": 3.0})
     cases.update(masked_label_cases())
     cases.update(table_cases())
@@ -332,6 +351,15 @@ def penalty_cases() -> dict[str, Build]:
                     "penalty": d.penalty("phr"),
                 },
             )
+    cases["ignore-normalizer-penalty"] = with_keywords(
+        targets()["ignore"],
+        lambda d: {
+            "sample_weight": d.uniform(d.n),
+            "reduction": "sum",
+            "normalizer": torch.tensor(1009),
+            "penalty": d.penalty("p3"),
+        },
+    )
     for name in ("clip", "clip-p3", "logit-norm"):
         cases[f"{name}-penalty"] = with_keywords(
             norm_cases()[name], lambda d: {"penalty": d.penalty("p2")}
@@ -394,6 +422,8 @@ def lpl_cases() -> dict[str, Build]:
             z_loss=1e-3,
             reduction="none",
         )
+    for form in ("unique", "groups", "tables-learned"):
+        cases[f"{form}-normalizer"] = lpl(forms[form], reduction="sum", normalizer=53.0)
     cases["no-steps"] = lpl(few_classes, largest=0)
     cases["many-small-steps"] = lpl(few_classes, largest=60, step_size=0.02)
     cases["one-huge-step"] = lpl(few_classes, largest=1, step_size=40.0)

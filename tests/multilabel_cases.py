@@ -99,6 +99,7 @@ def binary_cases() -> dict[str, Build]:
             "split": {"perturbation": split_tables},
             "none": {"reduction": "none"},
             "sum": {"reduction": "sum"},
+            "normalizer": {"reduction": "sum", "normalizer": lambda d: 90 + d.uniform(1)[0]},
             "rebalance": {"rebalance": rebalance},
             "focal2": {"phi": Focal(2.0)},
             "everything": {
@@ -145,6 +146,8 @@ def binary_lpl_cases() -> dict[str, Build]:
     for name in (*names, "missing-everything", "soft-everything", "hard-none", "no-positives"):
         cases[name] = lpl(plain[name])
         cases[f"{name}-normalized"] = lpl(plain[name], normalize=True)
+    for name in ("hard-normalizer", "missing-normalizer"):
+        cases[name] = lpl(plain[name])
     cases["no-steps"] = lpl(plain["hard"], largest=0)
     cases["many-small-steps"] = lpl(plain["hard"], largest=60, step_size=0.02)
     cases["far"] = lpl(plain["hard"], largest=40, step_size=0.5)
@@ -201,6 +204,7 @@ def few_positives_cases() -> dict[str, Build]:
         "int64": case(Tensor.long),
         "none": case(reduction="none"),
         "sum": case(reduction="sum"),
+        "normalizer": case(reduction="sum", normalizer=7.5),
         "missing": case(some_missing, ignore_index=-1),
         "ignored-negatives": case(ignore_index=0),
         "everything": case(**everything),

@@ -34,6 +34,59 @@ BAD = {
         ValueError,
         "at least one class.*\\(2, 0\\)",
     ),
+    "normalizer beside a mean": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS, normalizer=2),
+        ValueError,
+        'normalizer.*reduction="sum"',
+    ),
+    "normalizer beside none": (
+        lambda: LF.lpl_cross_entropy(
+            EXAMPLE, LABELS, LABELS.new_ones(3), step_size=0.1, normalizer=2, reduction="none"
+        ),
+        ValueError,
+        'normalizer.*reduction="sum"',
+    ),
+    "normalizer of labels beside a mean": (
+        lambda: LF.binary_cross_entropy_with_logits(EXAMPLE, EXAMPLE, normalizer=2),
+        ValueError,
+        'normalizer.*reduction="sum"',
+    ),
+    "normalizer 0": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS, reduction="sum", normalizer=0),
+        ValueError,
+        "normalizer.*> 0.*0",
+    ),
+    "normalizer nan": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS, reduction="sum", normalizer=float("nan")),
+        ValueError,
+        "normalizer.*> 0.*nan",
+    ),
+    "normalizer type": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS, reduction="sum", normalizer="2"),
+        TypeError,
+        "normalizer.*number.*'2'",
+    ),
+    "normalizer shape": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS, reduction="sum", normalizer=torch.ones(1)),
+        ValueError,
+        "normalizer.*0-dim.*\\(1,\\)",
+    ),
+    "normalizer dtype": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS, reduction="sum", normalizer=torch.tensor(True)),
+        TypeError,
+        "normalizer.*bool",
+    ),
+    "normalizer that learns": (
+        lambda: LF.cross_entropy(
+            EXAMPLE,
+            LABELS,
+            reduction="sum",
+            normalizer=torch.tensor(2.0, requires_grad=True),
+            backend="cpp",
+        ),
+        RuntimeError,
+        "normalizer requires grad.*cpp",
+    ),
     "target type": (lambda: LF.cross_entropy(EXAMPLE, [0, 2]), TypeError, "target.*list"),
     "target length": (
         lambda: LF.cross_entropy(EXAMPLE, torch.tensor([0])),

@@ -17,13 +17,14 @@ from lpl_fused.backends import load
 pytestmark = pytest.mark.gpu
 
 Step = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-FORMS = ["plain", "tables", "lpl", "lpl-normalized", "smoothed"]
+FORMS = ["plain", "tables", "lpl", "lpl-normalized", "smoothed", "normalizer"]
 CASES = {
     "plain": cross_entropy_cases()["ignore"],
     "tables": cross_entropy_cases()["scale"],
     "lpl": lpl_cases()["unique"],
     "lpl-normalized": lpl_cases()["groups-normalized"],
     "smoothed": cross_entropy_cases()["smoothed"],
+    "normalizer": cross_entropy_cases()["ignore-normalizer-penalty"],
 }
 
 

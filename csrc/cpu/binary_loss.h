@@ -77,8 +77,9 @@ class BinaryCall {
   const Acc* scale(int side) const { return scale_[side]; }
   const Acc* offset(int side) const { return offset_[side]; }
 
-  // What "mean" divides by.
+  // What the sum of the losses is divided by.
   double normalizer() const {
+    if (p.normalizer) return double(*static_cast<const Acc*>(p.normalizer));
     if (p.reduction != Reduction::mean) return 1;
     if (!p.missing) return double(n) * double(c);
     const int threads = threads_for(n);

@@ -99,8 +99,9 @@ struct Call {
     return {Fault::none, 0, 0, 0};
   }
 
-  // What "mean" divides by.
+  // What the sum of the losses is divided by.
   double normalizer() const {
+    if (p.normalizer) return double(*static_cast<const Acc*>(p.normalizer));
     if (p.reduction != Reduction::mean) return 1;
     double total = 0;
     for (i64 i = 0; i < n; ++i) {

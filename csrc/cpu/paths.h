@@ -46,7 +46,8 @@ constexpr uint64_t kBinaryOutputs =
 
 // Logits as they are, or with the learned perturbation.
 constexpr Path kBareBinaryPath = {
-    "bare", set_of(IsBinary::steps, IsBinary::step_size, IsBinary::reduction), kBinaryOutputs};
+    "bare", set_of(IsBinary::steps, IsBinary::step_size, IsBinary::reduction, IsBinary::normalizer),
+    kBinaryOutputs};
 constexpr Path kBinaryPath = {
     "tables",
     kBareBinaryPath.features |

@@ -75,7 +75,7 @@ template <typename T, typename Launcher>
 void cross_entropy(Launcher& launch, Call call) {
   using Acc = typename AccumulateOf<T>::type;
   const Problem& p = call.p;
-  if (call.out.norm) launch.once(NormBody<Acc>(), call);
+  if (call.out.norm && !p.normalizer) launch.once(NormBody<Acc>(), call);
   if (p.steps) {
     call.scratch.only_delta = !serves(kSolvedPath, call);
     take_steps<T>(launch, call);

@@ -75,10 +75,12 @@ def _split(problem: Problem, label: Tensor, share: Tensor) -> tuple[Tensor, Tens
 
 
 def normalizer(problem: Problem) -> Tensor:
-    """0-dim, accumulate dtype: what "mean" divides by, the summed weights of the rows that count;
-    1 for other reductions. As reference.normalizer, but for labels out of range, which the loss is
-    nan for and which must not be followed."""
+    """0-dim, accumulate dtype: what the summed losses are divided by. For "mean" the weights of the
+    rows that count, else the problem's normalizer or 1. As reference.normalizer, but for labels out
+    of range, which the loss is nan for and which must not be followed."""
     dtype = accumulate_dtype(problem.input.dtype)
+    if problem.normalizer is not None:
+        return problem.normalizer
     if problem.options.reduction != MEAN:
         return problem.input.new_ones((), dtype=dtype)
     if problem.dense:

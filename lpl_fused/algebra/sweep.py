@@ -69,5 +69,7 @@ def with_steps(forward: Sweep, problem: Problem, choose: Choose) -> Problem:
         normalize=False,
         through=False,
     )
-    bare = problem._replace(weight=None, sample_weight=None, smoothing=None, options=options)
+    bare = problem._replace(
+        weight=None, sample_weight=None, smoothing=None, normalizer=None, options=options
+    )
     return problem._replace(steps=choose(forward(bare, False, final=True).loss))

@@ -193,7 +193,7 @@ def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
     stride = upstream.stride(0) if by_row else 0
     buffers = Buffers(Outputs(grad=grad), Scratch(factor=upstream, factor_stride=stride))
     if terms is not None:
-        norm = forward.norm if problem.options.reduction == MEAN else None
+        norm = forward.norm if problem.divides else None
         buffers = buffers.and_out(norm=norm, terms=terms)
     elif _narrow(problem):
         buffers = _with_steps(problem, _with_norm(problem, buffers))
@@ -267,7 +267,9 @@ def _run(kernels: Callable[..., None], problem: Problem, buffers: Buffers) -> No
 
 
 def _with_norm(problem: Problem, buffers: Buffers) -> Buffers:
-    """The buffers and those of what a mean divides by."""
+    """The buffers and those of what the losses' sum is divided by."""
+    if problem.normalizer is not None:
+        return buffers.and_out(norm=problem.normalizer)
     if problem.options.reduction != MEAN:
         return buffers
     weight = new(problem) if problem.options.penalty else None

@@ -10,7 +10,7 @@ from ..backends import REFERENCE, resolve
 from ..multilabel import MultiLabel, Weight, binary_options
 from ..perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from ..phi import Phi
-from ..problem import MEAN, NONE, BinaryOptions, BinaryProblem
+from ..problem import NONE, BinaryOptions, BinaryProblem
 from ..validation import checked_step_size
 from .differentiable import Fixed
 
@@ -26,6 +26,7 @@ def binary_cross_entropy_with_logits(
     rebalance: RebalancedWeight | None = None,
     ignore_index: float | None = None,
     reduction: str = "mean",
+    normalizer: float | Tensor | None = None,
     phi: Phi = "log",
     backend: str = "auto",
 ) -> Tensor:
@@ -57,6 +58,8 @@ def binary_cross_entropy_with_logits(
             label is there.
         reduction: "none", "mean" or "sum". As in torch the mean divides by the number of labels,
             whatever their weights; labels that are missing are not counted.
+        normalizer: beside reduction "sum" alone, a number or a 0-dim tensor: the sum is divided by
+            it. See `cross_entropy`.
         phi: "log", or `Focal`, `Alpha`, `GCE`, `Poly1`.
         backend: "auto", "cpp", "triton" or "reference"; see `lpl_fused.explain()`. Gradients of
             tables and of `target` are the reference's, which "auto" takes for them.
@@ -74,7 +77,7 @@ def binary_cross_entropy_with_logits(
     """
     call = MultiLabel(input, target)
     options = binary_options(reduction, phi, ignore_index, rebalance)
-    problem = call.problem(options, perturbation, rebalance)
+    problem = call.problem(options, perturbation, rebalance, normalizer=normalizer)
     return _weighted(call, problem, weight, pos_weight, neg_weight, backend)
 
 
@@ -92,6 +95,7 @@ def lpl_binary_cross_entropy_with_logits(
     rebalance: RebalancedWeight | None = None,
     ignore_index: float | None = None,
     reduction: str = "mean",
+    normalizer: float | Tensor | None = None,
     phi: Phi = "log",
     backend: str = "auto",
 ) -> Tensor:
@@ -110,8 +114,9 @@ def lpl_binary_cross_entropy_with_logits(
 
     Args:
         input, target, weight, pos_weight, neg_weight, perturbation, rebalance, ignore_index,
-            reduction, phi, backend: as in `binary_cross_entropy_with_logits`. Missing labels take
-            no part in δ; soft labels weigh the means by Y and 1 − Y. Weights do not enter δ.
+            reduction, normalizer, phi, backend: as in `binary_cross_entropy_with_logits`. Missing
+            labels take no part in δ; soft labels weigh the means by Y and 1 − Y. Weights do not
+            enter δ.
         steps: (C,), integer; 0 leaves a class untouched.
         step_size: α ≥ 0, finite.
         normalize: steps of length α: the gradients never change sign, so δ⁺ = −steps·α and
@@ -125,9 +130,9 @@ def lpl_binary_cross_entropy_with_logits(
     options = options._replace(step_size=checked_step_size(step_size))
     if normalize:
         normalized = _normalized_steps(call, steps, options, perturbation)
-        problem = call.problem(options, normalized, rebalance)
+        problem = call.problem(options, normalized, rebalance, normalizer=normalizer)
     else:
-        problem = call.problem(options, perturbation, rebalance, steps)
+        problem = call.problem(options, perturbation, rebalance, steps, normalizer)
     return _weighted(call, problem, weight, pos_weight, neg_weight, backend)
 
 
@@ -205,7 +210,8 @@ def _weighted(
     if not split and of_all.by_logit is None:
         return call.restore(_run(problem, chosen), problem.options)
     reduction = problem.options.reduction
-    bare = problem._replace(options=problem.options._replace(reduction=NONE))
+    options = problem.options._replace(reduction=NONE)
+    bare = problem._replace(normalizer=None, options=options)
     if split:
         nothing = call.input.new_zeros(call.classes, dtype=call.accumulate)
         loss = _outside(positive, call, bare._replace(negative_weight=nothing), chosen)
@@ -217,7 +223,7 @@ def _weighted(
     if reduction == NONE:
         return loss
     total = loss.sum()
-    return total / reference.sigmoid.normalizer(problem) if reduction == MEAN else total
+    return total / reference.sigmoid.normalizer(problem) if problem.divides else total
 
 
 def _outside(weight: Weight, call: MultiLabel, problem: BinaryProblem, backend: str) -> Tensor:

@@ -112,6 +112,7 @@ def cross_entropy(
     perturbation: Perturbation | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
+    normalizer: float | Tensor | None = None,
     label_smoothing: float | Tensor = 0.0,
     phi: Phi = "log",
     z_loss: float = 0.0,
@@ -144,6 +145,11 @@ def cross_entropy(
         ignore_index: rows with this label count nothing. Class indices only.
         reduction: "none", "mean" or "sum". As in torch the mean divides by the summed class weights
             of the targets (by the number of rows for class probabilities), times sample weights.
+        normalizer: beside reduction "sum" alone, a number > 0 or a 0-dim tensor: the sum, penalties
+            included, is divided by it. Where gradients accumulate over several batches that is the
+            number of labels of all of them, which keeps each batch's upstream gradient at 1: what
+            came with the forward sweep is the gradient. No GPU is waited for; a tensor is not
+            looked at, 0 gives nan or inf.
         label_smoothing: ε in [0, 1], or a (C,) tensor, ε by target class (MiSLAS): t becomes
             (1 − ε)·t + ε/C.
         phi: "log", or `Alpha`, `GCE`, `Focal`, `Poly1`.
@@ -175,7 +181,13 @@ def cross_entropy(
     shaped = Shaped(input, target)
     options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
     problem = shaped.problem(
-        options, perturbation, weight, sample_weight, label_smoothing, penalty=penalty
+        options,
+        perturbation,
+        weight,
+        sample_weight,
+        label_smoothing,
+        penalty=penalty,
+        normalizer=normalizer,
     )
     return shaped.restore(_run_on(problem, backend), options)
 
@@ -192,6 +204,7 @@ def lpl_cross_entropy(
     perturbation: Perturbation | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
+    normalizer: float | Tensor | None = None,
     label_smoothing: float | Tensor = 0.0,
     phi: Phi = "log",
     z_loss: float = 0.0,
@@ -212,8 +225,9 @@ def lpl_cross_entropy(
     The loss is that of `cross_entropy` at z + δ. δ is a constant in the backward pass.
 
     Args:
-        input, weight, perturbation, ignore_index, reduction, label_smoothing, phi, z_loss, softcap,
-            norm, sample_weight, backend: as in `cross_entropy`. Ignored rows take no part in δ.
+        input, weight, perturbation, ignore_index, reduction, normalizer, label_smoothing, phi,
+            z_loss, softcap, norm, sample_weight, backend: as in `cross_entropy`. Ignored rows take
+            no part in δ.
         target: class indices.
         steps: (C,), integer; 0 leaves a class untouched. Or a function that makes them from the
             batch: it is called once with the unweighted cross-entropy of z of every row (the shape
@@ -246,6 +260,7 @@ def lpl_cross_entropy(
         sample_weight,
         label_smoothing,
         given,  # type: ignore[arg-type]
+        normalizer=normalizer,
     )
     run = _through_perturbation if through_perturbation else _run_on
     return shaped.restore(run(problem, backend, choose), options)

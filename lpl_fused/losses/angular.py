@@ -84,8 +84,13 @@ class ArcFaceLoss(CrossEntropyLoss):
         return Perturbation(temperature=1 / self.s)
 
     def forward(
-        self, input: Tensor, target: Target, *, perturbation: Perturbation | None = None
+        self,
+        input: Tensor,
+        target: Target,
+        *,
+        perturbation: Perturbation | None = None,
+        normalizer: float | Tensor | None = None,
     ) -> Tensor:
         label = class_indices(input, target, self)
         rotated = arc_margin(blanked(input, target, self.ignore_index), label, self.m)
-        return super().forward(rotated, target, perturbation=perturbation)
+        return super().forward(rotated, target, perturbation=perturbation, normalizer=normalizer)

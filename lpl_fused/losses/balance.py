@@ -142,7 +142,7 @@ class LADELoss(CrossEntropyLoss):
     def perturbation(self, logits: Tensor) -> Perturbation:
         return Perturbation(offset=self.table("offset", logits))
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, input: Tensor, target: Target, *, perturbation: Perturbation | None = None
     ) -> Tensor:
         class_indices(input, target, self)

@@ -27,7 +27,8 @@ class CrossEntropyLoss(LossModule):
             `functional.cross_entropy`.
 
     Called with `perturbation=…` it applies those tables after its own (logit-adjusted CosFace,
-    say); see `Perturbation.then`.
+    say); see `Perturbation.then`. Called with `normalizer=…`, beside reduction "sum", it divides by
+    that: see `functional.cross_entropy`.
 
     Shapes: logits (C,), (N, C) or (N, C, d1, …); targets as in `functional.cross_entropy`.
     """
@@ -76,10 +77,17 @@ class CrossEntropyLoss(LossModule):
         }
 
     def forward(
-        self, input: Tensor, target: Target, *, perturbation: Perturbation | None = None
+        self,
+        input: Tensor,
+        target: Target,
+        *,
+        perturbation: Perturbation | None = None,
+        normalizer: float | Tensor | None = None,
     ) -> Tensor:
         tables = chained(self.perturbation(input), perturbation)
-        return functional.cross_entropy(input, target, perturbation=tables, **self.keywords())
+        return functional.cross_entropy(
+            input, target, perturbation=tables, normalizer=normalizer, **self.keywords()
+        )
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, phi={self.phi!r}"

@@ -53,10 +53,15 @@ class SoftmaxEQLLoss(CrossEntropyLoss):
         self.register_buffer("rare", rare_classes(cls_num_list, threshold), persistent=False)
 
     def forward(  # type: ignore[override]
-        self, input: Tensor, target: Tensor, *, perturbation: Perturbation | None = None
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        perturbation: Perturbation | None = None,
+        normalizer: float | Tensor | None = None,
     ) -> Tensor:
         if not self.training:
-            return super().forward(input, target, perturbation=perturbation)
+            return super().forward(input, target, perturbation=perturbation, normalizer=normalizer)
         label = class_indices(input, target, self)
         expect_classes(input, len(self.rare))
         y = label.reshape(-1, 1)
@@ -66,7 +71,8 @@ class SoftmaxEQLLoss(CrossEntropyLoss):
             dropped.shape, dtype=accumulate_dtype(input.dtype), device=input.device
         ).masked_fill_(dropped, -math.inf)
         own = Perturbation(rows=rows, row_index=numbered(label))
-        return super().forward(input, target, perturbation=chained(own, perturbation))
+        tables = chained(own, perturbation)
+        return super().forward(input, target, perturbation=tables, normalizer=normalizer)
 
 
 class OneVsRestLoss(BinaryLoss):

@@ -70,6 +70,7 @@ class GroupVSLoss(CrossEntropyLoss):
         group: Tensor,
         *,
         perturbation: Perturbation | None = None,
+        normalizer: float | Tensor | None = None,
     ) -> Tensor:
         label = class_indices(input, target, self)
         logits = blanked(input, target, self.ignore_index)
@@ -78,7 +79,7 @@ class GroupVSLoss(CrossEntropyLoss):
         if self.form == "official":
             iota = torch.zeros_like(iota)  # ι·1, which softmax cancels
         z = scale_and_margin(logits, scale, label, iota)
-        return super().forward(z, target, perturbation=perturbation)
+        return super().forward(z, target, perturbation=perturbation, normalizer=normalizer)
 
 
 class BinaryVSLoss(BinaryLoss):

@@ -159,9 +159,10 @@ class ISDALoss(CrossEntropyLoss):
         classifier_weight: Tensor,
         *,
         perturbation: Perturbation | None = None,
+        normalizer: float | Tensor | None = None,
     ) -> Tensor:
         if not self.training:
-            return super().forward(input, target, perturbation=perturbation)
+            return super().forward(input, target, perturbation=perturbation, normalizer=normalizer)
         class_indices(input, target, self)
         expect_classes(input, len(self.seen))
         x, label = as_rows(features.detach()), target.reshape(-1).long()
@@ -180,7 +181,8 @@ class ISDALoss(CrossEntropyLoss):
         own = Perturbation(
             rows=self.rows(classes, classifier_weight), row_index=slot.reshape(target.shape)
         )
-        return super().forward(input, target, perturbation=chained(own, perturbation))
+        tables = chained(own, perturbation)
+        return super().forward(input, target, perturbation=tables, normalizer=normalizer)
 
 
 class _FullPairs(torch.autograd.Function):

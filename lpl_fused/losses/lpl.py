@@ -164,15 +164,22 @@ class LPLLoss(CrossEntropyLoss):
         return torch.sign(gap).to(torch.int32) * self.step_count(bound) * present
 
     def forward(
-        self, input: Tensor, target: Target, *, perturbation: Perturbation | None = None
+        self,
+        input: Tensor,
+        target: Target,
+        *,
+        perturbation: Perturbation | None = None,
+        normalizer: float | Tensor | None = None,
     ) -> Tensor:
         if not self.training:
-            return super().forward(input, target, perturbation=perturbation)
+            return super().forward(input, target, perturbation=perturbation, normalizer=normalizer)
         if not isinstance(target, Tensor) or target.is_floating_point():
             raise ValueError("target: the learned perturbation needs class indices, one per row")
         if self.variant is not None:
             if perturbation is not None:
                 raise ValueError("perturbation: an official variant takes none beside its own")
+            if normalizer is not None:
+                raise ValueError("normalizer: an official variant takes none")
             return official_cross_entropy(
                 input,
                 target,
@@ -192,6 +199,7 @@ class LPLLoss(CrossEntropyLoss):
             normalize=self.normalize,
             through_perturbation=self.through_perturbation,
             perturbation=chained(self.perturbation(input), perturbation),
+            normalizer=normalizer,
             **self.keywords(),
         )
 

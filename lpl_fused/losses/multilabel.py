@@ -76,12 +76,18 @@ class MultiLabelLoss(LossModule):
         return BinaryPerturbation.of(own).then(perturbation)
 
     def forward(
-        self, input: Tensor, target: Tensor, *, perturbation: AnyPerturbation | None = None
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        perturbation: AnyPerturbation | None = None,
+        normalizer: float | Tensor | None = None,
     ) -> Tensor:
         return functional.binary_cross_entropy_with_logits(
             input,
             target,
             perturbation=self.tables(input, perturbation),
+            normalizer=normalizer,
             **self.keywords(input, target),
         )
 
@@ -380,10 +386,17 @@ class MultiLabelLPLLoss(MultiLabelLoss):
             return self.bounds.steps_of_means(1 + moved, present.sum(0))
 
     def forward(
-        self, input: Tensor, target: Tensor, *, perturbation: AnyPerturbation | None = None
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        perturbation: AnyPerturbation | None = None,
+        normalizer: float | Tensor | None = None,
     ) -> Tensor:
         if not self.training:
-            return self.base(input, target, perturbation=perturbation)  # type: ignore[no-any-return]
+            return self.base(  # type: ignore[no-any-return]
+                input, target, perturbation=perturbation, normalizer=normalizer
+            )
         return functional.lpl_binary_cross_entropy_with_logits(
             input,
             target,
@@ -391,6 +404,7 @@ class MultiLabelLPLLoss(MultiLabelLoss):
             step_size=self.bounds.step_size,
             normalize=self.normalize,
             perturbation=self.base.tables(input, perturbation),
+            normalizer=normalizer,
             **self.base.keywords(input, target),
         )
 

@@ -31,7 +31,12 @@ class NoiseLoss(CrossEntropyLoss):
         self.register_table("strength", strength)
 
     def forward(
-        self, input: Tensor, target: Target, *, perturbation: Perturbation | None = None
+        self,
+        input: Tensor,
+        target: Target,
+        *,
+        perturbation: Perturbation | None = None,
+        normalizer: float | Tensor | None = None,
     ) -> Tensor:
         drawn = None
         if self.training:
@@ -44,9 +49,8 @@ class NoiseLoss(CrossEntropyLoss):
             )
             noise = (draw * self.deviation).abs().clamp(max=1)
             drawn = Perturbation(rows=noise * strength, row_index=index)
-        return super().forward(
-            input, target, perturbation=chained(drawn, self.after(input), perturbation)
-        )
+        tables = chained(drawn, self.after(input), perturbation)
+        return super().forward(input, target, perturbation=tables, normalizer=normalizer)
 
     def after(self, logits: Tensor) -> Perturbation | None:
         """The tables that follow the noise."""

@@ -88,10 +88,17 @@ class CDBLoss(CrossEntropyLoss):
         self.difficulty.copy_(difficulty)
 
     def forward(
-        self, input: Tensor, target: Target, *, perturbation: Perturbation | None = None
+        self,
+        input: Tensor,
+        target: Target,
+        *,
+        perturbation: Perturbation | None = None,
+        normalizer: float | Tensor | None = None,
     ) -> Tensor:
         if self.reduction != "mean" or self.normalization == "weight":
-            return super().forward(input, target, perturbation=perturbation)
+            return super().forward(input, target, perturbation=perturbation, normalizer=normalizer)
+        if normalizer is not None:
+            raise ValueError('normalizer: divides a sum, expected reduction="sum"')
         keywords = {**self.keywords(), "reduction": "sum"}
         tables = chained(self.perturbation(input), perturbation)
         total = functional.cross_entropy(input, target, perturbation=tables, **keywords)

@@ -67,7 +67,12 @@ class SeesawLoss(CrossEntropyLoss):
         return mitigation + self.q * (log_p - own).clamp(min=0)
 
     def forward(  # type: ignore[override]
-        self, input: Tensor, target: Tensor, *, perturbation: Perturbation | None = None
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        perturbation: Perturbation | None = None,
+        normalizer: float | Tensor | None = None,
     ) -> Tensor:
         label = class_indices(input, target, self)
         logits = blanked(input, target, self.ignore_index)
@@ -78,4 +83,5 @@ class SeesawLoss(CrossEntropyLoss):
             batch = torch.zeros_like(self.seen).index_add(0, label.reshape(-1), counted)
             self.seen += all_sum(batch)
         own = Perturbation(rows=self.rows(logits, label), row_index=numbered(label))
-        return super().forward(input, target, perturbation=chained(own, perturbation))
+        tables = chained(own, perturbation)
+        return super().forward(input, target, perturbation=tables, normalizer=normalizer)

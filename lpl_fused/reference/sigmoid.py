@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..paths import SIDE_TABLES, WEIGHING_LABELS, Path
 from ..phi import value_of as phi_of
-from ..problem import MEAN, NONE, BinaryProblem, accumulate_dtype
+from ..problem import NONE, BinaryProblem, accumulate_dtype
 
 _KNOWN = Path(
     "reference, multi-label",
@@ -123,7 +123,10 @@ def softplus_of(x: Tensor) -> Tensor:
 
 
 def normalizer(problem: BinaryProblem) -> Tensor:
-    """0-dim: what "mean" divides by, the number of labels that are there."""
+    """0-dim: what the sum of the losses is divided by: for "mean" the number of labels that are
+    there, for "sum" the problem's normalizer."""
+    if problem.normalizer is not None:
+        return problem.normalizer
     y, known = labels(problem)
     return y.new_tensor(y.numel()) if known is None else known.sum().to(y.dtype)
 
@@ -140,4 +143,4 @@ def binary_cross_entropy(problem: BinaryProblem) -> Tensor:
     if problem.options.reduction == NONE:
         return loss
     total = loss.sum()
-    return total / normalizer(problem) if problem.options.reduction == MEAN else total
+    return total / normalizer(problem) if problem.divides else total

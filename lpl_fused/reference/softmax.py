@@ -225,12 +225,15 @@ def _weighted(loss: Tensor, problem: Problem) -> Tensor:
 
 
 def normalizer(problem: Problem) -> Tensor:
-    """0-dim: what "mean" divides by, the sum of the weights of all rows that count.
+    """0-dim: what the sum of the losses is divided by. For "mean" the sum of the weights of all
+    rows that count, for "sum" the problem's normalizer.
 
     Dense targets count as one row each (as in torch), labels by their class weight, ignored ones
     not at all; sample weights multiply both.
     """
     dtype = accumulate_dtype(problem.input.dtype)
+    if problem.normalizer is not None:
+        return problem.normalizer
     if problem.dense:
         ones = problem.target.new_ones(problem.target.shape[0], dtype=dtype)
         return _weighted(ones, problem).sum()
@@ -282,12 +285,14 @@ def cross_entropy(problem: Problem) -> Tensor:
     loss = row_losses(problem, z)
     reduction = problem.options.reduction
     value = loss if reduction == NONE else loss.sum()
-    if reduction == MEAN:
+    if problem.divides:
         value = value / normalizer(problem)
     if problem.options.penalty:
         counted = counted_rows(problem)
         penalty = penalties(problem, counted)
         if reduction != NONE:
-            penalty = penalty.sum() / (counted.sum() if reduction == MEAN else 1)
+            penalty = penalty.sum()
+            if problem.divides:
+                penalty = penalty / (counted.sum() if reduction == MEAN else normalizer(problem))
         value = value + penalty
     return value

@@ -22,7 +22,7 @@ _KERNELS = Path(
     Problem,
     (
         *{*Arguments._fields} & {*Problem._fields, *Options._fields},
-        *("dense", "reduction", "through", *LEARNING),
+        *("dense", "reduction", "normalizer", "through", *LEARNING),
     ),
 )
 # what is done in one sweep has all columns

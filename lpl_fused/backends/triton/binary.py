@@ -39,13 +39,13 @@ def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
         sums=reduction != NONE,
         losses=losses,
         grad=grad,
-        norm=norm if reduction == MEAN else None,
+        norm=norm if problem.divides else None,
     )
     if losses is not None:
         return Forward(losses, norm, None, grad)
     assert found is not None
     total = found.sum()
-    return Forward(total / norm if reduction == MEAN else total, norm, None, grad)
+    return Forward(total / norm if problem.divides else total, norm, None, grad)
 
 
 def binary_gradient(problem: BinaryProblem, upstream: Tensor) -> Tensor:
@@ -165,7 +165,9 @@ def _arguments(problem: BinaryProblem) -> Any:
 
 
 def _normalizer(problem: BinaryProblem) -> Tensor:
-    """0-dim: what "mean" divides by."""
+    """0-dim: what the summed losses are divided by."""
+    if problem.normalizer is not None:
+        return problem.normalizer
     options, target = problem.options, problem.target
     dtype = accumulate_dtype(problem.input.dtype)
     if options.reduction != MEAN or not options.missing:
