@@ -152,12 +152,6 @@ class Problem(NamedTuple):
         return self.dense or self.smooth
 
     @property
-    def divides(self) -> bool:
-        """The sum of the losses is divided by a norm: by what a mean divides by, or by the
-        normalizer."""
-        return self.options.reduction == MEAN or self.normalizer is not None
-
-    @property
     def one_label(self) -> bool:
         """All weight of a row is on one label."""
         return not self.spread and self.other is None
@@ -223,10 +217,11 @@ class BinaryProblem(NamedTuple):
     def features(self) -> frozenset[str]:
         return features_of(self)
 
-    @property
-    def divides(self) -> bool:
-        """As Problem's."""
-        return self.options.reduction == MEAN or self.normalizer is not None
+
+def divides(problem: Problem | BinaryProblem) -> bool:
+    """Whether the sum of the losses is divided by a norm: by what a mean divides by, or by the
+    normalizer."""
+    return problem.options.reduction == MEAN or problem.normalizer is not None
 
 
 TABLES = ("scale", "offset", "margin", "rows")  # the fields that can receive a gradient

@@ -142,8 +142,8 @@ inline Lanes sqrt_of(Lanes x) {
 }
 
 // log x to about one unit in the last place for normal x > 0, about −88 for smaller x; inf and nan
-// stay.
-inline float log_of(float x) {
+// stay. Inlined by force: a call would leave the loop scalar.
+__attribute__((always_inline)) inline float log_of(float x) {
   // x = 2^n·m with m in [√½, √2)
   const uint32_t shifted = bit_cast<uint32_t>(x) - 0x3f3504f3u;
   const float n = float(int32_t(shifted) >> 23);

@@ -22,7 +22,7 @@ from ..algebra.parts import Kind, Part, Round
 from ..algebra.settle import rounds, settle
 from ..algebra.sweep import with_steps
 from ..algebra.terms import Terms
-from ..problem import MEAN, NONE, Options, Problem, accumulate_dtype
+from ..problem import MEAN, NONE, Options, Problem, accumulate_dtype, divides
 from .buffers import gradients, new, table_places
 from .contract import Choose, Form, Forward, Gradients, leaves_terms
 from .native import DTYPES, PARTS, Outputs, Sizes, load
@@ -193,7 +193,7 @@ def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
     stride = upstream.stride(0) if by_row else 0
     buffers = Buffers(Outputs(grad=grad), Scratch(factor=upstream, factor_stride=stride))
     if terms is not None:
-        norm = forward.norm if problem.divides else None
+        norm = forward.norm if divides(problem) else None
         buffers = buffers.and_out(norm=norm, terms=terms)
     elif _narrow(problem):
         buffers = _with_steps(problem, _with_norm(problem, buffers))

@@ -10,7 +10,7 @@ from ..backends import REFERENCE, resolve
 from ..multilabel import MultiLabel, Weight, binary_options
 from ..perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from ..phi import Phi
-from ..problem import NONE, BinaryOptions, BinaryProblem
+from ..problem import NONE, BinaryOptions, BinaryProblem, divides
 from ..validation import checked_step_size
 from .differentiable import Fixed
 
@@ -223,7 +223,7 @@ def _weighted(
     if reduction == NONE:
         return loss
     total = loss.sum()
-    return total / reference.sigmoid.normalizer(problem) if problem.divides else total
+    return total / reference.sigmoid.normalizer(problem) if divides(problem) else total
 
 
 def _outside(weight: Weight, call: MultiLabel, problem: BinaryProblem, backend: str) -> Tensor:

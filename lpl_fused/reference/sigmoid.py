@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..paths import SIDE_TABLES, WEIGHING_LABELS, Path
 from ..phi import value_of as phi_of
-from ..problem import NONE, BinaryProblem, accumulate_dtype
+from ..problem import NONE, BinaryProblem, accumulate_dtype, divides
 
 _KNOWN = Path(
     "reference, multi-label",
@@ -143,4 +143,4 @@ def binary_cross_entropy(problem: BinaryProblem) -> Tensor:
     if problem.options.reduction == NONE:
         return loss
     total = loss.sum()
-    return total / normalizer(problem) if problem.divides else total
+    return total / normalizer(problem) if divides(problem) else total

@@ -13,7 +13,7 @@ from ..norm import Numbers
 from ..paths import LEARNING, NORMING, PENALISING, SCALING, TARGETS, WEIGHING, Path
 from ..penalty import value_of
 from ..phi import value_of as phi_of
-from ..problem import MEAN, NONE, Problem, accumulate_dtype, label_range_error
+from ..problem import MEAN, NONE, Problem, accumulate_dtype, divides, label_range_error
 
 _KNOWN = Path(
     "reference",
@@ -285,14 +285,14 @@ def cross_entropy(problem: Problem) -> Tensor:
     loss = row_losses(problem, z)
     reduction = problem.options.reduction
     value = loss if reduction == NONE else loss.sum()
-    if problem.divides:
+    if divides(problem):
         value = value / normalizer(problem)
     if problem.options.penalty:
         counted = counted_rows(problem)
         penalty = penalties(problem, counted)
         if reduction != NONE:
             penalty = penalty.sum()
-            if problem.divides:
+            if divides(problem):
                 penalty = penalty / (counted.sum() if reduction == MEAN else normalizer(problem))
         value = value + penalty
     return value

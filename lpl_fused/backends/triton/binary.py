@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...paths import SIDE_TABLES, WEIGHING_LABELS, Path
 from ...phi import LOG
-from ...problem import MEAN, NONE, BinaryProblem, accumulate_dtype
+from ...problem import MEAN, NONE, BinaryProblem, accumulate_dtype, divides
 from ..buffers import new
 from ..contract import Forward
 from ..kernels.launch import (
@@ -39,13 +39,13 @@ def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
         sums=reduction != NONE,
         losses=losses,
         grad=grad,
-        norm=norm if problem.divides else None,
+        norm=norm if divides(problem) else None,
     )
     if losses is not None:
         return Forward(losses, norm, None, grad)
     assert found is not None
     total = found.sum()
-    return Forward(total / norm if problem.divides else total, norm, None, grad)
+    return Forward(total / norm if divides(problem) else total, norm, None, grad)
 
 
 def binary_gradient(problem: BinaryProblem, upstream: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...algebra.rows import normalizer
 from ...algebra.sweep import with_steps
-from ...problem import NONE, Problem
+from ...problem import NONE, Problem, divides
 from ..buffers import new
 from ..contract import Choose, Form, Forward, leaves_terms
 from ..kernels.arguments import FELL_BACK, TERMS, Upstream, Wanted
@@ -27,11 +27,11 @@ def forward(
     terms = new(problem, n, TERMS) if leaves_terms(problem, want_grad, final) else None
     grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
     wanted = Wanted(losses=losses, terms=terms, grad=grad)
-    _sweep(problem, wanted, Upstream(norm=norm if problem.divides else None))
+    _sweep(problem, wanted, Upstream(norm=norm if divides(problem) else None))
     loss = losses
     if reduction != NONE:
         loss = losses.sum()
-    if problem.divides:
+    if divides(problem):
         loss = loss / norm
     return Forward(loss, norm, terms, grad, None if choose is None else problem.steps)
 
@@ -54,7 +54,7 @@ def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
     assert grad is not None
     n, classes = grad.shape
     stride = upstream.stride(0) if upstream.dim() else 0
-    norm = forward.norm if problem.divides else None
+    norm = forward.norm if divides(problem) else None
     factors = Upstream(norm, upstream, stride)
     scaled = (grad, upstream, stride, classes)
     meta = filling_meta(classes)
