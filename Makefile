@@ -19,10 +19,12 @@ bench: $(VENV)/test.done  ## time every backend against eager and torch.compile
 
 # a device compiles over a thousand Triton kernels for the file that tests all backends
 gpu: PROCESSES = 12
-gpu: $(VENV)/gpu.done  ## on a CUDA machine: tests and benchmark, on one page of benchmarks/results
+gpu: TESTS = $(addprefix tests/test_,device.py backends.py multilabel_backends.py cuda.py cuda_groups.py rounding.py seam.py)
+gpu: $(VENV)/gpu.done  ## on a CUDA machine: what concerns it of the tests, and the GPU tables, on one page of benchmarks/results
 	rm -f build/tests.xml  # of an earlier run
-	$(PYTEST) --dist=worksteal --junitxml=build/tests.xml $(ARGS); tested=$$?; \
-	  $(BIN)/python -m benchmarks.run --tests build/tests.xml && exit $$tested
+	$(PYTEST) --dist=worksteal --junitxml=build/tests.xml $(ARGS) $(TESTS); tested=$$?; \
+	  $(BIN)/python -m benchmarks.device_tables --seconds 240 --warm $(PROCESSES) --tests build/tests.xml \
+	  && exit $$tested
 
 sanitize: $(VENV)/gpu.done  ## on a CUDA machine: the CUDA backend's tests under compute-sanitizer
 	for tool in memcheck racecheck initcheck synccheck; do \

@@ -34,6 +34,12 @@ def cross_entropy(
     return loss(logits, target, label_smoothing=label_smoothing) + extra
 
 
+def focal_cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """The focal loss of its authors' exponent, 2."""
+    loss = F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
+    return ((1 - torch.exp(-loss)) ** 2 * loss).mean()
+
+
 def linear_cross_entropy(features: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     """A classifier's last layer and its loss."""
     return F.cross_entropy(F.linear(features, weight), target)

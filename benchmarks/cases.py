@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lpl_fused import LogitClip, LogitNorm, MarginPenalty, Perturbation, losses
 from lpl_fused.norm import Norm
+from lpl_fused.phi import Focal, Phi
 from lpl_fused.problem import accumulate_dtype
 
 DTYPES = {
@@ -24,7 +25,7 @@ LABELS_PER_ROW = 3.0  # positives of a multi-label row on average, as in COCO
 IMBALANCE = 100.0  # most over fewest training samples per class, the usual long-tail benchmark's
 SMOOTHING = 0.1
 KINDS = (
-    *("ce", "la", "vs", "ldam", "smoothing", "logitclip", "logitnorm", "mbls", "cals"),
+    *("ce", "la", "vs", "ldam", "smoothing", "focal", "logitclip", "logitnorm", "mbls", "cals"),
     "linear-ce",
 )
 # as the authors set them; every row of the logits drawn here is longer than τ
@@ -51,9 +52,9 @@ def modes(device_type: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss as the command line names it: ce, la, vs, ldam, smoothing, logitclip, logitnorm, mbls,
-    cals, linear-ce (cross-entropy of features @ weightᵀ), lplK; then its labels. Or a multi-label
-    one, without more: bce, db (the distribution-balanced loss), bce-lplK.
+    """A loss as the command line names it: ce, la, vs, ldam, smoothing, focal, logitclip,
+    logitnorm, mbls, cals, linear-ce (cross-entropy of features @ weightᵀ), lplK; then its labels.
+    Or a multi-label one, without more: bce, db (the distribution-balanced loss), bce-lplK.
 
     Attributes:
         kind: the name without the rest; "lpl" and "bce-lpl" for every K.
@@ -180,6 +181,7 @@ class Batch(NamedTuple):
     penalty: MarginPenalty | None = None
     counts: Tensor | None = None  # (C,) training samples, which "db" is made from
     weight: Tensor | None = None  # (C, FEATURES), of "linear-ce"
+    phi: Phi = "log"
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -243,6 +245,7 @@ def draw(case: Case, device: torch.device) -> Batch:
         _penalty(case, logits),
         _counts(case) if case.loss.kind == "db" else None,
         weight,
+        Focal() if case.loss.kind == "focal" else "log",
     )
 
 

@@ -86,6 +86,7 @@ def truth(case: Case, batch: Batch) -> Result:
                 label_smoothing=batch.label_smoothing,
                 norm=batch.norm,
                 penalty=batch.penalty,
+                phi=batch.phi,
                 **keywords,
             )
         (grad[index],) = torch.autograd.grad(loss / n, logits, batch.upstream.double())

@@ -29,8 +29,7 @@ from .cases import Batch, Case, draw
 from .measure import Conditions, Entrant, admit
 from .memory import peak_bytes
 from .providers import EAGER, EAGER_CE, Criterion, Provider, providers
-from .records import STEP, Record, Timing
-from .run import default_folder
+from .records import STEP, Record, Timing, default_folder
 from .steps import Step
 from .timing import Plan, alternate, sampler_for
 

@@ -55,7 +55,9 @@ def _of_logits(name: str, module: str, function: str, *, smooths: bool) -> Provi
 
     def solves(case: Case) -> bool:
         kind = case.loss
-        return not (kind.multilabel or kind.linear) and (smooths or kind.kind != "smoothing")
+        if kind.multilabel or kind.linear or kind.kind == "focal":
+            return False
+        return smooths or kind.kind != "smoothing"
 
     absent = functools.partial(_not_importable, module, function)
     return Provider(name, criterion, absent, solves)

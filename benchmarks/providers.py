@@ -96,7 +96,12 @@ def _eager(case: Case, batch: Batch) -> Criterion:
         return _plain_multilabel(case, batch, balanced, bce, step)
     if case.loss.linear:
         return lambda x, w: baselines.linear_cross_entropy(x, w, batch.target)
-    return composed(case, batch, F.cross_entropy)
+    return composed(case, batch, _of_rows(batch))
+
+
+def _of_rows(batch: Batch) -> baselines.Loss:
+    """What PyTorch has for the rows of a batch, or what its users write."""
+    return F.cross_entropy if batch.phi == "log" else baselines.focal_cross_entropy
 
 
 def _of_loss(batch: Batch) -> tuple[Any, ...]:
@@ -129,7 +134,7 @@ def _compiled(case: Case, batch: Batch) -> Criterion:
         )
         target, steps, most = batch.target, batch.steps, case.loss.steps
         return lambda u: lpl(u, target, steps, STEP_SIZE, most)
-    loss = compiled(baselines.cross_entropy)
+    loss = compiled(functools.partial(baselines.cross_entropy, loss=_of_rows(batch)))
     what = _of_loss(batch)
     return lambda u: loss(u, *what)
 
@@ -150,6 +155,7 @@ def fused(backend: str) -> Callable[[Case, Batch], Criterion]:
             "label_smoothing": batch.label_smoothing,
             "norm": batch.norm,
             "penalty": batch.penalty,
+            "phi": batch.phi,
             "backend": backend,
         }
         target = batch.target

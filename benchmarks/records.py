@@ -145,6 +145,14 @@ def environment(device: torch.device, threads: int) -> Environment:
     )
 
 
+def default_folder(environment: Environment) -> Path:
+    """benchmarks/results/<what the numbers belong to>."""
+    slug = re.sub(r"[^a-z0-9]+", "-", environment.device.lower()).strip("-")
+    cpu = environment.device_type == "cpu"
+    name = f"{slug}-{environment.threads}-threads" if cpu else slug
+    return Path(__file__).parent / "results" / name
+
+
 def _cores() -> int:
     """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -154,8 +162,10 @@ def _cores() -> int:
 
 @functools.cache
 def _cpu_name() -> str:
-    import cpuinfo  # comes with pytest-benchmark
-
+    try:
+        import cpuinfo  # comes with pytest-benchmark
+    except ImportError:
+        return platform.processor() or platform.machine()
     return str(cpuinfo.get_cpu_info().get("brand_raw", platform.machine()))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +15,9 @@ from .cases import Case, modes
 from .measure import BOTH, Conditions, measure, out_of_memory
 from .peers import OFFICIAL
 from .providers import AUTO, COMPILE, EAGER, Provider, providers
-from .records import Environment, Record
+from .records import Record
 from .suite import Suite
 from .timing import sampler_for
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument(
         "--losses",
         type=_list,
-        help="of ce,la,vs,ldam,smoothing,linear-ce,lplK[-zipf|-unique|-one],bce,db,bce-lplK",
+        help="of ce,la,vs,ldam,smoothing,focal,linear-ce,lplK[-zipf|-unique|-one],bce,db,bce-lplK",
     )
     which.add_argument(
         "--providers",
@@ -148,13 +145,6 @@ def measure_all(
     return found
 
 
-def default_folder(environment: Environment) -> Path:
-    """benchmarks/results/<what the numbers belong to>."""
-    slug = re.sub(r"[^a-z0-9]+", "-", environment.device.lower()).strip("-")
-    cpu = environment.device_type == "cpu"
-    return RESULTS / (f"{slug}-{environment.threads}-threads" if cpu else slug)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command."""
     made = parser()
@@ -171,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     budget = options.budget or (0.02 if options.quick else 0.3)
     sampler = sampler_for(device, options.threads)
     conditions = Conditions(device, sampler, environment, budget, options.patience, taken)
-    folder = options.output or default_folder(environment)
+    folder = options.output or records.default_folder(environment)
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / records.FILE
     suite.write(tests, folder)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from .cases import Case
 
 LOSSES = (
-    *("ce", "la", "vs", "ldam", "smoothing", "logitclip", "logitnorm", "mbls", "cals"),
+    *("ce", "la", "vs", "ldam", "smoothing", "focal", "logitclip", "logitnorm", "mbls", "cals"),
     *("lpl10", "lpl50", "lpl10-zipf", "lpl10-one"),
 )
 STEP_SWEEP = ("lpl1", "lpl2", "lpl5", "lpl10", "lpl20", "lpl50", "lpl100")

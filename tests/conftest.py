@@ -42,6 +42,7 @@ LONG = (
     "test_packaging.py",
     "test_cuda_compile.py",
     "test_triton_groups.py",
+    "test_device_cost.py",
     "test_instructions.py",
     "test_logit_norm_losses.py",
     "test_solver.py",
@@ -83,9 +84,12 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     _interpret_quickly()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     ranks = {name: rank for rank, name in enumerate(LONG)}
     items.sort(key=lambda item: ranks.get(item.path.name, len(LONG)))
+    for item in items:
+        if "architectures" in item.keywords and not config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason="run with -m architectures"))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -15,11 +14,9 @@ from typing import NamedTuple
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parent.parent / "csrc" / "cuda" / "kernels.cu"
-OBJECT, SAID = "kernels.o", "said.txt"
-ARCHITECTURES = ("80", "90", "100")  # the default of setup.py
-NVCC = os.environ.get("NVCC") or shutil.which("nvcc")
-if NVCC is None:
+from benchmarks.device_cost import ARCHITECTURES, OBJECT, SAID, compile_cuda, nvcc
+
+if nvcc() is None:
     pytest.skip("no nvcc on PATH, and NVCC does not name one", allow_module_level=True)
 
 TYPES = {"f": "float", "d": "double", "6__half": "half", "13__nv_bfloat16": "bfloat16"}
@@ -74,26 +71,13 @@ def kernels() -> set[Kernel]:
     return found
 
 
-def compile_for(arch: str, folder: Path) -> None:
-    """Leaves the object and what the compiler said in a folder."""
-    code = f"arch=compute_{arch},code=[sm_{arch},compute_{arch}]"
-    command = [
-        *(str(NVCC), "-std=c++17", "-O3", "-gencode", code, "-Xptxas", "-v"),
-        *("-c", str(SOURCE), "-o", str(folder / OBJECT)),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said[-4000:]
-    (folder / SAID).write_text(said)
-
-
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def compiled(
     request: pytest.FixtureRequest, once: Callable[[str, Callable[[Path], None]], Path]
 ) -> tuple[str, Path, str]:
     """(architecture, object with its code and PTX, what the compiler said)"""
     arch: str = request.param
-    folder = once(f"cuda-{arch}", functools.partial(compile_for, arch))
+    folder = once(f"cuda-{arch}", functools.partial(compile_cuda, arch))
     return arch, folder / OBJECT, (folder / SAID).read_text()
 
 

@@ -1,0 +1,638 @@
+"""`python -m benchmarks.device_cost`: what the GPU kernels cost, without a GPU.
+
+Compiles the kernels of both GPU backends and counts in their machine code (benchmarks/sass.py), per
+form of call and element type: instructions of a thread and MUFU (exponential, logarithm,
+reciprocal: 16 lanes a cycle and multiprocessor, where others have 128) per logit, rare code apart;
+bytes per logit of device memory and of L2; registers; blocks beside each other on a multiprocessor;
+launches; and the time that a model predicts. A launch takes the longest of
+
+    bytes / rate,   instructions·logits / (multiprocessors·128·clock) / busy,
+    MUFU·logits / (multiprocessors·16·clock)
+
+with `busy` as measured on an H200: 0.7 where a third of a multiprocessor's threads find room, else
+0.5. Predicted is not measured: the model knows nothing of latencies, waits or launches' own time.
+
+Counts belong to a compiler; `results/device_cost.json` holds them for those that somebody has
+counted with `--record`, and tests/test_device_cost.py fails where a kernel grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import lpl_fused
+
+from . import sass, triton_launches
+from .triton_launches import Launch
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "csrc" / "cuda" / "kernels.cu"
+RESULTS = Path(__file__).parent / "results"
+BASELINE, PAGE = RESULTS / "device_cost.json", RESULTS / "device_cost.md"
+OBJECT, SAID = "kernels.o", "said.txt"
+ARCHITECTURES = ("80", "90", "100")  # the default of setup.py
+TOLERANCE = 1.05  # of the count on record
+RATES = (4.2e12, 3.0e12)  # bytes a second: an H200, an H100
+ROWS, CLASSES = 8192, 32000  # of the predicted times
+
+# An H100 or H200 of 132 multiprocessors
+_PROCESSORS, _CLOCK, _LANES, _MUFU_LANES = 132, 1.98e9, 128, 16
+_REGISTERS, _THREADS, _MOST_BLOCKS = 65536, 2048, 32
+_SHARED = {"80": 164 * 1024, "90": 228 * 1024, "100": 228 * 1024}  # of a multiprocessor
+_KEPT = 1024  # bytes of it that every block costs beside its own
+_OPTIN = {"80": 163 * 1024, "90": 227 * 1024, "100": 227 * 1024}  # of one block at most
+
+DTYPES = {"bf16": "__nv_bfloat16", "fp16": "__half", "fp32": "float", "fp64": "double"}
+SIZES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
+
+# ------------------------------------------------------ what forms of call launch: to be amended
+
+# Threads that share a row where they are not 256, and rows of which they make one: the first
+# pattern that a kernel's name has.
+THREADS: tuple[tuple[str, int], ...] = (("", 256),)
+
+# Those whose threads do a number for a row, not for a logit.
+OF_ROWS = r"\b(LossBody|NormBody|list_groups)\b"
+
+ALONE = "LPL, 10 steps, a class a row"  # a form's name
+
+# Kernels that a form launches, forward and backward, T the element type: patterns of their names.
+CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "plain": (("RowBody<T, true>", "LossBody"), ("ScaleBody<T>",)),
+    "plain, by statistics": (("MassBody<T, true>",), ("GradientBody<T, true>",)),
+    "everything but LPL": (("NormBody", "RowBody<T, false>", "LossBody"), ("ScaleBody<T>",)),
+    "everything, by statistics": (("MassBody<T, false>",), ("GradientBody<T, false>",)),
+    ALONE: (
+        ("SolverBody<T, true>", "StepsBody<T>", "RowBody<T, true>", "LossBody"),
+        ("ScaleBody<T>",),
+    ),
+}
+# What is launched lest the host waits for the device, and ends at once: where the upstream gradient
+# is 1, in forms whose forward has written the gradient; where every row has a class of its own.
+IDLE_UPSTREAM = r"^(rescale_rows|scale_rows|.*ScaleBody.*)$"
+IDLE_ALONE = (
+    r"^(list_groups|weigh_rows|split_columns|gather_heads|take_group_steps|move_tail|finish_groups"
+    r"|sweeping_steps|resident_steps|.*Group\w*Body.*|.*StepsBody.*)$"
+)
+
+
+# ------------------------------------------------------------------------------------- counting
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel's machine code for a use of it; what is counted is per logit."""
+
+    name: str
+    dtype: str
+    arch: str
+    instructions: float
+    mufu: float
+    rare: float
+    memory: float  # bytes: the logits once, if they are read, and all that is written
+    l2: float  # bytes: all that is read and written
+    registers: int
+    shared: int  # bytes, static and dynamic
+    local: int
+    threads: int
+    blocks: int  # beside each other on a multiprocessor
+    loops: tuple[str, ...] = field(default=(), compare=False)
+    writes: float = 0.0
+
+    @property
+    def occupancy(self) -> float:
+        return self.blocks * self.threads / _THREADS
+
+    def seconds(self, logits: float, rate: float) -> float:
+        """As the model has it."""
+        busy = 0.7 if self.occupancy >= 1 / 3 else 0.5
+        cycles = _PROCESSORS * _CLOCK
+        return max(
+            self.memory * logits / rate,
+            self.instructions * logits / (cycles * _LANES * busy),
+            self.mufu * logits / (cycles * _MUFU_LANES),
+        )
+
+
+def of_code(
+    name: str,
+    code: list[sass.Instruction],
+    resources: sass.Resources,
+    *,
+    arch: str,
+    dtype: str,
+    threads: int,
+    logits: float,
+    shared: int | None = None,
+) -> Kernel:
+    """What a kernel costs whose threads have so many logits each.
+
+    Args:
+        shared: bytes on chip that a launch asks for, beside the static ones; by default a row of
+            CLASSES logits where the kernel copies rows on chip.
+    """
+    size = SIZES[dtype]
+    cost = sass.cost(code, size)
+    count, mufu = cost.per_logit(logits)
+    loads = cost.bytes_per_logit(logits, "LDG", "LD")
+    writes = cost.bytes_per_logit(logits, "STG", "ST")
+    copies = cost.bytes_per_logit(logits, "LDGSTS") + (size if cost.bulk else 0)
+    if shared is None:
+        row = CLASSES * size + 16 if copies else 0
+        shared = row // math.ceil((row + resources.shared) / _OPTIN[arch]) if row else 0
+    on_chip = shared + resources.shared
+    each = 1 / CLASSES if re.search(OF_ROWS, name) else 1.0
+    loops = []
+    for loop in cost.loops:
+        done = loop.instructions * loop.turns_per_logit
+        what = "remainder" if loop.remainder else f"{done:.2f} a logit" if done else "counted once"
+        turn = f", {loop.logits:g} logits a turn" if loop.logits else ""
+        shares = f", shared by {loop.shared_by}" if loop.shared_by > 1 else ""
+        loops.append(
+            f"{'  ' * loop.depth}loop at {loop.first:#06x}: {loop.instructions} instructions, MUFU "
+            f"{loop.mufu}, rare {loop.rare}{turn}{shares}: {what}"
+        )
+    return Kernel(
+        name=name,
+        dtype=dtype,
+        arch=arch,
+        instructions=count * each,
+        mufu=mufu * each,
+        rare=cost.rare_per_logit(logits) * each,
+        memory=(min(loads + copies, size) + writes) * each,
+        l2=(loads + copies + writes) * each,
+        registers=resources.registers,
+        shared=on_chip,
+        local=resources.local,
+        threads=threads,
+        blocks=beside(resources.registers, on_chip, threads, arch),
+        loops=tuple(loops),
+        writes=writes * each,
+    )
+
+
+def beside(registers: int, shared: int, threads: int, arch: str) -> int:
+    """Blocks that find room on a multiprocessor."""
+    warps = math.ceil(threads / 32)
+    of_registers = _REGISTERS // (math.ceil(max(registers, 1) / 8) * 8 * 32 * warps)
+    of_shared = _SHARED[arch] // (math.ceil(shared / 128) * 128 + _KEPT)
+    return min(of_registers, of_shared, _THREADS // (32 * warps), _MOST_BLOCKS)
+
+
+def threads_of(name: str) -> int:
+    return next(threads for pattern, threads in THREADS if re.search(pattern, name))
+
+
+def dtype_of(name: str) -> str:
+    """The element type that a kernel's name has among its arguments."""
+    arguments = name[name.find("<") :]
+    for dtype, type in DTYPES.items():
+        if re.search(rf"\b{type}\b", arguments):
+            return dtype
+    return "fp32"
+
+
+def object_kernels(path: Path, arch: str) -> Iterator[Kernel]:
+    """All kernels of an object, in the order of their names."""
+    found = {sass.demangled(name): value for name, value in sass.functions(path).items()}
+    for name, (code, resources) in sorted(found.items()):
+        threads = threads_of(name)
+        yield of_code(
+            name,
+            code,
+            resources,
+            arch=arch,
+            dtype=dtype_of(name),
+            threads=threads,
+            logits=CLASSES / threads,
+        )
+
+
+# ------------------------------------------------------------------------------------ compiling
+
+
+def nvcc() -> str | None:
+    return os.environ.get("NVCC") or shutil.which("nvcc")
+
+
+def compile_cuda(arch: str, folder: Path, source: Path = SOURCE) -> None:
+    """Leaves an object with machine code and PTX, and what the compiler said, in a folder."""
+    code = f"arch=compute_{arch},code=[sm_{arch},compute_{arch}]"
+    command = [
+        *(str(nvcc()), "-std=c++17", "-O3", "-gencode", code, "-Xptxas", "-v"),
+        *("-c", str(source), "-o", str(folder / OBJECT)),
+    ]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    if done.returncode:
+        raise RuntimeError(f"nvcc failed: {said[-4000:]}")
+    (folder / SAID).write_text(said)
+
+
+def compile_triton(arch: str, folder: Path) -> None:
+    """Leaves cubins and `triton_launches.FILE` in a folder, by a process of its own."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        (str(ROOT), str(Path(lpl_fused.__file__).parents[1]))
+    )
+    environment["TRITON_CACHE_DIR"] = str(folder / "cache")
+    command = [sys.executable, "-m", triton_launches.__name__, arch, str(folder)]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"compiling Triton's kernels failed: {done.stderr[-4000:]}")
+
+
+def without_tool() -> str | None:
+    """Why no machine code can be read here; None if it can."""
+    try:
+        sass.tool("cuobjdump")
+    except FileNotFoundError as error:
+        return str(error)
+    return None
+
+
+def unavailable(backend: str) -> str | None:
+    """Why a backend's kernels cannot be counted here; None if they can."""
+    if reason := without_tool():
+        return reason
+    if backend == "cuda":
+        return None if nvcc() else "no nvcc on PATH, and NVCC does not name one"
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return "triton is not installed"
+    return None
+
+
+def compiler(backend: str, arch: str) -> str:
+    """Whose counts they are: a key of the record."""
+    if backend == "cuda":
+        said = subprocess.run(
+            [str(nvcc()), "--version"], check=True, capture_output=True, text=True
+        )
+        found = re.search(r"release .*, V([\d.]+)", said.stdout)
+        return f"CUDA sm_{arch}, nvcc {found[1] if found else 'unknown'}"
+    import triton
+
+    return f"Triton sm_{arch}, triton {triton.__version__}, torch {torch.__version__.split('+')[0]}"
+
+
+class Use(NamedTuple):
+    """A launch of a form."""
+
+    form: str
+    dtype: str
+    backward: bool
+    kernel: Kernel
+
+
+def triton_uses(folder: Path, arch: str) -> list[Use]:
+    """What was compiled into a folder, launch by launch."""
+    known: dict[tuple[str, float], Kernel] = {}
+    found = []
+    for launch in triton_launches.read(folder):
+        key = launch.cubin, launch.logits
+        if key not in known:
+            known[key] = _of_launch(launch, folder / launch.cubin, arch)
+        found.append(Use(launch.form, launch.dtype, launch.backward, known[key]))
+    return found
+
+
+def _of_launch(launch: Launch, cubin: Path, arch: str) -> Kernel:
+    ((code, found),) = sass.functions(cubin).values()
+    return of_code(
+        launch.kernel,
+        code,
+        found._replace(shared=0),  # of which a launch says how much it is
+        arch=arch,
+        dtype=launch.dtype,
+        threads=launch.threads,
+        logits=launch.logits,
+        shared=launch.shared,
+    )
+
+
+def cuda_uses(kernels: Iterable[Kernel]) -> list[Use]:
+    """What forms launch of an object's kernels, as the table CUDA has it."""
+    kernels = list(kernels)
+    return [
+        Use(form, dtype, bool(backward), kernel)
+        for form, both in CUDA.items()
+        for dtype in DTYPES
+        if all(of_pattern(kernels, pattern, dtype) for patterns in both for pattern in patterns)
+        for backward, patterns in enumerate(both)
+        for pattern in patterns
+        for kernel in of_pattern(kernels, pattern, dtype)
+    ]
+
+
+def of_pattern(kernels: Iterable[Kernel], pattern: str, dtype: str) -> list[Kernel]:
+    """The kernels that a pattern of the table CUDA names for an element type."""
+    typed = "<T" in pattern
+    name = re.escape(pattern.replace("<T", f"<{DTYPES[dtype]}"))
+    wanted = dtype if typed else _accumulates(dtype)
+    return [
+        kernel
+        for kernel in kernels
+        if re.search(rf"\b{name}", kernel.name) and kernel.dtype == wanted
+    ]
+
+
+def _accumulates(dtype: str) -> str:
+    return "fp64" if dtype == "fp64" else "fp32"
+
+
+def unnamed(kernels: Iterable[Kernel], uses: Iterable[Use]) -> list[Kernel]:
+    """The kernels that no form of call names: counted, and shown as such."""
+    used = {use.kernel.name for use in uses}
+    return [kernel for kernel in kernels if kernel.name not in used]
+
+
+# ------------------------------------------------------------------------------------- the forms
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of call with an element type: what works in it, and how much is launched."""
+
+    name: str
+    dtype: str
+    working: tuple[Kernel, ...]
+    launches: int
+
+    def sum(self, what: str) -> float:
+        return float(sum(getattr(kernel, what) for kernel in self.working))
+
+    def microseconds(self, rate: float) -> float:
+        logits = ROWS * CLASSES
+        return 1e6 * sum(kernel.seconds(logits, rate) for kernel in self.working)
+
+    def floor(self, rate: float) -> float:
+        """Microseconds of the logits read once and the gradient written once."""
+        return 1e6 * 2 * SIZES[self.dtype] * ROWS * CLASSES / rate
+
+
+def forms(uses: Iterable[Use]) -> Iterator[Form]:
+    """What is done in every form, where the upstream gradient is 1 and where it is any other."""
+    grouped: dict[tuple[str, str], list[Use]] = {}
+    for use in uses:
+        grouped.setdefault((use.form, use.dtype), []).append(use)
+    for (name, dtype), of_form in grouped.items():
+        rows = [use for use in of_form if not (name == ALONE and _idle(IDLE_ALONE, use))]
+        forward = [use.kernel for use in rows if not use.backward]
+        backward = [use.kernel for use in rows if use.backward]
+        launches = len(of_form)
+        one_sweep = sum(kernel.writes for kernel in forward) >= SIZES[dtype] / 2
+        if one_sweep:
+            yield Form(f"{name}; upstream 1", dtype, tuple(forward), launches)
+            yield Form(f"{name}; any upstream", dtype, (*forward, *backward), launches)
+        else:
+            yield Form(name, dtype, (*forward, *backward), launches)
+
+
+def _idle(pattern: str, use: Use) -> bool:
+    return re.match(pattern, use.kernel.name) is not None
+
+
+# -------------------------------------------------------------------------------------- records
+
+
+def counts(uses: Iterable[Use], kernels: Iterable[Kernel] = ()) -> dict[str, list[float]]:
+    """What a record has (NUMBERS) of every kernel, by a name that is its own."""
+    found: dict[str, list[float]] = {}
+    for kernel in kernels:
+        found[kernel.name] = _numbers(kernel)
+    if found:
+        return found
+    seen: dict[str, int] = {}
+    for use in uses:
+        way = "backward" if use.backward else "forward"
+        name = f"{use.form} | {use.dtype} | {way} | {use.kernel.name}"
+        seen[name] = seen.get(name, 0) + 1
+        found[name if seen[name] == 1 else f"{name} {seen[name]}"] = _numbers(use.kernel)
+    return found
+
+
+# of a record: the first of them may not grow, all of them predict a time
+NUMBERS = ("instructions", "mufu", "memory", "l2", "registers", "blocks", "threads")
+
+
+def _numbers(kernel: Kernel) -> list[float]:
+    return [round(getattr(kernel, name), 3) for name in NUMBERS]
+
+
+def predicted(numbers: list[float], logits: float, rate: float) -> float:
+    """Seconds that the model has for a kernel on record."""
+    fields: dict[str, Any] = {"name": "", "dtype": "", "arch": "", "rare": 0.0}
+    fields |= {"shared": 0, "local": 0} | dict(zip(NUMBERS, numbers, strict=True))
+    return Kernel(**fields).seconds(logits, rate)
+
+
+def baseline(key: str) -> dict[str, list[float]]:
+    """The counts on record of a compiler; empty if there are none."""
+    known: dict[str, dict[str, list[float]]] = (
+        json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
+    )
+    return known.get(key, {})
+
+
+def record(key: str, found: dict[str, list[float]]) -> None:
+    """Makes counts the baseline of their compiler."""
+    known = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
+    known[key] = found
+    lines = []
+    for name in sorted(known):
+        inner = ",\n".join(
+            f"  {json.dumps(kernel)}: {json.dumps(known[name][kernel])}"
+            for kernel in sorted(known[name])
+        )
+        lines.append(f" {json.dumps(name)}: {{\n{inner}\n }}")
+    BASELINE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def grown(found: dict[str, list[float]], known: dict[str, list[float]]) -> dict[str, str]:
+    """The kernels on record whose threads do over 5 % more for a logit."""
+    return {
+        name: f"{known[name][0]} → {numbers[0]} instructions a logit"
+        for name, numbers in found.items()
+        if name in known and numbers[0] > TOLERANCE * known[name][0]
+    }
+
+
+# ----------------------------------------------------------------------------------- what is shown
+
+
+_COLUMNS = (
+    "form",
+    "dtype",
+    "instr.",
+    "MUFU",
+    "rare",
+    "B memory",
+    "B L2",
+    "registers",
+    "blocks",
+    "launches",
+    "µs, 4.2 TB/s",
+    "floor",
+    "µs, 3.0 TB/s",
+    "floor",
+)
+_KERNEL_COLUMNS = (*_COLUMNS[:9], "threads", "shared", "spilled")
+
+
+def form_rows(found: Iterable[Form]) -> Iterator[tuple[str, ...]]:
+    for form in found:
+        times = [(form.microseconds(rate), form.floor(rate)) for rate in RATES]
+        yield (
+            form.name,
+            form.dtype,
+            *(f"{form.sum(what):.1f}" for what in ("instructions", "mufu", "rare", "memory", "l2")),
+            " · ".join(str(kernel.registers) for kernel in form.working),
+            " · ".join(str(kernel.blocks) for kernel in form.working),
+            str(form.launches),
+            *(f"{number:.0f}" for pair in times for number in pair),
+        )
+
+
+def kernel_rows(kernels: Iterable[Kernel]) -> Iterator[tuple[str, ...]]:
+    for one in kernels:
+        yield (
+            one.name,
+            one.dtype,
+            *(f"{n:.1f}" for n in (one.instructions, one.mufu, one.rare, one.memory, one.l2)),
+            *map(str, (one.registers, one.blocks, one.threads, one.shared, one.local)),
+        )
+
+
+Section = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
+
+
+def markdown(sections: Iterable[Section]) -> str:
+    """The page that stands beside the record."""
+    text = [
+        "# What the GPU kernels cost",
+        "",
+        "Counted in machine code and **predicted**, not measured: `python -m "
+        "benchmarks.device_cost --record` wrote this page, and its help says how. Instructions of "
+        f"a thread, MUFU and bytes are per logit; times are of {ROWS}×{CLASSES} logits on 132 "
+        "multiprocessors at 1.98 GHz. “Rare” counts every rare branch as if it were always taken, "
+        "and is in no other number. A form that takes the gradient in its forward sweep has two "
+        "rows: with an upstream gradient of 1, and with any other. “No form” marks kernels that "
+        "no form of the table here launches.",
+    ]
+    for title, heads, rows in sections:
+        text += ["", f"## {title}", "", f"| {' | '.join(heads)} |"]
+        text += [f"| {' | '.join(['---', '---', *['---:'] * (len(heads) - 2)])} |"]
+        text += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(text) + "\n"
+
+
+def _shown(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    table = Table(title=title)
+    for k, head in enumerate(heads):
+        table.add_column(head, justify="left" if k < 2 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.device_cost",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--arch", choices=ARCHITECTURES, default="90", help="default: 90")
+    made.add_argument("--backends", default="cuda,triton", help="of cuda,triton")
+    made.add_argument("--record", action="store_true", help="make the counts the baseline")
+    made.add_argument("--kernel", default="", metavar="REGEX", help="shows these kernels' loops")
+    made.add_argument(
+        "--object", type=Path, help="counts the kernels of this object, cubin or library instead"
+    )
+    return made
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command."""
+    made = parser()
+    options = made.parse_args(arguments)
+    out = Console(width=200)
+    sections: list[Section] = []
+    if options.object:
+        if reason := without_tool():
+            made.error(reason)
+        kernels = list(object_kernels(options.object, options.arch))
+        _show_kernels(out, options.object.name, kernels, options.kernel)
+        return
+    backends = options.backends.split(",")
+    for backend in backends:
+        if backend not in ("cuda", "triton"):
+            made.error(f"backends: expected cuda, triton or both, got {backend!r}")
+        if reason := unavailable(backend):
+            made.error(f"{backend}: {reason}")
+    for backend in backends:
+        with tempfile.TemporaryDirectory() as folder:
+            key = compiler(backend, options.arch)
+            kernels = []
+            if backend == "cuda":
+                compile_cuda(options.arch, Path(folder))
+                kernels = list(object_kernels(Path(folder) / OBJECT, options.arch))
+                uses = cuda_uses(kernels)
+            else:
+                compile_triton(options.arch, Path(folder))
+                uses = triton_uses(Path(folder), options.arch)
+        found = counts(uses, kernels)
+        rows = list(form_rows(forms(uses)))
+        sections.append((f"{key}: forms of call", _COLUMNS, rows))
+        out.print(_shown(*sections[-1]))
+        if kernels:
+            alone = {kernel.name for kernel in unnamed(kernels, uses)}
+            kernels = [
+                replace(one, name=f"{one.name} (no form)") if one.name in alone else one
+                for one in kernels
+            ]
+            sections.append((f"{key}: kernels", _KERNEL_COLUMNS, list(kernel_rows(kernels))))
+        else:
+            kernels = [
+                replace(use.kernel, name=f"{use.kernel.name} ({use.form})")
+                for use in {use.kernel: use for use in reversed(uses)}.values()
+            ][::-1]
+            sections.append((f"{key}: kernels", _KERNEL_COLUMNS, list(kernel_rows(kernels))))
+        _show_kernels(out, key, kernels, options.kernel)
+        for name, how in grown(found, baseline(key)).items():
+            out.print(f"grown: {name}: {how}", markup=False)
+        if options.record:
+            record(key, found)
+    if options.record and options.arch == "90" and len(backends) == 2:
+        PAGE.write_text(markdown(sections))
+
+
+def _show_kernels(out: Console, title: str, kernels: list[Kernel], pattern: str) -> None:
+    chosen = [kernel for kernel in kernels if re.search(pattern, kernel.name)]
+    out.print(_shown(f"{title}: kernels", _KERNEL_COLUMNS, list(kernel_rows(chosen))))
+    if pattern:
+        for kernel in chosen:
+            out.print(f"{kernel.name} ({kernel.dtype})", markup=False)
+            for line in kernel.loops:
+                out.print(f"  {line}", markup=False)
+
+
+if __name__ == "__main__":
+    main()

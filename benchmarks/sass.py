@@ -1,0 +1,753 @@
+"""Machine code of CUDA kernels, read without a GPU: what a thread does for a logit.
+
+`cuobjdump` prints the instructions of an object; here they become a control-flow graph, its natural
+loops, and the dearest path through them. What is counted:
+
+* Straight-line code once, and a loop as often as its logits need: a thread that does L logits in a
+  turn and has M of them takes M/L turns. L is the bytes that a turn reads, by its widest accesses
+  to memory, over an element's. Loops that do the same work one after the other (parts of a row that
+  arrive by and by) share the logits; one that does it in smaller pieces is the remainder of the
+  other.
+* Of two ways through a branch that exclude each other the dearer one, so a count is an upper bound
+  of what a thread does, but for what is rarely done. Rare is: an atomic, a call, a wait; the
+  element by element beside the vector, as at a row's ends; inside a loop a way around which there
+  is an empty one, without memory or less of the special functions than half of its turn's logits
+  need, unless it is there for every element. Rare code is counted apart.
+
+A path through a loop that counts no logits, as over steps or over warps, is counted once and named.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import importlib.util
+import math
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+_LINE = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
+_FUNCTION = re.compile(r"\s*Function : (\S+)")
+_USER = re.compile(r"\s*Function (\S+):$")
+_TARGET = re.compile(r"\b0x([0-9a-f]+)\b\s*$")
+_WIDTHS = {"256": 32, "128": 16, "64": 8, "U16": 2, "S16": 2, "16": 2, "U8": 1, "S8": 1, "8": 1}
+_LOADS, _STORES = ("LDG", "LDS", "LD"), ("STG", "ST")
+_ATOMIC = ("ATOM", "ATOMG", "ATOMS", "RED", "REDG", "REDAS")
+_SLOW = ("CALL", "BPT", "NANOSLEEP")
+_WAITS = ("SYNCS", "NANOSLEEP", "ACQBULK")
+_WARP, _SIZE = 32, 16
+_VECTOR = 8  # bytes of an access from which on it has several logits
+_FEW = 4  # special functions of a turn that are not of its logits
+_END = -1  # behind all nodes
+_MANY = 1000  # logits
+_ALIKE = 0.25  # by how much kinds of work a logit may differ in loops that do the same
+
+
+class Instruction(NamedTuple):
+    address: int
+    guard: str  # a predicate, or ""
+    name: str  # with its modifiers
+    operands: str
+
+    @property
+    def base(self) -> str:
+        return self.name.split(".", 1)[0]
+
+    @property
+    def width(self) -> int:
+        """Bytes of a thread that an access to memory moves."""
+        found = [_WIDTHS[part] for part in self.name.split(".")[1:] if part in _WIDTHS]
+        return found[-1] if found else 4
+
+    @property
+    def target(self) -> int | None:
+        found = _TARGET.search(self.operands)
+        return int(found[1], 16) if found else None
+
+
+@dataclass
+class Block:
+    """Instructions that are done one after the other; next: those that may follow."""
+
+    code: list[Instruction]
+    next: list[int] = field(default_factory=list)
+    rare: set[int] = field(default_factory=set)  # of next, those that are never expected
+
+
+class Traffic(NamedTuple):
+    """A kind of access and its bytes a thread."""
+
+    base: str
+    width: int
+
+
+@dataclass
+class Loop:
+    """A natural loop; numbers are of one turn without the loops inside."""
+
+    first: int  # address of its header
+    depth: int
+    instructions: int
+    mufu: int
+    rare: int  # instructions that are rarely done
+    logits: float | None  # that a thread does in one turn; None where it counts none
+    work: collections.Counter[object]
+    shared_by: int = 1  # alike loops, among which the logits are split
+    remainder: bool = False
+    outer: float = 1.0
+
+    @property
+    def turns_per_logit(self) -> float:
+        return 0 if self.remainder or not self.logits else 1 / (self.logits * self.shared_by)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a thread does in a kernel."""
+
+    straight: int  # instructions outside of loops
+    straight_mufu: int
+    rare: int  # instructions of rare code, each once
+    size: int  # all instructions
+    loops: tuple[Loop, ...]
+    work: collections.Counter[object]  # outside of loops
+    bulk: bool  # whether rows arrive by bulk copies
+
+    def per_logit(self, logits: float) -> tuple[float, float]:
+        """Instructions and MUFU, of a thread that does so many logits."""
+        count, mufu = self.straight / logits, self.straight_mufu / logits
+        for loop in self.loops:
+            turns = loop.turns_per_logit if loop.logits else loop.outer / logits
+            count += loop.instructions * turns
+            mufu += loop.mufu * turns
+        return count, mufu
+
+    def bytes_per_logit(self, logits: float, *bases: str) -> float:
+        """What accesses to memory of some kinds move."""
+        # beside loops it is a few numbers of a row, and of one thread, unless there are vectors
+        least = _VECTOR if self.loops else 0
+        straight = {k: n for k, n in self.work.items() if getattr(k, "width", 0) >= least}
+        count = _moved(straight, bases) / logits
+        return count + sum(_moved(one.work, bases) * one.turns_per_logit for one in self.loops)
+
+    def rare_per_logit(self, logits: float) -> float:
+        """Rare instructions, were each of them done whenever it is passed by."""
+        inside = sum(loop.rare * loop.turns_per_logit for loop in self.loops)
+        return self.rare / logits + inside
+
+
+def _moved(work: Mapping[object, int], bases: tuple[str, ...]) -> int:
+    return sum(
+        key.width * n for key, n in work.items() if isinstance(key, Traffic) and key.base in bases
+    )
+
+
+def tool(name: str) -> str:
+    """A program of the CUDA toolkit, of PyPI's nvidia-cuda-… or of Triton; FileNotFoundError."""
+    if found := shutil.which(name):
+        return found
+    for package, below in (("nvidia", ""), ("triton", "backends/nvidia/bin")):
+        spec = importlib.util.find_spec(package)
+        for root in (spec.submodule_search_locations or ()) if spec else ():
+            for path in sorted(Path(root, below).glob(f"**/bin/{name}" if not below else name)):
+                if os.access(path, os.X_OK):
+                    return str(path)
+    raise FileNotFoundError(
+        f"no {name}: it comes with the CUDA toolkit, with Triton, or as PyPI's nvidia-cuda-{name}"
+    )
+
+
+class Resources(NamedTuple):
+    registers: int
+    shared: int  # bytes of static shared memory
+    local: int  # bytes of spills and stack, a thread
+
+
+def parsed(listing: str) -> dict[str, tuple[list[Instruction], Resources]]:
+    """The functions that `cuobjdump -sass -res-usage` prints."""
+    codes: dict[str, list[Instruction]] = {}
+    resources: dict[str, Resources] = {}
+    code: list[Instruction] = []
+    user = ""
+    for line in listing.splitlines():
+        if parts := _LINE.match(line):
+            code.append(Instruction(int(parts[1], 16), parts[2] or "", parts[3], parts[4]))
+        elif name := _FUNCTION.match(line):
+            code = codes.setdefault(name[1], [])
+        elif match := _USER.match(line):
+            user = match[1]
+        elif user and "REG:" in line:
+            numbers = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", line)}
+            local = max(numbers["STACK"], numbers["LOCAL"])
+            resources[user] = Resources(numbers["REG"], numbers["SHARED"], local)
+    return {name: (code, resources[name]) for name, code in codes.items()}
+
+
+def functions(path: Path) -> dict[str, tuple[list[Instruction], Resources]]:
+    """The code of every function of an object, a cubin or a shared library, and what it takes."""
+    program = tool("cuobjdump")
+    command = [program, "-sass", "-res-usage", str(path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"cuobjdump failed: {done.stderr[-2000:]}")
+    return parsed(done.stdout)
+
+
+def demangled(name: str) -> str:
+    """A C++ name as it was written, without the namespaces that this project's all have."""
+    text = name
+    if name.startswith("_Z"):
+        library = ctypes.CDLL("libstdc++.so.6")
+        library.__cxa_demangle.restype = ctypes.c_void_p
+        status = ctypes.c_int()
+        made = library.__cxa_demangle(name.encode(), None, None, ctypes.byref(status))
+        if made:
+            text = (ctypes.cast(made, ctypes.c_char_p).value or b"").decode()
+            ctypes.CDLL(None).free(ctypes.c_void_p(made))
+    text = re.sub(r"\(anonymous namespace\)::|\blpl::", "", text)
+    text = text.removeprefix("void ")
+    # without the parameters
+    depth = 0
+    for at, character in enumerate(text):
+        depth += (character == "<") - (character == ">")
+        if character == "(" and depth == 0:
+            return text[:at].strip()
+    return text
+
+
+# ------------------------------------------------------------------------------------------ graph
+
+
+def graph(code: list[Instruction]) -> list[Block]:
+    """Blocks in the order of addresses; the first is where a kernel begins."""
+    code = _trimmed(code)
+    at = {one.address: k for k, one in enumerate(code)}
+    leaders = {0}
+    for k, one in enumerate(code):
+        if one.base in ("BRA", "JMP", "BSSY") and one.target in at:
+            leaders.add(at[one.target])
+        if one.base in ("BRA", "JMP", "EXIT", "RET", "BSYNC", "BRX", "JMX"):
+            leaders.add(k + 1)
+    starts = sorted(k for k in leaders if k < len(code))
+    number = {start: index for index, start in enumerate(starts)}
+    blocks = [Block(code[a:b]) for a, b in zip(starts, [*starts[1:], len(code)], strict=True)]
+    syncs: dict[str, list[int]] = collections.defaultdict(list)
+    for one in code:
+        if one.base == "BSSY" and one.target in at:
+            syncs[one.operands.split(",")[0].strip()].append(number[at[one.target]])
+    for index, block in enumerate(blocks):
+        last, after = block.code[-1], index + 1
+        follows = [after] if after < len(blocks) else []
+        conditional = bool(last.guard) or last.operands.startswith(("P", "!P", "UP", "!UP"))
+        if last.base in ("BRA", "JMP"):
+            to = number.get(at.get(-1 if last.target is None else last.target, -1))
+            block.next = [] if to is None else [to]
+            if conditional or ".DIV" in last.name or ".CONV" in last.name:
+                block.next += [k for k in follows if k not in block.next]
+            if (".DIV" in last.name or ".CONV" in last.name) and to is not None:
+                block.rare.add(to)
+        elif last.base in ("EXIT", "RET", "BRX", "JMX"):
+            block.next = follows if conditional else []
+        elif last.base == "BSYNC":
+            # to where its BSSY says, which stands before it
+            name = last.operands.split(",")[0].strip()
+            to_ = [k for k in syncs[name] if k > index]
+            block.next = [min(to_)] if to_ else follows
+        else:
+            block.next = follows
+    return blocks
+
+
+def _trimmed(code: list[Instruction]) -> list[Instruction]:
+    """Without the branch to itself and the nothing that fill a function's end."""
+    end = len(code)
+    while end and (code[end - 1].base == "NOP" or code[end - 1].target == code[end - 1].address):
+        end -= 1
+    return code[:end]
+
+
+def _order(start: int, follows: dict[int, list[int]]) -> list[int]:
+    """Reverse postorder."""
+    seen, order, stack = {start}, [], [(start, iter(follows.get(start, ())))]
+    while stack:
+        node, rest = stack[-1]
+        for to in rest:
+            if to not in seen:
+                seen.add(to)
+                stack.append((to, iter(follows.get(to, ()))))
+                break
+        else:
+            order.append(node)
+            stack.pop()
+    return order[::-1]
+
+
+def _dominators(start: int, follows: dict[int, list[int]]) -> dict[int, int]:
+    """The immediate dominator of every node that is reached (Cooper, Harvey, Kennedy)."""
+    order = _order(start, follows)
+    rank = {node: k for k, node in enumerate(order)}
+    before: dict[int, list[int]] = collections.defaultdict(list)
+    for node in order:
+        for to in follows.get(node, ()):
+            before[to].append(node)
+    found = {start: start}
+    changed = True
+    while changed:
+        changed = False
+        for node in order[1:]:
+            new = -1
+            for other in before[node]:
+                if other in found:
+                    new = other if new < 0 else _meet(new, other, found, rank)
+            if found.get(node) != new:
+                found[node], changed = new, True
+    return found
+
+
+def _meet(a: int, b: int, found: dict[int, int], rank: dict[int, int]) -> int:
+    while a != b:
+        while rank[a] > rank[b]:
+            a = found[a]
+        while rank[b] > rank[a]:
+            b = found[b]
+    return a
+
+
+def _dominates(a: int, b: int, immediate: dict[int, int]) -> bool:
+    while b != a:
+        if immediate[b] == b:
+            return False
+        b = immediate[b]
+    return True
+
+
+def natural_loops(blocks: list[Block]) -> dict[int, set[int]]:
+    """The blocks of every loop, by its header; loops with one header are one loop."""
+    follows = {k: block.next for k, block in enumerate(blocks)}
+    immediate = _dominators(0, follows)
+    before: dict[int, list[int]] = collections.defaultdict(list)
+    for node, to_all in follows.items():
+        for to in to_all:
+            before[to].append(node)
+    found: dict[int, set[int]] = {}
+    for node, to_all in follows.items():
+        for head in to_all:
+            if node in immediate and _dominates(head, node, immediate):
+                body = found.setdefault(head, {head})
+                stack = [node]
+                while stack:
+                    one = stack.pop()
+                    if one not in body and one in immediate:
+                        body.add(one)
+                        stack += before[one]
+    return found
+
+
+# ------------------------------------------------------------------------------------------- cost
+
+
+@dataclass
+class _Path:
+    """What is done on a way."""
+
+    instructions: int = 0
+    mufu: int = 0
+    work: collections.Counter[object] = field(default_factory=collections.Counter)
+
+    def add(self, other: _Path) -> None:
+        self.instructions += other.instructions
+        self.mufu += other.mufu
+        self.work += other.work
+
+
+def _of_block(block: Block) -> _Path:
+    path = _Path()
+    for one in block.code:
+        if one.base == "NOP":
+            continue
+        path.instructions += 1
+        path.mufu += one.base == "MUFU"
+        path.work[one.base] += 1
+        if one.base in (*_LOADS, *_STORES, "LDGSTS", "STS") and one.guard != "@!PT":
+            path.work[Traffic(one.base, one.width)] += 1
+    return path
+
+
+class _Level:
+    """The blocks of a loop, or of a kernel, with the loops inside taken for one node each."""
+
+    def __init__(
+        self, blocks: list[Block], body: set[int], head: int | None, inner: dict[int, set[int]]
+    ) -> None:
+        self.inner = inner
+        self.of = {k: k for k in body}
+        for top, members in inner.items():
+            for k in members:
+                self.of[k] = top
+        self.follows: dict[int, list[int]] = {}
+        for k in sorted(body):
+            for to in blocks[k].next:
+                node, next_ = self.of[k], self.of.get(to)
+                if next_ is None or next_ == node or to == head:
+                    continue
+                if next_ not in self.follows.setdefault(node, []):
+                    self.follows[node].append(next_)
+        self.order = _order(self.of[0] if head is None else head, self.follows)
+        self.rare = {
+            (self.of[k], self.of[to]) for k in body for to in blocks[k].rare if to in self.of
+        }
+        self.paths = {
+            node: _Path() if node in inner else _of_block(blocks[node]) for node in self.order
+        }
+        self.latches = {
+            self.of[k] for k in body if head in blocks[k].next and self.of[k] in self.paths
+        }
+
+    def without(self, rare: set[tuple[int, int]]) -> dict[int, list[int]]:
+        """Its ways but the rare ones."""
+        return {
+            node: [to for to in self.follows.get(node, ()) if (node, to) not in rare]
+            for node in self.order
+        }
+
+
+class _Behind:
+    """What follows the nodes of a level, from its ends on: where their ways meet again."""
+
+    def __init__(self, level: _Level) -> None:
+        self.level = level
+        self.follows = {node: list(level.follows.get(node, ())) for node in level.order}
+        self.rank = {node: -k for k, node in enumerate(level.order)} | {_END: -len(level.order)}
+        self.join: dict[int, int] = {_END: _END}  # the immediate post-dominator
+
+    def settle(self, node: int) -> None:
+        """Of a node whose followers are settled."""
+        ways = [to for to in self.follows[node] if to in self.join]
+        if node in self.level.latches or not ways:
+            ways.append(_END)
+        found = ways[0]
+        for way in ways[1:]:
+            found = self._meet(found, way)
+        self.join[node] = found
+
+    def _meet(self, a: int, b: int) -> int:
+        while a != b:
+            if self.rank[a] > self.rank[b]:
+                a = self.join[a]
+            else:
+                b = self.join[b]
+        return a
+
+    def region(self, way: int, end: int) -> set[int]:
+        """The nodes from `way` on before `end`."""
+        seen: set[int] = set()
+        stack = [way]
+        while stack:
+            node = stack.pop()
+            if node != end and node not in seen:
+                seen.add(node)
+                stack += self.follows[node]
+        return seen
+
+
+def _rare_ways(
+    level: _Level, inside: dict[int, _Path], in_loop: bool, logits: float, element: int
+) -> set[tuple[int, int]]:
+    """The edges of a level that are not expected to be taken; the innermost branches first."""
+    rare = set(level.rare)
+    total = sum(path.mufu for path in level.paths.values())
+    sides: list[tuple[tuple[int, int], _Path]] = []
+    behind = _Behind(level)
+    for node in reversed(level.order):
+        behind.follows[node] = [to for to in behind.follows[node] if (node, to) not in rare]
+        behind.settle(node)
+        ways = list(behind.follows[node])
+        if len(ways) != 2 or node in level.inner:
+            continue
+        parts = []
+        for way in ways:
+            whole = _Path()
+            for k in behind.region(way, behind.join[node]):
+                whole.add(inside.get(k, level.paths[k]))
+            parts.append(whole)
+        for k in (0, 1):
+            edge, mine, other = (node, ways[k]), parts[k], parts[1 - k]
+            if _special(mine) and not _special(other):
+                rare.add(edge)
+            elif _width(other) > _width(mine) > 0 or (
+                0 < _width(mine) <= element and other.mufu >= mine.mufu > 0
+            ):
+                rare.add(edge)  # element by element beside the vector
+            elif in_loop and not other.instructions and mine.instructions:
+                sides.append((edge, mine))
+                continue
+            else:
+                continue
+            behind.follows[node].remove(ways[k])
+            behind.settle(node)
+            break
+    for edge, path in sides:
+        alike = sum(
+            path.mufu == other.mufu
+            and path.instructions <= 1.25 * other.instructions + 1
+            and other.instructions <= 1.25 * path.instructions + 1
+            for _, other in sides
+        )
+        of_each = alike >= max(2, logits)
+        special_functions = path.mufu and 2 * path.mufu >= min(logits, total)
+        moved = sum(key.width * n for key, n in path.work.items() if isinstance(key, Traffic))
+        if not (of_each or special_functions or 2 * moved >= logits * element):
+            rare.add(edge)
+    return rare
+
+
+def _special(path: _Path) -> bool:
+    return any(path.work[name] for name in (*_ATOMIC, *_SLOW))
+
+
+def _width(path: _Path) -> int:
+    return max(
+        (key.width for key in path.work if isinstance(key, Traffic) and key.base != "STS"),
+        default=0,
+    )
+
+
+def _longest(level: _Level, rare: set[tuple[int, int]], weight: dict[int, int]) -> list[int]:
+    """The dearest way through a level without rare edges: its nodes."""
+    best: dict[int, tuple[int, int | None]] = {level.order[0]: (weight[level.order[0]], None)}
+    for node in level.order:
+        if node not in best:
+            continue
+        for to in level.follows.get(node, ()):
+            if (node, to) in rare:
+                continue
+            new = best[node][0] + weight[to]
+            if to not in best or new > best[to][0]:
+                best[to] = new, node
+    ends = [k for k in best if k in level.latches]
+    if not ends:
+        ends = [k for k in best if not any(to in best for to in level.follows.get(k, ()))]
+    end: int | None = max(ends or best, key=lambda k: best[k][0])
+    way = []
+    while end is not None:
+        way.append(end)
+        end = best[end][1]
+    return way[::-1]
+
+
+def _logits(path: _Path, element: int) -> float | None:
+    """Those of a turn: by the bytes of its widest loads or of all stores, whichever are fewer; no
+    more than it takes exponentials, where it takes several.
+
+    Beside global memory, narrow loads on chip, and those of a turn with a barrier, belong to sums
+    over warps.
+    """
+    kinds = {k: n for k, n in path.work.items() if isinstance(k, Traffic) and k.base != "STS"}
+    moved: dict[str, int] = {}
+    for key, number in kinds.items():
+        if key.base in _STORES:
+            moved[key.base] = moved.get(key.base, 0) + key.width * number
+        elif key.width == max(other.width for other in kinds if other.base == key.base):
+            moved[key.base] = key.width * number
+    vectors = {key.base for key in kinds if key.width >= _VECTOR}
+    if vectors:  # beside which a number is one of the row
+        for name in set(moved) - vectors - set(_STORES):
+            del moved[name]
+    if len(moved) > 1 and ("LDS" not in vectors or path.work["BAR"]):
+        moved.pop("LDS", None)
+    if not moved:
+        return None
+    logits = min(moved.values()) / element
+    if _FEW < path.mufu < logits:  # tables are loaded beside the logits
+        logits = 2.0 ** math.floor(math.log2(path.mufu))
+    return logits
+
+
+def _stride(code: list[Instruction]) -> float:
+    """Bytes by which a turn's accesses move on: where constants say so, else infinitely many."""
+    written: dict[str, list[Instruction]] = collections.defaultdict(list)
+    for one in code:
+        written[one.operands.split(",")[0].strip()].append(one)
+
+    def step(register: str, far: int = 0) -> float:
+        """Bytes that a register moves on in a turn; 0 for what does not change."""
+        found = 0.0
+        for one in written[register]:
+            if one.base[0] in "FH" or one.base == "MUFU":
+                continue  # which uses the register for something else
+            sources = [part.strip().removesuffix(".reuse") for part in one.operands.split(",")[1:]]
+            constants = [int(part, 16) for part in sources if part.startswith("0x")]
+            if register in sources and one.base in ("VIADD", "IADD3", "UIADD3", "IMAD"):
+                if not constants:
+                    return math.inf
+                moved = constants[-1]
+                found = max(found, min(moved, 2**32 - moved))
+            elif one.base in ("IMAD", "LEA", "UIMAD", "ULEA") and far < 2 and sources[0] != "RZ":
+                # a factor in a register is the size of what is summed
+                times = constants[0] if constants else _SIZE
+                times = 1 << times if "LEA" in one.base and constants else times
+                found = max(
+                    found,
+                    times * step(sources[0], far + 1),
+                    *(step(part, far + 1) for part in sources[2:] if re.fullmatch(r"U?R\d+", part)),
+                )
+            elif far < 2 and one.base in ("VIADD", "IADD3", "MOV", "LEA", "IMAD"):
+                inner = [step(part, far + 1) for part in sources if re.fullmatch(r"U?R\d+", part)]
+                found = max(found, *inner, 0)
+            else:
+                return math.inf
+        return found
+
+    most = 0.0
+    for one in code:
+        if one.base in (*_LOADS, *_STORES, "LDGSTS", "STS") and one.guard != "@!PT":
+            address = re.sub(r"desc\[.*?\]", "", one.operands)
+            for register in re.findall(r"\bU?R\d+", "".join(re.findall(r"\[(.*?)\]", address))):
+                most = max(most, step(register))
+    return most
+
+
+def _walks_alone(code: list[Instruction]) -> bool:
+    """Whether a loop's accesses move on by less than a warp reads: it walks over what every thread
+    reads, as the sums of warps, not over a row."""
+    sizes = [one.width for one in code if one.base in (*_LOADS, *_STORES) and one.guard != "@!PT"]
+    return bool(sizes) and _stride(code) < _WARP * sum(sizes)
+
+
+def cost(code: list[Instruction], element: int) -> Cost:
+    """Of a kernel whose logits have `element` bytes."""
+    return _Counting(graph(code), element).cost(
+        any(one.base.startswith("UBLKCP") for one in code),
+    )
+
+
+class _Counting:
+    """The loops of a kernel, counted from the inside out."""
+
+    def __init__(self, blocks: list[Block], element: int) -> None:
+        self.blocks, self.element = blocks, element
+        self.reached = set(_order(0, {k: block.next for k, block in enumerate(blocks)}))
+        self.bodies = {
+            head: body for head, body in natural_loops(blocks).items() if head in self.reached
+        }
+        self.parent: dict[int, int | None] = {}
+        for head, body in self.bodies.items():
+            around = [h for h, b in self.bodies.items() if h != head and head in b and body <= b]
+            self.parent[head] = min(around, key=lambda h: len(self.bodies[h]), default=None)
+        self.loops: dict[int, Loop] = {}
+        self.inside: dict[int, _Path] = {}  # a turn of a loop with one of each loop inside
+        self.ways: dict[int | None, list[int]] = {}
+
+    def cost(self, bulk: bool) -> Cost:
+        for head in sorted(self.bodies, key=self._depth, reverse=True):
+            self._count_loop(head)
+        straight, rare = self._count(None)
+        counted = sorted(self._on_way(None))
+        return Cost(
+            straight.instructions,
+            straight.mufu,
+            rare,
+            sum(len(block.code) for block in self.blocks),
+            tuple(self.loops[head] for head in counted),
+            straight.work,
+            bulk,
+        )
+
+    def _depth(self, head: int) -> int:
+        up = self.parent[head]
+        return 0 if up is None else 1 + self._depth(up)
+
+    def _count_loop(self, head: int) -> None:
+        path, rare = self._count(head)
+        way = self.ways[head]
+        code = [one for node in way if node not in self.bodies for one in self.blocks[node].code]
+        code += self.blocks[head].code
+        waits = any(path.work[name] for name in _WAITS) and not path.mufu
+        walks = waits or _walks_alone(code)
+        self.loops[head] = Loop(
+            self.blocks[head].code[0].address,
+            self._depth(head),
+            path.instructions,
+            path.mufu,
+            rare,
+            None if walks else _logits(path, self.element),
+            path.work,
+        )
+        turn = _Path()
+        for node in way:
+            turn.add(self.inside.get(node, _of_block(self.blocks[node])))
+        self.inside[head] = turn
+
+    def _count(self, head: int | None) -> tuple[_Path, int]:
+        """What is done in a loop, or in the kernel, on the dearest way and outside of the loops
+        inside; and how many instructions are left out as rare."""
+        body = self.reached if head is None else self.bodies[head]
+        inner = {h: b for h, b in self.bodies.items() if self.parent[h] == head}
+        level = _Level(self.blocks, body, head, inner)
+        everything = _Path()
+        for node in level.order:
+            everything.add(level.paths[node])
+        logits = _logits(everything, self.element) or 1
+        rare = _rare_ways(level, self.inside, head is not None, logits, self.element)
+        way = _longest(level, rare, {node: self._weight(level, node) for node in level.order})
+        self.ways[head] = way
+        _share([self.loops[node] for node in way if node in inner])
+        path = _Path()
+        for node in way:
+            path.add(level.paths[node])
+        lawful = set(_order(level.order[0], level.without(rare)))
+        left = [node for node in level.order if node not in lawful]
+        return path, sum(self.inside.get(node, level.paths[node]).instructions for node in left)
+
+    def _weight(self, level: _Level, node: int) -> int:
+        """By which ways are compared: instructions of a thread that has many logits."""
+        if node not in level.inner:
+            return level.paths[node].instructions
+        loop = self.loops[node]
+        turns = _MANY / loop.logits if loop.logits else 1
+        return round(loop.instructions * turns)
+
+    def _on_way(self, head: int | None) -> Iterator[int]:
+        for node in self.ways[head]:
+            if node in self.bodies and node != head:
+                yield node
+                yield from self._on_way(node)
+
+
+def _share(loops: Iterable[Loop]) -> None:
+    """Finds loops of one level that do the same work: they share it, or do what another leaves."""
+    groups: list[list[Loop]] = []
+    for loop in (one for one in loops if one.logits):
+        for group in groups:
+            if _alike(group[0], loop):
+                group.append(loop)
+                break
+        else:
+            groups.append([loop])
+    for group in groups:
+        most = max(loop.logits or 0 for loop in group)
+        whole = [loop for loop in group if loop.logits == most]
+        for loop in group:
+            loop.remainder = loop.logits != most
+            loop.shared_by = len(whole)
+
+
+def _alike(a: Loop, b: Loop) -> bool:
+    """Whether they do the same for a logit: the same kinds of access and as much arithmetic."""
+    assert a.logits
+    assert b.logits
+    for kind in ("MUFU", *_LOADS, *_STORES, "STS", "LDGSTS"):
+        if bool(a.work[kind]) != bool(b.work[kind]):
+            return False
+    kinds = {kind for kind in (*a.work, *b.work) if isinstance(kind, str) and kind[0] in "FHM"}
+    for kind in kinds:
+        mine, other = a.work[kind] / a.logits, b.work[kind] / b.logits
+        if abs(mine - other) > max(0.3, _ALIKE * max(mine, other)):
+            return False
+    return True

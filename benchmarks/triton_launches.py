@@ -1,0 +1,172 @@
+"""What the Triton backend would launch for forms of call, compiled for a GPU that is not here.
+
+A process without TRITON_INTERPRET: the library is called as its users call it, on tensors of the
+CPU, and every launch is kept instead of done (`python -m benchmarks.triton_launches 90 FOLDER`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpl_fused import functional as LF
+from lpl_fused.phi import Focal
+
+from .cases import Case, draw
+from .providers import fused
+
+FILE = "launches.json"
+SHAPE, MULTILABEL_SHAPE = "64x32000", "512x9605"
+# name, the case it is drawn as, what is not in the case
+FORMS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("plain", "ce", {}),
+    ("plain, by statistics", "ce", {"reduction": "none"}),
+    ("one table (logit adjustment)", "la", {}),
+    ("two tables (VS)", "vs", {}),
+    ("a margin (LDAM)", "ldam", {}),
+    ("smoothing", "smoothing", {}),
+    ("focal", "ce", {"phi": Focal(2.0)}),
+    ("norm (LogitClip)", "logitclip", {}),
+    ("penalty (MbLS)", "mbls", {}),
+    ("LPL, 10 steps, a class a row", "lpl10-unique", {}),
+    ("BCE", "bce", {}),
+    ("BCE, LPL, 10 steps", "bce-lpl10", {}),
+)
+# in both element types; the others in bfloat16 alone
+BOTH = ("plain", "one table (logit adjustment)", "LPL, 10 steps, a class a row", "BCE")
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """A kernel that a form launches: its code is CUBIN, beside this file."""
+
+    form: str
+    dtype: str
+    backward: bool
+    kernel: str
+    meta: dict[str, Any]
+    grid: int  # programs
+    threads: int  # of each
+    shared: int  # bytes on chip
+    cubin: str
+    rows: int
+    classes: int
+
+    @property
+    def logits(self) -> float:
+        """Of a thread, on average, were every program's work the same."""
+        return self.rows * self.classes / (self.grid * self.threads)
+
+
+def forms() -> Iterator[tuple[str, Case, Callable[[Tensor], Tensor], Tensor]]:
+    """(name, case, loss, logits) of every form and dtype."""
+    for name, loss, others in FORMS:
+        for dtype in ("bf16", "fp32") if name in BOTH else ("bf16",):
+            multilabel = loss.startswith("bce")
+            case = Case.parse(MULTILABEL_SHAPE if multilabel else SHAPE, dtype, loss)
+            batch = draw(case, torch.device("cpu"))
+            if others:
+                target = batch.target
+
+                def called(u: Tensor, y: Tensor = target, k: dict[str, Any] = others) -> Tensor:
+                    return LF.cross_entropy(u, y, backend="triton", **k).sum()
+
+                yield name, case, called, batch.logits
+            else:
+                yield name, case, fused("triton")(case, batch), batch.logits
+
+
+def record(target: int, folder: Path) -> None:
+    """Leaves the launches of every form and their cubins in a folder."""
+    launching: Any = importlib.import_module("lpl_fused.backends.triton.launching")
+    backend: Any = importlib.import_module("lpl_fused.backends.triton")
+    kept: list[tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = []
+
+    def keep(kernel: Any, grid: tuple[int, ...], *arguments: Any, **meta: Any) -> None:
+        kept.append((kernel, grid, arguments, meta))
+
+    launching.launch = keep
+    # as if interpreted, for CPU tensors to be taken; nothing runs
+    launching.interpreted = backend.interpreted = lambda: True
+    made: list[Launch] = []
+    known: dict[str, tuple[str, Any]] = {}
+    for name, case, loss, logits in forms():
+        kept.clear()
+        leaf = logits.detach().requires_grad_()
+        value = loss(leaf)
+        forward = len(kept)
+        torch.autograd.grad(value, leaf, torch.full_like(value, 0.75))
+        for k, (kernel, grid, arguments, meta) in enumerate(kept):
+            cubin, metadata = compiled(kernel, arguments, meta, target, folder, known)
+            programs = 1
+            for size in grid:
+                programs *= size
+            shown = {key: value for key, value in meta.items() if isinstance(value, (int, bool))}
+            made.append(
+                Launch(
+                    name,
+                    case.dtype_name,
+                    k >= forward,
+                    kernel.fn.__name__,
+                    shown,
+                    programs,
+                    32 * metadata.num_warps,
+                    metadata.shared,
+                    cubin,
+                    case.rows,
+                    case.classes,
+                )
+            )
+    (folder / FILE).write_text(json.dumps([dataclasses.asdict(one) for one in made]))
+
+
+def compiled(
+    kernel: Any,
+    arguments: tuple[Any, ...],
+    meta: dict[str, Any],
+    target: int,
+    folder: Path,
+    known: dict[str, tuple[str, Any]],
+) -> tuple[str, Any]:
+    """The name of a cubin of the folder, and what Triton says of it."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    gpu = GPUTarget("cuda", target, 32)
+    backend = make_backend(gpu)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    meta = {**meta, "enable_fp_fusion": True, "debug": False}
+    bound, specialization, options = bind(*arguments, **meta)
+    options, signature, constants, attributes = kernel._pack_args(
+        backend, meta, bound, specialization, options
+    )
+    source = ASTSource(kernel, signature, constants, attributes)
+    key = f"{source.hash()} {options.hash()}"
+    if key not in known:
+        with contextlib.redirect_stdout(io.StringIO()):
+            binary = triton.compile(source, target=gpu, options=options.__dict__)
+        name = f"{kernel.fn.__name__}-{len(known)}.cubin"
+        (folder / name).write_bytes(binary.asm["cubin"])
+        known[key] = name, binary.metadata
+    return known[key]
+
+
+def read(folder: Path) -> list[Launch]:
+    """What `record` left."""
+    return [Launch(**one) for one in json.loads((folder / FILE).read_text())]
+
+
+if __name__ == "__main__":
+    record(int(sys.argv[1]), Path(sys.argv[2]))

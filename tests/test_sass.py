@@ -1,0 +1,171 @@
+"""Machine code read without a GPU: loops, their turns, what is rare."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import sass
+
+EXP = "MUFU.EX2 R4, R4"
+FMA = "FFMA R4, R4, 1.5, R5"
+
+
+def code(text: str) -> list[sass.Instruction]:
+    """Instructions 16 bytes apart from lines `label: instruction`; `@label` in operands becomes
+    its address."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    addresses = {}
+    bare = []
+    for line in lines:
+        label, _, rest = line.rpartition(": ")
+        if label:
+            addresses[label] = len(bare) * 16
+        bare.append(rest)
+    listing = ["		Function : f"]
+    for k, line in enumerate(bare):
+        for label, address in addresses.items():
+            line = line.replace(f"@{label}", f"{address:#x}")
+        listing.append(f"        /*{k * 16:04x}*/  {line} ;   /* 0x00 */")
+    usage = " Function f:\n  REG:32 STACK:0 SHARED:64 LOCAL:8 CONSTANT[0]:1 TEXTURE:0"
+    (found,) = sass.parsed("\n".join([usage, *listing])).values()
+    assert found[1] == sass.Resources(32, 64, 8)
+    assert len(found[0]) == len(bare)
+    return found[0]
+
+
+def row_loop(name: str, unroll: int, body: str = "") -> str:
+    """A loop over a row of bfloat16: 8 exponentials and 8 others for each 16 bytes."""
+    loads = "\n".join(f"LDG.E.128 R8, desc[UR4][R2.64+{16 * k:#x}]" for k in range(unroll))
+    work = "\n".join([FMA, EXP] * (8 * unroll))
+    return f"""{name}: IADD3 R2, R2, R7, RZ
+        {loads}
+        {work}
+        {body}
+        ISETP.GE.AND P0, PT, R2, R6, PT
+        @!P0 BRA @{name}"""
+
+
+def test_a_loop_takes_as_many_turns_as_its_loads_ask_for() -> None:
+    found = sass.cost(code(f"MOV R1, R1\n{row_loop('L', 2)}\nEXIT"), 2)
+    (loop,) = found.loops
+    assert (loop.logits, loop.mufu, loop.depth) == (16, 16, 0)
+    assert loop.instructions == 32 + 2 + 3
+    assert found.straight == 2
+    count, mufu = found.per_logit(100)
+    assert count == pytest.approx(37 / 16 + 2 / 100)
+    assert mufu == 1
+    assert found.bytes_per_logit(100, "LDG") == 2
+
+
+def test_a_remainder_does_what_the_loop_before_has_left() -> None:
+    found = sass.cost(code(f"{row_loop('A', 4)}\n{row_loop('B', 1)}\nEXIT"), 2)
+    assert [(loop.logits, loop.remainder) for loop in found.loops] == [(32, False), (8, True)]
+    assert found.per_logit(1e9)[1] == pytest.approx(1)
+
+
+def test_loops_that_do_the_same_share_the_row() -> None:
+    found = sass.cost(code(f"{row_loop('A', 2)}\n{row_loop('B', 2)}\nEXIT"), 2)
+    assert [loop.shared_by for loop in found.loops] == [2, 2]
+    assert found.per_logit(1e9)[1] == pytest.approx(1)
+
+
+def test_sweeps_that_differ_each_take_the_whole_row() -> None:
+    writes = "STG.E.128 desc[UR4][R2.64], R8"
+    found = sass.cost(code(f"{row_loop('A', 1)}\n{row_loop('B', 1, writes)}\nEXIT"), 2)
+    assert found.per_logit(1e9)[1] == pytest.approx(2)
+    assert found.bytes_per_logit(1e9, "STG") == 2
+
+
+def test_a_patch_of_a_few_logits_is_rare() -> None:
+    patch = """BSSY B0, @over
+        @P1 BRA @sync
+        PRMT R8, R8, R9, R10
+        PRMT R8, R8, R9, R10
+        sync: BSYNC B0
+        over: NOP"""
+    (loop,) = sass.cost(code(f"{row_loop('L', 1, patch)}\nEXIT"), 2).loops
+    (plain,) = sass.cost(code(f"{row_loop('L', 1)}\nEXIT"), 2).loops
+    assert loop.rare == 2
+    assert loop.instructions == plain.instructions + 3  # the branch and its barrier
+
+
+def test_the_element_by_element_way_beside_the_vectors_is_rare() -> None:
+    elements = "\n".join("LDG.E.U16 R8, desc[UR4][R2.64]" for _ in range(8))
+    text = f"""L: IADD3 R2, R2, R7, RZ
+        @P1 BRA @slow
+        LDG.E.128 R8, desc[UR4][R2.64]
+        BRA @work
+        slow: MOV R3, R3
+        {elements}
+        work: {FMA}
+        @!P0 BRA @L
+        EXIT"""
+    (loop,) = sass.cost(code(text), 2).loops
+    assert (loop.logits, loop.instructions, loop.rare) == (8, 6, 9)
+
+
+def test_of_two_ways_the_dearer_is_counted() -> None:
+    """Exclusive: never both of them."""
+    long = "\n".join([FMA] * 20)
+    text = f"MOV R1, R1\n@P0 BRA @other\n{long}\nEXIT\nother: {FMA}\nEXIT"
+    assert sass.cost(code(text), 4).straight == 23
+
+
+def test_what_a_dead_row_is_filled_with_is_not_the_way() -> None:
+    """Zeros are written in wide stores, the live row is swept element by element before a loop."""
+    text = f"""LDG.E.U16 R2, desc[UR4][R2.64]
+        @P0 BRA @live
+        STG.E.128 desc[UR4][R2.64], RZ
+        EXIT
+        live: LDG.E.U16 R2, desc[UR4][R2.64]
+        {row_loop("L", 1)}
+        EXIT"""
+    assert [loop.mufu for loop in sass.cost(code(text), 2).loops] == [8]
+
+
+def test_a_sum_over_warps_is_no_loop_over_the_row() -> None:
+    text = f"""MOV R1, R1
+        L: LDS.128 R8, [R2]
+        VIADD R2, R2, 0x10
+        {FMA}
+        @!P0 BRA @L
+        EXIT"""
+    (loop,) = sass.cost(code(text), 2).loops
+    assert loop.logits is None
+    assert loop.turns_per_logit == 0
+    # where threads lie side by side, a turn moves on by what all of them read
+    (loop,) = sass.cost(code(text.replace("0x10", "0x1000")), 2).loops
+    assert loop.logits == 8
+
+
+def test_tables_beside_the_logits_are_no_logits() -> None:
+    tables = "LDG.E.128 R12, desc[UR4][R12.64]\nLDG.E.128 R16, desc[UR4][R12.64+0x10]"
+    (loop,) = sass.cost(code(f"{row_loop('L', 1, tables)}\nEXIT"), 2).loops
+    assert loop.logits == 8
+
+
+def test_waiting_is_counted_once() -> None:
+    text = """MOV R1, R1
+        L: SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R2
+        @!P0 BRA @L
+        EXIT"""
+    found = sass.cost(code(text), 2)
+    assert found.per_logit(10)[0] == pytest.approx(4 / 10)
+
+
+def test_bulk_copies_are_seen() -> None:
+    assert sass.cost(code("UBLKCP.S.G [UR4], [UR6], UR8\nEXIT"), 2).bulk
+    assert not sass.cost(code("MOV R1, R1\nEXIT"), 2).bulk
+
+
+def test_names_are_read_as_they_were_written() -> None:
+    mangled = "_ZN3lpl10row_kernelINS_7RowBodyI13__nv_bfloat16Lb1EEEEEvNS_4CallEib"
+    assert sass.demangled(mangled) == "row_kernel<RowBody<__nv_bfloat16, true> >"
+    assert sass.demangled("forward") == "forward"
+
+
+def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sass.shutil, "which", lambda name: None)
+    monkeypatch.setattr(sass.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="CUDA toolkit.*PyPI's nvidia-cuda-cuobjdump"):
+        sass.tool("cuobjdump")
