@@ -13,7 +13,8 @@ CPU = torch.device("cpu")
 CE = Case.parse("48x130", "fp32", "ce")
 MULTILABEL = ("bce", "db", "bce-lpl3")
 KINDS = (
-    *("ce", "la", "vs", "ldam", "smoothing", "focal", "lpl3", "lpl3-zipf", "lpl3-unique", "lpl3-one"),
+    *("ce", "la", "vs", "ldam", "smoothing", "focal"),
+    *("lpl3", "lpl3-zipf", "lpl3-unique", "lpl3-one"),
     *("linear-ce", *MULTILABEL),
 )
 
