@@ -12,6 +12,7 @@
 #include <cstring>
 #include <functional>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "../csrc/cuda/bindings.cpp"
@@ -59,7 +60,7 @@ long launches = 0;
 
 struct Shape {
   int blocks = 2, places = 4;
-  bool staged = true, reversed = false;
+  bool staged = true, reversed = false, bulk = true;
 } shape;
 
 // A byte, or kRandom: a nan hides from a comparison, which a number that is huge or usual does not.
@@ -82,12 +83,13 @@ void fill_with_poison(std::vector<char>& memory) {
 constexpr int kCrew = 2;  // threads of a warp
 constexpr size_t kStack = 256 << 10, kPoisonedStack = 16 << 10;
 
-enum class Waits { no, team, crew, over };
+enum class Waits { no, team, crew, bulk, over };
 
 struct Fibre {
   ucontext_t context;
   std::vector<char> stack;
   Waits waits;
+  const bool* until;  // of Waits::bulk
 };
 
 // Runs body(rank) in as many fibres as a team has threads.
@@ -111,8 +113,17 @@ class Fibres {
       fibre.waits = Waits::no;
     }
     while (turn())
-      if (!open(0, int(fibres_.size()), Waits::team))
+      if (!open(0, int(fibres_.size()), Waits::team) && !arrived())
         throw std::logic_error("threads of a team wait for different barriers");
+  }
+
+  // Waits for something that another fibre does.
+  void wait_until(const bool& done) {
+    if (done) return;
+    Fibre& fibre = fibres_[size_t(running_)];
+    fibre.waits = Waits::bulk;
+    fibre.until = &done;
+    swapcontext(&fibre.context, &main_);
   }
 
   void wait(Waits what) {
@@ -138,11 +149,19 @@ class Fibres {
         for (int place = 0; place < kCrew; ++place) {
           running_ = begin + (shape.reversed ? kCrew - 1 - place : place);
           Fibre& fibre = fibres_[size_t(running_)];
+          if (fibre.waits == Waits::bulk && *fibre.until) fibre.waits = Waits::no;
           if (fibre.waits == Waits::no) swapcontext(&main_, &fibre.context);
         }
       } while (open(begin, begin + kCrew, Waits::crew));
     }
     return !all(0, int(fibres_.size()), Waits::over);
+  }
+
+  // Whether somebody may go on because a copy was asked for.
+  bool arrived() const {
+    return std::any_of(fibres_.begin(), fibres_.end(), [](const Fibre& fibre) {
+      return fibre.waits == Waits::bulk && *fibre.until;
+    });
   }
 
   bool all(int begin, int end, Waits what) const {
@@ -173,10 +192,21 @@ struct Shared {
   std::vector<char> slots;  // (2, 2, threads, kWidest): of the team's reductions, of crews'
   std::vector<int> counts;
   std::vector<std::vector<char>> stages, shared;  // by block
+  // Bulk copies by block and part: asked for, and done by who waits for them first, so that who
+  // does not wait finds what was there before.
+  struct Part {
+    void* to = nullptr;
+    const void* from;
+    size_t bytes;
+    bool asked = false;
+  };
+  std::vector<Part> parts;
 };
 
 class Team {
  public:
+  static constexpr int kParts = 4;  // as on the device
+
   Team(Shared& shared, int blocks, int places, int rank)
       : shared_(shared), blocks_(blocks), places_(places), rank_(rank) {}
 
@@ -240,6 +270,21 @@ class Team {
   void copy_line(void* to, const void* from) {
     copies_.push_back({to, from, kBytes});
   }
+  bool begins_bulk() { return shape.bulk && !std::exchange(begun_, true); }
+  void copy_bulk(void* to, const void* from, int bytes, int part) {
+    if (place() != 0) throw std::logic_error("one thread of a block asks for copies");
+    for (uintptr_t place : {uintptr_t(to), uintptr_t(from), uintptr_t(bytes)})
+      if (place % 16) throw std::logic_error("bulk copies are of lines of 16 bytes");
+    Shared::Part& asked = shared_.parts[size_t(block() * kParts + part)];
+    if (asked.asked) throw std::logic_error("a part is copied once");
+    asked = {to, from, size_t(bytes), true};
+  }
+  void wait_bulk(int part) {
+    Shared::Part& asked = shared_.parts[size_t(block() * kParts + part)];
+    shared_.fibres.wait_until(asked.asked);
+    if (asked.to) std::memcpy(asked.to, asked.from, asked.bytes);
+    asked.to = nullptr;
+  }
   void wait_for_copies() {
     for (const Copy& copy : copies_) std::memcpy(copy.to, copy.from, size_t(copy.bytes));
     copies_.clear();
@@ -278,6 +323,7 @@ class Team {
   Shared& shared_;
   const int blocks_, places_, rank_;
   int turn_[2] = {0, 0};  // of the team's reductions, of its crew's
+  bool begun_ = false;
   std::vector<Copy> copies_;
 };
 
@@ -303,12 +349,17 @@ class Launcher {
     const auto of_blocks = [&](size_t bytes) {
       return std::vector<std::vector<char>>(size_t(blocks), std::vector<char>(bytes));
     };
-    Shared shared{Fibres(threads), std::vector<char>(4 * size_t(threads) * kWidest),
-                  std::vector<int>(size_t(threads)), of_blocks(size_t(stage)), of_blocks(own)};
+    Shared shared{Fibres(threads),
+                  std::vector<char>(4 * size_t(threads) * kWidest),
+                  std::vector<int>(size_t(threads)),
+                  of_blocks(size_t(stage)),
+                  of_blocks(own),
+                  {}};
     for (i64 i = 0; i < n; ++i) {
       fill_with_poison(shared.slots);
       for (auto& place : shared.stages) fill_with_poison(place);
       for (auto& place : shared.shared) fill_with_poison(place);
+      shared.parts.assign(size_t(blocks * Team::kParts), {});
       shared.fibres.run([&](int rank) {
         Team team(shared, blocks, shape.places, rank);
         Body::run(team, call, i);
@@ -361,7 +412,12 @@ struct Careless {
 #define LPL_FOR_TESTS extern "C" __attribute__((visibility("default")))
 
 LPL_FOR_TESTS void use_shape(int blocks, int places, bool staged, bool reversed) {
-  lpl::shape = {blocks, places, staged, reversed};
+  lpl::shape = {blocks, places, staged, reversed, lpl::shape.bulk};
+}
+
+// Rows are staged in bulk, or line by line.
+LPL_FOR_TESTS void use_bulk(bool bulk) {
+  lpl::shape.bulk = bulk;
 }
 
 // The last come first.

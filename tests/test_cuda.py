@@ -313,6 +313,16 @@ def test_every_row_has_a_factor(form: str, dtype: torch.dtype) -> None:
         assert torch.equal(found, backend.learned_gradient(asked, factors))
 
 
+def unshifted(terms: torch.Tensor) -> Terms:
+    """The same numbers for a shift of 0: which shift a sweep takes is its own affair."""
+    of = Terms.of(terms)
+    return of._replace(
+        shift=torch.zeros_like(of.shift),
+        log_total=of.log_total + of.shift,
+        strength=of.strength * torch.exp(-of.shift),
+    )
+
+
 @pytest.mark.parametrize("reduction", [MEAN, SUM])
 @pytest.mark.parametrize("form", ["ignore", "clip-p3", "penalty-everything", "everything"])
 def test_a_sweep_leaves_the_terms_of_the_rounds(form: str, reduction: int) -> None:
@@ -323,7 +333,7 @@ def test_a_sweep_leaves_the_terms_of_the_rounds(form: str, reduction: int) -> No
     expected = sweep(backend, [asked.columns(0, 41)])
     swept = backend.forward(asked, False)
     for name, one, other in zip(
-        Terms._fields, Terms.of(swept.terms), Terms.of(expected.terms), strict=True
+        Terms._fields, unshifted(swept.terms), unshifted(expected.terms), strict=True
     ):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, msg=name)
     narrow = asked._replace(input=asked.input.bfloat16())

@@ -4,7 +4,7 @@
 
 #include "../lpl_math.h"
 #include "../numbers.h"
-#include "call.h"
+#include "exponent.h"
 
 namespace lpl {
 
@@ -48,36 +48,46 @@ LPL_DEVICE inline Terms<Acc> scaled(Terms<Acc> t, Acc upstream) {
   return t;
 }
 
-template <typename Acc>
-LPL_DEVICE inline Acc finite_shift(Acc top) {
-  return top == -INFINITY ? Acc(0) : top;  // where all logits are −inf: no −inf + inf
-}
+// What of a problem's algebra touches every column, and whether a row's target is one label: a set
+// for which kernels are compiled. What touches a row alone (its weight, margin, φ, z-loss) all of
+// them have, but only those with kTables a temperature.
+using Set = unsigned;
+constexpr Set kBare = 0, kTables = 1;  // scale, offset, temperature
+constexpr Set kEven = 2;               // weight that is spread evenly, φ = log
+constexpr Set kLength = 4;             // a norm
+constexpr Set kPull = 8;               // a penalty
+constexpr Set kMove = 16;              // a learned perturbation
+constexpr Set kRest = 32;              // all others
+constexpr Set kAll = 63;
 
-// `Bare`: cross-entropy of labels, their weights and φ, and nothing else.
-template <typename T, bool Bare>
+template <typename T, Set kSet>
 class Algebra {
  public:
   using Acc = typename AccumulateOf<T>::type;
+  // one label has the target's whole weight, whatever the call
+  static constexpr bool kOneLabel = (kSet & (kEven | kRest)) == 0;
 
   LPL_DEVICE explicit Algebra(const Call& call)
       : p(call.p),
         call_(call),
         c(int(call.p.c)),
         classes(call.p.classes ? call.p.classes : call.p.c) {
-    spread = !Bare && (p.dense || p.smoothing || p.label_smoothing > 0);
-    one_label = Bare || (!spread && !p.other);
+    spread = !kOneLabel && (p.dense || p.smoothing || p.label_smoothing > 0);
+    one_label = kOneLabel || (!spread && !(has(kRest) && p.other));
   }
 
   const Problem& p;
   bool spread, one_label;
 
+  LPL_DEVICE static constexpr bool has(Set what) { return (kSet & what) != 0; }
   LPL_DEVICE static const Acc* table(const void* place) { return static_cast<const Acc*>(place); }
   LPL_DEVICE const T* logits(i64 i) const {
     return static_cast<const T*>(p.input) + i * p.row_stride;
   }
-  LPL_DEVICE bool has(int column) const { return unsigned(column) < unsigned(c); }
-  LPL_DEVICE bool normed() const { return !Bare && p.norm_p > 0; }
-  LPL_DEVICE bool penalised() const { return !Bare && p.penalty != Penalty::none; }
+  LPL_DEVICE bool exists(int column) const { return unsigned(column) < unsigned(c); }
+  LPL_DEVICE bool normed() const { return has(kLength) && p.norm_p > 0; }
+  LPL_DEVICE bool penalised() const { return has(kPull) && p.penalty != Penalty::none; }
+  LPL_DEVICE bool mixed() const { return has(kRest) && p.other; }
 
   // Row i; `delta` (N, C) may be null.
   LPL_DEVICE Row<Acc> row(i64 i, const Acc* delta) const {
@@ -89,7 +99,7 @@ class Algebra {
     bool ignored = false, outside = false;
     if (p.target) r.label = column(p.target[i], ignored, outside);
     i64 place = r.label + p.first;
-    if (!Bare && p.row_index) {
+    if (has(kRest) && p.row_index) {
       place = p.row_index[i];
       if (place < 0 || place >= p.row_count) {
         place = 0;
@@ -100,7 +110,7 @@ class Algebra {
     if (outside) share = NAN;
     if (!p.target) {
       r.uniform = share;
-    } else if (Bare || !p.other) {
+    } else if (!mixed()) {
       r.live = !ignored;
       split(r.label, share, r.hard, r.uniform);
     } else {
@@ -117,31 +127,76 @@ class Algebra {
       split(r.other, second, r.other_hard, other_uniform);
       r.uniform += other_uniform;
     }
-    if (!Bare && p.rows) r.extra = table(p.rows) + place * classes;
-    if (!Bare && p.margin && p.target) r.margin = table(p.margin)[r.label];
-    if (delta) r.delta = delta + (call_.out.slot ? call_.out.slot[i] : i) * p.c;
+    if (has(kRest) && p.rows) r.extra = table(p.rows) + place * classes;
+    if (p.margin && p.target) r.margin = table(p.margin)[r.label];
+    if (has(kMove) && delta) r.delta = delta + (call_.out.slot ? call_.out.slot[i] : i) * p.c;
     return r;
   }
 
   // v = softcap·tanh(T(u)/softcap)
   LPL_DEVICE Acc bounded(Acc u, const Row<Acc>& r) const {
-    if (Bare) return u;
-    const Acc x = u * r.factor;
-    return p.softcap > 0 ? Acc(p.softcap) * std::tanh(x / Acc(p.softcap)) : x;
+    const Acc x = has(kLength) ? u * r.factor : u;
+    return has(kRest) && p.softcap > 0 ? Acc(p.softcap) * std::tanh(x / Acc(p.softcap)) : x;
   }
 
   // z = (scale·v + offset + rows[r] − margin[y]·1[j = y])/temperature + δ
   LPL_DEVICE Acc perturbed(Acc u, int j, const Row<Acc>& r) const {
     Acc z = bounded(u, r);
-    if (!Bare) {
-      if (p.scale) z *= table(p.scale)[j];
-      if (p.offset) z += table(p.offset)[j];
-      if (r.extra) z += r.extra[j];
-      if (j == r.label) z -= r.margin;
-      z *= Acc(p.inverse_temperature);
-    }
-    if (r.delta) z += r.delta[j];
+    if (has(kTables) && p.scale) z *= table(p.scale)[j];
+    if (has(kTables) && p.offset) z += table(p.offset)[j];
+    if (has(kRest) && r.extra) z += r.extra[j];
+    if (j == r.label) z -= r.margin;
+    if (has(kTables)) z *= Acc(p.inverse_temperature);
+    if (has(kMove) && r.delta) z += r.delta[j];
     return z;
+  }
+
+  // The same for the columns of a piece; −∞ where there is none.
+  template <int kSize, typename Kind>
+  LPL_DEVICE void perturb(int first, const Acc* u, const Row<Acc>& r, Kind, Acc* z) const {
+#pragma unroll
+    for (int v = 0; v < kSize; ++v) z[v] = bounded(u[v], r);
+    if (has(kTables)) {
+      if (p.scale) each<kSize, Kind>(table(p.scale), first, [&](int v, Acc s) { z[v] *= s; });
+      if (p.offset) each<kSize, Kind>(table(p.offset), first, [&](int v, Acc x) { z[v] += x; });
+    }
+    if (has(kRest) && r.extra) each<kSize, Kind>(r.extra, first, [&](int v, Acc x) { z[v] += x; });
+    if (!kOneLabel && r.margin != 0) {  // else nobody wants z of the label
+#pragma unroll
+      for (int v = 0; v < kSize; ++v) z[v] -= first + v == r.label ? r.margin : Acc(0);
+    }
+    if (has(kTables) && p.inverse_temperature != 1) {
+#pragma unroll
+      for (int v = 0; v < kSize; ++v) z[v] *= Acc(p.inverse_temperature);
+    }
+    if (has(kMove) && r.delta) each<kSize, Kind>(r.delta, first, [&](int v, Acc x) { z[v] += x; });
+    if (Kind::value) return;
+#pragma unroll
+    for (int v = 0; v < kSize; ++v)
+      if (!exists(first + v)) z[v] = -INFINITY;
+  }
+
+  // f(v, values[first + v]) for the columns of a piece that exist.
+  template <int kSize, typename Kind, typename F>
+  LPL_DEVICE void each(const Acc* values, int first, F f) const {
+    const Acc* from = values + first;
+    if (Kind::value && kSize * sizeof(Acc) % 16 == 0 &&
+        reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+      constexpr int kOf = 16 / sizeof(Acc);
+      struct alignas(16) {
+        Acc value[kOf];
+      } line;
+#pragma unroll
+      for (int v = 0; v < kSize; v += kOf) {
+        line = *reinterpret_cast<const decltype(line)*>(from + v);
+#pragma unroll
+        for (int k = 0; k < kOf; ++k) f(v + k, line.value[k]);
+      }
+      return;
+    }
+#pragma unroll
+    for (int v = 0; v < kSize; ++v)
+      if (Kind::value || exists(first + v)) f(v, from[v]);
   }
 
   LPL_DEVICE Acc logit(int j, const Row<Acc>& r) const {
@@ -149,13 +204,15 @@ class Algebra {
   }
 
   // dL/d offset of a column from its dL/dz.
-  LPL_DEVICE Acc to_offset(Acc dz) const { return Bare ? dz : dz * Acc(p.inverse_temperature); }
+  LPL_DEVICE Acc to_offset(Acc dz) const {
+    return has(kTables) ? dz * Acc(p.inverse_temperature) : dz;
+  }
 
   // dL/dT from dL/d offset.
   LPL_DEVICE Acc to_input(Acc d_offset, Acc u, int j, const Row<Acc>& r) const {
     Acc du = d_offset;
-    if (!Bare && p.scale) du *= table(p.scale)[j];
-    if (!Bare && p.softcap > 0) {
+    if (has(kTables) && p.scale) du *= table(p.scale)[j];
+    if (has(kRest) && p.softcap > 0) {
       // 1 − tanh² from e^(−2|x|), not from tanh, where it would cancel
       const Acc decay = std::exp(Acc(-2 / p.softcap) * std::fabs(u * r.factor));
       du *= 4 * decay / ((1 + decay) * (1 + decay));
@@ -166,6 +223,7 @@ class Algebra {
   // What `uniform` multiplies: class weights w_j, for class probabilities t_j·w_j.
   LPL_DEVICE Acc weight(int j, const Row<Acc>& r) const {
     Acc weight = 1;
+    if (!has(kRest)) return weight;
     if (p.dense) {
       const Acc smoothing = Acc(p.label_smoothing);
       weight = probability(r.index * p.dense_stride + j) * (1 - smoothing);
@@ -180,10 +238,37 @@ class Algebra {
   LPL_DEVICE Acc gradient(Acc z, Acc e, int j, const Row<Acc>& r, const Terms<Acc>& t) const {
     Acc dz = e * t.strength;
     if (one_label) return j == r.label ? t.part : dz;
-    if (spread) dz -= weight(j, r) * phi(t.log_total - (z - t.shift)).slope * t.uniform;
+    if (spread) {
+      const Acc slope = has(kRest) ? phi(t.log_total - (z - t.shift)).slope : Acc(1);
+      dz -= weight(j, r) * slope * t.uniform;
+    }
     if (p.target && j == r.label) dz += t.part;
-    if (p.other && j == r.other) dz += t.other_part;
+    if (mixed() && j == r.other) dz += t.other_part;
     return dz;
+  }
+
+  // The same for the columns of a piece, `e` being the exponentials of the row's shift.
+  template <int kSize>
+  LPL_DEVICE void gradients(int first, const Acc* z, const Exponential<Acc>& e, Acc unit,
+                            const Row<Acc>& r, const Terms<Acc>& t, Acc* dz) const {
+    if (!one_label) {
+#pragma unroll
+      for (int v = 0; v < kSize; ++v) dz[v] = gradient(z[v], e.of(z[v]) * unit, first + v, r, t);
+      return;
+    }
+    const Acc strength = t.strength * unit;
+#pragma unroll
+    for (int v = 0; v < kSize; ++v) dz[v] = e.of(z[v]) * strength;
+    replace<kSize>(r.label - first, t.part, dz);
+  }
+
+  // x[at] ← value, if there is such a place; a row has one such piece.
+  template <int kSize>
+  static LPL_DEVICE void replace(int at, Acc value, Acc* x) {
+    if (unsigned(at) >= unsigned(kSize)) return;
+#pragma unroll
+    for (int v = 0; v < kSize; ++v)
+      if (v == at) x[v] = value;
   }
 
   // The loss of a row and the softmax's Terms where all its weight is on one label; masses in units
@@ -197,7 +282,7 @@ class Algebra {
     t.log_total = own >= rest ? ell + lift : std::log(total);
     Acc slope = r.hard * at.slope, value = r.hard * at.value;
     t.part = -slope * (rest / total);
-    if (!Bare && p.z_loss > 0) pressure(r.hard, shift + t.log_total, own / total, value, slope, t);
+    if (p.z_loss > 0) pressure(r.hard, shift + t.log_total, own / total, value, slope, t);
     t.strength = slope / total;
     return value;
   }
@@ -212,7 +297,7 @@ class Algebra {
     Acc slope = r.uniform * sums[1], weight = r.uniform * sums[2];
     const Acc hard[2] = {r.hard, r.other_hard};
     Acc* part[2] = {&t.part, &t.other_part};
-    for (int k = 0; k < (!p.target ? 0 : p.other ? 2 : 1); ++k) {
+    for (int k = 0; k < (!p.target ? 0 : mixed() ? 2 : 1); ++k) {
       const PhiValue<Acc> at = phi(t.log_total - gap[k]);
       if (hard[k] != 0) value += hard[k] * at.value;
       *part[k] = -hard[k] * at.slope;

@@ -80,7 +80,7 @@ struct TableBody {
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
-    const Algebra<T, false> algebra(call);
+    const Algebra<T, kAll> algebra(call);
     const Outputs& out = call.out;
     const i64 chunk = i / tiles(call.p.c);
     const int first = int(i % tiles(call.p.c)) * kTile;

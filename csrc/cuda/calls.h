@@ -32,18 +32,41 @@ void for_type(DType dtype, Run run) {
   }
 }
 
+template <Set... kSets>
+struct SetList {};
+
 inline bool serves(const Path& path, const Call& call) {
   return path.serves(features_of(call.p), wanted_of(call.out));
 }
 
-template <template <typename, bool> class Body, typename T, typename Launcher>
-void launch_rows(Launcher& launch, const Call& call) {
-  // float64 has no kernels of its own for that
-  constexpr bool simple = !std::is_same<T, double>::value;
-  const i64 bytes = call.p.c * i64(sizeof(T));
-  if (serves(kBarePath, call)) return launch.rows(Body<T, simple>(), call, call.p.n, bytes, true);
-  launch.rows(Body<T, false>(), call, call.p.n, bytes, true);
+inline const Path& path_of(Set set) {
+  switch (set) {
+    case kBare: return kBarePath;
+    case kTables: return kTablesPath;
+    case kEven: return kEvenPath;
+    case kTables | kLength: return kLengthPath;
+    case kPull: return kPullPath;
+    case kMove: return kMovePath;
+    default: return kPartPath;
+  }
 }
+
+// A team for every row, of the first of these sets that serves the call, or of all there is.
+template <template <typename, Set> class Body, typename T, typename Launcher>
+void launch_rows(Launcher& launch, const Call& call, bool stage, SetList<>) {
+  launch.rows(Body<T, kAll>(), call, call.p.n, call.p.c * i64(sizeof(T)), stage);
+}
+template <template <typename, Set> class Body, typename T, typename Launcher, Set kFirst,
+          Set... kOthers>
+void launch_rows(Launcher& launch, const Call& call, bool stage, SetList<kFirst, kOthers...>) {
+  // float64 has no kernels of its own for what is less than all
+  if constexpr (!std::is_same<T, double>::value)
+    if (serves(path_of(kFirst), call))
+      return launch.rows(Body<T, kFirst>(), call, call.p.n, call.p.c * i64(sizeof(T)), stage);
+  launch_rows<Body, T>(launch, call, stage, SetList<kOthers...>());
+}
+
+using Lean = SetList<kBare, kTables, kEven, kTables | kLength, kPull, kMove>;
 
 // δ of the classes with several rows that are solved, whose rows SolverBody has read. Those that
 // have a verdict let the rest of the kernels pass.
@@ -64,7 +87,7 @@ void relax_groups(Launcher& launch, Call call) {
 // of the others δ.
 template <typename T, typename Launcher>
 void take_steps(Launcher& launch, const Call& call) {
-  launch_rows<SolverBody, T>(launch, call);
+  launch_rows<SolverBody, T>(launch, call, true, SetList<kMove>());
   if (call.scratch.groups) relax_groups<typename AccumulateOf<T>::type>(launch, call);
   launch.rows(StepsBody<T>(), call, call.p.n, call.p.c * i64(sizeof(T)), false);
 }
@@ -81,7 +104,7 @@ void cross_entropy(Launcher& launch, Call call) {
     take_steps<T>(launch, call);
     if (call.scratch.only_delta) call.scratch.outcome = nullptr;
   }
-  launch_rows<RowBody, T>(launch, call);
+  launch_rows<RowBody, T>(launch, call, true, Lean());
   if (call.out.loss) launch.once(LossBody<Acc>(), call);
 }
 
@@ -90,7 +113,8 @@ template <typename T, typename Launcher>
 void gradient(Launcher& launch, const Call& call) {
   const Problem& p = call.p;
   const Outputs& out = call.out;
-  if (out.grad || out.grad_perturbed || out.grad_margin) launch_rows<GradientBody, T>(launch, call);
+  if (out.grad || out.grad_perturbed || out.grad_margin)
+    launch_rows<GradientBody, T>(launch, call, false, Lean());
   if (!out.grad_scale && !out.grad_offset) return;
   const i64 chunks = (p.n + call.scratch.chunk - 1) / call.scratch.chunk;
   const i64 bytes = p.c * i64(sizeof(T));
@@ -119,7 +143,7 @@ void run(Launcher& launch, Work work, Call call) {
         call.scratch.only_delta = true;
         return take_steps<T>(launch, call);
       case Work::size: return launch.rows(SizeBody<T>(), call, n, bytes, true);
-      case Work::mass: return launch_rows<MassBody, T>(launch, call);
+      case Work::mass: return launch_rows<MassBody, T>(launch, call, true, SetList<kBare>());
       case Work::detail: return launch.rows(DetailBody<T>(), call, n, bytes, true);
       case Work::rivals: return launch.rows(RivalsBody<T>(), call, n, bytes, true);
       case Work::perturbed: return launch.rows(PerturbedBody<T>(), call, n, bytes, false);

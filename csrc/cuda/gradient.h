@@ -18,18 +18,19 @@ struct ScaleBody {
     const Acc factor = factor_of<Acc>(call, i);
     if (factor == 1 || (sizeof(T) == 2 && !keeps_digits(factor))) return;
     T* row = static_cast<T*>(call.out.grad) + i * call.p.c;
-    const Pieces<Team, T> pieces(team, row, int(call.p.c));
-    pieces.visit([&](int first, const Acc* u) {
+    const Pieces<Team, T, 16, false> pieces(team, row, int(call.p.c));
+    const auto to = pieces.target(row);
+    pieces.visit([&](int first, const Acc* u, auto kind) {
       Acc x[pieces.kSize];
 #pragma unroll
       for (int v = 0; v < pieces.kSize; ++v) x[v] = u[v] * factor;
-      pieces.write(row, first, x);
+      to.write(first, x, kind);
     });
   }
 };
 
 // What is wanted of the gradient of row i: from its Terms, times its upstream.
-template <typename T, bool Bare>
+template <typename T, Set kSet>
 struct GradientBody {
   using Shared = Nothing;
   using Acc = typename AccumulateOf<T>::type;
@@ -38,15 +39,14 @@ struct GradientBody {
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
     if (call.scratch.factor && keeps_digits(factor_of<Acc>(call, i)))
       return ScaleBody<T>::run(team, call, i);
-    const Algebra<T, Bare> algebra(call);
+    const Algebra<T, kSet> algebra(call);
     Row<Acc> row = algebra.row(i, static_cast<const Acc*>(call.out.delta));
-    TeamRow<Team, T, Bare> here(team, call, algebra, row);
-    if (!row.live || !algebra.has(row.label)) here.clear_margin();
+    TeamRow<Team, T, kSet, false> here(team, call, algebra, row);
+    if (!row.live || !algebra.exists(row.label)) here.clear_margin();
     if (!row.live) return here.clear();
     const Terms<Acc> t = scaled(terms_of<Acc>(call, i), upstream_of<Acc>(call, i));
     here.use(t);
-    here.write(t,
-               [&](int j, Acc z) { return algebra.gradient(z, std::exp(z - t.shift), j, row, t); });
+    here.write(t);
   }
 };
 

@@ -1,4 +1,6 @@
 // The kernels, one per body, and what launches them.
+#include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -11,6 +13,10 @@ namespace {
 
 constexpr int kThreads = 256;       // of a block at most
 constexpr int kPiecesOfThread = 4;  // before a block gets more threads
+constexpr int kRowsBeside = 3;      // on a multiprocessor, before a row is cut
+
+// How rows come on chip: not, line by line as their threads ask for them, or in bulk.
+enum class Fill : int { none, lines, bulk };
 
 // Blocks that must find room on a multiprocessor: their share of its registers is the budget that
 // tests/test_cuda_compile.py holds every kernel to.
@@ -21,12 +27,14 @@ constexpr int blocks_beside() {
 
 template <typename Body>
 __global__ void __launch_bounds__(kThreads, blocks_beside<typename Body::Acc>())
-    row_kernel(const __grid_constant__ Call call, int blocks, bool staged) {
+    row_kernel(const __grid_constant__ Call call, int blocks, Fill fill) {
   if (spared<typename Body::Acc>(call)) return;
   __shared__ Exchange exchange;
+  __shared__ Arrivals arrivals;
   __shared__ typename Body::Shared shared;
-  extern __shared__ __align__(16) char stage[];
-  Team team(&exchange, &shared, staged ? stage : nullptr, blocks);
+  extern __shared__ __align__(128) char stage[];
+  Team team(&exchange, &shared, fill == Fill::none ? nullptr : stage,
+            fill == Fill::bulk ? &arrivals : nullptr, blocks);
   // no block may write into another that has not begun, or has ended
   if (blocks > 1) team.sync();
   Body::run(team, call, i64(blockIdx.x / unsigned(blocks)));
@@ -37,7 +45,7 @@ template <typename Body>
 __global__ void __launch_bounds__(kThreads) batch_kernel(const __grid_constant__ Call call) {
   if (spared<typename Body::Acc>(call)) return;
   __shared__ Exchange exchange;
-  Team team(&exchange, nullptr, nullptr, 1);
+  Team team(&exchange, nullptr, nullptr, nullptr, 1);
   Body::run(team, call, 0);
 }
 
@@ -52,6 +60,18 @@ int attribute(cudaDeviceAttr which) {
   check(cudaGetDevice(&device), "to name the device");
   check(cudaDeviceGetAttribute(&value, which, device), "to describe the device");
   return value;
+}
+
+// LPL_FUSED_CUDA_COPY=lines: as before compute capability 9.0.
+bool copies_in_bulk() {
+  static const bool bulk = [] {
+    const char* chosen = std::getenv("LPL_FUSED_CUDA_COPY");
+    if (!chosen || !*chosen || std::strcmp(chosen, "bulk") == 0) return true;
+    if (std::strcmp(chosen, "lines") == 0) return false;
+    throw std::runtime_error(std::string("LPL_FUSED_CUDA_COPY: expected bulk or lines, got ") +
+                             chosen);
+  }();
+  return bulk;
 }
 
 class Launcher {
@@ -70,15 +90,19 @@ class Launcher {
     const i64 lines = (bytes + 15) / 16 + 1;  // of a row that begins anywhere
     int blocks = 1;
     bool staged = stage;
+    Fill fill = Fill::none;
     if (stage) {
       const i64 all = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
       const i64 other = sizeof(Exchange) + sizeof(typename Body::Shared), most = all - other;
-      // as many blocks as leave room for two of them on a multiprocessor, which keeps 1 KiB of each
-      const i64 wanted = all / 2 - 1024 - other;
-      const bool clusters = attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+      // as many blocks as leave room for three rows on a multiprocessor, which keeps 1 KiB of each:
+      // they hide each other's phases
+      const i64 wanted = (all + 1024) / kRowsBeside - 1024 - other;
+      const int major = attribute(cudaDevAttrComputeCapabilityMajor);
+      const bool clusters = major >= 9;
       while (clusters && blocks < kMostBlocks && slice(lines, blocks) > wanted) blocks *= 2;
       staged = slice(lines, blocks) <= most;
       if (!staged) blocks = 1;
+      if (staged) fill = major >= 9 && copies_in_bulk() ? Fill::bulk : Fill::lines;
     }
     if (n > (i64(1) << 31) / blocks - 1) throw std::runtime_error("more rows than a grid has");
     int threads = kWarp;
@@ -100,7 +124,7 @@ class Launcher {
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  int(config.dynamicSmemBytes)),
             "shared memory for a row");
-    check(cudaLaunchKernelEx(&config, kernel, call, blocks, staged), "a kernel of rows");
+    check(cudaLaunchKernelEx(&config, kernel, call, blocks, fill), "a kernel of rows");
   }
 
  private:

@@ -26,21 +26,22 @@ struct Length {
 template <typename Team, typename Pieces, typename Acc = typename Pieces::Acc>
 LPL_DEVICE Length<Acc> length_of(Team& team, double p, const Pieces& pieces) {
   Acc peak = 0;
-  pieces.visit([&](int first, const Acc* u) {
+  pieces.visit([&](int first, const Acc* u, auto kind) {
 #pragma unroll
     for (int v = 0; v < Pieces::kSize; ++v) {
+      if (!decltype(kind)::value && !pieces.inside(first + v)) continue;
       const Acc magnitude = std::fabs(counted(u[v]));
-      if (pieces.inside(first + v) && magnitude > peak) peak = magnitude;
+      if (magnitude > peak) peak = magnitude;
     }
   });
   peak = team.reduce(peak, [](Acc x, Acc y) { return x > y ? x : y; });
   const bool infinite = p == INFINITY;
   Acc total = 0;
-  pieces.visit([&](int first, const Acc* u) {
+  pieces.visit([&](int first, const Acc* u, auto kind) {
 #pragma unroll
     for (int v = 0; v < Pieces::kSize; ++v) {
+      if (!decltype(kind)::value && !pieces.inside(first + v)) continue;
       const Acc magnitude = std::fabs(counted(u[v]));
-      if (!pieces.inside(first + v)) continue;
       total += infinite   ? Acc(magnitude == peak)
                : peak > 0 ? power_of(magnitude / peak, p)
                           : magnitude;
@@ -102,10 +103,10 @@ struct Top {
 template <typename Team, typename Pieces, typename Acc = typename Pieces::Acc>
 LPL_DEVICE Top<Acc> top_of(Team& team, const Pieces& pieces) {
   Top<Acc> found = {Acc(-INFINITY), 0};
-  pieces.visit([&](int first, const Acc* u) {
+  pieces.visit([&](int first, const Acc* u, auto kind) {
 #pragma unroll
     for (int v = 0; v < Pieces::kSize; ++v) {
-      if (!pieces.inside(first + v)) continue;
+      if (!decltype(kind)::value && !pieces.inside(first + v)) continue;
       if (u[v] > found.top) found = {u[v], 0};
       found.ties += u[v] == found.top;
     }
@@ -143,10 +144,10 @@ template <typename Team, typename Pieces, typename Acc = typename Pieces::Acc>
 LPL_DEVICE PhiValue<double> penalties_of(Team& team, const Problem& p, Acc top,
                                          const Pieces& pieces) {
   PhiValue<double> sum = {0, 0};
-  pieces.visit([&](int first, const Acc* u) {
+  pieces.visit([&](int first, const Acc* u, auto kind) {
 #pragma unroll
     for (int v = 0; v < Pieces::kSize; ++v) {
-      if (!pieces.inside(first + v)) continue;
+      if (!decltype(kind)::value && !pieces.inside(first + v)) continue;
       const PhiValue<Acc> at = penalty_of(p, top, u[v], first + v);
       sum.value += double(at.value);
       sum.slope += double(at.slope);

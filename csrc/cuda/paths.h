@@ -15,10 +15,22 @@ constexpr Path kRowPath = {"rows", kEverything, kLoss | kGrad | kTerms | kDelta}
 constexpr Path kPartPath = {"parts", kEverything | kPart,
                             kLoss | kGrad | kTerms | kTableGrads | kDelta};
 
-// Labels, their weights and φ, learned perturbation or not.
-constexpr Path kBarePath = {
-    "bare", kWeighing | kLearning | kThrough | kPart,
-    kLoss | kGrad | kTerms | kDelta | set_of(Output::grad_scale, Output::grad_offset)};
+// What kernels of less than everything are compiled for: see Set in algebra.h, whose bits they are
+// named by. All have one label a row.
+constexpr uint64_t kLeanOutputs =
+    kLoss | kGrad | kTerms | kDelta | set_of(Output::grad_scale, Output::grad_offset);
+constexpr uint64_t kLean = kWeighing | kPressing | kPart | set_of(Is::margin);
+constexpr uint64_t kScales = set_of(Is::scale, Is::offset, Is::inverse_temperature);
+
+constexpr Path kBarePath = {"bare", kLean, kLeanOutputs};
+constexpr Path kTablesPath = {"tables", kLean | kScales, kLeanOutputs};
+constexpr Path kEvenPath = {"even smoothing",
+                            (kLean & ~set_of(Is::weight, Is::phi, Is::phi_parameter)) |
+                                set_of(Is::label_smoothing, Is::smoothing),
+                            kLeanOutputs};
+constexpr Path kLengthPath = {"norm", kLean | kScales | kNorming, kLeanOutputs};
+constexpr Path kPullPath = {"penalty", kLean | kPenalty, kLeanOutputs};
+constexpr Path kMovePath = {"moved", kLean | kLearning | kThrough, kLeanOutputs};
 
 // The solver has all that is wanted of a row, not only its δ.
 constexpr Path kSolvedPath = {"solved rows",
@@ -26,7 +38,8 @@ constexpr Path kSolvedPath = {"solved rows",
                                   kLearning | kThrough | kPenalty,
                               kRowPath.outputs};
 
-constexpr const Path* kPaths[] = {&kLossPath, &kRowPath, &kPartPath, &kBarePath, &kSolvedPath};
+constexpr const Path* kPaths[] = {&kLossPath, &kRowPath,    &kPartPath, &kBarePath, &kTablesPath,
+                                  &kEvenPath, &kLengthPath, &kPullPath, &kMovePath, &kSolvedPath};
 
 // What has to serve all that a call has and wants.
 inline const Path& path_of(Work work, uint64_t wanted) {

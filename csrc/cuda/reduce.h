@@ -19,9 +19,9 @@ struct SizeBody {
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
-    const Algebra<T, false> algebra(call);
+    const Algebra<T, kAll> algebra(call);
     Row<Acc> row = algebra.row(i, nullptr);
-    TeamRow<Team, T, false> here(team, call, algebra, row);
+    TeamRow<Team, T, kAll> here(team, call, algebra, row);
     Size<double> size{};
     size.top = -INFINITY;
     if (row.live && algebra.normed()) {
@@ -38,16 +38,16 @@ struct SizeBody {
   }
 };
 
-template <typename T, bool Bare>
+template <typename T, Set kSet>
 struct MassBody {
   using Shared = Nothing;
   using Acc = typename AccumulateOf<T>::type;
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
-    const Algebra<T, Bare> algebra(call);
+    const Algebra<T, kSet> algebra(call);
     Row<Acc> row = algebra.row(i, static_cast<const Acc*>(call.out.delta));
-    TeamRow<Team, T, Bare> here(team, call, algebra, row);
+    TeamRow<Team, T, kSet> here(team, call, algebra, row);
     Mass<double> mass{};
     mass.shift = mass.own = mass.other = -INFINITY;
     if (!row.live) return store_part(team, call, i, mass);
@@ -74,21 +74,21 @@ struct MassBody {
     double mass, spread;  // Σ e_j·x_j, Σ w_j·x_j
   };
 
-  LPL_DEVICE static void at_label(const Algebra<T, Bare>& algebra, const Row<Acc>& row, int label,
+  LPL_DEVICE static void at_label(const Algebra<T, kSet>& algebra, const Row<Acc>& row, int label,
                                   double& z, double& along) {
-    if (!algebra.has(label)) return;
+    if (!algebra.exists(label)) return;
     const Acc u = load(algebra.logits(row.index)[label]);
     z = double(algebra.perturbed(u, label, row));
     if (algebra.normed()) along = double(unit_along(algebra, u, label, row));
   }
 
   template <typename Team>
-  LPL_DEVICE static Along along(Team& team, const Algebra<T, Bare>& algebra,
-                                const TeamRow<Team, T, Bare>& here, const Row<Acc>& row, int skip,
+  LPL_DEVICE static Along along(Team& team, const Algebra<T, kSet>& algebra,
+                                const TeamRow<Team, T, kSet>& here, const Row<Acc>& row, int skip,
                                 Acc shift) {
     Along sum{};
-    here.pieces().visit([&](int first, const Acc* u) {
-      here.columns(first, u, [&](int j, Acc z, int v) {
+    here.pieces().visit([&](int first, const Acc* u, auto kind) {
+      here.columns(first, u, kind, [&](int j, Acc z, int v) {
         const Acc x = unit_along(algebra, u[v], j, row);
         if (j != skip) sum.mass += double(std::exp(z - shift) * x);
         if (algebra.spread) sum.spread += double(algebra.weight(j, row) * x);
@@ -107,9 +107,9 @@ struct DetailBody {
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
-    const Algebra<T, false> algebra(call);
+    const Algebra<T, kAll> algebra(call);
     Row<Acc> row = algebra.row(i, static_cast<const Acc*>(call.out.delta));
-    TeamRow<Team, T, false> here(team, call, algebra, row);
+    TeamRow<Team, T, kAll> here(team, call, algebra, row);
     Detail<double> detail{};
     if (!row.live) return store_part(team, call, i, detail);
     const Terms<Acc> t = terms_of<Acc>(call, i);
@@ -143,9 +143,9 @@ struct RivalsBody {
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
-    const Algebra<T, false> algebra(call);
+    const Algebra<T, kAll> algebra(call);
     Row<Acc> row = algebra.row(i, nullptr);
-    TeamRow<Team, T, false> here(team, call, algebra, row);
+    TeamRow<Team, T, kAll> here(team, call, algebra, row);
     Rivals<double> rivals{};
     rivals.shift = rivals.own = -INFINITY;
     Tail<Acc> tail{};
@@ -163,7 +163,7 @@ struct RivalsBody {
       if (count > 0) list(team, here, row.label, shift, bound, begin);
       rivals.shift = double(sums.top);
       rivals.rest = double(sums.rest);
-      if (algebra.has(row.label)) rivals.own = double(algebra.logit(row.label, row));
+      if (algebra.exists(row.label)) rivals.own = double(algebra.logit(row.label, row));
     }
     rivals.largest = double(tail.largest);
     rivals.listed = double(heads);
@@ -178,7 +178,7 @@ struct RivalsBody {
  private:
   // The heads of a thread, from place `begin` on of those of all; as many as find room.
   template <typename Team>
-  LPL_DEVICE static void list(Team& team, const TeamRow<Team, T, false>& here, int label, Acc shift,
+  LPL_DEVICE static void list(Team& team, const TeamRow<Team, T, kAll>& here, int label, Acc shift,
                               Acc bound, int begin) {
     Shared& to = team.template shared<Shared>(0);
     int at = begin;
@@ -217,9 +217,9 @@ struct PerturbedBody {
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
-    const Algebra<T, false> algebra(call);
+    const Algebra<T, kAll> algebra(call);
     Row<Acc> row = algebra.row(i, nullptr);
-    TeamRow<Team, T, false> here(team, call, algebra, row);
+    TeamRow<Team, T, kAll> here(team, call, algebra, row);
     here.use(terms_of<Acc>(call, i));
     here.fill(static_cast<Acc*>(call.scratch.perturbed),
               [&](int, Acc z) { return row.live ? z : Acc(0); });

@@ -6,8 +6,8 @@
 
 namespace lpl {
 
-// rest = Σ e^(z_j − top) of some columns; where weights are spread over all columns also mass = Σ
-// w_j and pull = Σ w_j·(z_j − top).
+// rest = Σ e^(z_j − top) of some columns, `top` being near the largest; where weights are spread
+// over all columns also mass = Σ w_j and pull = Σ w_j·(z_j − top).
 template <typename Acc>
 struct RowSums {
   Acc top, rest, mass, pull;
@@ -42,14 +42,14 @@ LPL_DEVICE inline void add(Acc& total, Acc& lost, Acc term) {
   total = sum;
 }
 
-template <typename Team, typename T, bool Bare>
+template <typename Team, typename T, Set kSet, bool kStages = true>
 class TeamRow {
  public:
   using Acc = typename AccumulateOf<T>::type;
-  using Here = Pieces<Team, T, Bare ? 16 : (sizeof(T) < 4 ? 4 : sizeof(T))>;
+  using Here = Pieces<Team, T, (kSet & kRest) != 0 ? (sizeof(T) < 4 ? 4 : sizeof(T)) : 16, kStages>;
   static constexpr int kSize = Here::kSize;
 
-  LPL_DEVICE TeamRow(Team& team, const Call& call, const Algebra<T, Bare>& algebra, Row<Acc>& row)
+  LPL_DEVICE TeamRow(Team& team, const Call& call, const Algebra<T, kSet>& algebra, Row<Acc>& row)
       : team_(team),
         call_(call),
         a_(algebra),
@@ -81,56 +81,60 @@ class TeamRow {
   }
 
   // f(j, z_j, v) for the existing columns of a piece.
-  template <typename F>
-  LPL_DEVICE void columns(int first, const Acc* u, F f) const {
+  template <typename Kind, typename F>
+  LPL_DEVICE void columns(int first, const Acc* u, Kind kind, F f) const {
+    Acc z[kSize];
+    a_.template perturb<kSize>(first, u, row_, kind, z);
 #pragma unroll
     for (int v = 0; v < kSize; ++v)
-      if (pieces_.inside(first + v)) f(first + v, a_.perturbed(u[v], first + v, row_), v);
+      if (Kind::value || pieces_.inside(first + v)) f(first + v, z[v], v);
   }
 
   // f(j, z_j) for all columns of this thread.
   template <typename F>
   LPL_DEVICE void each(F f) const {
-    pieces_.visit(
-        [&](int first, const Acc* u) { columns(first, u, [&](int j, Acc z, int) { f(j, z); }); });
+    pieces_.visit([&](int first, const Acc* u, auto kind) {
+      columns(first, u, kind, [&](int j, Acc z, int) { f(j, z); });
+    });
   }
 
   // Sums without column `skip` (or −1), with mass and pull if `weigh`, beside a logit of `top`.
   LPL_DEVICE RowSums<Acc> sums(int skip, bool weigh, Acc top = -INFINITY) {
     RowSums<Acc> s = {top, 0, 0, 0};
-    Acc lost = 0;  // a thread may have thousands of columns
-    pieces_.visit([&](int first, const Acc* u) {
-      Acc z[kSize], top = s.top;
+    Exponential<Acc> e(top);
+    pieces_.visit_arriving([&](int first, const Acc* u, auto kind) {
+      Acc z[kSize];
+      a_.template perturb<kSize>(first, u, row_, kind, z);
+      a_.template replace<kSize>(skip - first, Acc(-INFINITY), z);
+      // any shift near the largest logit does: a new one is looked for when a sum has become large
+      Acc rest = sum_of_exponentials(e, z);
+      if (rest > kLarge || s.top == -INFINITY) {
+        Acc most = s.top;
 #pragma unroll
-      for (int v = 0; v < kSize; ++v) z[v] = -INFINITY;
-      columns(first, u, [&](int j, Acc value, int v) {
-        if (j == skip) return;
-        z[v] = value;
-        if (value > top) top = value;
-      });
-      const Acc shift = finite_shift(top);
-      if (top > s.top) {
-        const Acc old = finite_shift(s.top);
-        const Acc shrink = std::exp(s.top - shift);
-        s.rest *= shrink;
-        lost *= shrink;
-        s.pull += s.mass * (old - shift);
-        s.top = top;
+        for (int v = 0; v < kSize; ++v) most = z[v] > most ? z[v] : most;
+        const Exponential<Acc> old = e;
+        e = Exponential<Acc>(most);
+        s.rest *= old.in(e);
+        if (weigh) s.pull += s.mass * (finite_shift(s.top) - finite_shift(most));
+        s.top = most;
+        rest = sum_of_exponentials(e, z);
       }
-      Acc rest = 0;
-#pragma unroll
-      for (int v = 0; v < kSize; ++v) rest += std::exp(z[v] - shift);
-      add(s.rest, lost, rest);
-      if (!weigh) return;
-      columns(first, u, [&](int j, Acc, int v) {
-        const Acc w = a_.weight(j, row_);
-        s.mass += w;
-        // a class without target mass counts nothing, even at a logit of −inf
-        if (w != 0 || !a_.p.dense) s.pull += w * (z[v] - shift);
-      });
+      s.rest += rest;
+      if (weigh) weigh_piece(first, z, kind, s);
     });
-    return team_.reduce(s,
-                        [](const RowSums<Acc>& a, const RowSums<Acc>& b) { return joined(a, b); });
+    // all in units of the team's largest
+    const Acc largest = team_.reduce(s.top, [](Acc a, Acc b) { return a > b ? a : b; });
+    const Exponential<Acc> all(largest);
+    s.rest *= e.in(all) * all.unit(largest);
+    if (weigh) s.pull += s.mass * (finite_shift(s.top) - finite_shift(largest));
+    s.top = largest;
+    if (!weigh) {
+      s.rest = team_.reduce(s.rest, [](Acc a, Acc b) { return a + b; });
+      return s;
+    }
+    return team_.reduce(s, [](const RowSums<Acc>& a, const RowSums<Acc>& b) {
+      return RowSums<Acc>{a.top, a.rest + b.rest, a.mass + b.mass, a.pull + b.pull};
+    });
   }
 
   // The loss of the row, and its softmax's Terms.
@@ -163,10 +167,12 @@ class TeamRow {
   LPL_DEVICE Acc along(Gradient dz) {
     if (!a_.normed()) return 0;
     double sum = 0;
-    pieces_.visit([&](int first, const Acc* u) {
-      columns(first, u, [&](int j, Acc z, int v) {
-        sum += along_norm(a_.to_input(a_.to_offset(dz(j, z)), u[v], j, row_), u[v], row_);
+    pieces_.visit([&](int first, const Acc* u, auto kind) {
+      Acc terms[kSize] = {};
+      columns(first, u, kind, [&](int j, Acc z, int v) {
+        terms[v] = along_norm(a_.to_input(a_.to_offset(dz(j, z)), u[v], j, row_), u[v], row_);
       });
+      sum += double(sum_of(terms));
     });
     return Acc(team_.reduce(sum, [](double a, double b) { return a + b; }));
   }
@@ -179,42 +185,45 @@ class TeamRow {
     say(loss, t);
     if (!wanted) return;
     t = scaled(t, upstream_of<Acc>(call_, row_.index));
-    write(t, [&](int j, Acc z) { return dz(j, z, t); });
+    write(
+        [&](int first, const Acc* u, auto kind, Acc* d) {
+          columns(first, u, kind, [&](int j, Acc z, int v) { d[v] = dz(j, z, t); });
+        },
+        t);
   }
 
-  // All that is wanted of the gradient, from its Terms and dz(j, z_j).
-  template <typename Gradient>
-  LPL_DEVICE void write(const Terms<Acc>& t, Gradient dz) {
-    const Outputs& out = call_.out;
-    const i64 at = row_.index * a_.p.c;
-    pieces_.visit([&](int first, const Acc* u) {
-      Acc du[kSize], d_offset[kSize];
-#pragma unroll
-      for (int v = 0; v < kSize; ++v) du[v] = d_offset[v] = 0;
-      columns(first, u, [&](int j, Acc z, int v) {
-        d_offset[v] = a_.to_offset(dz(j, z));
-        du[v] = a_.to_input(d_offset[v], u[v], j, row_);
-        if (a_.normed()) du[v] = through_norm(a_.p, du[v], t.along, u[v], row_);
-        if (a_.penalised()) du[v] += pushed(a_.p, u[v], j, t);
-        if (!Bare && out.grad_margin && j == row_.label)
-          static_cast<Acc*>(out.grad_margin)[row_.index] = -d_offset[v];
-      });
-      if (out.grad) pieces_.write(static_cast<T*>(out.grad) + at, first, du);
-      if (!Bare && out.grad_perturbed)
-        pieces_.write(static_cast<Acc*>(out.grad_perturbed) + at, first, d_offset);
-    });
+  // The same where the gradient is the softmax's.
+  LPL_DEVICE void finish(Acc loss, Terms<Acc> t) {
+    const bool wanted = call_.out.grad;
+    if (wanted || call_.out.terms)
+      t.along =
+          along([&](int j, Acc z) { return a_.gradient(z, std::exp(z - t.shift), j, row_, t); });
+    say(loss, t);
+    if (wanted) write(scaled(t, upstream_of<Acc>(call_, row_.index)));
+  }
+
+  // All that is wanted of the gradient, from its Terms.
+  LPL_DEVICE void write(const Terms<Acc>& t) {
+    const Exponential<Acc> e(t.shift);
+    const Acc unit = e.unit(t.shift);
+    write(
+        [&](int first, const Acc* u, auto kind, Acc* dz) {
+          Acc z[kSize];
+          a_.template perturb<kSize>(first, u, row_, kind, z);
+          a_.template gradients<kSize>(first, z, e, unit, row_, t, dz);
+        },
+        t);
   }
 
   // The row's part of a contiguous (N, C) matrix, by value(j, z_j).
   template <typename U, typename Value>
   LPL_DEVICE void fill(U* matrix, Value value) {
     if (!matrix) return;
-    pieces_.visit([&](int first, const Acc* u) {
-      Acc x[kSize];
-#pragma unroll
-      for (int v = 0; v < kSize; ++v) x[v] = 0;
-      columns(first, u, [&](int j, Acc z, int v) { x[v] = value(j, z); });
-      pieces_.write(matrix + row_.index * a_.p.c, first, x);
+    const auto to = pieces_.target(matrix + row_.index * a_.p.c);
+    pieces_.visit([&](int first, const Acc* u, auto kind) {
+      Acc x[kSize] = {};
+      columns(first, u, kind, [&](int j, Acc z, int v) { x[v] = value(j, z); });
+      to.write(first, x, kind);
     });
   }
 
@@ -222,12 +231,12 @@ class TeamRow {
   LPL_DEVICE void clear() {
     const auto nothing = [](int, Acc) { return Acc(0); };
     fill(static_cast<T*>(call_.out.grad), nothing);
-    if (!Bare) fill(static_cast<Acc*>(call_.out.grad_perturbed), nothing);
+    if (kTablesLearn) fill(static_cast<Acc*>(call_.out.grad_perturbed), nothing);
   }
 
   // Of a row whose label has no column here.
   LPL_DEVICE void clear_margin() {
-    if (!Bare && call_.out.grad_margin && team_.rank() == 0)
+    if (kTablesLearn && call_.out.grad_margin && team_.rank() == 0)
       static_cast<Acc*>(call_.out.grad_margin)[row_.index] = 0;
   }
 
@@ -242,8 +251,8 @@ class TeamRow {
   // (Σ w_j φ(ℓ_j), Σ w_j φ'(ℓ_j), Σ w_j) of the row, with a norm Σ w_j φ'(ℓ_j) x_j as well.
   LPL_DEVICE OfPhi<Acc> sum_phi(Acc shift, Acc log_total) {
     OfPhi<Acc> s{};
-    pieces_.visit([&](int first, const Acc* u) {
-      columns(first, u, [&](int j, Acc z, int v) {
+    pieces_.visit([&](int first, const Acc* u, auto kind) {
+      columns(first, u, kind, [&](int j, Acc z, int v) {
         const Acc w = a_.weight(j, row_);
         const PhiValue<Acc> at = a_.phi(log_total - (z - shift));
         if (w != 0 || !a_.p.dense) s.value += w * at.value;
@@ -266,16 +275,82 @@ class TeamRow {
   }
 
  private:
+  static constexpr bool kTablesLearn = (kSet & kRest) != 0;
+
+  static constexpr float kLarge = 1 << 30;
+
+  static LPL_DEVICE Acc sum_of_exponentials(const Exponential<Acc>& e, const Acc* z) {
+    Acc terms[kSize];
+#pragma unroll
+    for (int v = 0; v < kSize; ++v) terms[v] = e.of(z[v]);
+    return sum_of(terms);
+  }
+
+  // Few numbers are added one after the other.
+  static LPL_DEVICE Acc sum_of(const Acc (&x)[kSize]) {
+    Acc sum[kSize];
+#pragma unroll
+    for (int v = 0; v < kSize; ++v) sum[v] = x[v];
+#pragma unroll
+    for (int half = kSize / 2; half > 0; half /= 2)
+#pragma unroll
+      for (int v = 0; v < kSize / 2; ++v)
+        if (v < half) sum[v] += sum[v + half];
+    return sum[0];
+  }
+
+  // Adds mass and pull of a piece to sums in units of e^top.
+  template <typename Kind>
+  LPL_DEVICE void weigh_piece(int first, const Acc* z, Kind, RowSums<Acc>& s) const {
+    const Acc shift = finite_shift(s.top);
+#pragma unroll
+    for (int v = 0; v < kSize; ++v) {
+      if (!Kind::value && !pieces_.inside(first + v)) continue;
+      const Acc w = a_.weight(first + v, row_);
+      s.mass += w;
+      // a class without target mass counts nothing, even at a logit of −inf
+      if (w != 0 || !a_.p.dense) s.pull += w * (z[v] - shift);
+    }
+  }
+
+  // All that is wanted of the gradient, from make(first, u, kind, dz), which finds dL/dz of a
+  // piece.
+  template <typename Make>
+  LPL_DEVICE void write(Make make, const Terms<Acc>& t) {
+    const Outputs& out = call_.out;
+    const i64 at = row_.index * a_.p.c;
+    const auto grad = pieces_.target(out.grad ? static_cast<T*>(out.grad) + at : nullptr);
+    const auto of_perturbed = pieces_.target(
+        kTablesLearn && out.grad_perturbed ? static_cast<Acc*>(out.grad_perturbed) + at : nullptr);
+    pieces_.visit([&](int first, const Acc* u, auto kind) {
+      Acc du[kSize], d_offset[kSize] = {};
+      make(first, u, kind, d_offset);
+#pragma unroll
+      for (int v = 0; v < kSize; ++v) {
+        const int j = first + v;
+        if (!decltype(kind)::value && !pieces_.inside(j)) continue;
+        d_offset[v] = a_.to_offset(d_offset[v]);
+        du[v] = a_.to_input(d_offset[v], u[v], j, row_);
+        if (a_.normed()) du[v] = through_norm(a_.p, du[v], t.along, u[v], row_);
+        if (a_.penalised()) du[v] += pushed(a_.p, u[v], j, t);
+        if (kTablesLearn && out.grad_margin && j == row_.label)
+          static_cast<Acc*>(out.grad_margin)[row_.index] = -d_offset[v];
+      }
+      if (out.grad) grad.write(first, du, kind);
+      if (kTablesLearn && out.grad_perturbed) of_perturbed.write(first, d_offset, kind);
+    });
+  }
+
   Team& team_;
   const Call& call_;
-  const Algebra<T, Bare>& a_;
+  const Algebra<T, kSet>& a_;
   Row<Acc>& row_;
   const Here pieces_;
   Acc penalty_;
 };
 
 // Loss and gradient of row i under its δ, if any; of rows that have an outcome unless solved.
-template <typename T, bool Bare>
+template <typename T, Set kSet>
 struct RowBody {
   using Shared = Nothing;
   using Acc = typename AccumulateOf<T>::type;
@@ -284,19 +359,17 @@ struct RowBody {
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
     const int outcome = call.scratch.outcome ? call.scratch.outcome[i] : kUnchanged;
     if (outcome == kSolved) return;
-    const Algebra<T, Bare> algebra(call);
+    const Algebra<T, kSet> algebra(call);
     const bool moves = outcome != kUnchanged || call.scratch.only_delta;
     Row<Acc> row = algebra.row(i, moves ? static_cast<const Acc*>(call.out.delta) : nullptr);
-    TeamRow<Team, T, Bare> here(team, call, algebra, row);
+    TeamRow<Team, T, kSet> here(team, call, algebra, row);
     if (!row.live) {
       here.clear();
       return here.say(0, Terms<Acc>{});
     }
     Terms<Acc> terms = here.measured();
     const Acc loss = here.loss(terms);
-    here.finish(loss, terms, [&](int j, Acc z, const Terms<Acc>& t) {
-      return algebra.gradient(z, std::exp(z - t.shift), j, row, t);
-    });
+    here.finish(loss, terms);
   }
 };
 

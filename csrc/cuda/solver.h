@@ -139,7 +139,7 @@ LPL_DEVICE void take_steps(Team& team, Heads<Acc>& h, int heads, const Tail<Acc>
 
 // Row i if it takes steps: its loss and gradient, or its δ, if it is alone in its class; else its
 // part of what a Group is made of.
-template <typename T, bool Bare>
+template <typename T, Set kSet>
 struct SolverBody {
   using Acc = typename AccumulateOf<T>::type;
   using Shared = Heads<Acc>;
@@ -147,7 +147,7 @@ struct SolverBody {
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
-    const Algebra<T, Bare> algebra(call);
+    const Algebra<T, kSet> algebra(call);
     Row<Acc> row = algebra.row(i, nullptr);
     const i64 count = call.scratch.counts[i], label = call.p.target[i];
     const bool labelled = row.live && label >= 0 && label < call.p.c;
@@ -170,9 +170,9 @@ struct SolverBody {
   }
 
   template <typename Team>
-  LPL_DEVICE static Outcome join(Team& team, const Call& call, const Algebra<T, Bare>& algebra,
+  LPL_DEVICE static Outcome join(Team& team, const Call& call, const Algebra<T, kSet>& algebra,
                                  Row<Acc>& row) {
-    TeamRow<Team, T, Bare> here(team, call, algebra, row);
+    TeamRow<Team, T, kSet> here(team, call, algebra, row);
     here.measured();
     const Acc own = algebra.logit(row.label, row);
     // rivals that are nothing beside the label are none
@@ -192,9 +192,9 @@ struct SolverBody {
   }
 
   template <typename Team>
-  LPL_DEVICE static Outcome solve(Team& team, const Call& call, const Algebra<T, Bare>& algebra,
+  LPL_DEVICE static Outcome solve(Team& team, const Call& call, const Algebra<T, kSet>& algebra,
                                   Row<Acc>& row, int steps) {
-    TeamRow<Team, T, Bare> here(team, call, algebra, row);
+    TeamRow<Team, T, kSet> here(team, call, algebra, row);
     Terms<Acc> terms = here.measured();
     const RowSums<Acc> sums = here.sums(row.label, false);
     const Acc shift = finite_shift(sums.top), inverse = 1 / sums.rest;

@@ -20,7 +20,7 @@ class Strided {
   LPL_DEVICE void visit(F f) const {
     for (int j = first_; j < c_; j += step_) {
       const Acc u = load(row_[j]);
-      f(j, &u);
+      f(j, &u, Whole());
     }
   }
   LPL_DEVICE static bool inside(int) { return true; }
@@ -41,7 +41,7 @@ struct StepsBody {
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
     const Scratch& s = call.scratch;
     if (s.outcome[i] < kGroup || call.out.slot[i] != i) return;
-    const Algebra<T, false> algebra(call);
+    const Algebra<T, kAll> algebra(call);
     const int label = int(call.p.target[i]), steps = call.p.steps[label], c = algebra.c;
     const i64 *members = s.order + s.begin[i], count = s.counts[i];
     const Acc direction = Acc(steps > 0 ? call.p.step_size : -call.p.step_size);
@@ -89,7 +89,7 @@ struct StepsBody {
   }
 
  private:
-  static LPL_DEVICE Row<Acc> moved(const Algebra<T, false>& algebra, i64 i, const Acc* delta) {
+  static LPL_DEVICE Row<Acc> moved(const Algebra<T, kAll>& algebra, i64 i, const Acc* delta) {
     Row<Acc> row = algebra.row(i, nullptr);
     row.delta = delta;
     return row;
@@ -97,13 +97,13 @@ struct StepsBody {
 
   // The rivals' probability in row i, of which scratch.rowwise is told.
   template <typename Team>
-  static LPL_DEVICE Acc weigh(Team& team, const Call& call, const Algebra<T, false>& algebra, i64 i,
+  static LPL_DEVICE Acc weigh(Team& team, const Call& call, const Algebra<T, kAll>& algebra, i64 i,
                               const Acc* delta, int label, Acc own_delta) {
     Row<Acc> row = moved(algebra, i, delta);
     const Strided<Team, T> columns(team, algebra.logits(i), algebra.c);
     if (algebra.normed()) measure(team, algebra, columns, row);
     RowSums<Acc> sums = no_columns<Acc>();
-    columns.visit([&](int j, const Acc* u) {
+    columns.visit([&](int j, const Acc* u, Whole) {
       if (j == label) return;
       const Acc z = algebra.perturbed(*u, j, row);
       if (z > sums.top) {

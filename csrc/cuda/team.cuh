@@ -4,6 +4,7 @@
 
 #include <cooperative_groups.h>
 
+#include "bulk.h"
 #include "call.h"
 
 namespace lpl {
@@ -21,8 +22,11 @@ struct Exchange {
 
 class Team {
  public:
-  __device__ Team(Exchange* exchange, void* shared, void* stage, int blocks)
-      : exchange_(exchange), shared_(shared), stage_(stage), blocks_(blocks) {}
+  static constexpr int kParts = kBulkParts;
+
+  // `arrivals`: where the stage is filled by bulk copies, else null.
+  __device__ Team(Exchange* exchange, void* shared, void* stage, Arrivals* arrivals, int blocks)
+      : exchange_(exchange), shared_(shared), stage_(stage), arrivals_(arrivals), blocks_(blocks) {}
 
   __device__ int place() const { return int(threadIdx.x); }  // within the block
   __device__ int places() const { return int(blockDim.x); }
@@ -155,6 +159,30 @@ class Team {
   }
   __device__ static void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+  // Whether the stage is filled in bulk: once, because the barriers are used once.
+  __device__ bool begins_bulk() {
+#if __CUDA_ARCH__ >= 900
+    if (!arrivals_ || begun_) return false;
+    begun_ = true;
+    begin_arrivals(arrivals_);
+    return true;
+#else
+    return false;
+#endif
+  }
+  // Asks for a part of the row, in one thread of the block; there once wait_bulk(part) has
+  // returned.
+  __device__ void copy_bulk(void* to, const void* from, int bytes, int part) const {
+#if __CUDA_ARCH__ >= 900
+    ask_for(arrivals_, part, to, from, bytes);
+#endif
+  }
+  __device__ void wait_bulk(int part) const {
+#if __CUDA_ARCH__ >= 900
+    wait_for(arrivals_, part);
+#endif
+  }
+
  private:
   template <typename V>
   __device__ static V& at(char* place) {
@@ -194,7 +222,9 @@ class Team {
 
   Exchange* exchange_;
   void *shared_, *stage_;
+  Arrivals* arrivals_;
   int blocks_, turn_ = 0;
+  bool begun_ = false;
 };
 
 }  // namespace lpl

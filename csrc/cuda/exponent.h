@@ -1,0 +1,61 @@
+// Exponentials of a row's logits less one shift.
+#pragma once
+
+#include "call.h"
+
+namespace lpl {
+
+template <typename Acc>
+LPL_DEVICE inline Acc finite_shift(Acc top) {
+  return top == -INFINITY ? Acc(0) : top;  // where all logits are −inf: no −inf + inf
+}
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+// 2^x to two units in the last place; 0 where that is no normal number.
+LPL_DEVICE inline float exp2_of(float x) {
+#if defined(__CUDA_ARCH__)
+  float value;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
+  return value;
+#else
+  return std::exp2(x);
+#endif
+}
+
+// of(z) is e^(z − shift) up to a factor that all logits of a row share: e^(z − shift) = unit·of(z).
+// One multiplication and one exponential a logit: z·log₂e − shift·log₂e is rounded once, and by how
+// much shift·log₂e itself was is in `unit`, so that a common offset of the logits costs no digits.
+template <typename Acc>
+class Exponential;
+
+template <>
+class Exponential<float> {
+ public:
+  LPL_DEVICE explicit Exponential(float shift) : level_(finite_shift(shift) * kLog2E) {}
+
+  LPL_DEVICE float of(float z) const { return exp2_of(std::fma(z, kLog2E, -level_)); }
+  LPL_DEVICE float unit(float shift) const {
+    return exp2_of(-std::fma(finite_shift(shift), kLog2E, -level_));
+  }
+  // What turns a sum of of(z) into one of `to`.
+  LPL_DEVICE float in(const Exponential& to) const { return exp2_of(level_ - to.level_); }
+
+ private:
+  float level_;
+};
+
+template <>
+class Exponential<double> {
+ public:
+  LPL_DEVICE explicit Exponential(double shift) : shift_(finite_shift(shift)) {}
+
+  LPL_DEVICE double of(double z) const { return std::exp(z - shift_); }
+  LPL_DEVICE double unit(double) const { return 1; }
+  LPL_DEVICE double in(const Exponential& to) const { return std::exp(shift_ - to.shift_); }
+
+ private:
+  double shift_;
+};
+
+}  // namespace lpl
