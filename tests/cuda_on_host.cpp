@@ -329,6 +329,8 @@ class Team {
 
 class Launcher {
  public:
+  static constexpr i64 many_rows() { return 4; }  // so that tests have more, and fewer
+
   template <typename Body>
   void once(Body, const Call& call) const {
     run<Body>(call, 1, 1, 0, 0);
@@ -338,6 +340,11 @@ class Launcher {
   void rows(Body, const Call& call, i64 n, i64 bytes, bool stage) const {
     const i64 staged = stage && shape.staged ? bytes + 32 : 0;
     run<Body>(call, n, shape.blocks, staged, sizeof(typename Body::Shared));
+  }
+
+  template <typename Body>
+  void pieces(Body, const Call& call, i64 n, i64) const {
+    run<Body>(call, n, shape.blocks, 0, 0);
   }
 
  private:

@@ -19,6 +19,7 @@ struct Row {
   Acc hard, other_hard, uniform, margin;
   const Acc *extra, *delta;  // (C,), null where there is none
   Acc factor, length, bend;  // its norm: logits are `factor` times as long
+  Acc per_length;            // 1/length, 0 where that is 0
 };
 
 template <typename Acc>
@@ -142,8 +143,10 @@ class Algebra {
   // z = (scale·v + offset + rows[r] − margin[y]·1[j = y])/temperature + δ
   LPL_DEVICE Acc perturbed(Acc u, int j, const Row<Acc>& r) const {
     Acc z = bounded(u, r);
-    if (has(kTables) && p.scale) z *= table(p.scale)[j];
-    if (has(kTables) && p.offset) z += table(p.offset)[j];
+    if (has(kTables)) {  // rounded as in a piece
+      const Acc scale = p.scale ? table(p.scale)[j] : Acc(1);
+      z = std::fma(z, scale, p.offset ? table(p.offset)[j] : Acc(0));
+    }
     if (has(kRest) && r.extra) z += r.extra[j];
     if (j == r.label) z -= r.margin;
     if (has(kTables)) z *= Acc(p.inverse_temperature);
@@ -151,29 +154,54 @@ class Algebra {
     return z;
   }
 
-  // The same for the columns of a piece; −∞ where there is none.
+  // What the columns of a piece are multiplied by, and what is added.
+  template <int kSize>
+  struct Tables {
+    Acc scale[kSize], offset[kSize];
+  };
   template <int kSize, typename Kind>
-  LPL_DEVICE void perturb(int first, const Acc* u, const Row<Acc>& r, Kind, Acc* z) const {
+  LPL_DEVICE Tables<kSize> tables(int first, Kind) const {
+    Tables<kSize> t;
+    if (!has(kTables)) return t;
 #pragma unroll
-    for (int v = 0; v < kSize; ++v) z[v] = bounded(u[v], r);
-    if (has(kTables)) {
-      if (p.scale) each<kSize, Kind>(table(p.scale), first, [&](int v, Acc s) { z[v] *= s; });
-      if (p.offset) each<kSize, Kind>(table(p.offset), first, [&](int v, Acc x) { z[v] += x; });
+    for (int v = 0; v < kSize; ++v) {
+      t.scale[v] = 1;
+      t.offset[v] = 0;
+    }
+    if (p.scale) each<kSize, Kind>(table(p.scale), first, [&](int v, Acc x) { t.scale[v] = x; });
+    if (p.offset) each<kSize, Kind>(table(p.offset), first, [&](int v, Acc x) { t.offset[v] = x; });
+    return t;
+  }
+
+  // z of the columns of a piece; −∞ where there is none.
+  template <int kSize, typename Kind>
+  LPL_DEVICE void perturb(int first, const Acc* u, const Row<Acc>& r, const Tables<kSize>& tables,
+                          Kind, Acc* z) const {
+#pragma unroll
+    for (int v = 0; v < kSize; ++v) {
+      z[v] = bounded(u[v], r);
+      if (has(kTables)) z[v] = std::fma(z[v], tables.scale[v], tables.offset[v]);
     }
     if (has(kRest) && r.extra) each<kSize, Kind>(r.extra, first, [&](int v, Acc x) { z[v] += x; });
     if (!kOneLabel && r.margin != 0) {  // else nobody wants z of the label
 #pragma unroll
       for (int v = 0; v < kSize; ++v) z[v] -= first + v == r.label ? r.margin : Acc(0);
     }
-    if (has(kTables) && p.inverse_temperature != 1) {
+    if (has(kTables)) {
+      const Acc inverse_temperature = Acc(p.inverse_temperature);
 #pragma unroll
-      for (int v = 0; v < kSize; ++v) z[v] *= Acc(p.inverse_temperature);
+      for (int v = 0; v < kSize; ++v) z[v] *= inverse_temperature;
     }
     if (has(kMove) && r.delta) each<kSize, Kind>(r.delta, first, [&](int v, Acc x) { z[v] += x; });
-    if (Kind::value) return;
+    if constexpr (!Kind::value) {
 #pragma unroll
-    for (int v = 0; v < kSize; ++v)
-      if (!exists(first + v)) z[v] = -INFINITY;
+      for (int v = 0; v < kSize; ++v)
+        if (!exists(first + v)) z[v] = -INFINITY;
+    }
+  }
+  template <int kSize, typename Kind>
+  LPL_DEVICE void perturb(int first, const Acc* u, const Row<Acc>& r, Kind kind, Acc* z) const {
+    perturb<kSize>(first, u, r, tables<kSize>(first, kind), kind, z);
   }
 
   // f(v, values[first + v]) for the columns of a piece that exist.
@@ -210,8 +238,10 @@ class Algebra {
 
   // dL/dT from dL/d offset.
   LPL_DEVICE Acc to_input(Acc d_offset, Acc u, int j, const Row<Acc>& r) const {
-    Acc du = d_offset;
-    if (has(kTables) && p.scale) du *= table(p.scale)[j];
+    return to_input(d_offset, u, has(kTables) && p.scale ? table(p.scale)[j] : Acc(1), r);
+  }
+  LPL_DEVICE Acc to_input(Acc d_offset, Acc u, Acc scale, const Row<Acc>& r) const {
+    Acc du = has(kTables) ? d_offset * scale : d_offset;
     if (has(kRest) && p.softcap > 0) {
       // 1 − tanh² from e^(−2|x|), not from tanh, where it would cancel
       const Acc decay = std::exp(Acc(-2 / p.softcap) * std::fabs(u * r.factor));
@@ -251,15 +281,23 @@ class Algebra {
   template <int kSize>
   LPL_DEVICE void gradients(int first, const Acc* z, const Exponential<Acc>& e, Acc unit,
                             const Row<Acc>& r, const Terms<Acc>& t, Acc* dz) const {
-    if (!one_label) {
+    if (has(kRest) && !one_label) {
 #pragma unroll
       for (int v = 0; v < kSize; ++v) dz[v] = gradient(z[v], e.of(z[v]) * unit, first + v, r, t);
       return;
     }
     const Acc strength = t.strength * unit;
 #pragma unroll
-    for (int v = 0; v < kSize; ++v) dz[v] = e.of(z[v]) * strength;
-    replace<kSize>(r.label - first, t.part, dz);
+    for (int v = 0; v < kSize; ++v) {
+      dz[v] = e.of(z[v]) * strength;
+      if (has(kEven) && spread) dz[v] -= t.uniform;
+    }
+    const int at = r.label - first;
+    if (one_label) return replace<kSize>(at, t.part, dz);
+    if (unsigned(at) >= unsigned(kSize)) return;
+#pragma unroll
+    for (int v = 0; v < kSize; ++v)
+      if (v == at) dz[v] += t.part;
   }
 
   // x[at] ← value, if there is such a place; a row has one such piece.

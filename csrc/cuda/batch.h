@@ -2,9 +2,29 @@
 // gradients of scale and offset.
 #pragma once
 
-#include "gradient.h"
+#include "beside.h"
 
 namespace lpl {
+
+// f(values[i]) for i of a thread's share of n rows. A batch of them is on its way at once: one
+// after the other a single block would wait for memory most of the time.
+template <typename T, typename Team, typename F>
+LPL_DEVICE inline void each_of(const Team& team, const T* values, i64 n, F f) {
+  constexpr int kBatch = 8;
+  for (i64 first = team.rank(); first < n; first += kBatch * team.size()) {
+    T value[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const i64 i = first + i64(k) * team.size();
+      value[k] = i < n ? values[i] : T();
+    }
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const i64 i = first + i64(k) * team.size();
+      if (i < n) f(i, value[k]);
+    }
+  }
+}
 
 // out.norm and scratch.penalty_weight from labels and weights.
 template <typename A>
@@ -19,19 +39,22 @@ struct NormBody {
     } sum = {0, 0};
     const Acc* sample_weight = static_cast<const Acc*>(p.sample_weight);
     const Acc* lam = static_cast<const Acc*>(p.lam);
-    for (i64 i = team.rank(); i < p.n; i += team.size()) {
-      Acc counts = 1;
-      bool live = true;
-      if (p.target) {
-        counts = weight_of(p, p.target[i]) * (lam ? lam[i] : Acc(1));
-        live = p.target[i] != p.ignore_index;
+    const auto count = [&](i64 i, Acc counts, bool live) {
+      sum.weight += double(counts) * (sample_weight ? double(sample_weight[i]) : 1.0);
+      sum.rows += live;
+    };
+    if (!p.target) {
+      for (i64 i = team.rank(); i < p.n; i += team.size()) count(i, 1, true);
+    } else {
+      each_of(team, p.target, p.n, [&](i64 i, i64 label) {
+        Acc counts = weight_of(p, label) * (lam ? lam[i] : Acc(1));
+        bool live = label != p.ignore_index;
         if (p.other) {
           counts += weight_of(p, p.other[i]) * (1 - lam[i]);
           live |= p.other[i] != p.ignore_index;
         }
-      }
-      sum.weight += double(counts) * (sample_weight ? double(sample_weight[i]) : 1.0);
-      sum.rows += live;
+        count(i, counts, live);
+      });
     }
     sum = team.reduce(sum, [](const Counts& a, const Counts& b) {
       return Counts{a.weight + b.weight, a.rows + b.rows};
@@ -60,7 +83,7 @@ struct LossBody {
   LPL_DEVICE static void run(Team& team, const Call& call, i64) {
     const Acc* losses = static_cast<const Acc*>(call.scratch.losses);
     double sum = 0;
-    for (i64 i = team.rank(); i < call.p.n; i += team.size()) sum += double(losses[i]);
+    each_of(team, losses, call.p.n, [&](i64, Acc loss) { sum += double(loss); });
     sum = team.reduce(sum, [](double a, double b) { return a + b; });
     if (team.rank() != 0) return;
     const Acc* norm = static_cast<const Acc*>(call.out.norm);

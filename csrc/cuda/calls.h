@@ -1,7 +1,10 @@
 // The order of kernels in a call. A Launcher (kernels.cu; in tests the host) offers
 //     rows(body, call, n, bytes, stage)   a team for each of n rows of so many bytes, on chip if
 //                                         `stage`
+//     pieces(body, call, n, bytes)        the same for bodies whose threads need nothing of each
+//                                         other
 //     once(body, call)                    one team for all
+//     many_rows()                         how many keep all of it busy, a block each
 #pragma once
 
 #include <type_traits>
@@ -51,19 +54,31 @@ inline const Path& path_of(Set set) {
   }
 }
 
-// A team for every row, of the first of these sets that serves the call, or of all there is.
-template <template <typename, Set> class Body, typename T, typename Launcher>
-void launch_rows(Launcher& launch, const Call& call, bool stage, SetList<>) {
-  launch.rows(Body<T, kAll>(), call, call.p.n, call.p.c * i64(sizeof(T)), stage);
+// use(Body<T, set>()) of the first of these sets that serves the call, or of all there is.
+template <template <typename, Set> class Body, typename T, typename Use>
+void for_set(const Call&, SetList<>, Use use) {
+  use(Body<T, kAll>());
 }
-template <template <typename, Set> class Body, typename T, typename Launcher, Set kFirst,
-          Set... kOthers>
-void launch_rows(Launcher& launch, const Call& call, bool stage, SetList<kFirst, kOthers...>) {
+template <template <typename, Set> class Body, typename T, typename Use, Set kFirst, Set... kOthers>
+void for_set(const Call& call, SetList<kFirst, kOthers...>, Use use) {
   // float64 has no kernels of its own for what is less than all
   if constexpr (!std::is_same<T, double>::value)
-    if (serves(path_of(kFirst), call))
-      return launch.rows(Body<T, kFirst>(), call, call.p.n, call.p.c * i64(sizeof(T)), stage);
-  launch_rows<Body, T>(launch, call, stage, SetList<kOthers...>());
+    if (serves(path_of(kFirst), call)) return use(Body<T, kFirst>());
+  for_set<Body, T>(call, SetList<kOthers...>(), use);
+}
+
+// A team for every row.
+template <template <typename, Set> class Body, typename T, typename Launcher, typename Sets>
+void launch_rows(Launcher& launch, const Call& call, bool stage, Sets sets) {
+  for_set<Body, T>(call, sets, [&](auto body) {
+    launch.rows(body, call, call.p.n, call.p.c * i64(sizeof(T)), stage);
+  });
+}
+
+// Whether a call is one for rows beside each other: tables are all that it has of columns.
+template <typename T>
+bool shares_tables(const Call& call) {
+  return !std::is_same<T, double>::value && serves(kTablesPath, call) && !serves(kBarePath, call);
 }
 
 using Lean = SetList<kBare, kTables, kEven, kTables | kLength, kPull, kMove>;
@@ -104,8 +119,27 @@ void cross_entropy(Launcher& launch, Call call) {
     take_steps<T>(launch, call);
     if (call.scratch.only_delta) call.scratch.outcome = nullptr;
   }
-  launch_rows<RowBody, T>(launch, call, true, Lean());
+  const i64 bytes = p.c * i64(sizeof(T));
+  // one sweep of one row needs no stage; few rows are cut, for which they have to be on chip
+  const bool again = call.out.grad || p.norm_p > 0 || p.penalty != Penalty::none;
+  if constexpr (!std::is_same<T, double>::value)
+    if (shares_tables<T>(call) && !again && p.n >= launch.many_rows())
+      launch.rows(StatisticsBody<T, kTables>(), call, Beside::groups(p.n), bytes, false);
+    else
+      launch_rows<RowBody, T>(launch, call, again || p.n < launch.many_rows(), Lean());
+  else
+    launch_rows<RowBody, T>(launch, call, true, SetList<>());
   if (call.out.loss) launch.once(LossBody<Acc>(), call);
+}
+
+template <typename T, typename Launcher>
+void gradient_of_rows(Launcher& launch, const Call& call) {
+  const i64 bytes = call.p.c * i64(sizeof(T));
+  if constexpr (!std::is_same<T, double>::value)
+    if (shares_tables<T>(call) && !call.scratch.factor)
+      return launch.pieces(GradientsBody<T, kTables>(), call, Beside::groups(call.p.n), bytes);
+  for_set<GradientBody, T>(call, Lean(),
+                           [&](auto body) { launch.pieces(body, call, call.p.n, bytes); });
 }
 
 // The gradients of rows whose terms are known, as far as wanted.
@@ -113,8 +147,7 @@ template <typename T, typename Launcher>
 void gradient(Launcher& launch, const Call& call) {
   const Problem& p = call.p;
   const Outputs& out = call.out;
-  if (out.grad || out.grad_perturbed || out.grad_margin)
-    launch_rows<GradientBody, T>(launch, call, false, Lean());
+  if (out.grad || out.grad_perturbed || out.grad_margin) gradient_of_rows<T>(launch, call);
   if (!out.grad_scale && !out.grad_offset) return;
   const i64 chunks = (p.n + call.scratch.chunk - 1) / call.scratch.chunk;
   const i64 bytes = p.c * i64(sizeof(T));
@@ -126,7 +159,7 @@ void gradient(Launcher& launch, const Call& call) {
 template <typename T, typename Launcher>
 void rescale(Launcher& launch, Call call) {
   if (call.out.terms) return gradient<T>(launch, call);
-  launch.rows(ScaleBody<T>(), call, call.p.n, call.p.c * i64(sizeof(T)), false);
+  launch.pieces(ScaleBody<T>(), call, call.p.n, call.p.c * i64(sizeof(T)));
   if (sizeof(T) != 2) return;
   call.scratch.anew = true;
   cross_entropy<T>(launch, call);
@@ -146,7 +179,7 @@ void run(Launcher& launch, Work work, Call call) {
       case Work::mass: return launch_rows<MassBody, T>(launch, call, true, SetList<kBare>());
       case Work::detail: return launch.rows(DetailBody<T>(), call, n, bytes, true);
       case Work::rivals: return launch.rows(RivalsBody<T>(), call, n, bytes, true);
-      case Work::perturbed: return launch.rows(PerturbedBody<T>(), call, n, bytes, false);
+      case Work::perturbed: return launch.pieces(PerturbedBody<T>(), call, n, bytes);
       case Work::gradient: return gradient<T>(launch, call);
       case Work::rescale: return rescale<T>(launch, call);
     }

@@ -10,7 +10,7 @@ LPL_DEVICE inline Acc finite_shift(Acc top) {
   return top == -INFINITY ? Acc(0) : top;  // where all logits are −inf: no −inf + inf
 }
 
-constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // 2^x to two units in the last place; 0 where that is no normal number.
 LPL_DEVICE inline float exp2_of(float x) {
@@ -23,21 +23,25 @@ LPL_DEVICE inline float exp2_of(float x) {
 #endif
 }
 
-// of(z) is e^(z − shift) up to a factor that all logits of a row share: e^(z − shift) = unit·of(z).
-// One multiplication and one exponential a logit: z·log₂e − shift·log₂e is rounded once, and by how
-// much shift·log₂e itself was is in `unit`, so that a common offset of the logits costs no digits.
+// of(z) is e^z up to a factor that all logits of a row share: e^(z − shift) = unit(shift)·of(z).
+// One multiplication and one exponential a logit: z·log₂e − level is rounded once, `level` being
+// about shift·log₂e; how far it is off is in `unit`, so that a common offset of the logits costs no
+// digits.
 template <typename Acc>
 class Exponential;
 
 template <>
 class Exponential<float> {
  public:
-  LPL_DEVICE explicit Exponential(float shift) : level_(finite_shift(shift) * kLog2E) {}
+  LPL_DEVICE static Exponential near(float shift) { return Exponential(shift * kLog2E); }
+  LPL_DEVICE explicit Exponential(float level) : level_(level) {}
+
+  LPL_DEVICE float level() const { return level_; }
+  // Near the level, as logits are.
+  LPL_DEVICE float shift() const { return level_ * kLn2; }
 
   LPL_DEVICE float of(float z) const { return exp2_of(std::fma(z, kLog2E, -level_)); }
-  LPL_DEVICE float unit(float shift) const {
-    return exp2_of(-std::fma(finite_shift(shift), kLog2E, -level_));
-  }
+  LPL_DEVICE float unit(float shift) const { return exp2_of(-std::fma(shift, kLog2E, -level_)); }
   // What turns a sum of of(z) into one of `to`.
   LPL_DEVICE float in(const Exponential& to) const { return exp2_of(level_ - to.level_); }
 
@@ -48,14 +52,18 @@ class Exponential<float> {
 template <>
 class Exponential<double> {
  public:
-  LPL_DEVICE explicit Exponential(double shift) : shift_(finite_shift(shift)) {}
+  LPL_DEVICE static Exponential near(double shift) { return Exponential(shift); }
+  LPL_DEVICE explicit Exponential(double level) : level_(level) {}
 
-  LPL_DEVICE double of(double z) const { return std::exp(z - shift_); }
-  LPL_DEVICE double unit(double) const { return 1; }
-  LPL_DEVICE double in(const Exponential& to) const { return std::exp(shift_ - to.shift_); }
+  LPL_DEVICE double level() const { return level_; }
+  LPL_DEVICE double shift() const { return level_; }
+
+  LPL_DEVICE double of(double z) const { return std::exp(z - level_); }
+  LPL_DEVICE double unit(double shift) const { return std::exp(level_ - shift); }
+  LPL_DEVICE double in(const Exponential& to) const { return std::exp(level_ - to.level_); }
 
  private:
-  double shift_;
+  double level_;
 };
 
 }  // namespace lpl

@@ -11,9 +11,10 @@
 namespace lpl {
 namespace {
 
-constexpr int kThreads = 256;       // of a block at most
-constexpr int kPiecesOfThread = 4;  // before a block gets more threads
-constexpr int kRowsBeside = 3;      // on a multiprocessor, before a row is cut
+constexpr int kThreads = 256;                            // of a block at most
+constexpr int kPiecesOfThread = 8;                       // before a block gets more threads
+constexpr int kLinesOfBlock = 4096, kManyBlocks = 2112;  // of kernels of pieces
+constexpr int kRowsBeside = 3;                           // on a multiprocessor, before a row is cut
 
 // How rows come on chip: not, line by line as their threads ask for them, or in bulk.
 enum class Fill : int { none, lines, bulk };
@@ -35,10 +36,20 @@ __global__ void __launch_bounds__(kThreads, blocks_beside<typename Body::Acc>())
   extern __shared__ __align__(128) char stage[];
   Team team(&exchange, &shared, fill == Fill::none ? nullptr : stage,
             fill == Fill::bulk ? &arrivals : nullptr, blocks);
-  // no block may write into another that has not begun, or has ended
-  if (blocks > 1) team.sync();
+  // no block may write into another that has not begun, or be read from when it has ended
+  if (blocks > 1 && !std::is_same<typename Body::Shared, Nothing>::value) team.sync();
   Body::run(team, call, i64(blockIdx.x / unsigned(blocks)));
   if (blocks > 1) team.sync();
+}
+
+// Teams whose threads need nothing of each other: blocks take one row's share after the other.
+template <typename Body>
+__global__ void __launch_bounds__(kThreads, blocks_beside<typename Body::Acc>())
+    piece_kernel(const __grid_constant__ Call call, i64 n, int blocks) {
+  if (spared<typename Body::Acc>(call)) return;
+  Team team(nullptr, nullptr, nullptr, nullptr, blocks);
+  const i64 rows = gridDim.x / unsigned(blocks);
+  for (i64 i = blockIdx.x / unsigned(blocks); i < n; i += rows) Body::run(team, call, i);
 }
 
 template <typename Body>
@@ -78,6 +89,8 @@ class Launcher {
  public:
   explicit Launcher(uintptr_t stream) : stream_(reinterpret_cast<cudaStream_t>(stream)) {}
 
+  static constexpr i64 many_rows() { return 256; }
+
   template <typename Body>
   void once(Body, const Call& call) const {
     batch_kernel<Body><<<1, kThreads, 0, stream_>>>(call);
@@ -105,8 +118,7 @@ class Launcher {
       if (staged) fill = major >= 9 && copies_in_bulk() ? Fill::bulk : Fill::lines;
     }
     if (n > (i64(1) << 31) / blocks - 1) throw std::runtime_error("more rows than a grid has");
-    int threads = kWarp;
-    while (threads < kThreads && threads * kPiecesOfThread * blocks < lines) threads *= 2;
+    const int threads = threads_for((lines + blocks - 1) / blocks);
 
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(unsigned(n * blocks));
@@ -127,7 +139,26 @@ class Launcher {
     check(cudaLaunchKernelEx(&config, kernel, call, blocks, fill), "a kernel of rows");
   }
 
+  template <typename Body>
+  void pieces(Body, const Call& call, i64 n, i64 bytes) const {
+    if (n == 0) return;
+    const i64 lines = (bytes + 15) / 16 + 1;
+    i64 blocks = (lines + kLinesOfBlock - 1) / kLinesOfBlock;
+    while (n * blocks < kManyBlocks && lines > 2 * blocks * kThreads) blocks *= 2;
+    const i64 rows = kManyBlocks / blocks > 0 ? kManyBlocks / blocks : 1;
+    const int threads = threads_for((lines + blocks - 1) / blocks);
+    piece_kernel<Body><<<unsigned((n < rows ? n : rows) * blocks), unsigned(threads), 0, stream_>>>(
+        call, n, int(blocks));
+    check(cudaGetLastError(), "a kernel of pieces");
+  }
+
  private:
+  static int threads_for(i64 lines) {
+    int threads = kWarp;
+    while (threads < kThreads && threads * kPiecesOfThread < lines) threads *= 2;
+    return threads;
+  }
+
   // Bytes of a block's share of a row.
   static i64 slice(i64 lines, int blocks) { return (lines + blocks - 1) / blocks * 16; }
 

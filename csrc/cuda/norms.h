@@ -20,16 +20,38 @@ LPL_DEVICE inline Acc power_of(Acc x, double p) {
 // What a p-norm is made of.
 template <typename Acc>
 struct Length {
-  Acc peak, total;  // max |u_j|; Σ (|u_j|/peak)^p, for p = ∞ how many are the peak
+  Acc peak, total;  // max |u_j|, or 1; Σ (|u_j|/peak)^p, for p = ∞ how many are the peak
 };
+
+constexpr float kLeastSum = 1e-25f;  // of powers of numbers that are not scaled
+
+// Σ f(u_j) over the columns of this thread that are counted, added up piece by piece.
+template <typename Pieces, typename F, typename Acc = typename Pieces::Acc>
+LPL_DEVICE Acc sum_of_counted(const Pieces& pieces, F f) {
+  Acc total = 0;
+  pieces.visit_arriving([&](int, const Acc* u, auto) {
+    Acc sum = 0;  // columns that do not exist are 0
+#pragma unroll
+    for (int v = 0; v < Pieces::kSize; ++v) sum += f(counted(u[v]));
+    total += sum;
+  });
+  return total;
+}
 
 template <typename Team, typename Pieces, typename Acc = typename Pieces::Acc>
 LPL_DEVICE Length<Acc> length_of(Team& team, double p, const Pieces& pieces) {
+  const auto plus = [](Acc x, Acc y) { return x + y; };
+  if (p == 1 || p == 2) {
+    Acc total = p == 1 ? sum_of_counted(pieces, [](Acc u) { return std::fabs(u); })
+                       : sum_of_counted(pieces, [](Acc u) { return u * u; });
+    total = team.reduce(total, plus);
+    // else out of range, or near its ends
+    if (total > kLeastSum && total < 1 / kLeastSum) return {1, total};
+  }
   Acc peak = 0;
-  pieces.visit([&](int first, const Acc* u, auto kind) {
+  pieces.visit_arriving([&](int, const Acc* u, auto) {
 #pragma unroll
     for (int v = 0; v < Pieces::kSize; ++v) {
-      if (!decltype(kind)::value && !pieces.inside(first + v)) continue;
       const Acc magnitude = std::fabs(counted(u[v]));
       if (magnitude > peak) peak = magnitude;
     }
@@ -38,16 +60,18 @@ LPL_DEVICE Length<Acc> length_of(Team& team, double p, const Pieces& pieces) {
   const bool infinite = p == INFINITY;
   Acc total = 0;
   pieces.visit([&](int first, const Acc* u, auto kind) {
+    Acc sum = 0;
 #pragma unroll
     for (int v = 0; v < Pieces::kSize; ++v) {
       if (!decltype(kind)::value && !pieces.inside(first + v)) continue;
       const Acc magnitude = std::fabs(counted(u[v]));
-      total += infinite   ? Acc(magnitude == peak)
-               : peak > 0 ? power_of(magnitude / peak, p)
-                          : magnitude;
+      sum += infinite   ? Acc(magnitude == peak)
+             : peak > 0 ? power_of(magnitude / peak, p)
+                        : magnitude;
     }
+    total += sum;
   });
-  return {peak, team.reduce(total, [](Acc x, Acc y) { return x + y; })};
+  return {peak, team.reduce(total, plus)};
 }
 
 // T(u) = u·f(‖u‖_p): with n = ‖u‖_p and g = dL/dT
@@ -64,6 +88,7 @@ LPL_DEVICE void measure(Team& team, const Algebra& a, const Pieces& pieces, Row<
   if (!infinite && p != 2) n *= p == 1 ? total : std::pow(total, 1 / p);
   const double length = n + a.p.norm_offset;
   row.length = Acc(n);
+  row.per_length = n > 0 ? Acc(1 / n) : Acc(0);
   row.factor = 1;
   row.bend = 0;
   if (!(length > a.p.norm_limit)) return;
@@ -74,7 +99,7 @@ LPL_DEVICE void measure(Team& team, const Algebra& a, const Pieces& pieces, Row<
 // g·u/n
 template <typename Acc>
 LPL_DEVICE inline Acc along_norm(Acc g, Acc u, const Row<Acc>& row) {
-  return row.length == 0 ? Acc(0) : g * (counted(u) / row.length);
+  return g * (counted(u) * row.per_length);
 }
 
 // What the sum of those multiplies by dL/dz_j.
@@ -86,12 +111,11 @@ LPL_DEVICE inline Acc unit_along(const Algebra& a, Acc u, int j, const Row<Acc>&
 template <typename Acc>
 LPL_DEVICE inline Acc through_norm(const Problem& p, Acc g, Acc along, Acc u, const Row<Acc>& row) {
   const Acc x = counted(u), pull = along * row.bend;
-  const Acc sign = x > 0 ? pull : x < 0 ? -pull : Acc(0);
-  const Acc unit = row.length == 0 ? Acc(1) : row.length, magnitude = std::fabs(x);
-  if (p.norm_p == 2) return (g - x * (pull / unit)) * row.factor;
+  if (p.norm_p == 2) return (g - x * (pull * row.per_length)) * row.factor;
+  const Acc sign = x > 0 ? pull : x < 0 ? -pull : Acc(0), magnitude = std::fabs(x);
   if (p.norm_p == 1) return (g - sign) * row.factor;
   if (p.norm_p == INFINITY) return (magnitude == row.length ? g - sign : g) * row.factor;
-  return (g - sign * power_of(magnitude / unit, p.norm_p - 1)) * row.factor;
+  return (g - sign * power_of(magnitude * row.per_length, p.norm_p - 1)) * row.factor;
 }
 
 // The largest logit of a row, and how many are.
@@ -102,27 +126,43 @@ struct Top {
 
 template <typename Team, typename Pieces, typename Acc = typename Pieces::Acc>
 LPL_DEVICE Top<Acc> top_of(Team& team, const Pieces& pieces) {
-  Top<Acc> found = {Acc(-INFINITY), 0};
+  Acc top = -INFINITY;
+  pieces.visit_arriving([&](int first, const Acc* u, auto kind) {
+#pragma unroll
+    for (int v = 0; v < Pieces::kSize; ++v)
+      if ((decltype(kind)::value || pieces.inside(first + v)) && u[v] > top) top = u[v];
+  });
+  top = team.reduce(top, [](Acc a, Acc b) { return a > b ? a : b; });
+  Acc ties = 0;
   pieces.visit([&](int first, const Acc* u, auto kind) {
 #pragma unroll
-    for (int v = 0; v < Pieces::kSize; ++v) {
-      if (!decltype(kind)::value && !pieces.inside(first + v)) continue;
-      if (u[v] > found.top) found = {u[v], 0};
-      found.ties += u[v] == found.top;
-    }
+    for (int v = 0; v < Pieces::kSize; ++v)
+      if (decltype(kind)::value || pieces.inside(first + v)) ties += u[v] == top;
   });
-  return team.reduce(found, [](const Top<Acc>& a, const Top<Acc>& b) {
-    return Top<Acc>{a.top > b.top ? a.top : b.top,
-                    (a.top >= b.top ? a.ties : Acc(0)) + (b.top >= a.top ? b.ties : Acc(0))};
-  });
+  return {top, team.reduce(ties, [](Acc a, Acc b) { return a + b; })};
 }
+
+// The constants of a row's penalty, once a row.
+template <typename Acc>
+struct Pull {
+  Acc top, margin, per_unit, strength;
+
+  LPL_DEVICE Pull(const Problem& p, Acc top)
+      : top(top),
+        margin(Acc(p.penalty_margin)),
+        per_unit(Acc(1 / p.penalty_unit)),
+        strength(Acc(p.penalty_strength)) {}
+
+  // h_j
+  LPL_DEVICE Acc distance(Acc u) const { return ((top - u) - margin) * per_unit; }
+};
 
 // P(h_j) and P'(h_j) of a logit, h_j = (top − u_j − margin)/unit.
 template <typename Acc>
-LPL_DEVICE inline PhiValue<Acc> penalty_of(const Problem& p, Acc top, Acc u, int j) {
-  const Acc h = ((top - u) - Acc(p.penalty_margin)) / Acc(p.penalty_unit);
+LPL_DEVICE inline PhiValue<Acc> penalty_of(const Problem& p, const Pull<Acc>& pull, Acc u, int j) {
+  const Acc h = pull.distance(u);
   if (p.penalty == Penalty::relu) {
-    const Acc strength = h > 0 ? Acc(p.penalty_strength) : Acc(0);
+    const Acc strength = h > 0 ? pull.strength : Acc(0);
     return {h * strength, strength};
   }
   const Acc lam = static_cast<const Acc*>(p.multiplier)[j];
@@ -143,15 +183,19 @@ LPL_DEVICE inline PhiValue<Acc> penalty_of(const Problem& p, Acc top, Acc u, int
 template <typename Team, typename Pieces, typename Acc = typename Pieces::Acc>
 LPL_DEVICE PhiValue<double> penalties_of(Team& team, const Problem& p, Acc top,
                                          const Pieces& pieces) {
+  const Pull<Acc> pull(p, top);
   PhiValue<double> sum = {0, 0};
   pieces.visit([&](int first, const Acc* u, auto kind) {
+    PhiValue<Acc> part = {0, 0};  // few numbers, before they are widened
 #pragma unroll
     for (int v = 0; v < Pieces::kSize; ++v) {
       if (!decltype(kind)::value && !pieces.inside(first + v)) continue;
-      const PhiValue<Acc> at = penalty_of(p, top, u[v], first + v);
-      sum.value += double(at.value);
-      sum.slope += double(at.slope);
+      const PhiValue<Acc> at = penalty_of(p, pull, u[v], first + v);
+      part.value += at.value;
+      part.slope += at.slope;
     }
+    sum.value += double(part.value);
+    sum.slope += double(part.slope);
   });
   return team.reduce(sum, [](const PhiValue<double>& a, const PhiValue<double>& b) {
     return PhiValue<double>{a.value + b.value, a.slope + b.slope};
@@ -161,8 +205,9 @@ LPL_DEVICE PhiValue<double> penalties_of(Team& team, const Problem& p, Acc top,
 // What the penalty adds to a logit's gradient. The maximum takes what it pushes all others away
 // with, in even shares.
 template <typename Acc>
-LPL_DEVICE inline Acc pushed(const Problem& p, Acc u, int j, const Terms<Acc>& t) {
-  return (u == t.top ? t.raises : Acc(0)) - penalty_of(p, t.top, u, j).slope * t.each;
+LPL_DEVICE inline Acc pushed(const Problem& p, const Pull<Acc>& pull, Acc u, int j,
+                             const Terms<Acc>& t) {
+  return (u == pull.top ? t.raises : Acc(0)) - penalty_of(p, pull, u, j).slope * t.each;
 }
 
 }  // namespace lpl

@@ -55,7 +55,7 @@ class Pieces {
   LPL_DEVICE void visit(F f) const {
     if (stage_) arrive(kParts);
     int k = begin_ + team_.place();
-    whole_ones(k, end_, f);
+    whole_ones<false>(k, end_, f);
     short_ones(f);
   }
 
@@ -68,9 +68,27 @@ class Pieces {
     for (int part = 0; part < parts; ++part) {
       if (stage_) arrive(part + 1);
       const int last = begin_ + (part + 1) * part_;
-      whole_ones(k, part + 1 == parts || last > end_ ? end_ : last, f);
+      whole_ones<true>(k, part + 1 == parts || last > end_ ? end_ : last, f);
     }
     short_ones(f);
+  }
+
+  // f(first, whole) for every piece of this thread, of which nothing is loaded.
+  template <typename F>
+  LPL_DEVICE void places(F f) const {
+    int k = begin_ + team_.place();
+    while (k < whole_from_) k += team_.places();
+    for (; k < end_ && k < whole_to_; k += team_.places()) f(first_of(k), Whole());
+    each_short([&](int short_one) { f(first_of(short_one), Short()); });
+  }
+
+  // The same piece of another row, which begins at the same place in a line of memory.
+  LPL_DEVICE void take(const T* row, int first, Whole, Acc* u) const {
+    load_all<kSize>(u, read_once(*reinterpret_cast<const Line*>(row + first)).value);
+  }
+  LPL_DEVICE void take(const T* row, int first, Short, Acc* u) const {
+#pragma unroll
+    for (int v = 0; v < kSize; ++v) u[v] = inside(first + v) ? load(row[first + v]) : Acc(0);
   }
 
   LPL_DEVICE bool inside(int j) const { return unsigned(j) < unsigned(c_); }
@@ -132,7 +150,7 @@ class Pieces {
   }
 
   // Whole pieces of this thread from k on, which moves, and before `last`.
-  template <typename F>
+  template <bool kArriving, typename F>
   LPL_DEVICE void whole_ones(int& k, int last, F& f) const {
     const int step = team_.places();
     while (k < whole_from_) k += step;
@@ -140,7 +158,7 @@ class Pieces {
     // all loads of a batch before what is made of them
     if (kStages && stage_) {
       batches<2>(k, last, f, [&](int at) { return stage_[at - begin_]; });
-    } else if (!kStages) {
+    } else if (!kStages || kArriving) {
       batches<4>(k, last, f, [&](int at) { return read_once(*line(at)); });
     }
     for (; k < last; k += step)
@@ -170,11 +188,13 @@ class Pieces {
   // The first and the last piece, where they are short.
   template <typename F>
   LPL_DEVICE void short_ones(F& f) const {
+    each_short([&](int k) { show(k, stage_ ? stage_[k - begin_] : inside_of(k), f, Short()); });
+  }
+  template <typename F>
+  LPL_DEVICE void each_short(F f) const {
 #pragma unroll 1
     for (int k = first_;; k = count_ - 1) {
-      if (!whole(k) && mine(k)) {
-        show(k, stage_ ? stage_[k - begin_] : inside_of(k), f, Short());
-      }
+      if (!whole(k) && mine(k)) f(k);
       if (k == count_ - 1) return;
     }
   }

@@ -6,16 +6,121 @@
 
 namespace lpl {
 
-// rest = Σ e^(z_j − top) of some columns, `top` being near the largest; where weights are spread
-// over all columns also mass = Σ w_j and pull = Σ w_j·(z_j − top).
+// Sums over some columns in units of e^top, `top` being near the largest logit: rest = Σ e^(z_j −
+// top); where weights are spread over all columns also mass = Σ w_j and pull = Σ w_j·(z_j − top);
+// with a norm along = Σ e^(z_j − top)·x_j, x_j what a dL/dz_j of 1 is along the norm.
 template <typename Acc>
 struct RowSums {
-  Acc top, rest, mass, pull;
+  Acc top, rest, mass, pull, along;
 };
 
 template <typename Acc>
 LPL_DEVICE inline RowSums<Acc> no_columns() {
-  return {Acc(-INFINITY), 0, 0, 0};
+  return {Acc(-INFINITY), 0, 0, 0, 0};
+}
+
+// The sums of a thread: units are 2^level, or e^level in double; −∞ if there is no mass.
+template <typename Acc, bool kMore>
+struct Gathered {
+  Acc level, rest;
+};
+template <typename Acc>
+struct Gathered<Acc, true> {
+  Acc level, rest, mass, pull, along;
+};
+
+template <typename Acc, bool kMore>
+LPL_DEVICE inline Gathered<Acc, kMore> joined(const Gathered<Acc, kMore>& a,
+                                              const Gathered<Acc, kMore>& b) {
+  const bool first = a.level > b.level;
+  Gathered<Acc, kMore> most = first ? a : b;
+  const Gathered<Acc, kMore>& other = first ? b : a;
+  const Exponential<Acc> to(finite_shift(most.level)), from(finite_shift(other.level));
+  // also where there is no mass, so that a nan comes through
+  const Acc factor = a.level == b.level ? Acc(1) : Exponential<Acc>(other.level).in(to);
+  most.rest += other.rest * factor;
+  if constexpr (kMore) {
+    most.mass += other.mass;
+    most.pull += other.pull + other.mass * (from.shift() - to.shift());
+    most.along += other.along * factor;
+  }
+  return most;
+}
+
+// Few numbers are added one after the other.
+template <int kSize, typename Acc>
+LPL_DEVICE inline Acc sum_of(const Acc (&x)[kSize]) {
+  Acc sum[kSize];
+#pragma unroll
+  for (int v = 0; v < kSize; ++v) sum[v] = x[v];
+#pragma unroll
+  for (int half = kSize / 2; half > 0; half /= 2)
+#pragma unroll
+    for (int v = 0; v < kSize / 2; ++v)
+      if (v < half) sum[v] += sum[v + half];
+  return sum[0];
+}
+
+// Σ e^z piece by piece. Any level near the largest logit does: a new one is looked for where a sum
+// becomes large, so that nothing is compared for a maximum.
+template <typename Acc, int kSize>
+class Gather {
+ public:
+  LPL_DEVICE const Exponential<Acc>& e() const { return e_; }
+  LPL_DEVICE Acc level() const { return known_ ? e_.level() : Acc(-INFINITY); }
+  LPL_DEVICE Acc rest() const { return rest_; }
+
+  // Leaves the exponentials in `terms`; moved(factor, difference of shifts) tells who has sums of
+  // his own of a new level.
+  template <typename Moved>
+  LPL_DEVICE void add(const Acc* z, Acc (&terms)[kSize], Moved moved) {
+    Acc sum = exponentials(z, terms);
+    if (sum > kLarge || !known_) {
+      Acc most = known_ ? e_.shift() : Acc(-INFINITY);
+#pragma unroll
+      for (int v = 0; v < kSize; ++v) most = z[v] > most ? z[v] : most;
+      if (most > -INFINITY) {
+        const Exponential<Acc> old = e_;
+        e_ = Exponential<Acc>::near(most);
+        const Acc factor = known_ ? old.in(e_) : Acc(1);
+        rest_ *= factor;
+        moved(factor, old.shift() - e_.shift());
+        known_ = true;
+        sum = exponentials(z, terms);
+      }
+    }
+    rest_ += sum;
+  }
+
+ private:
+  static constexpr float kLarge = 1 << 30;
+
+  LPL_DEVICE Acc exponentials(const Acc* z, Acc (&terms)[kSize]) const {
+#pragma unroll
+    for (int v = 0; v < kSize; ++v) terms[v] = e_.of(z[v]);
+    return sum_of(terms);
+  }
+
+  Exponential<Acc> e_{0};
+  bool known_ = false;
+  Acc rest_ = 0;
+};
+
+// All sums of a row, beside a logit `own`.
+template <typename Acc, bool kMore>
+LPL_DEVICE inline RowSums<Acc> sums_of(const Gathered<Acc, kMore>& s, Acc own) {
+  const Exponential<Acc> all(finite_shift(s.level));
+  RowSums<Acc> found{};
+  found.top = s.level == -INFINITY ? s.level : all.shift();
+  if (own > found.top) found.top = own;
+  const Acc shift = finite_shift(found.top), unit = all.unit(shift);
+  found.rest = s.rest * unit;
+  if constexpr (kMore) {
+    found.mass = s.mass;
+    found.pull = s.pull + s.mass * (all.shift() - shift);
+    found.along = s.along * unit;
+  }
+  return found;
 }
 
 // Sums over the columns of a spread target.
@@ -28,9 +133,7 @@ struct OfPhi {
 template <typename Acc>
 LPL_DEVICE inline RowSums<Acc> joined(const RowSums<Acc>& a, const RowSums<Acc>& b) {
   const Acc top = a.top > b.top ? a.top : b.top, shift = finite_shift(top);
-  return {top, a.rest * std::exp(a.top - shift) + b.rest * std::exp(b.top - shift), a.mass + b.mass,
-          a.pull + a.mass * (finite_shift(a.top) - shift) + b.pull +
-              b.mass * (finite_shift(b.top) - shift)};
+  return {top, a.rest * std::exp(a.top - shift) + b.rest * std::exp(b.top - shift), 0, 0, 0};
 }
 
 // Kahan's sum: as exact after many steps as after one.
@@ -40,6 +143,13 @@ LPL_DEVICE inline void add(Acc& total, Acc& lost, Acc term) {
   const Acc sum = total + term;
   lost = (sum - total) - term;
   total = sum;
+}
+
+// What is said of row i.
+template <typename Acc>
+LPL_DEVICE inline void say_of(const Call& call, i64 i, Acc loss, const Terms<Acc>& t) {
+  if (call.scratch.losses) static_cast<Acc*>(call.scratch.losses)[i] = loss;
+  if (call.out.terms) static_cast<Terms<Acc>*>(call.out.terms)[i] = t;
 }
 
 template <typename Team, typename T, Set kSet, bool kStages = true>
@@ -98,43 +208,40 @@ class TeamRow {
     });
   }
 
-  // Sums without column `skip` (or −1), with mass and pull if `weigh`, beside a logit of `top`.
-  LPL_DEVICE RowSums<Acc> sums(int skip, bool weigh, Acc top = -INFINITY) {
-    RowSums<Acc> s = {top, 0, 0, 0};
-    Exponential<Acc> e(top);
+  // Sums without column `skip` (or −1), with mass and pull if `weigh`; `own`: beside this logit.
+  LPL_DEVICE RowSums<Acc> sums(int skip, bool weigh, Acc own = -INFINITY) {
+    // a sum has mass, pull and along where kernels may want them
+    constexpr bool kMore = !Algebra<T, kSet>::kOneLabel || Algebra<T, kSet>::has(kLength);
+    Gathered<Acc, kMore> s{};
+    Gather<Acc, kSize> mass;
     pieces_.visit_arriving([&](int first, const Acc* u, auto kind) {
-      Acc z[kSize];
+      Acc z[kSize], terms[kSize];
       a_.template perturb<kSize>(first, u, row_, kind, z);
       a_.template replace<kSize>(skip - first, Acc(-INFINITY), z);
-      // any shift near the largest logit does: a new one is looked for when a sum has become large
-      Acc rest = sum_of_exponentials(e, z);
-      if (rest > kLarge || s.top == -INFINITY) {
-        Acc most = s.top;
+      mass.add(z, terms, [&](Acc factor, Acc difference) {
+        if constexpr (kMore) {
+          s.along *= factor;
+          s.pull += s.mass * difference;
+        }
+      });
+      if constexpr (kMore) {
+        if (weigh) weigh_piece(first, z, kind, mass.e().shift(), s.mass, s.pull);
+        if (a_.normed()) {
 #pragma unroll
-        for (int v = 0; v < kSize; ++v) most = z[v] > most ? z[v] : most;
-        const Exponential<Acc> old = e;
-        e = Exponential<Acc>(most);
-        s.rest *= old.in(e);
-        if (weigh) s.pull += s.mass * (finite_shift(s.top) - finite_shift(most));
-        s.top = most;
-        rest = sum_of_exponentials(e, z);
+          for (int v = 0; v < kSize; ++v) {
+            if (!decltype(kind)::value && !pieces_.inside(first + v)) terms[v] = 0;
+            terms[v] *= unit_along(a_, u[v], first + v, row_);
+          }
+          s.along += sum_of(terms);
+        }
       }
-      s.rest += rest;
-      if (weigh) weigh_piece(first, z, kind, s);
     });
-    // all in units of the team's largest
-    const Acc largest = team_.reduce(s.top, [](Acc a, Acc b) { return a > b ? a : b; });
-    const Exponential<Acc> all(largest);
-    s.rest *= e.in(all) * all.unit(largest);
-    if (weigh) s.pull += s.mass * (finite_shift(s.top) - finite_shift(largest));
-    s.top = largest;
-    if (!weigh) {
-      s.rest = team_.reduce(s.rest, [](Acc a, Acc b) { return a + b; });
-      return s;
-    }
-    return team_.reduce(s, [](const RowSums<Acc>& a, const RowSums<Acc>& b) {
-      return RowSums<Acc>{a.top, a.rest + b.rest, a.mass + b.mass, a.pull + b.pull};
+    s.level = mass.level();
+    s.rest = mass.rest();
+    s = team_.reduce(s, [](const Gathered<Acc, kMore>& a, const Gathered<Acc, kMore>& b) {
+      return joined<Acc, kMore>(a, b);
     });
+    return sums_of<Acc, kMore>(s, own);
   }
 
   // The loss of the row, and its softmax's Terms.
@@ -145,13 +252,18 @@ class TeamRow {
       // without the label's own mass, so that 1 − p keeps its digits
       const RowSums<Acc> s = sums(row_.label, false, own);
       const Acc shift = finite_shift(s.top);
-      return a_.of_label(row_, own - shift, s.rest, shift, t);
+      const Acc loss = a_.of_label(row_, own - shift, s.rest, shift, t);
+      if (a_.normed()) {
+        const Acc u = load(a_.logits(row_.index)[row_.label]);
+        t.along = t.strength * s.along + t.part * unit_along(a_, u, row_.label, row_);
+      }
+      return loss;
     }
     const bool by_log = a_.p.phi == Phi::log;
     const RowSums<Acc> s = sums(-1, a_.spread && by_log);
     const Acc shift = finite_shift(s.top);
     Acc gap[2] = {own - shift, 0};
-    if (a_.p.other) gap[1] = a_.logit(row_.other, row_) - shift;
+    if (a_.mixed()) gap[1] = a_.logit(row_.other, row_) - shift;
     Acc of_all[3] = {s.mass * std::log(s.rest) - s.pull, s.mass, s.mass};
     if (a_.spread && !by_log) {
       const OfPhi<Acc> sum = sum_phi(shift, std::log(s.rest));
@@ -186,7 +298,7 @@ class TeamRow {
     if (!wanted) return;
     t = scaled(t, upstream_of<Acc>(call_, row_.index));
     write(
-        [&](int first, const Acc* u, auto kind, Acc* d) {
+        [&](int first, const Acc* u, auto kind, const auto&, Acc* d) {
           columns(first, u, kind, [&](int j, Acc z, int v) { d[v] = dz(j, z, t); });
         },
         t);
@@ -195,7 +307,7 @@ class TeamRow {
   // The same where the gradient is the softmax's.
   LPL_DEVICE void finish(Acc loss, Terms<Acc> t) {
     const bool wanted = call_.out.grad;
-    if (wanted || call_.out.terms)
+    if ((wanted || call_.out.terms) && !a_.one_label)
       t.along =
           along([&](int j, Acc z) { return a_.gradient(z, std::exp(z - t.shift), j, row_, t); });
     say(loss, t);
@@ -204,12 +316,12 @@ class TeamRow {
 
   // All that is wanted of the gradient, from its Terms.
   LPL_DEVICE void write(const Terms<Acc>& t) {
-    const Exponential<Acc> e(t.shift);
+    const auto e = Exponential<Acc>::near(t.shift);
     const Acc unit = e.unit(t.shift);
     write(
-        [&](int first, const Acc* u, auto kind, Acc* dz) {
+        [&](int first, const Acc* u, auto kind, const auto& tables, Acc* dz) {
           Acc z[kSize];
-          a_.template perturb<kSize>(first, u, row_, kind, z);
+          a_.template perturb<kSize>(first, u, row_, tables, kind, z);
           a_.template gradients<kSize>(first, z, e, unit, row_, t, dz);
         },
         t);
@@ -245,6 +357,7 @@ class TeamRow {
     if (!a_.normed()) return;
     row_.factor = t.factor;
     row_.length = t.length;
+    row_.per_length = t.length > 0 ? 1 / t.length : Acc(0);
     row_.bend = t.bend;
   }
 
@@ -270,47 +383,26 @@ class TeamRow {
   LPL_DEVICE void say(Acc loss, const Terms<Acc>& t) {
     if (team_.rank() != 0) return;
     if (a_.penalised()) loss += penalty_;
-    if (call_.scratch.losses) static_cast<Acc*>(call_.scratch.losses)[row_.index] = loss;
-    if (call_.out.terms) static_cast<Terms<Acc>*>(call_.out.terms)[row_.index] = t;
+    say_of(call_, row_.index, loss, t);
   }
 
  private:
   static constexpr bool kTablesLearn = (kSet & kRest) != 0;
 
-  static constexpr float kLarge = 1 << 30;
-
-  static LPL_DEVICE Acc sum_of_exponentials(const Exponential<Acc>& e, const Acc* z) {
-    Acc terms[kSize];
-#pragma unroll
-    for (int v = 0; v < kSize; ++v) terms[v] = e.of(z[v]);
-    return sum_of(terms);
-  }
-
-  // Few numbers are added one after the other.
-  static LPL_DEVICE Acc sum_of(const Acc (&x)[kSize]) {
-    Acc sum[kSize];
-#pragma unroll
-    for (int v = 0; v < kSize; ++v) sum[v] = x[v];
-#pragma unroll
-    for (int half = kSize / 2; half > 0; half /= 2)
-#pragma unroll
-      for (int v = 0; v < kSize / 2; ++v)
-        if (v < half) sum[v] += sum[v + half];
-    return sum[0];
-  }
-
-  // Adds mass and pull of a piece to sums in units of e^top.
+  // Adds mass and pull of a piece.
   template <typename Kind>
-  LPL_DEVICE void weigh_piece(int first, const Acc* z, Kind, RowSums<Acc>& s) const {
-    const Acc shift = finite_shift(s.top);
+  LPL_DEVICE void weigh_piece(int first, const Acc* z, Kind, Acc shift, Acc& mass,
+                              Acc& pull) const {
+    Acc w[kSize] = {}, gaps[kSize] = {};
 #pragma unroll
     for (int v = 0; v < kSize; ++v) {
       if (!Kind::value && !pieces_.inside(first + v)) continue;
-      const Acc w = a_.weight(first + v, row_);
-      s.mass += w;
+      w[v] = a_.weight(first + v, row_);
       // a class without target mass counts nothing, even at a logit of −inf
-      if (w != 0 || !a_.p.dense) s.pull += w * (z[v] - shift);
+      if (w[v] != 0 || !(a_.has(kRest) && a_.p.dense)) gaps[v] = w[v] * (z[v] - shift);
     }
+    mass += sum_of(w);
+    pull += sum_of(gaps);
   }
 
   // All that is wanted of the gradient, from make(first, u, kind, dz), which finds dL/dz of a
@@ -322,17 +414,19 @@ class TeamRow {
     const auto grad = pieces_.target(out.grad ? static_cast<T*>(out.grad) + at : nullptr);
     const auto of_perturbed = pieces_.target(
         kTablesLearn && out.grad_perturbed ? static_cast<Acc*>(out.grad_perturbed) + at : nullptr);
+    const Pull<Acc> pull(a_.p, t.top);
     pieces_.visit([&](int first, const Acc* u, auto kind) {
       Acc du[kSize], d_offset[kSize] = {};
-      make(first, u, kind, d_offset);
+      const auto tables = a_.template tables<kSize>(first, kind);
+      make(first, u, kind, tables, d_offset);
 #pragma unroll
       for (int v = 0; v < kSize; ++v) {
         const int j = first + v;
         if (!decltype(kind)::value && !pieces_.inside(j)) continue;
         d_offset[v] = a_.to_offset(d_offset[v]);
-        du[v] = a_.to_input(d_offset[v], u[v], j, row_);
+        du[v] = a_.to_input(d_offset[v], u[v], tables.scale[v], row_);
         if (a_.normed()) du[v] = through_norm(a_.p, du[v], t.along, u[v], row_);
-        if (a_.penalised()) du[v] += pushed(a_.p, u[v], j, t);
+        if (a_.penalised()) du[v] += pushed(a_.p, pull, u[v], j, t);
         if (kTablesLearn && out.grad_margin && j == row_.label)
           static_cast<Acc*>(out.grad_margin)[row_.index] = -d_offset[v];
       }

@@ -23,6 +23,10 @@ class Strided {
       f(j, &u, Whole());
     }
   }
+  template <typename F>
+  LPL_DEVICE void visit_arriving(F f) const {
+    visit(f);
+  }
   LPL_DEVICE static bool inside(int) { return true; }
 
  private:

@@ -16,7 +16,7 @@ constexpr int kWidest = 96;  // bytes of the widest value that is reduced
 // which all have read the other, so a reduction needs a single barrier.
 struct Exchange {
   alignas(16) char of_warps[2][kMostWarps][kWidest];
-  alignas(16) char of_blocks[2][kMostBlocks][kWidest];
+  alignas(16) char of_block[2][kWidest];
   int counts[kMostBlocks * kMostWarps];
 };
 
@@ -69,11 +69,11 @@ class Team {
       for (int k = 1; k < warps; ++k) value = op(value, at<V>(exchange_->of_warps[turn_][k]));
     }
     if (blocks_ > 1) {
-      V* own = &at<V>(exchange_->of_blocks[turn_][block()]);
-      if (place() < blocks_) *of_block(own, place()) = value;
+      V* own = &at<V>(exchange_->of_block[turn_]);
+      if (place() == 0) *own = value;
       sync();
-      value = at<V>(exchange_->of_blocks[turn_][0]);
-      for (int k = 1; k < blocks_; ++k) value = op(value, at<V>(exchange_->of_blocks[turn_][k]));
+      value = *of_block(own, 0);
+      for (int k = 1; k < blocks_; ++k) value = op(value, *of_block(own, k));
     }
     return value;
   }
