@@ -231,6 +231,21 @@ class Team {
     return reduce(value, op, 0, size(), Waits::team);
   }
 
+  int place_of(int k) const { return k % places_; }
+
+  template <typename V, typename Make>
+  V of_first_crew(Make make) {
+    V value{};
+    if (place() < kCrew) value = make();
+    const int first = block() * places_;
+    return reduce(value, [](const V& a, const V&) { return a; }, first, first + 1, Waits::team);
+  }
+
+  template <typename V, typename Op>
+  V reduce_crews(V value, Op op) {
+    return reduce(value, op, 0, size(), Waits::team, kCrew);
+  }
+
   template <typename Acc, int kCount, typename Store>
   void sum_each(Acc (&values)[kCount], Store store) {
     struct All {
@@ -303,8 +318,9 @@ class Team {
     return reduce(value, op, first, first + kCrew, Waits::crew);
   }
 
+  // op over the values of every so-many-th thread from `begin` to `end`.
   template <typename V, typename Op>
-  V reduce(V value, Op op, int begin, int end, Waits barrier) {
+  V reduce(V value, Op op, int begin, int end, Waits barrier, int step = 1) {
     static_assert(sizeof(V) <= kWidest && sizeof(V) % 4 == 0, "room for it on the device");
     const bool crew = barrier == Waits::crew;
     turn_[crew] ^= 1;
@@ -312,7 +328,7 @@ class Team {
     std::memcpy(slots + size_t(rank_) * kWidest, &value, sizeof(V));
     shared_.fibres.wait(barrier);
     std::memcpy(&value, slots + size_t(begin) * kWidest, sizeof(V));
-    for (int k = begin + 1; k < end; ++k) {
+    for (int k = begin + step; k < end; k += step) {
       V other;
       std::memcpy(&other, slots + size_t(k) * kWidest, sizeof(V));
       value = op(value, other);

@@ -61,6 +61,16 @@ constexpr Set kMove = 16;              // a learned perturbation
 constexpr Set kRest = 32;              // all others
 constexpr Set kAll = 63;
 
+// Which p-norm: all but the last are compiled for by themselves.
+enum class Norm { none, one, two, most, other };
+LPL_HOST_DEVICE inline Norm norm_of(double p) {
+  return p == 0          ? Norm::none
+         : p == 1        ? Norm::one
+         : p == 2        ? Norm::two
+         : p == INFINITY ? Norm::most
+                         : Norm::other;
+}
+
 template <typename T, Set kSet>
 class Algebra {
  public:
@@ -70,15 +80,19 @@ class Algebra {
 
   LPL_DEVICE explicit Algebra(const Call& call)
       : p(call.p),
+        norm(has(kLength) ? norm_of(call.p.norm_p) : Norm::none),
         call_(call),
         c(int(call.p.c)),
-        classes(call.p.classes ? call.p.classes : call.p.c) {
-    spread = !kOneLabel && (p.dense || p.smoothing || p.label_smoothing > 0);
-    one_label = kOneLabel || (!spread && !(has(kRest) && p.other));
+        classes(call.p.classes ? call.p.classes : call.p.c),
+        inverse_temperature_(Acc(call.p.inverse_temperature)),
+        softcap_(Acc(call.p.softcap)) {
+    spread = has(kRest) ? p.dense || p.smoothing || p.label_smoothing > 0 : has(kEven);
+    one_label = has(kRest) ? !spread && !p.other : kOneLabel;
   }
 
   const Problem& p;
   bool spread, one_label;
+  const Norm norm;
 
   LPL_DEVICE static constexpr bool has(Set what) { return (kSet & what) != 0; }
   LPL_DEVICE static const Acc* table(const void* place) { return static_cast<const Acc*>(place); }
@@ -86,7 +100,7 @@ class Algebra {
     return static_cast<const T*>(p.input) + i * p.row_stride;
   }
   LPL_DEVICE bool exists(int column) const { return unsigned(column) < unsigned(c); }
-  LPL_DEVICE bool normed() const { return has(kLength) && p.norm_p > 0; }
+  LPL_DEVICE bool normed() const { return has(kLength) && norm != Norm::none; }
   LPL_DEVICE bool penalised() const { return has(kPull) && p.penalty != Penalty::none; }
   LPL_DEVICE bool mixed() const { return has(kRest) && p.other; }
 
@@ -137,7 +151,7 @@ class Algebra {
   // v = softcap·tanh(T(u)/softcap)
   LPL_DEVICE Acc bounded(Acc u, const Row<Acc>& r) const {
     const Acc x = has(kLength) ? u * r.factor : u;
-    return has(kRest) && p.softcap > 0 ? Acc(p.softcap) * std::tanh(x / Acc(p.softcap)) : x;
+    return has(kRest) && softcap_ > 0 ? softcap_ * std::tanh(x / softcap_) : x;
   }
 
   // z = (scale·v + offset + rows[r] − margin[y]·1[j = y])/temperature + δ
@@ -149,7 +163,7 @@ class Algebra {
     }
     if (has(kRest) && r.extra) z += r.extra[j];
     if (j == r.label) z -= r.margin;
-    if (has(kTables)) z *= Acc(p.inverse_temperature);
+    if (has(kTables)) z *= inverse_temperature_;
     if (has(kMove) && r.delta) z += r.delta[j];
     return z;
   }
@@ -188,9 +202,8 @@ class Algebra {
       for (int v = 0; v < kSize; ++v) z[v] -= first + v == r.label ? r.margin : Acc(0);
     }
     if (has(kTables)) {
-      const Acc inverse_temperature = Acc(p.inverse_temperature);
 #pragma unroll
-      for (int v = 0; v < kSize; ++v) z[v] *= inverse_temperature;
+      for (int v = 0; v < kSize; ++v) z[v] *= inverse_temperature_;
     }
     if (has(kMove) && r.delta) each<kSize, Kind>(r.delta, first, [&](int v, Acc x) { z[v] += x; });
     if constexpr (!Kind::value) {
@@ -232,9 +245,7 @@ class Algebra {
   }
 
   // dL/d offset of a column from its dL/dz.
-  LPL_DEVICE Acc to_offset(Acc dz) const {
-    return has(kTables) ? dz * Acc(p.inverse_temperature) : dz;
-  }
+  LPL_DEVICE Acc to_offset(Acc dz) const { return has(kTables) ? dz * inverse_temperature_ : dz; }
 
   // dL/dT from dL/d offset.
   LPL_DEVICE Acc to_input(Acc d_offset, Acc u, int j, const Row<Acc>& r) const {
@@ -242,9 +253,9 @@ class Algebra {
   }
   LPL_DEVICE Acc to_input(Acc d_offset, Acc u, Acc scale, const Row<Acc>& r) const {
     Acc du = has(kTables) ? d_offset * scale : d_offset;
-    if (has(kRest) && p.softcap > 0) {
+    if (has(kRest) && softcap_ > 0) {
       // 1 − tanh² from e^(−2|x|), not from tanh, where it would cancel
-      const Acc decay = std::exp(Acc(-2 / p.softcap) * std::fabs(u * r.factor));
+      const Acc decay = std::exp(-2 / softcap_ * std::fabs(u * r.factor));
       du *= 4 * decay / ((1 + decay) * (1 + decay));
     }
     return du;
@@ -389,6 +400,10 @@ class Algebra {
  public:
   const int c;        // columns here
   const i64 classes;  // in all
+
+ private:
+  // converted once, not for every column
+  const Acc inverse_temperature_, softcap_;
 };
 
 }  // namespace lpl

@@ -65,8 +65,12 @@ struct StatisticsBody {
       Gathered<Acc, false> of[kBeside];
     } all;
 #pragma unroll
-    for (int r = 0; r < kBeside; ++r) all.of[r] = {mass[r].level(), mass[r].rest()};
-    all = team.reduce(all, [](const All& a, const All& b) {
+    for (int r = 0; r < kBeside; ++r) {
+      const Acc level = team.crew_max(mass[r].level());
+      const Acc factor = factor_to(level, mass[r].level());
+      all.of[r] = {level, team.crew_sum(mass[r].rest() * factor)};
+    }
+    all = team.reduce_crews(all, [](const All& a, const All& b) {
       All both;
 #pragma unroll
       for (int r = 0; r < kBeside; ++r) both.of[r] = joined<Acc, false>(a.of[r], b.of[r]);

@@ -84,7 +84,9 @@ LPL_DEVICE inline bool keeps_digits(Acc factor) {
 // Whether all kernels of a call have nothing to do.
 template <typename Acc>
 LPL_DEVICE inline bool spared(const Call& call) {
-  return call.scratch.anew && keeps_digits(factor_of<Acc>(call, 0));
+  if (!call.scratch.factor || call.scratch.factor_stride) return false;
+  const Acc factor = factor_of<Acc>(call, 0);
+  return factor == 1 || (call.scratch.anew && keeps_digits(factor));
 }
 
 struct Nothing {};  // Body::Shared, a block's own memory, of bodies that need none

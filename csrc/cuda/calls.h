@@ -63,7 +63,9 @@ template <template <typename, Set> class Body, typename T, typename Use, Set kFi
 void for_set(const Call& call, SetList<kFirst, kOthers...>, Use use) {
   // float64 has no kernels of its own for what is less than all
   if constexpr (!std::is_same<T, double>::value)
-    if (serves(path_of(kFirst), call)) return use(Body<T, kFirst>());
+    if (serves(path_of(kFirst), call) &&
+        !((kFirst & kLength) && norm_of(call.p.norm_p) == Norm::other))
+      return use(Body<T, kFirst>());
   for_set<Body, T>(call, SetList<kOthers...>(), use);
 }
 

@@ -11,23 +11,29 @@
 namespace lpl {
 namespace {
 
-constexpr int kThreads = 256;                            // of a block at most
-constexpr int kPiecesOfThread = 8;                       // before a block gets more threads
-constexpr int kLinesOfBlock = 4096, kManyBlocks = 2112;  // of kernels of pieces
-constexpr int kRowsBeside = 3;                           // on a multiprocessor, before a row is cut
+constexpr int kThreads = 256;        // of a block at most
+constexpr int kBatchThreads = 1024;  // of the one that sums over a batch
+constexpr int kPiecesOfThread = 8;   // before a block gets more threads
+constexpr int kRowsBeside = 3;       // on a multiprocessor, before a row is cut
 
 // How rows come on chip: not, line by line as their threads ask for them, or in bulk.
 enum class Fill : int { none, lines, bulk };
 
 // Blocks that must find room on a multiprocessor: their share of its registers is the budget that
 // tests/test_cuda_compile.py holds every kernel to.
-template <typename Acc>
+template <typename Body>
+struct IsLean : std::false_type {};
+template <template <typename, Set> class Body, typename T, Set kSet>
+struct IsLean<Body<T, kSet>> : std::integral_constant<bool, (kSet & kRest) == 0> {};
+
+template <typename Body>
 constexpr int blocks_beside() {
-  return sizeof(Acc) == 8 ? 1 : 2;
+  if (sizeof(typename Body::Acc) == 8) return 1;
+  return IsLean<Body>::value && std::is_same<typename Body::Shared, Nothing>::value ? 4 : 2;
 }
 
 template <typename Body>
-__global__ void __launch_bounds__(kThreads, blocks_beside<typename Body::Acc>())
+__global__ void __launch_bounds__(kThreads, blocks_beside<Body>())
     row_kernel(const __grid_constant__ Call call, int blocks, Fill fill) {
   if (spared<typename Body::Acc>(call)) return;
   __shared__ Exchange exchange;
@@ -42,20 +48,20 @@ __global__ void __launch_bounds__(kThreads, blocks_beside<typename Body::Acc>())
   if (blocks > 1) team.sync();
 }
 
-// Teams whose threads need nothing of each other: blocks take one row's share after the other.
+// Teams whose threads need nothing of each other.
 template <typename Body>
-__global__ void __launch_bounds__(kThreads, blocks_beside<typename Body::Acc>())
-    piece_kernel(const __grid_constant__ Call call, i64 n, int blocks) {
+__global__ void __launch_bounds__(kThreads, blocks_beside<Body>())
+    piece_kernel(const __grid_constant__ Call call, int blocks) {
   if (spared<typename Body::Acc>(call)) return;
   Team team(nullptr, nullptr, nullptr, nullptr, blocks);
-  const i64 rows = gridDim.x / unsigned(blocks);
-  for (i64 i = blockIdx.x / unsigned(blocks); i < n; i += rows) Body::run(team, call, i);
+  Body::run(team, call, i64(blockIdx.x / unsigned(blocks)));
 }
 
 template <typename Body>
-__global__ void __launch_bounds__(kThreads) batch_kernel(const __grid_constant__ Call call) {
+__global__ void __launch_bounds__(kBatchThreads) batch_kernel(const __grid_constant__ Call call) {
   if (spared<typename Body::Acc>(call)) return;
-  __shared__ Exchange exchange;
+  using Team = TeamOf<kBatchThreads / kWarp>;
+  __shared__ typename Team::Exchange exchange;
   Team team(&exchange, nullptr, nullptr, nullptr, 1);
   Body::run(team, call, 0);
 }
@@ -93,7 +99,7 @@ class Launcher {
 
   template <typename Body>
   void once(Body, const Call& call) const {
-    batch_kernel<Body><<<1, kThreads, 0, stream_>>>(call);
+    batch_kernel<Body><<<1, kBatchThreads, 0, stream_>>>(call);
     check(cudaGetLastError(), "to sum over a batch");
   }
 
@@ -143,12 +149,11 @@ class Launcher {
   void pieces(Body, const Call& call, i64 n, i64 bytes) const {
     if (n == 0) return;
     const i64 lines = (bytes + 15) / 16 + 1;
-    i64 blocks = (lines + kLinesOfBlock - 1) / kLinesOfBlock;
-    while (n * blocks < kManyBlocks && lines > 2 * blocks * kThreads) blocks *= 2;
-    const i64 rows = kManyBlocks / blocks > 0 ? kManyBlocks / blocks : 1;
+    i64 blocks = 1;
+    while (n * blocks < many_rows() && lines > 2 * blocks * kThreads) blocks *= 2;
+    if (n > (i64(1) << 31) / blocks - 1) throw std::runtime_error("more rows than a grid has");
     const int threads = threads_for((lines + blocks - 1) / blocks);
-    piece_kernel<Body><<<unsigned((n < rows ? n : rows) * blocks), unsigned(threads), 0, stream_>>>(
-        call, n, int(blocks));
+    piece_kernel<Body><<<unsigned(n * blocks), unsigned(threads), 0, stream_>>>(call, int(blocks));
     check(cudaGetLastError(), "a kernel of pieces");
   }
 

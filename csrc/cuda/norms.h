@@ -38,7 +38,7 @@ LPL_DEVICE Acc sum_of_counted(const Pieces& pieces, F f) {
   return total;
 }
 
-template <typename Team, typename Pieces, typename Acc = typename Pieces::Acc>
+template <typename Algebra, typename Team, typename Pieces, typename Acc = typename Pieces::Acc>
 LPL_DEVICE Length<Acc> length_of(Team& team, double p, const Pieces& pieces) {
   const auto plus = [](Acc x, Acc y) { return x + y; };
   if (p == 1 || p == 2) {
@@ -65,9 +65,12 @@ LPL_DEVICE Length<Acc> length_of(Team& team, double p, const Pieces& pieces) {
     for (int v = 0; v < Pieces::kSize; ++v) {
       if (!decltype(kind)::value && !pieces.inside(first + v)) continue;
       const Acc magnitude = std::fabs(counted(u[v]));
-      sum += infinite   ? Acc(magnitude == peak)
-             : peak > 0 ? power_of(magnitude / peak, p)
-                        : magnitude;
+      if (infinite) {
+        sum += Acc(magnitude == peak);
+      } else {
+        const Acc share = peak > 0 ? magnitude / peak : magnitude;
+        sum += Algebra::has(kRest) ? power_of(share, p) : p == 1 ? share : share * share;
+      }
     }
     total += sum;
   });
@@ -79,21 +82,28 @@ LPL_DEVICE Length<Acc> length_of(Team& team, double p, const Pieces& pieces) {
 template <typename Team, typename Algebra, typename Pieces, typename Acc>
 LPL_DEVICE void measure(Team& team, const Algebra& a, const Pieces& pieces, Row<Acc>& row) {
   const double p = a.p.norm_p;
-  const bool infinite = p == INFINITY;
-  const Length<Acc> found = length_of(team, p, pieces);
-  const double total = double(found.total);
-  // a norm may be larger than what float holds
-  double n = double(found.peak);
-  if (!infinite && p == 2) n *= std::sqrt(total);
-  if (!infinite && p != 2) n *= p == 1 ? total : std::pow(total, 1 / p);
-  const double length = n + a.p.norm_offset;
-  row.length = Acc(n);
-  row.per_length = n > 0 ? Acc(1 / n) : Acc(0);
-  row.factor = 1;
-  row.bend = 0;
-  if (!(length > a.p.norm_limit)) return;
-  row.factor = Acc(a.p.norm_gain / length);
-  row.bend = Acc(n / length / (infinite ? total : 1.0));
+  const Length<Acc> found = length_of<Algebra>(team, p, pieces);
+  struct Made {
+    Acc factor, length, bend, per_length;
+  };
+  const Made made = team.template of_first_crew<Made>([&] {
+    const bool infinite = p == INFINITY;
+    const double total = double(found.total);
+    // a norm may be larger than what float holds
+    double n = double(found.peak);
+    if (!infinite && p == 2) n *= std::sqrt(total);
+    if (!infinite && p != 2) n *= p == 1 ? total : std::pow(total, 1 / p);
+    const double length = n + a.p.norm_offset;
+    Made m = {1, Acc(n), 0, n > 0 ? Acc(1 / n) : Acc(0)};
+    if (!(length > a.p.norm_limit)) return m;
+    m.factor = Acc(a.p.norm_gain / length);
+    m.bend = Acc(n / length / (infinite ? total : 1.0));
+    return m;
+  });
+  row.factor = made.factor;
+  row.length = made.length;
+  row.bend = made.bend;
+  row.per_length = made.per_length;
 }
 
 // g·u/n
@@ -108,14 +118,29 @@ LPL_DEVICE inline Acc unit_along(const Algebra& a, Acc u, int j, const Row<Acc>&
   return along_norm(a.to_input(a.to_offset(Acc(1)), u, j, row), u, row);
 }
 
-template <typename Acc>
-LPL_DEVICE inline Acc through_norm(const Problem& p, Acc g, Acc along, Acc u, const Row<Acc>& row) {
-  const Acc x = counted(u), pull = along * row.bend;
-  if (p.norm_p == 2) return (g - x * (pull * row.per_length)) * row.factor;
-  const Acc sign = x > 0 ? pull : x < 0 ? -pull : Acc(0), magnitude = std::fabs(x);
-  if (p.norm_p == 1) return (g - sign) * row.factor;
-  if (p.norm_p == INFINITY) return (magnitude == row.length ? g - sign : g) * row.factor;
-  return (g - sign * power_of(magnitude * row.per_length, p.norm_p - 1)) * row.factor;
+// du ← dL/du of the columns of a piece from dL/dT.
+template <int kSize, typename Algebra, typename Acc>
+LPL_DEVICE inline void through_norm(const Algebra& a, Acc along, const Acc* u, const Row<Acc>& row,
+                                    Acc* du) {
+  const Acc pull = along * row.bend;
+  const auto each = [&](auto direction) {  // s_j of |x|
+#pragma unroll
+    for (int v = 0; v < kSize; ++v) {
+      const Acc x = counted(u[v]), s = direction(std::fabs(x)) * pull;
+      du[v] = (du[v] - (x > 0 ? s : x < 0 ? -s : Acc(0))) * row.factor;
+    }
+  };
+  if (a.norm == Norm::two) {
+    const Acc slope = pull * row.per_length;
+#pragma unroll
+    for (int v = 0; v < kSize; ++v) du[v] = (du[v] - counted(u[v]) * slope) * row.factor;
+  } else if (a.norm == Norm::one) {
+    each([](Acc) { return Acc(1); });
+  } else if (a.norm == Norm::most) {
+    each([&](Acc magnitude) { return Acc(magnitude == row.length); });
+  } else if constexpr (Algebra::has(kRest)) {
+    each([&](Acc magnitude) { return power_of(magnitude * row.per_length, a.p.norm_p - 1); });
+  }
 }
 
 // The largest logit of a row, and how many are.
@@ -159,12 +184,13 @@ struct Pull {
 
 // P(h_j) and P'(h_j) of a logit, h_j = (top − u_j − margin)/unit.
 template <typename Acc>
+LPL_DEVICE inline PhiValue<Acc> relu_of(const Pull<Acc>& pull, Acc u) {
+  const Acc h = pull.distance(u), strength = h > 0 ? pull.strength : Acc(0);
+  return {h * strength, strength};
+}
+template <typename Acc>
 LPL_DEVICE inline PhiValue<Acc> penalty_of(const Problem& p, const Pull<Acc>& pull, Acc u, int j) {
   const Acc h = pull.distance(u);
-  if (p.penalty == Penalty::relu) {
-    const Acc strength = h > 0 ? pull.strength : Acc(0);
-    return {h * strength, strength};
-  }
   const Acc lam = static_cast<const Acc*>(p.multiplier)[j];
   const Acc rho = static_cast<const Acc*>(p.rho)[j], dose = rho * h;
   if (p.penalty == Penalty::phr) {
@@ -179,6 +205,20 @@ LPL_DEVICE inline PhiValue<Acc> penalty_of(const Problem& p, const Pull<Acc>& pu
   return {h * (lam + lam * dose + square / 6), lam + 2 * lam * dose + square / 2};
 }
 
+// use(v, P, P') for the existing columns of a piece.
+template <int kSize, typename Kind, typename Pieces, typename Acc, typename Use>
+LPL_DEVICE inline void penalties_of_piece(const Problem& p, const Pull<Acc>& pull,
+                                          const Pieces& pieces, int first, const Acc* u, Use use) {
+  const bool relu = p.penalty == Penalty::relu;
+#pragma unroll
+  for (int v = 0; v < kSize; ++v)
+    if (relu && (Kind::value || pieces.inside(first + v))) use(v, relu_of(pull, u[v]));
+  if (relu) return;
+#pragma unroll
+  for (int v = 0; v < kSize; ++v)
+    if (Kind::value || pieces.inside(first + v)) use(v, penalty_of(p, pull, u[v], first + v));
+}
+
 // Their sums over the columns of a row.
 template <typename Team, typename Pieces, typename Acc = typename Pieces::Acc>
 LPL_DEVICE PhiValue<double> penalties_of(Team& team, const Problem& p, Acc top,
@@ -187,13 +227,11 @@ LPL_DEVICE PhiValue<double> penalties_of(Team& team, const Problem& p, Acc top,
   PhiValue<double> sum = {0, 0};
   pieces.visit([&](int first, const Acc* u, auto kind) {
     PhiValue<Acc> part = {0, 0};  // few numbers, before they are widened
-#pragma unroll
-    for (int v = 0; v < Pieces::kSize; ++v) {
-      if (!decltype(kind)::value && !pieces.inside(first + v)) continue;
-      const PhiValue<Acc> at = penalty_of(p, pull, u[v], first + v);
-      part.value += at.value;
-      part.slope += at.slope;
-    }
+    penalties_of_piece<Pieces::kSize, decltype(kind)>(p, pull, pieces, first, u,
+                                                      [&](int, const PhiValue<Acc>& at) {
+                                                        part.value += at.value;
+                                                        part.slope += at.slope;
+                                                      });
     sum.value += double(part.value);
     sum.slope += double(part.slope);
   });
@@ -202,12 +240,14 @@ LPL_DEVICE PhiValue<double> penalties_of(Team& team, const Problem& p, Acc top,
   });
 }
 
-// What the penalty adds to a logit's gradient. The maximum takes what it pushes all others away
-// with, in even shares.
-template <typename Acc>
-LPL_DEVICE inline Acc pushed(const Problem& p, const Pull<Acc>& pull, Acc u, int j,
-                             const Terms<Acc>& t) {
-  return (u == pull.top ? t.raises : Acc(0)) - penalty_of(p, pull, u, j).slope * t.each;
+// du += what the penalty adds to a piece's gradient. The maximum takes what it pushes all others
+// away with, in even shares.
+template <int kSize, typename Kind, typename Pieces, typename Acc>
+LPL_DEVICE inline void add_penalty(const Problem& p, const Pull<Acc>& pull, const Pieces& pieces,
+                                   int first, const Acc* u, const Terms<Acc>& t, Acc* du) {
+  penalties_of_piece<kSize, Kind>(p, pull, pieces, first, u, [&](int v, const PhiValue<Acc>& at) {
+    du[v] += (u[v] == pull.top ? t.raises : Acc(0)) - at.slope * t.each;
+  });
 }
 
 }  // namespace lpl

@@ -37,7 +37,8 @@ class Pieces {
     whole_from_ = first_ + (phase_ % kSize > 0);
     whole_to_ = (c + phase_) / kSize;
     // a block's share begins with a line of memory
-    const int each = multiple((count_ + team.blocks() - 1) / team.blocks(), kPerLine);
+    const int each =
+        multiple(team.blocks() == 1 ? count_ : (count_ - 1) / team.blocks() + 1, kPerLine);
     begin_ = team.block() * each;
     end_ = count_ < begin_ + each ? count_ : begin_ + each;
     stage_ = kStages ? static_cast<Line*>(team.stage()) : nullptr;
@@ -133,7 +134,8 @@ class Pieces {
   static constexpr int kParts = Team::kParts;  // that a bulk copy comes in
   static constexpr int kPerLine = 16 / kBytes;
 
-  static LPL_DEVICE int multiple(int x, int of) { return (x + of - 1) / of * of; }
+  // The next multiple of a power of two.
+  static LPL_DEVICE int multiple(int x, int of) { return (x + of - 1) & -of; }
 
   // Elements between the line in which a row begins and its first.
   template <typename U>
@@ -146,7 +148,7 @@ class Pieces {
     return reinterpret_cast<const Line*>(row_ + first_of(k));
   }
   LPL_DEVICE bool mine(int k) const {
-    return k >= begin_ && k < end_ && (k - begin_) % team_.places() == team_.place();
+    return k >= begin_ && k < end_ && team_.place_of(k - begin_) == team_.place();
   }
 
   // Whole pieces of this thread from k on, which moves, and before `last`.

@@ -25,7 +25,7 @@ struct SizeBody {
     Size<double> size{};
     size.top = -INFINITY;
     if (row.live && algebra.normed()) {
-      const Length<Acc> length = length_of(team, call.p.norm_p, here.pieces());
+      const Length<Acc> length = length_of<Algebra<T, kAll>>(team, call.p.norm_p, here.pieces());
       size.peak = double(length.peak);
       size.total = double(length.total);
     }

@@ -29,22 +29,28 @@ struct Gathered<Acc, true> {
   Acc level, rest, mass, pull, along;
 };
 
+// What turns sums of a level into sums of a higher one.
+template <typename Acc>
+LPL_DEVICE inline Acc factor_to(Acc level, Acc from) {
+  return from == level ? Acc(1) : Exponential<Acc>(from).in(Exponential<Acc>(level));
+}
+
 template <typename Acc, bool kMore>
 LPL_DEVICE inline Gathered<Acc, kMore> joined(const Gathered<Acc, kMore>& a,
                                               const Gathered<Acc, kMore>& b) {
-  const bool first = a.level > b.level;
-  Gathered<Acc, kMore> most = first ? a : b;
-  const Gathered<Acc, kMore>& other = first ? b : a;
-  const Exponential<Acc> to(finite_shift(most.level)), from(finite_shift(other.level));
+  Gathered<Acc, kMore> both{};
+  both.level = a.level > b.level ? a.level : b.level;
   // also where there is no mass, so that a nan comes through
-  const Acc factor = a.level == b.level ? Acc(1) : Exponential<Acc>(other.level).in(to);
-  most.rest += other.rest * factor;
+  const Acc of_a = factor_to(both.level, a.level), of_b = factor_to(both.level, b.level);
+  both.rest = a.rest * of_a + b.rest * of_b;
   if constexpr (kMore) {
-    most.mass += other.mass;
-    most.pull += other.pull + other.mass * (from.shift() - to.shift());
-    most.along += other.along * factor;
+    const Acc shift = Exponential<Acc>(finite_shift(both.level)).shift();
+    both.mass = a.mass + b.mass;
+    both.pull = a.pull + a.mass * (Exponential<Acc>(finite_shift(a.level)).shift() - shift) +
+                b.pull + b.mass * (Exponential<Acc>(finite_shift(b.level)).shift() - shift);
+    both.along = a.along * of_a + b.along * of_b;
   }
-  return most;
+  return both;
 }
 
 // Few numbers are added one after the other.
@@ -59,6 +65,14 @@ LPL_DEVICE inline Acc sum_of(const Acc (&x)[kSize]) {
     for (int v = 0; v < kSize / 2; ++v)
       if (v < half) sum[v] += sum[v + half];
   return sum[0];
+}
+
+// The larger one; of a nan and a number the number.
+LPL_DEVICE inline float larger(float a, float b) {
+  return fmaxf(a, b);
+}
+LPL_DEVICE inline double larger(double a, double b) {
+  return fmax(a, b);
 }
 
 // Σ e^z piece by piece. Any level near the largest logit does: a new one is looked for where a sum
@@ -78,7 +92,7 @@ class Gather {
     if (sum > kLarge || !known_) {
       Acc most = known_ ? e_.shift() : Acc(-INFINITY);
 #pragma unroll
-      for (int v = 0; v < kSize; ++v) most = z[v] > most ? z[v] : most;
+      for (int v = 0; v < kSize; ++v) most = larger(z[v], most);
       if (most > -INFINITY) {
         const Exponential<Acc> old = e_;
         e_ = Exponential<Acc>::near(most);
@@ -105,6 +119,24 @@ class Gather {
   bool known_ = false;
   Acc rest_ = 0;
 };
+
+// The sums of all threads of a team: those of a warp by one level for all.
+template <typename Team, typename Acc, bool kMore>
+LPL_DEVICE inline Gathered<Acc, kMore> of_team(Team& team, Gathered<Acc, kMore> s) {
+  const Acc level = team.crew_max(s.level), factor = factor_to(level, s.level);
+  s.rest = team.crew_sum(s.rest * factor);
+  if constexpr (kMore) {
+    const Acc difference = Exponential<Acc>(finite_shift(s.level)).shift() -
+                           Exponential<Acc>(finite_shift(level)).shift();
+    s.pull = team.crew_sum(s.pull + s.mass * difference);
+    s.mass = team.crew_sum(s.mass);
+    s.along = team.crew_sum(s.along * factor);
+  }
+  s.level = level;
+  return team.reduce_crews(s, [](const Gathered<Acc, kMore>& a, const Gathered<Acc, kMore>& b) {
+    return joined<Acc, kMore>(a, b);
+  });
+}
 
 // All sums of a row, beside a logit `own`.
 template <typename Acc, bool kMore>
@@ -164,29 +196,33 @@ class TeamRow {
         call_(call),
         a_(algebra),
         row_(row),
-        pieces_(team, algebra.logits(row.index), algebra.c),
-        penalty_(0) {}
+        pieces_(team, algebra.logits(row.index), algebra.c) {}
 
   LPL_DEVICE const Here& pieces() const { return pieces_; }
 
   // Measures the row's norm, which its logits are then of, and its penalty.
-  LPL_DEVICE Terms<Acc> measured() {
+  LPL_DEVICE void measure_all() {
     if (a_.normed()) measure(team_, a_, pieces_, row_);
+    if (!a_.penalised()) return;
+    peak_ = top_of(team_, pieces_);
+    penalties_ = penalties_of(team_, a_.p, peak_.top, pieces_);
+  }
+
+  // What is then known of its Terms.
+  LPL_DEVICE Terms<Acc> measured() {
     Terms<Acc> t{};
     t.factor = row_.factor;
     t.length = row_.length;
     t.bend = row_.bend;
     if (!a_.penalised()) return t;
-    const Top<Acc> peak = top_of(team_, pieces_);
-    const PhiValue<double> sum = penalties_of(team_, a_.p, peak.top, pieces_);
     // no weight touches a penalty, whose mean is over the rows that count
     const void* weight = call_.scratch.penalty_weight;
     const double share =
         (weight ? double(*static_cast<const Acc*>(weight)) : 1) / double(a_.classes);
-    penalty_ = Acc(sum.value * share);
-    t.top = peak.top;
+    penalty_ = Acc(penalties_.value * share);
+    t.top = peak_.top;
     t.each = Acc(share / a_.p.penalty_unit);
-    t.raises = Acc(sum.slope / double(peak.ties) * share / a_.p.penalty_unit);
+    t.raises = Acc(penalties_.slope / double(peak_.ties) * share / a_.p.penalty_unit);
     return t;
   }
 
@@ -208,10 +244,16 @@ class TeamRow {
     });
   }
 
+  // sums have mass, pull and along where kernels may want them
+  static constexpr bool kMore = !Algebra<T, kSet>::kOneLabel || Algebra<T, kSet>::has(kLength);
+
   // Sums without column `skip` (or −1), with mass and pull if `weigh`; `own`: beside this logit.
   LPL_DEVICE RowSums<Acc> sums(int skip, bool weigh, Acc own = -INFINITY) {
-    // a sum has mass, pull and along where kernels may want them
-    constexpr bool kMore = !Algebra<T, kSet>::kOneLabel || Algebra<T, kSet>::has(kLength);
+    return sums_of<Acc, kMore>(gathered(skip, weigh), own);
+  }
+
+  // The same, of the whole team.
+  LPL_DEVICE Gathered<Acc, kMore> gathered(int skip, bool weigh) {
     Gathered<Acc, kMore> s{};
     Gather<Acc, kSize> mass;
     pieces_.visit_arriving([&](int first, const Acc* u, auto kind) {
@@ -238,34 +280,35 @@ class TeamRow {
     });
     s.level = mass.level();
     s.rest = mass.rest();
-    s = team_.reduce(s, [](const Gathered<Acc, kMore>& a, const Gathered<Acc, kMore>& b) {
-      return joined<Acc, kMore>(a, b);
-    });
-    return sums_of<Acc, kMore>(s, own);
+    return of_team(team_, s);
+  }
+
+  // The loss of a row whose target is one label, and its softmax's Terms, from sums without it, so
+  // that 1 − p keeps its digits.
+  LPL_DEVICE Acc loss_of_label(const Gathered<Acc, kMore>& rivals, Terms<Acc>& t) const {
+    const Acc own = a_.logit(row_.label, row_);
+    const RowSums<Acc> s = sums_of<Acc, kMore>(rivals, own);
+    const Acc shift = finite_shift(s.top);
+    const Acc loss = a_.of_label(row_, own - shift, s.rest, shift, t);
+    if (a_.normed()) {
+      const Acc u = load(a_.logits(row_.index)[row_.label]);
+      t.along = t.strength * s.along + t.part * unit_along(a_, u, row_.label, row_);
+    }
+    return loss;
   }
 
   // The loss of the row, and its softmax's Terms.
   LPL_DEVICE Acc loss(Terms<Acc>& t) {
+    if (a_.one_label) return loss_of_label(gathered(row_.label, false), t);
     Acc own = -INFINITY;
     if (a_.p.target) own = a_.logit(row_.label, row_);
-    if (a_.one_label) {
-      // without the label's own mass, so that 1 − p keeps its digits
-      const RowSums<Acc> s = sums(row_.label, false, own);
-      const Acc shift = finite_shift(s.top);
-      const Acc loss = a_.of_label(row_, own - shift, s.rest, shift, t);
-      if (a_.normed()) {
-        const Acc u = load(a_.logits(row_.index)[row_.label]);
-        t.along = t.strength * s.along + t.part * unit_along(a_, u, row_.label, row_);
-      }
-      return loss;
-    }
     const bool by_log = a_.p.phi == Phi::log;
     const RowSums<Acc> s = sums(-1, a_.spread && by_log);
     const Acc shift = finite_shift(s.top);
     Acc gap[2] = {own - shift, 0};
     if (a_.mixed()) gap[1] = a_.logit(row_.other, row_) - shift;
     Acc of_all[3] = {s.mass * std::log(s.rest) - s.pull, s.mass, s.mass};
-    if (a_.spread && !by_log) {
+    if (a_.has(kRest) && a_.spread && !by_log) {
       const OfPhi<Acc> sum = sum_phi(shift, std::log(s.rest));
       of_all[0] = sum.value;
       of_all[1] = sum.slope;
@@ -416,7 +459,7 @@ class TeamRow {
         kTablesLearn && out.grad_perturbed ? static_cast<Acc*>(out.grad_perturbed) + at : nullptr);
     const Pull<Acc> pull(a_.p, t.top);
     pieces_.visit([&](int first, const Acc* u, auto kind) {
-      Acc du[kSize], d_offset[kSize] = {};
+      Acc du[kSize] = {}, d_offset[kSize] = {};
       const auto tables = a_.template tables<kSize>(first, kind);
       make(first, u, kind, tables, d_offset);
 #pragma unroll
@@ -425,11 +468,11 @@ class TeamRow {
         if (!decltype(kind)::value && !pieces_.inside(j)) continue;
         d_offset[v] = a_.to_offset(d_offset[v]);
         du[v] = a_.to_input(d_offset[v], u[v], tables.scale[v], row_);
-        if (a_.normed()) du[v] = through_norm(a_.p, du[v], t.along, u[v], row_);
-        if (a_.penalised()) du[v] += pushed(a_.p, pull, u[v], j, t);
         if (kTablesLearn && out.grad_margin && j == row_.label)
           static_cast<Acc*>(out.grad_margin)[row_.index] = -d_offset[v];
       }
+      if (a_.normed()) through_norm<kSize>(a_, t.along, u, row_, du);
+      if (a_.penalised()) add_penalty<kSize, decltype(kind)>(a_.p, pull, pieces_, first, u, t, du);
       if (out.grad) grad.write(first, du, kind);
       if (kTablesLearn && out.grad_perturbed) of_perturbed.write(first, d_offset, kind);
     });
@@ -440,7 +483,9 @@ class TeamRow {
   const Algebra<T, kSet>& a_;
   Row<Acc>& row_;
   const Here pieces_;
-  Acc penalty_;
+  Top<Acc> peak_{};
+  PhiValue<double> penalties_{};
+  Acc penalty_ = 0;
 };
 
 // Loss and gradient of row i under its δ, if any; of rows that have an outcome unless solved.
@@ -461,9 +506,25 @@ struct RowBody {
       here.clear();
       return here.say(0, Terms<Acc>{});
     }
-    Terms<Acc> terms = here.measured();
-    const Acc loss = here.loss(terms);
-    here.finish(loss, terms);
+    here.measure_all();
+    if constexpr (Algebra<T, kSet>::kOneLabel && sizeof(Acc) == sizeof(float)) {
+      const auto rivals = here.gathered(row.label, false);
+      // what a row's numbers cost is worth no more threads than one warp has
+      const auto make = [&] {
+        Terms<Acc> t = here.measured();
+        const Acc loss = here.loss_of_label(rivals, t);
+        here.say(loss, t);
+        return call.out.grad ? scaled(t, upstream_of<Acc>(call, i)) : t;
+      };
+      if (call.out.grad)
+        here.write(team.template of_first_crew<Terms<Acc>>(make));
+      else if (team.rank() < team.crew())
+        make();
+    } else {
+      Terms<Acc> terms = here.measured();
+      const Acc loss = here.loss(terms);
+      here.finish(loss, terms);
+    }
   }
 };
 

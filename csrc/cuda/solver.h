@@ -173,7 +173,7 @@ struct SolverBody {
   LPL_DEVICE static Outcome join(Team& team, const Call& call, const Algebra<T, kSet>& algebra,
                                  Row<Acc>& row) {
     TeamRow<Team, T, kSet> here(team, call, algebra, row);
-    here.measured();
+    here.measure_all();
     const Acc own = algebra.logit(row.label, row);
     // rivals that are nothing beside the label are none
     const RowSums<Acc> sums = here.sums(row.label, false, own);
@@ -195,6 +195,7 @@ struct SolverBody {
   LPL_DEVICE static Outcome solve(Team& team, const Call& call, const Algebra<T, kSet>& algebra,
                                   Row<Acc>& row, int steps) {
     TeamRow<Team, T, kSet> here(team, call, algebra, row);
+    here.measure_all();
     Terms<Acc> terms = here.measured();
     const RowSums<Acc> sums = here.sums(row.label, false);
     const Acc shift = finite_shift(sums.top), inverse = 1 / sums.rest;

@@ -14,18 +14,22 @@ constexpr int kWidest = 96;  // bytes of the widest value that is reduced
 
 // Storage of reductions. Two of each, used in turn: who writes one has passed the barrier behind
 // which all have read the other, so a reduction needs a single barrier.
-struct Exchange {
-  alignas(16) char of_warps[2][kMostWarps][kWidest];
+template <int kWarps>
+struct ExchangeOf {
+  alignas(16) char of_warps[2][kWarps][kWidest];
   alignas(16) char of_block[2][kWidest];
-  int counts[kMostBlocks * kMostWarps];
+  int counts[kMostBlocks * kWarps];
 };
+using Exchange = ExchangeOf<kMostWarps>;
 
-class Team {
+template <int kWarps>
+class TeamOf {
  public:
+  using Exchange = ExchangeOf<kWarps>;
   static constexpr int kParts = kBulkParts;
 
   // `arrivals`: where the stage is filled by bulk copies, else null.
-  __device__ Team(Exchange* exchange, void* shared, void* stage, Arrivals* arrivals, int blocks)
+  __device__ TeamOf(Exchange* exchange, void* shared, void* stage, Arrivals* arrivals, int blocks)
       : exchange_(exchange), shared_(shared), stage_(stage), arrivals_(arrivals), blocks_(blocks) {}
 
   __device__ int place() const { return int(threadIdx.x); }  // within the block
@@ -50,6 +54,39 @@ class Team {
 #endif
   }
 
+  // Which thread of its block has piece k of those that are dealt in turn.
+  __device__ int place_of(int k) const { return k & (places() - 1); }
+
+  // What the first warp of the block makes, in all its threads. A barrier, too.
+  template <typename V, typename Make>
+  __device__ V of_first_crew(Make make) {
+    static_assert(sizeof(V) <= kWidest && sizeof(V) % 4 == 0, "room for it in Exchange");
+    turn_ ^= 1;
+    if (place() < kWarp) {
+      const V value = make();
+      if (place() == 0) at<V>(exchange_->of_warps[turn_][0]) = value;
+    }
+    __syncthreads();
+    return at<V>(exchange_->of_warps[turn_][0]);
+  }
+
+  // op over one value of each warp, which all its threads have; else as reduce.
+  template <typename V, typename Op>
+  __device__ V reduce_crews(V value, Op op) {
+    static_assert(sizeof(V) <= kWidest && sizeof(V) % 4 == 0, "room for it in Exchange");
+    turn_ ^= 1;
+    const int warps = places() / kWarp;
+    if (warps > 1) {
+      if (place() % kWarp == 0) at<V>(exchange_->of_warps[turn_][place() / kWarp]) = value;
+      __syncthreads();
+      // lanes beyond the number of warps, a power of two, have what others have
+      value = at<V>(exchange_->of_warps[turn_][place() & (warps - 1)]);
+      for (int lane = warps / 2; lane > 0; lane /= 2) value = op(value, shuffled(value, lane));
+      value = of_first_lane(value);
+    }
+    return over_blocks(value, op);
+  }
+
   // op over the values of all threads, in an order that depends on the team's shape alone: the
   // same bits in all of them, in every run. op commutes. A barrier, too.
   template <typename V, typename Op>
@@ -68,14 +105,7 @@ class Team {
       value = at<V>(exchange_->of_warps[turn_][0]);
       for (int k = 1; k < warps; ++k) value = op(value, at<V>(exchange_->of_warps[turn_][k]));
     }
-    if (blocks_ > 1) {
-      V* own = &at<V>(exchange_->of_block[turn_]);
-      if (place() == 0) *own = value;
-      sync();
-      value = *of_block(own, 0);
-      for (int k = 1; k < blocks_; ++k) value = op(value, *of_block(own, k));
-    }
-    return value;
+    return over_blocks(value, op);
   }
 
   // store(k, Σ values[k] over all threads) for each k, by the same thread for the same k. Of a team
@@ -184,6 +214,17 @@ class Team {
   }
 
  private:
+  template <typename V, typename Op>
+  __device__ V over_blocks(V value, Op op) {
+    if (blocks_ == 1) return value;
+    V* own = &at<V>(exchange_->of_block[turn_]);
+    if (place() == 0) *own = value;
+    sync();
+    value = *of_block(own, 0);
+    for (int k = 1; k < blocks_; ++k) value = op(value, *of_block(own, k));
+    return value;
+  }
+
   template <typename V>
   __device__ static V& at(char* place) {
     return *reinterpret_cast<V*>(place);
@@ -226,5 +267,6 @@ class Team {
   int blocks_, turn_ = 0;
   bool begun_ = false;
 };
+using Team = TeamOf<kMostWarps>;
 
 }  // namespace lpl
