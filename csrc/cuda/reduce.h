@@ -62,18 +62,13 @@ struct MassBody {
     if (call.p.target) at_label(algebra, row, row.label, mass.own, mass.along_own);
     if (call.p.other) at_label(algebra, row, row.other, mass.other, mass.along_other);
     if (algebra.normed()) {
-      const Along all = along(team, algebra, here, row, skip, finite_shift(sums.top));
-      mass.along = all.mass;
-      if (by_log) mass.along_spread = all.spread;
+      mass.along = double(sums.along);
+      if (by_log && algebra.spread) mass.along_spread = along_spread(team, algebra, here, row);
     }
     store_part(team, call, i, mass);
   }
 
  private:
-  struct Along {
-    double mass, spread;  // Σ e_j·x_j, Σ w_j·x_j
-  };
-
   LPL_DEVICE static void at_label(const Algebra<T, kSet>& algebra, const Row<Acc>& row, int label,
                                   double& z, double& along) {
     if (!algebra.exists(label)) return;
@@ -82,21 +77,17 @@ struct MassBody {
     if (algebra.normed()) along = double(unit_along(algebra, u, label, row));
   }
 
+  // Σ w_j·x_j
   template <typename Team>
-  LPL_DEVICE static Along along(Team& team, const Algebra<T, kSet>& algebra,
-                                const TeamRow<Team, T, kSet>& here, const Row<Acc>& row, int skip,
-                                Acc shift) {
-    Along sum{};
+  LPL_DEVICE static double along_spread(Team& team, const Algebra<T, kSet>& algebra,
+                                        const TeamRow<Team, T, kSet>& here, const Row<Acc>& row) {
+    double sum = 0;
     here.pieces().visit([&](int first, const Acc* u, auto kind) {
-      here.columns(first, u, kind, [&](int j, Acc z, int v) {
-        const Acc x = unit_along(algebra, u[v], j, row);
-        if (j != skip) sum.mass += double(std::exp(z - shift) * x);
-        if (algebra.spread) sum.spread += double(algebra.weight(j, row) * x);
+      here.columns(first, u, kind, [&](int j, Acc, int v) {
+        sum += double(algebra.weight(j, row) * unit_along(algebra, u[v], j, row));
       });
     });
-    return team.reduce(sum, [](const Along& a, const Along& b) {
-      return Along{a.mass + b.mass, a.spread + b.spread};
-    });
+    return team.reduce(sum, [](double a, double b) { return a + b; });
   }
 };
 
