@@ -75,6 +75,8 @@ template <typename T, Set kSet>
 class Algebra {
  public:
   using Acc = typename AccumulateOf<T>::type;
+  // what serves all calls is also exact for those whose gradients cancel
+  using E = Exponential<Acc, (kSet & kRest) == 0>;
   // one label has the target's whole weight, whatever the call
   static constexpr bool kOneLabel = (kSet & (kEven | kRest)) == 0;
 
@@ -290,8 +292,8 @@ class Algebra {
 
   // The same for the columns of a piece, `e` being the exponentials of the row's shift.
   template <int kSize>
-  LPL_DEVICE void gradients(int first, const Acc* z, const Exponential<Acc>& e, Acc unit,
-                            const Row<Acc>& r, const Terms<Acc>& t, Acc* dz) const {
+  LPL_DEVICE void gradients(int first, const Acc* z, const E& e, Acc unit, const Row<Acc>& r,
+                            const Terms<Acc>& t, Acc* dz) const {
     if (has(kRest) && !one_label) {
 #pragma unroll
       for (int v = 0; v < kSize; ++v) dz[v] = gradient(z[v], e.of(z[v]) * unit, first + v, r, t);

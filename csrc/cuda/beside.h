@@ -41,10 +41,11 @@ struct StatisticsBody {
       return;
     }
     using Here = Pieces<Team, T, 16, false>;
+    using E = typename Algebra<T, kSet>::E;
     constexpr int kSize = Here::kSize;
     const Algebra<T, kSet> algebra(call);
     const Here pieces(team, algebra.logits(rows.first), algebra.c);
-    Gather<Acc, kSize> mass[kBeside];
+    Gather<E, kSize> mass[kBeside];
     Row<Acc> row[kBeside];
 #pragma unroll
     for (int r = 0; r < kBeside; ++r) row[r] = algebra.row(rows.row(r), nullptr);
@@ -62,22 +63,22 @@ struct StatisticsBody {
       }
     });
     struct All {
-      Gathered<Acc, false> of[kBeside];
+      Gathered<E, false> of[kBeside];
     } all;
 #pragma unroll
     for (int r = 0; r < kBeside; ++r) {
       const Acc level = team.crew_max(mass[r].level());
-      const Acc factor = factor_to(level, mass[r].level());
+      const Acc factor = factor_to<E>(level, mass[r].level());
       all.of[r] = {level, team.crew_sum(mass[r].rest() * factor)};
     }
     all = team.reduce_crews(all, [](const All& a, const All& b) {
       All both;
 #pragma unroll
-      for (int r = 0; r < kBeside; ++r) both.of[r] = joined<Acc, false>(a.of[r], b.of[r]);
+      for (int r = 0; r < kBeside; ++r) both.of[r] = joined<E, false>(a.of[r], b.of[r]);
       return both;
     });
     for (int r = team.rank(); r < rows.count; r += team.size()) {
-      Gathered<Acc, false> mine{};
+      Gathered<E, false> mine{};
 #pragma unroll
       for (int k = 0; k < kBeside; ++k)
         if (k == r) mine = all.of[k];
@@ -89,7 +90,7 @@ struct StatisticsBody {
       }
       t.factor = 1;
       const Acc own = algebra.logit(here.label, here);
-      const RowSums<Acc> s = sums_of<Acc, false>(mine, own);
+      const RowSums<Acc> s = sums_of<E, false>(mine, own);
       const Acc shift = finite_shift(s.top);
       const Acc loss = algebra.of_label(here, own - shift, s.rest, shift, t);
       say_of(call, rows.row(r), loss, t);
@@ -111,6 +112,7 @@ struct GradientsBody {
       return;
     }
     using Here = Pieces<Team, T, 16, false>;
+    using E = typename Algebra<T, kSet>::E;
     constexpr int kSize = Here::kSize;
     const Algebra<T, kSet> algebra(call);
     const Here pieces(team, algebra.logits(rows.first), algebra.c);
@@ -133,7 +135,7 @@ struct GradientsBody {
         if (r >= rows.count) continue;
         Acc z[kSize], dz[kSize] = {};
         if (row[r].live) {
-          const auto e = Exponential<Acc>::near(terms[r].shift);
+          const auto e = E::near(terms[r].shift);
           algebra.template perturb<kSize>(first, u[r], row[r], tables, kind, z);
           algebra.template gradients<kSize>(first, z, e, e.unit(terms[r].shift), row[r], terms[r],
                                             dz);

@@ -23,47 +23,49 @@ LPL_DEVICE inline float exp2_of(float x) {
 #endif
 }
 
-// of(z) is e^z up to a factor that all logits of a row share: e^(z − shift) = unit(shift)·of(z).
-// One multiplication and one exponential a logit: z·log₂e − level is rounded once, `level` being
-// about shift·log₂e; how far it is off is in `unit`, so that a common offset of the logits costs no
-// digits.
-template <typename Acc>
-class Exponential;
-
-template <>
-class Exponential<float> {
+// of(z) is e^z up to a factor that all logits of a row share: e^(z − shift) = unit(shift)·of(z), of
+// which the level says how large it is. As exact as the type; or
+template <typename Number, bool kFast = true>
+class Exponential {
  public:
+  using Acc = Number;
+
+  LPL_DEVICE static Exponential near(Acc shift) { return Exponential(shift); }
+  LPL_DEVICE explicit Exponential(Acc level) : level_(level) {}
+
+  LPL_DEVICE Acc level() const { return level_; }
+  // Near the level, as logits are.
+  LPL_DEVICE Acc shift() const { return level_; }
+
+  LPL_DEVICE Acc of(Acc z) const { return std::exp(z - level_); }
+  LPL_DEVICE Acc unit(Acc shift) const { return std::exp(level_ - shift); }
+  // What turns a sum of of(z) into one of `to`.
+  LPL_DEVICE Acc in(const Exponential& to) const { return std::exp(level_ - to.level_); }
+
+ private:
+  Acc level_;
+};
+
+// fast: one multiplication and one exponential a logit. z·log₂e − level is rounded once, `level`
+// being about shift·log₂e; how far it is off is in `unit`, so that a common offset of the logits
+// costs no digits.
+template <>
+class Exponential<float, true> {
+ public:
+  using Acc = float;
+
   LPL_DEVICE static Exponential near(float shift) { return Exponential(shift * kLog2E); }
   LPL_DEVICE explicit Exponential(float level) : level_(level) {}
 
   LPL_DEVICE float level() const { return level_; }
-  // Near the level, as logits are.
   LPL_DEVICE float shift() const { return level_ * kLn2; }
 
   LPL_DEVICE float of(float z) const { return exp2_of(std::fma(z, kLog2E, -level_)); }
   LPL_DEVICE float unit(float shift) const { return exp2_of(-std::fma(shift, kLog2E, -level_)); }
-  // What turns a sum of of(z) into one of `to`.
   LPL_DEVICE float in(const Exponential& to) const { return exp2_of(level_ - to.level_); }
 
  private:
   float level_;
-};
-
-template <>
-class Exponential<double> {
- public:
-  LPL_DEVICE static Exponential near(double shift) { return Exponential(shift); }
-  LPL_DEVICE explicit Exponential(double level) : level_(level) {}
-
-  LPL_DEVICE double level() const { return level_; }
-  LPL_DEVICE double shift() const { return level_; }
-
-  LPL_DEVICE double of(double z) const { return std::exp(z - level_); }
-  LPL_DEVICE double unit(double shift) const { return std::exp(level_ - shift); }
-  LPL_DEVICE double in(const Exponential& to) const { return std::exp(level_ - to.level_); }
-
- private:
-  double level_;
 };
 
 }  // namespace lpl

@@ -13,8 +13,8 @@ namespace {
 
 constexpr int kThreads = 256;        // of a block at most
 constexpr int kBatchThreads = 1024;  // of the one that sums over a batch
-constexpr int kPiecesOfThread = 8;   // before a block gets more threads
-constexpr int kRowsBeside = 3;       // on a multiprocessor, before a row is cut
+constexpr int kPiecesOfThread = 16;  // before a block gets more threads
+constexpr int kRowsBeside = 2;       // on a multiprocessor, before a row is cut
 
 // How rows come on chip: not, line by line as their threads ask for them, or in bulk.
 enum class Fill : int { none, lines, bulk };
@@ -113,7 +113,7 @@ class Launcher {
     if (stage) {
       const i64 all = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
       const i64 other = sizeof(Exchange) + sizeof(typename Body::Shared), most = all - other;
-      // as many blocks as leave room for three rows on a multiprocessor, which keeps 1 KiB of each:
+      // as many blocks as leave room for two rows on a multiprocessor, which keeps 1 KiB of each:
       // they hide each other's phases
       const i64 wanted = (all + 1024) / kRowsBeside - 1024 - other;
       const int major = attribute(cudaDevAttrComputeCapabilityMajor);
@@ -124,7 +124,7 @@ class Launcher {
       if (staged) fill = major >= 9 && copies_in_bulk() ? Fill::bulk : Fill::lines;
     }
     if (n > (i64(1) << 31) / blocks - 1) throw std::runtime_error("more rows than a grid has");
-    const int threads = threads_for((lines + blocks - 1) / blocks);
+    const int threads = threads_for((lines + blocks - 1) / blocks, n * blocks);
 
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(unsigned(n * blocks));
@@ -152,15 +152,17 @@ class Launcher {
     i64 blocks = 1;
     while (n * blocks < many_rows() && lines > 2 * blocks * kThreads) blocks *= 2;
     if (n > (i64(1) << 31) / blocks - 1) throw std::runtime_error("more rows than a grid has");
-    const int threads = threads_for((lines + blocks - 1) / blocks);
+    const int threads = threads_for((lines + blocks - 1) / blocks, n * blocks);
     piece_kernel<Body><<<unsigned(n * blocks), unsigned(threads), 0, stream_>>>(call, int(blocks));
     check(cudaGetLastError(), "a kernel of pieces");
   }
 
  private:
-  static int threads_for(i64 lines) {
+  // Many blocks hide each other's waiting, few have to be quick.
+  static int threads_for(i64 lines, i64 blocks) {
+    const int most = blocks < 4 * many_rows() ? kPiecesOfThread / 4 : kPiecesOfThread;
     int threads = kWarp;
-    while (threads < kThreads && threads * kPiecesOfThread < lines) threads *= 2;
+    while (threads < kThreads && threads * most < lines) threads *= 2;
     return threads;
   }
 

@@ -5,6 +5,15 @@
 
 namespace lpl {
 
+// Kahan's sum: as exact after many steps as after one.
+template <typename Acc>
+LPL_DEVICE inline void add(Acc& total, Acc& lost, Acc term) {
+  term -= lost;
+  const Acc sum = total + term;
+  lost = (sum - total) - term;
+  total = sum;
+}
+
 // A logit as its norm sees it: those of −inf stay so, and count nothing.
 template <typename Acc>
 LPL_DEVICE inline Acc counted(Acc u) {
@@ -107,15 +116,17 @@ LPL_DEVICE void measure(Team& team, const Algebra& a, const Pieces& pieces, Row<
 }
 
 // g·u/n
-template <typename Acc>
-LPL_DEVICE inline Acc along_norm(Acc g, Acc u, const Row<Acc>& row) {
+template <typename Algebra, typename Acc>
+LPL_DEVICE inline Acc along_norm(const Algebra& a, Acc g, Acc u, const Row<Acc>& row) {
+  // where gradients may cancel digits are worth a division
+  if (a.norm == Norm::other) return row.length > 0 ? g * (counted(u) / row.length) : Acc(0);
   return g * (counted(u) * row.per_length);
 }
 
 // What the sum of those multiplies by dL/dz_j.
 template <typename Algebra, typename Acc>
 LPL_DEVICE inline Acc unit_along(const Algebra& a, Acc u, int j, const Row<Acc>& row) {
-  return along_norm(a.to_input(a.to_offset(Acc(1)), u, j, row), u, row);
+  return along_norm(a, a.to_input(a.to_offset(Acc(1)), u, j, row), u, row);
 }
 
 // du ← dL/du of the columns of a piece from dL/dT.
@@ -139,7 +150,9 @@ LPL_DEVICE inline void through_norm(const Algebra& a, Acc along, const Acc* u, c
   } else if (a.norm == Norm::most) {
     each([&](Acc magnitude) { return Acc(magnitude == row.length); });
   } else if constexpr (Algebra::has(kRest)) {
-    each([&](Acc magnitude) { return power_of(magnitude * row.per_length, a.p.norm_p - 1); });
+    each([&](Acc magnitude) {
+      return power_of(row.length > 0 ? magnitude / row.length : magnitude, a.p.norm_p - 1);
+    });
   }
 }
 
@@ -224,18 +237,19 @@ template <typename Team, typename Pieces, typename Acc = typename Pieces::Acc>
 LPL_DEVICE PhiValue<double> penalties_of(Team& team, const Problem& p, Acc top,
                                          const Pieces& pieces) {
   const Pull<Acc> pull(p, top);
-  PhiValue<double> sum = {0, 0};
+  PhiValue<Acc> sum = {0, 0}, lost = {0, 0};
   pieces.visit([&](int first, const Acc* u, auto kind) {
-    PhiValue<Acc> part = {0, 0};  // few numbers, before they are widened
+    PhiValue<Acc> part = {0, 0};
     penalties_of_piece<Pieces::kSize, decltype(kind)>(p, pull, pieces, first, u,
                                                       [&](int, const PhiValue<Acc>& at) {
                                                         part.value += at.value;
                                                         part.slope += at.slope;
                                                       });
-    sum.value += double(part.value);
-    sum.slope += double(part.slope);
+    add(sum.value, lost.value, part.value);
+    add(sum.slope, lost.slope, part.slope);
   });
-  return team.reduce(sum, [](const PhiValue<double>& a, const PhiValue<double>& b) {
+  const PhiValue<double> wide = {double(sum.value), double(sum.slope)};
+  return team.reduce(wide, [](const PhiValue<double>& a, const PhiValue<double>& b) {
     return PhiValue<double>{a.value + b.value, a.slope + b.slope};
   });
 }

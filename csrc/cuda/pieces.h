@@ -133,6 +133,7 @@ class Pieces {
  private:
   static constexpr int kParts = Team::kParts;  // that a bulk copy comes in
   static constexpr int kPerLine = 16 / kBytes;
+  static constexpr int kLeast = Team::kLeastPart;  // pieces of a thread in a part
 
   // The next multiple of a power of two.
   static LPL_DEVICE int multiple(int x, int of) { return (x + of - 1) & -of; }
@@ -235,6 +236,7 @@ class Pieces {
     // a thread's pieces follow one another in a part
     const int span = team_.places() > kPerLine ? team_.places() : kPerLine;
     part_ = multiple((end_ - begin_ + kParts - 1) / kParts, span);
+    if (part_ < kLeast * span) part_ = kLeast * span;  // a part costs as much as a few pieces
     if (team_.place() != 0) return;
     for (int part = 0; part < kParts; ++part) {
       const int first = part_from(part), last = part_to(part);

@@ -19,35 +19,36 @@ LPL_DEVICE inline RowSums<Acc> no_columns() {
   return {Acc(-INFINITY), 0, 0, 0, 0};
 }
 
-// The sums of a thread: units are 2^level, or e^level in double; −∞ if there is no mass.
-template <typename Acc, bool kMore>
+// The sums of a thread in units of an Exponential E; of level −∞ if there is no mass.
+template <typename E, bool kMore>
 struct Gathered {
-  Acc level, rest;
+  typename E::Acc level, rest;
 };
-template <typename Acc>
-struct Gathered<Acc, true> {
-  Acc level, rest, mass, pull, along;
+template <typename E>
+struct Gathered<E, true> {
+  typename E::Acc level, rest, mass, pull, along;
+
+  LPL_DEVICE typename E::Acc shift() const { return E(finite_shift(level)).shift(); }
 };
 
 // What turns sums of a level into sums of a higher one.
-template <typename Acc>
+template <typename E, typename Acc>
 LPL_DEVICE inline Acc factor_to(Acc level, Acc from) {
-  return from == level ? Acc(1) : Exponential<Acc>(from).in(Exponential<Acc>(level));
+  return from == level ? Acc(1) : E(from).in(E(level));
 }
 
-template <typename Acc, bool kMore>
-LPL_DEVICE inline Gathered<Acc, kMore> joined(const Gathered<Acc, kMore>& a,
-                                              const Gathered<Acc, kMore>& b) {
-  Gathered<Acc, kMore> both{};
+template <typename E, bool kMore>
+LPL_DEVICE inline Gathered<E, kMore> joined(const Gathered<E, kMore>& a,
+                                            const Gathered<E, kMore>& b) {
+  Gathered<E, kMore> both{};
   both.level = a.level > b.level ? a.level : b.level;
   // also where there is no mass, so that a nan comes through
-  const Acc of_a = factor_to(both.level, a.level), of_b = factor_to(both.level, b.level);
+  const auto of_a = factor_to<E>(both.level, a.level), of_b = factor_to<E>(both.level, b.level);
   both.rest = a.rest * of_a + b.rest * of_b;
   if constexpr (kMore) {
-    const Acc shift = Exponential<Acc>(finite_shift(both.level)).shift();
     both.mass = a.mass + b.mass;
-    both.pull = a.pull + a.mass * (Exponential<Acc>(finite_shift(a.level)).shift() - shift) +
-                b.pull + b.mass * (Exponential<Acc>(finite_shift(b.level)).shift() - shift);
+    both.pull =
+        a.pull + a.mass * (a.shift() - both.shift()) + b.pull + b.mass * (b.shift() - both.shift());
     both.along = a.along * of_a + b.along * of_b;
   }
   return both;
@@ -77,10 +78,12 @@ LPL_DEVICE inline double larger(double a, double b) {
 
 // Σ e^z piece by piece. Any level near the largest logit does: a new one is looked for where a sum
 // becomes large, so that nothing is compared for a maximum.
-template <typename Acc, int kSize>
+template <typename E, int kSize>
 class Gather {
  public:
-  LPL_DEVICE const Exponential<Acc>& e() const { return e_; }
+  using Acc = typename E::Acc;
+
+  LPL_DEVICE const E& e() const { return e_; }
   LPL_DEVICE Acc level() const { return known_ ? e_.level() : Acc(-INFINITY); }
   LPL_DEVICE Acc rest() const { return rest_; }
 
@@ -94,8 +97,8 @@ class Gather {
 #pragma unroll
       for (int v = 0; v < kSize; ++v) most = larger(z[v], most);
       if (most > -INFINITY) {
-        const Exponential<Acc> old = e_;
-        e_ = Exponential<Acc>::near(most);
+        const E old = e_;
+        e_ = E::near(most);
         const Acc factor = known_ ? old.in(e_) : Acc(1);
         rest_ *= factor;
         moved(factor, old.shift() - e_.shift());
@@ -115,33 +118,32 @@ class Gather {
     return sum_of(terms);
   }
 
-  Exponential<Acc> e_{0};
+  E e_{0};
   bool known_ = false;
   Acc rest_ = 0;
 };
 
 // The sums of all threads of a team: those of a warp by one level for all.
-template <typename Team, typename Acc, bool kMore>
-LPL_DEVICE inline Gathered<Acc, kMore> of_team(Team& team, Gathered<Acc, kMore> s) {
-  const Acc level = team.crew_max(s.level), factor = factor_to(level, s.level);
-  s.rest = team.crew_sum(s.rest * factor);
+template <typename Team, typename E, bool kMore>
+LPL_DEVICE inline Gathered<E, kMore> of_team(Team& team, const Gathered<E, kMore>& own) {
+  Gathered<E, kMore> s = own;
+  s.level = team.crew_max(own.level);
+  const auto factor = factor_to<E>(s.level, own.level);
+  s.rest = team.crew_sum(own.rest * factor);
   if constexpr (kMore) {
-    const Acc difference = Exponential<Acc>(finite_shift(s.level)).shift() -
-                           Exponential<Acc>(finite_shift(level)).shift();
-    s.pull = team.crew_sum(s.pull + s.mass * difference);
-    s.mass = team.crew_sum(s.mass);
-    s.along = team.crew_sum(s.along * factor);
+    s.pull = team.crew_sum(own.pull + own.mass * (own.shift() - s.shift()));
+    s.mass = team.crew_sum(own.mass);
+    s.along = team.crew_sum(own.along * factor);
   }
-  s.level = level;
-  return team.reduce_crews(s, [](const Gathered<Acc, kMore>& a, const Gathered<Acc, kMore>& b) {
-    return joined<Acc, kMore>(a, b);
+  return team.reduce_crews(s, [](const Gathered<E, kMore>& a, const Gathered<E, kMore>& b) {
+    return joined<E, kMore>(a, b);
   });
 }
 
 // All sums of a row, beside a logit `own`.
-template <typename Acc, bool kMore>
-LPL_DEVICE inline RowSums<Acc> sums_of(const Gathered<Acc, kMore>& s, Acc own) {
-  const Exponential<Acc> all(finite_shift(s.level));
+template <typename E, bool kMore, typename Acc>
+LPL_DEVICE inline RowSums<Acc> sums_of(const Gathered<E, kMore>& s, Acc own) {
+  const E all(finite_shift(s.level));
   RowSums<Acc> found{};
   found.top = s.level == -INFINITY ? s.level : all.shift();
   if (own > found.top) found.top = own;
@@ -168,15 +170,6 @@ LPL_DEVICE inline RowSums<Acc> joined(const RowSums<Acc>& a, const RowSums<Acc>&
   return {top, a.rest * std::exp(a.top - shift) + b.rest * std::exp(b.top - shift), 0, 0, 0};
 }
 
-// Kahan's sum: as exact after many steps as after one.
-template <typename Acc>
-LPL_DEVICE inline void add(Acc& total, Acc& lost, Acc term) {
-  term -= lost;
-  const Acc sum = total + term;
-  lost = (sum - total) - term;
-  total = sum;
-}
-
 // What is said of row i.
 template <typename Acc>
 LPL_DEVICE inline void say_of(const Call& call, i64 i, Acc loss, const Terms<Acc>& t) {
@@ -188,6 +181,7 @@ template <typename Team, typename T, Set kSet, bool kStages = true>
 class TeamRow {
  public:
   using Acc = typename AccumulateOf<T>::type;
+  using E = typename Algebra<T, kSet>::E;
   using Here = Pieces<Team, T, (kSet & kRest) != 0 ? (sizeof(T) < 4 ? 4 : sizeof(T)) : 16, kStages>;
   static constexpr int kSize = Here::kSize;
 
@@ -249,13 +243,13 @@ class TeamRow {
 
   // Sums without column `skip` (or −1), with mass and pull if `weigh`; `own`: beside this logit.
   LPL_DEVICE RowSums<Acc> sums(int skip, bool weigh, Acc own = -INFINITY) {
-    return sums_of<Acc, kMore>(gathered(skip, weigh), own);
+    return sums_of<E, kMore>(gathered(skip, weigh), own);
   }
 
   // The same, of the whole team.
-  LPL_DEVICE Gathered<Acc, kMore> gathered(int skip, bool weigh) {
-    Gathered<Acc, kMore> s{};
-    Gather<Acc, kSize> mass;
+  LPL_DEVICE Gathered<E, kMore> gathered(int skip, bool weigh) {
+    Gathered<E, kMore> s{};
+    Gather<E, kSize> mass;
     pieces_.visit_arriving([&](int first, const Acc* u, auto kind) {
       Acc z[kSize], terms[kSize];
       a_.template perturb<kSize>(first, u, row_, kind, z);
@@ -285,9 +279,9 @@ class TeamRow {
 
   // The loss of a row whose target is one label, and its softmax's Terms, from sums without it, so
   // that 1 − p keeps its digits.
-  LPL_DEVICE Acc loss_of_label(const Gathered<Acc, kMore>& rivals, Terms<Acc>& t) const {
+  LPL_DEVICE Acc loss_of_label(const Gathered<E, kMore>& rivals, Terms<Acc>& t) const {
     const Acc own = a_.logit(row_.label, row_);
-    const RowSums<Acc> s = sums_of<Acc, kMore>(rivals, own);
+    const RowSums<Acc> s = sums_of<E, kMore>(rivals, own);
     const Acc shift = finite_shift(s.top);
     const Acc loss = a_.of_label(row_, own - shift, s.rest, shift, t);
     if (a_.normed()) {
@@ -325,7 +319,7 @@ class TeamRow {
     pieces_.visit([&](int first, const Acc* u, auto kind) {
       Acc terms[kSize] = {};
       columns(first, u, kind, [&](int j, Acc z, int v) {
-        terms[v] = along_norm(a_.to_input(a_.to_offset(dz(j, z)), u[v], j, row_), u[v], row_);
+        terms[v] = along_norm(a_, a_.to_input(a_.to_offset(dz(j, z)), u[v], j, row_), u[v], row_);
       });
       sum += double(sum_of(terms));
     });
@@ -359,7 +353,7 @@ class TeamRow {
 
   // All that is wanted of the gradient, from its Terms.
   LPL_DEVICE void write(const Terms<Acc>& t) {
-    const auto e = Exponential<Acc>::near(t.shift);
+    const auto e = E::near(t.shift);
     const Acc unit = e.unit(t.shift);
     write(
         [&](int first, const Acc* u, auto kind, const auto& tables, Acc* dz) {

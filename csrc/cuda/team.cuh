@@ -26,7 +26,7 @@ template <int kWarps>
 class TeamOf {
  public:
   using Exchange = ExchangeOf<kWarps>;
-  static constexpr int kParts = kBulkParts;
+  static constexpr int kParts = kBulkParts, kLeastPart = 4;
 
   // `arrivals`: where the stage is filled by bulk copies, else null.
   __device__ TeamOf(Exchange* exchange, void* shared, void* stage, Arrivals* arrivals, int blocks)
