@@ -147,7 +147,9 @@ LPL_DEVICE inline RowSums<Acc> sums_of(const Gathered<E, kMore>& s, Acc own) {
   RowSums<Acc> found{};
   found.top = s.level == -INFINITY ? s.level : all.shift();
   if (own > found.top) found.top = own;
-  const Acc shift = finite_shift(found.top), unit = all.unit(shift);
+  const Acc shift = finite_shift(found.top);
+  // without mass there is no level, and nothing but a nan to pass on
+  const Acc unit = s.level == -INFINITY ? Acc(1) : all.unit(shift);
   found.rest = s.rest * unit;
   if constexpr (kMore) {
     found.mass = s.mass;
@@ -265,8 +267,8 @@ class TeamRow {
         if (a_.normed()) {
 #pragma unroll
           for (int v = 0; v < kSize; ++v) {
-            if (!decltype(kind)::value && !pieces_.inside(first + v)) terms[v] = 0;
-            terms[v] *= unit_along(a_, u[v], first + v, row_);
+            const bool exists = decltype(kind)::value || pieces_.inside(first + v);
+            terms[v] = exists ? terms[v] * unit_along(a_, u[v], first + v, row_) : Acc(0);
           }
           s.along += sum_of(terms);
         }

@@ -1,0 +1,183 @@
+"""How the CUDA backend stages its rows, what it is compiled for, and which digits that keeps. Without
+a GPU the kernels' bodies run on the host."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from lpl_fused import Focal, LogitClip, LogitNorm, MarginPenalty, Perturbation
+from lpl_fused import functional as LF
+from lpl_fused.backends import load
+
+backend = load("cuda")
+if backend.unavailable() is not None:
+    pytest.skip(f"cuda: {backend.unavailable()}", allow_module_level=True)
+DEVICE = backend._native().device
+ON_HOST = pytest.mark.skipif(DEVICE != "cpu", reason="the host's teams are tests' own")
+
+
+@pytest.fixture
+def use_fill() -> Iterator[Any]:
+    """Sets (rows staged, in bulk, blocks of a team) of the host's teams."""
+    library = ctypes.CDLL(backend._native().__file__)
+
+    def use(staged: bool, bulk: bool, blocks: int) -> None:
+        library.use_shape(blocks, 4, staged, False)
+        library.use_bulk(bulk)
+
+    yield use
+    use(True, True, 2)
+
+
+def drawn(n: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(n, classes, generator=generator, dtype=torch.float64) * 2
+    return logits, torch.randint(classes, (n,), generator=generator)
+
+
+# a table beside every kernel that is compiled for less than everything, and one for everything
+FORMS: dict[str, dict[str, Any]] = {
+    "bare": {},
+    "tables": {"perturbation": ("scale", "offset")},
+    "offset": {"perturbation": ("offset",)},
+    "margin": {"perturbation": ("margin",), "phi": Focal(2.0), "z_loss": 1e-3},
+    "temperature": {"perturbation": ("temperature",)},
+    "even": {"label_smoothing": 0.1},
+    "norm": {"norm": LogitClip(2.0)},
+    "norm-1": {"norm": LogitClip(9.0, 1.0)},
+    "norm-infinity": {"norm": LogitClip(2.0, math.inf), "perturbation": ("scale", "temperature")},
+    "logit-norm": {"norm": LogitNorm(0.1)},
+    "penalty": {"penalty": MarginPenalty(margin=2.0)},
+    "everything": {"label_smoothing": 0.1, "softcap": 9.0, "norm": LogitClip(2.0, 3.0)},
+}
+
+
+def keywords_of(form: str, classes: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Tables are float32 numbers, in float64 where the truth is wanted."""
+    generator = torch.Generator().manual_seed(5)
+    keywords = dict(FORMS[form])
+    parts = keywords.pop("perturbation", ())
+    tables: dict[str, Any] = {}
+    for name in parts:
+        if name == "temperature":
+            tables[name] = 0.25
+            continue
+        table = torch.rand(classes, generator=generator) + (0.5 if name == "scale" else 0.0)
+        tables[name] = table.to(DEVICE, dtype)
+    if parts:
+        keywords["perturbation"] = Perturbation(**tables)
+    return keywords
+
+
+def truth_of(
+    logits: torch.Tensor, target: torch.Tensor, keywords: dict[str, Any], upstream: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    input = logits.double().detach().requires_grad_()
+    loss = LF.cross_entropy(input, target, reduction="none", backend="reference", **keywords)
+    (grad,) = torch.autograd.grad(loss, input, upstream.double())
+    return loss, grad
+
+
+def assert_near(found: torch.Tensor, truth: torch.Tensor, eps: float) -> None:
+    """Within some ulps of a number that is as large as its row's mean; of one class the gradient is
+    a difference that leaves nothing."""
+    typical = truth.abs() + truth.abs().mean(-1, keepdim=True) + (truth.shape[1] == 1)
+    worst = ((found.double() - truth).abs() / typical.clamp(min=1e-30)).max()
+    assert worst <= eps, f"off by {float(worst):.2e}, expected at most {eps:.2e}"
+
+
+@ON_HOST
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "fill",
+    [(True, True, 1), (True, True, 2), (True, False, 2), (False, False, 1)],
+    ids=["bulk", "bulk-cluster", "lines", "not-staged"],
+)
+def test_all_phases_and_nothing_beside_a_row(use_fill, fill, form: str) -> None:  # type: ignore[no-untyped-def]
+    """Rows that begin at any place in a line of 16 bytes, of lengths with and without whole lines."""
+    use_fill(*fill)
+    for classes, start in itertools.product((1, 7, 8, 40, 67), range(0, 9, 1 if fill[2] == 1 else 3)):
+        values, target = drawn(5, classes, seed=start)
+        stride = classes + 8 - classes % 8 + start % 3
+        memory = torch.full((start + 5 * stride + 16,), 1e30).bfloat16()
+        rows = memory.as_strided((5, classes), (stride, 1), start)
+        rows.copy_(values)
+        before = memory.clone()
+        upstream = torch.linspace(0.5, 2.0, 5)
+        expected = truth_of(rows, target, keywords_of(form, classes, torch.float64), upstream)
+        input = rows.detach().requires_grad_()
+        keywords = keywords_of(form, classes, torch.float32)
+        loss = LF.cross_entropy(input, target, reduction="none", backend="cuda", **keywords)
+        (grad,) = torch.autograd.grad(loss, input, upstream)
+        assert torch.equal(memory, before)
+        torch.testing.assert_close(loss.double(), expected[0], rtol=3e-6, atol=1e-6)
+        assert_near(grad, expected[1], 2.0**-7)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("offset", [0.0, 100.0, -100.0, 1e4, -1e4])
+@pytest.mark.parametrize("form", ["bare", "offset", "even", "norm-1", "penalty"])
+def test_a_common_offset_costs_no_digits(form: str, offset: float, reduction: str) -> None:
+    """More than it costs the logits themselves, which are float32 numbers already."""
+    if offset and form == "norm-1":
+        pytest.skip("a norm is of the logits with their offset")
+    values, target = drawn(6, 300, seed=1)
+    logits = (values + offset).float().to(DEVICE)
+    target = target.to(DEVICE)
+    upstream = torch.full((6,), 1 / 6, device=DEVICE) if reduction == "mean" else torch.ones(6)
+    keywords = keywords_of(form, 300, torch.float64)
+    if form == "offset" and offset:
+        # z = u + o is rounded once as a float32 number
+        z = logits + keywords_of(form, 300, torch.float32)["perturbation"].offset
+        expected = truth_of(z, target, {}, upstream.to(DEVICE))
+    else:
+        expected = truth_of(logits, target, keywords, upstream.to(DEVICE))
+    input = logits.requires_grad_()
+    loss = LF.cross_entropy(
+        input, target, reduction=reduction, backend="cuda", **keywords_of(form, 300, torch.float32)
+    )
+    (grad,) = torch.autograd.grad(loss.sum(), input)
+    value = expected[0].mean() if reduction == "mean" else expected[0]
+    torch.testing.assert_close(loss.double(), value, rtol=2e-6, atol=1e-7)
+    assert_near(grad, expected[1], 2e-6)
+
+
+@pytest.mark.parametrize("classes", [5, 300])
+@pytest.mark.parametrize("rest", [1e-7, 1e-12, 1e-30])
+def test_confident_rows_keep_their_digits(classes: int, rest: float) -> None:
+    """1 − p_y is never a difference: the loss of p_y = 1 − 1e-7 and its gradient are exact."""
+    logits = torch.zeros(2, classes)
+    logits[:, 1] = -math.log(rest / (classes - 1))
+    target = torch.ones(2, dtype=torch.long, device=DEVICE)
+    logits = logits.to(DEVICE)
+    expected = truth_of(logits, target, {}, torch.ones(2, device=DEVICE))
+    input = logits.requires_grad_()
+    loss = LF.cross_entropy(input, target, reduction="none", backend="cuda")
+    (grad,) = torch.autograd.grad(loss.sum(), input)
+    torch.testing.assert_close(loss.double(), expected[0], rtol=3e-6, atol=0)
+    torch.testing.assert_close(grad.double(), expected[1], rtol=3e-6, atol=0)
+
+
+@pytest.mark.parametrize("form", ["bare", "tables", "even"])
+def test_many_rows_share_tables(form: str) -> None:
+    """Losses without gradient of so many rows that they lie beside each other, an odd number of
+    them, ignored ones and those of nan and −inf among them."""
+    values, target = drawn(11, 48, seed=2)
+    values[3, 5], values[4, :], values[6, :7] = math.nan, -math.inf, -math.inf
+    target[7] = -100
+    values[7, 0] = math.nan  # ignored, so that nobody sees it
+    values, target = values.float().to(DEVICE), target.to(DEVICE)
+    keywords = keywords_of(form, 48, torch.float32)
+    found = LF.cross_entropy(values, target, reduction="none", backend="cuda", **keywords)
+    wide = keywords_of(form, 48, torch.float64)
+    expected = LF.cross_entropy(
+        values.double(), target, reduction="none", backend="reference", **wide
+    )
+    torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=1e-7, equal_nan=True)
