@@ -22,10 +22,16 @@ if nvcc() is None:
 TYPES = {"f": "float", "d": "double", "6__half": "half", "13__nv_bfloat16": "bfloat16"}
 
 
+# Set of csrc/cuda/algebra.h
+BARE, TABLES, EVEN, LENGTH, PULL, MOVE, REST = 0, 1, 2, 4, 8, 16, 32
+ALL = 63
+LEAN = BARE, TABLES, EVEN, TABLES | LENGTH, PULL, MOVE
+
+
 class Kernel(NamedTuple):
     body: str
     type: str
-    bare: bool
+    set: int  # of the features that it is compiled for
 
 
 class Use(NamedTuple):
@@ -38,40 +44,50 @@ def budget(kernel: Kernel) -> Use:
     """Blocks of 256 threads: two of them share 65,536 registers, in double one has them alone. What
     only reads and writes a row must leave room for as many as find threads."""
     registers = 255 if kernel.type == "double" else 128
-    if kernel.bare and kernel.body in ("Row", "Gradient", "Mass"):
-        registers = 64
+    rows = ("Row", "Gradient", "Gradients", "Statistics", "Mass")
+    if kernel.body in rows and not kernel.set & REST:
+        registers = 64 if kernel.set in (BARE, MOVE) else 80
     if kernel.body in ("Scale", "Norm", "Loss", "Size", "Perturbed"):
-        registers = 64
+        registers = 64 if kernel.type != "double" else 80
     wide = kernel.type == "double"
     heads = {
         "Solver": 512 * (36 if wide else 20) + 256,
         "GroupSteps": 512 * (32 if wide else 16),
         "Rivals": 512 * (12 if wide else 8),
+        **dict.fromkeys(("Norm", "Loss"), 4096),  # of a block of 1,024 threads
     }
     return Use(registers, 4096 + heads.get(kernel.body, 0), 0)
 
 
 def kernels() -> set[Kernel]:
-    """One for each element type; for simple problems separate ones, except in double."""
-    simple = "Row", "Solver", "Gradient", "Mass"
-    found = {Kernel(body, "double", False) for body in (*simple, "Norm", "Loss")}
-    found |= {Kernel(body, "float", False) for body in ("Norm", "Loss")}
+    """One for each element type that serves all calls; for less than everything separate ones,
+    except in double."""
+    sets = {"Row": LEAN, "Gradient": LEAN, "Mass": (BARE,), "Solver": (MOVE,)}
+    found = {Kernel(body, type, ALL) for body in sets for type in TYPES.values()}
+    found |= {Kernel(body, type, ALL) for body in ("Norm", "Loss") for type in ("float", "double")}
     found |= {
-        Kernel(f"Group{body}", type, False)
+        Kernel(f"Group{body}", type, ALL)
         for body in ("Steps", "Tail", "Delta")
         for type in ("float", "double")
     }
     found |= {
-        Kernel(body, type, False)
+        Kernel(body, type, ALL)
         for body in ("Steps", "Table", "Scale", "Size", "Detail", "Rivals", "Perturbed")
         for type in TYPES.values()
     }
     for type in ("float", "half", "bfloat16"):
-        found |= {Kernel(body, type, bare) for body in simple for bare in (False, True)}
+        found |= {Kernel(body, type, of) for body, all in sets.items() for of in all}
+        found |= {Kernel(body, type, TABLES) for body in ("Statistics", "Gradients")}
     return found
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        arch if arch == "90" else pytest.param(arch, marks=pytest.mark.architectures)
+        for arch in ARCHITECTURES
+    ],
+)
 def compiled(
     request: pytest.FixtureRequest, once: Callable[[str, Callable[[Path], None]], Path]
 ) -> tuple[str, Path, str]:
@@ -85,10 +101,7 @@ def uses(said: str) -> dict[Kernel, Use]:
     found = {}
     for part in said.split("Compiling entry function ")[1:]:
         name = re.search(
-            r"((?:Group)?(?:Steps|Tail|Delta)|Row|Solver|Table|Scale|Norm|Loss|Size|Mass|Detail"
-            r"|Rivals|Perturbed|Gradient)"
-            r"BodyI(f|d|6__half|13__nv_bfloat16)(?:Lb([01])E)?",
-            part,
+            r"kernelINS_\d+(\w+?)BodyI(f|d|6__half|13__nv_bfloat16)(?:Lj(\d+)E)?", part
         )
         assert name, part
         spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", part)
@@ -99,7 +112,8 @@ def uses(said: str) -> dict[Kernel, Use]:
         use = Use(
             int(registers[1]), int(shared[1]) if shared else 0, int(spills[1]) + int(spills[2])
         )
-        found[Kernel(name[1], TYPES[name[2]], name[3] == "1")] = use
+        features = ALL if name[3] is None else int(name[3])
+        found[Kernel(name[1], TYPES[name[2]], features)] = use
     return found
 
 
@@ -136,3 +150,4 @@ def test_the_object_has_machine_code_and_ptx(compiled: tuple[str, Path, str]) ->
     assert f".target sm_{arch}" in ptx
     assert ("barrier.cluster" in ptx) == (int(arch) >= 90)
     assert "cp.async.ca.shared.global" in ptx
+    assert ("cp.async.bulk.shared" in ptx) == (int(arch) >= 90)

@@ -103,7 +103,9 @@ def assert_near(found: torch.Tensor, truth: torch.Tensor, eps: float) -> None:
 def test_all_phases_and_nothing_beside_a_row(use_fill, fill, form: str) -> None:  # type: ignore[no-untyped-def]
     """Rows that begin at any place in a line of 16 bytes, of lengths with and without whole lines."""
     use_fill(*fill)
-    for classes, start in itertools.product((1, 7, 8, 40, 67), range(0, 9, 1 if fill[2] == 1 else 3)):
+    for classes, start in itertools.product(
+        (1, 7, 8, 40, 67), range(0, 9, 1 if fill[2] == 1 else 3)
+    ):
         values, target = drawn(5, classes, seed=start)
         stride = classes + 8 - classes % 8 + start % 3
         memory = torch.full((start + 5 * stride + 16,), 1e30).bfloat16()

@@ -177,15 +177,17 @@ class Algebra {
   };
   template <int kSize, typename Kind>
   LPL_DEVICE Tables<kSize> tables(int first, Kind) const {
-    Tables<kSize> t;
-    if (!has(kTables)) return t;
+    Tables<kSize> t{};
+    if constexpr (has(kTables)) {
 #pragma unroll
-    for (int v = 0; v < kSize; ++v) {
-      t.scale[v] = 1;
-      t.offset[v] = 0;
+      for (int v = 0; v < kSize; ++v) {
+        t.scale[v] = 1;
+        t.offset[v] = 0;
+      }
+      if (p.scale) each<kSize, Kind>(table(p.scale), first, [&](int v, Acc x) { t.scale[v] = x; });
+      if (p.offset)
+        each<kSize, Kind>(table(p.offset), first, [&](int v, Acc x) { t.offset[v] = x; });
     }
-    if (p.scale) each<kSize, Kind>(table(p.scale), first, [&](int v, Acc x) { t.scale[v] = x; });
-    if (p.offset) each<kSize, Kind>(table(p.offset), first, [&](int v, Acc x) { t.offset[v] = x; });
     return t;
   }
 
@@ -199,11 +201,13 @@ class Algebra {
       if (has(kTables)) z[v] = std::fma(z[v], tables.scale[v], tables.offset[v]);
     }
     if (has(kRest) && r.extra) each<kSize, Kind>(r.extra, first, [&](int v, Acc x) { z[v] += x; });
-    if (!kOneLabel && r.margin != 0) {  // else nobody wants z of the label
+    if constexpr (!kOneLabel) {  // else nobody wants z of the label
+      if (r.margin != 0) {
 #pragma unroll
-      for (int v = 0; v < kSize; ++v) z[v] -= first + v == r.label ? r.margin : Acc(0);
+        for (int v = 0; v < kSize; ++v) z[v] -= first + v == r.label ? r.margin : Acc(0);
+      }
     }
-    if (has(kTables)) {
+    if constexpr (has(kTables)) {
 #pragma unroll
       for (int v = 0; v < kSize; ++v) z[v] *= inverse_temperature_;
     }
@@ -294,10 +298,12 @@ class Algebra {
   template <int kSize>
   LPL_DEVICE void gradients(int first, const Acc* z, const E& e, Acc unit, const Row<Acc>& r,
                             const Terms<Acc>& t, Acc* dz) const {
-    if (has(kRest) && !one_label) {
+    if constexpr (has(kRest)) {
+      if (!one_label) {
 #pragma unroll
-      for (int v = 0; v < kSize; ++v) dz[v] = gradient(z[v], e.of(z[v]) * unit, first + v, r, t);
-      return;
+        for (int v = 0; v < kSize; ++v) dz[v] = gradient(z[v], e.of(z[v]) * unit, first + v, r, t);
+        return;
+      }
     }
     const Acc strength = t.strength * unit;
 #pragma unroll

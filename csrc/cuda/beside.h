@@ -21,12 +21,6 @@ struct Beside {
   static i64 groups(i64 n) { return (n + kBeside - 1) / kBeside; }
 };
 
-// Whether all rows begin at the same place in a line of memory.
-template <typename T>
-LPL_DEVICE inline bool in_line(i64 stride) {
-  return stride * i64(sizeof(T)) % 16 == 0;
-}
-
 // Losses and Terms, without gradient, of kBeside rows.
 template <typename T, Set kSet>
 struct StatisticsBody {
@@ -36,10 +30,6 @@ struct StatisticsBody {
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
     const Beside rows(call.p.n, i);
-    if (!in_line<T>(call.p.row_stride)) {
-      for (int r = 0; r < rows.count; ++r) RowBody<T, kSet>::run(team, call, rows.row(r));
-      return;
-    }
     using Here = Pieces<Team, T, 16, false>;
     using E = typename Algebra<T, kSet>::E;
     constexpr int kSize = Here::kSize;
@@ -107,10 +97,6 @@ struct GradientsBody {
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
     const Beside rows(call.p.n, i);
-    if (call.scratch.factor || !in_line<T>(call.p.row_stride) || !in_line<T>(call.p.c)) {
-      for (int r = 0; r < rows.count; ++r) GradientBody<T, kSet>::run(team, call, rows.row(r));
-      return;
-    }
     using Here = Pieces<Team, T, 16, false>;
     using E = typename Algebra<T, kSet>::E;
     constexpr int kSize = Here::kSize;

@@ -77,10 +77,13 @@ void launch_rows(Launcher& launch, const Call& call, bool stage, Sets sets) {
   });
 }
 
-// Whether a call is one for rows beside each other: tables are all that it has of columns.
+// Whether a call is one for rows beside each other: tables are all that it has of columns, and all
+// rows of logits and gradient begin at the same place in a line of memory.
 template <typename T>
 bool shares_tables(const Call& call) {
-  return !std::is_same<T, double>::value && serves(kTablesPath, call) && !serves(kBarePath, call);
+  const auto in_line = [](i64 stride) { return stride * i64(sizeof(T)) % 16 == 0; };
+  return !std::is_same<T, double>::value && serves(kTablesPath, call) && !serves(kBarePath, call) &&
+         in_line(call.p.row_stride) && (!call.out.grad || in_line(call.p.c));
 }
 
 using Lean = SetList<kBare, kTables, kEven, kTables | kLength, kPull, kMove>;

@@ -22,14 +22,17 @@ enum class Fill : int { none, lines, bulk };
 // Blocks that must find room on a multiprocessor: their share of its registers is the budget that
 // tests/test_cuda_compile.py holds every kernel to.
 template <typename Body>
-struct IsLean : std::false_type {};
+struct BlocksOf : std::integral_constant<int, 2> {};
 template <template <typename, Set> class Body, typename T, Set kSet>
-struct IsLean<Body<T, kSet>> : std::integral_constant<bool, (kSet & kRest) == 0> {};
+struct BlocksOf<Body<T, kSet>> : std::integral_constant<int, (kSet & kRest) != 0              ? 2
+                                                             : kSet == kBare || kSet == kMove ? 4
+                                                                                              : 3> {
+};
 
 template <typename Body>
 constexpr int blocks_beside() {
   if (sizeof(typename Body::Acc) == 8) return 1;
-  return IsLean<Body>::value && std::is_same<typename Body::Shared, Nothing>::value ? 4 : 2;
+  return std::is_same<typename Body::Shared, Nothing>::value ? BlocksOf<Body>::value : 2;
 }
 
 template <typename Body>

@@ -2,52 +2,53 @@
 #pragma once
 
 #include <cstring>
-#include <type_traits>
 
 #include "call.h"
 
 namespace lpl {
 
+// Two at once, where that is fewer instructions.
+template <typename T, typename Acc>
+LPL_DEVICE inline void load_pair(Acc* to, const T* from) {
+  to[0] = load(from[0]);
+  to[1] = load(from[1]);
+}
+template <typename T, typename Acc>
+LPL_DEVICE inline void store_pair(T* to, const Acc* from) {
+  store(to[0], from[0]);
+  store(to[1], from[1]);
+}
+#if defined(__CUDACC__)
+template <>
+LPL_DEVICE inline void load_pair(float* to, const BFloat16* from) {
+  unsigned word;
+  memcpy(&word, from, sizeof(word));
+  to[0] = __uint_as_float(word << 16);
+  to[1] = __uint_as_float(word & 0xffff0000u);
+}
+template <>
+LPL_DEVICE inline void store_pair(BFloat16* to, const float* from) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(from[0], from[1]);
+  memcpy(to, &pair, sizeof(pair));
+}
+template <>
+LPL_DEVICE inline void store_pair(Float16* to, const float* from) {
+  const __half2 pair = __floats2half2_rn(from[0], from[1]);
+  memcpy(to, &pair, sizeof(pair));
+}
+#endif
+
 template <int kCount, typename T, typename Acc>
 LPL_DEVICE inline void load_all(Acc* to, const T* from) {
-#if defined(__CUDACC__)
-  if constexpr (std::is_same<T, BFloat16>::value && kCount % 2 == 0) {
-    // one instruction each, where the compiler takes two for the upper half of a word
 #pragma unroll
-    for (int k = 0; k < kCount; k += 2) {
-      unsigned word;
-      memcpy(&word, from + k, sizeof(word));
-      to[k] = __uint_as_float(word << 16);
-      to[k + 1] = __uint_as_float(word & 0xffff0000u);
-    }
-    return;
-  }
-#endif
-#pragma unroll
-  for (int k = 0; k < kCount; ++k) to[k] = load(from[k]);
+  for (int k = 0; k + 1 < kCount; k += 2) load_pair(to + k, from + k);
+  if (kCount % 2) to[kCount - 1] = load(from[kCount - 1]);
 }
 template <int kCount, typename T, typename Acc>
 LPL_DEVICE inline void store_all(T* to, const Acc* from) {
-#if defined(__CUDACC__)
-  if constexpr (std::is_same<T, BFloat16>::value && kCount % 2 == 0) {
 #pragma unroll
-    for (int k = 0; k < kCount; k += 2) {
-      const __nv_bfloat162 pair = __floats2bfloat162_rn(from[k], from[k + 1]);
-      memcpy(to + k, &pair, sizeof(pair));
-    }
-    return;
-  }
-  if constexpr (std::is_same<T, Float16>::value && kCount % 2 == 0) {
-#pragma unroll
-    for (int k = 0; k < kCount; k += 2) {
-      const __half2 pair = __floats2half2_rn(from[k], from[k + 1]);
-      memcpy(to + k, &pair, sizeof(pair));
-    }
-    return;
-  }
-#endif
-#pragma unroll
-  for (int k = 0; k < kCount; ++k) store(to[k], from[k]);
+  for (int k = 0; k + 1 < kCount; k += 2) store_pair(to + k, from + k);
+  if (kCount % 2) store(to[kCount - 1], from[kCount - 1]);
 }
 
 // A line of memory that is read, or written, this once: it takes no place from what is needed
@@ -63,9 +64,12 @@ LPL_DEVICE inline Line read_once(const Line& from) {
     Line line;
     memcpy(&line, &words, sizeof(line));
     return line;
+  } else {
+    return from;
   }
-#endif
+#else
   return from;
+#endif
 }
 template <typename Line>
 LPL_DEVICE inline void write_once(Line* to, const Line& line) {
@@ -74,10 +78,12 @@ LPL_DEVICE inline void write_once(Line* to, const Line& line) {
     uint4 words;
     memcpy(&words, &line, sizeof(line));
     __stcs(reinterpret_cast<uint4*>(to), words);
-    return;
+  } else {
+    *to = line;
   }
-#endif
+#else
   *to = line;
+#endif
 }
 
 }  // namespace lpl
