@@ -44,8 +44,7 @@ def budget(kernel: Kernel) -> Use:
     """Blocks of 256 threads: two of them share 65,536 registers, in double one has them alone. What
     only reads and writes a row must leave room for as many as find threads."""
     registers = 255 if kernel.type == "double" else 128
-    rows = ("Row", "Gradient", "Gradients", "Statistics", "Mass")
-    if kernel.body in rows and not kernel.set & REST:
+    if kernel.body in ("Row", "Gradient", "Mass") and not kernel.set & REST:
         registers = 64 if kernel.set in (BARE, MOVE) else 80
     if kernel.body in ("Scale", "Norm", "Loss", "Size", "Perturbed"):
         registers = 64 if kernel.type != "double" else 80

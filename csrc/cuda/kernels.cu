@@ -29,6 +29,12 @@ struct BlocksOf<Body<T, kSet>> : std::integral_constant<int, (kSet & kRest) != 0
                                                                                               : 3> {
 };
 
+// several rows in hand
+template <typename T, Set kSet>
+struct BlocksOf<StatisticsBody<T, kSet>> : std::integral_constant<int, 2> {};
+template <typename T, Set kSet>
+struct BlocksOf<GradientsBody<T, kSet>> : std::integral_constant<int, 2> {};
+
 template <typename Body>
 constexpr int blocks_beside() {
   if (sizeof(typename Body::Acc) == 8) return 1;
