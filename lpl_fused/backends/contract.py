@@ -37,7 +37,7 @@ from torch import Tensor
 from ..algebra.known import Known
 from ..algebra.parts import Part, Round
 from ..algebra.terms import Gradients as Gradients
-from ..problem import NONE, BinaryProblem, Problem
+from ..problem import BinaryProblem, Problem
 
 # shape and dtype of a tensor
 Form = tuple[tuple[int, ...], torch.dtype]
@@ -61,9 +61,8 @@ def leaves_terms(problem: Problem, want_grad: bool, final: bool) -> bool:
     Of a learned perturbation both find δ anew, or have its state."""
     if final or problem.steps is not None:
         return False
-    # a 16-bit gradient may have to be made anew; ops/ takes none of rows with an upstream each
-    narrow = problem.input.element_size() == 2
-    return not want_grad or (narrow and problem.options.reduction != NONE)
+    # a 16-bit gradient may have to be made anew
+    return not want_grad or problem.input.element_size() == 2
 
 
 class Backend(Protocol):
@@ -90,10 +89,17 @@ class Backend(Protocol):
         ...
 
     def gradient(
-        self, problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]
+        self,
+        problem: Problem,
+        known: Known,
+        upstream: Tensor,
+        want: Sequence[str],
+        out: Tensor | None = None,
     ) -> Gradients:
         """`upstream` (N,), stride 0 or 1: the gradient of each row's loss. `want`: fields of
-        Gradients."""
+        Gradients. `out` (N, W), contiguous: where the input's goes. That may be the input itself,
+        if nothing else is wanted: whoever writes a number has read it, and all else that it is made
+        of is in `known`."""
         ...
 
     def forward(

@@ -292,9 +292,17 @@ def perturbed(problem: Problem, known: Known, begin: int, end: int) -> Tensor:
     return z
 
 
-def gradient(problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]) -> Gradients:
+def gradient(
+    problem: Problem,
+    known: Known,
+    upstream: Tensor,
+    want: Sequence[str],
+    out: Tensor | None = None,
+) -> Gradients:
     (n, width), dtype = problem.input.shape, accumulate_dtype(problem.input.dtype)
-    grad = torch.empty((n, width), dtype=problem.input.dtype) if "input" in want else None
+    grad = out
+    if grad is None and "input" in want:
+        grad = torch.empty((n, width), dtype=problem.input.dtype)
     outputs = Outputs(grad=grad)
     # of `rows` what every sample adds to its row; summed below
     shapes = dict.fromkeys(TABLES, (width,)) | {"margin": (problem.classes,), "rows": (n, width)}

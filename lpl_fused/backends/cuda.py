@@ -139,19 +139,26 @@ def perturbed(problem: Problem, known: Known, begin: int, end: int) -> Tensor:
     return z
 
 
-def gradient(problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]) -> Gradients:
+def gradient(
+    problem: Problem,
+    known: Known,
+    upstream: Tensor,
+    want: Sequence[str],
+    out: Tensor | None = None,
+) -> Gradients:
     upstream = upstream.to(known.terms.dtype)
-    input = problem.input
-    grad = new(problem, *input.shape, dtype=input.dtype) if "input" in want else None
+    input, grad = problem.input, out
+    if grad is None and "input" in want:
+        grad = new(problem, *input.shape, dtype=input.dtype)
     chunk, tables = table_places(problem, want)
-    out = Outputs(
+    outputs = Outputs(
         grad=grad,
         grad_rows=upstream,
         grad_rows_stride=upstream.stride(0),
         terms=known.terms,
         delta=learned.delta(problem, known, perturbed),
     )
-    buffers = Buffers(out.and_tables(tables), Scratch(chunk=chunk))
+    buffers = Buffers(outputs.and_tables(tables), Scratch(chunk=chunk))
     _run(_native().gradient, problem, buffers)
     return gradients(problem, grad, tables)
 

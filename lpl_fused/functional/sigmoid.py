@@ -8,11 +8,15 @@ from torch import Tensor
 from .. import ops, reference
 from ..backends import REFERENCE, resolve
 from ..multilabel import MultiLabel, Weight, binary_options
+from ..ops.dispatch import FORMS, INPLACE, checked_form
 from ..perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from ..phi import Phi
 from ..problem import NONE, BinaryOptions, BinaryProblem, divides
 from ..validation import checked_step_size
 from .differentiable import Fixed
+from .inplace import check_form
+
+_FORMS = tuple(form for form in FORMS if form != INPLACE)
 
 
 def binary_cross_entropy_with_logits(
@@ -28,6 +32,7 @@ def binary_cross_entropy_with_logits(
     reduction: str = "mean",
     normalizer: float | Tensor | None = None,
     phi: Phi = "log",
+    gradient: str = "auto",
     backend: str = "auto",
 ) -> Tensor:
     r"""Binary cross-entropy of class-level perturbed logits, fused with its backward.
@@ -61,6 +66,8 @@ def binary_cross_entropy_with_logits(
         normalizer: beside reduction "sum" alone, a number or a 0-dim tensor: the sum is divided by
             it. See `cross_entropy`.
         phi: "log", or `Focal`, `Alpha`, `GCE`, `Poly1`.
+        gradient: "auto", "sweep" or "statistics", see `cross_entropy`: in the forward, for an
+            upstream gradient of 1, or in the backward.
         backend: "auto", "cpp", "triton" or "reference"; see `lpl_fused.explain()`. Gradients of
             tables and of `target` are the reference's, which "auto" takes for them.
 
@@ -78,7 +85,7 @@ def binary_cross_entropy_with_logits(
     call = MultiLabel(input, target)
     options = binary_options(reduction, phi, ignore_index, rebalance)
     problem = call.problem(options, perturbation, rebalance, normalizer=normalizer)
-    return _weighted(call, problem, weight, pos_weight, neg_weight, backend)
+    return _weighted(call, problem, weight, pos_weight, neg_weight, gradient, backend)
 
 
 def lpl_binary_cross_entropy_with_logits(
@@ -97,6 +104,7 @@ def lpl_binary_cross_entropy_with_logits(
     reduction: str = "mean",
     normalizer: float | Tensor | None = None,
     phi: Phi = "log",
+    gradient: str = "auto",
     backend: str = "auto",
 ) -> Tensor:
     r"""Binary cross-entropy under a learned class-level logit perturbation: multi-label LPL.
@@ -114,9 +122,9 @@ def lpl_binary_cross_entropy_with_logits(
 
     Args:
         input, target, weight, pos_weight, neg_weight, perturbation, rebalance, ignore_index,
-            reduction, normalizer, phi, backend: as in `binary_cross_entropy_with_logits`. Missing
-            labels take no part in δ; soft labels weigh the means by Y and 1 − Y. Weights do not
-            enter δ.
+            reduction, normalizer, phi, gradient, backend: as in
+            `binary_cross_entropy_with_logits`. Missing labels take no part in δ; soft labels weigh
+            the means by Y and 1 − Y. Weights do not enter δ.
         steps: (C,), integer; 0 leaves a class untouched.
         step_size: α ≥ 0, finite.
         normalize: steps of length α: the gradients never change sign, so δ⁺ = −steps·α and
@@ -133,7 +141,7 @@ def lpl_binary_cross_entropy_with_logits(
         problem = call.problem(options, normalized, rebalance, normalizer=normalizer)
     else:
         problem = call.problem(options, perturbation, rebalance, steps, normalizer)
-    return _weighted(call, problem, weight, pos_weight, neg_weight, backend)
+    return _weighted(call, problem, weight, pos_weight, neg_weight, gradient, backend)
 
 
 def lpl_binary_perturbation(
@@ -189,6 +197,7 @@ def _weighted(
     weight: Tensor | None,
     pos_weight: Tensor | None,
     neg_weight: Tensor | None,
+    form: str,
     backend: str,
 ) -> Tensor:
     """The loss of a problem under its weights: those by class or row within the kernel."""
@@ -203,21 +212,23 @@ def _weighted(
         sample_weight=of_all.by_row,
     )
     chosen = _resolve(backend, problem)
+    checked_form(form, _FORMS)
+    check_form(form, call.input, chosen)
     # where a side's weights are not by class, the sides are separate losses
     split = any(
         side.by_row is not None or side.by_logit is not None for side in (positive, negative)
     )
     if not split and of_all.by_logit is None:
-        return call.restore(_run(problem, chosen), problem.options)
+        return call.restore(_run(problem, chosen, form), problem.options)
     reduction = problem.options.reduction
     options = problem.options._replace(reduction=NONE)
     bare = problem._replace(normalizer=None, options=options)
     if split:
         nothing = call.input.new_zeros(call.classes, dtype=call.accumulate)
-        loss = _outside(positive, call, bare._replace(negative_weight=nothing), chosen)
-        loss = loss + _outside(negative, call, bare._replace(positive_weight=nothing), chosen)
+        loss = _outside(positive, call, bare._replace(negative_weight=nothing), chosen, form)
+        loss = loss + _outside(negative, call, bare._replace(positive_weight=nothing), chosen, form)
     else:
-        loss = call.restore(_run(bare, chosen), bare.options)
+        loss = call.restore(_run(bare, chosen, form), bare.options)
     if of_all.by_logit is not None:
         loss = loss * of_all.by_logit
     if reduction == NONE:
@@ -226,8 +237,10 @@ def _weighted(
     return total / reference.sigmoid.normalizer(problem) if divides(problem) else total
 
 
-def _outside(weight: Weight, call: MultiLabel, problem: BinaryProblem, backend: str) -> Tensor:
-    loss = call.restore(_run(problem, backend), problem.options)
+def _outside(
+    weight: Weight, call: MultiLabel, problem: BinaryProblem, backend: str, form: str
+) -> Tensor:
+    loss = call.restore(_run(problem, backend, form), problem.options)
     if weight.by_row is not None:
         return loss * weight.by_row.reshape(*call.shape[:-1], 1)
     return loss if weight.by_logit is None else loss * weight.by_logit
@@ -237,10 +250,10 @@ def _product(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return other if one is None else one if other is None else one * other
 
 
-def _run(problem: BinaryProblem, backend: str) -> Tensor:
+def _run(problem: BinaryProblem, backend: str, form: str) -> Tensor:
     if backend == REFERENCE:
         return reference.sigmoid.binary_cross_entropy(problem)
-    return ops.sigmoid.binary_cross_entropy(problem, backend)
+    return ops.sigmoid.binary_cross_entropy(problem, backend, form)
 
 
 # what no backend differentiates

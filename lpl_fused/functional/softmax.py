@@ -20,7 +20,7 @@ from ..algebra.sweep import with_steps
 from ..backends import OVERRIDE, REFERENCE, SMALL, resolve
 from ..backends.contract import Choose, Forward
 from ..norm import Norm, numbers_of
-from ..ops.dispatch import direct
+from ..ops.dispatch import AUTO, checked_form, direct
 from ..penalty import MarginPenalty
 from ..perturbation import Perturbation
 from ..phi import Phi
@@ -34,6 +34,7 @@ from ..validation import (
     integer,
 )
 from .differentiable import Fixed
+from .inplace import check_form
 
 P = ParamSpec("P")
 
@@ -120,6 +121,7 @@ def cross_entropy(
     norm: Norm | None = None,
     penalty: MarginPenalty | None = None,
     sample_weight: Tensor | None = None,
+    gradient: str = "auto",
     backend: str = "auto",
 ) -> Tensor:
     r"""Softmax cross-entropy of class-level perturbed logits, fused with its backward.
@@ -159,6 +161,16 @@ def cross_entropy(
         penalty: a `MarginPenalty` P_i of each row, on the raw logits, 0 where the label is ignored.
             No weight touches it: the mean is over the rows that count, the sum and "none" add P_i.
         sample_weight: weights s, one per loss: the shape of `target` (class indices).
+        gradient: how that of the logits comes about, with V for the logits' bytes moved once.
+            "sweep": in the forward, for an upstream gradient of 1, in memory of its own: 2 V in all
+            where the upstream gradient is 1, else up to 4 V. Not float16, not where tables learn.
+            "statistics": in the backward, from a dozen numbers that the forward left of each row:
+            3 V always, and until then no memory beside the logits. "inplace": by statistics, over
+            the logits, whose memory it takes: no other N×C memory at all. For (N, C) logits that
+            are contiguous, no leaf, and not a part of a larger tensor; who saved them for its own
+            backward, and a second backward, get an error. "auto": "sweep" for "mean" and "sum"
+            of float64, float32 and bfloat16 where no table learns (C++: for "none", too, but for 16
+            bits), else "statistics".
         backend: "auto", "cpp", "triton", "cuda" or "reference"; see `lpl_fused.explain()`. "auto"
             leaves to torch's function what it can do, too, and does faster: a mean or sum with
             gradient of (N, C) float32 or float64 logits on the CPU, at most `backends.SMALL`.
@@ -189,7 +201,9 @@ def cross_entropy(
         penalty=penalty,
         normalizer=normalizer,
     )
-    return shaped.restore(_run_on(problem, backend), options)
+    backend = _resolve(backend, problem)
+    check_form(gradient, input, backend)
+    return shaped.restore(_run(problem, backend, form=gradient), options)
 
 
 def lpl_cross_entropy(
@@ -211,6 +225,7 @@ def lpl_cross_entropy(
     softcap: float = 0.0,
     norm: Norm | None = None,
     sample_weight: Tensor | None = None,
+    gradient: str = "auto",
     backend: str = "auto",
 ) -> Tensor:
     r"""Cross-entropy under the learned class-level logit perturbation (LPL; Li, Su, Wu, Zhang).
@@ -226,8 +241,9 @@ def lpl_cross_entropy(
 
     Args:
         input, weight, perturbation, ignore_index, reduction, normalizer, label_smoothing, phi,
-            z_loss, softcap, norm, sample_weight, backend: as in `cross_entropy`. Ignored rows take
-            no part in δ.
+            z_loss, softcap, norm, sample_weight, gradient, backend: as in `cross_entropy`. Ignored
+            rows take no part in δ. "auto" is "statistics" where the backend leaves the numbers that
+            δ is made of; else that finds δ twice. Not "inplace".
         target: class indices.
         steps: (C,), integer; 0 leaves a class untouched. Or a function that makes them from the
             batch: it is called once with the unweighted cross-entropy of z of every row (the shape
@@ -262,8 +278,13 @@ def lpl_cross_entropy(
         given,  # type: ignore[arg-type]
         normalizer=normalizer,
     )
-    run = _through_perturbation if through_perturbation else _run_on
-    return shaped.restore(run(problem, backend, choose), options)
+    if through_perturbation:
+        loss = _through_perturbation(problem, backend, choose, gradient)
+    else:
+        backend = _resolve(backend, problem)
+        check_form(gradient, input, backend)
+        loss = _run(problem, backend, choose, gradient)
+    return shaped.restore(loss, options)
 
 
 def lpl_perturbation(
@@ -304,11 +325,7 @@ def lpl_perturbation(
         return classes, delta[leader]
 
 
-def _run_on(problem: Problem, backend: str, choose: Choose | None = None) -> Tensor:
-    return _run(problem, _resolve(backend, problem), choose)
-
-
-def _run(problem: Problem, backend: str, choose: Choose | None = None) -> Tensor:
+def _run(problem: Problem, backend: str, choose: Choose | None = None, form: str = AUTO) -> Tensor:
     """The loss on a backend that was resolved."""
     learns = torch.is_grad_enabled() and ops.tables_learn(problem)
     if choose is not None and (learns or backend == REFERENCE):
@@ -317,7 +334,7 @@ def _run(problem: Problem, backend: str, choose: Choose | None = None) -> Tensor
         return reference.cross_entropy(problem)
     if problem.steps is not None and learns:
         problem = _with_fixed_delta(problem, backend)
-    return ops.cross_entropy(problem, backend, choose)
+    return ops.cross_entropy(problem, backend, choose, form)
 
 
 def _chooser(shaped: Shaped, steps: Choose) -> Choose:
@@ -342,8 +359,12 @@ def _with_steps(problem: Problem, backend: str, choose: Choose) -> Problem:
         return with_steps(forward, problem, choose)
 
 
-def _through_perturbation(problem: Problem, backend: str, choose: Choose | None) -> Tensor:
+def _through_perturbation(
+    problem: Problem, backend: str, choose: Choose | None, form: str
+) -> Tensor:
     """Loss and gradient through the steps, fused where that is possible."""
+    if checked_form(form) != AUTO:
+        raise ValueError(f"gradient: {form!r} can not be chosen beside through_perturbation")
     fused = _resolve(backend, problem)
     if choose is not None:
         problem = _with_steps(problem, fused, choose)

@@ -23,7 +23,7 @@ class CrossEntropyLoss(LossModule):
 
     Args:
         weight: (C,) class weights; a buffer, may be assigned at any time (DRW does).
-        ignore_index, reduction, label_smoothing, phi, z_loss, norm, backend: as in
+        ignore_index, reduction, label_smoothing, phi, z_loss, norm, gradient, backend: as in
             `functional.cross_entropy`.
 
     Called with `perturbation=…` it applies those tables after its own (logit-adjusted CosFace,
@@ -45,6 +45,7 @@ class CrossEntropyLoss(LossModule):
         phi: Phi = "log",
         z_loss: float = 0.0,
         norm: Norm | None = None,
+        gradient: str = "auto",
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -57,6 +58,7 @@ class CrossEntropyLoss(LossModule):
         self.phi = phi
         self.z_loss = z_loss
         self.norm = norm
+        self.gradient = gradient
         self.backend = backend
 
     def perturbation(self, logits: Tensor) -> Perturbation | None:
@@ -73,6 +75,7 @@ class CrossEntropyLoss(LossModule):
             "phi": self.phi,
             "z_loss": self.z_loss,
             "norm": self.norm,
+            "gradient": self.gradient,
             "backend": self.backend,
         }
 

@@ -27,7 +27,7 @@ class MultiLabelLoss(LossModule):
 
     Args:
         weight, pos_weight: as in `torch.nn.BCEWithLogitsLoss`; buffers.
-        ignore_index, reduction, phi, backend: as in
+        ignore_index, reduction, phi, gradient, backend: as in
             `functional.binary_cross_entropy_with_logits`.
     """
 
@@ -42,6 +42,7 @@ class MultiLabelLoss(LossModule):
         ignore_index: float | None = None,
         reduction: str = "mean",
         phi: Phi = "log",
+        gradient: str = "auto",
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -50,7 +51,7 @@ class MultiLabelLoss(LossModule):
         self.register_buffer("weight", weight)
         self.register_buffer("pos_weight", pos_weight)
         self.ignore_index, self.reduction = ignore_index, reduction
-        self.phi, self.backend = phi, backend
+        self.phi, self.gradient, self.backend = phi, gradient, backend
 
     def perturbation(self, logits: Tensor) -> AnyPerturbation | None:
         """The tables of this loss for these logits; None leaves them as they are."""
@@ -64,6 +65,7 @@ class MultiLabelLoss(LossModule):
             "ignore_index": self.ignore_index,
             "reduction": self.reduction,
             "phi": self.phi,
+            "gradient": self.gradient,
             "backend": self.backend,
         }
 

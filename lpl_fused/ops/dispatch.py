@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,20 +46,47 @@ def direct(tensor: Tensor) -> bool:
     )
 
 
-def by_sweep(problem: Problem | BinaryProblem) -> bool:
+def by_sweep(problem: Problem | BinaryProblem, backend: str) -> bool:
     """Whether a problem's gradient with respect to its logits comes in the forward sweep, for an
     upstream of 1 that the backward replaces: one read and one write of the logits in all where it
     is 1. Else by statistics, one read more, whatever it is: for float16, whose small gradients live
     only after the upstream factor (a loss scaler's) was applied; where every row has an upstream of
-    its own, which would make a 16-bit gradient anew; and where somebody traces, so that a 16-bit
-    one would be rounded twice.
+    its own, which is not 1; and where somebody traces, so that a 16-bit one would be rounded twice.
     """
     dtype = problem.input.dtype
     if dtype == torch.float16:
         return False
     if dtype == torch.bfloat16:
         return problem.options.reduction != NONE and direct(problem.input)
-    return True
+    # on a CPU scaling 32 bits again costs less than their exponentials
+    return problem.options.reduction != NONE or backend == "cpp"
+
+
+# how a gradient comes about, by a caller's word: see `cross_entropy` in functional/
+AUTO, SWEEP, STATISTICS, INPLACE = FORMS = "auto", "sweep", "statistics", "inplace"
+
+
+def checked_form(form: str, forms: Sequence[str] = FORMS) -> str:
+    if form not in forms:
+        expected = ", ".join(map(repr, forms))
+        raise ValueError(f"gradient: expected one of {expected}, got {form!r}")
+    return form
+
+
+def sweeps_by(form: str, problem: Problem | BinaryProblem, backend: str) -> bool:
+    """`by_sweep`, unless the caller has chosen.
+
+    Raises:
+        ValueError: it cannot be so.
+    """
+    if form == AUTO:
+        return by_sweep(problem, backend)
+    if form == SWEEP and problem.input.element_size() == 2:
+        if problem.input.dtype == torch.float16:
+            raise ValueError('gradient: "sweep" would lose small gradients of float16')
+        if not direct(problem.input):
+            raise ValueError('gradient: "sweep" would round 16 bits twice where somebody traces')
+    return form == SWEEP
 
 
 def given(problem: Problem | BinaryProblem) -> tuple[Tensor | None, ...]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..backends import load_binary
 from ..backends.contract import Forward
 from ..problem import NONE, BinaryOptions, BinaryProblem, accumulate_dtype
-from .dispatch import GONE, SCHEMA, Once, by_sweep, direct, given, packed, register
+from .dispatch import AUTO, GONE, SCHEMA, Once, direct, given, packed, register, sweeps_by
 
 _LIBRARY = torch.library.Library("lpl_fused", "FRAGMENT")
 _LIBRARY.define(
@@ -96,9 +96,11 @@ class BinaryCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, options: BinaryOptions, backend: str, *tensors: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, options: BinaryOptions, backend: str, form: str, *tensors: Tensor | None
+    ) -> Tensor:
         problem = _problem(tensors, options)
-        ctx.sweeps = by_sweep(problem)
+        ctx.sweeps = sweeps_by(form, problem, backend)
         found = _forward(problem, backend, ctx.sweeps)
         ctx.options, ctx.backend, ctx.held = options, backend, None
         if not ctx.sweeps:
@@ -118,7 +120,7 @@ class BinaryCrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True, as in softmax.CrossEntropy
             anchors = [tensor for tensor in ctx.saved_tensors if tensor is not None]
             grad = Once.apply(grad, grad_loss, *anchors)
-        return (None, None, grad, *[None] * (len(ctx.needs_input_grad) - 3))
+        return (None, None, None, grad, *[None] * (len(ctx.needs_input_grad) - 4))
 
 
 def _backward(ctx: Any, grad_loss: Tensor) -> Tensor:
@@ -141,10 +143,10 @@ def _problem(tensors: Sequence[Tensor | None], options: BinaryOptions) -> Binary
     return BinaryProblem(*tensors, options=options)  # type: ignore
 
 
-def binary_cross_entropy(problem: BinaryProblem, backend: str) -> Tensor:
-    """The loss of a problem, differentiable with respect to its input."""
+def binary_cross_entropy(problem: BinaryProblem, backend: str, form: str = AUTO) -> Tensor:
+    """The loss of a problem, differentiable with respect to its input; `form` of dispatch.FORMS."""
     if torch.is_grad_enabled() and problem.input.requires_grad:
-        return BinaryCrossEntropy.apply(problem.options, backend, *given(problem))  # type: ignore[no-any-return]
+        return BinaryCrossEntropy.apply(problem.options, backend, form, *given(problem))  # type: ignore[no-any-return]
     return _forward(problem, backend, False).loss
 
 

@@ -28,7 +28,19 @@ from ..algebra.terms import Terms
 from ..backends import load
 from ..backends.contract import Choose, Forward, Gradients
 from ..problem import NONE, TABLES, Options, Problem, accumulate_dtype
-from .dispatch import GONE, SCHEMA, Once, by_sweep, direct, given, packed, register
+from .dispatch import (
+    AUTO,
+    GONE,
+    INPLACE,
+    SCHEMA,
+    SWEEP,
+    Once,
+    direct,
+    given,
+    packed,
+    register,
+    sweeps_by,
+)
 
 _LIBRARY = torch.library.Library("lpl_fused", "DEF")
 _LIBRARY.define(
@@ -130,7 +142,9 @@ _perturbation_op = register(
 )
 
 _TABLE_FIELDS = tuple(Problem._fields.index(name) for name in TABLES)
-_BEFORE_TENSORS = 3  # options, backend and choose stand before the tensors in CrossEntropy.apply
+_BEFORE_TENSORS = (
+    4  # options, backend, choose and form stand before the tensors in CrossEntropy.apply
+)
 
 
 def _forward(problem: Problem, backend: str, want_grad: bool, *, final: bool = False) -> Forward:
@@ -148,19 +162,24 @@ class CrossEntropy(torch.autograd.Function):
     also where tables learn, and where the backend leaves a state of the learned perturbation.
 
     `tensors` are the leading fields of a Problem, up to the last that is present. `choose`, if
-    any, makes the steps of the learned perturbation from the losses of the rows without it.
+    any, makes the steps of the learned perturbation from the losses of the rows without it. `form`
+    is one of dispatch.FORMS; *in place* is by statistics, into the memory of the logits.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, options: Options, backend: str, choose: Choose | None, *tensors: Tensor | None
+        ctx: Any,
+        options: Options,
+        backend: str,
+        choose: Choose | None,
+        form: str,
+        *tensors: Tensor | None,
     ) -> Tensor:
         problem = _problem(tensors, options)
-        # only a sweep with its gradient says whether it can go through the steps
-        sweeps = options.through or by_sweep(problem)
-        sweeps = sweeps and not any(ctx.needs_input_grad[_BEFORE_TENSORS + 2 :])
-        if sweeps and (problem.steps is not None or choose is not None) and not options.through:
-            sweeps = not _leaves_state(problem, backend)
+        tables_learn = any(ctx.needs_input_grad[_BEFORE_TENSORS + 2 :])
+        learned = problem.steps is not None or choose is not None
+        sweeps = _sweeps(problem, backend, form, tables_learn, learned)
+        ctx.in_place, ctx.spent = form == INPLACE, False
         ctx.options, ctx.backend, ctx.sweeps, ctx.held = options, backend, sweeps, None
         ctx.chosen, ctx.state = choose is not None, 0
         if choose is None:
@@ -182,6 +201,15 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.in_place:
+            if ctx.spent:
+                raise RuntimeError(
+                    'gradient="inplace": a second backward, but where the logits were is their'
+                    " gradient"
+                )
+            if torch.is_grad_enabled():
+                raise RuntimeError('gradient="inplace" can not be differentiated (create_graph)')
+            ctx.spent = True
         if not torch.is_grad_enabled():
             return _backward(ctx, grad_loss)
         # create_graph=True. once_differentiable would let a constant upstream pass, and with it a
@@ -216,13 +244,56 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         return _only_input(ctx, grad)
     needed = (*ctx.needs_input_grad[_BEFORE_TENSORS:], *[False] * len(Problem._fields))
     want = [needed[field] for field in (0, *_TABLE_FIELDS)]
-    found = _gradient_op(*packed(problem, ctx.backend), terms, upstream, want)
+    if ctx.in_place:
+        found: Sequence[Tensor | None] = _gradient_in_place(
+            problem, ctx.backend, terms, upstream, want
+        )
+    else:
+        found = _gradient_op(*packed(problem, ctx.backend), terms, upstream, want)
     grads: list[Tensor | None] = [None] * len(tensors)
     for field, wanted, grad in zip((0, *_TABLE_FIELDS), want, found, strict=True):
         if wanted:
             grads[field] = grad
     inputs = len(ctx.needs_input_grad) - _BEFORE_TENSORS
     return (*[None] * _BEFORE_TENSORS, *grads[:inputs])
+
+
+def _gradient_in_place(
+    problem: Problem, backend: str, terms: Tensor, upstream: Tensor, want: Sequence[bool]
+) -> Gradients:
+    """`_gradient_op`, that of the logits where they are."""
+    known, module = Known(terms), load(backend)
+    names = [name for name, wanted in zip(Gradients._fields, want, strict=True) if wanted]
+    found = Gradients()
+    if names[1:]:  # they read the logits
+        found = module.gradient(problem, known, upstream, names[1:])
+    # sharing memory and version with what autograd saved, for all who still want the logits
+    logits = problem.input.detach()
+    module.gradient(problem._replace(input=logits), known, upstream, names[:1], logits)
+    torch.autograd.graph.increment_version(logits)
+    return found._replace(input=logits)
+
+
+def _sweeps(problem: Problem, backend: str, form: str, tables_learn: bool, learned: bool) -> bool:
+    """Whether the gradient comes in the forward sweep.
+
+    Raises:
+        ValueError: what the caller has chosen cannot be.
+    """
+    if problem.options.through:
+        # only a sweep with its gradient says whether it can go through the steps
+        if form not in (AUTO, SWEEP):
+            raise ValueError(f"gradient: {form!r} does not go through the perturbation's steps")
+        return not tables_learn
+    if form == SWEEP and tables_learn:
+        raise ValueError('gradient: "sweep" gives none of tables, which require grad')
+    if form == INPLACE and learned:
+        raise ValueError(
+            'gradient: "inplace" is not for a learned perturbation, which is of several rows'
+        )
+    if tables_learn or not sweeps_by(form, problem, backend):
+        return False
+    return form == SWEEP or not (learned and _leaves_state(problem, backend))
 
 
 def _leaves_state(problem: Problem, backend: str) -> bool:
@@ -262,17 +333,19 @@ def _problem(tensors: Sequence[Tensor | None], options: Options) -> Problem:
     return Problem(*tensors, options=options)  # type: ignore
 
 
-def cross_entropy(problem: Problem, backend: str, choose: Choose | None = None) -> Tensor:
+def cross_entropy(
+    problem: Problem, backend: str, choose: Choose | None = None, form: str = AUTO
+) -> Tensor:
     """The loss of a problem, differentiable with respect to its input and its tables.
 
     `choose` makes its steps from the losses (N,) of its rows without them. Tables do not learn
-    beside steps.
+    beside steps. `form`: of dispatch.FORMS.
     """
     learns = torch.is_grad_enabled() and (problem.input.requires_grad or tables_learn(problem))
     if choose is not None and not (learns and direct(problem.input)):
         problem, choose = with_chosen_steps(problem, backend, choose), None
     if learns:
-        return CrossEntropy.apply(problem.options, backend, choose, *given(problem))  # type: ignore[no-any-return]
+        return CrossEntropy.apply(problem.options, backend, choose, form, *given(problem))  # type: ignore[no-any-return]
     return _forward(problem, backend, False, final=True).loss
 
 

@@ -76,12 +76,20 @@ def perturbed(problem: Problem, known: Known, begin: int, end: int) -> Tensor:
     return z
 
 
-def gradient(problem: Problem, known: Known, upstream: Tensor, want: Sequence[str]) -> Gradients:
+def gradient(
+    problem: Problem,
+    known: Known,
+    upstream: Tensor,
+    want: Sequence[str],
+    out: Tensor | None = None,
+) -> Gradients:
     from ..kernels.gradient import gradient as kernel
 
     n, width = problem.input.shape
     chunk, tables = table_places(problem, want)
-    of_input = new(problem, n, width, dtype=problem.input.dtype) if "input" in want else None
+    of_input = out
+    if of_input is None and "input" in want:
+        of_input = new(problem, n, width, dtype=problem.input.dtype)
     wanted, meta = Stored(input=of_input, **tables), column_meta(problem)
     grid = (-(-n // chunk), -(-width // meta["BLOCK"]))
     what = (_under_delta(problem, known), Upstream(None, upstream, upstream.stride(0)), wanted)
