@@ -38,7 +38,7 @@ def problem_of(case: Case, backend: str, leaves: dict[str, Tensor]) -> Problem:
         found.append(problem)
         raise Found
 
-    with mock.patch.object(functional, "_run_on", keep), suppress(Found):
+    with mock.patch.object(functional, "_run", keep), suppress(Found):
         keywords = dict(case.keywords)
         if case.learn:
             keywords["perturbation"] = keywords["perturbation"].__class__(
