@@ -34,7 +34,7 @@ def problem_of(case: Case, backend: str, leaves: dict[str, Tensor]) -> Problem:
     class Found(Exception):
         pass
 
-    def keep(problem: Problem, *_: object) -> Tensor:
+    def keep(problem: Problem, *_: object, **__: object) -> Tensor:
         found.append(problem)
         raise Found
 
