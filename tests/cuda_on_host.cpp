@@ -207,6 +207,7 @@ class Team {
  public:
   static constexpr int kParts = 4;      // as on the device
   static constexpr int kLeastPart = 1;  // so that a few columns come in all of them
+  static constexpr int kWidth = kCrew;
 
   Team(Shared& shared, int blocks, int places, int rank)
       : shared_(shared), blocks_(blocks), places_(places), rank_(rank) {}
@@ -226,6 +227,7 @@ class Team {
     return *reinterpret_cast<S*>(shared_.shared[size_t(block)].data());
   }
   void sync() { shared_.fibres.wait(Waits::team); }
+  void sync_block() { sync(); }
 
   template <typename V, typename Op>
   V reduce(V value, Op op) {
@@ -350,26 +352,31 @@ class Launcher {
 
   template <typename Body>
   void once(Body, const Call& call) const {
-    run<Body>(call, 1, 1, 0, 0);
+    run<Body>(call, 1, 1, shape.places, 0, 0);
+  }
+
+  template <typename Body>
+  void warps(Body, const Call& call, i64 n) const {
+    run<Body>(call, n, 1, kCrew, 0, sizeof(typename Body::Shared));
   }
 
   template <typename Body>
   void rows(Body, const Call& call, i64 n, i64 bytes, bool stage) const {
     const i64 staged = stage && shape.staged ? bytes + 32 : 0;
-    run<Body>(call, n, shape.blocks, staged, sizeof(typename Body::Shared));
+    run<Body>(call, n, shape.blocks, shape.places, staged, sizeof(typename Body::Shared));
   }
 
   template <typename Body>
   void pieces(Body, const Call& call, i64 n, i64) const {
-    run<Body>(call, n, shape.blocks, 0, 0);
+    run<Body>(call, n, shape.blocks, shape.places, 0, 0);
   }
 
  private:
   template <typename Body>
-  static void run(const Call& call, i64 n, int blocks, i64 stage, size_t own) {
+  static void run(const Call& call, i64 n, int blocks, int places, i64 stage, size_t own) {
     ++launches;
     if (spared<typename Body::Acc>(call)) return;
-    const int threads = blocks * shape.places;
+    const int threads = blocks * places;
     const auto of_blocks = [&](size_t bytes) {
       return std::vector<std::vector<char>>(size_t(blocks), std::vector<char>(bytes));
     };
@@ -385,7 +392,7 @@ class Launcher {
       for (auto& place : shared.shared) fill_with_poison(place);
       shared.parts.assign(size_t(blocks * Team::kParts), {});
       shared.fibres.run([&](int rank) {
-        Team team(shared, blocks, shape.places, rank);
+        Team team(shared, blocks, places, rank);
         Body::run(team, call, i);
       });
     }
@@ -401,6 +408,14 @@ void run(Work work, const Call& call, uintptr_t) {
 
 int64_t group_bytes(int64_t n, int64_t c, int dtype) {
   return group_bytes(n, c, DType(dtype));
+}
+
+int64_t learned_bytes(int dtype) {
+  return learned_bytes(DType(dtype));
+}
+
+int64_t most_teams() {
+  return 3;
 }
 
 const char* device_kind() {

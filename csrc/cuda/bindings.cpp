@@ -63,4 +63,6 @@ PYBIND11_MODULE(_cuda, m) {
   });
   LPL_WORK(LPL_DEFINE)
   m.def("group_bytes", &lpl::group_bytes);
+  m.def("learned_bytes", &lpl::learned_bytes);
+  m.def("most_teams", &lpl::most_teams);
 }

@@ -41,7 +41,10 @@ using i64 = int64_t;
   X(const void*, threshold, nullptr) /* (N,) Acc, of heads */                                      \
   X(void*, powers, nullptr)          /* (N, kOrder) double, of the tail */                         \
   X(int32_t*, head_columns, nullptr) /* (N, heads_of), -1 where there is none */                   \
-  X(void*, head_logits, nullptr)     /* the same, Acc */                                           \
+  X(void*, head_numbers, nullptr)    /* the same, Acc: what learned_row.h says, or their logits */ \
+  X(void*, learned, nullptr)         /* (N,) LearnedRow */                                         \
+  X(void*, swept, nullptr)           /* (teams, C) Acc: δ of a row that takes plain steps */       \
+  X(int64_t, teams, 1)               /* that take plain steps of rows alone in their class */      \
   X(void*, perturbed, nullptr)       /* (N, C) Acc, z */
 
 struct Scratch {

@@ -3,6 +3,7 @@
 //                                         `stage`
 //     pieces(body, call, n, bytes)        the same for bodies whose threads need nothing of each
 //                                         other
+//     warps(body, call, n)                a warp for each of n rows
 //     once(body, call)                    one team for all
 //     many_rows()                         how many keep all of it busy, a block each
 #pragma once
@@ -13,9 +14,13 @@
 #include "group_steps.h"
 #include "group_tail.h"
 #include "kernels.h"
+#include "learned_gradient.h"
+#include "learned_statistics.h"
 #include "paths.h"
 #include "reduce.h"
+#include "row_steps.h"
 #include "steps.h"
+#include "swept.h"
 
 namespace lpl {
 
@@ -86,9 +91,15 @@ bool shares_tables(const Call& call) {
          in_line(call.p.row_stride) && (!call.out.grad || in_line(call.p.c));
 }
 
+// float64 has no kernels of its own for what is less than all.
+template <typename T>
+constexpr Set lean(Set set) {
+  return std::is_same<T, double>::value ? kAll : set;
+}
+
 using Lean = SetList<kBare, kTables, kEven, kTables | kLength, kPull, kMove>;
 
-// δ of the classes with several rows that are solved, whose rows SolverBody has read. Those that
+// δ of the classes with several rows that are solved, whose rows JoinBody has read. Those that
 // have a verdict let the rest of the kernels pass.
 template <typename Acc, typename Launcher>
 void relax_groups(Launcher& launch, Call call) {
@@ -103,13 +114,93 @@ void relax_groups(Launcher& launch, Call call) {
   launch.rows(GroupDeltaBody<Acc>(), call, n, bytes, false);
 }
 
-// The learned perturbation: of rows alone in their class all that is wanted, or with only_delta δ;
-// of the others δ.
+// Rows alone in their class: their statistics and their steps.
 template <typename T, typename Launcher>
 void take_steps(Launcher& launch, const Call& call) {
-  launch_rows<SolverBody, T>(launch, call, true, SetList<kMove>());
+  using Acc = typename AccumulateOf<T>::type;
+  const i64 n = call.p.n, bytes = call.p.c * i64(sizeof(T));
+  if (std::is_same<T, double>::value || call.scratch.only_delta ||
+      !serves(kLearnedTablesPath, call)) {
+    launch.rows(LearnedStatisticsBody<T, kAll>(), call, n, bytes, true);
+  } else if (serves(kLearnedBarePath, call)) {
+    launch.rows(LearnedStatisticsBody<T, lean<T>(kBare)>(), call, n, bytes, true);
+  } else {
+    launch.rows(LearnedStatisticsBody<T, lean<T>(kTables)>(), call, n, bytes, true);
+  }
+  launch.warps(RowStepsBody<Acc>(), call, n);
+}
+
+// δ of the classes with several rows.
+template <typename T, typename Launcher>
+void move_groups(Launcher& launch, const Call& call) {
+  launch_rows<JoinBody, T>(launch, call, true, SetList<kMove>());
   if (call.scratch.groups) relax_groups<typename AccumulateOf<T>::type>(launch, call);
   launch.rows(StepsBody<T>(), call, call.p.n, call.p.c * i64(sizeof(T)), false);
+}
+
+// δ of all rows.
+template <typename T, typename Launcher>
+void learned_perturbation(Launcher& launch, Call call) {
+  const i64 n = call.p.n, bytes = call.p.c * i64(sizeof(T));
+  call.scratch.only_delta = true;
+  take_steps<T>(launch, call);
+  launch.rows(LearnedDeltaBody<T>(), call, n, bytes, false);
+  launch.rows(SweptBody<T>(), call, call.scratch.teams, bytes, false);
+  move_groups<T>(launch, call);
+}
+
+// The loss of every row under its δ, which is there, and its gradient if that is wanted.
+template <typename T, typename Launcher>
+void under_delta(Launcher& launch, Call call) {
+  call.scratch.only_delta = true;
+  call.scratch.outcome = nullptr;
+  launch_rows<RowBody, T>(launch, call, true, SetList<kMove>());
+}
+
+// What is wanted of rows that were left to plain steps, and of those that share a δ.
+template <typename T, typename Launcher>
+void finish_others(Launcher& launch, const Call& call) {
+  launch.rows(SweptBody<T>(), call, call.scratch.teams, call.p.c * i64(sizeof(T)), false);
+  Call under = call;
+  under.scratch.only_delta = true;
+  under.scratch.outcome = nullptr;
+  launch_rows<GroupedRowBody, T>(launch, under, true, SetList<kMove>());
+}
+
+// The gradients of rows whose steps are taken.
+template <typename T, typename Launcher>
+void settled_gradient(Launcher& launch, const Call& call) {
+  const i64 n = call.p.n, bytes = call.p.c * i64(sizeof(T));
+  if (call.p.norm_p > 0) launch.rows(LearnedAlongBody<T>(), call, n, bytes, false);
+  if (std::is_same<T, double>::value || !serves(kLearnedTablesPath, call)) {
+    launch.pieces(LearnedGradientBody<T, kAll>(), call, n, bytes);
+  } else if (serves(kLearnedBarePath, call)) {
+    launch.pieces(LearnedGradientBody<T, lean<T>(kBare)>(), call, n, bytes);
+  } else {
+    launch.pieces(LearnedGradientBody<T, lean<T>(kTables)>(), call, n, bytes);
+  }
+}
+
+// The loss of every row under a learned perturbation, what its gradient is made of, and if wanted
+// that.
+template <typename T, typename Launcher>
+void learned_cross_entropy(Launcher& launch, const Call& call) {
+  if (!serves(kSolvedPath, call)) {
+    learned_perturbation<T>(launch, call);
+    return under_delta<T>(launch, call);
+  }
+  take_steps<T>(launch, call);
+  move_groups<T>(launch, call);
+  finish_others<T>(launch, call);
+  if (call.out.grad) settled_gradient<T>(launch, call);
+}
+
+// The gradient from what that has left.
+template <typename T, typename Launcher>
+void learned_gradient(Launcher& launch, const Call& call) {
+  if (!serves(kSolvedPath, call)) return under_delta<T>(launch, call);
+  settled_gradient<T>(launch, call);
+  finish_others<T>(launch, call);
 }
 
 // The loss of every row, its terms and its gradient, and what is summed over the batch, as far as
@@ -119,15 +210,12 @@ void cross_entropy(Launcher& launch, Call call) {
   using Acc = typename AccumulateOf<T>::type;
   const Problem& p = call.p;
   if (call.out.norm && !p.normalizer) launch.once(NormBody<Acc>(), call);
-  if (p.steps) {
-    call.scratch.only_delta = !serves(kSolvedPath, call);
-    take_steps<T>(launch, call);
-    if (call.scratch.only_delta) call.scratch.outcome = nullptr;
-  }
   const i64 bytes = p.c * i64(sizeof(T));
   // one sweep of one row needs no stage; few rows are cut, for which they have to be on chip
   const bool again = call.out.grad || p.norm_p > 0 || p.penalty != Penalty::none;
-  if constexpr (!std::is_same<T, double>::value)
+  if (p.steps)
+    learned_cross_entropy<T>(launch, call);
+  else if constexpr (!std::is_same<T, double>::value)
     if (shares_tables<T>(call) && !again && p.n >= launch.many_rows())
       launch.rows(StatisticsBody<T, kTables>(), call, Beside::groups(p.n), bytes, false);
     else
@@ -177,9 +265,8 @@ void run(Launcher& launch, Work work, Call call) {
     const i64 n = call.p.n, bytes = call.p.c * i64(sizeof(T));
     switch (work) {
       case Work::cross_entropy: return cross_entropy<T>(launch, call);
-      case Work::learned_perturbation:
-        call.scratch.only_delta = true;
-        return take_steps<T>(launch, call);
+      case Work::learned_perturbation: return learned_perturbation<T>(launch, call);
+      case Work::learned_gradient: return learned_gradient<T>(launch, call);
       case Work::size: return launch.rows(SizeBody<T>(), call, n, bytes, true);
       case Work::mass: return launch_rows<MassBody, T>(launch, call, true, SetList<kBare>());
       case Work::detail: return launch.rows(DetailBody<T>(), call, n, bytes, true);
@@ -189,6 +276,11 @@ void run(Launcher& launch, Work work, Call call) {
       case Work::rescale: return rescale<T>(launch, call);
     }
   });
+}
+
+// Bytes of a LearnedRow.
+inline i64 learned_bytes(DType dtype) {
+  return dtype == DType::f64 ? sizeof(LearnedRow<double>) : sizeof(LearnedRow<float>);
 }
 
 // Bytes of Scratch::groups.

@@ -66,6 +66,23 @@ __global__ void __launch_bounds__(kThreads, blocks_beside<Body>())
   Body::run(team, call, i64(blockIdx.x / unsigned(blocks)));
 }
 
+// Warps of a block, whose own memory finds room in 48 KiB.
+template <typename Body>
+constexpr int kWarpsOfBlock = sizeof(typename Body::Acc) == 8 ? 4 : kThreads / kWarp;
+
+template <typename Body>
+__global__ void __launch_bounds__(kThreads, blocks_beside<Body>())
+    warp_kernel(const __grid_constant__ Call call, i64 n) {
+  if (spared<typename Body::Acc>(call)) return;
+  constexpr int kWarps = kWarpsOfBlock<Body>;
+  __shared__ typename Body::Shared shared[kWarps];
+  const int warp = int(threadIdx.x) / kWarp;
+  const i64 i = i64(blockIdx.x) * kWarps + warp;
+  if (i >= n) return;
+  Crew crew(&shared[warp]);
+  Body::run(crew, call, i);
+}
+
 template <typename Body>
 __global__ void __launch_bounds__(kBatchThreads) batch_kernel(const __grid_constant__ Call call) {
   if (spared<typename Body::Acc>(call)) return;
@@ -110,6 +127,15 @@ class Launcher {
   void once(Body, const Call& call) const {
     batch_kernel<Body><<<1, kBatchThreads, 0, stream_>>>(call);
     check(cudaGetLastError(), "to sum over a batch");
+  }
+
+  template <typename Body>
+  void warps(Body, const Call& call, i64 n) const {
+    if (n == 0) return;
+    constexpr int kWarps = kWarpsOfBlock<Body>;
+    const i64 blocks = (n + kWarps - 1) / kWarps;
+    warp_kernel<Body><<<unsigned(blocks), kWarps * kWarp, 0, stream_>>>(call, n);
+    check(cudaGetLastError(), "a kernel of warps");
   }
 
   template <typename Body>
@@ -190,6 +216,14 @@ void run(Work work, const Call& call, uintptr_t stream) {
 
 int64_t group_bytes(int64_t n, int64_t c, int dtype) {
   return group_bytes(n, c, DType(dtype));
+}
+
+int64_t learned_bytes(int dtype) {
+  return learned_bytes(DType(dtype));
+}
+
+int64_t most_teams() {
+  return 2 * attribute(cudaDevAttrMultiProcessorCount);
 }
 
 const char* device_kind() {

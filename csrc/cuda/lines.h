@@ -51,6 +51,40 @@ LPL_DEVICE inline void store_all(T* to, const Acc* from) {
   if (kCount % 2) store(to[kCount - 1], from[kCount - 1]);
 }
 
+// The largest of such elements, nan left out unless it is the first of all.
+template <int kCount, typename T>
+LPL_DEVICE inline typename AccumulateOf<T>::type largest_of(const T* from) {
+#if defined(__CUDACC__)
+  if constexpr (std::is_same<T, BFloat16>::value && kCount % 2 == 0) {
+    __nv_bfloat162 most, other;  // two at a time
+    memcpy(&most, from, sizeof(most));
+#pragma unroll
+    for (int k = 2; k < kCount; k += 2) {
+      memcpy(&other, from + k, sizeof(other));
+      most = __hmax2(most, other);
+    }
+    return fmaxf(__low2float(most), __high2float(most));
+  }
+  if constexpr (std::is_same<T, Float16>::value && kCount % 2 == 0) {
+    __half2 most, other;
+    memcpy(&most, from, sizeof(most));
+#pragma unroll
+    for (int k = 2; k < kCount; k += 2) {
+      memcpy(&other, from + k, sizeof(other));
+      most = __hmax2(most, other);
+    }
+    return fmaxf(__low2float(most), __high2float(most));
+  }
+#endif
+  auto most = load(from[0]);
+#pragma unroll
+  for (int k = 1; k < kCount; ++k) {
+    const auto other = load(from[k]);
+    most = other > most ? other : most;
+  }
+  return most;
+}
+
 // A line of memory that is read, or written, this once: it takes no place from what is needed
 // again.
 template <typename Line>

@@ -37,13 +37,21 @@ constexpr Path kSolvedPath = {"solved rows",
                               kWeighing | kPressing | kScaling | kByRow | kNorming | kBounding |
                                   kLearning | kThrough | kPenalty,
                               kRowPath.outputs};
+// … of which these have kernels of their own.
+constexpr Path kLearnedBarePath = {"learned", (kLean & ~kPart) | kLearning | kThrough,
+                                   kRowPath.outputs};
+constexpr Path kLearnedTablesPath = {"learned, tables", kLearnedBarePath.features | kScales,
+                                     kRowPath.outputs};
 
-constexpr const Path* kPaths[] = {&kLossPath, &kRowPath,    &kPartPath, &kBarePath, &kTablesPath,
-                                  &kEvenPath, &kLengthPath, &kPullPath, &kMovePath, &kSolvedPath};
+constexpr const Path* kPaths[] = {
+    &kLossPath,   &kRowPath,  &kPartPath, &kBarePath,   &kTablesPath,      &kEvenPath,
+    &kLengthPath, &kPullPath, &kMovePath, &kSolvedPath, &kLearnedBarePath, &kLearnedTablesPath};
 
 // What has to serve all that a call has and wants.
 inline const Path& path_of(Work work, uint64_t wanted) {
-  if (work != Work::cross_entropy && work != Work::learned_perturbation) return kPartPath;
+  if (work != Work::cross_entropy && work != Work::learned_perturbation &&
+      work != Work::learned_gradient)
+    return kPartPath;
   return (wanted & ~kLossPath.outputs) == 0 ? kLossPath : kRowPath;
 }
 

@@ -51,7 +51,8 @@ class Pieces {
   LPL_DEVICE ~Pieces() { arrive(kParts); }
 
   // f(first, u, whole) for every piece of this thread: columns first … first + kSize − 1, all of
-  // which exist if `whole` is Whole, else those that are inside(j); u is 0 beyond.
+  // which exist if `whole` is Whole, else those that are inside(j); u is 0 beyond. Who takes a
+  // `const Line&` for u has the logits as they lie in memory.
   template <typename F>
   LPL_DEVICE void visit(F f) const {
     if (stage_) arrive(kParts);
@@ -93,6 +94,11 @@ class Pieces {
   }
 
   LPL_DEVICE bool inside(int j) const { return unsigned(j) < unsigned(c_); }
+  // Whether a column is of the block's share.
+  LPL_DEVICE bool has(int j) const {
+    const int k = (j + phase_) / kSize;
+    return inside(j) && k >= begin_ && k < end_;
+  }
 
   // A row of the same length to write to, which may begin elsewhere.
   template <typename U>
@@ -183,9 +189,13 @@ class Pieces {
 
   template <typename F, typename Kind>
   LPL_DEVICE void show(int k, const Line& here, F& f, Kind kind) const {
-    Acc u[kSize];
-    load_all<kSize>(u, here.value);
-    f(first_of(k), u, kind);
+    if constexpr (std::is_invocable<F&, int, const Line&, Kind>::value) {
+      f(first_of(k), here, kind);
+    } else {
+      Acc u[kSize];
+      load_all<kSize>(u, here.value);
+      f(first_of(k), u, kind);
+    }
   }
 
   // The first and the last piece, where they are short.

@@ -122,15 +122,15 @@ struct DetailBody {
 
 template <typename Acc>
 struct HeadList {
-  int column[Heads<Acc>::kMost];
-  Acc logit[Heads<Acc>::kMost];
+  int column[kMostHeads];
+  Acc logit[kMostHeads];
 };
 
 template <typename T>
 struct RivalsBody {
   using Acc = typename AccumulateOf<T>::type;
   using Shared = HeadList<Acc>;
-  static constexpr int kOrder = Heads<Acc>::kOrder;
+  static constexpr int kOrder = kLongOrder<Acc>;
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
@@ -174,7 +174,7 @@ struct RivalsBody {
     Shared& to = team.template shared<Shared>(0);
     int at = begin;
     here.each([&](int j, Acc z) {
-      if (j == label || at >= Heads<Acc>::kMost || !(std::exp(z - shift) > bound)) return;
+      if (j == label || at >= kMostHeads || !(std::exp(z - shift) > bound)) return;
       to.column[at] = j;
       to.logit[at] = z;
       ++at;
@@ -184,10 +184,10 @@ struct RivalsBody {
   // In the order of their columns: a head's place is the number of those before it.
   template <typename Team>
   LPL_DEVICE static void write_heads(Team& team, const Call& call, i64 i, int heads) {
-    const int room = heads_of<Acc>(call.p.c), listed = heads < room ? heads : room;
+    const int room = heads_of(call.p.c), listed = heads < room ? heads : room;
     const Shared& from = team.template shared<Shared>(0);
     int32_t* columns = call.scratch.head_columns + i * room;
-    Acc* logits = static_cast<Acc*>(call.scratch.head_logits) + i * room;
+    Acc* logits = static_cast<Acc*>(call.scratch.head_numbers) + i * room;
     for (int k = team.rank(); k < room; k += team.size()) {
       int place = k;
       if (k < listed) {

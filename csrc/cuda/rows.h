@@ -179,6 +179,16 @@ LPL_DEVICE inline void say_of(const Call& call, i64 i, Acc loss, const Terms<Acc
   if (call.out.terms) static_cast<Terms<Acc>*>(call.out.terms)[i] = t;
 }
 
+// Takes the norm from the row's Terms.
+template <typename Algebra, typename Acc>
+LPL_DEVICE void use_norm(const Algebra& a, const Terms<Acc>& t, Row<Acc>& row) {
+  if (!a.normed()) return;
+  row.factor = t.factor;
+  row.length = t.length;
+  row.per_length = t.length > 0 ? 1 / t.length : Acc(0);
+  row.bend = t.bend;
+}
+
 template <typename Team, typename T, Set kSet, bool kStages = true>
 class TeamRow {
  public:
@@ -195,6 +205,8 @@ class TeamRow {
         pieces_(team, algebra.logits(row.index), algebra.c) {}
 
   LPL_DEVICE const Here& pieces() const { return pieces_; }
+  // What the row's penalty adds to its loss, once it is measured.
+  LPL_DEVICE Acc penalty() const { return penalty_; }
 
   // Measures the row's norm, which its logits are then of, and its penalty.
   LPL_DEVICE void measure_all() {
@@ -391,14 +403,7 @@ class TeamRow {
       static_cast<Acc*>(call_.out.grad_margin)[row_.index] = 0;
   }
 
-  // Takes the norm from the row's Terms.
-  LPL_DEVICE void use(const Terms<Acc>& t) {
-    if (!a_.normed()) return;
-    row_.factor = t.factor;
-    row_.length = t.length;
-    row_.per_length = t.length > 0 ? 1 / t.length : Acc(0);
-    row_.bend = t.bend;
-  }
+  LPL_DEVICE void use(const Terms<Acc>& t) { use_norm(a_, t, row_); }
 
   // (Σ w_j φ(ℓ_j), Σ w_j φ'(ℓ_j), Σ w_j) of the row, with a norm Σ w_j φ'(ℓ_j) x_j as well.
   LPL_DEVICE OfPhi<Acc> sum_phi(Acc shift, Acc log_total) {

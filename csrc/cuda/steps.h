@@ -44,7 +44,7 @@ struct StepsBody {
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
     const Scratch& s = call.scratch;
-    if (s.outcome[i] < kGroup || call.out.slot[i] != i) return;
+    if (s.counts[i] < 2 || s.outcome[i] < kGroup || call.out.slot[i] != i) return;
     const Algebra<T, kAll> algebra(call);
     const int label = int(call.p.target[i]), steps = call.p.steps[label], c = algebra.c;
     const i64 *members = s.order + s.begin[i], count = s.counts[i];

@@ -54,6 +54,9 @@ class TeamOf {
 #endif
   }
 
+  // The same within the block.
+  __device__ static void sync_block() { __syncthreads(); }
+
   // Which thread of its block has piece k of those that are dealt in turn.
   __device__ int place_of(int k) const { return k & (places() - 1); }
 
@@ -162,7 +165,7 @@ class TeamOf {
     return lower + sum - count;
   }
 
-  // The first warp of a block, for work that is not worth more threads.
+  // A warp of the team.
   __device__ static int crew() { return kWarp; }
   template <typename Acc>
   __device__ static Acc crew_sum(Acc value) {
@@ -268,5 +271,30 @@ class TeamOf {
   bool begun_ = false;
 };
 using Team = TeamOf<kMostWarps>;
+
+// A warp that has a row to itself, as a team that knows no more than its own threads.
+class Crew {
+ public:
+  static constexpr int kWidth = kWarp;
+
+  __device__ explicit Crew(void* shared) : shared_(shared) {}
+
+  __device__ int place() const { return int(threadIdx.x % kWarp); }
+  template <typename S>
+  __device__ S& shared(int) const {
+    return *static_cast<S*>(shared_);
+  }
+  template <typename Acc>
+  __device__ static Acc crew_sum(Acc value) {
+    return Team::crew_sum(value);
+  }
+  template <typename Acc>
+  __device__ static Acc crew_max(Acc value) {
+    return Team::crew_max(value);
+  }
+
+ private:
+  void* shared_;
+};
 
 }  // namespace lpl

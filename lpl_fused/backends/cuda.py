@@ -64,7 +64,10 @@ class Scratch(NamedTuple):
     threshold: Tensor | None = None
     powers: Tensor | None = None
     head_columns: Tensor | None = None
-    head_logits: Tensor | None = None
+    head_numbers: Tensor | None = None
+    learned: Tensor | None = None
+    swept: Tensor | None = None
+    teams: int = 1
     perturbed: Tensor | None = None
 
 
@@ -123,7 +126,7 @@ def reduce(problem: Problem, round: Round, known: Known) -> Part:
         columns, logits = new(problem, n, heads, dtype=torch.int32), new(problem, n, heads)
         beside = powers, columns, logits
         buffers = buffers.and_scratch(
-            threshold=known.threshold, powers=powers, head_columns=columns, head_logits=logits
+            threshold=known.threshold, powers=powers, head_columns=columns, head_numbers=logits
         )
     else:
         buffers = buffers.and_out(delta=learned.delta(problem, known, perturbed))
@@ -178,12 +181,14 @@ def forward(
     terms = new(problem, n, len(Terms._fields)) if leaves else None
     buffers = Buffers(Outputs(loss=loss, grad=grad, terms=terms), Scratch(losses=losses))
     buffers = _with_norm(problem, buffers)
-    _run(_native().cross_entropy, problem, _with_steps(problem, buffers))
+    state = _new_state(problem)
+    _run(_native().cross_entropy, problem, _with_steps(problem, buffers, state))
     norm = buffers.out.norm
     if norm is None and not final and (terms is not None or not want_grad):
         norm = losses.new_ones(())
     steps = None if choose is None else problem.steps
-    return Forward(losses if loss is None else loss, norm, terms, grad, steps)
+    left = () if want_grad or final else state
+    return Forward(losses if loss is None else loss, norm, terms, grad, steps, left)
 
 
 def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
@@ -203,7 +208,7 @@ def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
         norm = forward.norm if divides(problem) else None
         buffers = buffers.and_out(norm=norm, terms=terms)
     elif _narrow(problem):
-        buffers = _with_steps(problem, _with_norm(problem, buffers))
+        buffers = _with_steps(problem, _with_norm(problem, buffers), _new_state(problem))
     _run(_native().rescale, problem, buffers)
     return grad
 
@@ -218,14 +223,29 @@ def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def learned_state(problem: Problem) -> tuple[Form, ...]:
-    return ()
+    """The rows' numbers, the columns of their heads and a number of each; δ by class."""
+    n, classes = problem.input.shape
+    dtype = accumulate_dtype(problem.input.dtype)
+    heads = n, min(learned.HEADS, classes)
+    numbers = _native().learned_bytes(DTYPES[problem.input.dtype]) // dtype.itemsize
+    return (
+        ((n, numbers), dtype),
+        (heads, torch.int32),
+        (heads, dtype),
+        ((n, classes), dtype),
+        ((n,), torch.int64),
+    )
 
 
 def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ...] = ()) -> Tensor:
-    """dL/d input of a problem with steps, which are taken anew; `upstream` (N,): the gradient of
-    each row's loss."""
+    """dL/d input of a problem with steps, which without a state are taken anew; `upstream` (N,):
+    the gradient of each row's loss."""
     _refuse_parts(problem)
-    return _anew(problem, upstream, new(problem, *problem.input.shape, dtype=problem.input.dtype))
+    grad = new(problem, *problem.input.shape, dtype=problem.input.dtype)
+    if not state:
+        return _anew(problem, upstream, grad)
+    _run(_native().learned_gradient, problem, _from(problem, state, upstream, grad))
+    return grad
 
 
 def outcomes(problem: Problem) -> Tensor:
@@ -238,7 +258,7 @@ def outcomes(problem: Problem) -> Tensor:
 
 def _solved(problem: Problem) -> Buffers:
     _refuse_parts(problem)
-    buffers = _with_steps(problem, Buffers())
+    buffers = _with_steps(problem, Buffers(), _new_state(problem))
     _run(_native().learned_perturbation, problem, buffers)
     return buffers
 
@@ -249,7 +269,8 @@ def _anew(problem: Problem, upstream: Tensor, grad: Tensor) -> Tensor:
     buffers = Buffers(Outputs(grad=grad, grad_rows=upstream, grad_rows_stride=upstream.stride(0)))
     if problem.options.penalty:
         buffers = _with_norm(problem, buffers)
-    _run(_native().cross_entropy, problem, _with_steps(problem, buffers))
+    buffers = _with_steps(problem, buffers, _new_state(problem))
+    _run(_native().cross_entropy, problem, buffers)
     return grad
 
 
@@ -283,10 +304,39 @@ def _with_norm(problem: Problem, buffers: Buffers) -> Buffers:
     return buffers.and_out(norm=new(problem)).and_scratch(penalty_weight=weight)
 
 
-def _with_steps(problem: Problem, buffers: Buffers) -> Buffers:
+def _new_state(problem: Problem) -> tuple[Tensor, ...]:
+    """Memory of `learned_state`, where there is a learned perturbation."""
+    if problem.steps is None:
+        return ()
+    return tuple(new(problem, *shape, dtype=dtype) for shape, dtype in learned_state(problem))
+
+
+def _with_state(problem: Problem, buffers: Buffers, state: tuple[Tensor, ...]) -> Buffers:
+    rows, columns, numbers, delta, slot = state
+    n, classes = problem.input.shape
+    # rows that take plain steps share the memory of as many as are at work at once
+    teams = min(n, _native().most_teams())
+    return buffers.and_out(delta=delta, slot=slot).and_scratch(
+        learned=rows,
+        head_columns=columns,
+        head_numbers=numbers,
+        teams=teams,
+        swept=new(problem, teams, classes),
+    )
+
+
+def _from(problem: Problem, state: tuple[Tensor, ...], upstream: Tensor, grad: Tensor) -> Buffers:
+    """The buffers of a gradient from what a forward has left."""
+    upstream = upstream.to(accumulate_dtype(problem.input.dtype))
+    out = Outputs(grad=grad, grad_rows=upstream, grad_rows_stride=upstream.stride(0))
+    return _with_state(problem, Buffers(out), state)
+
+
+def _with_steps(problem: Problem, buffers: Buffers, state: tuple[Tensor, ...]) -> Buffers:
     """The buffers and those that the learned perturbation needs, if there is one."""
     if problem.steps is None:
         return buffers
+    buffers = _with_state(problem, buffers, state)
     n, classes = problem.input.shape
     target = problem.target
     # rows by class; those without one are a class of their own, which takes no steps
@@ -295,7 +345,9 @@ def _with_steps(problem: Problem, buffers: Buffers) -> Buffers:
     ordered, order = label.sort(stable=True)
     begin = torch.searchsorted(ordered, label)
     groups = _native().group_bytes(n, classes, DTYPES[problem.input.dtype])
-    buffers = buffers.and_out(delta=new(problem, n, classes), slot=order[begin])
+    slot = buffers.out.slot
+    assert slot is not None
+    slot.copy_(order[begin])
     return buffers.and_scratch(
         order=order,
         begin=begin,

@@ -1,0 +1,297 @@
+// What the steps of a row alone in its class want to know of it: one pass for the largest rival,
+// and one, with one exponential a logit, for the power sums of its tail and the list of its heads.
+//
+// Who is a head is known before the first exponential: the masses of the threads' own largest
+// rivals add up to no more than the mass of all, and heads have more than a part of that. So no
+// rival of the tail has a larger part of the whole.
+#pragma once
+
+#include <cfloat>
+
+#include "learned_row.h"
+#include "rows.h"
+
+namespace lpl {
+
+template <typename Acc>
+struct FoundHeads {
+  int column[kMostHeads];
+  Acc exponent[kMostHeads];
+};
+
+template <typename T, Set kSet>
+struct LearnedStatisticsBody {
+  using Acc = typename AccumulateOf<T>::type;
+  using Shared = FoundHeads<Acc>;
+
+  template <typename Team>
+  LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
+    const Algebra<T, kSet> algebra(call);
+    Row<Acc> row = algebra.row(i, nullptr);
+    LearnedRow<Acc>& to = learned_row<Acc>(call, i);
+    const i64 label = call.p.target[i];
+    const bool labelled = row.live && label >= 0 && label < call.p.c;
+    const int steps = labelled ? call.p.steps[label] : 0;
+    const bool grouped = steps != 0 && call.scratch.counts[i] > 1;
+    if (!row.live || grouped) {
+      if (team.rank() != 0) return;
+      to.standing = grouped ? Standing::grouped : Standing::dead;
+      call.scratch.outcome[i] = grouped ? kGroup : kUnchanged;
+      return;
+    }
+    Pass<Team>(team, call, algebra, row, row.outside ? 0 : steps).run(to);
+  }
+
+ private:
+  template <typename Team>
+  class Pass {
+   public:
+    LPL_DEVICE Pass(Team& team, const Call& call, const Algebra<T, kSet>& algebra, Row<Acc>& row,
+                    int steps)
+        : team_(team),
+          call_(call),
+          a_(algebra),
+          row_(row),
+          here_(team, call, algebra, row),
+          steps_(steps) {}
+
+    LPL_DEVICE void run(LearnedRow<Acc>& to) {
+      here_.measure_all();
+      const Terms<Acc> terms = here_.measured();
+      Acc mine = -INFINITY;
+      here_.pieces().visit_arriving([&](int first, const Line& line, auto kind) {
+        Acc most;
+        if (!as_they_are(kind, line, most) || has_label(first)) {
+          Acc z[kSize];
+          rivals(first, line, kind, z);
+          most = most_of(z);
+        }
+        mine = larger_of(mine, most);
+      });
+      const Acc top = team_.reduce(mine, [](Acc a, Acc b) { return larger_of(a, b); });
+      level_ = Scale<Acc>::level(top);
+      const Acc least = team_.reduce(Scale<Acc>::exp(Scale<Acc>::exponent(mine, level_)),
+                                     [](Acc a, Acc b) { return a + b; });
+      const Acc own = Scale<Acc>::exponent(a_.logit(row_.label, row_), level_);
+
+      Powers<kLongOrder<Acc>> powers{};
+      int heads, order;
+      Acc largest;
+      for (Acc part = kPart;; part /= 2) {
+        screen(top, least / part, largest);
+        const auto few = sums<kShortOrder<Acc>>();
+        const int begin = team_.before(count_, heads);
+        if (heads > kMostHeads) continue;  // of a mass that is much larger than `least`
+#pragma unroll
+        for (int r = 0; r < kShortOrder<Acc>; ++r) powers.sum[r] = few.sum[r];
+        order = kShortOrder<Acc>;
+        const Dose<Acc> dose = most_dose(least, few.sum[0], own);
+        if (kShortOrder<Acc> < kLongOrder<Acc> &&
+            !exact_enough<kShortOrder<Acc>>(call_, dose, largest, few.sum[order - 1])) {
+          order = kLongOrder<Acc>;
+          powers = sums<kLongOrder<Acc>>();
+        }
+        list(begin, heads);
+        break;
+      }
+      if (team_.rank() != 0) return;
+      to.terms = terms;
+      to.penalty = here_.penalty();
+      to.level = level_;
+      to.own = own;
+      to.largest = largest;
+#pragma unroll
+      for (int r = 0; r < kLongOrder<Acc>; ++r) to.series[r] = powers.sum[r];
+      to.order = order;
+      to.heads = heads;
+      to.steps = steps_;
+      to.standing = Standing::settled;
+    }
+
+   private:
+    using Here = TeamRow<Team, T, kSet>;
+    using Line = typename Here::Here::Line;
+    static constexpr int kSize = Here::kSize;
+    // Heads have more than one part in so many: few, as their steps cost most; the fewer, the
+    // larger are the rivals that the series has to be exact for.
+    static constexpr int kPart = sizeof(T) == 2 ? 256 : 512;
+
+    template <int kOrder>
+    struct Powers {
+      Acc sum[kOrder];
+    };
+
+    LPL_DEVICE static Acc larger_of(Acc a, Acc b) { return a > b ? a : b; }
+    LPL_DEVICE static Acc most_of(const Acc (&z)[kSize]) {
+      Acc most = z[0];
+#pragma unroll
+      for (int v = 1; v < kSize; ++v) most = larger_of(z[v], most);
+      return most;
+    }
+
+    LPL_DEVICE bool has_label(int first) const {
+      return unsigned(row_.label - first) < unsigned(kSize);
+    }
+
+    // The largest of a piece whose logits are what they are, if it is one.
+    template <typename Kind>
+    LPL_DEVICE static bool as_they_are(Kind, const Line& line, Acc& most) {
+      if (kSet != kBare || !Kind::value) return false;
+      most = largest_of<kSize>(line.value);
+      return true;
+    }
+
+    template <typename Kind>
+    LPL_DEVICE void perturbed(int first, const Line& line, Kind kind, Acc (&z)[kSize]) const {
+      Acc u[kSize];
+      load_all<kSize>(u, line.value);
+      a_.template perturb<kSize>(first, u, row_, kind, z);
+    }
+
+    // z of a piece, −∞ at the label.
+    template <typename Kind>
+    LPL_DEVICE void rivals(int first, const Line& line, Kind kind, Acc (&z)[kSize]) const {
+      perturbed(first, line, kind, z);
+      a_.template replace<kSize>(row_.label - first, Acc(-INFINITY), z);
+    }
+
+    // Heads have at least the mass `bound`; `largest` bounds what all others have.
+    LPL_DEVICE void screen(Acc top, Acc bound, Acc& largest) {
+      if (a_.c <= kMostHeads) {
+        screen_ = sizeof(Acc) == 8 ? Acc(-DBL_MAX) : Acc(-FLT_MAX);  // those of −∞ have no mass
+        largest = 0;
+        return;
+      }
+      screen_ = top + Scale<Acc>::log(bound) * Scale<Acc>::kUnit;
+      largest = Scale<Acc>::exp(Scale<Acc>::exponent(screen_, level_)) * Acc(1.0001);
+      if (!(largest < 1)) largest = 1;
+    }
+
+    // Power sums of the tail; notes how many heads this thread has, and in which of its pieces.
+    template <int kOrder>
+    LPL_DEVICE Powers<kOrder> sums() {
+      Powers<kOrder> powers{};
+      Acc lost = 0;
+      int turn = 0;
+      count_ = 0;
+      pieces_ = 0;
+      here_.pieces().visit([&](int first, const Line& line, auto kind) {
+        Acc z[kSize], most;
+        perturbed(first, line, kind, z);
+        if (!as_they_are(kind, line, most)) most = most_of(z);
+        if (most >= screen_ || has_label(first)) {
+          a_.template replace<kSize>(row_.label - first, Acc(-INFINITY), z);
+          const int before = count_;
+#pragma unroll
+          for (int v = 0; v < kSize; ++v) {
+            if (!(z[v] >= screen_)) continue;
+            ++count_;
+            z[v] = -INFINITY;
+          }
+          if (count_ > before) pieces_ |= 1u << (turn & 31);
+        }
+        ++turn;
+        Acc few = 0;
+#pragma unroll
+        for (int v = 0; v < kSize; ++v)
+          few += add_powers<kOrder>(Scale<Acc>::exp(Scale<Acc>::exponent(z[v], level_)), powers);
+        // a thread may have thousands of columns
+        add(powers.sum[0], lost, few);
+      });
+      return team_.reduce(powers, [](const Powers<kOrder>& a, const Powers<kOrder>& b) {
+        Powers<kOrder> sum;
+#pragma unroll
+        for (int r = 0; r < kOrder; ++r) sum.sum[r] = a.sum[r] + b.sum[r];
+        return sum;
+      });
+    }
+
+    // Adds the powers of e from the second on, each a product of two that are known; returns e.
+    template <int kOrder>
+    LPL_DEVICE static Acc add_powers(Acc e, Powers<kOrder>& powers) {
+      Acc power[kOrder / 2 + 1];
+      power[1] = e;
+#pragma unroll
+      for (int r = 2; r <= kOrder; ++r) {
+        if (r <= kOrder / 2) {
+          power[r] = power[r / 2] * power[r - r / 2];
+          powers.sum[r - 1] += power[r];
+        } else {
+          powers.sum[r - 1] = std::fma(power[r / 2], power[r - r / 2], powers.sum[r - 1]);
+        }
+      }
+      return e;
+    }
+
+    // A bound of the steps' dose: where the rivals gain, Z is at least their mass; where they lose,
+    // what remains of the tail's (each of its rivals keeps two thirds, else the series is not exact
+    // anyway), and each step takes at most e^size from Z.
+    LPL_DEVICE Dose<Acc> most_dose(Acc least, Acc tail, Acc own) const {
+      Dose<Acc> dose;
+      dose.size = Acc(call_.p.step_size) * Acc(steps_ < 0 ? -steps_ : steps_);
+      Acc rivals = larger_of(least, tail);
+      if (steps_ < 0) {
+        const Acc decay = std::exp(-dose.size);
+        rivals = larger_of(tail / Acc(1.5), rivals * decay);
+      }
+      dose.least = rivals;
+      // a normalised step is divided by no less than the rivals' part of Z
+      if (steps_ < 0 && !call_.p.normalize) dose.least += Scale<Acc>::exp(own);
+      dose.sum = steps_ == 0 ? Acc(0) : dose.size / dose.least;
+      return dose;
+    }
+
+    // Writes the heads in the order of their columns; this thread has those from `begin` on.
+    LPL_DEVICE void list(int begin, int heads) {
+      Shared& found = team_.template shared<Shared>(0);
+      if (count_ > 0) {
+        int turn = 0, at = begin;
+        here_.pieces().visit([&](int first, const Line& line, auto kind) {
+          if ((pieces_ >> (turn++ & 31) & 1) == 0) return;
+          Acc z[kSize];
+          rivals(first, line, kind, z);
+#pragma unroll
+          for (int v = 0; v < kSize; ++v) {
+            if (!(z[v] >= screen_) || at == begin + count_) continue;
+            found.column[at] = first + v;
+            found.exponent[at] = Scale<Acc>::exponent(z[v], level_);
+            ++at;
+          }
+        });
+        // a logit at the screen itself, rounded otherwise this time: its row is left to plain steps
+        for (; at < begin + count_; ++at) {
+          found.column[at] = -1 - at;
+          found.exponent[at] = NAN;
+        }
+      }
+      team_.sync();
+      if (team_.block() != 0) return;
+      int32_t* columns = head_columns_of(call_, row_.index);
+      Acc* exponents = head_numbers_of<Acc>(call_, row_.index);
+      const bool all = heads == a_.c - 1;
+      for (int k = team_.place(); k < heads; k += team_.places()) {
+        const int column = found.column[k];
+        int place = 0;
+        if (all && column >= 0) {
+          place = column - (column > row_.label);
+        } else {
+          for (int other = 0; other < heads; ++other) place += found.column[other] < column;
+        }
+        columns[place] = column;
+        exponents[place] = found.exponent[k];
+      }
+    }
+
+    Team& team_;
+    const Call& call_;
+    const Algebra<T, kSet>& a_;
+    Row<Acc>& row_;
+    Here here_;
+    const int steps_;
+    Acc level_, screen_;
+    int count_ = 0;        // heads of this thread
+    unsigned pieces_ = 0;  // in which of its pieces they are, of 32 in turn
+  };
+};
+
+}  // namespace lpl
