@@ -156,33 +156,23 @@ struct LearnedAlongBody {
     Row<Acc> row = algebra.row(i, nullptr);
     TeamRow<Team, T, kAll, false> here(team, call, algebra, row);
     here.use(from.terms);
-    const auto part = [&](Acc dz, Acc u, int j) {
-      return double(along_norm(algebra.to_input(algebra.to_offset(dz), u, j, row), u, row));
-    };
     const int32_t* columns = head_columns_of(call, i);
     const Acc* masses = head_numbers_of<Acc>(call, i);
-    double sum = 0;
-    here.pieces().visit([&](int first, const Acc* u, auto kind) {
-      here.columns(first, u, kind, [&](int j, Acc z, int v) {
-        // heads are few, and this is a norm's
-        if (j == row.label || is_head(columns, from.heads, j)) return;
-        const Acc e = Scale<Acc>::exp(Scale<Acc>::exponent(z, from.level));
-        Acc mass = from.series[from.order - 1];
-        for (int r = from.order - 2; r >= 0; --r) mass = mass * e + from.series[r];
-        sum += part(mass * e * from.terms.strength, u[v], j);
-      });
+    const Acc along = here.along([&](int j, Acc z) {
+      if (j == row.label) return from.terms.part;
+      const int head = head_at(columns, from.heads, j);
+      if (head >= 0) return masses[head] * from.terms.strength;
+      const Acc e = Scale<Acc>::exp(Scale<Acc>::exponent(z, from.level));
+      Acc mass = from.series[from.order - 1];
+      for (int r = from.order - 2; r >= 0; --r) mass = mass * e + from.series[r];
+      return mass * e * from.terms.strength;
     });
-    const auto at = [&](Acc dz, int j) { return part(dz, load(algebra.logits(i)[j]), j); };
-    for (int k = team.rank(); k < from.heads; k += team.size())
-      if (columns[k] >= 0) sum += at(masses[k] * from.terms.strength, columns[k]);
-    if (team.rank() == 0) sum += at(from.terms.part, row.label);
-    sum = team.reduce(sum, [](double a, double b) { return a + b; });
-    if (team.rank() == 0) from.terms.along = Acc(sum);
+    if (team.rank() == 0) from.terms.along = along;
   }
 
  private:
-  // Columns are in their order.
-  static LPL_DEVICE bool is_head(const int32_t* columns, int heads, int j) {
+  // Which head a column is, or −1; they are in the order of their columns.
+  static LPL_DEVICE int head_at(const int32_t* columns, int heads, int j) {
     int low = 0, high = heads;
     while (low < high) {
       const int middle = (low + high) / 2;
@@ -192,7 +182,7 @@ struct LearnedAlongBody {
         high = middle;
       }
     }
-    return low < heads && columns[low] == j;
+    return low < heads && columns[low] == j ? low : -1;
   }
 };
 
