@@ -99,6 +99,31 @@ constexpr Set lean(Set set) {
 
 using Lean = SetList<kBare, kTables, kEven, kTables | kLength, kPull, kMove>;
 
+// Work for classes with several rows, of which a batch may have none: as many teams as keep a device
+// busy take rows in turn, so that a batch without such classes pays little for each kernel.
+template <typename Body>
+struct InTurns {
+  using Acc = typename Body::Acc;
+  using Shared = typename Body::Shared;
+
+  template <typename Team>
+  LPL_DEVICE static void run(Team& team, const Call& call, i64 t) {
+    for (i64 i = t; i < call.p.n; i += kTurns * call.scratch.teams) {
+      Body::run(team, call, i);
+      team.sync();  // the memory that the block has for itself
+    }
+  }
+
+  // Teams for each that has memory for plain steps.
+  static constexpr int kTurns = 4;
+};
+
+template <typename Body, typename Launcher>
+void launch_in_turns(Launcher& launch, Body, const Call& call, i64 bytes) {
+  const i64 teams = InTurns<Body>::kTurns * call.scratch.teams;
+  launch.rows(InTurns<Body>(), call, call.p.n < teams ? call.p.n : teams, bytes, false);
+}
+
 // δ of the classes with several rows that are solved, whose rows JoinBody has read. Those that
 // have a verdict let the rest of the kernels pass.
 template <typename Acc, typename Launcher>
@@ -107,11 +132,11 @@ void relax_groups(Launcher& launch, Call call) {
   const i64 most = n * kMostExact * i64(sizeof(Acc));  // that one class has for its steps
   for (int round = 0;; ++round) {
     call.scratch.round = round;
-    launch.rows(GroupStepsBody<Acc>(), call, n, most, false);
+    launch_in_turns(launch, GroupStepsBody<Acc>(), call, most);
     if (round == kRounds) break;
-    launch.rows(GroupTailBody<Acc>(), call, n, bytes, false);
+    launch_in_turns(launch, GroupTailBody<Acc>(), call, bytes);
   }
-  launch.rows(GroupDeltaBody<Acc>(), call, n, bytes, false);
+  launch_in_turns(launch, GroupDeltaBody<Acc>(), call, bytes);
 }
 
 // Rows alone in their class: their statistics and their steps.
@@ -133,9 +158,11 @@ void take_steps(Launcher& launch, const Call& call) {
 // δ of the classes with several rows.
 template <typename T, typename Launcher>
 void move_groups(Launcher& launch, const Call& call) {
-  launch_rows<JoinBody, T>(launch, call, true, SetList<kMove>());
+  const i64 bytes = call.p.c * i64(sizeof(T));
+  for_set<JoinBody, T>(call, SetList<kMove>(),
+                       [&](auto body) { launch_in_turns(launch, body, call, bytes); });
   if (call.scratch.groups) relax_groups<typename AccumulateOf<T>::type>(launch, call);
-  launch.rows(StepsBody<T>(), call, call.p.n, call.p.c * i64(sizeof(T)), false);
+  launch_in_turns(launch, StepsBody<T>(), call, bytes);
 }
 
 // δ of all rows.
@@ -164,7 +191,9 @@ void finish_others(Launcher& launch, const Call& call) {
   Call under = call;
   under.scratch.only_delta = true;
   under.scratch.outcome = nullptr;
-  launch_rows<GroupedRowBody, T>(launch, under, true, SetList<kMove>());
+  for_set<GroupedRowBody, T>(under, SetList<kMove>(), [&](auto body) {
+    launch_in_turns(launch, body, under, call.p.c * i64(sizeof(T)));
+  });
 }
 
 // The gradients of rows whose steps are taken.
