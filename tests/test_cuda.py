@@ -203,7 +203,7 @@ def test_solver_takes_what_training_asks_for(spread: float, steps: int, normaliz
 
 
 def test_solver_says_what_it_leaves() -> None:
-    """A dose beyond the series is left to plain steps, which are exact; so are shared classes."""
+    """A dose beyond the series is left to plain steps, which are exact."""
     made = problem(3000, 40.0, 8, 0.1)
     assert set(backend.outcomes(made).tolist()) == {FELL_BACK}
     case = testing.Case(made.input.double(), made.target, {"step_size": 40.0}, made.steps.long())  # type: ignore[union-attr]
@@ -212,7 +212,7 @@ def test_solver_says_what_it_leaves() -> None:
     steps = torch.ones(3000, dtype=torch.int32, device=DEVICE)
     steps[0] = 0
     mixed = made._replace(target=target, steps=steps)
-    assert backend.outcomes(mixed).tolist() == [UNCHANGED, GROUP, GROUP, UNCHANGED]
+    assert backend.outcomes(mixed).tolist() == [UNCHANGED, PERTURBED, PERTURBED, UNCHANGED]
 
 
 def test_exact_where_all_rivals_find_room() -> None:

@@ -161,13 +161,16 @@ def test_reads_do_not_grow_with_the_steps(normalize: bool) -> None:
         assert set(found.tolist()) == {PERTURBED}
         seen.add(tuple(counts))
     (only,) = seen
-    # on chip a row is loaded from there twice: for its sum, and for its exponentials
-    assert only[1] <= 2.1 * asked.input.numel()
+    # twice by a row's statistics, twice by each round over the tail, once for δ
+    assert only[1] <= 8.5 * asked.input.numel()
 
 
-def test_few_steps_are_taken_plainly() -> None:
-    for steps, expected in ((0, UNCHANGED), (2, GROUP), (-2, GROUP), (3, PERTURBED)):
-        assert set(solve(problem([3], [steps], 600))[1].tolist()) == {expected}
+def test_any_number_of_steps_is_solved() -> None:
+    for steps, expected in ((0, UNCHANGED), (1, PERTURBED), (-2, PERTURBED), (3, PERTURBED)):
+        asked = problem([3], [steps], 600)
+        delta, found = solve(asked)
+        assert set(found.tolist()) == {expected}
+        check_delta(asked, delta)
 
 
 def test_fallback_is_noticed_and_right() -> None:

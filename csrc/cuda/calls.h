@@ -19,7 +19,6 @@
 #include "paths.h"
 #include "reduce.h"
 #include "row_steps.h"
-#include "steps.h"
 #include "swept.h"
 
 namespace lpl {
@@ -91,16 +90,10 @@ bool shares_tables(const Call& call) {
          in_line(call.p.row_stride) && (!call.out.grad || in_line(call.p.c));
 }
 
-// float64 has no kernels of its own for what is less than all.
-template <typename T>
-constexpr Set lean(Set set) {
-  return std::is_same<T, double>::value ? kAll : set;
-}
-
 using Lean = SetList<kBare, kTables, kEven, kTables | kLength, kPull, kMove>;
 
-// Work for classes with several rows, of which a batch may have none: as many teams as keep a device
-// busy take rows in turn, so that a batch without such classes pays little for each kernel.
+// Work for classes with several rows, of which a batch may have none: as many teams as keep a
+// device busy take rows in turn, so that a batch without such classes pays little for each kernel.
 template <typename Body>
 struct InTurns {
   using Acc = typename Body::Acc;
@@ -124,45 +117,55 @@ void launch_in_turns(Launcher& launch, Body, const Call& call, i64 bytes) {
   launch.rows(InTurns<Body>(), call, call.p.n < teams ? call.p.n : teams, bytes, false);
 }
 
-// δ of the classes with several rows that are solved, whose rows JoinBody has read. Those that
-// have a verdict let the rest of the kernels pass.
-template <typename Acc, typename Launcher>
+// use(Body<T, set>()) for a learned perturbation of rows in the set that serves the call.
+template <template <typename, Set> class Body, typename T, typename Use>
+void for_learned(const Call& call, Use use) {
+  constexpr bool simple = !std::is_same<T, double>::value;
+  if constexpr (simple)
+    if (serves(kLearnedBarePath, call)) return use(Body<T, kBare>());
+  use(Body<T, kAll>());
+}
+// The same where tables have kernels of their own, too.
+template <template <typename, Set> class Body, typename T, typename Use>
+void for_learned_tables(const Call& call, Use use) {
+  constexpr bool simple = !std::is_same<T, double>::value;
+  if constexpr (simple)
+    if (!serves(kLearnedBarePath, call) && serves(kLearnedTablesPath, call))
+      return use(Body<T, kTables>());
+  for_learned<Body, T>(call, use);
+}
+
+// All steps of the classes with several rows, whose rows have statistics. Those that have a verdict
+// let the rest of the kernels pass.
+template <typename T, typename Launcher>
 void relax_groups(Launcher& launch, Call call) {
-  const i64 n = call.p.n, bytes = call.p.c * i64(sizeof(Acc));
-  const i64 most = n * kMostExact * i64(sizeof(Acc));  // that one class has for its steps
+  using Acc = typename AccumulateOf<T>::type;
+  const i64 bytes = call.p.c * i64(sizeof(T));
+  const i64 most = call.p.n * kMostExact * i64(sizeof(Acc));  // that one class has for its steps
+  const auto in_turns = [&](auto body) { launch_in_turns(launch, body, call, bytes); };
   for (int round = 0;; ++round) {
     call.scratch.round = round;
     launch_in_turns(launch, GroupStepsBody<Acc>(), call, most);
     if (round == kRounds) break;
-    launch_in_turns(launch, GroupTailBody<Acc>(), call, bytes);
+    for_learned<GroupTailBody, T>(call, in_turns);
+    if (round == 0) for_learned<GroupGatherBody, T>(call, in_turns);
   }
-  launch_in_turns(launch, GroupDeltaBody<Acc>(), call, bytes);
 }
 
-// Rows alone in their class: their statistics and their steps.
+// The steps of all rows, but for those that are left.
 template <typename T, typename Launcher>
 void take_steps(Launcher& launch, const Call& call) {
-  using Acc = typename AccumulateOf<T>::type;
-  const i64 n = call.p.n, bytes = call.p.c * i64(sizeof(T));
-  if (std::is_same<T, double>::value || call.scratch.only_delta ||
-      !serves(kLearnedTablesPath, call)) {
-    launch.rows(LearnedStatisticsBody<T, kAll>(), call, n, bytes, true);
-  } else if (serves(kLearnedBarePath, call)) {
-    launch.rows(LearnedStatisticsBody<T, lean<T>(kBare)>(), call, n, bytes, true);
-  } else {
-    launch.rows(LearnedStatisticsBody<T, lean<T>(kTables)>(), call, n, bytes, true);
-  }
-  launch.warps(RowStepsBody<Acc>(), call, n);
+  const i64 bytes = call.p.c * i64(sizeof(T));
+  for_learned_tables<LearnedStatisticsBody, T>(
+      call, [&](auto body) { launch.rows(body, call, call.p.n, bytes, true); });
+  launch.warps(RowStepsBody<typename AccumulateOf<T>::type>(), call, call.p.n);
+  if (call.scratch.groups) relax_groups<T>(launch, call);
 }
 
-// δ of the classes with several rows.
+// All that is wanted of what was left to plain steps.
 template <typename T, typename Launcher>
-void move_groups(Launcher& launch, const Call& call) {
-  const i64 bytes = call.p.c * i64(sizeof(T));
-  for_set<JoinBody, T>(call, SetList<kMove>(),
-                       [&](auto body) { launch_in_turns(launch, body, call, bytes); });
-  if (call.scratch.groups) relax_groups<typename AccumulateOf<T>::type>(launch, call);
-  launch_in_turns(launch, StepsBody<T>(), call, bytes);
+void sweep_left(Launcher& launch, const Call& call) {
+  launch.rows(SweptBody<T>(), call, call.scratch.teams, call.p.c * i64(sizeof(T)), false);
 }
 
 // δ of all rows.
@@ -172,8 +175,10 @@ void learned_perturbation(Launcher& launch, Call call) {
   call.scratch.only_delta = true;
   take_steps<T>(launch, call);
   launch.rows(LearnedDeltaBody<T>(), call, n, bytes, false);
-  launch.rows(SweptBody<T>(), call, call.scratch.teams, bytes, false);
-  move_groups<T>(launch, call);
+  if (call.scratch.groups)
+    for_learned<GroupDeltaBody, T>(call,
+                                   [&](auto body) { launch_in_turns(launch, body, call, bytes); });
+  sweep_left<T>(launch, call);
 }
 
 // The loss of every row under its δ, which is there, and its gradient if that is wanted.
@@ -184,30 +189,15 @@ void under_delta(Launcher& launch, Call call) {
   launch_rows<RowBody, T>(launch, call, true, SetList<kMove>());
 }
 
-// What is wanted of rows that were left to plain steps, and of those that share a δ.
-template <typename T, typename Launcher>
-void finish_others(Launcher& launch, const Call& call) {
-  launch.rows(SweptBody<T>(), call, call.scratch.teams, call.p.c * i64(sizeof(T)), false);
-  Call under = call;
-  under.scratch.only_delta = true;
-  under.scratch.outcome = nullptr;
-  for_set<GroupedRowBody, T>(under, SetList<kMove>(), [&](auto body) {
-    launch_in_turns(launch, body, under, call.p.c * i64(sizeof(T)));
-  });
-}
-
 // The gradients of rows whose steps are taken.
 template <typename T, typename Launcher>
-void settled_gradient(Launcher& launch, const Call& call) {
-  const i64 n = call.p.n, bytes = call.p.c * i64(sizeof(T));
-  if (call.p.norm_p > 0) launch.rows(LearnedAlongBody<T>(), call, n, bytes, false);
-  if (std::is_same<T, double>::value || !serves(kLearnedTablesPath, call)) {
-    launch.pieces(LearnedGradientBody<T, kAll>(), call, n, bytes);
-  } else if (serves(kLearnedBarePath, call)) {
-    launch.pieces(LearnedGradientBody<T, lean<T>(kBare)>(), call, n, bytes);
-  } else {
-    launch.pieces(LearnedGradientBody<T, lean<T>(kTables)>(), call, n, bytes);
-  }
+void gradient_of_steps(Launcher& launch, const Call& call) {
+  const i64 bytes = call.p.c * i64(sizeof(T));
+  for_learned_tables<LearnedGradientBody, T>(
+      call, [&](auto body) { launch.pieces(body, call, call.p.n, bytes); });
+  if (call.scratch.groups)
+    for_learned<GroupGradientBody, T>(
+        call, [&](auto body) { launch_in_turns(launch, body, call, bytes); });
 }
 
 // The loss of every row under a learned perturbation, what its gradient is made of, and if wanted
@@ -219,17 +209,18 @@ void learned_cross_entropy(Launcher& launch, const Call& call) {
     return under_delta<T>(launch, call);
   }
   take_steps<T>(launch, call);
-  move_groups<T>(launch, call);
-  finish_others<T>(launch, call);
-  if (call.out.grad) settled_gradient<T>(launch, call);
+  if (call.scratch.groups)
+    launch.warps(GroupLossBody<typename AccumulateOf<T>::type>(), call, call.p.n);
+  sweep_left<T>(launch, call);
+  if (call.out.grad) gradient_of_steps<T>(launch, call);
 }
 
 // The gradient from what that has left.
 template <typename T, typename Launcher>
 void learned_gradient(Launcher& launch, const Call& call) {
   if (!serves(kSolvedPath, call)) return under_delta<T>(launch, call);
-  settled_gradient<T>(launch, call);
-  finish_others<T>(launch, call);
+  gradient_of_steps<T>(launch, call);
+  sweep_left<T>(launch, call);
 }
 
 // The loss of every row, its terms and its gradient, and what is summed over the batch, as far as

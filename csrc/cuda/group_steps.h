@@ -62,7 +62,6 @@ class Walk {
       most_ = larger(most_, g_.members[part].most);
     }
     known_ = before_.count;
-    if (round_ == 1) gather();
     for (i64 at = team_.rank(); at < g_.count * kSlots; at += team_.size()) {
       const i64 r = at / kSlots;
       const int m = int(at % kSlots);
@@ -72,19 +71,6 @@ class Walk {
       g_.members[r].gains[m] = m == 0 ? Acc(0) : sum;
     }
     set_up();
-  }
-
-  // The exact classes leave the rows.
-  LPL_DEVICE void gather() {
-    int before = 0;
-    for (int part = 0; part < g_.parts; ++part)
-      before = g_.exact_of(part, before, team_.rank(), team_.size(), [&](i64 column, int at) {
-        for (i64 r = 0; r < g_.count; ++r) {
-          Acc& q = g_.q(r)[column];
-          g_.exact[r * g_.room + at] = q;
-          q = 0;
-        }
-      });
   }
 
   LPL_DEVICE void set_up() {
@@ -178,7 +164,7 @@ class Walk {
     }
     for (i64 r = team_.rank() / width; r < g_.count; r += crews) {
       Member<Acc>& row = g_.members[r];
-      const Acc* exact = g_.exact + r * g_.room;
+      const Acc* exact = g_.exact(r);
       Acc rest = 0, gain = 0, way = 0, square = 0, speed = 0;
       for (int at = lane; at < heads_; at += width) rest += exact[at] * h_.x[at];
       rest = team_.crew_sum(rest);
@@ -198,6 +184,7 @@ class Walk {
       }
       if (lane != 0) continue;
       rest += (round_ == 0 ? Acc(1) : row.mass) + gain;
+      row.rest = rest;
       if (k == 0) {
         row.way = row.lost = row.squares = 0;
       } else {
@@ -232,7 +219,7 @@ class Walk {
     Acc squares = 0, factor = 1, of_tail = 0;
     for (int at = team_.rank(); at < heads_; at += team_.size()) {
       Acc mean = 0;
-      for (i64 r = 0; r < g_.count; ++r) mean += g_.exact[r * g_.room + at] * g_.members[r].inverse;
+      for (i64 r = 0; r < g_.count; ++r) mean += g_.exact(r)[at] * g_.members[r].inverse;
       mean *= h_.x[at] * share;
       squares += mean * mean;
       h_.mean[at] = mean;
@@ -288,10 +275,12 @@ class Walk {
       return;
     }
     team_.sync();  // nobody reads row 0 of `exact` any more
-    for (int at = team_.rank(); at < heads_; at += team_.size()) g_.exact[at] = h_.change[at];
+    for (int at = team_.rank(); at < heads_; at += team_.size()) g_.exact(0)[at] = h_.change[at];
     if (team_.rank() == 0) {
       const Bend bend{kappa_};
       g_.state->own_change = own_change_;
+      g_.state->second = Acc(bend.second());
+      g_.state->third = Acc(bend.third());
       g_.state->log_second = Acc(bend.log_second());
       g_.state->log_third = Acc(bend.log_third());
     }
@@ -310,6 +299,28 @@ class Walk {
   double kappa_ = 0;
   Acc most_ = 0, error_ = 0, distance_ = 0;
   Acc progress_ = 0, pulls_ = 0, walked_ = 0, factor_ = 0, own_change_ = 0;
+};
+
+// q of the exact classes, once they are known, of every row. One team for each class.
+template <typename T, Set kSet>
+struct GroupGatherBody {
+  using Shared = Nothing;
+  using Acc = typename AccumulateOf<T>::type;
+
+  template <typename Team>
+  LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
+    const Group<Acc> group(call, place);
+    if (group.begin != place || !group.open) return;
+    const GroupRivals<T, kSet> rivals(call, group);
+    for (i64 r = 0; r < group.count; ++r) {
+      const auto member = rivals.member(r);
+      int before = 0;
+      for (int part = 0; part < group.parts; ++part)
+        before = group.exact_of(part, before, team.rank(), team.size(), [&](i64 column, int at) {
+          group.exact(r)[at] = rivals.q(member, column);
+        });
+    }
+  }
 };
 
 // In round 0 without gains; then with those that GroupTailBody found. One team for each class.

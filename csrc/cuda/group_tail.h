@@ -4,6 +4,7 @@
 #pragma once
 
 #include "groups.h"
+#include "learned_gradient.h"
 #include "rows.h"
 
 namespace lpl {
@@ -12,18 +13,37 @@ namespace lpl {
 template <typename Acc>
 constexpr int kColumnsAtOnce = sizeof(Acc) == 8 ? 2 : 4;
 
-// f(first, end) for the columns of a part, some at a time: a thread has those of first + v·size, v
-// < kColumnsAtOnce, that come before `end`.
+// f(first, end) for the columns of a part, some at a time: a thread has those of first + v, v <
+// kColumnsAtOnce, that come before `end`.
 template <typename Team, typename Acc, typename F>
 LPL_DEVICE inline void each_tile(const Team& team, const Group<Acc>& g, int part, F f) {
   const i64 all = (g.c + g.parts - 1) / g.parts, begin = part * all;
   const i64 end = begin + all < g.c ? begin + all : g.c;
-  for (i64 lo = begin; lo < end; lo += kColumnsAtOnce<Acc> * team.size()) f(lo + team.rank(), end);
+  for (i64 lo = begin; lo < end; lo += kColumnsAtOnce<Acc> * team.size())
+    f(lo + kColumnsAtOnce<Acc> * team.rank(), end);
 }
 
-template <typename Team, typename Acc>
+// Whether a column is among the exact ones of its part, which are in order.
+template <typename Acc>
+LPL_DEVICE inline bool is_exact(const Group<Acc>& g, int part, i64 column) {
+  const int32_t* columns = g.columns(part);
+  int low = 0, high = g.members[part].exact;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (columns[middle] < column) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low < g.members[part].exact && columns[low] == column;
+}
+
+template <typename Team, typename T, Set kSet>
 class TailGains {
  public:
+  using Acc = typename AccumulateOf<T>::type;
+
   LPL_DEVICE TailGains(Team& team, const Call& call, const Group<Acc>& group, int part)
       : team_(team),
         g_(group),
@@ -31,7 +51,8 @@ class TailGains {
         round_(call.scratch.round),
         normalize_(call.p.normalize),
         nodes_(group.state->nodes[round_ & 1]),
-        share_(1 / Acc(group.count)) {}
+        share_(1 / Acc(group.count)),
+        rivals_(call, group) {}
 
   LPL_DEVICE void run() {
     const Acc threshold = round_ == 0 ? least_exact() : Acc(INFINITY);
@@ -86,13 +107,15 @@ class TailGains {
     return fair > Acc(kLargestTail) ? fair : Acc(kLargestTail);
   }
 
-  LPL_DEVICE i64 column(const Tile& tile, int v) const { return tile.first + v * team_.size(); }
+  LPL_DEVICE i64 column(const Tile& tile, int v) const { return tile.first + v; }
 
   LPL_DEVICE void read(const Tile& tile, i64 r, Acc* q) const {
-    const Acc* from = g_.q(r);
+    const auto member = rivals_.member(r);
 #pragma unroll
-    for (int v = 0; v < kColumns; ++v)
-      q[v] = column(tile, v) < tile.end ? from[column(tile, v)] : Acc(0);
+    for (int v = 0; v < kColumns; ++v) {
+      const i64 j = column(tile, v);
+      q[v] = j < tile.end && j != g_.label ? rivals_.q(member, j) : Acc(0);
+    }
   }
 
   // Sums over rows.
@@ -124,7 +147,9 @@ class TailGains {
 #pragma unroll
     for (int v = 0; v < kColumns; ++v) {
       const Acc b = tile.last[v] * each;
-      tile.exact[v] = b > threshold && column(tile, v) < tile.end && column(tile, v) != g_.label;
+      const i64 j = column(tile, v);
+      tile.exact[v] =
+          j < tile.end && j != g_.label && (round_ == 0 ? b > threshold : is_exact(g_, part_, j));
       count += tile.exact[v];
       if (!tile.exact[v] && b > sums.most) sums.most = b;
     }
@@ -135,7 +160,7 @@ class TailGains {
     int found, at = listed + team_.before(count, found);
 #pragma unroll
     for (int v = 0; v < kColumns; ++v)
-      if (tile.exact[v]) g_.columns[part_ * g_.room + at++] = int32_t(column(tile, v));
+      if (tile.exact[v]) g_.columns(part_)[at++] = int32_t(column(tile, v));
     listed += found;
   }
 
@@ -185,27 +210,44 @@ class TailGains {
   const bool normalize_;
   const Nodes<Acc>& nodes_;
   const Acc share_;
+  const GroupRivals<T, kSet> rivals_;
 };
 
 // At the nodes of the last steps: the gains of the tail's mass in each row, and the squares of its
 // part of the gradient. In round 0 also, which classes are exact.
-template <typename A>
+template <typename T, Set kSet>
 struct GroupTailBody {
-  using Acc = A;
+  using Acc = typename AccumulateOf<T>::type;
   using Shared = Nothing;
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
     const Group<Acc> group(call, place);
     const int part = int(place - group.begin);
-    if (group.open && part < group.parts) TailGains<Team, Acc>(team, call, group, part).run();
+    if (group.open && part < group.parts) TailGains<Team, T, kSet>(team, call, group, part).run();
   }
 };
 
+// B of all steps in the columns of a tile.
+template <int kColumns, typename Rivals, typename Acc>
+LPL_DEVICE inline void last_of(const Rivals& rivals, const Group<Acc>& g, i64 first, i64 end,
+                               Acc* b) {
+  const Acc each = g.step / Acc(g.count);
+#pragma unroll
+  for (int v = 0; v < kColumns; ++v) b[v] = 0;
+  for (i64 r = 0; r < g.count; ++r) {
+    const Acc way = g.members[r].way * each;
+    const auto member = rivals.member(r);
+#pragma unroll
+    for (int v = 0; v < kColumns; ++v)
+      if (first + v < end) b[v] += way * rivals.q(member, first + v);
+  }
+}
+
 // δ of a class that is solved.
-template <typename A>
+template <typename T, Set kSet>
 struct GroupDeltaBody {
-  using Acc = A;
+  using Acc = typename AccumulateOf<T>::type;
   using Shared = Nothing;
   static constexpr int kColumns = kColumnsAtOnce<Acc>;
 
@@ -214,20 +256,14 @@ struct GroupDeltaBody {
     const Group<Acc> g(call, place);
     const int part = int(place - g.begin);
     if (!g.done || part >= g.parts) return;
-    const Acc each = g.step / Acc(g.count);
+    const GroupRivals<T, kSet> rivals(call, g);
     const Acc second = g.state->log_second, third = g.state->log_third;
     each_tile(team, g, part, [&](i64 first, i64 end) {
-      Acc b[kColumns] = {};
-      for (i64 r = 0; r < g.count; ++r) {
-        const Acc way = g.members[r].way * each;
-        const Acc* q = g.q(r);
-#pragma unroll
-        for (int v = 0; v < kColumns; ++v)
-          if (first + v * team.size() < end) b[v] += way * q[first + v * team.size()];
-      }
+      Acc b[kColumns];
+      last_of<kColumns>(rivals, g, first, end, b);
 #pragma unroll
       for (int v = 0; v < kColumns; ++v) {
-        const i64 j = first + v * team.size();
+        const i64 j = first + v;
         const Acc change = b[v] * (1 + b[v] * (second + b[v] * third));
         if (j < end) g.delta[j] = j == g.label ? g.state->own_change : change;
       }
@@ -236,8 +272,122 @@ struct GroupDeltaBody {
     int before = 0;
     for (int other = 0; other < part; ++other) before += g.members[other].exact;
     g.exact_of(part, before, team.rank(), team.size(),
-               [&](i64 column, int at) { g.delta[column] = g.exact[at]; });
+               [&](i64 column, int at) { g.delta[column] = g.exact(0)[at]; });
   }
+};
+
+// The loss of the row at a place in the order of classes, if its class is solved; and what its
+// gradient is made of.
+template <typename A>
+struct GroupLossBody {
+  using Acc = A;
+  using Shared = Nothing;
+
+  template <typename Crew>
+  LPL_DEVICE static void run(Crew& crew, const Call& call, i64 place) {
+    if (crew.place() != 0) return;
+    const i64 i = call.scratch.order[place];
+    if (learned_row<Acc>(call, i).standing != Standing::grouped) return;
+    const Group<Acc> g(call, place);
+    if (!g.done) return;
+    LearnedRow<Acc>& from = learned_row<Acc>(call, i);
+    Member<Acc>& member = g.members[place - g.begin];
+    const Algebra<Acc, kAll> algebra(call);
+    const Row<Acc> row = algebra.row(i, nullptr);
+    Terms<Acc> terms = from.terms;
+    const Acc lift = member.lift + g.state->own_change;
+    // where there are no rivals all is the label's
+    const bool rivals = Group<Acc>::has_rivals(from);
+    const Acc rest = rivals ? member.rest : Acc(0);
+    const Acc log_rest = rivals ? std::log(from.series[0]) : from.own * Scale<Acc>::kUnit;
+    const Acc unit = lift > 0 ? lift : Acc(0), fold = std::exp(-unit);
+    const Acc shift = from.level * Scale<Acc>::kUnit + log_rest + unit;
+    const Acc loss = algebra.of_label(row, lift - unit, rest * fold, shift, terms);
+    member.strength = terms.strength * fold;
+    from.terms = terms;
+    if (call.scratch.losses) static_cast<Acc*>(call.scratch.losses)[i] = loss + from.penalty;
+  }
+};
+
+// The gradients of the rows of a class that is solved.
+template <typename T, Set kSet>
+struct GroupGradientBody {
+  using Acc = typename AccumulateOf<T>::type;
+  using Shared = Nothing;
+  static constexpr int kColumns = kColumnsAtOnce<Acc>;
+
+  template <typename Team>
+  LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
+    const Group<Acc> g(call, place);
+    const int part = int(place - g.begin);
+    if (!g.done || part >= g.parts) return;
+    const GroupRivals<T, kSet> rivals(call, g);
+    const Acc second = g.state->second, third = g.state->third;
+    each_tile(team, g, part, [&](i64 first, i64 end) {
+      Acc x[kColumns];
+      last_of<kColumns>(rivals, g, first, end, x);
+#pragma unroll
+      for (int v = 0; v < kColumns; ++v) x[v] = 1 + x[v] * (1 + x[v] * (second + x[v] * third));
+      for (i64 r = 0; r < g.count; ++r) {
+        const auto member = rivals.member(r);
+        const Writer to(call, rivals, g, member, r);
+#pragma unroll
+        for (int v = 0; v < kColumns; ++v)
+          if (first + v < end) to.put(first + v, rivals.q(member, first + v) * x[v]);
+      }
+    });
+    team.sync_block();
+    int before = 0;
+    for (int other = 0; other < part; ++other) before += g.members[other].exact;
+    const i64 all = (g.c + g.parts - 1) / g.parts;
+    for (i64 r = 0; r < g.count; ++r) {
+      const auto member = rivals.member(r);
+      const Writer to(call, rivals, g, member, r);
+      g.exact_of(part, before, team.rank(), team.size(), [&](i64 column, int at) {
+        to.put(column, rivals.q(member, column) * std::exp(g.exact(0)[at]));
+      });
+      if (g.label / all == part && team.rank() == 0) to.put_label();
+    }
+  }
+
+ private:
+  // Writes the gradient of member r, column by column, from its rivals' masses.
+  class Writer {
+   public:
+    using Rivals = GroupRivals<T, kSet>;
+
+    LPL_DEVICE Writer(const Call& call, const Rivals& rivals, const Group<Acc>& g,
+                      const typename Rivals::Member& member, i64 r)
+        : label_(g.label),
+          terms_(scaled(learned_row<Acc>(call, g.row(r)).terms, upstream_of<Acc>(call, g.row(r)))),
+          strength_(g.members[r].strength * upstream_of<Acc>(call, g.row(r))),
+          through_(rivals.algebra(), member.row, terms_),
+          member_(member),
+          to_(static_cast<T*>(call.out.grad) + g.row(r) * g.c) {}
+
+    LPL_DEVICE void put(i64 j, Acc mass) const { write(j, mass * strength_); }
+    LPL_DEVICE void put_label() const { write(label_, terms_.part); }
+
+   private:
+    LPL_DEVICE void write(i64 j, Acc dz) const {
+      if (kSet != kBare) {
+        const Acc u = load(member_.logits[j]);
+        through_.template piece<1>(Everywhere(), int(j), &u, Whole(), &dz);
+      }
+      store(to_[j], dz);
+    }
+
+    struct Everywhere {
+      LPL_DEVICE bool inside(int) const { return true; }
+    };
+
+    const int label_;
+    const Terms<Acc> terms_;
+    const Acc strength_;
+    const Through<T, kSet> through_;
+    const typename Rivals::Member& member_;
+    T* const to_;
+  };
 };
 
 }  // namespace lpl

@@ -1,13 +1,15 @@
 // Classes with several rows in the batch, whose δ is found by relaxation (../cpu/group_solver.h
 // says how): which they are, and what their kernels leave for each other.
 //
-// A row's rivals q, in units of their mass, stand where its δ would: SolverBody reads logits for
-// that, and nobody else does. GroupStepsBody takes all steps of a class; before each further time
-// GroupTailBody finds what the tail gains by them, and GroupDeltaBody ends with δ.
+// A row's rivals are measured by q, in units of their mass before the steps, made of logits
+// wherever it is wanted. GroupStepsBody takes all steps of a class; before each further time
+// GroupTailBody finds what the tail gains by them. What that leaves for each row is little more
+// than for one alone in its class, and GroupGradientBody makes its gradient of it.
 #pragma once
 
 #include "../series.h"
-#include "call.h"
+#include "learned_row.h"
+#include "steps.h"
 
 namespace lpl {
 
@@ -15,8 +17,6 @@ constexpr int kNodes = 7, kSlots = kNodes + 1;  // moments of the steps, beyond 
 constexpr int kMostExact = 512;                 // classes that take their steps one by one
 constexpr int kMostParts = 64, kColumnsOfPart = 512;
 constexpr int kRounds = 3;  // of steps with the tail's gains, at most
-// What costs less by plain steps, each two sweeps by one team; by estimated instructions.
-constexpr int kPlainSteps = 2;
 
 // Moments of the steps, the first of which is their start.
 template <typename Acc>
@@ -31,7 +31,7 @@ struct Nodes {
 template <typename Acc>
 struct GroupState {
   Nodes<Acc> nodes[2];  // of the last steps, and of those before, by turns
-  Acc own_change, log_second, log_third;
+  Acc own_change, second, third, log_second, log_third;
 };
 
 // What is kept for every row of a class, in their order.
@@ -39,6 +39,8 @@ template <typename Acc>
 struct Member {
   Acc lift;                // log of the target's mass over the rivals'
   Acc mass, inverse;       // of the tail; 1/Z
+  Acc rest;                // the rivals' mass after the steps, in units of that before
+  Acc strength;            // of the gradient, in those units
   Acc way, lost, squares;  // W = Σ 1/Z so far, what rounding has added to it, Σ 1/Z²
   Acc gains[kSlots];       // of the tail's mass, at the nodes
   Acc ways[2][kSlots], inverses[2][kSlots];  // at the nodes, as GroupState's
@@ -61,33 +63,31 @@ class Group {
     state = static_cast<GroupState<Acc>*>(s.groups) + begin / 2;
     Member<Acc>* all = reinterpret_cast<Member<Acc>*>(state - begin / 2 + n / 2);
     members = all + begin;
-    Acc* shares = reinterpret_cast<Acc*>(all + n);
-    exact = shares + begin * room;
-    sums_ = shares + n * room + begin * parts_of(c) * kSlots;
-    columns = reinterpret_cast<int32_t*>(shares + n * (room + parts_of(c) * kSlots)) + begin * room;
+    sums_ = reinterpret_cast<Acc*>(all + n) + begin * parts_of(c) * kSlots;
     parts = count < parts_of(c) ? int(count) : parts_of(c);
-    open = s.outcome[leader] == kRelaxed;
-    done = s.outcome[leader] == kPerturbed;
+    const bool solves = learned_row<Acc>(call, leader).standing == Standing::grouped;
+    open = solves && s.outcome && s.outcome[leader] == kRelaxed;
+    done = solves && !open;
     if (!open && !done) return;
     label = int(call.p.target[leader]);
     steps = call.p.steps[label];
     step = Acc(steps < 0 ? -call.p.step_size : call.p.step_size);
     steps = steps < 0 ? -steps : steps;
-    delta = q(0);
+    delta = static_cast<Acc*>(call.out.delta);
+    if (delta) delta += leader * c;
   }
 
   // Bytes of Scratch::groups; 0 where there is nothing to solve. In double what relaxation leaves
   // out would show, so that all classes have to find room.
   static i64 bytes(i64 n, i64 c) {
     if (n < 2 || (sizeof(Acc) == 8 && c > kMostExact)) return 0;
-    const i64 row = room_of(c) * i64(sizeof(Acc) + sizeof(int32_t)) +
-                    parts_of(c) * kSlots * i64(sizeof(Acc)) + i64(sizeof(Member<Acc>));
+    const i64 row = parts_of(c) * kSlots * i64(sizeof(Acc)) + i64(sizeof(Member<Acc>));
     return n / 2 * i64(sizeof(GroupState<Acc>)) + n * row;
   }
 
   // Whether the rows of a class that takes these steps are solved.
   LPL_DEVICE static bool pays(const Call& call, int steps, i64 count) {
-    return call.scratch.groups && count > 1 && (steps < 0 ? -steps : steps) > kPlainSteps;
+    return call.scratch.groups && count > 1 && steps != 0;
   }
   // e^δ has to stay a number.
   LPL_DEVICE static bool bounded(const Call& call, int steps) {
@@ -95,14 +95,21 @@ class Group {
   }
   LPL_HOST_DEVICE static constexpr Acc largest_exponent() { return sizeof(Acc) == 8 ? 500 : 80; }
 
-  // (C,) of member r: rivals by their mass. That of member 0 becomes δ.
-  LPL_DEVICE Acc* q(i64 r) const {
-    return static_cast<Acc*>(call_.out.delta) + call_.scratch.order[begin + r] * c;
-  }
-  // Log of the target's mass over the rivals', by SolverBody; nan where nothing can be solved.
+  LPL_DEVICE i64 row(i64 r) const { return call_.scratch.order[begin + r]; }
+  // Log of the target's mass over the rivals'; nan where nothing can be solved.
   LPL_DEVICE Acc lift(i64 r) const {
-    return static_cast<const Acc*>(call_.scratch.rowwise)[3 * call_.scratch.order[begin + r]];
+    const LearnedRow<Acc>& from = learned_row<Acc>(call_, row(r));
+    // where there are no rivals it does not matter
+    return has_rivals(from) ? over_rivals(from) : from.own - from.own;
   }
+  // Rivals that are nothing beside the label are none.
+  LPL_DEVICE static bool has_rivals(const LearnedRow<Acc>& from) {
+    return from.series[0] > 0 && !(over_rivals(from) > largest_exponent());
+  }
+  // (room,): q of member r's exact classes, that of member 0 at last their δ; the columns of those
+  // that are found in a part. Both stand where a row alone in its class has its heads.
+  LPL_DEVICE Acc* exact(i64 r) const { return head_numbers_of<Acc>(call_, row(r)); }
+  LPL_DEVICE int32_t* columns(int part) const { return head_columns_of(call_, row(part)); }
   // (kSlots,): the tail's mass, and its gains at the nodes, in one part of member r's columns.
   LPL_DEVICE Acc* sums(i64 r, int part) const { return sums_ + (r * parts_of(c) + part) * kSlots; }
 
@@ -111,17 +118,22 @@ class Group {
   template <typename F>
   LPL_DEVICE int exact_of(int part, int before, int rank, int size, F f) const {
     const int found = members[part].exact;
-    for (int k = rank; k < found; k += size) f(columns[part * room + k], before + k);
+    for (int k = rank; k < found; k += size) f(columns(part)[k], before + k);
     return before + found;
   }
 
   template <typename Team>
   LPL_DEVICE void tell(Team& team, Outcome outcome) const {
-    for (i64 r = team.rank(); r < count; r += team.size())
-      call_.scratch.outcome[call_.scratch.order[begin + r]] = outcome;
+    for (i64 r = team.rank(); r < count; r += team.size()) {
+      call_.scratch.outcome[row(r)] = outcome;
+      if (outcome != kPerturbed) learned_row<Acc>(call_, row(r)).standing = Standing::left;
+    }
   }
 
  private:
+  LPL_DEVICE static Acc over_rivals(const LearnedRow<Acc>& from) {
+    return from.own * Scale<Acc>::kUnit - std::log(from.series[0]);
+  }
   LPL_HOST_DEVICE static int room_of(i64 c) { return c < kMostExact ? int(c) : kMostExact; }
   LPL_HOST_DEVICE static int parts_of(i64 c) {
     const i64 parts = (c + kColumnsOfPart - 1) / kColumnsOfPart;
@@ -141,9 +153,51 @@ class Group {
   Acc step;  // its size, with the direction's sign
   GroupState<Acc>* state;
   Member<Acc>* members;  // (count,)
-  Acc* exact;            // (count, room) q of the exact classes; when done δ of them in its row 0
-  int32_t* columns;      // (parts, room) of the exact classes
-  Acc* delta;            // (C,)
+  Acc* delta;            // (C,), if that is wanted
+};
+
+// q of the rows of a class, from their logits.
+template <typename T, Set kSet>
+class GroupRivals {
+ public:
+  using Acc = typename AccumulateOf<T>::type;
+
+  struct Member {
+    Row<Acc> row;
+    const T* logits;
+    Acc level, inverse;
+  };
+
+  LPL_DEVICE GroupRivals(const Call& call, const Group<Acc>& group)
+      : call_(call), a_(call), g_(group) {}
+
+  LPL_DEVICE const Algebra<T, kSet>& algebra() const { return a_; }
+
+  LPL_DEVICE Member member(i64 r) const {
+    const i64 i = g_.row(r);
+    const LearnedRow<Acc>& from = learned_row<Acc>(call_, i);
+    Member m;
+    if (kSet != kBare) {
+      m.row = a_.row(i, nullptr);
+      use_norm(a_, from.terms, m.row);
+    }
+    m.logits = a_.logits(i);
+    m.level = from.level;
+    m.inverse = Group<Acc>::has_rivals(from) ? 1 / from.series[0] : Acc(0);
+    return m;
+  }
+
+  // Of a rival.
+  LPL_DEVICE Acc q(const Member& m, i64 j) const {
+    const Acc u = load(m.logits[j]);
+    const Acc z = kSet == kBare ? u : a_.perturbed(u, int(j), m.row);
+    return Scale<Acc>::exp(Scale<Acc>::exponent(z, m.level)) * m.inverse;
+  }
+
+ private:
+  const Call& call_;
+  const Algebra<T, kSet> a_;
+  const Group<Acc>& g_;
 };
 
 }  // namespace lpl

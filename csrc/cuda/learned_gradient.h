@@ -142,48 +142,4 @@ struct LearnedDeltaBody {
   }
 };
 
-// Σ dL/dT_j·u_j/n of row i, which the gradient of a norm asks for.
-template <typename T>
-struct LearnedAlongBody {
-  using Shared = Nothing;
-  using Acc = typename AccumulateOf<T>::type;
-
-  template <typename Team>
-  LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
-    LearnedRow<Acc>& from = learned_row<Acc>(call, i);
-    if (from.standing != Standing::settled) return;
-    const Algebra<T, kAll> algebra(call);
-    Row<Acc> row = algebra.row(i, nullptr);
-    TeamRow<Team, T, kAll, false> here(team, call, algebra, row);
-    here.use(from.terms);
-    const int32_t* columns = head_columns_of(call, i);
-    const Acc* masses = head_numbers_of<Acc>(call, i);
-    const Acc along = here.along([&](int j, Acc z) {
-      if (j == row.label) return from.terms.part;
-      const int head = head_at(columns, from.heads, j);
-      if (head >= 0) return masses[head] * from.terms.strength;
-      const Acc e = Scale<Acc>::exp(Scale<Acc>::exponent(z, from.level));
-      Acc mass = from.series[from.order - 1];
-      for (int r = from.order - 2; r >= 0; --r) mass = mass * e + from.series[r];
-      return mass * e * from.terms.strength;
-    });
-    if (team.rank() == 0) from.terms.along = along;
-  }
-
- private:
-  // Which head a column is, or −1; they are in the order of their columns.
-  static LPL_DEVICE int head_at(const int32_t* columns, int heads, int j) {
-    int low = 0, high = heads;
-    while (low < high) {
-      const int middle = (low + high) / 2;
-      if (columns[middle] < j) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low < heads && columns[low] == j ? low : -1;
-  }
-};
-
 }  // namespace lpl

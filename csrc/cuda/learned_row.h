@@ -58,7 +58,7 @@ enum class Standing : int32_t {
   dead,     // it counts nothing
   settled,  // its steps are taken, or it takes none
   left,     // the series would not be exact enough: plain steps
-  grouped   // it shares its δ with other rows
+  grouped   // it shares its δ with other rows, which is solved
 };
 
 template <typename Acc>

@@ -8,6 +8,7 @@
 
 #include <cfloat>
 
+#include "groups.h"
 #include "learned_row.h"
 #include "rows.h"
 
@@ -32,14 +33,19 @@ struct LearnedStatisticsBody {
     const i64 label = call.p.target[i];
     const bool labelled = row.live && label >= 0 && label < call.p.c;
     const int steps = labelled ? call.p.steps[label] : 0;
-    const bool grouped = steps != 0 && call.scratch.counts[i] > 1;
-    if (!row.live || grouped) {
+    if (!row.live) {
       if (team.rank() != 0) return;
-      to.standing = grouped ? Standing::grouped : Standing::dead;
-      call.scratch.outcome[i] = grouped ? kGroup : kUnchanged;
+      to.standing = Standing::dead;
+      call.scratch.outcome[i] = kUnchanged;
       return;
     }
-    Pass<Team>(team, call, algebra, row, row.outside ? 0 : steps).run(to);
+    const bool grouped = steps != 0 && call.scratch.counts[i] > 1;
+    Pass<Team> pass(team, call, algebra, row, row.outside && !grouped ? 0 : steps);
+    if (grouped) {
+      pass.join(to);
+    } else {
+      pass.run(to);
+    }
   }
 
  private:
@@ -56,29 +62,16 @@ struct LearnedStatisticsBody {
           steps_(steps) {}
 
     LPL_DEVICE void run(LearnedRow<Acc>& to) {
-      here_.measure_all();
-      const Terms<Acc> terms = here_.measured();
-      Acc mine = -INFINITY;
-      here_.pieces().visit_arriving([&](int first, const Line& line, auto kind) {
-        Acc most;
-        if (!as_they_are(kind, line, most) || has_label(first)) {
-          Acc z[kSize];
-          rivals(first, line, kind, z);
-          most = most_of(z);
-        }
-        mine = larger_of(mine, most);
-      });
-      const Acc top = team_.reduce(mine, [](Acc a, Acc b) { return larger_of(a, b); });
-      level_ = Scale<Acc>::level(top);
+      const Acc mine = find_top();
       const Acc least = team_.reduce(Scale<Acc>::exp(Scale<Acc>::exponent(mine, level_)),
                                      [](Acc a, Acc b) { return a + b; });
-      const Acc own = Scale<Acc>::exponent(a_.logit(row_.label, row_), level_);
+      const Acc own = own_exponent();
 
       Powers<kLongOrder<Acc>> powers{};
       int heads, order;
       Acc largest;
       for (Acc part = kPart;; part /= 2) {
-        screen(top, least / part, largest);
+        screen(top_, least / part, largest);
         const auto few = sums<kShortOrder<Acc>>();
         const int begin = team_.before(count_, heads);
         if (heads > kMostHeads) continue;  // of a mass that is much larger than `least`
@@ -95,17 +88,31 @@ struct LearnedStatisticsBody {
         break;
       }
       if (team_.rank() != 0) return;
-      to.terms = terms;
-      to.penalty = here_.penalty();
-      to.level = level_;
-      to.own = own;
+      note(to, own);
       to.largest = largest;
 #pragma unroll
       for (int r = 0; r < kLongOrder<Acc>; ++r) to.series[r] = powers.sum[r];
       to.order = order;
       to.heads = heads;
-      to.steps = steps_;
       to.standing = Standing::settled;
+    }
+
+    // The same of a row that shares its δ with others: of its rivals their mass is all.
+    LPL_DEVICE void join(LearnedRow<Acc>& to) {
+      find_top();
+      screen_ = INFINITY;
+      const Acc rest = sums<1>().sum[0];
+      if (team_.rank() != 0) return;
+      // one whose index is out of range makes the whole class nan, and so does nan
+      const bool known = !row_.outside && rest < INFINITY && top_ < INFINITY;
+      note(to, known ? own_exponent() : Acc(NAN));
+      to.series[0] = rest;
+      const i64 count = call_.scratch.counts[row_.index];
+      const Outcome outcome = !Group<Acc>::pays(call_, steps_, count) ? kGroup
+                              : Group<Acc>::bounded(call_, steps_)    ? kRelaxed
+                                                                      : kFellBack;
+      to.standing = outcome == kRelaxed ? Standing::grouped : Standing::left;
+      call_.scratch.outcome[row_.index] = outcome;
     }
 
    private:
@@ -127,6 +134,37 @@ struct LearnedStatisticsBody {
 #pragma unroll
       for (int v = 1; v < kSize; ++v) most = larger_of(z[v], most);
       return most;
+    }
+
+    // The row's level; returns the largest rival of this thread.
+    LPL_DEVICE Acc find_top() {
+      here_.measure_all();
+      Acc mine = -INFINITY;
+      here_.pieces().visit_arriving([&](int first, const Line& line, auto kind) {
+        Acc most;
+        if (!as_they_are(kind, line, most) || has_label(first)) {
+          Acc z[kSize];
+          rivals(first, line, kind, z);
+          most = most_of(z);
+        }
+        mine = larger_of(mine, most);
+      });
+      top_ = team_.reduce(mine, [](Acc a, Acc b) { return larger_of(a, b); });
+      level_ = Scale<Acc>::level(top_);
+      return mine;
+    }
+
+    LPL_DEVICE Acc own_exponent() const {
+      return Scale<Acc>::exponent(a_.logit(row_.label, row_), level_);
+    }
+
+    // What is the same whoever takes the steps.
+    LPL_DEVICE void note(LearnedRow<Acc>& to, Acc own) {
+      to.terms = here_.measured();
+      to.penalty = here_.penalty();
+      to.level = level_;
+      to.own = own;
+      to.steps = steps_;
     }
 
     LPL_DEVICE bool has_label(int first) const {
@@ -209,7 +247,7 @@ struct LearnedStatisticsBody {
     // Adds the powers of e from the second on, each a product of two that are known; returns e.
     template <int kOrder>
     LPL_DEVICE static Acc add_powers(Acc e, Powers<kOrder>& powers) {
-      Acc power[kOrder / 2 + 1];
+      Acc power[kOrder / 2 + 2];
       power[1] = e;
 #pragma unroll
       for (int r = 2; r <= kOrder; ++r) {
@@ -288,7 +326,7 @@ struct LearnedStatisticsBody {
     Row<Acc>& row_;
     Here here_;
     const int steps_;
-    Acc level_, screen_;
+    Acc top_, level_, screen_;
     int count_ = 0;        // heads of this thread
     unsigned pieces_ = 0;  // in which of its pieces they are, of 32 in turn
   };

@@ -33,10 +33,10 @@ constexpr Path kPullPath = {"penalty", kLean | kPenalty, kLeanOutputs};
 constexpr Path kMovePath = {"moved", kLean | kLearning | kThrough, kLeanOutputs};
 
 // The solver has all that is wanted of a row, not only its δ.
-constexpr Path kSolvedPath = {"solved rows",
-                              kWeighing | kPressing | kScaling | kByRow | kNorming | kBounding |
-                                  kLearning | kThrough | kPenalty,
-                              kRowPath.outputs};
+constexpr Path kSolvedPath = {
+    "solved rows",
+    kWeighing | kPressing | kScaling | kByRow | kBounding | kLearning | kThrough | kPenalty,
+    kRowPath.outputs};
 // … of which these have kernels of their own.
 constexpr Path kLearnedBarePath = {"learned", (kLean & ~kPart) | kLearning | kThrough,
                                    kRowPath.outputs};

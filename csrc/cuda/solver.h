@@ -1,8 +1,6 @@
-// What a row's rivals add up to that are nobody's heads; and the part that a row of a class with
-// several rows has in what its kernels share.
+// What a row's rivals add up to that are no heads.
 #pragma once
 
-#include "groups.h"
 #include "learned_row.h"
 #include "rows.h"
 
@@ -41,60 +39,5 @@ LPL_DEVICE Tail<Acc> tail_of(Team& team, const Here& here, int label, Acc shift,
     return sum;
   });
 }
-
-// The rivals of row i, if its class has several rows and is solved, where its δ would stand.
-template <typename T, Set kSet>
-struct JoinBody {
-  using Acc = typename AccumulateOf<T>::type;
-  using Shared = Nothing;
-
-  template <typename Team>
-  LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
-    if (learned_row<Acc>(call, i).standing != Standing::grouped) return;
-    const Algebra<T, kSet> algebra(call);
-    Row<Acc> row = algebra.row(i, nullptr);
-    const int steps = call.p.steps[call.p.target[i]];
-    Outcome outcome = kGroup;
-    if (Group<Acc>::pays(call, steps, call.scratch.counts[i]))
-      outcome = Group<Acc>::bounded(call, steps) ? join(team, call, algebra, row) : kFellBack;
-    if (team.rank() == 0) call.scratch.outcome[i] = outcome;
-  }
-
- private:
-  template <typename Team>
-  LPL_DEVICE static Outcome join(Team& team, const Call& call, const Algebra<T, kSet>& algebra,
-                                 Row<Acc>& row) {
-    TeamRow<Team, T, kSet> here(team, call, algebra, row);
-    here.measure_all();
-    const Acc own = algebra.logit(row.label, row);
-    // rivals that are nothing beside the label are none
-    const RowSums<Acc> sums = here.sums(row.label, false, own);
-    const Acc shift = finite_shift(sums.top), inverse = sums.rest > 0 ? 1 / sums.rest : Acc(0);
-    here.fill(static_cast<Acc*>(call.out.delta), [&](int j, Acc z) {
-      return j == row.label ? Acc(0) : std::exp(z - shift) * inverse;
-    });
-    if (team.rank() == 0) {
-      Acc lift = own - shift;
-      // where there are no rivals it does not matter
-      lift = inverse > 0 ? lift - std::log(sums.rest) : lift - lift;
-      if (!(sums.rest < INFINITY) || row.outside) lift = NAN;
-      static_cast<Acc*>(call.scratch.rowwise)[3 * row.index] = lift;
-    }
-    return kRelaxed;
-  }
-};
-
-// Loss and gradient, as far as wanted, of a row under the δ of its class.
-template <typename T, Set kSet>
-struct GroupedRowBody {
-  using Acc = typename AccumulateOf<T>::type;
-  using Shared = Nothing;
-
-  template <typename Team>
-  LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
-    if (learned_row<Acc>(call, i).standing == Standing::grouped)
-      RowBody<T, kSet>::run(team, call, i);
-  }
-};
 
 }  // namespace lpl

@@ -1,27 +1,25 @@
-// A row alone in its class whose steps the series does not give exactly enough: by plain steps, one
-// softmax each.
+// The classes whose δ the solvers do not give exactly enough: by plain steps, each one softmax of
+// every row.
 #pragma once
 
-#include "learned_row.h"
-#include "rows.h"
+#include "learned_gradient.h"
+#include "steps.h"
 
 namespace lpl {
 
-// Rivals of a row in units of e^top, which moves: Σ e^(x − top), and of their squares.
+// Rivals of a row in units of e^top, which moves: Σ e^(x − top).
 template <typename Acc>
 struct MovedSums {
-  Acc top, rest, squares;
+  Acc top, rest;
 
   LPL_DEVICE void raise(Acc to) {
-    const Acc by = std::exp(top - finite_shift(to));
-    rest *= by;
-    squares *= by * by;
+    rest *= std::exp(top - finite_shift(to));
     top = to;
   }
 };
 
-// Of the rows that were left those from team t on, as many apart as there are teams: all that is
-// wanted of them. A team has memory for one δ.
+// Of the classes that were left those that begin at place t of the order of rows and so many places
+// beyond as there are teams: all that is wanted of them. A team has memory for one δ.
 template <typename T>
 struct SweptBody {
   using Shared = Nothing;
@@ -29,10 +27,16 @@ struct SweptBody {
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 t) {
-    for (i64 i = t; i < call.p.n; i += call.scratch.teams) {
-      if (learned_row<Acc>(call, i).standing != Standing::left) continue;
-      Sweep<Team>(team, call, i, t).run();
-      team.sync();  // the next row's columns may be other threads'
+    const Scratch& s = call.scratch;
+    for (i64 place = t; place < call.p.n; place += s.teams) {
+      const i64 i = s.order[place];
+      const LearnedRow<Acc>& row = learned_row<Acc>(call, i);
+      if (row.standing != Standing::left) continue;
+      // rows without steps have nothing in common
+      const i64 count = row.steps == 0 ? 1 : s.counts[i];
+      if (count > 1 && s.begin[i] != place) continue;
+      Sweep<Team>(team, call, place, count, t).run();
+      team.sync();  // before the memory is another class's
     }
   }
 
@@ -40,104 +44,149 @@ struct SweptBody {
   template <typename Team>
   class Sweep {
    public:
-    LPL_DEVICE Sweep(Team& team, const Call& call, i64 i, i64 t)
-        : team_(team),
-          call_(call),
-          a_(call),
-          row_(a_.row(i, nullptr)),
-          here_(team, call, a_, row_),
-          label_(row_.label),
-          delta_(call.scratch.only_delta ? static_cast<Acc*>(call.out.delta) + i * call.p.c
-                                         : static_cast<Acc*>(call.scratch.swept) + t * call.p.c) {}
+    LPL_DEVICE Sweep(Team& team, const Call& call, i64 place, i64 count, i64 t)
+        : team_(team), call_(call), a_(call), members_(call.scratch.order + place), count_(count) {
+      const LearnedRow<Acc>& first = from(0);
+      steps_ = first.steps < 0 ? -first.steps : first.steps;
+      size_ = Acc(first.steps < 0 ? -call.p.step_size : call.p.step_size);
+      label_ = a_.row(members_[0], nullptr).label;
+      delta_ = call.scratch.only_delta ? static_cast<Acc*>(call.out.delta) + members_[0] * call.p.c
+                                       : static_cast<Acc*>(call.scratch.swept) + t * call.p.c;
+    }
 
     LPL_DEVICE void run() {
-      // its norm and its penalty were measured with its statistics
-      const LearnedRow<Acc>& from = learned_row<Acc>(call_, row_.index);
-      Terms<Acc> terms = from.terms;
-      here_.use(terms);
-      Acc top = -INFINITY;
-      here_.each([&](int j, Acc z) {
-        if (j != label_ && z > top) top = z;
-        delta_[j] = 0;
-      });
-      top = team_.reduce(top, [](Acc a, Acc b) { return a > b ? a : b; });
-      // z keeps its digits under a common offset: δ is added to what remains
-      base_ = finite_shift(top);
-      own_ = a_.logit(label_, row_) - base_;
+      for (int j = team_.rank(); j < a_.c; j += team_.size()) delta_[j] = 0;
       take();
-      const Acc own_change = own_change_;
       if (call_.scratch.only_delta) {
         team_.sync();
-        if (team_.rank() == 0) delta_[label_] = row_.outside ? Acc(NAN) : own_change;
+        const bool outside = count_ == 1 && row(0).outside;
+        if (team_.rank() == 0) delta_[label_] = outside ? Acc(NAN) : own_change_;
         return;
       }
-      const MovedSums<Acc> sums = moved_sums();
-      const Acc shift = shift_of(sums), rest = sums.rest * std::exp(sums.top - shift);
-      const Acc loss = a_.of_label(row_, own_ + own_change - shift, rest, base_ + shift, terms);
-      here_.finish(loss + from.penalty, terms, [&](int j, Acc z, const Terms<Acc>& t) {
-        return j == label_ ? t.part : std::exp(moved(j, z) - shift) * t.strength;
-      });
+      for (i64 r = 0; r < count_; ++r) finish(r);
     }
 
    private:
-    LPL_DEVICE Acc moved(int j, Acc z) const { return (z - base_) + delta_[j]; }
+    LPL_DEVICE LearnedRow<Acc>& from(i64 r) const { return learned_row<Acc>(call_, members_[r]); }
+    LPL_DEVICE Row<Acc> row(i64 r) const {
+      Row<Acc> row = a_.row(members_[r], nullptr);
+      use_norm(a_, from(r).terms, row);
+      return row;
+    }
+    // Near the largest rival.
+    LPL_DEVICE Acc base(i64 r) const { return from(r).level * Scale<Acc>::kUnit; }
+    // z keeps its digits under a common offset: δ is added to what remains.
+    LPL_DEVICE Acc moved(Acc u, int j, const Row<Acc>& row, Acc base) const {
+      return (a_.perturbed(u, j, row) - base) + delta_[j];
+    }
+    LPL_DEVICE Acc own(const Row<Acc>& row, Acc base) const {
+      return (a_.logit(label_, row) - base) + own_change_;
+    }
 
     LPL_DEVICE void take() {
-      const int steps = learned_row<Acc>(call_, row_.index).steps;
-      const Acc size = Acc(steps < 0 ? -call_.p.step_size : call_.p.step_size);
+      const Acc each = 1 / Acc(count_);
       Acc lost = 0;
-      for (int k = 0; k < (steps < 0 ? -steps : steps); ++k) {
-        const MovedSums<Acc> sums = moved_sums();
-        const Acc shift = shift_of(sums), scale = std::exp(sums.top - shift);
-        const Acc share = 1 / (sums.rest * scale + std::exp(own_ + own_change_ - shift));
-        const Acc others = sums.rest * scale * share;
-        Acc factor = size;
+      for (int k = 0; k < steps_; ++k) {
+        Acc others = 0;
+        for (i64 r = 0; r < count_; ++r) others += each * weigh(r);
+        team_.sync();
+        Acc factor = size_;
         if (call_.p.normalize) {
+          Acc squares = 0;
+          for (int j = team_.rank(); j < a_.c; j += team_.size()) {
+            const Acc g = j == label_ ? Acc(0) : mean(j) * each;
+            squares += g * g;
+          }
+          squares = team_.reduce(squares, [](Acc a, Acc b) { return a + b; });
           // the label's entry is minus the rivals' sum: p_y − 1 without cancellation
-          const Acc each = scale * share;
-          const Acc norm = std::sqrt(sums.squares * each * each + others * others);
-          factor = norm < Acc(kNormFloor) ? Acc(0) : size / norm;
+          const Acc norm = std::sqrt(squares + others * others);
+          factor = norm < Acc(kNormFloor) ? Acc(0) : size_ / norm;
         }
-        here_.each([&](int j, Acc z) {
-          if (j != label_) delta_[j] += factor * (std::exp(moved(j, z) - shift) * share);
-        });
+        for (int j = team_.rank(); j < a_.c; j += team_.size())
+          if (j != label_) delta_[j] += factor * (mean(j) * each);
         add(own_change_, lost, -factor * others);
+        team_.sync();  // before the rows' numbers are the next step's
       }
     }
 
-    LPL_DEVICE Acc shift_of(const MovedSums<Acc>& sums) const {
-      const Acc own = own_ + own_change_;
-      Acc shift = finite_shift(sums.top > own ? sums.top : own);
-      if (row_.outside) shift = NAN;
-      return shift;
+    // The rivals' probability in row r, of whose numbers shift and 1/Σ are told.
+    LPL_DEVICE Acc weigh(i64 r) const {
+      Row<Acc> row = this->row(r);
+      const Acc base = this->base(r), own = this->own(row, base);
+      const MovedSums<Acc> sums = moved_sums(row, base);
+      const Acc shift = shift_of(sums, own, row), rest = sums.rest * std::exp(sums.top - shift);
+      const Acc share = 1 / (rest + std::exp(own - shift));
+      if (team_.rank() == 0) {
+        from(r).series[1] = shift;
+        from(r).series[2] = share;
+      }
+      return rest * share;
     }
 
-    LPL_DEVICE MovedSums<Acc> moved_sums() const {
-      MovedSums<Acc> sums = {Acc(-INFINITY), 0, 0};
-      here_.each([&](int j, Acc z) {
+    // Σ of a rival's probability over the rows.
+    LPL_DEVICE Acc mean(int j) const {
+      Acc sum = 0;
+      for (i64 r = 0; r < count_; ++r) {
+        const Row<Acc> row = this->row(r);
+        const Acc u = load(a_.logits(row.index)[j]);
+        sum += std::exp(moved(u, j, row, base(r)) - from(r).series[1]) * from(r).series[2];
+      }
+      return sum;
+    }
+
+    LPL_DEVICE Acc shift_of(const MovedSums<Acc>& sums, Acc own, const Row<Acc>& row) const {
+      const Acc shift = finite_shift(sums.top > own ? sums.top : own);
+      return row.outside ? Acc(NAN) : shift;
+    }
+
+    LPL_DEVICE MovedSums<Acc> moved_sums(const Row<Acc>& row, Acc base) const {
+      MovedSums<Acc> sums = {Acc(-INFINITY), 0};
+      const Strided<Team, T> columns(team_, a_.logits(row.index), a_.c);
+      columns.visit([&](int j, const Acc* u, auto) {
         if (j == label_) return;
-        const Acc x = moved(j, z);
+        const Acc x = moved(*u, j, row, base);
         if (x > sums.top) sums.raise(x);
-        const Acc e = std::exp(x - finite_shift(sums.top));
-        sums.rest += e;
-        sums.squares += e * e;
+        sums.rest += std::exp(x - finite_shift(sums.top));
       });
       return team_.reduce(sums, [](MovedSums<Acc> a, MovedSums<Acc> b) {
         const Acc top = a.top > b.top ? a.top : b.top;
         a.raise(top);
         b.raise(top);
-        return MovedSums<Acc>{top, a.rest + b.rest, a.squares + b.squares};
+        return MovedSums<Acc>{top, a.rest + b.rest};
+      });
+    }
+
+    // The loss of row r, and its gradient if that is wanted.
+    LPL_DEVICE void finish(i64 r) const {
+      const Row<Acc> row = this->row(r);
+      const Acc base = this->base(r), own = this->own(row, base);
+      const MovedSums<Acc> sums = moved_sums(row, base);
+      const Acc shift = shift_of(sums, own, row), rest = sums.rest * std::exp(sums.top - shift);
+      Terms<Acc> terms = from(r).terms;
+      const Acc loss = a_.of_label(row, own - shift, rest, base + shift, terms);
+      if (call_.scratch.losses && team_.rank() == 0)
+        static_cast<Acc*>(call_.scratch.losses)[row.index] = loss + from(r).penalty;
+      if (!call_.out.grad) return;
+      terms = scaled(terms, upstream_of<Acc>(call_, row.index));
+      const Through<T, kAll> through(a_, row, terms);
+      T* to = static_cast<T*>(call_.out.grad) + row.index * call_.p.c;
+      const Strided<Team, T> columns(team_, a_.logits(row.index), a_.c);
+      columns.visit([&](int j, const Acc* u, auto) {
+        Acc x =
+            j == label_ ? terms.part : std::exp(moved(*u, j, row, base) - shift) * terms.strength;
+        through.template piece<1>(columns, j, u, Whole(), &x);
+        store(to[j], x);
       });
     }
 
     Team& team_;
     const Call& call_;
     const Algebra<T, kAll> a_;
-    Row<Acc> row_;
-    TeamRow<Team, T, kAll, false> here_;
-    const int label_;
-    Acc* const delta_;
-    Acc base_, own_, own_change_ = 0;
+    const i64* const members_;
+    const i64 count_;
+    int steps_, label_;
+    Acc size_, own_change_ = 0;
+    Acc* delta_;
   };
 };
 

@@ -223,17 +223,31 @@ def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def learned_state(problem: Problem) -> tuple[Form, ...]:
-    """The rows' numbers, the columns of their heads and a number of each; δ by class."""
+    """The rows' numbers, the columns of their heads and a number of each; which rows share a class,
+    and the numbers of such classes. Where loss and gradient want δ, that of every class."""
     n, classes = problem.input.shape
     dtype = accumulate_dtype(problem.input.dtype)
+    code = DTYPES[problem.input.dtype]
     heads = n, min(learned.HEADS, classes)
-    numbers = _native().learned_bytes(DTYPES[problem.input.dtype]) // dtype.itemsize
     return (
-        ((n, numbers), dtype),
+        ((n, _native().learned_bytes(code) // dtype.itemsize), dtype),
         (heads, torch.int32),
         (heads, dtype),
-        ((n, classes), dtype),
-        ((n,), torch.int64),
+        ((3, n), torch.int64),
+        ((_native().group_bytes(n, classes, code),), torch.uint8),
+        *((((n, classes), dtype), ((n,), torch.int64)) if _wants_delta(problem) else ()),
+    )
+
+
+def _wants_delta(problem: Problem) -> bool:
+    """Whether kernels find loss and gradient under δ, not from what the steps leave: where a target
+    is more than one label, and where a norm is measured."""
+    options = problem.options
+    return (
+        options.norm_p > 0
+        or options.label_smoothing > 0
+        or problem.smoothing is not None
+        or problem.other is not None
     )
 
 
@@ -258,7 +272,7 @@ def outcomes(problem: Problem) -> Tensor:
 
 def _solved(problem: Problem) -> Buffers:
     _refuse_parts(problem)
-    buffers = _with_steps(problem, Buffers(), _new_state(problem))
+    buffers = _with_steps(problem, Buffers(), _new_state(problem), only_delta=True)
     _run(_native().learned_perturbation, problem, buffers)
     return buffers
 
@@ -311,17 +325,28 @@ def _new_state(problem: Problem) -> tuple[Tensor, ...]:
     return tuple(new(problem, *shape, dtype=dtype) for shape, dtype in learned_state(problem))
 
 
-def _with_state(problem: Problem, buffers: Buffers, state: tuple[Tensor, ...]) -> Buffers:
-    rows, columns, numbers, delta, slot = state
-    n, classes = problem.input.shape
-    # rows that take plain steps share the memory of as many as are at work at once
+def _with_state(
+    problem: Problem, buffers: Buffers, state: tuple[Tensor, ...], *, only_delta: bool = False
+) -> Buffers:
+    rows, columns, numbers, classes, groups, *delta = state
+    order, begin, counts = classes.unbind(0)
+    n, width = problem.input.shape
+    if only_delta and not delta:
+        delta = [new(problem, n, width), new(problem, n, dtype=torch.int64)]
+    if delta:
+        buffers = buffers.and_out(delta=delta[0], slot=delta[1])
+    # rows that take plain steps share the memory of as many classes as are at work at once
     teams = min(n, _native().most_teams())
-    return buffers.and_out(delta=delta, slot=slot).and_scratch(
+    return buffers.and_scratch(
+        order=order,
+        begin=begin,
+        counts=counts,
         learned=rows,
         head_columns=columns,
         head_numbers=numbers,
+        groups=groups if groups.numel() else None,
         teams=teams,
-        swept=new(problem, teams, classes),
+        swept=new(problem, teams, width),
     )
 
 
@@ -332,31 +357,29 @@ def _from(problem: Problem, state: tuple[Tensor, ...], upstream: Tensor, grad: T
     return _with_state(problem, Buffers(out), state)
 
 
-def _with_steps(problem: Problem, buffers: Buffers, state: tuple[Tensor, ...]) -> Buffers:
+def _with_steps(
+    problem: Problem, buffers: Buffers, state: tuple[Tensor, ...], *, only_delta: bool = False
+) -> Buffers:
     """The buffers and those that the learned perturbation needs, if there is one."""
     if problem.steps is None:
         return buffers
-    buffers = _with_state(problem, buffers, state)
     n, classes = problem.input.shape
     target = problem.target
     # rows by class; those without one are a class of their own, which takes no steps
     without = (target < 0) | (target >= classes) | (target == problem.options.ignore_index)
     label = target.masked_fill(without, classes)
     ordered, order = label.sort(stable=True)
-    begin = torch.searchsorted(ordered, label)
-    groups = _native().group_bytes(n, classes, DTYPES[problem.input.dtype])
-    slot = buffers.out.slot
-    assert slot is not None
-    slot.copy_(order[begin])
-    return buffers.and_scratch(
-        order=order,
-        begin=begin,
-        counts=torch.searchsorted(ordered, label, right=True) - begin,
-        outcome=new(problem, n, dtype=torch.int32),
-        groups=new(problem, groups, dtype=torch.uint8) if groups else None,
-        rowwise=new(problem, n, 3),
-        direction=new(problem, n, classes) if problem.options.normalize else None,
-    )
+    buffers = _with_state(problem, buffers, state, only_delta=only_delta)
+    scratch = buffers.scratch
+    assert scratch.order is not None
+    assert scratch.begin is not None
+    assert scratch.counts is not None
+    scratch.order.copy_(order)
+    torch.searchsorted(ordered, label, out=scratch.begin)
+    torch.sub(torch.searchsorted(ordered, label, right=True), scratch.begin, out=scratch.counts)
+    if buffers.out.slot is not None:
+        buffers.out.slot.copy_(order[scratch.begin])
+    return buffers.and_scratch(outcome=new(problem, n, dtype=torch.int32))
 
 
 def _stream(tensor: Tensor) -> int:
