@@ -44,13 +44,15 @@ def budget(kernel: Kernel) -> Use:
     """Blocks of 256 threads: two of them share 65,536 registers, in double one has them alone. What
     only reads and writes a row must leave room for as many as find threads."""
     registers = 255 if kernel.type == "double" else 128
-    if kernel.body in ("Row", "Gradient", "Mass") and not kernel.set & REST:
+    rows = "Row", "Gradient", "Mass", "LearnedGradient"
+    if kernel.body in rows and not kernel.set & REST:
         registers = 64 if kernel.set in (BARE, MOVE) else 80
     if kernel.body in ("Scale", "Norm", "Loss", "Size", "Perturbed"):
         registers = 64 if kernel.type != "double" else 80
     wide = kernel.type == "double"
     heads = {
-        "Solver": 512 * (36 if wide else 20) + 256,
+        "LearnedStatistics": 512 * (12 if wide else 8),
+        "RowSteps": 8 * 384 * 12,  # of eight warps, or in double of four
         "GroupSteps": 512 * (32 if wide else 16),
         "Rivals": 512 * (12 if wide else 8),
         **dict.fromkeys(("Norm", "Loss"), 4096),  # of a block of 1,024 threads
@@ -61,17 +63,21 @@ def budget(kernel: Kernel) -> Use:
 def kernels() -> set[Kernel]:
     """One for each element type that serves all calls; for less than everything separate ones,
     except in double."""
-    sets = {"Row": LEAN, "Gradient": LEAN, "Mass": (BARE,), "Solver": (MOVE,)}
+    sets = {"Row": LEAN, "Gradient": LEAN, "Mass": (BARE,)}
+    sets |= dict.fromkeys(("LearnedStatistics", "LearnedGradient"), (BARE, TABLES))
+    sets |= {f"Group{body}": (BARE,) for body in ("Tail", "Gather", "Delta", "Gradient")}
     found = {Kernel(body, type, ALL) for body in sets for type in TYPES.values()}
-    found |= {Kernel(body, type, ALL) for body in ("Norm", "Loss") for type in ("float", "double")}
     found |= {
-        Kernel(f"Group{body}", type, ALL)
-        for body in ("Steps", "Tail", "Delta")
+        Kernel(body, type, ALL)
+        for body in ("Norm", "Loss", "RowSteps", "GroupSteps", "GroupLoss")
         for type in ("float", "double")
     }
     found |= {
         Kernel(body, type, ALL)
-        for body in ("Steps", "Table", "Scale", "Size", "Detail", "Rivals", "Perturbed")
+        for body in (
+            *("Table", "Scale", "Size", "Detail", "Rivals", "Perturbed"),
+            *("LearnedDelta", "Swept"),
+        )
         for type in TYPES.values()
     }
     for type in ("float", "half", "bfloat16"):
@@ -100,7 +106,8 @@ def uses(said: str) -> dict[Kernel, Use]:
     found = {}
     for part in said.split("Compiling entry function ")[1:]:
         name = re.search(
-            r"kernelINS_\d+(\w+?)BodyI(f|d|6__half|13__nv_bfloat16)(?:Lj(\d+)E)?", part
+            r"kernelINS_(?:7InTurnsINS_)?\d+(\w+?)BodyI(f|d|6__half|13__nv_bfloat16)(?:Lj(\d+)E)?",
+            part,
         )
         assert name, part
         spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", part)
