@@ -27,9 +27,9 @@ using i64 = int64_t;
 #define LPL_SCRATCH(X)                                                                             \
   X(void*, losses, nullptr)         /* (N,) Acc */                                                 \
   X(void*, penalty_weight, nullptr) /* one Acc: out.norm over the number of rows that count */     \
-  X(const int64_t*, order, nullptr)                                                                \
-  X(const int64_t*, begin, nullptr)                                                                \
-  X(const int64_t*, counts, nullptr)                                                               \
+  X(int64_t*, order, nullptr)                                                                      \
+  X(int64_t*, begin, nullptr)                                                                      \
+  X(int64_t*, counts, nullptr)                                                                     \
   X(int32_t*, outcome, nullptr) /* (N,) Outcome */                                                 \
   X(void*, groups, nullptr)     /* Group::bytes, null where that is 0 */                           \
   X(void*, rowwise, nullptr)   /* (N, 3) Acc: shift, 1/Σ, norm's factor in a step; Group's lift */ \

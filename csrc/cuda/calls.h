@@ -13,6 +13,7 @@
 #include "batch.h"
 #include "group_steps.h"
 #include "group_tail.h"
+#include "grouping.h"
 #include "kernels.h"
 #include "learned_gradient.h"
 #include "learned_statistics.h"
@@ -156,6 +157,7 @@ void relax_groups(Launcher& launch, Call call) {
 template <typename T, typename Launcher>
 void take_steps(Launcher& launch, const Call& call) {
   const i64 bytes = call.p.c * i64(sizeof(T));
+  launch.once(GroupingBody(), call);
   for_learned_tables<LearnedStatisticsBody, T>(
       call, [&](auto body) { launch.rows(body, call, call.p.n, bytes, true); });
   launch.warps(RowStepsBody<typename AccumulateOf<T>::type>(), call, call.p.n);

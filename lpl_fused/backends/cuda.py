@@ -363,23 +363,9 @@ def _with_steps(
     """The buffers and those that the learned perturbation needs, if there is one."""
     if problem.steps is None:
         return buffers
-    n, classes = problem.input.shape
-    target = problem.target
-    # rows by class; those without one are a class of their own, which takes no steps
-    without = (target < 0) | (target >= classes) | (target == problem.options.ignore_index)
-    label = target.masked_fill(without, classes)
-    ordered, order = label.sort(stable=True)
     buffers = _with_state(problem, buffers, state, only_delta=only_delta)
-    scratch = buffers.scratch
-    assert scratch.order is not None
-    assert scratch.begin is not None
-    assert scratch.counts is not None
-    scratch.order.copy_(order)
-    torch.searchsorted(ordered, label, out=scratch.begin)
-    torch.sub(torch.searchsorted(ordered, label, right=True), scratch.begin, out=scratch.counts)
-    if buffers.out.slot is not None:
-        buffers.out.slot.copy_(order[scratch.begin])
-    return buffers.and_scratch(outcome=new(problem, n, dtype=torch.int32))
+    outcome = new(problem, problem.input.shape[0], dtype=torch.int32)
+    return buffers.and_scratch(outcome=outcome)
 
 
 def _stream(tensor: Tensor) -> int:
