@@ -55,7 +55,7 @@ def budget(kernel: Kernel) -> Use:
         "RowSteps": 8 * 384 * 12,  # of eight warps, or in double of four
         "GroupSteps": 512 * (32 if wide else 16),
         "Rivals": 512 * (12 if wide else 8),
-        **dict.fromkeys(("Norm", "Loss"), 4096),  # of a block of 1,024 threads
+        **dict.fromkeys(("Norm", "Loss", "Grouping"), 4096),  # of a block of 1,024 threads
     }
     return Use(registers, 4096 + heads.get(kernel.body, 0), 0)
 
@@ -67,6 +67,7 @@ def kernels() -> set[Kernel]:
     sets |= dict.fromkeys(("LearnedStatistics", "LearnedGradient"), (BARE, TABLES))
     sets |= {f"Group{body}": (BARE,) for body in ("Tail", "Gather", "Delta", "Gradient")}
     found = {Kernel(body, type, ALL) for body in sets for type in TYPES.values()}
+    found.add(Kernel("Grouping", "float", ALL))
     found |= {
         Kernel(body, type, ALL)
         for body in ("Norm", "Loss", "RowSteps", "GroupSteps", "GroupLoss")

@@ -157,7 +157,7 @@ void relax_groups(Launcher& launch, Call call) {
 template <typename T, typename Launcher>
 void take_steps(Launcher& launch, const Call& call) {
   const i64 bytes = call.p.c * i64(sizeof(T));
-  launch.once(GroupingBody(), call);
+  launch.once(GroupingBody<float>(), call);
   for_learned_tables<LearnedStatisticsBody, T>(
       call, [&](auto body) { launch.rows(body, call, call.p.n, bytes, true); });
   launch.warps(RowStepsBody<typename AccumulateOf<T>::type>(), call, call.p.n);

@@ -7,8 +7,9 @@ namespace lpl {
 
 // order, begin and counts of the rows by class, those without one being a class of their own; slot
 // where that is wanted. Digit by digit, from the lowest on; a thread has a run of places.
+template <typename A>
 struct GroupingBody {
-  using Acc = float;  // of no interest
+  using Acc = A;  // the same for all
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64) {
