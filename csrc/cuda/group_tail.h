@@ -17,15 +17,14 @@ constexpr int kColumnsAtOnce = sizeof(Acc) == 8 ? 2 : 4;
 // kColumnsAtOnce, that come before `end`.
 template <typename Team, typename Acc, typename F>
 LPL_DEVICE inline void each_tile(const Team& team, const Group<Acc>& g, int part, F f) {
-  const i64 all = (g.c + g.parts - 1) / g.parts, begin = part * all;
-  const i64 end = begin + all < g.c ? begin + all : g.c;
-  for (i64 lo = begin; lo < end; lo += kColumnsAtOnce<Acc> * team.size())
-    f(lo + kColumnsAtOnce<Acc> * team.rank(), end);
+  const int c = int(g.c), all = (c + g.parts - 1) / g.parts, begin = part * all;
+  const int end = begin + all < c ? begin + all : c, each = kColumnsAtOnce<Acc>;
+  for (int lo = begin; lo < end; lo += each * team.size()) f(lo + each * team.rank(), end);
 }
 
 // Whether a column is among the exact ones of its part, which are in order.
 template <typename Acc>
-LPL_DEVICE inline bool is_exact(const Group<Acc>& g, int part, i64 column) {
+LPL_DEVICE inline bool is_exact(const Group<Acc>& g, int part, int column) {
   const int32_t* columns = g.columns(part);
   int low = 0, high = g.members[part].exact;
   while (low < high) {
@@ -59,7 +58,7 @@ class TailGains {
     Sums sums{};
     int listed = 0;
     bool begins = true;
-    each_tile(team_, g_, part_, [&](i64 first, i64 end) {
+    each_tile(team_, g_, part_, [&](int first, int end) {
       Tile tile{};
       tile.first = first;
       tile.end = end;
@@ -91,7 +90,7 @@ class TailGains {
   static constexpr double kLargestTail = 5e-3;            // B of an exact class is larger
 
   struct Tile {
-    i64 first, end;
+    int first, end;
     // by node B, at last what masses gain, and the gradient; B of all steps
     Acc b[kSlots][kColumns], speed[kSlots][kColumns], last[kColumns];
     bool exact[kColumns];
@@ -107,15 +106,13 @@ class TailGains {
     return fair > Acc(kLargestTail) ? fair : Acc(kLargestTail);
   }
 
-  LPL_DEVICE i64 column(const Tile& tile, int v) const { return tile.first + v; }
+  LPL_DEVICE int column(const Tile& tile, int v) const { return tile.first + v; }
 
   LPL_DEVICE void read(const Tile& tile, i64 r, Acc* q) const {
-    const auto member = rivals_.member(r);
+    rivals_.template tile<kColumns>(rivals_.member(r), tile.first, tile.end, q);
 #pragma unroll
-    for (int v = 0; v < kColumns; ++v) {
-      const i64 j = column(tile, v);
-      q[v] = j < tile.end && j != g_.label ? rivals_.q(member, j) : Acc(0);
-    }
+    for (int v = 0; v < kColumns; ++v)
+      if (column(tile, v) == g_.label) q[v] = 0;
   }
 
   // Sums over rows.
@@ -147,7 +144,7 @@ class TailGains {
 #pragma unroll
     for (int v = 0; v < kColumns; ++v) {
       const Acc b = tile.last[v] * each;
-      const i64 j = column(tile, v);
+      const int j = column(tile, v);
       tile.exact[v] =
           j < tile.end && j != g_.label && (round_ == 0 ? b > threshold : is_exact(g_, part_, j));
       count += tile.exact[v];
@@ -230,17 +227,17 @@ struct GroupTailBody {
 
 // B of all steps in the columns of a tile.
 template <int kColumns, typename Rivals, typename Acc>
-LPL_DEVICE inline void last_of(const Rivals& rivals, const Group<Acc>& g, i64 first, i64 end,
+LPL_DEVICE inline void last_of(const Rivals& rivals, const Group<Acc>& g, int first, int end,
                                Acc* b) {
   const Acc each = g.step / Acc(g.count);
 #pragma unroll
   for (int v = 0; v < kColumns; ++v) b[v] = 0;
   for (i64 r = 0; r < g.count; ++r) {
     const Acc way = g.members[r].way * each;
-    const auto member = rivals.member(r);
+    Acc q[kColumns];
+    rivals.template tile<kColumns>(rivals.member(r), first, end, q);
 #pragma unroll
-    for (int v = 0; v < kColumns; ++v)
-      if (first + v < end) b[v] += way * rivals.q(member, first + v);
+    for (int v = 0; v < kColumns; ++v) b[v] += way * q[v];
   }
 }
 
@@ -258,12 +255,12 @@ struct GroupDeltaBody {
     if (!g.done || part >= g.parts) return;
     const GroupRivals<T, kSet> rivals(call, g);
     const Acc second = g.state->log_second, third = g.state->log_third;
-    each_tile(team, g, part, [&](i64 first, i64 end) {
+    each_tile(team, g, part, [&](int first, int end) {
       Acc b[kColumns];
       last_of<kColumns>(rivals, g, first, end, b);
 #pragma unroll
       for (int v = 0; v < kColumns; ++v) {
-        const i64 j = first + v;
+        const int j = first + v;
         const Acc change = b[v] * (1 + b[v] * (second + b[v] * third));
         if (j < end) g.delta[j] = j == g.label ? g.state->own_change : change;
       }
@@ -323,17 +320,25 @@ struct GroupGradientBody {
     if (!g.done || part >= g.parts) return;
     const GroupRivals<T, kSet> rivals(call, g);
     const Acc second = g.state->second, third = g.state->third;
-    each_tile(team, g, part, [&](i64 first, i64 end) {
+    each_tile(team, g, part, [&](int first, int end) {
       Acc x[kColumns];
       last_of<kColumns>(rivals, g, first, end, x);
 #pragma unroll
       for (int v = 0; v < kColumns; ++v) x[v] = 1 + x[v] * (1 + x[v] * (second + x[v] * third));
       for (i64 r = 0; r < g.count; ++r) {
         const auto member = rivals.member(r);
-        const Writer to(call, rivals, g, member, r);
+        const Acc strength = g.members[r].strength * upstream_of<Acc>(call, g.row(r));
+        Acc dz[kColumns];
+        rivals.template tile<kColumns>(member, first, end, dz);
 #pragma unroll
-        for (int v = 0; v < kColumns; ++v)
-          if (first + v < end) to.put(first + v, rivals.q(member, first + v) * x[v]);
+        for (int v = 0; v < kColumns; ++v) dz[v] *= x[v] * strength;
+        if (kSet != kBare) {
+#pragma unroll
+          for (int v = 0; v < kColumns; ++v)
+            if (first + v < end) through(call, rivals, g, member, r, first + v, dz[v]);
+        }
+        T* to = static_cast<T*>(call.out.grad) + g.row(r) * g.c + first;
+        put_beside<kColumns>(to, end - first, dz);
       }
     });
     team.sync_block();
@@ -342,51 +347,35 @@ struct GroupGradientBody {
     const i64 all = (g.c + g.parts - 1) / g.parts;
     for (i64 r = 0; r < g.count; ++r) {
       const auto member = rivals.member(r);
-      const Writer to(call, rivals, g, member, r);
+      const Acc upstream = upstream_of<Acc>(call, g.row(r));
+      const Acc strength = g.members[r].strength * upstream;
+      T* to = static_cast<T*>(call.out.grad) + g.row(r) * g.c;
+      const auto put = [&](i64 j, Acc dz) {
+        if (kSet != kBare) through(call, rivals, g, member, r, j, dz);
+        store(to[j], dz);
+      };
       g.exact_of(part, before, team.rank(), team.size(), [&](i64 column, int at) {
-        to.put(column, rivals.q(member, column) * std::exp(g.exact(0)[at]));
+        put(column, rivals.q(member, column) * std::exp(g.exact(0)[at]) * strength);
       });
-      if (g.label / all == part && team.rank() == 0) to.put_label();
+      if (g.label / all == part && team.rank() == 0)
+        put(g.label, learned_row<Acc>(call, g.row(r)).terms.part * upstream);
     }
   }
 
  private:
-  // Writes the gradient of member r, column by column, from its rivals' masses.
-  class Writer {
-   public:
-    using Rivals = GroupRivals<T, kSet>;
+  // dL/dz of a column of member r becomes dL/du.
+  template <typename Rivals>
+  LPL_DEVICE static void through(const Call& call, const Rivals& rivals, const Group<Acc>& g,
+                                 const typename Rivals::Member& member, i64 r, i64 j, Acc& dz) {
+    const i64 i = g.row(r);
+    const Terms<Acc> terms = scaled(learned_row<Acc>(call, i).terms, upstream_of<Acc>(call, i));
+    const Acc u = load(member.logits[j]);
+    Through<T, kSet>(rivals.algebra(), member.row, terms)
+        .template piece<1>(Everywhere(), int(j), &u, Whole(), &dz);
+  }
 
-    LPL_DEVICE Writer(const Call& call, const Rivals& rivals, const Group<Acc>& g,
-                      const typename Rivals::Member& member, i64 r)
-        : label_(g.label),
-          terms_(scaled(learned_row<Acc>(call, g.row(r)).terms, upstream_of<Acc>(call, g.row(r)))),
-          strength_(g.members[r].strength * upstream_of<Acc>(call, g.row(r))),
-          through_(rivals.algebra(), member.row, terms_),
-          member_(member),
-          to_(static_cast<T*>(call.out.grad) + g.row(r) * g.c) {}
-
-    LPL_DEVICE void put(i64 j, Acc mass) const { write(j, mass * strength_); }
-    LPL_DEVICE void put_label() const { write(label_, terms_.part); }
-
-   private:
-    LPL_DEVICE void write(i64 j, Acc dz) const {
-      if (kSet != kBare) {
-        const Acc u = load(member_.logits[j]);
-        through_.template piece<1>(Everywhere(), int(j), &u, Whole(), &dz);
-      }
-      store(to_[j], dz);
-    }
-
-    struct Everywhere {
-      LPL_DEVICE bool inside(int) const { return true; }
-    };
-
-    const int label_;
-    const Terms<Acc> terms_;
-    const Acc strength_;
-    const Through<T, kSet> through_;
-    const typename Rivals::Member& member_;
-    T* const to_;
+  struct Everywhere {
+    LPL_DEVICE bool inside(int) const { return true; }
   };
 };
 

@@ -102,9 +102,13 @@ class Group {
     // where there are no rivals it does not matter
     return has_rivals(from) ? over_rivals(from) : from.own - from.own;
   }
-  // Rivals that are nothing beside the label are none.
-  LPL_DEVICE static bool has_rivals(const LearnedRow<Acc>& from) {
-    return from.series[0] > 0 && !(over_rivals(from) > largest_exponent());
+  LPL_DEVICE static bool has_rivals(const LearnedRow<Acc>& from) { return from.series[1] != 0; }
+
+  // Notes Σ e of a row's rivals, and 1/Σ; those that are nothing beside the label are none.
+  LPL_DEVICE static void join(LearnedRow<Acc>& to, Acc rest) {
+    to.series[0] = rest;
+    const bool rivals = rest > 0 && !(over_rivals(to) > largest_exponent());
+    to.series[1] = rivals ? 1 / rest : Acc(0);
   }
   // (room,): q of member r's exact classes, that of member 0 at last their δ; the columns of those
   // that are found in a part. Both stand where a row alone in its class has its heads.
@@ -183,18 +187,28 @@ class GroupRivals {
     }
     m.logits = a_.logits(i);
     m.level = from.level;
-    m.inverse = Group<Acc>::has_rivals(from) ? 1 / from.series[0] : Acc(0);
+    m.inverse = from.series[1];
     return m;
   }
 
   // Of a rival.
-  LPL_DEVICE Acc q(const Member& m, i64 j) const {
-    const Acc u = load(m.logits[j]);
+  LPL_DEVICE Acc q(const Member& m, i64 j) const { return of(m, load(m.logits[j]), j); }
+
+  // Of columns beside each other that come before `end`; 0 of others.
+  template <int kCount>
+  LPL_DEVICE void tile(const Member& m, int first, int end, Acc* q) const {
+    Acc u[kCount];
+    take_beside<kCount>(m.logits + first, end - first, u);
+#pragma unroll
+    for (int v = 0; v < kCount; ++v) q[v] = first + v < end ? of(m, u[v], first + v) : Acc(0);
+  }
+
+ private:
+  LPL_DEVICE Acc of(const Member& m, Acc u, i64 j) const {
     const Acc z = kSet == kBare ? u : a_.perturbed(u, int(j), m.row);
     return Scale<Acc>::exp(Scale<Acc>::exponent(z, m.level)) * m.inverse;
   }
 
- private:
   const Call& call_;
   const Algebra<T, kSet> a_;
   const Group<Acc>& g_;

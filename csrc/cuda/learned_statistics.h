@@ -106,7 +106,7 @@ struct LearnedStatisticsBody {
       // one whose index is out of range makes the whole class nan, and so does nan
       const bool known = !row_.outside && rest < INFINITY && top_ < INFINITY;
       note(to, known ? own_exponent() : Acc(NAN));
-      to.series[0] = rest;
+      Group<Acc>::join(to, rest);
       const i64 count = call_.scratch.counts[row_.index];
       const Outcome outcome = !Group<Acc>::pays(call_, steps_, count) ? kGroup
                               : Group<Acc>::bounded(call_, steps_)    ? kRelaxed

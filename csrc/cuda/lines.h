@@ -85,6 +85,38 @@ LPL_DEVICE inline typename AccumulateOf<T>::type largest_of(const T* from) {
   return most;
 }
 
+// The first `count` of so many elements, in one access where they lie as it asks for.
+template <int kCount, typename T>
+LPL_DEVICE inline bool together(const T* place, int count) {
+  return count >= kCount && reinterpret_cast<uintptr_t>(place) % (kCount * sizeof(T)) == 0;
+}
+template <int kCount, typename T, typename Acc>
+LPL_DEVICE inline void take_beside(const T* from, int count, Acc* to) {
+  struct alignas(kCount * sizeof(T)) {
+    T value[kCount];
+  } line;
+  if (together<kCount>(from, count)) {
+    line = *reinterpret_cast<const decltype(line)*>(from);
+    return load_all<kCount>(to, line.value);
+  }
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) to[k] = k < count ? load(from[k]) : Acc(0);
+}
+template <int kCount, typename T, typename Acc>
+LPL_DEVICE inline void put_beside(T* to, int count, const Acc* from) {
+  struct alignas(kCount * sizeof(T)) {
+    T value[kCount];
+  } line;
+  if (together<kCount>(to, count)) {
+    store_all<kCount>(line.value, from);
+    *reinterpret_cast<decltype(line)*>(to) = line;
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < kCount; ++k)
+    if (k < count) store(to[k], from[k]);
+}
+
 // A line of memory that is read, or written, this once: it takes no place from what is needed
 // again.
 template <typename Line>
