@@ -5,6 +5,7 @@ Every message says what was expected and what came.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -37,6 +38,26 @@ Target = Tensor | MixedTarget
 
 
 def call_options(
+    reduction: str,
+    ignore_index: int,
+    phi: Phi,
+    label_smoothing: float | Tensor,
+    z_loss: float,
+    softcap: float,
+    norm: Norm | None = None,
+) -> Options:
+    """The options of a call, looked up where they were checked before: training repeats them."""
+    arguments = reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm
+    numbers = type(label_smoothing) is type(z_loss) is type(softcap) is float
+    if numbers and not torch.compiler.is_compiling():
+        try:
+            return _known_options(*arguments)
+        except TypeError:
+            pass  # of an argument that cannot be looked up, or is wrong: said below
+    return _call_options(*arguments)
+
+
+def _call_options(
     reduction: str,
     ignore_index: int,
     phi: Phi,
@@ -80,6 +101,10 @@ def call_options(
         first=0,
         classes=0,
     )
+
+
+# by type, too: True is no 1
+_known_options = functools.lru_cache(maxsize=256, typed=True)(_call_options)
 
 
 def integer(name: str, value: int) -> int:

@@ -25,7 +25,7 @@ from ..algebra.terms import Terms
 from ..problem import MEAN, NONE, Options, Problem, accumulate_dtype, divides
 from .buffers import gradients, new, table_places
 from .contract import Choose, Form, Forward, Gradients, leaves_terms
-from .native import DTYPES, PARTS, Outputs, Sizes, load
+from .native import DTYPES, PARTS, Outputs, Sizes, load, replaced
 
 __all__ = [
     "describe",
@@ -78,10 +78,10 @@ class Buffers(NamedTuple):
     scratch: Scratch = Scratch()
 
     def and_out(self, **tensors: Any) -> Buffers:
-        return self._replace(out=self.out._replace(**tensors))
+        return Buffers(replaced(self.out, tensors), self.scratch)
 
     def and_scratch(self, **tensors: Any) -> Buffers:
-        return self._replace(scratch=self.scratch._replace(**tensors))
+        return Buffers(self.out, replaced(self.scratch, tensors))
 
 
 @functools.cache
@@ -153,7 +153,6 @@ def gradient(
     input, grad = problem.input, out
     if grad is None and "input" in want:
         grad = new(problem, *input.shape, dtype=input.dtype)
-    chunk, tables = table_places(problem, want)
     outputs = Outputs(
         grad=grad,
         grad_rows=upstream,
@@ -161,6 +160,10 @@ def gradient(
         terms=known.terms,
         delta=learned.delta(problem, known, perturbed),
     )
+    if list(want) == ["input"]:
+        _run(_native().gradient, problem, Buffers(outputs))
+        return Gradients(grad)
+    chunk, tables = table_places(problem, want)
     buffers = Buffers(outputs.and_tables(tables), Scratch(chunk=chunk))
     _run(_native().gradient, problem, buffers)
     return gradients(problem, grad, tables)
@@ -304,8 +307,14 @@ def _narrow(problem: Problem) -> bool:
 
 def _run(kernels: Callable[..., None], problem: Problem, buffers: Buffers) -> None:
     """Queues kernels on the current stream of the problem's device."""
-    with torch.cuda.device_of(problem.input):
-        kernels(problem, Sizes.of(problem), *buffers, _stream(problem.input))
+    input = problem.input
+    if not input.is_cuda:
+        return kernels(problem, Sizes.of(problem), *buffers, 0)
+    device = input.get_device()
+    if device == torch.cuda.current_device():  # entering it would cost as much as a launch
+        return kernels(problem, Sizes.of(problem), *buffers, _stream(device))
+    with torch.cuda.device(device):
+        return kernels(problem, Sizes.of(problem), *buffers, _stream(device))
 
 
 def _with_norm(problem: Problem, buffers: Buffers) -> Buffers:
@@ -368,5 +377,6 @@ def _with_steps(
     return buffers.and_scratch(outcome=outcome)
 
 
-def _stream(tensor: Tensor) -> int:
-    return int(torch.cuda.current_stream(tensor.device).cuda_stream) if tensor.is_cuda else 0
+def _stream(device: int) -> int:
+    """The current stream's handle, without making a torch.cuda.Stream of it."""
+    return int(torch._C._cuda_getCurrentRawStream(device))

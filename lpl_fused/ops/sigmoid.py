@@ -123,6 +123,10 @@ class BinaryCrossEntropy(torch.autograd.Function):
         return (None, None, None, grad, *[None] * (len(ctx.needs_input_grad) - 4))
 
 
+# as in softmax.py
+_apply = super(torch.autograd.Function, BinaryCrossEntropy).apply
+
+
 def _backward(ctx: Any, grad_loss: Tensor) -> Tensor:
     held, ctx.held = ctx.held, None
     if held is not None and held[0].input.element_size() > 2:  # as in softmax.py
@@ -136,6 +140,8 @@ def _backward(ctx: Any, grad_loss: Tensor) -> Tensor:
         swept = _forward(problem, ctx.backend, True) if held is None else held[1]
         return load_binary(ctx.backend).binary_rescale_(problem, swept, grad_loss)
     upstream = grad_loss.contiguous() if grad_loss.dim() else grad_loss / first
+    if direct(problem.input):
+        return load_binary(ctx.backend).binary_gradient(problem, upstream)
     return _gradient_op(*packed(problem, ctx.backend), upstream)  # type: ignore[no-any-return]
 
 
@@ -146,7 +152,8 @@ def _problem(tensors: Sequence[Tensor | None], options: BinaryOptions) -> Binary
 def binary_cross_entropy(problem: BinaryProblem, backend: str, form: str = AUTO) -> Tensor:
     """The loss of a problem, differentiable with respect to its input; `form` of dispatch.FORMS."""
     if torch.is_grad_enabled() and problem.input.requires_grad:
-        return BinaryCrossEntropy.apply(problem.options, backend, form, *given(problem))  # type: ignore[no-any-return]
+        apply = _apply if direct(problem.input) else BinaryCrossEntropy.apply
+        return apply(problem.options, backend, form, *given(problem))  # type: ignore[no-any-return]
     return _forward(problem, backend, False).loss
 
 

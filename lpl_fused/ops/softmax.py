@@ -220,6 +220,10 @@ class CrossEntropy(torch.autograd.Function):
         return tuple(g if g is None else Once.apply(g, grad_loss, *anchors) for g in grads)
 
 
+# past what Function.apply does for functorch, which `direct` has seen is not there
+_apply = super(torch.autograd.Function, CrossEntropy).apply
+
+
 def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     held, ctx.held = ctx.held, None
     if held is not None and held[0].input.element_size() > 2:
@@ -239,15 +243,18 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     upstream = grad_loss
     if not grad_loss.dim():
         upstream = (grad_loss / first).expand(problem.input.shape[0])
+    past = ctx.in_place or direct(problem.input)
     if problem.steps is not None:
-        grad = _learned_gradient_op(*packed(problem, ctx.backend), upstream, state)
-        return _only_input(ctx, grad)
+        if past:
+            learned = load(ctx.backend).learned_gradient(problem, upstream, state)
+        else:
+            learned = _learned_gradient_op(*packed(problem, ctx.backend), upstream, state)
+        return _only_input(ctx, learned)
     needed = (*ctx.needs_input_grad[_BEFORE_TENSORS:], *[False] * len(Problem._fields))
     want = [needed[field] for field in (0, *_TABLE_FIELDS)]
-    if ctx.in_place:
-        found: Sequence[Tensor | None] = _gradient_in_place(
-            problem, ctx.backend, terms, upstream, want
-        )
+    found: Sequence[Tensor | None]
+    if past:
+        found = _gradient_past(problem, ctx.backend, terms, upstream, want, ctx.in_place)
     else:
         found = _gradient_op(*packed(problem, ctx.backend), terms, upstream, want)
     grads: list[Tensor | None] = [None] * len(tensors)
@@ -258,12 +265,19 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     return (*[None] * _BEFORE_TENSORS, *grads[:inputs])
 
 
-def _gradient_in_place(
-    problem: Problem, backend: str, terms: Tensor, upstream: Tensor, want: Sequence[bool]
+def _gradient_past(
+    problem: Problem,
+    backend: str,
+    terms: Tensor,
+    upstream: Tensor,
+    want: Sequence[bool],
+    in_place: bool,
 ) -> Gradients:
-    """`_gradient_op`, that of the logits where they are."""
+    """`_gradient_op` past the dispatcher; `in_place`: that of the logits where they are."""
     known, module = Known(terms), load(backend)
     names = [name for name, wanted in zip(Gradients._fields, want, strict=True) if wanted]
+    if not in_place:
+        return module.gradient(problem, known, upstream, names)
     found = Gradients()
     if names[1:]:  # they read the logits
         found = module.gradient(problem, known, upstream, names[1:])
@@ -345,7 +359,8 @@ def cross_entropy(
     if choose is not None and not (learns and direct(problem.input)):
         problem, choose = with_chosen_steps(problem, backend, choose), None
     if learns:
-        return CrossEntropy.apply(problem.options, backend, choose, form, *given(problem))  # type: ignore[no-any-return]
+        apply = _apply if direct(problem.input) else CrossEntropy.apply
+        return apply(problem.options, backend, choose, form, *given(problem))  # type: ignore[no-any-return]
     return _forward(problem, backend, False, final=True).loss
 
 
