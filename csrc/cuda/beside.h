@@ -35,7 +35,7 @@ struct StatisticsBody {
     constexpr int kSize = Here::kSize;
     const Algebra<T, kSet> algebra(call);
     const Here pieces(team, algebra.logits(rows.first), algebra.c);
-    Gather<E, kSize> mass[kBeside];
+    Gather<E, kSize, Level::ahead> mass[kBeside];
     Row<Acc> row[kBeside];
 #pragma unroll
     for (int r = 0; r < kBeside; ++r) row[r] = algebra.row(rows.row(r), nullptr);

@@ -76,9 +76,18 @@ LPL_DEVICE inline double larger(double a, double b) {
   return fmax(a, b);
 }
 
+// How far the level of a sum may be from its largest logit. Near, exponents of what counts are near
+// 0, where they are most exact: where gradients are differences. Ahead of what was found so far, a
+// warp rarely has to raise the level of one of its threads.
+enum class Level { near, ahead };
+template <Level kLevel>
+constexpr float kLarge = kLevel == Level::near ? 16 : 128;
+template <Level kLevel>
+constexpr float kAhead = kLevel == Level::near ? 0 : 2;
+
 // Σ e^z piece by piece. Any level near the largest logit does: a new one is looked for where a sum
 // becomes large, so that nothing is compared for a maximum.
-template <typename E, int kSize>
+template <typename E, int kSize, Level kLevel>
 class Gather {
  public:
   using Acc = typename E::Acc;
@@ -92,13 +101,14 @@ class Gather {
   template <typename Moved>
   LPL_DEVICE void add(const Acc* z, Acc (&terms)[kSize], Moved moved) {
     Acc sum = exponentials(z, terms);
-    if (sum > kLarge || !known_) {
+    if (sum > kLarge<kLevel> || !known_) {
       Acc most = known_ ? e_.shift() : Acc(-INFINITY);
 #pragma unroll
       for (int v = 0; v < kSize; ++v) most = larger(z[v], most);
       if (most > -INFINITY) {
+        // higher than it has to be yet: a warp takes this way as often as all its threads together
         const E old = e_;
-        e_ = E::near(most);
+        e_ = E::near(most + kAhead<kLevel>);
         const Acc factor = known_ ? old.in(e_) : Acc(1);
         rest_ *= factor;
         moved(factor, old.shift() - e_.shift());
@@ -110,8 +120,6 @@ class Gather {
   }
 
  private:
-  static constexpr float kLarge = 16;  // so that exponents of what counts stay small, and exact
-
   LPL_DEVICE Acc exponentials(const Acc* z, Acc (&terms)[kSize]) const {
 #pragma unroll
     for (int v = 0; v < kSize; ++v) terms[v] = e_.of(z[v]);
@@ -145,7 +153,9 @@ template <typename E, bool kMore, typename Acc>
 LPL_DEVICE inline RowSums<Acc> sums_of(const Gathered<E, kMore>& s, Acc own) {
   const E all(finite_shift(s.level));
   RowSums<Acc> found{};
-  found.top = s.level == -INFINITY ? s.level : all.shift();
+  found.top = s.level == -INFINITY           ? s.level
+              : all.shift() - kAhead < kMore ? Level::near
+                                             : Level::ahead > ;
   if (own > found.top) found.top = own;
   const Acc shift = finite_shift(found.top);
   // without mass there is no level, and nothing but a nan to pass on
@@ -263,7 +273,7 @@ class TeamRow {
   // The same, of the whole team.
   LPL_DEVICE Gathered<E, kMore> gathered(int skip, bool weigh) {
     Gathered<E, kMore> s{};
-    Gather<E, kSize> mass;
+    Gather<E, kSize, kMore ? Level::near : Level::ahead> mass;
     pieces_.visit_arriving([&](int first, const Acc* u, auto kind) {
       Acc z[kSize], terms[kSize];
       a_.template perturb<kSize>(first, u, row_, kind, z);
