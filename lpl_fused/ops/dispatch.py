@@ -51,15 +51,23 @@ def by_sweep(problem: Problem | BinaryProblem, backend: str) -> bool:
     upstream of 1 that the backward replaces: one read and one write of the logits in all where it
     is 1. Else by statistics, one read more, whatever it is: for float16, whose small gradients live
     only after the upstream factor (a loss scaler's) was applied; where every row has an upstream of
-    its own, which is not 1; and where somebody traces, so that a 16-bit one would be rounded twice.
+    its own, which is not 1; where somebody traces, so that a 16-bit one would be rounded twice; and
+    on CUDA for tables, of which a piece that is read then serves several rows: read anew for each
+    they cost more than a second read of the logits.
     """
     dtype = problem.input.dtype
     if dtype == torch.float16:
+        return False
+    if backend == "cuda" and isinstance(problem, Problem) and _has_tables(problem):
         return False
     if dtype == torch.bfloat16:
         return problem.options.reduction != NONE and direct(problem.input)
     # on a CPU scaling 32 bits again costs less than their exponentials
     return problem.options.reduction != NONE or backend == "cpp"
+
+
+def _has_tables(problem: Problem) -> bool:
+    return problem.scale is not None or problem.offset is not None
 
 
 # how a gradient comes about, by a caller's word: see `cross_entropy` in functional/
