@@ -359,6 +359,8 @@ def test_auto_is_what_the_documentation_says(backend: str, monkeypatch: pytest.M
         (torch.float32, "none", None, cpp),
         (torch.bfloat16, "none", None, False),
         (torch.float32, "mean", table, False),
+        (torch.float32, "mean", Perturbation(offset=torch.zeros(9)), backend != "cuda"),
+        (torch.float32, "mean", Perturbation(margin=torch.zeros(9)), True),
     ):
         input = draw.input().to(dtype).requires_grad_()
         LF.cross_entropy(

@@ -170,7 +170,8 @@ def cross_entropy(
             are contiguous, no leaf, and not a part of a larger tensor; who saved them for its own
             backward, and a second backward, get an error. "auto": "sweep" for "mean" and "sum"
             of float64, float32 and bfloat16 where no table learns (C++: for "none", too, but for 16
-            bits), else "statistics".
+            bits; CUDA: not beside a scale or an offset, of which several rows then share what is
+            read), else "statistics".
         backend: "auto", "cpp", "triton", "cuda" or "reference"; see `lpl_fused.explain()`. "auto"
             leaves to torch's function what it can do, too, and does faster: a mean or sum with
             gradient of (N, C) float32 or float64 logits on the CPU, at most `backends.SMALL`.
