@@ -32,8 +32,6 @@ using i64 = int64_t;
   X(int64_t*, counts, nullptr)                                                                     \
   X(int32_t*, outcome, nullptr) /* (N,) Outcome */                                                 \
   X(void*, groups, nullptr)     /* Group::bytes, null where that is 0 */                           \
-  X(void*, rowwise, nullptr)   /* (N, 3) Acc: shift, 1/Σ, norm's factor in a step; Group's lift */ \
-  X(void*, direction, nullptr) /* (N, C) Acc, where steps are normalised */                        \
   X(int64_t, chunk, 1)                                                                             \
   X(const void*, factor, nullptr)    /* (N,) Acc */                                                \
   X(int64_t, factor_stride, 0)       /* 0 or 1 */                                                  \
@@ -50,17 +48,17 @@ using i64 = int64_t;
 struct Scratch {
   LPL_SCRATCH(LPL_FIELD)
   int round = 0;            // of the kernels of groups
-  bool only_delta = false;  // the solver leaves loss and gradient to RowBody, whose δ it makes
+  bool only_delta = false;  // δ is all that is wanted of the steps; RowBody takes it from there
   bool anew = false;        // kernels have nothing to do unless `factor` rounds a gradient again
 };
 
-// What the solver made of a row.
+// What became of a row's steps.
 enum Outcome : int32_t {
-  kSolved = 0,     // it has all that is wanted of it
-  kUnchanged = 1,  // it takes no steps
-  kPerturbed = 2,  // it shares its δ with others, which is there
-  kGroup = 3,      // it shares its δ with others: left to plain steps
-  kFellBack = 4,   // the solver would not be exact enough: left to plain steps
+  kSolved = 0,     // it has its class to itself, and a series gave them
+  kUnchanged = 1,  // it takes none
+  kPerturbed = 2,  // it shares its δ with others, which is found
+  kGroup = 3,      // the same, left to plain steps: nothing can be solved, or it has no room
+  kFellBack = 4,   // left to plain steps: the solver would not be exact enough
   kRelaxed = 5,    // it shares its δ with others, which is being found
 };
 

@@ -187,7 +187,6 @@ void learned_perturbation(Launcher& launch, Call call) {
 template <typename T, typename Launcher>
 void under_delta(Launcher& launch, Call call) {
   call.scratch.only_delta = true;
-  call.scratch.outcome = nullptr;
   launch_rows<RowBody, T>(launch, call, true, SetList<kMove>());
 }
 

@@ -499,7 +499,7 @@ class TeamRow {
   Acc penalty_ = 0;
 };
 
-// Loss and gradient of row i under its δ, if any; of rows that have an outcome unless solved.
+// Loss and gradient of row i under its δ, if any.
 template <typename T, Set kSet>
 struct RowBody {
   using Shared = Nothing;
@@ -507,11 +507,9 @@ struct RowBody {
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
-    const int outcome = call.scratch.outcome ? call.scratch.outcome[i] : kUnchanged;
-    if (outcome == kSolved) return;
     const Algebra<T, kSet> algebra(call);
-    const bool moves = outcome != kUnchanged || call.scratch.only_delta;
-    Row<Acc> row = algebra.row(i, moves ? static_cast<const Acc*>(call.out.delta) : nullptr);
+    const void* delta = call.scratch.only_delta ? call.out.delta : nullptr;
+    Row<Acc> row = algebra.row(i, static_cast<const Acc*>(delta));
     TeamRow<Team, T, kSet> here(team, call, algebra, row);
     if (!row.live) {
       here.clear();

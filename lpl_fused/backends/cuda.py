@@ -55,8 +55,6 @@ class Scratch(NamedTuple):
     counts: Tensor | None = None
     outcome: Tensor | None = None
     groups: Tensor | None = None
-    rowwise: Tensor | None = None
-    direction: Tensor | None = None
     chunk: int = 1
     factor: Tensor | None = None
     factor_stride: int = 0
