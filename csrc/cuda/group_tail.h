@@ -10,15 +10,15 @@
 namespace lpl {
 
 // Columns of a thread at a time.
-template <typename Acc>
-constexpr int kColumnsAtOnce = sizeof(Acc) == 8 ? 2 : 4;
+template <typename Acc, Set kSet>
+constexpr int kColumnsAtOnce = sizeof(Acc) == 8 || (kSet & kRest) != 0 ? 2 : 4;
 
 // f(first, end) for the columns of a part, some at a time: a thread has those of first + v, v <
-// kColumnsAtOnce, that come before `end`.
-template <typename Team, typename Acc, typename F>
+// kColumns, that come before `end`.
+template <int kColumns, typename Team, typename Acc, typename F>
 LPL_DEVICE inline void each_tile(const Team& team, const Group<Acc>& g, int part, F f) {
   const int c = int(g.c), all = (c + g.parts - 1) / g.parts, begin = part * all;
-  const int end = begin + all < c ? begin + all : c, each = kColumnsAtOnce<Acc>;
+  const int end = begin + all < c ? begin + all : c, each = kColumns;
   for (int lo = begin; lo < end; lo += each * team.size()) f(lo + each * team.rank(), end);
 }
 
@@ -58,7 +58,7 @@ class TailGains {
     Sums sums{};
     int listed = 0;
     bool begins = true;
-    each_tile(team_, g_, part_, [&](int first, int end) {
+    each_tile<kColumns>(team_, g_, part_, [&](int first, int end) {
       Tile tile{};
       tile.first = first;
       tile.end = end;
@@ -85,7 +85,7 @@ class TailGains {
   }
 
  private:
-  static constexpr int kColumns = kColumnsAtOnce<Acc>;
+  static constexpr int kColumns = kColumnsAtOnce<Acc, kSet>;
   static constexpr int kRows = sizeof(Acc) == 8 ? 1 : 2;  // summed at a time
   static constexpr double kLargestTail = 5e-3;            // B of an exact class is larger
 
@@ -246,7 +246,7 @@ template <typename T, Set kSet>
 struct GroupDeltaBody {
   using Acc = typename AccumulateOf<T>::type;
   using Shared = Nothing;
-  static constexpr int kColumns = kColumnsAtOnce<Acc>;
+  static constexpr int kColumns = kColumnsAtOnce<Acc, kSet>;
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
@@ -255,7 +255,7 @@ struct GroupDeltaBody {
     if (!g.done || part >= g.parts) return;
     const GroupRivals<T, kSet> rivals(call, g);
     const Acc second = g.state->log_second, third = g.state->log_third;
-    each_tile(team, g, part, [&](int first, int end) {
+    each_tile<kColumns>(team, g, part, [&](int first, int end) {
       Acc b[kColumns];
       last_of<kColumns>(rivals, g, first, end, b);
 #pragma unroll
@@ -311,7 +311,7 @@ template <typename T, Set kSet>
 struct GroupGradientBody {
   using Acc = typename AccumulateOf<T>::type;
   using Shared = Nothing;
-  static constexpr int kColumns = kColumnsAtOnce<Acc>;
+  static constexpr int kColumns = kColumnsAtOnce<Acc, kSet>;
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
@@ -320,7 +320,7 @@ struct GroupGradientBody {
     if (!g.done || part >= g.parts) return;
     const GroupRivals<T, kSet> rivals(call, g);
     const Acc second = g.state->second, third = g.state->third;
-    each_tile(team, g, part, [&](int first, int end) {
+    each_tile<kColumns>(team, g, part, [&](int first, int end) {
       Acc x[kColumns];
       last_of<kColumns>(rivals, g, first, end, x);
 #pragma unroll
