@@ -46,7 +46,18 @@ _VECTOR = 8  # bytes of an access from which on it has several logits
 _FEW = 4  # special functions of a turn that are not of its logits
 _END = -1  # behind all nodes
 _MANY = 1000  # logits
-_ALIKE = 0.25  # by how much kinds of work a logit may differ in loops that do the same
+_ALIKE, _NEAR = 0.3, 0.15  # by how much the same work may differ: of itself, and absolutely
+_AS_CHEAP = 1.1
+_Names = tuple[str, ...]
+_ARITHMETIC: tuple[_Names, ...] = (
+    *(("MUFU",), ("FFMA", "FFMA2"), ("FADD", "FADD2"), ("FMUL", "FMUL2")),
+    *(("DFMA",), ("DADD",), ("DMUL",)),
+)
+_COMPARISONS: tuple[_Names, ...] = (
+    ("FMNMX", "FMNMX3", "HMNMX2", "VHMNMX"),
+    ("FSETP",),
+    ("F2FP",),
+)
 
 
 class Instruction(NamedTuple):
@@ -502,7 +513,8 @@ def _rare_ways(
         of_each = alike >= max(2, logits)
         special_functions = path.mufu and 2 * path.mufu >= min(logits, total)
         moved = sum(key.width * n for key, n in path.work.items() if isinstance(key, Traffic))
-        if not (of_each or special_functions or 2 * moved >= logits * element):
+        vectors = _width(path) >= 2 * _VECTOR
+        if not (of_each or special_functions or vectors or 2 * moved >= logits * element):
             rare.add(edge)
     return rare
 
@@ -649,6 +661,7 @@ class _Counting:
             self._count_loop(head)
         straight, rare = self._count(None)
         counted = sorted(self._on_way(None))
+        _share([self.loops[head] for head in counted])
         return Cost(
             straight.instructions,
             straight.mufu,
@@ -697,7 +710,6 @@ class _Counting:
         rare = _rare_ways(level, self.inside, head is not None, logits, self.element)
         way = _longest(level, rare, {node: self._weight(level, node) for node in level.order})
         self.ways[head] = way
-        _share([self.loops[node] for node in way if node in inner])
         path = _Path()
         for node in way:
             path.add(level.paths[node])
@@ -721,9 +733,17 @@ class _Counting:
 
 
 def _share(loops: Iterable[Loop]) -> None:
-    """Finds loops of one level that do the same work: they share it, or do what another leaves."""
+    """Finds loops that do the same work. The cheapest for a logit of those with the
+    longest turns is what there is to be done; others as long and as cheap share it, the rest does
+    what it leaves: a turn's remainder, a row's ends.
+    """
+    loops = list(loops)
+    vectors = any(_widest(loop) > _VECTOR for loop in loops)
     groups: list[list[Loop]] = []
     for loop in (one for one in loops if one.logits):
+        if vectors and _at_ends(loop):
+            loop.remainder = True
+            continue
         for group in groups:
             if _alike(group[0], loop):
                 group.append(loop)
@@ -731,23 +751,47 @@ def _share(loops: Iterable[Loop]) -> None:
         else:
             groups.append([loop])
     for group in groups:
-        most = max(loop.logits or 0 for loop in group)
-        whole = [loop for loop in group if loop.logits == most]
+        main = min(group, key=lambda loop: (-(loop.logits or 0), loop.instructions))
+        whole = [
+            loop
+            for loop in group
+            if loop.logits == main.logits and loop.instructions <= _AS_CHEAP * main.instructions
+        ]
         for loop in group:
-            loop.remainder = loop.logits != most
+            loop.remainder = loop not in whole
             loop.shared_by = len(whole)
 
 
 def _alike(a: Loop, b: Loop) -> bool:
-    """Whether they do the same for a logit: the same kinds of access and as much arithmetic."""
-    assert a.logits
-    assert b.logits
-    for kind in ("MUFU", *_LOADS, *_STORES, "STS", "LDGSTS"):
-        if bool(a.work[kind]) != bool(b.work[kind]):
-            return False
-    kinds = {kind for kind in (*a.work, *b.work) if isinstance(kind, str) and kind[0] in "FHM"}
-    for kind in kinds:
-        mine, other = a.work[kind] / a.logits, b.work[kind] / b.logits
-        if abs(mine - other) > max(0.3, _ALIKE * max(mine, other)):
-            return False
-    return True
+    """Whether they do the same for a logit: both write or neither does, with as many special
+    functions and as much of each arithmetic; what guards it may differ. Where there is none of
+    that, the same kinds of access and as many comparisons."""
+    kinds: list[_Names] = [_STORES]
+    if not (a.mufu or b.mufu):
+        kinds += [(name,) for name in (*_LOADS, "STS", "LDGSTS")]
+    if any(bool(_each(a, names)) != bool(_each(b, names)) for names in kinds):
+        return False
+    work = _ARITHMETIC if a.mufu or b.mufu else (*_ARITHMETIC, *_COMPARISONS)
+    return all(
+        math.isclose(_each(a, names), _each(b, names), rel_tol=_ALIKE, abs_tol=_NEAR)
+        for names in work
+    )
+
+
+def _widest(loop: Loop) -> int:
+    kinds = (key for key in loop.work if isinstance(key, Traffic) and key.base != "STS")
+    return max((key.width for key in kinds), default=0)
+
+
+def _at_ends(loop: Loop) -> bool:
+    """Whether a loop, beside others that take vectors, only moves or sums single numbers: a row's
+    ends, what warps have summed."""
+    arithmetic = sum(loop.work[name] for names in _ARITHMETIC[1:] for name in names)
+    on_chip = not any(loop.work[name] for name in (*_STORES, "LDG", "LD", "LDGSTS"))
+    few = loop.mufu <= _FEW and (on_chip or arithmetic <= (loop.logits or 0) / 4)
+    return few and _widest(loop) < _VECTOR
+
+
+def _each(loop: Loop, names: tuple[str, ...]) -> float:
+    assert loop.logits
+    return sum(loop.work[name] for name in names) / loop.logits

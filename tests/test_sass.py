@@ -138,6 +138,17 @@ def test_a_sum_over_warps_is_no_loop_over_the_row() -> None:
     assert loop.logits == 8
 
 
+def test_copies_of_single_elements_beside_vectors_are_of_the_ends() -> None:
+    copies = """C: LDG.E.U16 R8, desc[UR4][R12.64]
+        IADD3 R12, R12, R7, RZ
+        STS.U16 [R9], R8
+        @!P0 BRA @C"""
+    found = sass.cost(code(f"{copies}\n{row_loop('L', 1)}\nEXIT"), 2)
+    assert [loop.remainder for loop in found.loops] == [True, False]
+    (alone,) = sass.cost(code(f"{copies}\nEXIT"), 2).loops
+    assert not alone.remainder
+
+
 def test_tables_beside_the_logits_are_no_logits() -> None:
     tables = "LDG.E.128 R12, desc[UR4][R12.64]\nLDG.E.128 R16, desc[UR4][R12.64+0x10]"
     (loop,) = sass.cost(code(f"{row_loop('L', 1, tables)}\nEXIT"), 2).loops
