@@ -396,7 +396,7 @@ class _Level:
     def __init__(
         self, blocks: list[Block], body: set[int], head: int | None, inner: dict[int, set[int]]
     ) -> None:
-        self.inner = inner
+        self.head, self.inner = head, inner
         self.of = {k: k for k in body}
         for top, members in inner.items():
             for k in members:
@@ -474,6 +474,7 @@ def _rare_ways(
     rare = set(level.rare)
     total = sum(path.mufu for path in level.paths.values())
     sides: list[tuple[tuple[int, int], _Path]] = []
+    optional: set[int] = set()  # the nodes of all sides
     behind = _Behind(level)
     for node in reversed(level.order):
         behind.follows[node] = [to for to in behind.follows[node] if (node, to) not in rare]
@@ -497,12 +498,14 @@ def _rare_ways(
                 rare.add(edge)  # element by element beside the vector
             elif in_loop and not other.instructions and mine.instructions:
                 sides.append((edge, mine))
+                optional |= behind.region(ways[k], behind.join[node])
                 continue
             else:
                 continue
             behind.follows[node].remove(ways[k])
             behind.settle(node)
             break
+    sure = sum(level.paths[node].mufu for node in level.order if node not in optional)
     for edge, path in sides:
         alike = sum(
             path.mufu == other.mufu
@@ -511,7 +514,8 @@ def _rare_ways(
             for _, other in sides
         )
         of_each = alike >= max(2, logits)
-        special_functions = path.mufu and 2 * path.mufu >= min(logits, total)
+        # where every logit has had one anyway, they are done again
+        special_functions = sure < logits and path.mufu and 2 * path.mufu >= min(logits, total)
         moved = sum(key.width * n for key, n in path.work.items() if isinstance(key, Traffic))
         vectors = _width(path) >= 2 * _VECTOR
         if not (of_each or special_functions or vectors or 2 * moved >= logits * element):
@@ -603,7 +607,7 @@ def _stride(code: list[Instruction]) -> float:
             elif one.base in ("IMAD", "LEA", "UIMAD", "ULEA") and far < 2 and sources[0] != "RZ":
                 # a factor in a register is the size of what is summed
                 times = constants[0] if constants else _SIZE
-                times = 1 << times if "LEA" in one.base and constants else times
+                times = 1 << min(times, 32) if "LEA" in one.base and constants else times
                 found = max(
                     found,
                     times * step(sources[0], far + 1),
@@ -653,6 +657,7 @@ class _Counting:
             around = [h for h, b in self.bodies.items() if h != head and head in b and body <= b]
             self.parent[head] = min(around, key=lambda h: len(self.bodies[h]), default=None)
         self.loops: dict[int, Loop] = {}
+        self.weights: dict[int, float] = {}  # of loops with those inside
         self.inside: dict[int, _Path] = {}  # a turn of a loop with one of each loop inside
         self.ways: dict[int | None, list[int]] = {}
 
@@ -661,7 +666,7 @@ class _Counting:
             self._count_loop(head)
         straight, rare = self._count(None)
         counted = sorted(self._on_way(None))
-        _share([self.loops[head] for head in counted])
+        _share([self.loops[head] for head in counted], self.element, bulk)
         return Cost(
             straight.instructions,
             straight.mufu,
@@ -682,7 +687,15 @@ class _Counting:
         code = [one for node in way if node not in self.bodies for one in self.blocks[node].code]
         code += self.blocks[head].code
         waits = any(path.work[name] for name in _WAITS) and not path.mufu
-        walks = waits or _walks_alone(code)
+        # a loop around sweeps of the row is over rows, or over looks at one
+        rows = any(
+            node in self.loops and self.loops[node].logits and _widest(self.loops[node]) > _VECTOR
+            for node in way
+        ) and not any(
+            isinstance(key, Traffic) and key.width > _VECTOR and key.base != "STS"
+            for key in path.work
+        )
+        walks = waits or rows or _walks_alone(code)
         self.loops[head] = Loop(
             self.blocks[head].code[0].address,
             self._depth(head),
@@ -691,6 +704,11 @@ class _Counting:
             rare,
             None if walks else _logits(path, self.element),
             path.work,
+        )
+        logits = self.loops[head].logits
+        self.weights[head] = path.instructions * (_MANY / logits if logits else 1)
+        self.weights[head] += sum(
+            self.weights[node] for node in way if node in self.loops and node != head
         )
         turn = _Path()
         for node in way:
@@ -718,12 +736,12 @@ class _Counting:
         return path, sum(self.inside.get(node, level.paths[node]).instructions for node in left)
 
     def _weight(self, level: _Level, node: int) -> int:
-        """By which ways are compared: instructions of a thread that has many logits."""
+        """By which ways are compared: instructions of a thread that has many logits, of the
+        kernel's own those of its loops; among equals the shortest way is what must be done."""
         if node not in level.inner:
-            return level.paths[node].instructions
-        loop = self.loops[node]
-        turns = _MANY / loop.logits if loop.logits else 1
-        return round(loop.instructions * turns)
+            count = level.paths[node].instructions
+            return -count if level.head is None and level.inner else count
+        return round(self.weights[node]) * (1 if level.head is not None else _MANY)
 
     def _on_way(self, head: int | None) -> Iterator[int]:
         for node in self.ways[head]:
@@ -732,7 +750,7 @@ class _Counting:
                 yield from self._on_way(node)
 
 
-def _share(loops: Iterable[Loop]) -> None:
+def _share(loops: Iterable[Loop], element: int, bulk: bool) -> None:
     """Finds loops that do the same work. The cheapest for a logit of those with the
     longest turns is what there is to be done; others as long and as cheap share it, the rest does
     what it leaves: a turn's remainder, a row's ends.
@@ -741,7 +759,8 @@ def _share(loops: Iterable[Loop]) -> None:
     vectors = any(_widest(loop) > _VECTOR for loop in loops)
     groups: list[list[Loop]] = []
     for loop in (one for one in loops if one.logits):
-        if vectors and _at_ends(loop):
+        copies = bulk and loop.work["LDGSTS"] and not loop.mufu  # where there are no bulk copies
+        if copies or (vectors and (_at_ends(loop) or _single(loop, element, loops))):
             loop.remainder = True
             continue
         for group in groups:
@@ -787,9 +806,29 @@ def _at_ends(loop: Loop) -> bool:
     """Whether a loop, beside others that take vectors, only moves or sums single numbers: a row's
     ends, what warps have summed."""
     arithmetic = sum(loop.work[name] for names in _ARITHMETIC[1:] for name in names)
-    on_chip = not any(loop.work[name] for name in (*_STORES, "LDG", "LD", "LDGSTS"))
-    few = loop.mufu <= _FEW and (on_chip or arithmetic <= (loop.logits or 0) / 4)
-    return few and _widest(loop) < _VECTOR
+    # LD is of another block's memory on chip, or of a thread's own
+    on_chip = not any(loop.work[name] for name in (*_STORES, "LDG", "LDGSTS"))
+    moves = loop.mufu <= _FEW and arithmetic <= (loop.logits or 0) / 4
+    return (on_chip or moves) and _widest(loop) < _VECTOR
+
+
+def _single(loop: Loop, element: int, others: list[Loop]) -> bool:
+    """Whether a loop takes its logits from memory one by one: it is of a row's ends, where others
+    take vectors. In float32 a table may be read so: then another must do it for half as much."""
+    kinds = {key: n for key, n in loop.work.items() if isinstance(key, Traffic)}
+    found = max(
+        (n for key, n in kinds.items() if key.base == "LDG" and key.width <= element), default=0
+    )
+    if not loop.logits or 2 * found < loop.logits:
+        return False
+    writes = bool(_each(loop, _STORES))
+    return element < 4 or any(
+        other.logits
+        and bool(_each(other, _STORES)) == writes
+        and bool(other.mufu) == bool(loop.mufu)
+        and 2 * other.instructions / other.logits <= loop.instructions / loop.logits
+        for other in others
+    )
 
 
 def _each(loop: Loop, names: tuple[str, ...]) -> float:
