@@ -65,22 +65,41 @@ SIZES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 
 # Threads that share a row where they are not 256, and rows of which they make one: the first
 # pattern that a kernel's name has.
-THREADS: tuple[tuple[str, int], ...] = (("", 256),)
+THREADS: tuple[tuple[str, int], ...] = (("batch_kernel", 1024), ("warp_kernel", 32), ("", 256))
 
 # Those whose threads do a number for a row, not for a logit.
-OF_ROWS = r"\b(LossBody|NormBody|list_groups)\b"
+OF_ROWS = r"\b(LossBody|NormBody|GroupingBody|RowStepsBody|GroupLossBody|list_groups)\b"
 
 ALONE = "LPL, 10 steps, a class a row"  # a form's name
 
 # Kernels that a form launches, forward and backward, T the element type: patterns of their names.
+# "16:" and "32:" stand before what only logits of so many bits have; "sums:" before a kernel that
+# here leaves out what writes. Sets of a problem's features (csrc/cuda/algebra.h) are numbers.
+ALONE = "LPL, 10 steps, a class a row"  # a form's name
+
+
+def _rows(set: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Loss and gradient in one sweep; another upstream makes 16 bits anew, and scales others."""
+    again = f"16:GradientBody<T, {set}u>", "32:ScaleBody<T>"
+    return (f"RowBody<T, {set}u>", "NormBody", "LossBody"), again
+
+
 CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "plain": (("RowBody<T, true>", "LossBody"), ("ScaleBody<T>",)),
-    "plain, by statistics": (("MassBody<T, true>",), ("GradientBody<T, true>",)),
-    "everything but LPL": (("NormBody", "RowBody<T, false>", "LossBody"), ("ScaleBody<T>",)),
-    "everything, by statistics": (("MassBody<T, false>",), ("GradientBody<T, false>",)),
+    "plain, a margin, φ": _rows(0),
+    "plain, by statistics": (("sums:RowBody<T, 0u>",), ("GradientBody<T, 0u>",)),
+    "tables": _rows(1),
+    "tables, by statistics": (("StatisticsBody<T, 1u>",), ("GradientsBody<T, 1u>",)),
+    "smoothing": _rows(2),
+    "norm, with tables": _rows(5),
+    "penalty": _rows(8),
+    "everything": _rows(63),
     ALONE: (
-        ("SolverBody<T, true>", "StepsBody<T>", "RowBody<T, true>", "LossBody"),
-        ("ScaleBody<T>",),
+        ("GroupingBody", "LearnedStatisticsBody<T, 0u>", "RowStepsBody", "SweptBody<T>"),
+        ("LearnedGradientBody<T, 0u>",),
+    ),
+    f"{ALONE}, tables": (
+        ("GroupingBody", "LearnedStatisticsBody<T, 1u>", "RowStepsBody", "SweptBody<T>"),
+        ("LearnedGradientBody<T, 1u>",),
     ),
 }
 # What is launched lest the host waits for the device, and ends at once: where the upstream gradient
@@ -88,7 +107,7 @@ CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 IDLE_UPSTREAM = r"^(rescale_rows|scale_rows|.*ScaleBody.*)$"
 IDLE_ALONE = (
     r"^(list_groups|weigh_rows|split_columns|gather_heads|take_group_steps|move_tail|finish_groups"
-    r"|sweeping_steps|resident_steps|.*Group\w*Body.*|.*StepsBody.*)$"
+    r"|sweeping_steps|resident_steps|.*Group\w*Body.*|.*SweptBody.*)$"
 )
 
 
@@ -114,6 +133,21 @@ class Kernel:
     blocks: int  # beside each other on a multiprocessor
     loops: tuple[str, ...] = field(default=(), compare=False)
     writes: float = 0.0
+    writing: tuple[float, float] = field(default=(0.0, 0.0), compare=False)  # loops that write:
+    # their instructions and MUFU
+
+    @property
+    def sums(self) -> Kernel:
+        """Where nothing that is as large as the logits is to be written."""
+        count, mufu = self.writing
+        return replace(
+            self,
+            instructions=self.instructions - count,
+            mufu=self.mufu - mufu,
+            memory=self.memory - self.writes,
+            l2=self.l2 - self.writes,
+            writes=0.0,
+        )
 
     @property
     def occupancy(self) -> float:
@@ -184,7 +218,15 @@ def of_code(
         blocks=beside(resources.registers, on_chip, threads, arch),
         loops=tuple(loops),
         writes=writes * each,
+        writing=_writing(cost),
     )
+
+
+def _writing(cost: sass.Cost) -> tuple[float, float]:
+    """(instructions, MUFU) per logit of the loops that write to memory."""
+    loops = [loop for loop in cost.loops if any(loop.work[name] for name in ("STG", "ST"))]
+    count = sum(loop.instructions * loop.turns_per_logit for loop in loops)
+    return count, sum(loop.mufu * loop.turns_per_logit for loop in loops)
 
 
 def beside(registers: int, shared: int, threads: int, arch: str) -> int:
@@ -335,23 +377,38 @@ def cuda_uses(kernels: Iterable[Kernel]) -> list[Use]:
         Use(form, dtype, bool(backward), kernel)
         for form, both in CUDA.items()
         for dtype in DTYPES
-        if all(of_pattern(kernels, pattern, dtype) for patterns in both for pattern in patterns)
+        if all(
+            of_pattern(kernels, pattern, dtype)
+            for patterns in both
+            for pattern in patterns
+            if _applies(pattern, dtype)
+        )
         for backward, patterns in enumerate(both)
         for pattern in patterns
+        if _applies(pattern, dtype)
         for kernel in of_pattern(kernels, pattern, dtype)
     ]
 
 
 def of_pattern(kernels: Iterable[Kernel], pattern: str, dtype: str) -> list[Kernel]:
     """The kernels that a pattern of the table CUDA names for an element type."""
+    *marks, pattern = pattern.split(":")
     typed = "<T" in pattern
     name = re.escape(pattern.replace("<T", f"<{DTYPES[dtype]}"))
     wanted = dtype if typed else _accumulates(dtype)
-    return [
+    found = [
         kernel
         for kernel in kernels
-        if re.search(rf"\b{name}", kernel.name) and kernel.dtype == wanted
+        if re.search(rf"\b{name}", kernel.name)
+        and (kernel.dtype == wanted or "<" not in kernel.name)
     ]
+    return [kernel.sums for kernel in found] if "sums" in marks else found
+
+
+def _applies(pattern: str, dtype: str) -> bool:
+    """Whether logits of a type have such a kernel."""
+    mark = pattern.split(":")[0]
+    return not mark.isdigit() or int(mark) == 8 * min(SIZES[dtype], 4)
 
 
 def _accumulates(dtype: str) -> str:
@@ -394,7 +451,7 @@ def forms(uses: Iterable[Use]) -> Iterator[Form]:
     for use in uses:
         grouped.setdefault((use.form, use.dtype), []).append(use)
     for (name, dtype), of_form in grouped.items():
-        rows = [use for use in of_form if not (name == ALONE and _idle(IDLE_ALONE, use))]
+        rows = [use for use in of_form if not (name.startswith(ALONE) and _idle(IDLE_ALONE, use))]
         forward = [use.kernel for use in rows if not use.backward]
         backward = [use.kernel for use in rows if use.backward]
         launches = len(of_form)

@@ -48,6 +48,7 @@ _END = -1  # behind all nodes
 _MANY = 1000  # logits
 _ALIKE, _NEAR = 0.3, 0.15  # by how much the same work may differ: of itself, and absolutely
 _AS_CHEAP = 1.1
+_QUESTIONS, _ASKED = ("ISETP", "SEL", "FSEL", "PRMT", "PLOP3"), 3  # of a logit that may be missing
 _Names = tuple[str, ...]
 _ARITHMETIC: tuple[_Names, ...] = (
     *(("MUFU",), ("FFMA", "FFMA2"), ("FADD", "FADD2"), ("FMUL", "FMUL2")),
@@ -692,7 +693,7 @@ class _Counting:
             node in self.loops and self.loops[node].logits and _widest(self.loops[node]) > _VECTOR
             for node in way
         ) and not any(
-            isinstance(key, Traffic) and key.width > _VECTOR and key.base != "STS"
+            isinstance(key, Traffic) and key.width > _VECTOR and key.base in ("LDG", *_STORES)
             for key in path.work
         )
         walks = waits or rows or _walks_alone(code)
@@ -756,11 +757,13 @@ def _share(loops: Iterable[Loop], element: int, bulk: bool) -> None:
     what it leaves: a turn's remainder, a row's ends.
     """
     loops = list(loops)
-    vectors = any(_widest(loop) > _VECTOR for loop in loops)
+    sweeps = [loop for loop in loops if loop.logits and _sweeps(loop)]
     groups: list[list[Loop]] = []
     for loop in (one for one in loops if one.logits):
         copies = bulk and loop.work["LDGSTS"] and not loop.mufu  # where there are no bulk copies
-        if copies or (vectors and (_at_ends(loop) or _single(loop, element, loops))):
+        if copies or (
+            sweeps and (_small(loop) or _single(loop, element) or _guarded(loop, sweeps))
+        ):
             loop.remainder = True
             continue
         for group in groups:
@@ -802,32 +805,42 @@ def _widest(loop: Loop) -> int:
     return max((key.width for key in kinds), default=0)
 
 
-def _at_ends(loop: Loop) -> bool:
-    """Whether a loop, beside others that take vectors, only moves or sums single numbers: a row's
-    ends, what warps have summed."""
-    arithmetic = sum(loop.work[name] for names in _ARITHMETIC[1:] for name in names)
-    # LD is of another block's memory on chip, or of a thread's own
-    on_chip = not any(loop.work[name] for name in (*_STORES, "LDG", "LDGSTS"))
-    moves = loop.mufu <= _FEW and arithmetic <= (loop.logits or 0) / 4
-    return (on_chip or moves) and _widest(loop) < _VECTOR
+def _sweeps(loop: Loop) -> bool:
+    """Whether a loop takes a row by vectors."""
+    kinds = [key for key in loop.work if isinstance(key, Traffic) and key.width > _VECTOR]
+    of_memory = any(key.base in ("LDG", "LDGSTS", *_STORES) for key in kinds)
+    return of_memory or (bool(kinds) and 2 * loop.mufu >= (loop.logits or 0))
 
 
-def _single(loop: Loop, element: int, others: list[Loop]) -> bool:
-    """Whether a loop takes its logits from memory one by one: it is of a row's ends, where others
-    take vectors. In float32 a table may be read so: then another must do it for half as much."""
+def _small(loop: Loop) -> bool:
+    """Whether a loop, beside others that take vectors, has single numbers: it is of a row's ends,
+    of its heads, or of what warps have summed."""
+    return _widest(loop) <= _VECTOR
+
+
+def _single(loop: Loop, element: int) -> bool:
+    """Whether a loop takes its logits of 16 bits from memory one by one, as at a row's ends."""
     kinds = {key: n for key, n in loop.work.items() if isinstance(key, Traffic)}
     found = max(
         (n for key, n in kinds.items() if key.base == "LDG" and key.width <= element), default=0
     )
-    if not loop.logits or 2 * found < loop.logits:
+    return element < 4 and 2 * found >= (loop.logits or 0)
+
+
+def _guarded(loop: Loop, sweeps: list[Loop]) -> bool:
+    """Whether a loop asks of every logit whether it is there, where another, that takes more of
+    them in a turn and writes if this one does, costs half as much: it is of a row's ends."""
+    assert loop.logits
+    if sum(loop.work[name] for name in _QUESTIONS) < _ASKED * loop.logits:
         return False
-    writes = bool(_each(loop, _STORES))
-    return element < 4 or any(
-        other.logits
-        and bool(_each(other, _STORES)) == writes
-        and bool(other.mufu) == bool(loop.mufu)
+    return any(
+        other is not loop
+        and other.logits is not None
+        and other.logits > loop.logits
+        and bool(_each(other, _STORES)) == bool(_each(loop, _STORES))
+        and bool(other.mufu) >= bool(loop.mufu)
         and 2 * other.instructions / other.logits <= loop.instructions / loop.logits
-        for other in others
+        for other in sweeps
     )
 
 
