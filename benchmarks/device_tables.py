@@ -38,12 +38,13 @@ from . import device_cost, records, sass
 from .cases import COPY, Batch, Case, draw
 from .measure import admit
 from .memory import peak_bytes
-from .providers import Criterion, Provider, providers
+from .providers import Criterion, Provider, by_statistics, providers
 from .steps import copy_step, steps
 from .suite import Suite
 
 FILE, PAGE, KERNELS = "device.jsonl", "device.md", "kernels.jsonl"
 OURS = ("cuda", "triton")
+STATISTICS = tuple(f"{name}-statistics" for name in OURS)
 ONE, RANDOM = "1", "random"
 _PATIENCE = 0.05  # seconds; eager calls that take longer are checked, and timed three times
 _BLOCK = 0.03  # seconds of calls of a clock
@@ -64,7 +65,7 @@ class Entry(NamedTuple):
 def _entries() -> tuple[Entry, ...]:
     """Compilers that take long over every shape come last, for cases that were there before."""
     main, ours, both = "8192x32000 bf16", OURS, (*OURS, "eager")
-    of_ce = (*both, "quack", "liger")
+    of_ce = (*both, "quack", "liger", *STATISTICS)
     plain = ("8192x32000 bf16", "4096x128256 bf16", "4096x50257 bf16", "4096x32000 fp32")
     small = ("4096x8142 bf16", "512x8142 fp32", "128x100 fp32")
     made: list[tuple[str, tuple[str, ...]]] = [
@@ -72,7 +73,8 @@ def _entries() -> tuple[Entry, ...]:
         (f"{main} lpl50-unique", both),
         *((f"{main} lpl{k}-unique", ours) for k in (5, 100)),
         *((f"{shape} ce", of_ce) for shape in (*plain[1:], small[0])),
-        *((f"{main} {loss}", both) for loss in ("la", "vs", "ldam", "smoothing", "focal")),
+        *((f"{main} {loss}", (*both, *STATISTICS)) for loss in ("la", "vs")),
+        *((f"{main} {loss}", both) for loss in ("ldam", "smoothing", "focal")),
         *((f"{main} {loss}", both) for loss in ("logitclip", "mbls")),
         (f"{main} lpl10-zipf", both),
         (f"{main} lpl50-zipf", ours),
@@ -252,7 +254,7 @@ def predicted(
     rate: float,
 ) -> tuple[float, str] | None:
     """Microseconds that the model has for a kernel of a case, and whose code it has counted."""
-    backend = "CUDA" if provider == "cuda" else "Triton"
+    backend = "CUDA" if provider.startswith("cuda") else "Triton"
     form = form_of(case)
     for key, found in known.items():
         if not key.startswith(backend):
@@ -293,6 +295,11 @@ def _architecture(device: torch.device) -> str:
     return f"{major}{minor}"
 
 
+def _known() -> dict[str, Provider]:
+    """All providers, and this library's other way to a gradient."""
+    return providers() | {f"{name}-statistics": by_statistics(name) for name in OURS}
+
+
 class Run:
     """One run: what is measured, and what is on disk of it."""
 
@@ -319,7 +326,7 @@ class Run:
         self.left: list[str] = []
         self.notes: list[str] = []
         self.flush = Flush()
-        self.all = providers()
+        self.all = _known()
         self.out.mkdir(parents=True, exist_ok=True)
 
     def measure(self) -> None:
@@ -389,7 +396,9 @@ class Run:
                 )
                 if timed.peak is None:
                     break  # slow, and the same with any upstream gradient
-                if entrant.name in OURS and upstream == RANDOM:  # where every kernel works
+                if (
+                    entrant.name in (*OURS, *STATISTICS) and upstream == RANDOM
+                ):  # where every kernel works
                     self._kernels(case, entrant.name, upstream, entrant.criterion, given)
 
     def _kernels(
@@ -437,7 +446,7 @@ def _before(end: float) -> Callable[[Provider], Provider]:
 
     def limited(provider: Provider) -> Provider:
         def absent(device: str) -> str | None:
-            if provider.name not in ("eager", *OURS) and time.monotonic() > end:
+            if provider.name not in ("eager", *OURS, *STATISTICS) and time.monotonic() > end:
                 return "no time was left"
             return provider.absent(device)
 
@@ -479,7 +488,7 @@ def warm(entries: Iterable[Entry], processes: int, seconds: float) -> None:
 
 def warm_only(jobs: Iterable[str]) -> None:
     """What one such process does."""
-    known = providers()
+    known = _known()
     for job in jobs:
         *words, name = job.split()
         case = Case.parse(*words)
@@ -616,6 +625,22 @@ def _ratios(by: Found) -> Iterator[tuple[str, str, str]]:
     main, plain = "8192x32000 bf16", "8192x32000 bf16 ce"
     pairs: list[tuple[str, tuple[str, str], tuple[str, str]]] = []
     for ours in OURS:
+        by_sums = f"{ours}-statistics"
+        pairs.append(
+            (
+                f"{ours} LPL K = 50 over its CE by statistics",
+                (f"{main} lpl50-unique", ours),
+                (plain, by_sums),
+            )
+        )
+        pairs += [
+            (
+                f"{ours} {loss} over its CE, both by statistics",
+                (f"{main} {loss}", by_sums),
+                (plain, by_sums),
+            )
+            for loss in ("la", "vs")
+        ]
         for shape in (main, "4096x128256 bf16"):
             pairs.append(
                 (f"{ours} CE over QuACK, {shape}", (f"{shape} ce", ours), (f"{shape} ce", "quack"))

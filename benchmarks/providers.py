@@ -139,7 +139,9 @@ def _compiled(case: Case, batch: Batch) -> Criterion:
     return lambda u: loss(u, *what)
 
 
-def fused(backend: str) -> Callable[[Case, Batch], Criterion]:
+def fused(backend: str, gradient: str = "auto") -> Callable[[Case, Batch], Criterion]:
+    """A backend's losses; the gradient of a cross-entropy as `gradient` says."""
+
     def criterion(case: Case, batch: Batch) -> Criterion:
         if case.loss.multilabel:
             return fused_multilabel(case, batch, backend)
@@ -156,6 +158,7 @@ def fused(backend: str) -> Callable[[Case, Batch], Criterion]:
             "norm": batch.norm,
             "penalty": batch.penalty,
             "phi": batch.phi,
+            "gradient": gradient,
             "backend": backend,
         }
         target = batch.target
@@ -236,6 +239,17 @@ EAGER = Provider("eager", _eager, plain=EAGER_CE)
 COMPILE = Provider("compile", _compiled, _compiler_absent)
 # what a user gets who names no backend
 AUTO = Provider("auto", fused("auto"), plain=_fused_plain("auto"))
+
+
+def by_statistics(backend: str) -> Provider:
+    """A backend's cross-entropy whose gradient is not made in the forward."""
+
+    def solves(case: Case) -> bool:
+        return case.loss.steps == 0 and not case.loss.multilabel and not case.loss.linear
+
+    criterion = fused(backend, "statistics")
+    absent = functools.partial(_backend_absent, backend)
+    return Provider(f"{backend}-statistics", criterion, absent, solves)
 
 
 def providers() -> dict[str, Provider]:
