@@ -44,7 +44,7 @@ from .triton_launches import Launch
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "csrc" / "cuda" / "kernels.cu"
 RESULTS = Path(__file__).parent / "results"
-BASELINE, PAGE = RESULTS / "device_cost.json", RESULTS / "device_cost.md"
+BASELINE = RESULTS / "device_cost.json"
 OBJECT, SAID = "kernels.o", "said.txt"
 ARCHITECTURES = ("80", "90", "100")  # the default of setup.py
 TOLERANCE = 1.05  # of the count on record
@@ -578,6 +578,11 @@ def kernel_rows(kernels: Iterable[Kernel]) -> Iterator[tuple[str, ...]]:
         )
 
 
+def page_of(backend: str) -> Path:
+    """The page beside the record, of sm_90."""
+    return RESULTS / f"device_cost_{backend}.md"
+
+
 Section = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 
 
@@ -677,8 +682,9 @@ def main(arguments: list[str] | None = None) -> None:
             out.print(f"grown: {name}: {how}", markup=False)
         if options.record:
             record(key, found)
-    if options.record and options.arch == "90" and len(backends) == 2:
-        PAGE.write_text(markdown(sections))
+        if options.record and options.arch == "90":
+            page_of(backend).write_text(markdown(sections))
+        sections.clear()
 
 
 def _show_kernels(out: Console, title: str, kernels: list[Kernel], pattern: str) -> None:

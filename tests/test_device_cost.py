@@ -155,4 +155,5 @@ def test_the_page_says_that_times_are_predicted() -> None:
     page = device_cost.markdown([("A compiler", device_cost._COLUMNS, rows)])
     assert "**predicted**, not measured" in page
     assert "| plain; upstream 1 | bf16 | 10.0 | 1.0 |" in page
-    assert device_cost.PAGE.exists()
+    for backend in ("cuda", "triton"):
+        assert device_cost.page_of(backend).exists()
