@@ -30,6 +30,7 @@ using i64 = int64_t;
   X(int64_t*, order, nullptr)                                                                      \
   X(int64_t*, begin, nullptr)                                                                      \
   X(int64_t*, counts, nullptr)                                                                     \
+  X(int32_t*, sharing, nullptr) /* one: whether a class has several rows */                        \
   X(int32_t*, outcome, nullptr) /* (N,) Outcome */                                                 \
   X(void*, groups, nullptr)     /* Group::bytes, null where that is 0 */                           \
   X(int64_t, chunk, 1)                                                                             \

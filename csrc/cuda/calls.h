@@ -102,6 +102,7 @@ struct InTurns {
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 t) {
+    if (!*call.scratch.sharing) return;
     for (i64 i = t; i < call.p.n; i += kTurns * call.scratch.teams) {
       Body::run(team, call, i);
       team.sync();  // the memory that the block has for itself

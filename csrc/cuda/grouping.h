@@ -66,13 +66,17 @@ struct GroupingBody {
     for (i64 k = first, at = number; k < last; ++k)
       if (begins(k)) s.outcome[at++] = int32_t(k);
     team.sync();
+    int sharing = 0;
     for (i64 k = first; k < last; ++k) {
       number += begins(k);
       const i64 begin = s.outcome[number - 1], i = s.order[k];
       s.begin[i] = begin;
       s.counts[i] = (number < classes ? i64(s.outcome[number]) : n) - begin;
       if (call.out.slot) call.out.slot[i] = s.order[begin];
+      sharing |= s.counts[i] > 1 && class_of(call, i) != call.p.c;
     }
+    sharing = team.reduce(sharing, [](int a, int b) { return a | b; });
+    if (team.rank() == 0) *s.sharing = sharing;
   }
 
  private:

@@ -53,6 +53,7 @@ class Scratch(NamedTuple):
     order: Tensor | None = None
     begin: Tensor | None = None
     counts: Tensor | None = None
+    sharing: Tensor | None = None
     outcome: Tensor | None = None
     groups: Tensor | None = None
     chunk: int = 1
@@ -235,6 +236,7 @@ def learned_state(problem: Problem) -> tuple[Form, ...]:
         (heads, torch.int32),
         (heads, dtype),
         ((3, n), torch.int64),
+        ((1,), torch.int32),
         ((_native().group_bytes(n, classes, code),), torch.uint8),
         *((((n, classes), dtype), ((n,), torch.int64)) if _wants_delta(problem) else ()),
     )
@@ -335,7 +337,7 @@ def _new_state(problem: Problem) -> tuple[Tensor, ...]:
 def _with_state(
     problem: Problem, buffers: Buffers, state: tuple[Tensor, ...], *, only_delta: bool = False
 ) -> Buffers:
-    rows, columns, numbers, classes, groups, *delta = state
+    rows, columns, numbers, classes, sharing, groups, *delta = state
     order, begin, counts = classes.unbind(0)
     n, width = problem.input.shape
     if only_delta and not delta:
@@ -348,6 +350,7 @@ def _with_state(
         order=order,
         begin=begin,
         counts=counts,
+        sharing=sharing,
         learned=rows,
         head_columns=columns,
         head_numbers=numbers,
