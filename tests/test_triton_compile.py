@@ -360,7 +360,8 @@ def number(pattern: str, text: str) -> int:
 def report(kernel: Any, made: Compiled, meta: dict[str, Any], target: str) -> Report:
     binary, log = made.binary, made.log
     # multiplications make offsets; a 32-bit one may only number columns
-    narrow = re.findall(r"%(\w+) = arith\.muli .*: (?:tensor<[\dx]*)?i32\b", binary.asm["ttir"])
+    text = re.sub(r"{[^}]*}", "", binary.asm["ttir"])  # without what is said of results
+    narrow = re.findall(r"%(\w+) = arith\.muli .*: (?:tensor<[\dx]*)?i32\b", text)
     narrow = [name for name in narrow if not name.startswith("column")]
     if target == "gfx942":
         text = binary.asm["amdgcn"]
@@ -446,6 +447,7 @@ def test_every_kernel_is_compiled(reports: dict[str, list[Report]]) -> None:
         "forward",
         "prepare_rows",
         "gradient",
+        "gradient_rows",
         "rescale_rows",
         "scale_rows",
         "measure_rows",
@@ -481,7 +483,7 @@ def test_launches_hand_over_every_argument(reports: dict[str, list[Report]]) -> 
 
 
 @HOPPER
-@pytest.mark.parametrize("variant", ["plain, 10", "plain, 1000", "plain, 8142", "plain, 16384"])
+@pytest.mark.parametrize("variant", ["plain, 10", "plain, 1000", "plain, 8142"])
 def test_one_exponential_per_logit(reports: dict[str, list[Report]], variant: str) -> None:
     """A row in registers: loss and gradient share their exponentials, and the label has one more."""
     (kernel,) = reports[variant]

@@ -33,7 +33,7 @@ backend = load("triton")
 @pytest.mark.parametrize(
     ("block", "keywords"),
     [
-        pytest.param(16384, {}, id="plain"),
+        pytest.param(8192, {}, id="plain"),
         pytest.param(3 * 8192, {}, id="swept"),
         pytest.param(4096, {"softcap": 5.0}, id="softcap"),
         pytest.param(4096, {"label_smoothing": 0.1, "phi": Focal(2.0)}, id="smoothed focal"),
@@ -52,6 +52,33 @@ def test_block_boundaries_of_the_backward(beside: int) -> None:
     tables = Perturbation(scale=draw.uniform(draw.classes), offset=draw.normal(draw.classes))
     keywords = {"perturbation": tables}
     check(testing.Case(draw.input(), draw.ignoring(), keywords, learn=("scale", "offset")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("classes", [41, 8190, 16391])
+@pytest.mark.parametrize(("begin", "beyond"), [(0, 1), (3, 4), (8, 0), (5, 6)])
+def test_rows_that_begin_anywhere(
+    begin: int, beyond: int, classes: int, dtype: torch.dtype
+) -> None:
+    """Columns of a wider matrix, in one block, in edges alone, with blocks between: what is found
+    is what is found of a copy, and what is beside them is not touched."""
+    draw = Draw(9, classes, seed=begin)
+    wide = torch.full((9, begin + classes + beyond), torch.nan, dtype=dtype)
+    wide[:, begin : begin + classes] = draw.input()
+    target = draw.ignoring()
+    target[1], target[2] = 0, classes - 1
+    view = Problem(wide[:, begin : begin + classes], target)
+    copy = view._replace(input=view.input.contiguous())
+    with watched():
+        found = backend.forward(view, True)
+        terms = backend.forward(view, False).terms
+        grad = backend.gradient(view, Known(terms), torch.ones(9), ["input"]).input
+        backend.rescale_(view, found, torch.tensor(3.0))
+    expected = backend.forward(copy, True)
+    unit = torch.finfo(dtype).eps
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-6, atol=0)
+    for one in (found.grad / 3, (grad / found.norm).to(dtype)):
+        torch.testing.assert_close(one, expected.grad, rtol=max(2 * unit, 1e-6), atol=1e-9)
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -160,7 +160,7 @@ BUDGETS = {
     # gradient from the terms of the rows: one read, whatever the loss
     **{
         f"gradient from terms{name}": Budget(
-            gradient("input"), SWEEP, {"input": (2, 0), "wanted.input": (0, 2)}, options=options
+            gradient("input"), SWEEP, {"input": (2, 0), "grad": (0, 2)}, options=options
         )
         for name, options in {
             "": PLAIN,

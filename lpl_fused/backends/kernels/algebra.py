@@ -38,10 +38,36 @@ class Row(NamedTuple):
     uniform: Any
     table_row: Any  # of problem.rows
     delta_row: Any  # of problem.delta
+    begin: Any  # where it begins among the logits, without its phase
+    phase: Any  # by how many logits it begins behind a multiple of 16 bytes
     margin: Any
     factor: Any  # its logits are this many times as long: see norms.py
     length: Any
     bend: Any
+
+
+class Block(NamedTuple):
+    """Columns of a row that follow each other, (lanes, problem.each): what a lane has is in one
+    thread, which adds it up by itself.
+
+    Their places count from Row.begin, so that every lane begins at a multiple of 16 bytes.
+    """
+
+    places: Any
+    columns: Any
+    inside: Any  # which of them exist; None: all do
+    first: Any  # column; so `end`, behind the last
+    end: Any
+    u: Any  # raw logits
+    z: Any  # perturbed ones
+    weight: Any  # see read_weights
+
+
+@triton.jit
+def read_at(place, inside, dtype: tl.constexpr, default: tl.constexpr = 0):
+    """What stands there, or the default where it is not inside; None: all is."""
+    other = None if inside is None else default
+    return tl.load(place, mask=inside, other=other).to(dtype)
 
 
 @triton.jit
@@ -88,21 +114,23 @@ def perturb(u, columns, inside, row, problem):
     z = bounded(u, row, problem)
     classes = class_of(columns, problem)
     if problem.scale is not None:
-        z = z * tl.load(problem.scale + classes, mask=inside, other=0)
+        z = z * read_at(problem.scale + classes, inside, z.dtype)
     if problem.offset is not None:
-        z = z + tl.load(problem.offset + classes, mask=inside, other=0)
+        z = z + read_at(problem.offset + classes, inside, z.dtype)
     if problem.rows is not None:
         table = problem.rows + row.table_row * class_count(problem)
-        z = z + tl.load(table + classes, mask=inside, other=0)
+        z = z + read_at(table + classes, inside, z.dtype)
     if problem.margin is not None:
         z = tl.where(columns == row.column, z - row.margin, z)
     if problem.inverse_temperature is not None:
         z = z * problem.inverse_temperature
     if problem.delta is not None:
         delta = problem.delta + row.delta_row * problem.classes
-        z = z + tl.load(delta + columns, mask=inside, other=0)
-    # last, so that no transform makes a padded lane finite
-    return tl.where(inside, z, float("-inf"))
+        z = z + read_at(delta + columns, inside, z.dtype)
+    if inside is not None:
+        # last, so that no transform makes a padded lane finite
+        z = tl.where(inside, z, float("-inf"))
+    return z
 
 
 @triton.jit
@@ -116,7 +144,7 @@ def unperturb(dz, u, columns, inside, row, problem):
     du = d_offset
     if problem.scale is not None:
         classes = class_of(columns, problem)
-        du = du * tl.load(problem.scale + classes, mask=inside, other=0)
+        du = du * read_at(problem.scale + classes, inside, du.dtype)
     if problem.softcap is not None:
         if problem.norm_p is not None:
             u = u * row.factor
@@ -130,9 +158,83 @@ def read_logits(row, columns, problem):
     """(u, z, inside): raw and perturbed logits of a row's columns, and which columns exist."""
     inside = columns < problem.classes
     # one 64-bit offset per row; columns are 32-bit
-    logits = problem.input + row.index * problem.input_stride
+    logits = problem.input + row.index * row_stride(problem)
     u = tl.load(logits + columns, mask=inside, other=0).to(row.hard.dtype)
     return u, perturb(u, columns, inside, row, problem), inside
+
+
+@triton.jit
+def row_stride(problem):
+    stride = problem.classes
+    if problem.input_stride is not None:
+        stride = problem.input_stride
+    return stride
+
+
+@triton.jit
+def last_block(row, problem, BLOCK: tl.constexpr):
+    """The place at which the last block of a row begins."""
+    column_start = (problem.classes + row.phase - 1) // BLOCK * BLOCK
+    return column_start
+
+
+@triton.jit
+def read_block(row, start, problem, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
+    """The Block from a place on. WHOLE: all its columns exist."""
+    start = tl.multiple_of(start, problem.each)
+    column_lanes = tl.arange(0, BLOCK // problem.each)[:, None] * problem.each
+    places = start + (column_lanes + tl.arange(0, problem.each)[None, :])
+    first = start
+    columns = places
+    if problem.phased:
+        first = start - row.phase
+        columns = places - row.phase
+    inside = None
+    if not WHOLE:
+        inside = columns < problem.classes
+        if problem.phased:
+            inside = inside & (columns >= 0)
+    u = read_at(problem.input + row.begin + places, inside, row.hard.dtype)
+    z = perturb(u, columns, inside, row, problem)
+    weight = read_weights(row, columns, inside, problem)
+    return Block(places, columns, inside, first, first + BLOCK, u, z, weight)
+
+
+@triton.jit
+def is_within(column, block):
+    return (column >= block.first) & (column < block.end)
+
+
+@triton.jit
+def of_rivals(block, row, problem):
+    """The Block without the label's logit, where all weight is on one label."""
+    z = block.z
+    if problem.form == ONE_LABEL and is_within(row.column, block):
+        z = tl.where(block.columns == row.column, float("-inf"), z)
+    return Block(
+        block.places,
+        block.columns,
+        block.inside,
+        block.first,
+        block.end,
+        block.u,
+        z,
+        block.weight,
+    )
+
+
+@triton.jit
+def store_block(matrix, row, block, values, problem):
+    """Stores a block of the row of a contiguous (N, W) matrix."""
+    if problem.input_stride is None:
+        here = matrix + row.begin + block.places
+    else:
+        here = matrix + row.index * problem.classes + block.columns
+    values = values.to(matrix.dtype.element_ty)
+    if block.inside is None:
+        tl.store(here, values)
+    else:
+        tl.store(here, values, mask=block.inside)
 
 
 @triton.jit
@@ -257,9 +359,17 @@ def read_row(index, problem, dtype: tl.constexpr):
     if problem.margin is not None:
         margin = tl.load(problem.margin + label)
     factor, length, bend = read_length(index, problem, share)
+    begin = index.to(tl.int64) * row_stride(problem)
+    phase = 0
+    if problem.phased:
+        phase = (begin & (problem.each - 1)).to(tl.int32)
+        begin -= phase
+    begin = tl.multiple_of(begin, problem.each)
+    # columns have 32 bits, so that no comparison with them has 64
+    column = column_of(label, problem).to(tl.int32)
     row = Row(
-        index, column_of(label, problem), hard, column_of(other, problem), other_hard, uniform,
-        table_row, delta_row, margin, factor, length, bend,
+        index, column, hard, column_of(other, problem).to(tl.int32), other_hard, uniform,
+        table_row, delta_row, begin, phase, margin, factor, length, bend,
     )  # fmt: skip
     return live, row
 
@@ -267,16 +377,18 @@ def read_row(index, problem, dtype: tl.constexpr):
 @triton.jit
 def read_weights(row, columns, inside, problem):
     """What `uniform` multiplies: class weights w_j, for class probabilities t_j·w_j."""
-    weight = inside.to(row.hard.dtype)
+    weight = tl.full(columns.shape, 1, row.hard.dtype)
+    if inside is not None:
+        weight = inside.to(row.hard.dtype)
     if problem.spread:
         if problem.form == DENSE:
             target = problem.target + row.index * problem.target_stride
-            t = tl.load(target + columns, mask=inside, other=0).to(row.hard.dtype)
+            t = read_at(target + columns, inside, row.hard.dtype)
             if problem.label_smoothing is not None:
                 t = t * (1 - problem.label_smoothing)
                 t += weight * problem.label_smoothing / class_count(problem)
             weight = t
         if problem.weight is not None:
             classes = class_of(columns, problem)
-            weight *= tl.load(problem.weight + classes, mask=inside, other=0)
+            weight *= read_at(problem.weight + classes, inside, weight.dtype)
     return weight

@@ -34,7 +34,9 @@ class Arguments(NamedTuple):
     """
 
     input: Any  # (N, W), row stride input_stride
-    input_stride: Any
+    input_stride: Any  # None where rows follow each other
+    each: Any  # constexpr: columns of a lane, as many as 16 bytes hold
+    phased: Any  # constexpr: rows begin anywhere between two multiples of 16 bytes
     classes: Any  # W
     first: Any
     total: Any  # C

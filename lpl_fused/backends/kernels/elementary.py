@@ -3,6 +3,16 @@
 import triton
 import triton.language as tl
 
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def exp(x):
+    """exp(x) by the machine's own 2^x: one product and one instruction in float32, where tl.exp
+    also asks of every number whether its result is denormal, which counts nothing beside a 1.
+    """
+    return tl.exp(x) if x.dtype == tl.float64 else tl.exp2(x * LOG2E)
+
 
 @triton.jit
 def log1p(x):

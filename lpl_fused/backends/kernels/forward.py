@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .algebra import LOG, SOLVED, read_logits, read_row, read_weights
+from .algebra import LOG, SOLVED, of_rivals, read_block, read_row, store_block
 from .elementary import scales_exactly
 from .norms import length_of
 from .reductions import sweep_penalty, sweep_size
@@ -15,8 +15,9 @@ from .rows import (
     Detail,
     block_detail,
     block_gradient,
-    block_mass,
+    block_mass_alone,
     finite_shift,
+    joined_details,
     label_logits,
     row_terms,
     store_nothing,
@@ -72,7 +73,6 @@ def forward(problem, outcome, upstream, wanted, BLOCK: tl.constexpr, ONE_BLOCK: 
     if outcome is not None and tl.load(outcome + index) == SOLVED:
         return
     dtype: tl.constexpr = tl.float64 if problem.input.dtype.element_ty == tl.float64 else tl.float32
-    lanes = tl.arange(0, BLOCK)
     live, row = read_row(index, problem, dtype)
     if live == 0:
         store_nothing(index, wanted, problem, BLOCK)
@@ -81,9 +81,9 @@ def forward(problem, outcome, upstream, wanted, BLOCK: tl.constexpr, ONE_BLOCK: 
     # read before the sweep, which hides the latency
     own, other = label_logits(row, problem)
     if ONE_BLOCK:
-        u, z, inside = read_logits(row, lanes, problem)
-        weight = read_weights(row, lanes, inside, problem)
-        mass = block_mass(row, u, z, weight, lanes, inside, problem)
+        block = read_block(row, tl.full((), 0, tl.int32), problem, False, BLOCK)
+        block = of_rivals(block, row, problem)
+        mass = block_mass_alone(row, block, problem)
     else:
         mass = sweep_mass(row, problem, BLOCK)
 
@@ -94,7 +94,7 @@ def forward(problem, outcome, upstream, wanted, BLOCK: tl.constexpr, ONE_BLOCK: 
         if problem.phi == LOG:
             detail = Detail(mass.mass * log_total - mass.pull, mass.mass, mass.along_spread)
         elif ONE_BLOCK:
-            detail = block_detail(row, u, z, weight, lanes, inside, shift, log_total, problem)
+            detail = joined_details(block_detail(row, block, shift, log_total, problem))
         else:
             detail = sweep_detail(row, shift, log_total, problem, BLOCK)
     own = (own[0] - shift, own[1])
@@ -108,8 +108,7 @@ def forward(problem, outcome, upstream, wanted, BLOCK: tl.constexpr, ONE_BLOCK: 
     if wanted.grad is not None:
         terms = times(terms, upstream_of(index, upstream))
         if ONE_BLOCK:
-            du, _ = block_gradient(row, u, z, weight, lanes, inside, terms, problem)
-            here = wanted.grad + index * problem.classes + lanes
-            tl.store(here, du.to(wanted.grad.dtype.element_ty), mask=inside)
+            du, _ = block_gradient(row, block, terms, problem)
+            store_block(wanted.grad, row, block, du, problem)
         else:
             sweep_gradient(row, terms, wanted.grad, problem, BLOCK)

@@ -5,9 +5,39 @@ that is finished.
 import triton
 import triton.language as tl
 
-from .algebra import bounded, read_logits, read_row, read_weights
+from .algebra import (
+    Block,
+    bounded,
+    last_block,
+    read_block,
+    read_logits,
+    read_row,
+    read_weights,
+    store_block,
+)
 from .elementary import scales_exactly
-from .rows import block_gradient, read_terms, sweep_gradient, times, upstream_of
+from .rows import block_gradient, move_block, read_terms, sweep_gradient, times, upstream_of
+
+
+@triton.jit
+def gradient_rows(problem, upstream, grad, BLOCK: tl.constexpr):
+    """grad (N, W) of the logits alone. One program per row and block of its columns, which has
+    nothing to sum and nothing to wait for.
+    """
+    index = tl.program_id(0).to(tl.int64)
+    column_start = tl.program_id(1) * BLOCK
+    live, row = read_row(index, problem, problem.terms.dtype.element_ty)
+    terms = times(read_terms(index, problem), upstream_of(index, upstream))
+    whole = column_start < last_block(row, problem, BLOCK)
+    if problem.phased:
+        whole &= column_start > 0
+    if live == 0:
+        block = read_block(row, column_start, problem, False, BLOCK)
+        store_block(grad, row, block, tl.zeros_like(block.u), problem)
+    elif whole:
+        move_block(row, column_start, terms, grad, problem, True, BLOCK)
+    else:
+        move_block(row, column_start, terms, grad, problem, False, BLOCK)
 
 
 @triton.jit
@@ -17,7 +47,8 @@ def gradient(problem, upstream, wanted, n_rows, CHUNK, BLOCK: tl.constexpr):
     One program per chunk and block of columns. `wanted` says what is stored where.
     """
     chunk = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    column_first = tl.program_id(1) * BLOCK
+    columns = column_first + tl.arange(0, BLOCK)
     inside = columns < problem.classes
     dtype: tl.constexpr = problem.terms.dtype.element_ty
     d_scale = tl.zeros((BLOCK,), dtype)
@@ -32,7 +63,10 @@ def gradient(problem, upstream, wanted, n_rows, CHUNK, BLOCK: tl.constexpr):
             terms = times(read_terms(index, problem), upstream_of(index, upstream))
             u, z, _ = read_logits(row, columns, problem)
             weight = read_weights(row, columns, inside, problem)
-            du, d_row = block_gradient(row, u, z, weight, columns, inside, terms, problem)
+            # by column, not by place: rows with other phases are added to it
+            behind = column_first + BLOCK
+            block = Block(columns, columns, inside, column_first, behind, u, z, weight)
+            du, d_row = block_gradient(row, block, terms, problem)
             if wanted.scale is not None:
                 d_scale += d_row * bounded(u, row, problem)
             if wanted.offset is not None:

@@ -57,24 +57,73 @@ def filling_meta(classes: int) -> dict[str, Any]:
     return meta(power_of_two(classes, 16, 2048))
 
 
+def lane_of(input: torch.Tensor) -> int:
+    """Logits of a lane: as many as 16 bytes hold, what a thread reads at once."""
+    return 16 // input.element_size()
+
+
+def _places(problem: Problem) -> int:
+    """How many places a row may take, counted from the multiple of 16 bytes before it."""
+    return problem.input.shape[1] + (lane_of(problem.input) - 1 if phased(problem.input) else 0)
+
+
+def phased(input: torch.Tensor) -> bool:
+    """Whether rows begin anywhere between two multiples of 16 bytes."""
+    return input.stride(0) % lane_of(input) != 0
+
+
+def _tuned(problem: Problem, block: int, each: int) -> dict[str, Any]:
+    return meta(block, each=each, ample=not _PLAIN.serves(problem))
+
+
+def _sweep(problem: Problem) -> dict[str, Any]:
+    """For a program that reads a row block by block. Where there are rows enough for every
+    multiprocessor four warps a row hide more of each other's waiting than sixteen do.
+    """
+    n = problem.input.shape[0]
+    block, each, most = _block(problem)
+    wider = min(most, 4 if n < 256 else 2 if n < 1024 else 1)
+    return _tuned(problem, power_of_two(_places(problem), 16, block * wider), each)
+
+
+def _block(problem: Problem) -> tuple[int, int, int]:
+    """(logits of a block, of a thread, by how much one may be wider), by what a logit takes."""
+    if problem.input.dtype == torch.float64 or _crowded(problem):
+        return 1024, 4, 2
+    if _heavy(problem):
+        return 1024, 8, 4
+    # sixteen warps leave too few registers for tables
+    return 2048, 16, 4 if _PLAIN.serves(problem) else 2
+
+
 def row_meta(problem: Problem) -> dict[str, Any]:
     """One block for a row that fits the registers, else a sweep over smaller blocks."""
-    classes, plain = problem.input.shape[1], _PLAIN.serves(problem)
-    most = 4096 if _heavy(problem) else 16384 if plain else 8192
+    most = 4096 if _heavy(problem) else 8192
     if problem.input.dtype == torch.float64:
-        most = 4096 if plain else 2048
-    if classes > most:
-        most = min(most, 2048 if _crowded(problem) else 8192)
-    block = power_of_two(classes, 16, most)
-    return {**meta(block, ample=not plain), "ONE_BLOCK": classes <= block}
+        most = 4096 if _PLAIN.serves(problem) else 2048
+    places = _places(problem)
+    if places > most:
+        return {**_sweep(problem), "ONE_BLOCK": False}
+    return {**_tuned(problem, power_of_two(places, 16, most), 8), "ONE_BLOCK": True}
 
 
 def sweep_meta(problem: Problem) -> dict[str, Any]:
     """As row_meta, for a sweep, however short the row."""
-    few = problem.input.dtype == torch.float64 or _crowded(problem)
-    most = 2048 if few else 4096 if _heavy(problem) else 8192
-    block = power_of_two(problem.input.shape[1], 16, most)
-    return meta(block, ample=not _PLAIN.serves(problem))
+    return _sweep(problem)
+
+
+def block_meta(problem: Problem) -> dict[str, Any]:
+    """For programs that have one block of one row each."""
+    block, each, _ = _block(problem)
+    if _PLAIN.serves(problem) and not phased(problem.input):
+        # what a program asks of its row costs as much as four logits of each thread
+        block, each = 2 * block, 2 * each
+    return _tuned(problem, power_of_two(_places(problem), 16, block), each)
+
+
+def blocks_of(problem: Problem, meta: dict[str, Any]) -> int:
+    """How many blocks a row takes."""
+    return -(-_places(problem) // int(meta["BLOCK"]))
 
 
 def solver_meta(problem: Problem) -> dict[str, Any]:

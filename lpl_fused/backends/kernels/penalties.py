@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ... import penalty
-from .algebra import class_of
+from .algebra import class_of, read_at
 
 RELU = tl.constexpr(penalty.RELU)
 PHR = tl.constexpr(penalty.PHR)
@@ -20,8 +20,8 @@ def penalty_of(u, top, columns, inside, problem):
         slope = tl.where(h > 0, h * 0 + problem.penalty_strength, 0)
     else:
         classes = class_of(columns, problem)
-        lam = tl.load(problem.multiplier + classes, mask=inside, other=0)
-        rho = tl.load(problem.rho + classes, mask=inside, other=1)
+        lam = read_at(problem.multiplier + classes, inside, u.dtype)
+        rho = read_at(problem.rho + classes, inside, u.dtype, 1)
         dose = rho * h
         if problem.penalty == PHR:
             x = lam + dose

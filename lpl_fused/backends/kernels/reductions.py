@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .algebra import LOG, class_of, read_logits, read_row
+from .algebra import LOG, class_of, read_logits, read_row, row_stride
 from .norms import INFINITY, counted, power
 from .penalties import penalty_of
 from .rows import (
@@ -39,7 +39,7 @@ class Size(NamedTuple):
 @triton.jit
 def sweep_size(index, problem, dtype: tl.constexpr, BLOCK: tl.constexpr):
     """The Size of a row: what its norm wants to know, and what its penalty does."""
-    logits = problem.input + index * problem.input_stride
+    logits = problem.input + index * row_stride(problem)
     peak = tl.full((), 0, dtype)
     total = tl.full((), 0, dtype)
     top = tl.full((), float("-inf"), dtype)
@@ -72,7 +72,7 @@ def sweep_size(index, problem, dtype: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def sweep_penalty(index, top, problem, dtype: tl.constexpr, BLOCK: tl.constexpr):
     """(Σ P(h_j), Σ P'(h_j)) of a row, from its end, which a sweep before has left in the caches."""
-    logits = problem.input + index * problem.input_stride
+    logits = problem.input + index * row_stride(problem)
     value = tl.full((), 0, dtype)
     slope = tl.full((), 0, dtype)
     column = (problem.classes - 1) // BLOCK * BLOCK

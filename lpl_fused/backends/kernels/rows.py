@@ -18,13 +18,17 @@ from .algebra import (
     LABELS,
     LOG,
     ONE_LABEL,
+    is_within,
+    last_block,
+    of_rivals,
     phi_slope,
     phi_value,
+    read_block,
     read_logits,
-    read_weights,
+    store_block,
     unperturb,
 )
-from .elementary import log1p
+from .elementary import exp, log1p
 from .norms import in_lengths, through_norm
 from .penalties import push_of
 
@@ -70,8 +74,8 @@ def directions(u, columns, inside, row, problem):
 
 @triton.jit
 def sum_exactly(values):
-    """Σ of a block in float64: what its rounding left would pull at every logit, by its size."""
-    return tl.sum(values.to(tl.float64), 0)
+    """Σ of each lane in float64: what its rounding left would pull at every logit, by its size."""
+    return tl.sum(values.to(tl.float64), 1)
 
 
 @triton.jit
@@ -99,103 +103,199 @@ def logit_at(column, row, problem):
 
 
 @triton.jit
-def block_mass(row, u, z, weight, columns, inside, problem):
-    """The Mass of a block."""
-    rivals = z
-    if problem.form == ONE_LABEL:
-        rivals = tl.where(columns == row.column, float("-inf"), z)
-    maximum = tl.max(rivals, 0)
-    shift = finite_shift(maximum)
-    e = tl.exp(z - shift)
-    if problem.form == ONE_LABEL:
-        e = tl.where(columns == row.column, 0, e)
-    rest = tl.sum(e, 0)
-    mass = tl.zeros_like(rest)
-    pull = tl.zeros_like(rest)
-    along = tl.zeros_like(rest).to(tl.float64)
+def no_mass(row, problem, BLOCK: tl.constexpr):
+    """The Mass by lane of no columns; what a problem does not ask for stays one 0."""
+    zeros = tl.zeros((BLOCK // problem.each,), row.hard.dtype)
+    mass = tl.zeros_like(row.hard)
+    pull = mass
+    along = mass.to(tl.float64)
     along_spread = along
     if problem.spread:
-        mass = tl.sum(weight, 0)
+        mass = zeros
         if problem.phi == LOG:
-            counts = inside
-            if problem.form == DENSE:
-                # a class without weight counts nothing, however infinite its loss
-                counts = weight != 0
-            pull = tl.sum(tl.where(counts, z - shift, 0) * weight, 0)
+            pull = zeros
     if problem.norm_p is not None:
-        x = directions(u, columns, inside, row, problem)
-        along = sum_exactly(e * x)
+        along = zeros.to(tl.float64)
         if problem.spread and problem.phi == LOG:
-            along_spread = sum_exactly(weight * x)
+            along_spread = along
+    return Mass(zeros + float("-inf"), zeros, mass, pull, along, along_spread)
+
+
+@triton.jit
+def block_mass(row, block, maximum, x, problem):
+    """The Mass by lane of a block, x = z − finite_shift(maximum)."""
+    e = exp(x)
+    rest = tl.sum(e, 1)
+    mass = tl.zeros_like(row.hard)
+    pull = mass
+    along = mass.to(tl.float64)
+    along_spread = along
+    if problem.spread:
+        mass = tl.sum(block.weight, 1)
+        if problem.phi == LOG:
+            pull = tl.sum(counted_distances(block, x, problem) * block.weight, 1)
+    if problem.norm_p is not None:
+        direction = directions(block.u, block.columns, block.inside, row, problem)
+        along = sum_exactly(e * direction)
+        if problem.spread and problem.phi == LOG:
+            along_spread = sum_exactly(block.weight * direction)
     return Mass(maximum, rest, mass, pull, along, along_spread)
 
 
 @triton.jit
-def joined(one, other):
-    """The Mass of the columns of both."""
-    maximum = tl.maximum(one.shift, other.shift)
+def counted_distances(block, values, problem):
+    """Values of columns, 0 where they count nothing however infinite they are: outside, and for
+    class probabilities where there is no weight."""
+    if problem.form == DENSE:
+        values = tl.where(block.weight != 0, values, 0)
+    elif block.inside is not None:
+        values = tl.where(block.inside, values, 0)
+    return values
+
+
+@triton.jit
+def add_mass(mass, row, block, problem):
+    """The Mass by lane with the columns of a block."""
+    block = of_rivals(block, row, problem)
+    maximum = tl.maximum(mass.shift, tl.max(block.z, 1))
     shift = finite_shift(maximum)
-    shrink = tl.exp(one.shift - shift)
-    shrink_other = tl.exp(other.shift - shift)
-    pull = one.pull + one.mass * (finite_shift(one.shift) - shift)
-    pull += other.pull + other.mass * (finite_shift(other.shift) - shift)
+    added = block_mass(row, block, maximum, block.z - shift[:, None], problem)
+    shrink = exp(mass.shift - shift)
+    pull = mass.pull
+    along = mass.along
+    if problem.spread and problem.phi == LOG:
+        pull += mass.mass * (finite_shift(mass.shift) - shift) + added.pull
+    if problem.norm_p is not None:
+        along = along * shrink + added.along
     return Mass(
         maximum,
-        one.rest * shrink + other.rest * shrink_other,
-        one.mass + other.mass,
+        mass.rest * shrink + added.rest,
+        mass.mass + added.mass,
         pull,
-        one.along * shrink + other.along * shrink_other,
-        one.along_spread + other.along_spread,
+        along,
+        mass.along_spread + added.along_spread,
     )
 
 
 @triton.jit
-def sweep_mass(row, problem, BLOCK: tl.constexpr):
-    """The Mass of a whole row."""
-    zero = tl.zeros_like(row.hard)
-    nothing = zero.to(tl.float64)
-    mass = Mass(zero + float("-inf"), zero, zero, zero, nothing, nothing)
-    start = 0
-    while start < problem.classes:
-        columns = start + tl.arange(0, BLOCK)
-        u, z, inside = read_logits(row, columns, problem)
-        weight = read_weights(row, columns, inside, problem)
-        mass = joined(mass, block_mass(row, u, z, weight, columns, inside, problem))
-        start += BLOCK
-    return mass
+def joined_lanes(mass, problem):
+    """The Mass of all lanes."""
+    maximum = tl.max(mass.shift, 0)
+    shift = finite_shift(maximum)
+    shrink = exp(mass.shift - shift)
+    pull = mass.pull
+    along = mass.along
+    if problem.spread and problem.phi == LOG:
+        pull += mass.mass * (finite_shift(mass.shift) - shift)
+    if problem.norm_p is not None:
+        along *= shrink
+    return summed_lanes(
+        Mass(maximum, mass.rest * shrink, mass.mass, pull, along, mass.along_spread), problem
+    )
 
 
 @triton.jit
-def block_detail(row, u, z, weight, columns, inside, shift, log_total, problem):
-    """The Detail of a block, ℓ_j = log_total − (z_j − shift)."""
-    counts = inside
-    if problem.form == DENSE:
-        counts = weight != 0
-    ell = log_total - (z - shift)
-    value = tl.sum(tl.where(counts, phi_value(ell, problem), 0) * weight, 0)
-    slopes = phi_slope(ell, problem) * weight
+def summed_lanes(mass, problem):
+    """The Mass of all lanes, which have one shift."""
+    total = mass.mass
+    pull = mass.pull
+    along = mass.along
+    along_spread = mass.along_spread
+    if problem.spread:
+        total = tl.sum(total, 0)
+        if problem.phi == LOG:
+            pull = tl.sum(pull, 0)
+    if problem.norm_p is not None:
+        along = tl.sum(along, 0)
+        if problem.spread and problem.phi == LOG:
+            along_spread = tl.sum(along_spread, 0)
+    return Mass(mass.shift, tl.sum(mass.rest, 0), total, pull, along, along_spread)
+
+
+@triton.jit
+def edge_blocks(row, problem, BLOCK: tl.constexpr):
+    """(place of the first block that may have columns that are not there, how far the next is,
+    place of the last): the first and the last of a row."""
+    # a number to the machine even where it is known
+    last = tl.zeros_like(row.column) + last_block(row, problem, BLOCK)
+    start = last
+    if problem.phased:
+        start = tl.zeros_like(last)
+    return start, tl.maximum(last, BLOCK), last
+
+
+@triton.jit
+def sweep_mass(row, problem, BLOCK: tl.constexpr):
+    """The Mass of a whole row: every lane keeps its own to the end."""
+    mass = no_mass(row, problem, BLOCK)
+    start, stride, last = edge_blocks(row, problem, BLOCK)
+    while start <= last:
+        mass = add_mass(mass, row, read_block(row, start, problem, False, BLOCK), problem)
+        start += stride
+    start = tl.zeros_like(last)
+    if problem.phased:
+        start += BLOCK
+    while start < last:
+        mass = add_mass(mass, row, read_block(row, start, problem, True, BLOCK), problem)
+        start += BLOCK
+    return joined_lanes(mass, problem)
+
+
+@triton.jit
+def block_mass_alone(row, block, problem):
+    """The Mass of a row that is one Block, `of_rivals`."""
+    maximum = tl.max(tl.max(block.z, 1), 0)
+    mass = block_mass(row, block, maximum, block.z - finite_shift(maximum), problem)
+    return summed_lanes(mass, problem)
+
+
+@triton.jit
+def block_detail(row, block, shift, log_total, problem):
+    """The Detail by lane of a block, ℓ_j = log_total − (z_j − shift)."""
+    ell = log_total - (block.z - shift)
+    values = counted_distances(block, phi_value(ell, problem), problem)
+    slopes = phi_slope(ell, problem) * block.weight
+    value = tl.sum(values * block.weight, 1)
     along = tl.zeros_like(value).to(tl.float64)
     if problem.norm_p is not None:
-        along = sum_exactly(slopes * directions(u, columns, inside, row, problem))
-    return Detail(value, tl.sum(slopes, 0), along)
+        direction = directions(block.u, block.columns, block.inside, row, problem)
+        along = sum_exactly(slopes * direction)
+    return Detail(value, tl.sum(slopes, 1), along)
+
+
+@triton.jit
+def add_detail(detail, row, block, shift, log_total, problem):
+    """The Detail by lane with the columns of a block."""
+    added = block_detail(row, block, shift, log_total, problem)
+    return Detail(
+        detail.value + added.value, detail.slope + added.slope, detail.along + added.along
+    )
+
+
+@triton.jit
+def joined_details(detail):
+    """The Detail of all lanes."""
+    return Detail(tl.sum(detail.value, 0), tl.sum(detail.slope, 0), tl.sum(detail.along, 0))
 
 
 @triton.jit
 def sweep_detail(row, shift, log_total, problem, BLOCK: tl.constexpr):
-    """The Detail of a whole row."""
-    zero = tl.zeros_like(row.hard)
-    detail = Detail(zero, zero, zero.to(tl.float64))
-    start = 0
-    while start < problem.classes:
-        columns = start + tl.arange(0, BLOCK)
-        u, z, inside = read_logits(row, columns, problem)
-        weight = read_weights(row, columns, inside, problem)
-        block = block_detail(row, u, z, weight, columns, inside, shift, log_total, problem)
-        detail = Detail(
-            detail.value + block.value, detail.slope + block.slope, detail.along + block.along
-        )
+    """The Detail of a whole row, as sweep_mass."""
+    zeros = tl.zeros((BLOCK // problem.each,), row.hard.dtype)
+    detail = Detail(zeros, zeros, zeros.to(tl.float64))
+    start, stride, last = edge_blocks(row, problem, BLOCK)
+    while start <= last:
+        block = read_block(row, start, problem, False, BLOCK)
+        detail = add_detail(detail, row, block, shift, log_total, problem)
+        start += stride
+    start = tl.zeros_like(last)
+    if problem.phased:
         start += BLOCK
-    return detail
+    while start < last:
+        block = read_block(row, start, problem, True, BLOCK)
+        detail = add_detail(detail, row, block, shift, log_total, problem)
+        start += BLOCK
+    return joined_details(detail)
 
 
 @triton.jit
@@ -212,7 +312,7 @@ def row_terms(index, row, own, other, mass, detail, problem):
     if problem.form == ONE_LABEL:
         # in units of the label or of its rivals, whichever is larger
         above = (gap > 0) | (mass.rest == 0)
-        e = tl.exp(tl.where(above, -gap, gap))
+        e = exp(tl.where(above, -gap, gap))
         # nan where the label's logit is infinite
         lift = tl.where(above, gap - gap, gap)
         share = tl.where(above, 1 + lift, e)
@@ -357,38 +457,53 @@ def upstream_of(index, upstream):
 
 
 @triton.jit
-def block_gradient(row, u, z, weight, columns, inside, terms, problem):
+def block_gradient(row, block, terms, problem):
     """(dL/du, dL/d offset) of a block of columns: see lpl_fused.algebra.terms."""
-    dz = tl.exp(z - terms.shift) * terms.strength
+    dz = exp(block.z - terms.shift) * terms.strength
     if problem.spread:
-        ell = terms.log_total - (z - terms.shift)
-        dz -= weight * phi_slope(ell, problem) * terms.uniform
-    if problem.form == ONE_LABEL:
-        dz = tl.where(columns == row.column, terms.part, dz)
-    if problem.form == LABELS:
-        dz += tl.where(columns == row.column, terms.part, 0)
-        if problem.other is not None:
-            dz += tl.where(columns == row.other, terms.other_part, 0)
-    du, d_offset = unperturb(dz, u, columns, inside, row, problem)
+        ell = terms.log_total - (block.z - terms.shift)
+        dz -= block.weight * phi_slope(ell, problem) * terms.uniform
+    if problem.form != DENSE and is_within(row.column, block):
+        # without a barrier the compiler asks every column of every block instead
+        tl.debug_barrier()
+        own = block.columns == row.column
+        if problem.form == ONE_LABEL:
+            dz = tl.where(own, terms.part, dz)
+        else:
+            dz += tl.where(own, terms.part, 0)
+    if problem.other is not None and is_within(row.other, block):
+        tl.debug_barrier()
+        dz += tl.where(block.columns == row.other, terms.other_part, 0)
+    du, d_offset = unperturb(dz, block.u, block.columns, block.inside, row, problem)
     if problem.norm_p is not None:
-        du = through_norm(du, terms.along, u, row, problem)
+        du = through_norm(du, terms.along, block.u, row, problem)
     if problem.penalty is not None:
-        du += push_of(u, columns, inside, terms, problem)
+        du += push_of(block.u, block.columns, block.inside, terms, problem)
     return du, d_offset
+
+
+@triton.jit
+def move_block(row, start, terms, grad, problem, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
+    """Reads a block of a row, writes its dL/du."""
+    block = read_block(row, start, problem, WHOLE, BLOCK)
+    du, _ = block_gradient(row, block, terms, problem)
+    store_block(grad, row, block, du, problem)
 
 
 @triton.jit
 def sweep_gradient(row, terms, grad, problem, BLOCK: tl.constexpr):
     """Writes dL/du of a row, from its end, which the sweep before has left in the caches."""
-    column = (problem.classes - 1) // BLOCK * BLOCK
-    while column >= 0:
-        columns = column + tl.arange(0, BLOCK)
-        u, z, inside = read_logits(row, columns, problem)
-        weight = read_weights(row, columns, inside, problem)
-        du, _ = block_gradient(row, u, z, weight, columns, inside, terms, problem)
-        here = grad + row.index * problem.classes + columns
-        tl.store(here, du.to(grad.dtype.element_ty), mask=inside)
-        column -= BLOCK
+    start, stride, last = edge_blocks(row, problem, BLOCK)
+    while start <= last:
+        move_block(row, start, terms, grad, problem, False, BLOCK)
+        start += stride
+    first = tl.zeros_like(last)
+    if problem.phased:
+        first += BLOCK
+    start = last - BLOCK
+    while start >= first:
+        move_block(row, start, terms, grad, problem, True, BLOCK)
+        start -= BLOCK
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from ...phi import LOG
 from ...problem import Options, Problem
 from ..buffers import new
 from ..kernels.arguments import DENSE, LABELS, ONE_LABEL, TERMS, Arguments, Groups
-from ..kernels.launch import column_meta
+from ..kernels.launch import column_meta, lane_of, phased
 from . import launching
 
 # what the kernels are told of, and what launchers do about the rest
@@ -42,6 +42,7 @@ def arguments_of(
     form = DENSE if problem.dense else ONE_LABEL if problem.one_label else LABELS
     options, width = problem.options, problem.input.shape[1]
     whole = problem.classes == width
+    stride, each = problem.input.stride(0), lane_of(problem.input)
 
     def number(value: float) -> Any:
         return launching.number(problem, value)
@@ -52,7 +53,9 @@ def arguments_of(
     norm, penalty = options.norm_p > 0, options.penalty
     return Arguments(
         input=problem.input,
-        input_stride=problem.input.stride(0),
+        input_stride=None if stride == width else stride,
+        each=constexpr(each),
+        phased=constexpr(phased(problem.input)),
         classes=width,
         first=None if whole else options.first,
         total=None if whole else problem.classes,

@@ -16,7 +16,7 @@ from ..buffers import gradients, new, table_places
 from ..contract import Gradients
 from ..kernels.arguments import Arguments, Upstream
 from ..kernels.arguments import Gradients as Stored
-from ..kernels.launch import column_meta, sweep_meta
+from ..kernels.launch import block_meta, blocks_of, column_meta, sweep_meta
 from . import launching
 from .arguments import arguments_of
 
@@ -84,8 +84,14 @@ def gradient(
     out: Tensor | None = None,
 ) -> Gradients:
     from ..kernels.gradient import gradient as kernel
+    from ..kernels.gradient import gradient_rows
 
     n, width = problem.input.shape
+    if list(want) == ["input"]:
+        grad, meta = new(problem, n, width, dtype=problem.input.dtype), block_meta(problem)
+        rows = (_under_delta(problem, known), Upstream(None, upstream, upstream.stride(0)), grad)
+        launching.launch(gradient_rows, (n, blocks_of(problem, meta)), *rows, **meta)
+        return Gradients(grad)
     chunk, tables = table_places(problem, want)
     of_input = out
     if of_input is None and "input" in want:
