@@ -161,17 +161,18 @@ def test_what_is_solved_is_exact(head: int, order: int, dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
-def test_a_head_that_fills_again_and_again(normalize: bool) -> None:
-    """Logits that rise from block to block: what belonged to the head of some does not later."""
+def test_a_head_from_every_block(normalize: bool) -> None:
+    """Logits that rise from block to block: above all others are some of the last alone, and no
+    more are listed than there is room for."""
     asked = rows(Draw(2, 300, seed=2), 1.0, [3, -3], step_size=0.01, normalize=normalize)
     column = torch.arange(300)
     rising = torch.where(column % 32 < 6, column // 32, -10)
     asked = asked._replace(input=asked.input / 10 + rising)
     with launched_with(32, 16, 8), watched() as traffic:
         assert backend.fallbacks(asked) == 0
-        read = traffic.loaded["solve", "heads"]
+        listed = traffic.stored["weigh_rivals", "state.heads"]
         check(case(asked), FP64)
-    assert read > 2 * 16 * 4  # more than two heads, so they were sifted
+    assert 0 < listed <= 2 * 16 * 4
 
 
 def test_delta() -> None:

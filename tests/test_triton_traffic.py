@@ -2,8 +2,8 @@
 
 A budget says in bytes per logit how much of every (N, C) matrix a call loads and stores: what a
 kernel must move if it keeps what it once has read. It must be met exactly, but for LABELS bytes per
-row and matrix, which pay for the logits of the labels, and ROW bytes per row beside all matrices,
-for labels and statistics. Tables of C entries are read again by every row, from a cache, and have a
+row and matrix, which pay for the logits of the labels, and beside all matrices ROW bytes per row,
+for labels and statistics, and 1/16 byte per logit, for what every block reads of its row. Tables of C entries are read again by every row, from a cache, and have a
 budget of their own.
 """
 
@@ -69,6 +69,11 @@ def gradient(*wanted: str) -> Callable[[Problem], None]:
         backend.gradient(problem, known, upstream, wanted)
 
     return run
+
+
+def by_statistics(problem: Problem) -> None:
+    state = backend.forward(problem, False).state
+    backend.learned_gradient(problem, torch.ones(()).expand(problem.input.shape[0]), state)
 
 
 def learned_gradient(problem: Problem) -> None:
@@ -238,12 +243,13 @@ BUDGETS = {
     "gradient, penalty": Budget(
         forward_and_gradient, ONE_BLOCK, {"input": (6, 0), "wanted.grad": (0, 2)}, options=PENALISED
     ),
-    # learned perturbation of a class with one row: as the plain loss, whatever the steps
+    # learned perturbation of a class with one row: as the plain loss by statistics, whatever the
+    # steps
     **{
         f"LPL, {steps} steps": Budget(
             forward_and_gradient,
             ONE_BLOCK,
-            {"input": (2, 0), "wanted.grad": (0, 2)},
+            {"input": (4, 0), "grad": (0, 2)},
             steps=steps,
             options=LPL,
         )
@@ -252,26 +258,31 @@ BUDGETS = {
     "LPL, normalized": Budget(
         forward_and_gradient,
         ONE_BLOCK,
-        {"input": (2, 0), "wanted.grad": (0, 2)},
+        {"input": (4, 0), "grad": (0, 2)},
         steps=3,
         options=LPL_NORMALIZED,
     ),
+    # the head's bound is known after one read
     "LPL, swept": Budget(
         forward_and_gradient,
         SWEEP,
-        {"input": (4, 0), "wanted.grad": (0, 2)},
+        {"input": (6, 0), "grad": (0, 2)},
         steps=3,
         options=LPL,
     ),
-    "LPL, loss": Budget(forward, SWEEP, {"input": (2, 0)}, steps=2, options=LPL),
+    "LPL, loss": Budget(forward, SWEEP, {"input": (4, 0)}, steps=2, options=LPL),
     "LPL, gradient": Budget(
-        learned_gradient, ONE_BLOCK, {"input": (2, 0), "wanted.grad": (0, 2)}, steps=2, options=LPL
+        learned_gradient, ONE_BLOCK, {"input": (4, 0), "grad": (0, 2)}, steps=2, options=LPL
+    ),
+    # of what the forward has left: one read more
+    "LPL, gradient by statistics": Budget(
+        by_statistics, SWEEP, {"input": (4 + 2, 0), "grad": (0, 2)}, steps=2, options=LPL
     ),
     # δ itself is a matrix more
     "LPL, δ": Budget(
         backend.learned_perturbation,
         ONE_BLOCK,
-        {"input": (2, 0), "wanted.delta": (0, 4)},
+        {"input": (4, 0), "delta": (0, 4)},
         steps=2,
         options=LPL,
     ),
@@ -287,7 +298,7 @@ BUDGETS = {
     "LPL, too far, swept": Budget(
         forward_and_gradient,
         SWEEP,
-        {"input": (2 + 4 * 2 + 4, 0), "wanted.grad": (0, 2), "delta": (8 * 2 + 8, 4 * 2 + 4)},
+        {"input": (4 + 4 * 2 + 4, 0), "wanted.grad": (0, 2), "delta": (8 * 2 + 8, 4 * 2 + 4)},
         steps=2,
         options=TOO_FAR,
     ),
@@ -295,7 +306,7 @@ BUDGETS = {
         forward_and_gradient,
         SWEEP,
         {
-            "input": (2 + 4 * 2 + 4, 0),
+            "input": (4 + 4 * 2 + 4, 0),
             "wanted.grad": (0, 2),
             "delta": (12 * 2 + 8, 4 * 2 + 4),
             "direction": (4 * 2, 4 * 2),
@@ -322,7 +333,7 @@ BUDGETS = {
     "LPL, rescale by 1": Budget(rescale(1.0), ONE_BLOCK, {}, steps=2, options=LPL),
     "LPL, rescale by 2": Budget(rescale(2.0), ONE_BLOCK, {"matrix": (2, 2)}, steps=2, options=LPL),
     "LPL, rescale by 3": Budget(
-        rescale(3.0), ONE_BLOCK, {"input": (2, 0), "wanted.grad": (0, 2)}, steps=2, options=LPL
+        rescale(3.0), ONE_BLOCK, {"input": (4, 0), "grad": (0, 2)}, steps=2, options=LPL
     ),
     # reductions: one read each, but for rivals, which are told apart by their sum
     "size": Budget(reduce(Kind.SIZE), SWEEP, {"input": (2, 0)}, options=NORMED),
@@ -362,7 +373,8 @@ def check(budget: Budget, traffic: Traffic) -> None:
     tables = sum(traffic.of(name)[0] for name in TABLES)
     over = tables - budget.tables * logits
     assert 0 <= over <= allowance, f"tables: {tables / logits:.2f} bytes, budget {budget.tables}"
-    assert rest - tables <= budget.n * ROW, f"{(rest - tables) / logits:.2f} bytes per logit beside"
+    beside = budget.n * (ROW + budget.classes // 16)
+    assert rest - tables <= beside, f"{(rest - tables) / logits:.2f} bytes per logit beside"
 
 
 @pytest.mark.parametrize("name", BUDGETS)
@@ -432,13 +444,15 @@ def test_traffic_of_multilabel_losses(name: str) -> None:
 
 @pytest.mark.parametrize("classes", [ONE_BLOCK, SWEEP])
 def test_learned_moves_no_more_than_plain(classes: int) -> None:
-    """All bytes, those of the head included, on logits with a large one (σ = 3)."""
+    """All bytes, those of the head included, on logits with a large one (σ = 3): those of the plain
+    loss, and one read more."""
 
     def total(steps: int | None) -> int:
         problem = Budget(forward_and_gradient, classes, {}, steps=steps, options=LPL).problem()
         return measure(forward_and_gradient, problem._replace(input=3 * problem.input)).total()
 
-    assert total(2) <= 1.1 * total(None)
+    logits = N * classes * 2
+    assert total(2) <= 1.1 * (total(None) + logits)
 
 
 @pytest.mark.parametrize("steps", [5, 20])

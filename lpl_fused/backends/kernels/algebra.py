@@ -31,6 +31,7 @@ class Row(NamedTuple):
     """
 
     index: Any
+    lost: Any  # whether its label, or its row of a table, is out of range
     column: Any  # the number of columns if the label's is not among them; so `other`
     hard: Any
     other: Any
@@ -328,15 +329,18 @@ def read_row(index, problem, dtype: tl.constexpr):
         share = share * tl.load(problem.sample_weight + index)
     live = index >= 0
     label = index * 0
+    lost = index < 0
     hard = share
     other = label
     other_hard = share
     if problem.form == DENSE:
         table_row, outside = read_table_row(index, label, problem)
+        lost = outside
         uniform = tl.where(outside, float("nan"), share)
     else:
         label, ignored, bad = read_label(tl.load(problem.target + index), problem)
         table_row, outside = read_table_row(index, label, problem)
+        lost = bad | outside
         if problem.other is None:
             live = ignored == 0
             share = tl.where(bad | outside, float("nan"), share)
@@ -368,7 +372,7 @@ def read_row(index, problem, dtype: tl.constexpr):
     # columns have 32 bits, so that no comparison with them has 64
     column = column_of(label, problem).to(tl.int32)
     row = Row(
-        index, column, hard, column_of(other, problem).to(tl.int32), other_hard, uniform,
+        index, lost, column, hard, column_of(other, problem).to(tl.int32), other_hard, uniform,
         table_row, delta_row, begin, phase, margin, factor, length, bend,
     )  # fmt: skip
     return live, row

@@ -20,6 +20,7 @@ SOLVED = 0  # it is done
 GROUP = 1  # not tried: its class has other rows
 FELL_BACK = 2  # not as exact as promised
 PERTURBED = 3  # its class has other rows, and their δ
+WEIGHED = 4  # its rivals are summed, its steps are still to be taken
 
 
 INFINITY = float("inf")
@@ -77,6 +78,35 @@ class Arguments(NamedTuple):
     multiplier: Any  # (C,)
     rho: Any  # (C,)
     penalties: Any  # (N,): what the penalty adds to the loss of each row
+
+
+class Numbers(NamedTuple):
+    """What the solver knows of a row, in this order: Σ over rivals of e_j = exp(z_j − shift), then
+    what its steps have made of it."""
+
+    shift: Any
+    mass: Any  # Σ e_j
+    largest: Any  # of the tail's e_j
+    own: Any  # the label's logit, less the shift
+    count: Any  # of the head
+    own_change: Any  # the label's δ
+    unit: Any  # z_j + δ_j − shift − unit is what the row's terms count from
+    strength: Any  # of its Terms, for an upstream gradient of 1; so `part`
+    part: Any
+
+
+NUMBERS = 32  # of a row: these, power sums from POWERS on, the series' coefficients from SERIES on
+POWERS = 10
+SERIES = 20
+
+
+class State(NamedTuple):
+    """Of rows that have their class for themselves, from which δ and the gradient are one sweep."""
+
+    numbers: Any  # (N, NUMBERS)
+    heads: Any  # (N, HEAD) int32: the columns of the head
+    changes: Any  # (N, HEAD): their δ
+    outcome: Any  # (N,) int32
 
 
 class Groups(NamedTuple):

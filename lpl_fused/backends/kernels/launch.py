@@ -127,18 +127,26 @@ def blocks_of(problem: Problem, meta: dict[str, Any]) -> int:
 
 
 def solver_meta(problem: Problem) -> dict[str, Any]:
-    """As row_meta; HEAD rivals take their steps one by one, ORDER terms stand for all others: as
-    many as make steps exact that add up to a dose of 20 in float32, of 10 in float64.
+    """As row_meta; at most HEAD rivals take their steps one by one, ORDER terms stand for all
+    others: with the share of head_share as many as make steps exact.
     """
     classes, double = problem.input.shape[1], problem.input.dtype == torch.float64
-    most = 2048 if double else 4096 if _heavy(problem) else 8192
-    block = power_of_two(classes, 16, most)
     return {
-        **meta(block, ample=True),
-        "ONE_BLOCK": classes <= block,
+        **row_meta(problem),
         "HEAD": power_of_two(classes, 16, 512),
         "ORDER": 8 if double else 6,
     }
+
+
+def steps_meta(meta: dict[str, Any]) -> dict[str, Any]:
+    """For the steps of rows, by the solver's; a warp for each."""
+    head = meta["HEAD"]
+    return {"HEAD": head, "FEW": min(32, head), "ORDER": meta["ORDER"], "num_warps": 1}
+
+
+def moved_meta(problem: Problem, meta: dict[str, Any]) -> dict[str, Any]:
+    """For what is made of the steps, by the solver's."""
+    return {**block_meta(problem), "HEAD": meta["HEAD"], "ORDER": meta["ORDER"]}
 
 
 class GroupMeta(NamedTuple):

@@ -69,8 +69,8 @@ def read_tile(group, first, columns, problem, groups, ROWS: tl.constexpr):
     weight = group.step
     factor, length, bend = read_length(index, problem, weight)
     row = Row(
-        index, group.column, weight, group.column, weight, weight, table_row, index, index, index,
-        group.margin, factor, length, bend,
+        index, outside, group.column, weight, group.column, weight, weight, table_row, index,
+        index, index, group.margin, factor, length, bend,
     )  # fmt: skip
     _, z, _ = read_logits(row, columns, problem)
     if problem.row_index is not None:

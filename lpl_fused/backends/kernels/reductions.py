@@ -24,7 +24,7 @@ from .rows import (
     sweep_detail,
     sweep_mass,
 )
-from .series import added
+from .solver import sweep_rivals, sweep_tail
 
 
 class Size(NamedTuple):
@@ -149,13 +149,6 @@ def detail_rows(problem, details, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def read_rivals(row, columns, problem):
-    """z of a block's rivals: −inf at the label, and beyond."""
-    z = read_logits(row, columns, problem)[1]
-    return tl.where(columns == row.column, float("-inf"), z)
-
-
-@triton.jit
 def rival_rows(
     problem, thresholds, sums, powers, heads, logits, room,
     POWERS: tl.constexpr, BLOCK: tl.constexpr,
@@ -175,34 +168,28 @@ def rival_rows(
     tail = (zero,) * POWERS
     if live:
         own = label_logits(row, problem)[0][0]
-        start = 0
-        while start < problem.classes:
-            rival = read_rivals(row, start + tl.arange(0, BLOCK), problem)
-            joint = tl.maximum(maximum, tl.max(rival, 0))
-            shift = finite_shift(joint)
-            rest = rest * tl.exp(maximum - shift) + tl.sum(tl.exp(rival - shift), 0)
-            maximum = joint
-            start += BLOCK
+        maximum, rest = sweep_rivals(row, problem, BLOCK)
         shift = finite_shift(maximum)
         threshold = tl.load(thresholds + index)
-        # below 0 all are heads, those of no mass, too
-        bound = tl.where(threshold < 0, -1, threshold * rest)
-        start = 0
-        while start < problem.classes:
-            columns = start + tl.arange(0, BLOCK)
-            rival = read_rivals(row, columns, problem)
-            e = tl.exp(rival - shift)
-            chosen = (e > bound) & (columns < problem.classes) & (columns != row.column)
-            others = tl.where(chosen, 0, e)
-            tail = added(tail, others, POWERS)
-            largest = tl.maximum(largest, tl.max(others, 0))
-            place = listed + tl.cumsum(chosen.to(tl.int32), 0) - 1
-            here = index * room + place
-            finds = chosen & (place < room)
-            tl.store(heads + here, class_of(columns, problem).to(tl.int32), mask=finds)
-            tl.store(logits + here, rival, mask=finds)
-            listed += tl.sum(chosen.to(tl.int32), 0)
-            start += BLOCK
+        # rivals without mass are heads of no one: no step moves them
+        bound = tl.where(threshold < 0, 0, threshold * rest)
+        here = heads + index * room
+        found = sweep_tail(row, shift, bound, here, room, problem, POWERS, BLOCK)
+        tail = ()
+        for r in tl.static_range(POWERS):
+            tail += (tl.sum(found.powers[r], 0),)
+        largest = tl.max(found.largest, 0)
+        listed = found.count
+        start = listed * 0
+        while (start < listed) & (start < room):
+            tl.debug_barrier()
+            places = start + tl.arange(0, 64)
+            inside = (places < listed) & (places < room)
+            columns = tl.load(here + places, mask=inside, other=problem.classes)
+            z = read_logits(row, columns, problem)[1]
+            tl.store(logits + index * room + places, z, mask=inside)
+            tl.store(here + places, class_of(columns, problem).to(tl.int32), mask=inside)
+            start += 64
     store_numbers(sums + index * 5, (maximum, rest, own, largest, listed), 5)
     store_numbers(powers + index * POWERS, tail, POWERS)
 

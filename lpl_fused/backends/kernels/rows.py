@@ -225,6 +225,15 @@ def edge_blocks(row, problem, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def first_whole(last, problem, BLOCK: tl.constexpr):
+    """The place of the first block between the edges."""
+    start = tl.zeros_like(last)
+    if problem.phased:
+        start += BLOCK
+    return start
+
+
+@triton.jit
 def sweep_mass(row, problem, BLOCK: tl.constexpr):
     """The Mass of a whole row: every lane keeps its own to the end."""
     mass = no_mass(row, problem, BLOCK)
@@ -232,9 +241,7 @@ def sweep_mass(row, problem, BLOCK: tl.constexpr):
     while start <= last:
         mass = add_mass(mass, row, read_block(row, start, problem, False, BLOCK), problem)
         start += stride
-    start = tl.zeros_like(last)
-    if problem.phased:
-        start += BLOCK
+    start = first_whole(last, problem, BLOCK)
     while start < last:
         mass = add_mass(mass, row, read_block(row, start, problem, True, BLOCK), problem)
         start += BLOCK
@@ -288,9 +295,7 @@ def sweep_detail(row, shift, log_total, problem, BLOCK: tl.constexpr):
         block = read_block(row, start, problem, False, BLOCK)
         detail = add_detail(detail, row, block, shift, log_total, problem)
         start += stride
-    start = tl.zeros_like(last)
-    if problem.phased:
-        start += BLOCK
+    start = first_whole(last, problem, BLOCK)
     while start < last:
         block = read_block(row, start, problem, True, BLOCK)
         detail = add_detail(detail, row, block, shift, log_total, problem)
@@ -497,11 +502,8 @@ def sweep_gradient(row, terms, grad, problem, BLOCK: tl.constexpr):
     while start <= last:
         move_block(row, start, terms, grad, problem, False, BLOCK)
         start += stride
-    first = tl.zeros_like(last)
-    if problem.phased:
-        first += BLOCK
     start = last - BLOCK
-    while start >= first:
+    while start >= first_whole(last, problem, BLOCK):
         move_block(row, start, terms, grad, problem, True, BLOCK)
         start -= BLOCK
 

@@ -7,23 +7,12 @@ import triton.language as tl
 
 
 @triton.jit
-def scaled(powers, factor, POWERS: tl.constexpr):
-    """Σ (factor·e)^r"""
-    result = ()
-    power = factor
-    for r in tl.static_range(POWERS):
-        result += (powers[r] * power,)
-        power *= factor
-    return result
-
-
-@triton.jit
 def added(powers, e, POWERS: tl.constexpr):
-    """powers + Σ e^r"""
+    """powers + Σ e^r of each lane"""
     result = ()
     power = e
     for r in tl.static_range(POWERS):
-        result += (powers[r] + tl.sum(power, 0),)
+        result += (powers[r] + tl.sum(power, 1),)
         power *= e
     return result
 
@@ -69,12 +58,3 @@ def advanced(series, a, ORDER: tl.constexpr):
             term += series[i] * growth[n - i]
         result += (term,)
     return result
-
-
-@triton.jit
-def relative_series(series, e, ORDER: tl.constexpr):
-    """E(e)/e − 1"""
-    value = tl.zeros_like(e) + series[ORDER - 1]
-    for r in tl.static_range(ORDER - 2):
-        value = value * e + series[ORDER - 2 - r]
-    return value * e

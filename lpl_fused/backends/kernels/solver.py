@@ -21,31 +21,42 @@ import triton
 import triton.language as tl
 
 from . import arguments
-from .algebra import SOLVED, read_label, read_logits, read_row, read_table_row, unperturb
-from .elementary import log1p, scales_exactly
-from .lpl import normalized
-from .rows import (
-    Mass,
-    fill_row,
-    finite_shift,
-    row_terms,
-    store_nothing,
-    times,
-    upstream_of,
+from .algebra import (
+    SOLVED,
+    is_within,
+    last_block,
+    read_block,
+    read_logits,
+    read_row,
+    store_block,
+    unperturb,
 )
-from .series import added, advanced, relative_series, scaled, tail_mass, tail_square
+from .elementary import exp, log1p, scales_exactly
+from .lpl import normalized
+from .rows import Mass, edge_blocks, finite_shift, first_whole, row_terms, upstream_of
+from .series import added, advanced, tail_mass, tail_square
 
 GROUP = tl.constexpr(arguments.GROUP)
 FELL_BACK = tl.constexpr(arguments.FELL_BACK)
+WEIGHED = tl.constexpr(arguments.WEIGHED)
+NUMBERS = tl.constexpr(arguments.NUMBERS)
+POWERS = tl.constexpr(arguments.POWERS)
+SERIES = tl.constexpr(arguments.SERIES)
 
 
 class Rivals(NamedTuple):
-    """The columns seen so far but for the target, e_j = exp(z_j − maximum)."""
+    """All columns but the label's, e_j = exp(z_j − shift)."""
 
-    maximum: Any
     mass: Any  # Σ e_j
     powers: Any  # Σ_tail e_j^r, r = 1, 2, …
     largest: Any  # max_tail e_j
+
+
+class Tail(NamedTuple):
+    """Rivals of the blocks seen so far, by lane."""
+
+    powers: Any
+    largest: Any
     count: Any  # of the head
 
 
@@ -59,80 +70,98 @@ class Moved(NamedTuple):
 
 
 @triton.jit
-def add_block(
-    rivals, row, z, columns, head, problem,
-    HEAD: tl.constexpr, POWERS: tl.constexpr, ONE_BLOCK: tl.constexpr,
-):  # fmt: skip
-    """(Rivals with a block of columns added, its e_j); head (HEAD,) takes the columns of its head.
-
-    One sweep finds the head, though its threshold is known at the end: what exceeds a share of the
-    final mass exceeds that of a smaller one. Where the head is full, it is sifted.
-    """
-    rival = tl.where(columns == row.column, float("-inf"), z)
-    maximum = tl.maximum(rivals.maximum, tl.max(rival, 0))
-    shift = finite_shift(maximum)
-    shrink = tl.exp(rivals.maximum - shift)
-    e = tl.exp(rival - shift)
-    mass = rivals.mass * shrink + tl.sum(e, 0)
-    # where all classes find room the series has nothing to do
-    bound = tl.where(problem.classes > HEAD, mass / HEAD, -1)
-    chosen = (e > bound) & (columns < problem.classes) & (columns != row.column)
-    tail = tl.where(chosen, 0, e)
-    powers = added(scaled(rivals.powers, shrink, POWERS), tail, POWERS)
-    largest = tl.maximum(rivals.largest * shrink, tl.max(tail, 0))
-    count = rivals.count
-    found = tl.sum(chosen.to(tl.int32), 0)
-    if not ONE_BLOCK and count + found > HEAD:
-        tl.debug_barrier()
-        kept, _, z_kept = read_head(row, count, head, problem, HEAD)
-        e_kept = tl.exp(z_kept - shift)
-        stays = e_kept > bound
-        sifted = tl.where(stays, 0, e_kept)
-        powers = added(powers, sifted, POWERS)
-        largest = tl.maximum(largest, tl.max(sifted, 0))
-        tl.debug_barrier()
-        store_head(head, 0, kept, stays)
-        count = tl.sum(stays.to(tl.int32), 0)
-    if found > 0:
-        store_head(head, count, columns, chosen)
-        count += found
-    return Rivals(maximum, mass, powers, largest, count), e
+def without_label(block, row):
+    """x of a block's rivals: −inf at the label."""
+    z = block.z
+    if is_within(row.column, block):
+        z = tl.where(block.columns == row.column, float("-inf"), z)
+    return z
 
 
 @triton.jit
-def store_head(head, count, columns, chosen):
-    """Stores the chosen columns behind the first `count`, in their order."""
-    place = tl.cumsum(chosen.to(tl.int32), 0)
-    tl.store(head + count + place - 1, columns, mask=chosen)
+def add_rivals(maximum, mass, z):
+    """(maximum, Σ exp(z − maximum)) by lane with the rivals of a block."""
+    joint = tl.maximum(maximum, tl.max(z, 1))
+    shift = finite_shift(joint)
+    mass = mass * exp(maximum - shift) + tl.sum(exp(z - shift[:, None]), 1)
+    return joint, mass
 
 
 @triton.jit
-def read_head(row, count, head, problem, HEAD: tl.constexpr):
-    """(columns, u, z) of the head, (HEAD,): beyond its last no column, −inf."""
-    lanes = tl.arange(0, HEAD)
-    columns = tl.load(head + lanes, mask=lanes < count, other=problem.classes)
-    u, z, _ = read_logits(row, columns, problem)
-    return columns, u, z
-
-
-@triton.jit
-def no_rivals(row, POWERS: tl.constexpr):
-    """Rivals before the first block."""
-    zero = tl.full((), 0, row.hard.dtype)
-    return Rivals(zero + float("-inf"), zero, (zero,) * POWERS, zero, tl.full((), 0, tl.int32))
-
-
-@triton.jit
-def sweep_rivals(row, head, problem, HEAD: tl.constexpr, POWERS: tl.constexpr, BLOCK: tl.constexpr):
-    """Rivals of a whole row."""
-    rivals = no_rivals(row, POWERS)
-    start = 0
-    while start < problem.classes:
-        columns = start + tl.arange(0, BLOCK)
-        z = read_logits(row, columns, problem)[1]
-        rivals = add_block(rivals, row, z, columns, head, problem, HEAD, POWERS, False)[0]
+def sweep_rivals(row, problem, BLOCK: tl.constexpr):
+    """(maximum, Σ exp(z − maximum)) of a row's rivals: every lane keeps its own to the end."""
+    mass = tl.zeros((BLOCK // problem.each,), row.hard.dtype)
+    maximum = mass + float("-inf")
+    start, stride, last = edge_blocks(row, problem, BLOCK)
+    while start <= last:
+        z = without_label(read_block(row, start, problem, False, BLOCK), row)
+        maximum, mass = add_rivals(maximum, mass, z)
+        start += stride
+    start = first_whole(last, problem, BLOCK)
+    while start < last:
+        z = without_label(read_block(row, start, problem, True, BLOCK), row)
+        maximum, mass = add_rivals(maximum, mass, z)
         start += BLOCK
-    return rivals
+    largest = tl.max(maximum, 0)
+    return largest, tl.sum(mass * exp(maximum - finite_shift(largest)), 0)
+
+
+@triton.jit
+def no_tail(row, problem, POWERS: tl.constexpr, BLOCK: tl.constexpr):
+    """The Tail of no columns."""
+    zeros = tl.zeros((BLOCK // problem.each,), row.hard.dtype)
+    return Tail((zeros,) * POWERS, zeros, tl.full((), 0, tl.int32))
+
+
+@triton.jit
+def add_tail(tail, columns, e, bound, heads, room, POWERS: tl.constexpr):
+    """The Tail with a block's rivals; those above the bound are listed while there is room."""
+    largest = tl.max(e, 1)
+    count = tail.count
+    if tl.max(largest, 0) > bound:
+        chosen = e > bound
+        number = chosen.to(tl.int32)
+        of_lane = tl.sum(number, 1)
+        place = count + (tl.cumsum(of_lane, 0) - of_lane)[:, None] + tl.cumsum(number, 1) - 1
+        tl.store(heads + place, columns, mask=chosen & (place < room))
+        count += tl.sum(of_lane, 0)
+        e = tl.where(chosen, 0, e)
+        largest = tl.max(e, 1)
+    return Tail(added(tail.powers, e, POWERS), tl.maximum(tail.largest, largest), count)
+
+
+@triton.jit
+def sweep_tail(
+    row, shift, bound, heads, room, problem, POWERS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """The Tail of a row, by lane: from its end, which a sweep before has left in the caches."""
+    tail = no_tail(row, problem, POWERS, BLOCK)
+    start, stride, last = edge_blocks(row, problem, BLOCK)
+    while start <= last:
+        block = read_block(row, start, problem, False, BLOCK)
+        e = exp(without_label(block, row) - shift)
+        tail = add_tail(tail, block.columns, e, bound, heads, room, POWERS)
+        start += stride
+    start = last - BLOCK
+    while start >= first_whole(last, problem, BLOCK):
+        block = read_block(row, start, problem, True, BLOCK)
+        e = exp(without_label(block, row) - shift)
+        tail = add_tail(tail, block.columns, e, bound, heads, room, POWERS)
+        start -= BLOCK
+    return tail
+
+
+@triton.jit
+def head_share(steps, step_size, classes, HEAD: tl.constexpr, ORDER: tl.constexpr):
+    """A rival of the head has more than this part of all rivals' mass: the largest that keeps what
+    the series leaves out within the tolerance (good_enough), by what steps of such number and size
+    may add up to; but so many that all heads find room, and nothing where all rivals do."""
+    tolerance: tl.constexpr = 1e-13 if step_size.dtype == tl.float64 else 2e-7
+    dose = tl.abs(steps) * step_size * tl.where(steps < 0, 1.25, 1.0)
+    least = exp(tl.log(tolerance / (2 * (1 + dose))) / ORDER) * 0.999
+    share = tl.where(least < 0.49, least, 0.49) / tl.where(dose > 0, dose, 1)
+    share = tl.where(share < 1.0 / HEAD, 1.0 / HEAD, share)
+    return tl.where(classes > HEAD, share, 0)
 
 
 @triton.jit
@@ -147,7 +176,7 @@ def take_steps(
     own_lost = zero
     # log Z so far, up to what a step changes: keeps every exponential near its share of 1
     level = tl.maximum(tl.log(rivals.mass), own)
-    k = 0
+    k = steps * 0
     while k < steps:
         unit = tl.exp(-level)
         e = tl.exp(head + moved.change - level)
@@ -193,135 +222,246 @@ def good_enough(rivals, moved, ORDER: tl.constexpr):
 
 
 @triton.jit
-def solve(
-    problem, groups, steps, step_size, outcome, heads, wanted, upstream,
+def weigh_rivals(
+    problem, groups, steps, step_size, state, losses,
     NORMALIZE: tl.constexpr, HEAD: tl.constexpr, ORDER: tl.constexpr,
     BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What is `wanted` of each row that has its class for itself or takes no steps: its loss, its
-    gradient times `upstream`, or its δ. One program per row.
+    """What the steps of a row want to know of its rivals, and its head; of rows that have their
+    class for themselves or take no steps. One program per row.
 
-    outcome (N,) says of each row if it is SOLVED or, untouched, left to the plain steps: as one of
-    a GROUP, or because it FELL_BACK. Scratch: heads (N, HEAD).
+    The outcome of others is GROUP. Rows that are ignored are SOLVED; their loss is 0.
     """
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
-    dtype: tl.constexpr = tl.float64 if problem.input.dtype.element_ty == tl.float64 else tl.float32
+    dtype: tl.constexpr = state.numbers.dtype.element_ty
     index = tl.program_id(0).to(tl.int64)
     live, row = read_row(index, problem, dtype)
     if live == 0:
-        tl.store(outcome + index, SOLVED)
-        store_nothing(index, wanted, problem, BLOCK)
+        tl.store(state.outcome + index, SOLVED)
+        if losses is not None:
+            tl.store(losses + index, 0)
         return
-
-    _, _, outside = read_label(tl.load(problem.target + index), problem)
-    signed = tl.where(outside, 0, tl.load(steps + row.column))
+    signed = steps_of(row, steps)
     if (signed != 0) & (tl.load(groups.count + index) > 1):
-        tl.store(outcome + index, GROUP)
-        if wanted.delta is not None:
-            fill_row(wanted.delta, index, 0, problem.classes, BLOCK)
+        tl.store(state.outcome + index, GROUP)
         return
-    if wanted.delta is not None:
-        _, strange = read_table_row(index, row.column, problem)
-        if outside | strange:
-            tl.store(outcome + index, SOLVED)
-            fill_row(wanted.delta, index, float("nan"), problem.classes, BLOCK)
-            return
 
-    head = heads + index * HEAD
-    powers: tl.constexpr = ORDER + 1 if NORMALIZE else ORDER
-    lanes = tl.arange(0, BLOCK)
     # read before the sweep, which hides the latency
-    z_own = read_logits(row, row.column, problem)[1]
+    own = read_logits(row, row.column, problem)[1]
+    powers: tl.constexpr = ORDER + 1 if NORMALIZE else ORDER
+    heads = state.heads + index * HEAD
+    size = tl.full((), 1, dtype) * step_size
+    share = head_share(signed, size, problem.classes, HEAD, ORDER)
     if ONE_BLOCK:
-        u, z, _ = read_logits(row, lanes, problem)
-        rivals = no_rivals(row, powers)
-        rivals, e = add_block(rivals, row, z, lanes, head, problem, HEAD, powers, True)
+        block = read_block(row, tl.full((), 0, tl.int32), problem, False, BLOCK)
+        z = without_label(block, row)
+        maximum = tl.max(tl.max(z, 1), 0)
+        e = exp(z - finite_shift(maximum))
+        mass = tl.sum(tl.sum(e, 1), 0)
+        tail = no_tail(row, problem, powers, BLOCK)
+        tail = add_tail(tail, block.columns, e, share * mass, heads, HEAD, powers)
     else:
-        rivals = sweep_rivals(row, head, problem, HEAD, powers, BLOCK)
+        maximum, mass = sweep_rivals(row, problem, BLOCK)
+        shift = finite_shift(maximum)
+        tail = sweep_tail(row, shift, share * mass, heads, HEAD, problem, powers, BLOCK)
+    shift = finite_shift(tl.where(mass == 0, own, maximum))
+    here = state.numbers + index * NUMBERS
+    tl.store(here, shift)
+    tl.store(here + 1, mass)
+    tl.store(here + 2, tl.max(tail.largest, 0))
+    tl.store(here + 3, own - shift)
+    tl.store(here + 4, tail.count.to(dtype))
+    for r in tl.static_range(powers):
+        tl.store(here + POWERS + r, tl.sum(tail.powers[r], 0))
+    tl.store(state.outcome + index, WEIGHED)
+
+
+@triton.jit
+def steps_of(row, steps):
+    """The signed number of steps of a row; 0 where its label is out of range."""
+    signed = tl.load(steps + row.column)
+    return tl.where(row.lost, 0, signed)
+
+
+@triton.jit
+def step_rows(
+    problem, steps, step_size, state, losses,
+    NORMALIZE: tl.constexpr, HEAD: tl.constexpr, FEW: tl.constexpr, ORDER: tl.constexpr,
+):  # fmt: skip
+    """All steps of each row that is WEIGHED: its loss, and what its gradient and δ are made of; or
+    it FELL_BACK. One program per row; heads that are few take fewer lanes.
+    """
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
+    index = tl.program_id(0).to(tl.int64)
+    if tl.load(state.outcome + index) != WEIGHED:
+        return
+    if tl.load(state.numbers + index * NUMBERS + 4) <= FEW:
+        step_row(index, problem, steps, step_size, state, losses, NORMALIZE, HEAD, FEW, ORDER)
+    else:
+        step_row(index, problem, steps, step_size, state, losses, NORMALIZE, HEAD, HEAD, ORDER)
+
+
+@triton.jit
+def step_row(
+    index, problem, steps, step_size, state, losses,
+    NORMALIZE: tl.constexpr, HEAD: tl.constexpr, LANES: tl.constexpr, ORDER: tl.constexpr,
+):  # fmt: skip
+    """step_rows of one row, whose head has at most LANES columns."""
+    dtype: tl.constexpr = state.numbers.dtype.element_ty
+    powers: tl.constexpr = ORDER + 1 if NORMALIZE else ORDER
+    _, row = read_row(index, problem, dtype)
+    here = state.numbers + index * NUMBERS
+    shift = tl.load(here)
+    sums = ()
+    for r in tl.static_range(powers):
+        sums += (tl.load(here + POWERS + r),)
+    rivals = Rivals(tl.load(here + 1), sums, tl.load(here + 2))
+    own = tl.load(here + 3)
+    count = tl.load(here + 4).to(tl.int32)
+    lanes = tl.arange(0, LANES)
+    listed = lanes < count
+    columns = tl.load(state.heads + index * HEAD + lanes, mask=listed, other=problem.classes)
+    z_head = read_logits(row, columns, problem)[1] - shift
+    # without rivals p_y = 1, and no step moves anything
     alone = rivals.mass == 0
-    shift = finite_shift(tl.where(alone, z_own, rivals.maximum))
-    own = z_own - shift
     # nan stays nan, whoever takes the steps
     hopeless = (rivals.mass != rivals.mass) | (own != own)
-    tl.debug_barrier()
-    head_columns, u_head, z_head = read_head(row, rivals.count, head, problem, HEAD)
-    z_head -= shift
-    # without rivals p_y = 1, and no step moves anything
-    count = tl.where(alone, 0, tl.abs(signed))
+    signed = steps_of(row, steps)
+    number = tl.where(alone, 0, tl.abs(signed))
     step = tl.where(signed > 0, 1.0, -1.0).to(dtype) * step_size
-    moved = take_steps(rivals, own, z_head, count, step, NORMALIZE, HEAD, ORDER)
+    moved = take_steps(rivals, own, z_head, number, step, NORMALIZE, LANES, ORDER)
 
     own += moved.own_change
     z_head += moved.change
     tail = tail_mass(moved.series, rivals.powers, ORDER)
     level = tl.maximum(tl.maximum(tl.max(z_head, 0), tl.log(tail)), own)
     unit = finite_shift(level)
-    e_head = tl.exp(z_head - unit)
     of_tail = tl.exp(-unit)
-    rest = tl.sum(e_head, 0) + tail * of_tail
+    rest = tl.sum(tl.exp(z_head - unit), 0) + tail * of_tail
     # tl.maximum drops a nan: what has overflowed on the way shows in the sum
     whole = (rest + own < float("inf")) & (of_tail < float("inf"))
     if ((good_enough(rivals, moved, ORDER) & whole) | hopeless | alone) == 0:
-        tl.store(outcome + index, FELL_BACK)
+        tl.store(state.outcome + index, FELL_BACK)
         return
 
-    tl.store(outcome + index, SOLVED)
-    part = own
-    strength = own
-    if wanted.delta is None:
-        zero = tl.zeros_like(own)
-        mass = Mass(shift + unit, rest, zero, zero, zero, zero)
+    zero = tl.zeros_like(own)
+    mass = Mass(shift + unit, rest, zero, zero, zero, zero)
+    if losses is not None:
         label = (own - unit, zero)
         value, terms = row_terms(index, row, label, label, mass, mass, problem)
-        if wanted.losses is not None:
-            tl.store(wanted.losses + index, value)
-        terms = times(terms, upstream_of(index, upstream))
-        part = terms.part
-        strength = terms.strength
-    if (wanted.grad is not None) | (wanted.delta is not None):
-        of_tail *= strength
-        if ONE_BLOCK:
-            store_tail(row, u, e, lanes, moved, part, of_tail, wanted, problem, ORDER)
-        else:
-            # from the row's end, which the sweep before has left in the caches
-            column = (problem.classes - 1) // BLOCK * BLOCK
-            while column >= 0:
-                columns = column + lanes
-                both = read_logits(row, columns, problem)
-                e = tl.exp(both[1] - shift)
-                store_tail(row, both[0], e, columns, moved, part, of_tail, wanted, problem, ORDER)
-                column -= BLOCK
+        tl.store(losses + index, value)
+        tl.store(here + 7, terms.strength)
+        tl.store(here + 8, terms.part)
+    tl.store(here + 5, moved.own_change)
+    tl.store(here + 6, unit)
+    for r in tl.static_range(ORDER):
+        tl.store(here + SERIES + r, moved.series[r])
+    tl.store(state.changes + index * HEAD + lanes, moved.change, mask=listed)
+    tl.store(state.outcome + index, SOLVED)
+
+
+@triton.jit
+def move_rows(
+    problem, groups, state, upstream, grad, delta,
+    HEAD: tl.constexpr, ORDER: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What is wanted of each row that is SOLVED: grad (N, C), its gradient times `upstream`, or
+    delta (N, C), its δ, which rows that do not lead their class have none of. One program per row
+    and block of its columns.
+    """
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
+    index = tl.program_id(0).to(tl.int64)
+    column_start = tl.program_id(1) * BLOCK
+    dtype: tl.constexpr = state.numbers.dtype.element_ty
+    live, row = read_row(index, problem, dtype)
+    solved = tl.load(state.outcome + index) == SOLVED
+    if delta is not None:
+        filler = tl.where(row.lost & solved, float("nan"), 0.0)
+        follows = (solved == 0) & (tl.load(groups.slot + index) != index)
+        if (live == 0) | row.lost | follows:
+            fill_block(row, column_start, filler, delta, problem, BLOCK)
+            return
+    if solved == 0:
+        return
+    if live == 0:
+        fill_block(row, column_start, 0.0, grad, problem, BLOCK)
+        return
+    whole = column_start < last_block(row, problem, BLOCK)
+    if problem.phased:
+        whole &= column_start > 0
+    if whole:
+        move_tail_block(
+            row, column_start, state, upstream, grad, delta, problem, True, HEAD, ORDER, BLOCK
+        )
+    else:
+        move_tail_block(
+            row, column_start, state, upstream, grad, delta, problem, False, HEAD, ORDER, BLOCK
+        )
+
+
+@triton.jit
+def fill_block(row, start, value, matrix, problem, BLOCK: tl.constexpr):
+    """Stores one number in a block of a row."""
+    block = read_block(row, start, problem, False, BLOCK)
+    store_block(matrix, row, block, tl.zeros_like(block.u) + value, problem)
+
+
+@triton.jit
+def move_tail_block(
+    row, start, state, upstream, grad, delta, problem,
+    WHOLE: tl.constexpr, HEAD: tl.constexpr, ORDER: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """move_rows of a block: first as if all but the label were of the tail."""
+    here = state.numbers + row.index * NUMBERS
+    shift = tl.load(here)
+    unit = tl.load(here + 6)
+    block = read_block(row, start, problem, WHOLE, BLOCK)
+    e = exp(block.z - shift)
+    strength = shift
+    own = shift
+    if grad is not None:
+        factor = upstream_of(row.index, upstream)
+        strength = tl.load(here + 7) * factor
+        own = tl.load(here + 8) * factor
+        of_tail = tl.exp(-unit) * strength
+        value = tl.zeros_like(e) + tl.load(here + SERIES + ORDER - 1) * of_tail
+        for r in tl.static_range(1, ORDER):
+            value = value * e + tl.load(here + SERIES + ORDER - 1 - r) * of_tail
+        value *= e
+    else:
+        value = tl.zeros_like(e) + tl.load(here + SERIES + ORDER - 1)
+        for r in tl.static_range(1, ORDER - 1):
+            value = value * e + tl.load(here + SERIES + ORDER - 1 - r)
+        value = log1p(value * e)
+        own = tl.load(here + 5)
+    if is_within(row.column, block):
+        # without a barrier the compiler asks every column of every block instead
         tl.debug_barrier()
-        if wanted.grad is not None:
-            store_gradient(row, e_head * strength, u_head, head_columns, wanted.grad, problem)
-        if wanted.delta is not None:
-            store_delta(row, moved.change, head_columns, wanted.delta, problem)
-
-
-@triton.jit
-def store_tail(row, u, e, columns, moved, part, strength, wanted, problem, ORDER: tl.constexpr):
-    """Writes what is wanted of a block of columns as if all but the target were of the tail."""
-    gain = relative_series(moved.series, e, ORDER)
-    if wanted.grad is not None:
-        dz = tl.where(columns == row.column, part, (e + e * gain) * strength)
-        store_gradient(row, dz, u, columns, wanted.grad, problem)
-    if wanted.delta is not None:
-        change = tl.where(columns == row.column, moved.own_change, log1p(gain))
-        store_delta(row, change, columns, wanted.delta, problem)
-
-
-@triton.jit
-def store_gradient(row, dz, u, columns, grad, problem):
-    """Writes dL/du of some columns, of rows without a norm."""
-    inside = columns < problem.classes
-    du, _ = unperturb(dz, u, columns, inside, row, problem)
-    here = grad + row.index * problem.classes + columns
-    tl.store(here, du.to(grad.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def store_delta(row, change, columns, delta, problem):
-    """Writes δ of some columns."""
-    here = delta + row.index * problem.classes + columns
-    tl.store(here, change, mask=columns < problem.classes)
+        value = tl.where(block.columns == row.column, own, value)
+    if grad is not None:
+        value = unperturb(value, block.u, block.columns, block.inside, row, problem)[0]
+        store_block(grad, row, block, value, problem)
+    else:
+        store_block(delta, row, block, value, problem)
+    count = tl.load(here + 4).to(tl.int32)
+    listed = count * 0
+    while listed < count:
+        tl.debug_barrier()
+        lanes = listed + tl.arange(0, 64)
+        places = row.index * HEAD + lanes
+        columns = tl.load(state.heads + places, mask=lanes < count, other=problem.classes)
+        inside = (columns >= block.first) & (columns < block.end) & (lanes < count)
+        columns = tl.where(inside, columns, problem.classes)
+        change = tl.load(state.changes + places, mask=inside, other=0)
+        if grad is not None:
+            u, z, _ = read_logits(row, columns, problem)
+            dz = tl.exp(z - shift + change - unit) * strength
+            du = unperturb(dz, u, columns, inside, row, problem)[0]
+            to = grad + row.index * problem.classes + columns
+            tl.store(to, du.to(grad.dtype.element_ty), mask=inside)
+        else:
+            tl.store(delta + row.index * problem.classes + columns, change, mask=inside)
+        listed += 64

@@ -10,10 +10,19 @@ import torch
 from torch import Tensor
 
 from ...paths import LEARNING, SCALING, WEIGHING, Path
-from ...problem import Problem
+from ...problem import Problem, accumulate_dtype
 from ..buffers import new
-from ..kernels.arguments import Arguments, Shared, Upstream, Wanted
-from ..kernels.launch import group_meta, resident_meta, solver_meta, sweeping_meta
+from ..contract import Form
+from ..kernels.arguments import NUMBERS, Arguments, Groups, Shared, State, Upstream, Wanted
+from ..kernels.launch import (
+    blocks_of,
+    group_meta,
+    moved_meta,
+    resident_meta,
+    solver_meta,
+    steps_meta,
+    sweeping_meta,
+)
 from . import launching
 from .arguments import groups_of, prepared
 from .launching import number
@@ -27,6 +36,59 @@ _SOLVED = Path(
 PROGRAMS = 1024  # that share the work of a kernel whose size the host does not know
 
 
+def solves(problem: Problem) -> bool:
+    """Whether the solver gives all that is wanted of a problem's rows, not only their δ."""
+    return problem.steps is not None and _SOLVED.serves(problem)
+
+
+def state_forms(problem: Problem) -> tuple[Form, ...]:
+    """Shapes and dtypes of a State."""
+    n, head = problem.input.shape[0], solver_meta(problem)["HEAD"]
+    dtype = accumulate_dtype(problem.input.dtype)
+    return (
+        ((n, NUMBERS), dtype),
+        ((n, head), torch.int32),
+        ((n, head), dtype),
+        ((n,), torch.int32),
+    )
+
+
+def solve_rows(
+    problem: Problem,
+    arguments: Arguments,
+    groups: Groups,
+    losses: Tensor | None,
+) -> State:
+    """All steps of rows that have their class for themselves or take none; their losses."""
+    from ..kernels.solver import step_rows, weigh_rivals
+
+    n, meta = problem.input.shape[0], solver_meta(problem)
+    state = State(*(new(problem, *shape, dtype=dtype) for shape, dtype in state_forms(problem)))
+    how = {"NORMALIZE": problem.options.normalize}
+    steps, step_size = problem.steps, number(problem, problem.options.step_size)
+    what = (steps, step_size, state, losses)
+    launching.launch(weigh_rivals, (n,), arguments, groups, *what, **how, **meta)
+    launching.launch(step_rows, (n,), arguments, *what, **how, **steps_meta(meta))
+    return state
+
+
+def move_rows(
+    problem: Problem,
+    arguments: Arguments,
+    groups: Groups,
+    state: State,
+    upstream: Upstream | None,
+    grad: Tensor | None = None,
+    delta: Tensor | None = None,
+) -> None:
+    """The gradient of solved rows, or their δ."""
+    from ..kernels.solver import move_rows as kernel
+
+    meta = moved_meta(problem, solver_meta(problem))
+    grid = (problem.input.shape[0], blocks_of(problem, meta))
+    launching.launch(kernel, grid, arguments, groups, state, upstream, grad, delta, **meta)
+
+
 def with_learned(
     problem: Problem, wanted: Wanted, upstream: Upstream, unless: Tensor | None = None
 ) -> tuple[Arguments, Tensor | None]:
@@ -35,7 +97,7 @@ def with_learned(
     """
     if problem.steps is None:
         return prepared(problem, wanted.terms, unless), None
-    if not _SOLVED.serves(problem):
+    if not solves(problem):
         delta = new(problem, *problem.input.shape)
         return take_steps(problem, Wanted(delta=delta), unless=unless)[0], None
     return take_steps(problem, wanted, upstream, unless)
@@ -54,21 +116,35 @@ def take_steps(
             else of those left alone, the others' never touched.
         outcome: (N,), SOLVED where a row has what is `wanted`.
     """
+    arguments, groups = prepared(problem, unless=unless), groups_of(problem)
+    losses = wanted.losses
+    if losses is None and wanted.grad is not None:
+        losses = new(problem, problem.input.shape[0])
+    state = solve_rows(problem, arguments, groups, losses)
+    upstream = upstream or Upstream()
+    if wanted.delta is not None:
+        move_rows(problem, arguments, groups, state, upstream, delta=wanted.delta)
+    elif wanted.grad is not None:
+        move_rows(problem, arguments, groups, state, upstream, grad=wanted.grad)
+    return step_classes(problem, arguments, groups, state.outcome, wanted.delta), state.outcome
+
+
+def step_classes(
+    problem: Problem,
+    arguments: Arguments,
+    groups: Groups,
+    outcome: Tensor,
+    delta: Tensor | None = None,
+) -> Arguments:
+    """δ of the classes whose rows the solver has left alone, by their outcome; into `delta`
+    (N, C), or new memory. Returns the problem with it."""
     from ..kernels.lpl import resident_steps, sweeping_steps
-    from ..kernels.solver import solve
 
     n, classes = problem.input.shape
     normalize = problem.options.normalize
-    arguments, groups = prepared(problem, unless=unless), groups_of(problem)
     steps, step_size = problem.steps, number(problem, problem.options.step_size)
-    meta = solver_meta(problem)
-    heads = new(problem, n, meta["HEAD"], dtype=torch.int32)
-    outcome = new(problem, n, dtype=torch.int32)
     what = (arguments, groups, steps, step_size, outcome)
-    launching.launch(
-        solve, (n,), *what, heads, wanted, upstream or Upstream(), NORMALIZE=normalize, **meta
-    )
-    delta = new(problem, n, classes) if wanted.delta is None else wanted.delta
+    delta = new(problem, n, classes) if delta is None else delta
     meta = resident_meta(problem)
     done = meta["ROWS"] if classes <= meta["BLOCK"] else 0
     if n > 1 and problem.input.dtype != torch.float64:
@@ -80,7 +156,7 @@ def take_steps(
         direction = new(problem, n, classes) if normalize else None
         meta = sweeping_meta(problem)
         launching.launch(sweeping_steps, (n,), *what, delta, rowwise, direction, done, **meta)
-    return arguments._replace(delta=delta, slot=groups.slot), outcome
+    return arguments._replace(delta=delta, slot=groups.slot)
 
 
 def _solve_groups(problem: Problem, what: tuple[Any, ...], delta: Tensor, resident: int) -> None:

@@ -9,10 +9,10 @@ from ...algebra.sweep import with_steps
 from ...problem import NONE, Problem, divides
 from ..buffers import new
 from ..contract import Choose, Form, Forward, leaves_terms
-from ..kernels.arguments import FELL_BACK, TERMS, Upstream, Wanted
-from ..kernels.launch import column_meta, filling_meta, row_meta
+from ..kernels.arguments import FELL_BACK, TERMS, State, Upstream, Wanted
+from ..kernels.launch import filling_meta, row_meta, sweep_meta
 from . import launching, learned
-from .arguments import arguments_of
+from .arguments import arguments_of, groups_of, prepared
 
 
 def forward(
@@ -26,14 +26,30 @@ def forward(
     losses = new(problem, n)
     terms = new(problem, n, TERMS) if leaves_terms(problem, want_grad, final) else None
     grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
-    wanted = Wanted(losses=losses, terms=terms, grad=grad)
-    _sweep(problem, wanted, Upstream(norm=norm if divides(problem) else None))
+    wanted, state = Wanted(losses=losses, terms=terms, grad=grad), ()
+    if learned_state(problem) and not (want_grad or final):
+        state = _learned_losses(problem, losses)
+    else:
+        _sweep(problem, wanted, Upstream(norm=norm if divides(problem) else None))
     loss = losses
     if reduction != NONE:
         loss = losses.sum()
     if divides(problem):
         loss = loss / norm
-    return Forward(loss, norm, terms, grad, None if choose is None else problem.steps)
+    return Forward(loss, norm, terms, grad, None if choose is None else problem.steps, state)
+
+
+def _learned_losses(problem: Problem, losses: Tensor) -> State:
+    """The losses of a problem that the solver solves, and its state for the gradient."""
+    from ..kernels.forward import forward as kernel
+
+    arguments, groups = prepared(problem), groups_of(problem)
+    state = learned.solve_rows(problem, arguments, groups, losses)
+    outcome = state.outcome.clone()  # in the state it stays the solver's
+    arguments = learned.step_classes(problem, arguments, groups, outcome)
+    wanted, meta = Wanted(losses=losses), row_meta(problem)
+    launching.launch(kernel, (losses.shape[0],), arguments, outcome, Upstream(), wanted, **meta)
+    return state
 
 
 def _sweep(
@@ -62,7 +78,7 @@ def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
         launching.launch(scale_rows, (n,), *scaled, EXACTLY=False, **meta)
     elif problem.steps is None:
         arguments = arguments_of(problem, forward.terms)
-        launching.launch(rescale_rows, (n,), arguments, factors, grad, **column_meta(problem))
+        launching.launch(rescale_rows, (n,), arguments, factors, grad, **sweep_meta(problem))
     elif upstream.dim():
         _sweep(problem, Wanted(grad=grad), factors)
     else:
@@ -72,14 +88,26 @@ def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
 
 
 def learned_state(problem: Problem) -> tuple[Form, ...]:
-    return ()
+    return learned.state_forms(problem) if learned.solves(problem) else ()
 
 
 def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ...] = ()) -> Tensor:
-    """dL/d input (N, C) of a problem with steps, which are taken anew; `upstream` (N,) the gradient
-    of each row's loss."""
+    """dL/d input (N, C) of a problem with steps; `upstream` (N,) the gradient of each row's loss.
+    Steps that `state` does not know, those of classes with several rows, are taken anew."""
+    from ..kernels.forward import forward as kernel
+
     grad = new(problem, *problem.input.shape, dtype=problem.input.dtype)
-    _sweep(problem, Wanted(grad=grad), Upstream(rows=upstream, stride=upstream.stride(0)))
+    factors = Upstream(rows=upstream, stride=upstream.stride(0))
+    if not state:
+        _sweep(problem, Wanted(grad=grad), factors)
+        return grad
+    known = State(*state)
+    arguments, groups = prepared(problem), groups_of(problem)
+    learned.move_rows(problem, arguments, groups, known, factors, grad=grad)
+    outcome = known.outcome.clone()
+    arguments = learned.step_classes(problem, arguments, groups, outcome)
+    what = (arguments, outcome, factors, Wanted(grad=grad))
+    launching.launch(kernel, (grad.shape[0],), *what, **row_meta(problem))
     return grad
 
 
