@@ -455,7 +455,9 @@ def test_every_kernel_is_compiled(reports: dict[str, list[Report]]) -> None:
         "detail_rows",
         "rival_rows",
         "perturb_rows",
-        "solve",
+        "weigh_rivals",
+        "step_rows",
+        "move_rows",
         "resident_steps",
         "sweeping_steps",
         "binary_tiles",
@@ -493,15 +495,18 @@ def test_one_exponential_per_logit(reports: dict[str, list[Report]], variant: st
 
 @HOPPER
 @pytest.mark.parametrize("variant", ["lpl, 8142", "lpl, normalized, 8142"])
-def test_solved_in_one_exponential_per_logit(
+def test_solved_in_two_exponentials_per_logit(
     reports: dict[str, list[Report]], variant: str
 ) -> None:
-    """The head, a rival for each thread, has one at each step and one after the last; the target,
-    the units and the level of a row have five, whatever the steps.
-    """
-    (kernel,) = [found for found in reports[variant] if found.kernel == "solve"]
-    threads = 32 * kernel.meta["num_warps"]
-    assert kernel.exponentials == kernel.meta["BLOCK"] // threads + 2 + 5
+    """One for what the steps want to know of a row in registers, one for its gradient by what they
+    have made of it, whatever their number: once for blocks in a row, once for its edges, and in
+    both one for the tail's unit and two lanes of the head."""
+    found = {kernel.kernel: kernel for kernel in reports[variant]}
+    weighed, moved = found["weigh_rivals"], found["move_rows"]
+    threads = 32 * weighed.meta["num_warps"]
+    assert weighed.exponentials == weighed.meta["BLOCK"] // threads + 1
+    threads = 32 * moved.meta["num_warps"]
+    assert moved.exponentials == 2 * (moved.meta["BLOCK"] // threads + 2)
 
 
 if __name__ == "__main__":

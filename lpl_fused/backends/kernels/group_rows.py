@@ -10,9 +10,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .algebra import read_logits, read_row
 from .elementary import scales_exactly
 from .lpl import GROUP, read_group, read_tile
 from .rows import finite_shift
+from .solver import sweep_rivals
 
 TAIL_DOSE = tl.constexpr(0.02)  # a class of the tail has a mean q of at most this over its dose
 LARGEST_LIFT = tl.constexpr(80.0)  # exp(80) is a float still
@@ -78,20 +80,11 @@ def weigh_rows(
     if is_worth_it(group.count, group.steps, problem.classes, resident_rows) == 0:
         return
 
-    maximum = tl.full((), float("-inf"), tl.float32)
-    mass = tl.full((), 0, tl.float32)
-    own = tl.full((), 0, tl.float32)
-    start = 0
-    while start < problem.classes:
-        columns = start + tl.arange(0, BLOCK)[None, :]
-        z = read_tile(group, place - group.begin, columns, problem, groups, 1)
-        own += tl.sum(tl.where(columns == group.column, z, 0))
-        rival = tl.where(columns == group.column, float("-inf"), z)
-        joint = tl.maximum(maximum, tl.max(rival))
-        shift = finite_shift(joint)
-        mass = mass * tl.exp(maximum - shift) + tl.sum(tl.exp(rival - shift))
-        maximum = joint
-        start += BLOCK
+    _, row = read_row(index, problem, tl.float32)
+    own = read_logits(row, row.column, problem)[1]
+    # an index of a table's row that means nothing makes the whole class nan
+    own = tl.where(row.lost, float("nan"), own)
+    maximum, mass = sweep_rivals(row, problem, BLOCK)
     shift = finite_shift(maximum)
     # without rivals p_y = 1, and no step moves anything; without anything it is nan
     lift = tl.where(mass == 0, own - own, own - shift - tl.log(mass))

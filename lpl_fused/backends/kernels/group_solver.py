@@ -116,12 +116,13 @@ def polynomial(shared, number, end, NODES: tl.constexpr):
 def take_group_steps(
     problem, groups, steps, step_size, shared,
     ROUND: tl.constexpr, NORMALIZE: tl.constexpr, HEAD: tl.constexpr, NODES: tl.constexpr,
-    ROWS: tl.constexpr,
+    ROWS: tl.constexpr, FEW: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
     """All steps of a class, from the start: δ of its exact classes and target; its nodes.
 
-    One program per class. The mass of the tail is that of `partial`: in ROUND 0 of split_columns,
-    later of move_tail.
+    One program per class, on tiles of ROWS rows; of MANY where it has but a FEW exact classes, as
+    large classes do. The mass of the tail is that of `partial`: in ROUND 0 of split_columns, later
+    of move_tail.
     """
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
@@ -130,8 +131,21 @@ def take_group_steps(
         return
     group = listed_group(number, problem, groups, steps, step_size, shared)
     width = count_exact(shared.counts + number * shared.chunks, shared.chunks)
+    if width <= FEW:
+        walk_group(number, group, width, shared, ROUND, NORMALIZE, HEAD, FEW, NODES, MANY)
+    else:
+        walk_group(number, group, width, shared, ROUND, NORMALIZE, HEAD, HEAD, NODES, ROWS)
+
+
+@triton.jit
+def walk_group(
+    number, group, width, shared,
+    ROUND: tl.constexpr, NORMALIZE: tl.constexpr, HEAD: tl.constexpr, LANES: tl.constexpr,
+    NODES: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """take_group_steps of a class with at most LANES exact classes."""
     slots = tl.arange(0, NODES)
-    lanes = tl.arange(0, HEAD)
+    lanes = tl.arange(0, LANES)
     zero = tl.full((), 0, tl.float32)
     speed = zero  # the mean of 1/Z before all steps
     first = group.count * 0
@@ -178,8 +192,8 @@ def take_group_steps(
     sine = angle * (1 + square * (-1 / 6 + square * (1 / 120 - square / 5040)))
     passing = tl.where(slots < NODES - 1, sine * sine, 2)
 
-    change = tl.zeros((HEAD,), tl.float32)
-    lost = tl.zeros((HEAD,), tl.float32)
+    change = tl.zeros((LANES,), tl.float32)
+    lost = tl.zeros((LANES,), tl.float32)
     own_change = zero
     own_lost = zero
     walked = zero
@@ -212,7 +226,7 @@ def take_group_steps(
         noted = (slots >= tl.where(node | last, filled, NODES)) & (slots < beyond)
 
         x = tl.exp(change)
-        mean = tl.zeros((HEAD,), tl.float32)
+        mean = tl.zeros((LANES,), tl.float32)
         own = zero
         inverses = zero
         first = group.count * 0

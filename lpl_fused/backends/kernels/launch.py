@@ -89,7 +89,7 @@ def _sweep(problem: Problem) -> dict[str, Any]:
 def _block(problem: Problem) -> tuple[int, int, int]:
     """(logits of a block, of a thread, by how much one may be wider), by what a logit takes."""
     if problem.input.dtype == torch.float64 or _crowded(problem):
-        return 1024, 4, 2
+        return 1024, 4, 1
     if _heavy(problem):
         return 1024, 8, 4
     # sixteen warps leave too few registers for tables
@@ -100,7 +100,7 @@ def row_meta(problem: Problem) -> dict[str, Any]:
     """One block for a row that fits the registers, else a sweep over smaller blocks."""
     most = 4096 if _heavy(problem) else 8192
     if problem.input.dtype == torch.float64:
-        most = 4096 if _PLAIN.serves(problem) else 2048
+        most = 4096 if _PLAIN.serves(problem) else 1024 if _crowded(problem) else 2048
     places = _places(problem)
     if places > most:
         return {**_sweep(problem), "ONE_BLOCK": False}
@@ -171,14 +171,13 @@ def group_meta(problem: Problem) -> GroupMeta:
     n, classes = problem.input.shape
     normalize = problem.options.normalize
     much = _heavy(problem) or problem.rows is not None
-    block, head, nodes = (
-        power_of_two(classes, 16, 256 if much else 512),
-        power_of_two(classes, 16, 256),
-        8,
-    )
-    rows = power_of_two(n, 2, 4)
-    tile = {**meta(block, rows, each=4 if much else 8, ample=True), "ROWS": rows}
-    step_rows = power_of_two(n, 2, 16)
+    # one warp for a piece: all that it adds up over rows it has in its own registers
+    block = power_of_two(classes, 16, 128 if normalize else 256)
+    head, nodes = power_of_two(classes, 16, 256), 8
+    rows = power_of_two(n, 2, 2 if much else 4)
+    tile = {**meta(block, rows, each=block, ample=True), "ROWS": rows}
+    step_rows, few = power_of_two(n, 2, 16), min(16, head)
+    many = power_of_two(n, 2, step_rows * head // few)
     heads, of_nodes = {"HEAD": head}, {"NODES": nodes}
     lanes = {**meta(16, 8, each=4, ample=True), "ROWS": 8, "LANES": 16, "BLOCK": block}
     steps = {**meta(head, step_rows, each=16, ample=True), **heads, **of_nodes, "ROWS": step_rows}
@@ -189,12 +188,12 @@ def group_meta(problem: Problem) -> GroupMeta:
         head,
         nodes,
         block,
-        meta(power_of_two(classes, 16, 4096), ample=True),
+        sweep_meta(problem),
         {**tile, **kind, **heads, **of_nodes},
         {**lanes, **heads},
-        {**steps, **kind},
+        {**steps, **kind, "FEW": few, "MANY": many},
         {**tile, **kind, **of_nodes},
-        {**kind, **heads, **of_nodes, "ROWS": step_rows, "num_warps": 4},
+        {**kind, **heads, **of_nodes, "ROWS": power_of_two(n, 2, 128), "num_warps": 4},
     )
 
 

@@ -26,6 +26,7 @@ from .algebra import (
     is_within,
     last_block,
     read_block,
+    read_label,
     read_logits,
     read_row,
     store_block,
@@ -242,7 +243,7 @@ def weigh_rivals(
         if losses is not None:
             tl.store(losses + index, 0)
         return
-    signed = steps_of(row, steps)
+    signed = steps_of(row, problem, steps)
     if (signed != 0) & (tl.load(groups.count + index) > 1):
         tl.store(state.outcome + index, GROUP)
         return
@@ -278,10 +279,10 @@ def weigh_rivals(
 
 
 @triton.jit
-def steps_of(row, steps):
+def steps_of(row, problem, steps):
     """The signed number of steps of a row; 0 where its label is out of range."""
-    signed = tl.load(steps + row.column)
-    return tl.where(row.lost, 0, signed)
+    _, _, outside = read_label(tl.load(problem.target + row.index), problem)
+    return tl.where(outside, 0, tl.load(steps + row.column))
 
 
 @triton.jit
@@ -328,7 +329,7 @@ def step_row(
     alone = rivals.mass == 0
     # nan stays nan, whoever takes the steps
     hopeless = (rivals.mass != rivals.mass) | (own != own)
-    signed = steps_of(row, steps)
+    signed = steps_of(row, problem, steps)
     number = tl.where(alone, 0, tl.abs(signed))
     step = tl.where(signed > 0, 1.0, -1.0).to(dtype) * step_size
     moved = take_steps(rivals, own, z_head, number, step, NORMALIZE, LANES, ORDER)
@@ -386,7 +387,7 @@ def move_rows(
             return
     if solved == 0:
         return
-    if live == 0:
+    if grad is not None and live == 0:
         fill_block(row, column_start, 0.0, grad, problem, BLOCK)
         return
     whole = column_start < last_block(row, problem, BLOCK)

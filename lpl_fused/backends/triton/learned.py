@@ -33,7 +33,7 @@ _SOLVED = Path(
     Problem,
     (*WEIGHING, "z_loss", *SCALING, "softcap", *LEARNING, "through"),
 )
-PROGRAMS = 1024  # that share the work of a kernel whose size the host does not know
+PROGRAMS = 4096  # that share the work of a kernel whose size the host does not know
 
 
 def solves(problem: Problem) -> bool:
