@@ -36,7 +36,10 @@ def meta(block: int, rows: int = 1, *, each: int = 8, ample: bool = False) -> di
 _PLAIN = Path(
     "triton, plain rows",
     Problem,
-    ("reduction", "ignore_index", "phi", "phi_parameter", "z_loss", "inverse_temperature"),
+    (
+        *("reduction", "normalizer", "ignore_index"),
+        *("phi", "phi_parameter", "z_loss", "inverse_temperature"),
+    ),
 )
 
 
