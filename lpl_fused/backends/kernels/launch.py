@@ -175,7 +175,8 @@ def group_meta(problem: Problem) -> GroupMeta:
     normalize = problem.options.normalize
     much = _heavy(problem) or problem.rows is not None
     # one warp for a piece: all that it adds up over rows it has in its own registers
-    block = power_of_two(classes, 16, 128 if normalize else 256)
+    # of which there are twice as many where steps are normalised
+    block = power_of_two(classes, 16, (64 if much else 128) if normalize else 256)
     head, nodes = power_of_two(classes, 16, 256), 8
     rows = power_of_two(n, 2, 2 if much else 4)
     tile = {**meta(block, rows, each=block, ample=True), "ROWS": rows}

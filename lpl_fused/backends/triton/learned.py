@@ -63,7 +63,9 @@ def solve_rows(
     from ..kernels.solver import step_rows, weigh_rivals
 
     n, meta = problem.input.shape[0], solver_meta(problem)
-    state = State(*(new(problem, *shape, dtype=dtype) for shape, dtype in state_forms(problem)))
+    # zeros: what is saved for a backward, and what torch compares, holds no garbage
+    forms = state_forms(problem)
+    state = State(*(new(problem, *shape, dtype=dtype).zero_() for shape, dtype in forms))
     how = {"NORMALIZE": problem.options.normalize}
     steps, step_size = problem.steps, number(problem, problem.options.step_size)
     what = (steps, step_size, state, losses)
