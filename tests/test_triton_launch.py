@@ -1,0 +1,138 @@
+"""The launch past Triton's own: what it is keyed by, what it hands over, where it stays away."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from lpl_fused.backends.triton import launching
+
+
+class Parts(NamedTuple):
+    input: Any
+    stride: Any
+    absent: Any = None
+
+
+class Constant:
+    """As triton.language.constexpr, which has no other part in this."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
+class Compiled:
+    """What a kernel leaves that was launched once."""
+
+    function, packed_metadata = "function", "metadata"
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[Any, ...]] = []
+
+    def run(self, *arguments: Any) -> None:
+        self.launches.append(arguments)
+
+
+class Kernel:
+    """As triton.JITFunction: launched by index; the last of its parameters is a constant."""
+
+    arg_names = ("parts", "count", "BLOCK")
+
+    def __init__(self, made: Any) -> None:
+        self.made = made
+        self.calls = 0
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launched(*arguments: Any, **meta: Any) -> Any:
+            self.calls += 1
+            return self.made
+
+        return launched
+
+
+class Hook:
+    def __init__(self) -> None:
+        self.calls: list[object] = []
+
+
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> tuple[Hook, Hook]:
+    """A device's stream is its number and 70; nobody listens to launches."""
+    found = Hook(), Hook()
+    active = SimpleNamespace(get_current_stream=lambda device: 70 + device)
+    monkeypatch.setattr(launching, "_driver", lambda: SimpleNamespace(active=active))
+    monkeypatch.setattr(launching, "_hooks", lambda: found)
+    monkeypatch.setattr(launching, "_compiled", {})
+    return found
+
+
+def run(kernel: Kernel, parts: Parts, count: Any = 5, grid: tuple[int, ...] = (3, 2)) -> None:
+    meta = {"BLOCK": 64, "num_warps": 4}
+    launching._run(1, kernel, grid, (parts, count), meta)
+
+
+def test_the_second_launch_goes_to_what_the_first_has_compiled(hooks: object) -> None:
+    made = Compiled()
+    kernel = Kernel(made)
+    first, second = (Parts(torch.zeros(64), 48) for _ in range(2))
+    run(kernel, first)
+    run(kernel, second, count=7)
+    assert kernel.calls == 1
+    # as Triton's own: grid, stream, function, what belongs to it, no hooks, all parameters in order
+    expected = (3, 2, 1, 71, "function", "metadata", None, None, None)
+    (found,) = made.launches
+    assert found[:9] == expected
+    assert found[9] is second
+    assert found[10:] == (7, 64)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(Parts(torch.zeros(64, dtype=torch.float64), 48), id="dtype"),
+        pytest.param(Parts(torch.zeros(64)[1:], 48), id="not a multiple of 16 bytes"),
+        pytest.param(Parts(torch.zeros(64), 49), id="not a multiple of 16"),
+        pytest.param(Parts(torch.zeros(64), 1), id="one"),
+        pytest.param(Parts(torch.zeros(64), 48 << 30), id="64 bits"),
+        pytest.param(Parts(torch.zeros(64), 48, 1.0), id="a float"),
+        pytest.param(Parts(torch.zeros(64), Constant(48)), id="a constant"),
+        pytest.param(Parts(torch.zeros(64), Constant(32)), id="another constant"),
+        pytest.param(Parts(None, 48), id="absent"),
+    ],
+)
+def test_what_triton_specialises_by_is_compiled_anew(hooks: object, other: Parts) -> None:
+    kernel = Kernel(Compiled())
+    run(kernel, Parts(torch.zeros(64), 48))
+    run(kernel, other)
+    assert kernel.calls == 2
+    run(kernel, other)
+    assert kernel.calls == 2
+
+
+def test_launch_parameters_belong_to_the_key(hooks: object) -> None:
+    kernel, parts = Kernel(Compiled()), Parts(torch.zeros(64), 48)
+    for block in (64, 128, 64):
+        launching._run(0, kernel, (1,), (parts, 2), {"BLOCK": block, "num_warps": 4})
+    assert kernel.calls == 2
+    launching._run(1, kernel, (1,), (parts, 2), {"BLOCK": 64, "num_warps": 4})
+    assert kernel.calls == 3  # of another device
+
+
+def test_who_listens_is_told(hooks: tuple[Hook, Hook]) -> None:
+    kernel, parts = Kernel(Compiled()), Parts(torch.zeros(64), 48)
+    run(kernel, parts)
+    hooks[1].calls.append(print)
+    run(kernel, parts)
+    assert kernel.calls == 2
+
+
+@pytest.mark.parametrize("made", [None, SimpleNamespace(run=print)], ids=["interpreted", "other"])
+def test_another_triton_launches_by_itself(hooks: object, made: object) -> None:
+    """One whose compiled kernels are not as in 3.6 to 3.9, or whose interpreter leaves none."""
+    kernel, parts = Kernel(made), Parts(torch.zeros(64), 48)
+    for _ in range(2):
+        run(kernel, parts)
+    assert kernel.calls == 2
