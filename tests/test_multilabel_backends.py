@@ -59,7 +59,7 @@ def test_few_positives(backend: str, case: str, classes: int) -> None:
         check(FEW_POSITIVES[case](draw), backend, dtype)
 
 
-@pytest.mark.parametrize("n", [1, 33, 200])
+@pytest.mark.parametrize("n", [1, 33, 200, 300])
 @pytest.mark.parametrize("case", ["hard", "missing", "soft", "many-small-steps", "far"])
 def test_columns_of_many_rows(backend: str, n: int, case: str) -> None:
     """δ is a mean over the batch: sums of many rows, in blocks, must keep their digits."""

@@ -109,7 +109,7 @@ class BinaryCrossEntropy(torch.autograd.Function):
             ctx.save_for_backward(*tensors, found.grad)
         else:
             of_shape = BinaryProblem(found.grad, GONE, options=options)  # type: ignore[arg-type]
-            ctx.held = of_shape, Forward(GONE, found.norm, grad=found.grad)
+            ctx.held = of_shape, Forward(GONE, found.norm, grad=found.grad, state=found.state)
             ctx.save_for_backward(*tensors, None)
         return found.loss
 

@@ -1,6 +1,7 @@
 """Triton kernels, launched by lpl_fused/backends/triton: @triton.jit functions and their tuples.
 
-elementary  expm1, log1p, tanh with all their digits, which the language lacks
+elementary  exp in one instruction; expm1, log1p, tanh with all their digits, none of which the
+            language has
 arguments   what a kernel is told: the tensors and numbers of a problem
 launch      launch parameters for a problem
 norms       the norm of a row of logits, and its gradient
@@ -13,7 +14,8 @@ gradient    kernels: gradients of logits and tables from terms; another upstream
 lpl         kernels: the learned perturbation of a class, step by step
 series      the power series that all steps of a small rival make
 binary      kernels: multi-label loss and gradient, and the learned perturbation of a class
-solver      kernel: a row with a learned perturbation that has its class for itself
+solver      kernels: rows with a learned perturbation that have their class for themselves: their
+            statistics, their steps, and what is made of these
 group_rows  kernels: classes with several rows, made ready for the solver
 group_solver  kernels: their learned perturbation, all steps in a fixed number of sweeps
 """

@@ -2,7 +2,17 @@
 
 The sigmoid couples no classes, so a tile needs nothing but its own logits, labels and tables; the
 learned perturbation needs a block of classes of the whole batch, which stays in registers if it
-fits.
+fits. If it does not, its steps are taken from moments of the batch. In the distance s of a logit
+from its label (−z of positives, z of negatives) both sides are one recursion, d ← d + a·mean_i
+σ(s_i + d), and about a centre c, with T_i = tanh((s_i + c)/2), ρ = tanh((d − c)/4) and Chebyshev's
+polynomials C_n, whose generating function 1/(1 + 2ρT + ρ²) leads to
+
+    σ(s_i + d) = ½ + ½·(ρ + (1 − ρ²)·Σ_{n ≥ 1} (−ρ)^(n−1) C_n(T_i)) ,
+
+they need the batch only through mean C_n. |C_n| ≤ 1, so |ρ| bounds what the series leaves out:
+about one centre one tanh per logit serves all steps that stay near it. What is left when the
+promise is used up is taken about a centre further along d's path, LEGS times; then by steps that
+read all rows.
 """
 
 from __future__ import annotations
@@ -13,12 +23,19 @@ import triton
 import triton.language as tl
 
 from .algebra import phi_slope, phi_value
-from .elementary import log1p, scales_exactly
+from .elementary import exp, log1p, scales_exactly
 
 # forms of a loss
 HARD = tl.constexpr(0)  # labels are bool: one side for each logit
 SHARED = tl.constexpr(1)  # both sides have the same z, and φ = log: one exponential for both
 SIDES = tl.constexpr(2)  # each side for itself
+
+
+MOMENTS = tl.constexpr(10)  # about 0 enough for any steps that add up to 1
+LARGEST_MISS = tl.constexpr(1.5e-7)  # of δ, which is to have the digits of a float
+# numbers of a class and side, its walk: how far it has come, a bound of what is left out of that,
+# how many steps it has taken, and the centre of its moments
+WALK = tl.constexpr(4)
 
 
 class BinaryArguments(NamedTuple):
@@ -40,6 +57,7 @@ class BinaryArguments(NamedTuple):
     negative_scale: Any
     negative_offset: Any
     inverse_count: Any
+    delta: Any  # (2, C): added to the offset of positives, of negatives
     masses: Any  # (N,): Σ of inverse_count over a row's positives
     alpha: Any
     beta: Any
@@ -91,6 +109,11 @@ def read_sides(columns, inside, problem, dtype: tl.constexpr):
         read_table(problem.negative_offset, columns, inside, 0, dtype),
         read_table(problem.negative_weight, columns, inside, 1, dtype),
     )
+    if problem.delta is not None:
+        own = read_table(problem.delta, columns, inside, 0, dtype)
+        positive = Side(positive.scale, positive.offset + own, positive.weight)
+        own = read_table(problem.delta + problem.classes, columns, inside, 0, dtype)
+        negative = Side(negative.scale, negative.offset + own, negative.weight)
     return positive, negative
 
 
@@ -253,6 +276,228 @@ def sigma_sum(s, share):
 
 
 @triton.jit
+def half_tanh(x):
+    """tanh(x/2), to the last place of 1; nan stays."""
+    e = exp(-tl.abs(x))
+    t = (1 - e) / (1 + e)
+    return tl.where(x < 0, -t, t)
+
+
+@triton.jit
+def read_walk(walk, side, what: tl.constexpr, columns, inside, classes):
+    """One of the numbers of a walk, float64."""
+    number = tl.zeros((), tl.int64) + (side * WALK + what)
+    return tl.load(walk + number * classes + columns, mask=inside, other=0)
+
+
+@triton.jit
+def added_chebyshev(sums, t, share):
+    """sums + share·C_n(t), n = 0 … MOMENTS"""
+    before = tl.zeros_like(t) + 1
+    now = t
+    twice = t + t
+    result = (sums[0] + share, sums[1] + share * t)
+    for n in tl.static_range(2, MOMENTS + 1):
+        new = twice * now - before
+        before = now
+        now = new
+        result += (sums[n] + share * now,)
+    return result
+
+
+@triton.jit
+def binary_moments(
+    problem, walk, steps, partial, CHUNK,
+    FIRST: tl.constexpr, DTYPE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """partial (2, MOMENTS + 1, chunks, C): Σ of share·C_n(T) over chunks of CHUNK rows, of classes
+    that are still on their walk. One program per block of classes and chunk of rows.
+    """
+    column_start = tl.program_id(0) * BLOCK
+    columns = (column_start + tl.arange(0, BLOCK))[None, :]
+    inside = columns < problem.classes
+    count = tl.abs(tl.load(steps + columns, mask=inside, other=0))
+    centre_one = tl.zeros((1, BLOCK), DTYPE)
+    centre_zero = centre_one
+    going = count > 0
+    if not FIRST:
+        centre_one = read_walk(walk, 0, 3, columns, inside, problem.classes).to(DTYPE)
+        centre_zero = read_walk(walk, 1, 3, columns, inside, problem.classes).to(DTYPE)
+        taken_one = read_walk(walk, 0, 2, columns, inside, problem.classes)
+        taken_zero = read_walk(walk, 1, 2, columns, inside, problem.classes)
+        going = (taken_one < count) | (taken_zero < count)
+    if tl.sum(tl.sum(going.to(tl.int32), 1), 0) == 0:
+        return
+    positive, negative = read_sides(columns, inside, problem, DTYPE)
+    zeros = tl.zeros((ROWS, BLOCK), DTYPE)
+    sums_one = (zeros,) * (MOMENTS + 1)
+    sums_zero = sums_one
+    start = tl.program_id(1).to(tl.int64) * CHUNK
+    end = tl.minimum(start + CHUNK, problem.rows)
+    while start < end:
+        rows = (start + tl.arange(0, ROWS))[:, None]
+        u, y, known = read_tile(rows, columns, problem, DTYPE)
+        known = known & (rows < end)
+        s_one, one, s_zero, zero = distances(u, y, known, positive, negative)
+        if problem.form == HARD:
+            # a logit is on one side alone
+            s = tl.where(one > 0, s_one + centre_one, s_zero + centre_zero)
+            t = half_tanh(s)
+            sums_one = added_chebyshev(sums_one, t, one)
+            sums_zero = added_chebyshev(sums_zero, t, zero)
+        else:
+            sums_one = added_chebyshev(sums_one, half_tanh(s_one + centre_one), one)
+            sums_zero = added_chebyshev(sums_zero, half_tanh(s_zero + centre_zero), zero)
+        start += ROWS
+    chunk = tl.program_id(1).to(tl.int64)
+    chunks = tl.num_programs(1).to(tl.int64)
+    for n in tl.static_range(MOMENTS + 1):
+        here = partial + (n * chunks + chunk) * problem.classes + columns
+        tl.store(here, tl.sum(sums_one[n], 0)[None, :], mask=inside)
+        here += (MOMENTS + 1) * chunks * problem.classes
+        tl.store(here, tl.sum(sums_zero[n], 0)[None, :], mask=inside)
+
+
+@triton.jit
+def binary_walk(
+    walk, steps, step_size, partial, classes, chunks, FIRST: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Goes on with each class's steps as long as what the series leaves out is as little as
+    promised; the next centre lies ahead, not as far as this one then lies behind. One program per
+    block of classes and side.
+    """
+    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    side = tl.program_id(1).to(tl.int64)
+    inside = columns < classes
+    signed = tl.load(steps + columns, mask=inside, other=0)
+    count = tl.abs(signed).to(tl.float64)
+    d = tl.zeros((BLOCK,), tl.float64)
+    miss = d
+    taken = d
+    centre = d
+    if not FIRST:
+        d = read_walk(walk, side, 0, columns, inside, classes)
+        miss = read_walk(walk, side, 1, columns, inside, classes)
+        taken = read_walk(walk, side, 2, columns, inside, classes)
+        # as the moments have it
+        centre = read_walk(walk, side, 3, columns, inside, classes)
+        if tl.sum((taken < count).to(tl.int32), 0) == 0:
+            return
+    means = ()
+    for n in tl.static_range(MOMENTS + 1):
+        total = tl.zeros((BLOCK,), tl.float64)
+        here = partial + ((side * (MOMENTS + 1) + n) * chunks) * classes + columns
+        chunk = chunks * 0
+        while chunk < chunks:
+            total += tl.load(here, mask=inside & (taken < count), other=0).to(tl.float64)
+            here += classes
+            chunk += 1
+        means += (total,)
+    mass = means[0]
+    # nothing moves a side without labels
+    taken = tl.where(mass == 0, count, taken)
+    inverse = 1 / tl.where(mass == 0, 1, mass)
+    size = tl.full((), 0, tl.float64) + step_size
+    step = tl.where(signed < 0, -size, size)
+    # an early miss grows with the steps that follow, by σ' ≤ 1/4 in each
+    dose = count * (size / 4)
+    growth = tl.exp(tl.where(dose < 100, dose, 100)) * (0.5 * size)
+    go = taken < count
+    while tl.sum(go.to(tl.int32), 0) > 0:
+        x = tl.exp(-tl.abs(d - centre) * 0.5)
+        rho = (1 - x) / (1 + x)
+        rho = tl.where(d < centre, -rho, rho)
+        square = rho * rho
+        fourth = square * square
+        # (1 + |ρ|)·|ρ|^10, where it is of use
+        missed = miss + growth * 1.5 * (fourth * fourth * square)
+        # a comparison with nan is false
+        go &= missed * count <= LARGEST_MISS * (taken + 1)
+        total = means[MOMENTS]
+        for n in tl.static_range(1, MOMENTS):
+            total = means[MOMENTS - n] - rho * total
+        moved = d + step * (0.5 + 0.5 * (rho + (1 - square) * (total * inverse)))
+        d = tl.where(go, moved, d)
+        miss = tl.where(go, missed, miss)
+        taken = tl.where(go, taken + 1, taken)
+        go &= taken < count
+    ahead = tl.abs(d - centre) * 0.6
+    centre = d + tl.where(signed < 0, -ahead, ahead)
+    here = walk + side * WALK * classes + columns
+    for numbers in tl.static_range(WALK):
+        number = d
+        if numbers == 1:
+            number = miss
+        if numbers == 2:
+            number = taken
+        if numbers == 3:
+            number = centre.to(tl.float32).to(tl.float64)
+        tl.store(here, number, mask=inside)
+        here += classes
+
+
+@triton.jit
+def binary_rest(
+    problem, walk, steps, step_size, delta, left,
+    DTYPE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """delta (2, C): where the walks have come, and on from there by steps that read all rows;
+    left (C,): how many of these there were.
+    """
+    columns = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))[None, :]
+    inside = columns < problem.classes
+    signed = tl.load(steps + columns, mask=inside, other=0)
+    count = tl.abs(signed)
+    moved_one = read_walk(walk, 0, 0, columns, inside, problem.classes).to(DTYPE)
+    moved_zero = read_walk(walk, 1, 0, columns, inside, problem.classes).to(DTYPE)
+    taken_one = read_walk(walk, 0, 2, columns, inside, problem.classes).to(tl.int32)
+    taken_zero = read_walk(walk, 1, 2, columns, inside, problem.classes).to(tl.int32)
+    fewest = tl.where(taken_one < taken_zero, taken_one, taken_zero)
+    fewest = tl.where(fewest < count, fewest, count)
+    tl.store(left + columns, count - fewest, mask=inside)
+    k = tl.min(tl.min(tl.where(fewest < count, fewest, 2147483647), 1), 0)
+    most = tl.max(tl.max(count, 1), 0)
+    positive, negative = read_sides(columns, inside, problem, DTYPE)
+    step = tl.where(signed < 0, -1, 1) * (tl.zeros((1, BLOCK), DTYPE) + step_size)
+    while k < most:
+        mean_one, mean_zero = sweep_sigmas(
+            columns, moved_one, moved_zero, positive, negative, problem, DTYPE, ROWS, BLOCK
+        )
+        moved_one += tl.where((count > k) & (taken_one <= k), step * mean_one, 0)
+        moved_zero += tl.where((count > k) & (taken_zero <= k), step * mean_zero, 0)
+        k += 1
+    tl.store(delta + columns, -moved_one, mask=inside)
+    tl.store(delta + problem.classes + columns, moved_zero, mask=inside)
+
+
+@triton.jit
+def sweep_sigmas(
+    columns, moved_one, moved_zero, positive, negative, problem,
+    DTYPE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """(mean σ(s + moved_one) over positives, the same of negatives), (1, BLOCK), of all rows; 0
+    where there are none.
+    """
+    sum_one = tl.zeros((1, BLOCK), DTYPE)
+    sum_zero = tl.zeros((1, BLOCK), DTYPE)
+    mass_one = tl.zeros((1, BLOCK), DTYPE)
+    mass_zero = tl.zeros((1, BLOCK), DTYPE)
+    start = tl.zeros((), tl.int64)
+    while start < problem.rows:
+        rows = (start + tl.arange(0, ROWS))[:, None]
+        u, y, known = read_tile(rows, columns, problem, DTYPE)
+        s_one, one, s_zero, zero = distances(u, y, known, positive, negative)
+        sum_one += sigma_sum(s_one + moved_one, one)
+        sum_zero += sigma_sum(s_zero + moved_zero, zero)
+        mass_one += tl.sum(one, 0)[None, :]
+        mass_zero += tl.sum(zero, 0)[None, :]
+        start += ROWS
+    mean_one = tl.where(mass_one > 0, sum_one / tl.where(mass_one > 0, mass_one, 1), 0)
+    mean_zero = tl.where(mass_zero > 0, sum_zero / tl.where(mass_zero > 0, mass_zero, 1), 0)
+    return mean_one, mean_zero
+
+
+@triton.jit
 def scale_columns(columns, factor, problem, wanted, ROWS: tl.constexpr):
     """scale_tile of all rows."""
     start = tl.zeros((), tl.int64)
@@ -301,24 +546,11 @@ def binary_learned(
     else:
         k = 0
         while k < most:
-            sum_one = tl.zeros((1, BLOCK), DTYPE)
-            sum_zero = tl.zeros((1, BLOCK), DTYPE)
-            mass_one = tl.zeros((1, BLOCK), DTYPE)
-            mass_zero = tl.zeros((1, BLOCK), DTYPE)
-            start = tl.zeros((), tl.int64)
-            while start < problem.rows:
-                rows = (start + tl.arange(0, ROWS))[:, None]
-                u, y, known = read_tile(rows, columns, problem, DTYPE)
-                s_one, one, s_zero, zero = distances(u, y, known, positive, negative)
-                sum_one += sigma_sum(s_one + moved_one, one)
-                sum_zero += sigma_sum(s_zero + moved_zero, zero)
-                mass_one += tl.sum(one, 0)[None, :]
-                mass_zero += tl.sum(zero, 0)[None, :]
-                start += ROWS
-            rate_one = tl.where(mass_one > 0, step / tl.where(mass_one > 0, mass_one, 1), 0)
-            rate_zero = tl.where(mass_zero > 0, step / tl.where(mass_zero > 0, mass_zero, 1), 0)
-            moved_one += tl.where(count > k, rate_one * sum_one, 0)
-            moved_zero += tl.where(count > k, rate_zero * sum_zero, 0)
+            mean_one, mean_zero = sweep_sigmas(
+                columns, moved_one, moved_zero, positive, negative, problem, DTYPE, ROWS, BLOCK
+            )
+            moved_one += tl.where(count > k, step * mean_one, 0)
+            moved_zero += tl.where(count > k, step * mean_zero, 0)
             k += 1
     if wanted.delta is not None:
         tl.store(wanted.delta + columns, -moved_one, mask=inside)

@@ -261,3 +261,28 @@ def binary_learned_meta(problem: BinaryProblem) -> dict[str, Any]:
     rows = power_of_two(n, 1, most // 16)
     block = power_of_two(classes, 16, max(16, min(64, most // rows)))
     return {**_binary_meta(problem, block, rows), "RESIDENT": n <= rows}
+
+
+class WalkMeta(NamedTuple):
+    """For steps of the multi-label perturbation that come from moments."""
+
+    legs: int  # centres
+    chunk: int  # rows whose moments are summed in float32
+    moments: dict[str, Any]
+    walk: dict[str, Any]
+    rest: dict[str, Any]
+
+
+def binary_walk_meta(problem: BinaryProblem) -> WalkMeta | None:
+    """None where whole columns stay in registers, and in float64, where a walk left out too much.
+
+    A leg of a hard class's steps adds up to 1.4, the first to 0.9.
+    """
+    classes = problem.input.shape[1]
+    rest = binary_learned_meta(problem)
+    if rest.pop("RESIDENT") or problem.input.dtype == torch.float64:
+        return None
+    block = power_of_two(classes, 16, 64)
+    # four logits of a thread, which has 22 sums of each
+    moments = {**meta(block, 16, each=4, ample=True), "ROWS": 16}
+    return WalkMeta(5, 256, moments, {"BLOCK": 64, "num_warps": 2}, rest)

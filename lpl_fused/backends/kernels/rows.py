@@ -214,14 +214,12 @@ def summed_lanes(mass, problem):
 
 @triton.jit
 def edge_blocks(row, problem, BLOCK: tl.constexpr):
-    """(place of the first block that may have columns that are not there, how far the next is,
-    place of the last): the first and the last of a row."""
-    # a number to the machine even where it is known
-    last = tl.zeros_like(row.column) + last_block(row, problem, BLOCK)
-    start = last
-    if problem.phased:
-        start = tl.zeros_like(last)
-    return start, tl.maximum(last, BLOCK), last
+    """(place of the first block, place of the last): the edges of a row, which may have columns
+    that are not there; the first only where rows are phased, and it may be the last.
+    """
+    # numbers to the machine even where they are known
+    first = tl.zeros_like(row.column)
+    return first, first + last_block(row, problem, BLOCK)
 
 
 @triton.jit
@@ -237,10 +235,10 @@ def first_whole(last, problem, BLOCK: tl.constexpr):
 def sweep_mass(row, problem, BLOCK: tl.constexpr):
     """The Mass of a whole row: every lane keeps its own to the end."""
     mass = no_mass(row, problem, BLOCK)
-    start, stride, last = edge_blocks(row, problem, BLOCK)
-    while start <= last:
-        mass = add_mass(mass, row, read_block(row, start, problem, False, BLOCK), problem)
-        start += stride
+    first, last = edge_blocks(row, problem, BLOCK)
+    mass = add_mass(mass, row, read_block(row, last, problem, False, BLOCK), problem)
+    if problem.phased and last > first:
+        mass = add_mass(mass, row, read_block(row, first, problem, False, BLOCK), problem)
     start = first_whole(last, problem, BLOCK)
     while start < last:
         mass = add_mass(mass, row, read_block(row, start, problem, True, BLOCK), problem)
@@ -290,11 +288,12 @@ def sweep_detail(row, shift, log_total, problem, BLOCK: tl.constexpr):
     """The Detail of a whole row, as sweep_mass."""
     zeros = tl.zeros((BLOCK // problem.each,), row.hard.dtype)
     detail = Detail(zeros, zeros, zeros.to(tl.float64))
-    start, stride, last = edge_blocks(row, problem, BLOCK)
-    while start <= last:
-        block = read_block(row, start, problem, False, BLOCK)
-        detail = add_detail(detail, row, block, shift, log_total, problem)
-        start += stride
+    first, last = edge_blocks(row, problem, BLOCK)
+    edge = read_block(row, last, problem, False, BLOCK)
+    detail = add_detail(detail, row, edge, shift, log_total, problem)
+    if problem.phased and last > first:
+        edge = read_block(row, first, problem, False, BLOCK)
+        detail = add_detail(detail, row, edge, shift, log_total, problem)
     start = first_whole(last, problem, BLOCK)
     while start < last:
         block = read_block(row, start, problem, True, BLOCK)
@@ -498,10 +497,10 @@ def move_block(row, start, terms, grad, problem, WHOLE: tl.constexpr, BLOCK: tl.
 @triton.jit
 def sweep_gradient(row, terms, grad, problem, BLOCK: tl.constexpr):
     """Writes dL/du of a row, from its end, which the sweep before has left in the caches."""
-    start, stride, last = edge_blocks(row, problem, BLOCK)
-    while start <= last:
-        move_block(row, start, terms, grad, problem, False, BLOCK)
-        start += stride
+    first, last = edge_blocks(row, problem, BLOCK)
+    move_block(row, last, terms, grad, problem, False, BLOCK)
+    if problem.phased and last > first:
+        move_block(row, first, terms, grad, problem, False, BLOCK)
     start = last - BLOCK
     while start >= first_whole(last, problem, BLOCK):
         move_block(row, start, terms, grad, problem, True, BLOCK)

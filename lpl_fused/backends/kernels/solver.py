@@ -93,11 +93,12 @@ def sweep_rivals(row, problem, BLOCK: tl.constexpr):
     """(maximum, Σ exp(z − maximum)) of a row's rivals: every lane keeps its own to the end."""
     mass = tl.zeros((BLOCK // problem.each,), row.hard.dtype)
     maximum = mass + float("-inf")
-    start, stride, last = edge_blocks(row, problem, BLOCK)
-    while start <= last:
-        z = without_label(read_block(row, start, problem, False, BLOCK), row)
-        maximum, mass = add_rivals(maximum, mass, z)
-        start += stride
+    first, last = edge_blocks(row, problem, BLOCK)
+    edge = without_label(read_block(row, last, problem, False, BLOCK), row)
+    maximum, mass = add_rivals(maximum, mass, edge)
+    if problem.phased and last > first:
+        edge = without_label(read_block(row, first, problem, False, BLOCK), row)
+        maximum, mass = add_rivals(maximum, mass, edge)
     start = first_whole(last, problem, BLOCK)
     while start < last:
         z = without_label(read_block(row, start, problem, True, BLOCK), row)
@@ -137,12 +138,14 @@ def sweep_tail(
 ):  # fmt: skip
     """The Tail of a row, by lane: from its end, which a sweep before has left in the caches."""
     tail = no_tail(row, problem, POWERS, BLOCK)
-    start, stride, last = edge_blocks(row, problem, BLOCK)
-    while start <= last:
-        block = read_block(row, start, problem, False, BLOCK)
-        e = exp(without_label(block, row) - shift)
-        tail = add_tail(tail, block.columns, e, bound, heads, room, POWERS)
-        start += stride
+    first, last = edge_blocks(row, problem, BLOCK)
+    edge = read_block(row, last, problem, False, BLOCK)
+    of_edge = exp(without_label(edge, row) - shift)
+    tail = add_tail(tail, edge.columns, of_edge, bound, heads, room, POWERS)
+    if problem.phased and last > first:
+        edge = read_block(row, first, problem, False, BLOCK)
+        of_edge = exp(without_label(edge, row) - shift)
+        tail = add_tail(tail, edge.columns, of_edge, bound, heads, room, POWERS)
     start = last - BLOCK
     while start >= first_whole(last, problem, BLOCK):
         block = read_block(row, start, problem, True, BLOCK)

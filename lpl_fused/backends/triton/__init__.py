@@ -2,7 +2,7 @@
 
 shortcut   loss and gradient in one sweep, and another upstream for it
 sums       the reductions and the gradient that is made of what they settle
-learned    the learned perturbation's launches
+learned    the learned perturbation's launches: statistics, steps, gradient
 binary     the sigmoid link
 arguments  a problem in kernel form
 launching  how a kernel is launched

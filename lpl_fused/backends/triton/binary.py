@@ -13,9 +13,11 @@ from ...problem import MEAN, NONE, BinaryProblem, accumulate_dtype, divides
 from ..buffers import new
 from ..contract import Forward
 from ..kernels.launch import (
+    WalkMeta,
     binary_learned_meta,
     binary_mass_meta,
     binary_tile_meta,
+    binary_walk_meta,
     filling_meta,
 )
 from . import launching
@@ -34,23 +36,29 @@ def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
     norm = _normalizer(problem)
     grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
     losses = new(problem, *input.shape) if reduction == NONE else None
+    walk = _walk_meta(problem)
+    known = None if walk is None else _learned(problem, walk)
     found = _run(
         problem,
         sums=reduction != NONE,
+        known=known,
         losses=losses,
         grad=grad,
         norm=norm if divides(problem) else None,
     )
+    state = () if known is None else (known,)
     if losses is not None:
-        return Forward(losses, norm, None, grad)
+        return Forward(losses, norm, None, grad, state=state)
     assert found is not None
     total = found.sum()
-    return Forward(total / norm if divides(problem) else total, norm, None, grad)
+    return Forward(total / norm if divides(problem) else total, norm, None, grad, state=state)
 
 
 def binary_gradient(problem: BinaryProblem, upstream: Tensor) -> Tensor:
     grad = new(problem, *problem.input.shape, dtype=problem.input.dtype)
-    _run(problem, grad=grad, upstream=_contiguous(problem, upstream))
+    walk = _walk_meta(problem)
+    known = None if walk is None else _learned(problem, walk)
+    _run(problem, grad=grad, known=known, upstream=_contiguous(problem, upstream))
     return grad
 
 
@@ -63,7 +71,9 @@ def binary_rescale_(problem: BinaryProblem, forward: Forward, upstream: Tensor) 
     if grad.element_size() == 2:
         # of each logit its own: made anew; one for all: unless it scales exactly
         anew = _contiguous(problem, upstream if upstream.dim() else upstream / norm)
-        _run(problem, grad=grad, upstream=anew, unless=None if upstream.dim() else upstream)
+        unless = None if upstream.dim() else upstream
+        known = forward.state[0] if forward.state else None
+        _run(problem, grad=grad, known=known, upstream=anew, unless=unless)
     elif upstream.dim():
         grad.mul_(upstream)
     else:
@@ -78,19 +88,64 @@ def _contiguous(problem: BinaryProblem, upstream: Tensor) -> Tensor:
 
 
 def binary_perturbation(problem: BinaryProblem) -> Tensor:
+    walk = _walk_meta(problem)
+    if walk is not None:
+        return _learned(problem, walk)
     delta = new(problem, 2, problem.input.shape[1])
     _run(problem, delta=delta)
     return delta
 
 
-def _run(problem: BinaryProblem, *, sums: bool = False, **places: Tensor | None) -> Tensor | None:
-    """Runs the kernels for what is wanted; the losses of the programs if `sums`."""
+def _walk_meta(problem: BinaryProblem) -> WalkMeta | None:
+    """How δ is found before all else, if it is."""
+    if problem.steps is None or 0 in problem.input.shape:
+        return None
+    return binary_walk_meta(problem)
+
+
+def _learned(problem: BinaryProblem, walk: WalkMeta) -> Tensor:
+    """δ (2, C), from moments of the batch."""
+    from ..kernels.binary import MOMENTS, WALK, binary_moments, binary_rest, binary_walk
+
+    n, classes = problem.input.shape
+    chunks = -(-n // walk.chunk)
+    arguments, steps = _arguments(problem), problem.steps
+    numbers = new(problem, 2, WALK.value, classes, dtype=torch.float64)
+    partial = new(problem, 2, MOMENTS.value + 1, chunks, classes)
+    dtype = _language_dtype(problem)
+    size = float(problem.options.step_size)
+    grid, each = (-(-classes // walk.moments["BLOCK"]), chunks), walk.walk
+    for leg in range(walk.legs):
+        of_rows = (arguments, numbers, steps, partial, walk.chunk)
+        first = {"FIRST": leg == 0}
+        launching.launch(binary_moments, grid, *of_rows, **first, DTYPE=dtype, **walk.moments)
+        sides = (-(-classes // each["BLOCK"]), 2)
+        launching.launch(
+            binary_walk, sides, numbers, steps, size, partial, classes, chunks, **first, **each
+        )
+    delta, left = new(problem, 2, classes), new(problem, classes, dtype=torch.int32)
+    what = (arguments, numbers, steps, size, delta, left)
+    blocks = (-(-classes // walk.rest["BLOCK"]),)
+    launching.launch(binary_rest, blocks, *what, DTYPE=dtype, **walk.rest)
+    return delta
+
+
+def _run(
+    problem: BinaryProblem,
+    *,
+    sums: bool = False,
+    known: Tensor | None = None,
+    **places: Tensor | None,
+) -> Tensor | None:
+    """Runs the kernels for what is wanted; the losses of the programs if `sums`. `known`: δ, found
+    before."""
     from triton.language import constexpr
 
     from ..kernels.binary import BinaryWanted, binary_learned, binary_tiles
 
     n, classes = problem.input.shape
-    if problem.steps is None:
+    tiles = problem.steps is None or known is not None
+    if tiles:
         meta = binary_tile_meta(problem)
         grid: tuple[int, ...] = (-(-n // meta["ROWS"]), -(-classes // meta["BLOCK"]))
     else:
@@ -105,9 +160,9 @@ def _run(problem: BinaryProblem, *, sums: bool = False, **places: Tensor | None)
         if places.get("delta") is not None:
             places["delta"].zero_()  # type: ignore[union-attr]
         return None if found is None else found.new_zeros(0)
-    arguments = _arguments(problem)
+    arguments = _weighed(problem, _arguments(problem, known))
     meta["DTYPE"] = _language_dtype(problem)
-    if problem.steps is None:
+    if tiles:
         launching.launch(binary_tiles, grid, arguments, wanted, **meta)
     else:
         step_size = launching.number(problem, problem.options.step_size)
@@ -115,10 +170,10 @@ def _run(problem: BinaryProblem, *, sums: bool = False, **places: Tensor | None)
     return found
 
 
-def _arguments(problem: BinaryProblem) -> Any:
+def _arguments(problem: BinaryProblem, delta: Tensor | None = None) -> Any:
     from triton.language import constexpr
 
-    from ..kernels.binary import HARD, SHARED, SIDES, BinaryArguments, row_masses
+    from ..kernels.binary import HARD, SHARED, SIDES, BinaryArguments
 
     _KERNELS.demand(problem)
     input, target, options = problem.input, problem.target, problem.options
@@ -133,7 +188,7 @@ def _arguments(problem: BinaryProblem) -> Any:
 
     weighs = problem.inverse_count is not None
     ignored = options.ignored
-    arguments = BinaryArguments(
+    return BinaryArguments(
         input=input,
         input_stride=input.stride(0),
         rows=input.shape[0],
@@ -146,6 +201,7 @@ def _arguments(problem: BinaryProblem) -> Any:
         ignored=number(ignored) if options.missing and ignored == ignored else None,
         **{name: getattr(problem, name) for name in SIDE_TABLES},
         inverse_count=problem.inverse_count,
+        delta=delta,
         masses=None,
         alpha=number(options.alpha) if weighs else None,
         beta=number(options.beta) if weighs else None,
@@ -154,13 +210,19 @@ def _arguments(problem: BinaryProblem) -> Any:
         phi=constexpr(options.phi),
         phi_parameter=None if options.phi == LOG else number(options.phi_parameter),
     )
-    if not weighs:
+
+
+def _weighed(problem: BinaryProblem, arguments: Any) -> Any:
+    """The problem with what its re-balanced weights want to know of each row."""
+    from ..kernels.binary import row_masses
+
+    if problem.inverse_count is None:
         return arguments
-    masses = new(problem, input.shape[0])
+    n = problem.input.shape[0]
+    masses = new(problem, n)
     meta = binary_mass_meta(problem)
-    launching.launch(
-        row_masses, (input.shape[0],), arguments, masses, DTYPE=_language_dtype(problem), **meta
-    )
+    dtype = _language_dtype(problem)
+    launching.launch(row_masses, (n,), arguments, masses, DTYPE=dtype, **meta)
     return arguments._replace(masses=masses)
 
 

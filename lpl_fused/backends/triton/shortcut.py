@@ -26,7 +26,8 @@ def forward(
     losses = new(problem, n)
     terms = new(problem, n, TERMS) if leaves_terms(problem, want_grad, final) else None
     grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
-    wanted, state = Wanted(losses=losses, terms=terms, grad=grad), ()
+    wanted = Wanted(losses=losses, terms=terms, grad=grad)
+    state: tuple[Tensor, ...] = ()
     if learned_state(problem) and not (want_grad or final):
         state = _learned_losses(problem, losses)
     else:

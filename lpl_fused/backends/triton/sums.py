@@ -88,7 +88,8 @@ def gradient(
 
     n, width = problem.input.shape
     if list(want) == ["input"]:
-        grad, meta = new(problem, n, width, dtype=problem.input.dtype), block_meta(problem)
+        grad = new(problem, n, width, dtype=problem.input.dtype) if out is None else out
+        meta = block_meta(problem)
         rows = (_under_delta(problem, known), Upstream(None, upstream, upstream.stride(0)), grad)
         launching.launch(gradient_rows, (n, blocks_of(problem, meta)), *rows, **meta)
         return Gradients(grad)
