@@ -56,7 +56,7 @@ class Block(NamedTuple):
 
     places: Any
     columns: Any
-    inside: Any  # which of them exist; None: all do
+    inside: Any  # which of them exist
     first: Any  # column; so `end`, behind the last
     end: Any
     u: Any  # raw logits
@@ -66,9 +66,8 @@ class Block(NamedTuple):
 
 @triton.jit
 def read_at(place, inside, dtype: tl.constexpr, default: tl.constexpr = 0):
-    """What stands there, or the default where it is not inside; None: all is."""
-    other = None if inside is None else default
-    return tl.load(place, mask=inside, other=other).to(dtype)
+    """What stands there, or the default where it is not inside."""
+    return tl.load(place, mask=inside, other=default).to(dtype)
 
 
 @triton.jit
@@ -128,10 +127,8 @@ def perturb(u, columns, inside, row, problem):
     if problem.delta is not None:
         delta = problem.delta + row.delta_row * problem.classes
         z = z + read_at(delta + columns, inside, z.dtype)
-    if inside is not None:
-        # last, so that no transform makes a padded lane finite
-        z = tl.where(inside, z, float("-inf"))
-    return z
+    # last, so that no transform makes a padded lane finite
+    return tl.where(inside, z, float("-inf"))
 
 
 @triton.jit
@@ -190,7 +187,8 @@ def read_block(row, start, problem, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
     if problem.phased:
         first = start - row.phase
         columns = places - row.phase
-    inside = None
+    # a constant, of which the compiler makes loads without a mask, and nothing to choose
+    inside = tl.full(columns.shape, 1, tl.int1)
     if not WHOLE:
         inside = columns < problem.classes
         if problem.phased:
@@ -231,11 +229,7 @@ def store_block(matrix, row, block, values, problem):
         here = matrix + row.begin + block.places
     else:
         here = matrix + row.index * problem.classes + block.columns
-    values = values.to(matrix.dtype.element_ty)
-    if block.inside is None:
-        tl.store(here, values)
-    else:
-        tl.store(here, values, mask=block.inside)
+    tl.store(here, values.to(matrix.dtype.element_ty), mask=block.inside)
 
 
 @triton.jit
@@ -381,9 +375,7 @@ def read_row(index, problem, dtype: tl.constexpr):
 @triton.jit
 def read_weights(row, columns, inside, problem):
     """What `uniform` multiplies: class weights w_j, for class probabilities t_j·w_j."""
-    weight = tl.full(columns.shape, 1, row.hard.dtype)
-    if inside is not None:
-        weight = inside.to(row.hard.dtype)
+    weight = inside.to(row.hard.dtype)
     if problem.spread:
         if problem.form == DENSE:
             target = problem.target + row.index * problem.target_stride

@@ -146,11 +146,10 @@ def block_mass(row, block, maximum, x, problem):
 def counted_distances(block, values, problem):
     """Values of columns, 0 where they count nothing however infinite they are: outside, and for
     class probabilities where there is no weight."""
+    counts = block.inside
     if problem.form == DENSE:
-        values = tl.where(block.weight != 0, values, 0)
-    elif block.inside is not None:
-        values = tl.where(block.inside, values, 0)
-    return values
+        counts = block.weight != 0
+    return tl.where(counts, values, 0)
 
 
 @triton.jit
