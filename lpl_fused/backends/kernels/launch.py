@@ -86,7 +86,8 @@ def _sweep(problem: Problem) -> dict[str, Any]:
     n = problem.input.shape[0]
     block, each, most = _block(problem)
     wider = min(most, 4 if n < 256 else 2 if n < 1024 else 1)
-    return _tuned(problem, power_of_two(_places(problem), 16, block * wider), each)
+    ample = wider > 1 or not _PLAIN.serves(problem)
+    return meta(power_of_two(_places(problem), 16, block * wider), each=each, ample=ample)
 
 
 def _block(problem: Problem) -> tuple[int, int, int]:
