@@ -26,7 +26,8 @@ from .cases import Case, draw
 from .providers import fused
 
 FILE = "launches.json"
-SHAPE, MULTILABEL_SHAPE = "64x32000", "512x9605"
+# rows enough for the launch parameters of large batches
+SHAPE, MULTILABEL_SHAPE = "1024x32000", "512x9605"
 # name, the case it is drawn as, what is not in the case
 FORMS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("plain", "ce", {}),
