@@ -40,6 +40,7 @@ if X86:
         "-mprefer-vector-width=512",
     ]
 NVCC = shutil.which(os.environ.get("NVCC", "nvcc"))
+CUDA_TYPES = "float", "double", "BFloat16", "Float16"
 CUDA_ARCHS = os.environ.get("LPL_FUSED_CUDA_ARCHS", "80;90;100").split(";")
 
 
@@ -129,7 +130,7 @@ def cuda_rules(n: Writer, target: Path) -> None:
     flags = f"-std=c++17 -O3 {threads} -ccbin $cxx -Xcompiler -fPIC,-fvisibility=hidden"
     n.rule(
         "kernels",
-        " ".join(["$nvcc", flags, *codes, last, "-MD -MF $out.d -c $in -o $out"]),
+        " ".join(["$nvcc", flags, *codes, last, "$part -MD -MF $out.d -c $in -o $out"]),
         depfile="$out.d",
         deps="gcc",
         description="compile $out",
@@ -139,8 +140,13 @@ def cuda_rules(n: Writer, target: Path) -> None:
     link = ["$nvcc -shared -cudart static -ccbin $cxx", *codes, f"-L{beside} $in -o $out"]
     n.rule("link", " ".join(link))
     n.build(["bindings.o"], "compile", [str(CSRC / "cuda" / "bindings.cpp")])
-    n.build(["kernels.o"], "kernels", [str(CSRC / "cuda" / "kernels.cu")])
-    n.build([str(target)], "link", ["bindings.o", "kernels.o"])
+    # the kernels of each element type by themselves: side by side
+    parts = {f"kernels_{name}.o": f"-DLPL_TYPE={name}" for name in CUDA_TYPES}
+    parts["kernels.o"] = "-DLPL_SPLIT"
+    for made, part in parts.items():
+        text = [str(CSRC / "cuda" / "kernels.cu")]
+        n.build([made], "kernels", text, variables={"part": part})
+    n.build([str(target)], "link", ["bindings.o", *parts])
 
 
 def version() -> str:

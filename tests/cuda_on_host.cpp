@@ -403,7 +403,8 @@ class Launcher {
 
 void run(Work work, const Call& call, uintptr_t) {
   Launcher launch;
-  run(launch, work, call);
+  for_type(call.p.dtype,
+           [&](auto type) { run_of<typename decltype(type)::type>(launch, work, call); });
 }
 
 int64_t group_bytes(int64_t n, int64_t c, int dtype) {

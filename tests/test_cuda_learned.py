@@ -76,9 +76,10 @@ def with_heads(count: int, rows: int = 2, classes: int = 2000) -> Tensor:
 
 
 @pytest.fixture
-def wide(use_shape: Any) -> None:
+def wide(request: pytest.FixtureRequest) -> None:
     """Teams as large as a device's: by the largest rivals of their threads the mass is bounded."""
-    use_shape(2, 32, True, False)
+    if DEVICE == "cpu":
+        request.getfixturevalue("use_shape")(2, 32, True, False)
 
 
 @pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])

@@ -148,7 +148,8 @@ def test_a_common_offset_costs_no_digits(form: str, offset: float, reduction: st
     (grad,) = torch.autograd.grad(loss.sum(), input)
     value = expected[0].mean() if reduction == "mean" else expected[0]
     torch.testing.assert_close(loss.double(), value, rtol=2e-6, atol=1e-7)
-    assert_near(grad, expected[1], 2e-6)
+    # where weight is spread, gradients are differences of two numbers
+    assert_near(grad, expected[1], 4e-6 if form == "even" else 2e-6)
 
 
 @pytest.mark.parametrize("classes", [5, 300])

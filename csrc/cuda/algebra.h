@@ -158,6 +158,7 @@ class Algebra {
 
   // z = (scale·v + offset + rows[r] − margin[y]·1[j = y])/temperature + δ
   LPL_DEVICE Acc perturbed(Acc u, int j, const Row<Acc>& r) const {
+    expect(exists(j));
     Acc z = bounded(u, r);
     if (has(kTables)) {  // rounded as in a piece
       const Acc scale = p.scale ? table(p.scale)[j] : Acc(1);
@@ -255,6 +256,7 @@ class Algebra {
 
   // dL/dT from dL/d offset.
   LPL_DEVICE Acc to_input(Acc d_offset, Acc u, int j, const Row<Acc>& r) const {
+    expect(exists(j));
     return to_input(d_offset, u, has(kTables) && p.scale ? table(p.scale)[j] : Acc(1), r);
   }
   LPL_DEVICE Acc to_input(Acc d_offset, Acc u, Acc scale, const Row<Acc>& r) const {
@@ -271,6 +273,7 @@ class Algebra {
   LPL_DEVICE Acc weight(int j, const Row<Acc>& r) const {
     Acc weight = 1;
     if (!has(kRest)) return weight;
+    expect(exists(j));
     if (p.dense) {
       const Acc smoothing = Acc(p.label_smoothing);
       weight = probability(r.index * p.dense_stride + j) * (1 - smoothing);
@@ -295,13 +298,15 @@ class Algebra {
   }
 
   // The same for the columns of a piece, `e` being the exponentials of the row's shift.
-  template <int kSize>
+  template <int kSize, typename Kind>
   LPL_DEVICE void gradients(int first, const Acc* z, const E& e, Acc unit, const Row<Acc>& r,
                             const Terms<Acc>& t, Acc* dz) const {
     if constexpr (has(kRest)) {
       if (!one_label) {
 #pragma unroll
-        for (int v = 0; v < kSize; ++v) dz[v] = gradient(z[v], e.of(z[v]) * unit, first + v, r, t);
+        for (int v = 0; v < kSize; ++v)
+          if (Kind::value || exists(first + v))
+            dz[v] = gradient(z[v], e.of(z[v]) * unit, first + v, r, t);
         return;
       }
     }

@@ -123,8 +123,8 @@ struct GradientsBody {
         if (row[r].live) {
           const auto e = E::near(terms[r].shift);
           algebra.template perturb<kSize>(first, u[r], row[r], tables, kind, z);
-          algebra.template gradients<kSize>(first, z, e, e.unit(terms[r].shift), row[r], terms[r],
-                                            dz);
+          algebra.template gradients<kSize, decltype(kind)>(first, z, e, e.unit(terms[r].shift),
+                                                            row[r], terms[r], dz);
 #pragma unroll
           for (int v = 0; v < kSize; ++v)
             dz[v] = algebra.to_input(algebra.to_offset(dz[v]), u[r][v], tables.scale[v], row[r]);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdlib>
 
 #include "../row.h"
 
@@ -89,6 +90,13 @@ LPL_DEVICE inline bool spared(const Call& call) {
   if (!call.scratch.factor || call.scratch.factor_stride) return false;
   const Acc factor = factor_of<Acc>(call, 0);
   return factor == 1 || (call.scratch.anew && keeps_digits(factor));
+}
+
+// What has to hold before memory is read; a device would not say.
+LPL_DEVICE inline void expect(bool holds) {
+#if !defined(__CUDACC__)
+  if (!holds) std::abort();
+#endif
 }
 
 struct Nothing {};  // Body::Shared, a block's own memory, of bodies that need none

@@ -280,24 +280,22 @@ void rescale(Launcher& launch, Call call) {
   cross_entropy<T>(launch, call);
 }
 
-template <typename Launcher>
-void run(Launcher& launch, Work work, Call call) {
-  for_type(call.p.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    const i64 n = call.p.n, bytes = call.p.c * i64(sizeof(T));
-    switch (work) {
-      case Work::cross_entropy: return cross_entropy<T>(launch, call);
-      case Work::learned_perturbation: return learned_perturbation<T>(launch, call);
-      case Work::learned_gradient: return learned_gradient<T>(launch, call);
-      case Work::size: return launch.rows(SizeBody<T>(), call, n, bytes, true);
-      case Work::mass: return launch_rows<MassBody, T>(launch, call, true, SetList<kBare>());
-      case Work::detail: return launch.rows(DetailBody<T>(), call, n, bytes, true);
-      case Work::rivals: return launch.rows(RivalsBody<T>(), call, n, bytes, true);
-      case Work::perturbed: return launch.pieces(PerturbedBody<T>(), call, n, bytes);
-      case Work::gradient: return gradient<T>(launch, call);
-      case Work::rescale: return rescale<T>(launch, call);
-    }
-  });
+// A call of logits of one type.
+template <typename T, typename Launcher>
+void run_of(Launcher& launch, Work work, const Call& call) {
+  const i64 n = call.p.n, bytes = call.p.c * i64(sizeof(T));
+  switch (work) {
+    case Work::cross_entropy: return cross_entropy<T>(launch, call);
+    case Work::learned_perturbation: return learned_perturbation<T>(launch, call);
+    case Work::learned_gradient: return learned_gradient<T>(launch, call);
+    case Work::size: return launch.rows(SizeBody<T>(), call, n, bytes, true);
+    case Work::mass: return launch_rows<MassBody, T>(launch, call, true, SetList<kBare>());
+    case Work::detail: return launch.rows(DetailBody<T>(), call, n, bytes, true);
+    case Work::rivals: return launch.rows(RivalsBody<T>(), call, n, bytes, true);
+    case Work::perturbed: return launch.pieces(PerturbedBody<T>(), call, n, bytes);
+    case Work::gradient: return gradient<T>(launch, call);
+    case Work::rescale: return rescale<T>(launch, call);
+  }
 }
 
 // Bytes of a LearnedRow.

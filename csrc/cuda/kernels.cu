@@ -209,9 +209,28 @@ class Launcher {
 
 }  // namespace
 
-void run(Work work, const Call& call, uintptr_t stream) {
+// The kernels of one element type.
+template <typename T>
+void run_as(Work work, const Call& call, uintptr_t stream) {
   Launcher launch(stream);
-  run(launch, work, call);
+  run_of<T>(launch, work, call);
+}
+
+// With LPL_TYPE the file has the kernels of that type alone, with LPL_SPLIT none: so setup.py
+// compiles them side by side.
+#if defined(LPL_TYPE)
+template void run_as<LPL_TYPE>(Work, const Call&, uintptr_t);
+#else
+#if defined(LPL_SPLIT)
+extern template void run_as<double>(Work, const Call&, uintptr_t);
+extern template void run_as<float>(Work, const Call&, uintptr_t);
+extern template void run_as<BFloat16>(Work, const Call&, uintptr_t);
+extern template void run_as<Float16>(Work, const Call&, uintptr_t);
+#endif
+
+void run(Work work, const Call& call, uintptr_t stream) {
+  for_type(call.p.dtype,
+           [&](auto type) { run_as<typename decltype(type)::type>(work, call, stream); });
 }
 
 int64_t group_bytes(int64_t n, int64_t c, int dtype) {
@@ -229,5 +248,6 @@ int64_t most_teams() {
 const char* device_kind() {
   return "cuda";
 }
+#endif
 
 }  // namespace lpl

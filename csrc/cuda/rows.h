@@ -153,9 +153,8 @@ template <typename E, bool kMore, typename Acc>
 LPL_DEVICE inline RowSums<Acc> sums_of(const Gathered<E, kMore>& s, Acc own) {
   const E all(finite_shift(s.level));
   RowSums<Acc> found{};
-  found.top = s.level == -INFINITY           ? s.level
-              : all.shift() - kAhead < kMore ? Level::near
-                                             : Level::ahead > ;
+  constexpr Level kLevel = kMore ? Level::near : Level::ahead;
+  found.top = s.level == -INFINITY ? s.level : all.shift() - kAhead<kLevel>;
   if (own > found.top) found.top = own;
   const Acc shift = finite_shift(found.top);
   // without mass there is no level, and nothing but a nan to pass on
@@ -383,7 +382,7 @@ class TeamRow {
         [&](int first, const Acc* u, auto kind, const auto& tables, Acc* dz) {
           Acc z[kSize];
           a_.template perturb<kSize>(first, u, row_, tables, kind, z);
-          a_.template gradients<kSize>(first, z, e, unit, row_, t, dz);
+          a_.template gradients<kSize, decltype(kind)>(first, z, e, unit, row_, t, dz);
         },
         t);
   }
