@@ -95,7 +95,7 @@ def _block(problem: Problem) -> tuple[int, int, int]:
     if problem.input.dtype == torch.float64 or _crowded(problem):
         return 1024, 4, 1
     if _heavy(problem):
-        return 1024, 8, 4
+        return 1024, 8, 2
     # sixteen warps leave too few registers for tables
     return 2048, 16, 4 if _PLAIN.serves(problem) else 2
 
