@@ -92,7 +92,7 @@ MOST = {
     ("cuda", "ce"): (58, 0),
     ("cuda", "statistics"): (61, 1),
     ("cuda", "la"): (73, 1),
-    ("cuda", "lpl"): (94, 1),
+    ("cuda", "lpl"): (96, 1),
 }
 
 
