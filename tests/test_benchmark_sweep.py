@@ -66,6 +66,8 @@ def test_the_picture_is_drawn_from_enough_shapes(found: list[Record], tmp_path: 
     assert set(heatmap.ratios(r for r in found if r.mode == "both")) == {
         tuple(map(int, shape.split("x"))) for shape in SHAPES
     }
+    # a ratio of 1 has no colour, and times shall not decide
+    found = [replace(r, median_ms=0.5 if r.provider == "auto" else 1.0) for r in found]
     names = [path.name for path in plots.save(found, tmp_path)]
     assert "sweep.png" in names
     assert "relative.png" not in names
