@@ -67,7 +67,11 @@ def test_the_picture_is_drawn_from_enough_shapes(found: list[Record], tmp_path: 
         tuple(map(int, shape.split("x"))) for shape in SHAPES
     }
     # a ratio of 1 has no colour, and times shall not decide
-    found = [replace(r, median_ms=0.5 if r.provider == "auto" else 1.0) for r in found]
+    found = [
+        replace(r, median_ms=ms, p20=ms, p80=ms)
+        for r in found
+        for ms in [0.5 if r.provider == "auto" else 1.0]
+    ]
     names = [path.name for path in plots.save(found, tmp_path)]
     assert "sweep.png" in names
     assert "relative.png" not in names
