@@ -16,6 +16,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+import torch._functorch.config
 
 # Triton looks at this when its kernels are first imported, so it comes before everything else
 if not torch.cuda.is_available():
@@ -33,6 +34,9 @@ if not torch.cuda.is_available():
     # without a compiler the backend says that it is not built
     with contextlib.suppress(ImportError, OSError):
         cuda_on_host.install()
+
+# as where CI is set: operators whose results share memory with what they were given are a fault
+torch._functorch.config.error_on_custom_op_aliasing = True
 
 RAN: dict[str, int] = {}
 EXPECTED = [name for name, state in lpl_fused.backends().items() if state == "available"]

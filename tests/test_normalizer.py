@@ -133,12 +133,13 @@ def test_steps_are_chosen_from_undivided_losses(backend: str) -> None:
     torch.testing.assert_close(seen[0], seen[1])
 
 
-def test_under_compile(backend: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_under_compile(backend: str, dtype: torch.dtype) -> None:
     """Nothing looks at its value: a graph without a break, for another value the same graph."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     draw = Draw(6, 9, seed=1)
-    input, target = draw.input().float().requires_grad_(), draw.labels()
+    input, target = draw.input().to(dtype).requires_grad_(), draw.labels()
     offset = draw.normal(9).float()
 
     def loss(normalizer: torch.Tensor | float) -> torch.Tensor:
@@ -162,6 +163,26 @@ def test_under_compile(backend: str) -> None:
     compiled = torch.compile(loss, fullgraph=True)
     for number in (3, 11, 12.5):
         torch.testing.assert_close(compiled(number), loss(number))
+    torch._dynamo.reset()
+
+
+@pytest.mark.multilabel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_of_labels_under_compile(backend: str, dtype: torch.dtype) -> None:
+    torch._dynamo.reset()
+    draw = Draw(8, 9, seed=1)
+    input, target = draw.input().to(dtype).requires_grad_(), draw.uniform(8, 9) < 0.3
+
+    def loss(normalizer: torch.Tensor) -> torch.Tensor:
+        return LF.binary_cross_entropy_with_logits(
+            input, target, reduction="sum", normalizer=normalizer, backend=backend
+        )
+
+    compiled = torch.compile(loss, fullgraph=True)
+    for value in (torch.tensor(3.0), torch.tensor(11.0)):
+        torch.testing.assert_close(compiled(value), loss(value))
+        one, other = (torch.autograd.grad(x, input)[0] for x in (compiled(value), loss(value)))
+        torch.testing.assert_close(one, other)
     torch._dynamo.reset()
 
 

@@ -29,6 +29,11 @@ def register(
     return getattr(torch.ops.lpl_fused, name).default
 
 
+def unshared(norm: Tensor | None, problem: Problem | BinaryProblem) -> Tensor | None:
+    """What a sum is divided by as an operator may return it: in no memory that it was given."""
+    return norm.clone() if norm is not None and norm is problem.normalizer else norm
+
+
 # in the place of a loss that its caller has: kept with it, the two would keep each other alive
 GONE = torch.empty(0, device="cpu")
 

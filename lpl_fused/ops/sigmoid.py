@@ -21,7 +21,7 @@ from torch import Tensor
 from ..backends import load_binary
 from ..backends.contract import Forward
 from ..problem import NONE, BinaryOptions, BinaryProblem, accumulate_dtype
-from .dispatch import AUTO, GONE, SCHEMA, Once, direct, given, packed, register, sweeps_by
+from .dispatch import AUTO, GONE, SCHEMA, Once, direct, given, packed, register, sweeps_by, unshared
 
 _LIBRARY = torch.library.Library("lpl_fused", "FRAGMENT")
 _LIBRARY.define(
@@ -46,7 +46,7 @@ def _forward_kernel(input, target, parts, codes, numbers, backend, want_grad):  
     loss, norm, _, grad, *_ = load_binary(backend).binary_forward(problem, want_grad)
     if want_grad:
         return loss, loss.new_empty(0), grad
-    return loss, norm, input.new_empty(0)
+    return loss, unshared(norm, problem), input.new_empty(0)
 
 
 def _gradient_kernel(input, target, parts, codes, numbers, backend, upstream):  # type: ignore[no-untyped-def]

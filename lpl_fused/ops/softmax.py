@@ -40,6 +40,7 @@ from .dispatch import (
     packed,
     register,
     sweeps_by,
+    unshared,
 )
 
 _LIBRARY = torch.library.Library("lpl_fused", "DEF")
@@ -71,6 +72,7 @@ def _cross_entropy(input, target, parts, codes, numbers, backend, want_grad):  #
     nothing = loss.new_empty(0)
     if want_grad:
         return loss, nothing, nothing.clone(), grad, []
+    norm = unshared(norm, problem)
     return loss, norm, nothing if terms is None else terms, input.new_empty(0), list(state)
 
 
