@@ -16,6 +16,16 @@
 
 #include "lpl_math.h"
 
+// The loops over terms run out flat, which GCC does not do by itself where one's end is another's
+// place: counted, a step of rows side by side takes a third of the instructions.
+#if defined(__CUDACC__)
+#define LPL_UNROLL
+#elif defined(__clang__)
+#define LPL_UNROLL _Pragma("unroll")
+#else
+#define LPL_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace lpl {
 namespace {  // every object has its own, made for its instruction set
 
@@ -39,14 +49,18 @@ LPL_HOST_DEVICE inline void series_step(Real* e, Real a) {
   // g = exp(aE) by n·g_n = Σ k·(aE_k)·g_{n−k}
   Real g[Order], slope[Order];
   g[0] = a - a + Scalar(1);
+  LPL_UNROLL
   for (int n = 1; n < Order; ++n) {
     slope[n] = a * e[n] * Scalar(n);
     Real sum = slope[n];
+    LPL_UNROLL
     for (int k = 1; k < n; ++k) sum += slope[k] * g[n - k];
     g[n] = sum * Scalar(1.0 / n);
   }
+  LPL_UNROLL
   for (int n = Order; n > 1; --n) {
     Real sum = e[n];
+    LPL_UNROLL
     for (int m = 1; m < n; ++m) sum += e[m] * g[n - m];
     e[n] = sum;
   }
@@ -55,8 +69,10 @@ LPL_HOST_DEVICE inline void series_step(Real* e, Real a) {
 // Coefficients of E², of order 2 to Order: Σ over rivals of squares is Σ_s square[s]·M_s.
 template <int Order = kOrder, typename Real>
 LPL_HOST_DEVICE inline void series_square(const Real* e, Real* square) {
+  LPL_UNROLL
   for (int s = 2; s <= Order; ++s) {
     Real sum = e[1] * e[s - 1];
+    LPL_UNROLL
     for (int r = 2; r < s; ++r) sum += e[r] * e[s - r];
     square[s] = sum;
   }

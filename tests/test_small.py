@@ -54,6 +54,34 @@ def test_is_torchs_to_the_bit(
     assert torch.equal(*grads)
 
 
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("names", [("offset",), ("scale",), ("scale", "offset")], ids=str)
+def test_scale_and_offset_are_an_operation_of_torch(
+    left_to_torch: list[bool], names: tuple[str, ...], learns: bool
+) -> None:
+    logits, target = batch()
+    generator = torch.Generator().manual_seed(1)
+    tables = {name: torch.randn(C, generator=generator, requires_grad=learns) for name in names}
+    wanted = [logits, *(tables.values() if learns else ())]
+
+    def found(backend: str) -> tuple[Tensor, ...]:
+        perturbation = Perturbation(**tables)
+        loss = LF.cross_entropy(logits, target, perturbation=perturbation, backend=backend)
+        return loss, *torch.autograd.grad(loss, wanted)
+
+    small = found("auto")
+    assert left_to_torch
+    for one, other in zip(small, found(REFERENCE), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_a_table_of_a_wrong_shape_gets_our_message(left_to_torch: list[bool]) -> None:
+    logits, target = batch()
+    with pytest.raises(ValueError, match="offset: expected shape"):
+        LF.cross_entropy(logits, target, perturbation=Perturbation(offset=torch.zeros(1)))
+    assert not left_to_torch
+
+
 def test_the_module_goes_the_same_way(left_to_torch: list[bool]) -> None:
     losses.CrossEntropyLoss()(*batch())
     assert left_to_torch
@@ -71,9 +99,13 @@ def test_the_module_goes_the_same_way(left_to_torch: list[bool]) -> None:
         {"label_smoothing": torch.full((C,), 0.1)},
         {"weight": torch.ones(C)},
         {"sample_weight": torch.ones(N)},
-        {"perturbation": Perturbation(offset=torch.zeros(C))},
+        {"perturbation": Perturbation(margin=torch.zeros(C))},
+        {"perturbation": Perturbation(rows=torch.zeros(C, C))},
+        {"perturbation": Perturbation(offset=torch.zeros(C), temperature=2.0)},
+        {"perturbation": Perturbation(offset=torch.zeros(C), temperature=torch.ones(()))},
+        {"perturbation": Perturbation(offset=torch.zeros(C, dtype=torch.float64))},
     ],
-    ids=lambda keywords: next(iter(keywords)),
+    ids=str,
 )
 def test_whatever_else_is_asked_for_is_ours(
     left_to_torch: list[bool], keywords: dict[str, Any]

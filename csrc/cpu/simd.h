@@ -2,6 +2,7 @@
 // Included by files that are compiled once per instruction set, so everything here is static.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -9,6 +10,10 @@
 #include <new>
 #include <utility>
 #include <vector>
+
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
 
 #include "../row.h"
 
@@ -127,17 +132,33 @@ constexpr int kLanes = 8;
 typedef double Lanes __attribute__((vector_size(kLanes * sizeof(double))));
 typedef uint64_t LaneBits __attribute__((vector_size(kLanes * sizeof(double))));
 
-// Precise as exp_of(double), or to the 1e-9 that rows of float logits need.
-template <bool Precise>
-inline Lanes exp_of(Lanes x) {
-  Lanes shifted;
-  const Lanes p = exp_near_zero<Precise ? 13 : 9>(split_power<double>(x, shifted));
-  const Lanes y = (Lanes)((LaneBits)p + ((LaneBits)shifted << 52));
-  return x < -708.39 ? Lanes{} : y;
+// As many of them as a register holds: what is wider passes every operation through memory.
+#if defined(__AVX512F__)
+constexpr int kPack = 8;
+#elif defined(__AVX__)
+constexpr int kPack = 4;
+#else
+constexpr int kPack = 2;
+#endif
+typedef double Pack __attribute__((vector_size(kPack * sizeof(double)), may_alias));
+typedef uint64_t PackBits __attribute__((vector_size(kPack * sizeof(double))));
+
+inline Pack& pack_of(Lanes& lanes, int k) {
+  return reinterpret_cast<Pack*>(&lanes)[k];
 }
 
-inline Lanes sqrt_of(Lanes x) {
-  for (int lane = 0; lane < kLanes; ++lane) x[lane] = std::sqrt(x[lane]);
+// Precise as exp_of(double), or to the 1e-9 that rows of float logits need.
+template <bool Precise, typename V>
+inline V exp_of(V x) {
+  using Bits = typename std::conditional<sizeof(V) == sizeof(LaneBits), LaneBits, PackBits>::type;
+  V shifted;
+  const V p = exp_near_zero<Precise ? 13 : 9>(split_power<double>(x, shifted));
+  const V y = (V)((Bits)p + ((Bits)shifted << 52));
+  return x < -708.39 ? V{} : y;
+}
+
+inline Pack sqrt_of(Pack x) {
+  for (int lane = 0; lane < kPack; ++lane) x[lane] = std::sqrt(x[lane]);
   return x;
 }
 
@@ -334,20 +355,44 @@ __attribute__((noinline)) bool tail_sums(const Acc* e, Acc inverse, Acc cut, int
   return most > cut;
 }
 
-// Calls `found` with the place of every e above `cut`.
+// Calls `found` with the place of every e above `cut`. Few are, and nobody foretells where: chunks
+// that have any are listed without a branch, for one that is mispredicted costs as much as a chunk.
 template <typename Acc, typename Found>
 inline void for_each_above(const Acc* e, Acc cut, i64 size, Found found) {
-  constexpr i64 kChunk = 32;
+  constexpr i64 kChunk = 32, kMost = kBlock / kChunk;
   i64 lo = 0;
-  for (; lo + kChunk <= size; lo += kChunk) {
-    uint32_t above = 0;
+  while (lo + kChunk <= size) {
+    uint32_t chunks[kMost + 1];
+    i64 first[kMost + 1];
+    int some = 0;
+    for (i64 end = std::min(size, lo + kBlock); lo + kChunk <= end; lo += kChunk) {
+      uint32_t above = 0;
 #pragma omp simd reduction(| : above)
-    for (int32_t k = 0; k < kChunk; ++k) above |= uint32_t(e[lo + k] > cut) << k;
-    for (; above; above &= above - 1) found(lo + __builtin_ctz(above));
+      for (int32_t k = 0; k < kChunk; ++k) above |= uint32_t(e[lo + k] > cut) << k;
+      chunks[some] = above;
+      first[some] = lo;
+      some += above != 0;
+    }
+    for (int k = 0; k < some; ++k)
+      for (uint32_t above = chunks[k]; above; above &= above - 1)
+        found(first[k] + __builtin_ctz(above));
   }
   for (; lo < size; ++lo)
     if (e[lo] > cut) found(lo);
 }
+
+// While it lives products that are too small are 0: as subnormal numbers they take many times as
+// long.
+class FlushSubnormals {
+ public:
+#ifdef __SSE__
+  FlushSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON); }
+  ~FlushSubnormals() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#endif
+};
 
 template <typename Acc>
 inline void scale_by(Acc factor, Acc* x, i64 n) {

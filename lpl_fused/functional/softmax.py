@@ -42,7 +42,7 @@ __all__ = ["MixedTarget", "cross_entropy", "lpl_cross_entropy", "lpl_perturbatio
 
 
 # arguments with which torch's function does what ours does; every other one must be off
-_TORCHS = "input", "target", "ignore_index", "reduction"
+_TORCHS = "input", "target", "ignore_index", "reduction", "perturbation"
 
 
 def _left_to_torch(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
@@ -61,9 +61,10 @@ def _left_to_torch(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
         ):
             ignore_index = keywords.get("ignore_index", -100)
             reduction = keywords.get("reduction", "mean")
-            if type(ignore_index) is int and reduction != "none":
+            z = _moved(input, keywords.get("perturbation"))
+            if z is not None and type(ignore_index) is int and reduction != "none":
                 try:
-                    return F.cross_entropy(input, target, None, None, ignore_index, None, reduction)
+                    return F.cross_entropy(z, target, None, None, ignore_index, None, reduction)
                 except (TypeError, ValueError, IndexError):
                     pass  # said by ours, as everywhere else
         return function(input, target, *others, **keywords)  # type: ignore[call-arg, arg-type]
@@ -102,6 +103,33 @@ def _small(input: Tensor, target: Tensor) -> bool:
         and input.shape[0] == target.numel()
         and not torch.compiler.is_compiling()
     )
+
+
+def _moved(input: Tensor, perturbation: Perturbation | None) -> Tensor | None:
+    """The perturbed logits where that is one operation of torch: by scale, by offset or by both."""
+    if perturbation is None:
+        return input
+    if (
+        type(perturbation) is not Perturbation
+        or perturbation.margin is not None
+        or perturbation.rows is not None
+        or perturbation.row_index is not None
+        or type(perturbation.temperature) is not float
+        or perturbation.temperature != 1
+    ):
+        return None
+    scale, offset = perturbation.scale, perturbation.offset
+    for table in (scale, offset):
+        if table is not None and not (
+            isinstance(table, Tensor)
+            and table.shape == input.shape[1:]
+            and table.dtype is input.dtype
+            and table.is_cpu
+        ):
+            return None
+    if scale is None:
+        return input if offset is None else input + offset
+    return input * scale if offset is None else torch.addcmul(offset, input, scale)
 
 
 @_left_to_torch
@@ -173,8 +201,9 @@ def cross_entropy(
             bits; CUDA: not beside a scale or an offset, of which several rows then share what is
             read), else "statistics".
         backend: "auto", "cpp", "triton", "cuda" or "reference"; see `lpl_fused.explain()`. "auto"
-            leaves to torch's function what it can do, too, and does faster: a mean or sum with
-            gradient of (N, C) float32 or float64 logits on the CPU, at most `backends.SMALL`.
+            leaves to torch's function what it can do, too, and does faster: a mean or sum, plain or
+            by scale and offset, with gradient of (N, C) float32 or float64 logits on the CPU, at
+            most `backends.SMALL`.
 
     Returns:
         0-dim for "mean" and "sum", the shape of `target` for "none"; float32, float64 for float64

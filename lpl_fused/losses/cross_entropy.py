@@ -87,7 +87,9 @@ class CrossEntropyLoss(LossModule):
         perturbation: Perturbation | None = None,
         normalizer: float | Tensor | None = None,
     ) -> Tensor:
-        tables = chained(self.perturbation(input), perturbation)
+        tables = self.perturbation(input)
+        if perturbation is not None:
+            tables = chained(tables, perturbation)
         return functional.cross_entropy(
             input, target, perturbation=tables, normalizer=normalizer, **self.keywords()
         )

@@ -21,7 +21,9 @@ class LossModule(nn.Module):
 
     def table(self, name: str, logits: Tensor) -> Tensor:
         double = accumulate_dtype(logits.dtype) == torch.float64
-        return getattr(self, f"{name}_{'float64' if double else 'float32'}")  # type: ignore[no-any-return]
+        found = self._buffers[f"{name}_{'float64' if double else 'float32'}"]
+        assert found is not None
+        return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LossModule:
         # .half() on a model must not round the tables of its loss: only devices are followed
