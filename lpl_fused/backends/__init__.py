@@ -117,9 +117,8 @@ def explain(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float
     if OVERRIDE != "auto":
         lines[0] += f" (LPL_FUSED_BACKEND={OVERRIDE})"
     elif kind == "cpu":
-        lines[0] += (
-            f"; training losses, plain or by scale and offset, of at most {SMALL:,} logits: torch's own"
-        )
+        small = "training losses, plain or by scale and offset"
+        lines[0] += f"; {small}, of at most {SMALL:,} logits: torch's own"
     for name in BACKENDS:
         module = load(name)
         reason = reason_against(name, kind, dtype)
