@@ -27,7 +27,7 @@ from .providers import fused
 
 FILE = "launches.json"
 # rows enough for the launch parameters of large batches
-SHAPE, MULTILABEL_SHAPE = "1024x32000", "512x9605"
+SHAPE, MULTILABEL_SHAPE = "1024x32000", "4096x9605"
 # name, the case it is drawn as, what is not in the case
 FORMS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("plain", "ce", {}),

@@ -7,13 +7,16 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import Draw
+from multilabel_cases import binary_cases
 from torch import Tensor
 
 from lpl_fused import Focal, LogitNorm, Perturbation, testing
+from lpl_fused import functional as LF
 from lpl_fused.algebra.known import Known
 from lpl_fused.algebra.sweep import sweep
 from lpl_fused.backends import load, reason_against
 from lpl_fused.backends.contract import Forward
+from lpl_fused.backends.kernels import launch
 from lpl_fused.penalty import RELU
 from lpl_fused.problem import MEAN, NONE, SUM, TABLES, Options, Problem
 
@@ -367,3 +370,33 @@ def test_empty_batch() -> None:
     assert [part.shape for part in found[:3]] == [(0, 5), (5,), (5,)]
     assert found.scale.count_nonzero() == found.offset.count_nonzero() == 0
     assert found.margin is found.rows is None
+
+
+MULTILABEL = binary_cases()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("classes", [13, 1031, 1096])
+@pytest.mark.parametrize("case", ["hard", "bool", "missing", "hard-everything"])
+def test_tiles_below_each_other(
+    case: str, classes: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Programs with several tiles, of which some are whole and some have rows or columns that are
+    not there; rows that begin anywhere; logits that know nothing of their rows."""
+    monkeypatch.setattr(launch, "ENOUGH", 1)
+    made = MULTILABEL[case](Draw(70, classes, seed=classes))
+    with watched():
+        # to the last place but one, as the interpreter rounds to bfloat16
+        testing.assert_within_budget(made, "triton", dtype, ulps=2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("upstream", [1.0, 3.0])
+def test_labels_of_which_none_counts_pull_nowhere(upstream: float, dtype: torch.dtype) -> None:
+    """Their mean is divided by 0, in tiles that are whole and tiles that are not."""
+    logits = torch.randn(2, 3000, dtype=dtype, requires_grad=True)
+    loss = LF.binary_cross_entropy_with_logits(
+        logits, torch.full((2, 3000), -1.0), ignore_index=-1, backend="triton"
+    )
+    (grad,) = torch.autograd.grad(loss, logits, torch.tensor(upstream))
+    assert torch.count_nonzero(grad) == 0

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from .algebra import phi_slope, phi_value
-from .elementary import exp, log1p, scales_exactly
+from .elementary import exp, log1p, log1p_of_unit, reciprocal, scales_exactly
 
 # forms of a loss
 HARD = tl.constexpr(0)  # labels are bool: one side for each logit
@@ -45,9 +45,11 @@ class BinaryArguments(NamedTuple):
     input_stride: Any
     rows: Any
     classes: Any
+    total: Any  # None, or how many logits there are, N rows of C, of which the last ends early
     target: Any  # (N, C), row stride target_stride
     target_stride: Any
     form: Any  # constexpr
+    even: Any  # constexpr: φ = log, and no weights: what a label says counts once
     missing: Any  # constexpr: labels that are nan or `ignored` are not there
     ignored: Any
     positive_weight: Any  # (C,), and so what follows
@@ -80,6 +82,24 @@ class BinaryWanted(NamedTuple):
     unless: Any = None  # one: where a power of two, the gradient that is there is multiplied by it
 
 
+class At(NamedTuple):
+    """Where a tile is."""
+
+    rows: Any  # (R, 1)
+    columns: Any  # (1, B)
+    inside: Any  # (R, B): which of its logits there are
+    places: Any  # of its logits, labels and gradient, or None: by the strides of each
+
+
+class Found(NamedTuple):
+    """Of logits: their loss is `most` + log(1 + e), where a problem is not even `most` alone; and
+    its derivative by u. All 0 where no label is known."""
+
+    most: Any
+    e: Any
+    du: Any
+
+
 class Side(NamedTuple):
     """Tables of some classes for labels that are positive, or for those that are not."""
 
@@ -98,15 +118,16 @@ def read_table(table, columns, inside, default: tl.constexpr, dtype: tl.constexp
 
 @triton.jit
 def read_sides(columns, inside, problem, dtype: tl.constexpr):
-    """(positive, negative) Side of some classes."""
+    """(positive, negative) Side of some classes. Without tables there is −0 to be added, which
+    the compiler knows to leave out."""
     positive = Side(
         read_table(problem.positive_scale, columns, inside, 1, dtype),
-        read_table(problem.positive_offset, columns, inside, 0, dtype),
+        read_table(problem.positive_offset, columns, inside, -0.0, dtype),
         read_table(problem.positive_weight, columns, inside, 1, dtype),
     )
     negative = Side(
         read_table(problem.negative_scale, columns, inside, 1, dtype),
-        read_table(problem.negative_offset, columns, inside, 0, dtype),
+        read_table(problem.negative_offset, columns, inside, -0.0, dtype),
         read_table(problem.negative_weight, columns, inside, 1, dtype),
     )
     if problem.delta is not None:
@@ -118,13 +139,37 @@ def read_sides(columns, inside, problem, dtype: tl.constexpr):
 
 
 @triton.jit
-def read_tile(rows, columns, problem, dtype: tl.constexpr):
-    """(u, y, known) of rows (R, 1) and columns (1, B); 0 and not known outside."""
-    known = (rows < problem.rows) & (columns < problem.classes)
-    places = rows * problem.input_stride + columns
-    u = tl.load(problem.input + places, mask=known, other=0).to(dtype)
-    places = rows * problem.target_stride + columns
-    y = tl.load(problem.target + places, mask=known, other=0).to(dtype)
+def is_inside(rows, columns, problem):
+    """Which logits of rows (R, 1) and columns (1, B) there are."""
+    inside = (rows < problem.rows) & (columns >= 0) & (columns < problem.classes)
+    if problem.total is not None:
+        inside = rows * problem.classes + columns < problem.total
+    return inside
+
+
+@triton.jit
+def at_rows(start, lanes, columns, problem):
+    """At a tile of rows from `start` on."""
+    rows = start + lanes
+    return At(rows, columns, is_inside(rows, columns, problem), None)
+
+
+@triton.jit
+def places_of(at, stride):
+    places = at.places
+    if at.places is None:
+        places = at.rows * stride + at.columns
+    return places
+
+
+@triton.jit
+def read_tile(at, problem, dtype: tl.constexpr):
+    """(u, y, known) of a tile; 0 and not known outside."""
+    known = at.inside
+    here = problem.input + places_of(at, problem.input_stride)
+    u = tl.load(here, mask=known, other=0).to(dtype)
+    here = problem.target + places_of(at, problem.target_stride)
+    y = tl.load(here, mask=known, other=0).to(dtype)
     if problem.missing:
         there = y == y
         if problem.ignored is not None:
@@ -135,106 +180,238 @@ def read_tile(rows, columns, problem, dtype: tl.constexpr):
 
 
 @triton.jit
+def distance_exponential(s, problem):
+    """(e, 1/(1 + e), whether s > 0), e = exp(−|s|); the second is for gradients alone."""
+    e = exp(-tl.abs(s))
+    wide: tl.constexpr = problem.input.dtype.element_ty.primitive_bitwidth > 16
+    return e, reciprocal(1 + e, wide), s > 0
+
+
+@triton.jit
 def distance_terms(s, problem):
     """(φ, dφ/ds) of ℓ = log(1 + e^s), a logit's distance s from its label."""
-    e = tl.exp(-tl.abs(s))
-    ell = tl.where(s > 0, s, 0) + log1p(e)
-    sigma = tl.where(s > 0, 1, e) / (1 + e)
+    e, far, beyond = distance_exponential(s, problem)
+    ell = tl.where(beyond, s, 0) + log1p_of_unit(e)
+    sigma = tl.where(beyond, 1, e) * far
     return phi_value(ell, problem), phi_slope(ell, problem) * sigma
 
 
 @triton.jit
-def tile_terms(u, y, known, rows, columns, positive, negative, problem):
-    """(loss, its derivative by u) of a tile; 0 where no label is known."""
+def tile_terms(u, y, known, at, positive, negative, problem):
+    """What is Found of a tile."""
+    most = tl.zeros_like(u)
+    e = most
     if problem.form == HARD:
         is_positive = y > 0.5
         scale = tl.where(is_positive, positive.scale, negative.scale)
         z = u * scale + tl.where(is_positive, positive.offset, negative.offset)
-        value, slope = distance_terms(tl.where(is_positive, -z, z), problem)
+        s = tl.where(is_positive, -z, z)
         weight = tl.where(is_positive, positive.weight, negative.weight)
-        loss = value * weight
+        if problem.even:
+            e, far, beyond = distance_exponential(s, problem)
+            most = tl.where(beyond, s, 0)
+            slope = tl.where(beyond, 1, e) * far
+        else:
+            value, slope = distance_terms(s, problem)
+            most = value * weight
         du = tl.where(is_positive, -slope, slope) * weight * scale
     elif problem.form == SHARED:
         z = u * negative.scale + negative.offset
-        e = tl.exp(-tl.abs(z))
-        log_mass = log1p(e)
-        far = 1 / (1 + e)
-        near = e / (1 + e)
+        e, far, above = distance_exponential(z, problem)
         one = y * positive.weight
         zero = (1 - y) * negative.weight
+        # z is on the side of one of both labels, its distance from the other is |z|
+        other = tl.where(above, zero, one)
+        own = tl.where(above, one, zero)
         # a side without mass counts nothing, however infinite its loss
-        loss = tl.where(one == 0, 0, one * (tl.where(z < 0, -z, 0) + log_mass))
-        loss += tl.where(zero == 0, 0, zero * (tl.where(z > 0, z, 0) + log_mass))
-        du = zero * tl.where(z > 0, far, near) - one * tl.where(z > 0, near, far)
-        du = du * negative.scale
+        most = tl.where(other == 0, 0, other * tl.abs(z))
+        du = (other - own * e) * far
+        du = tl.where(above, du, -du) * negative.scale
+        if problem.even == 0:
+            most += (one + zero) * log1p_of_unit(e)
     else:
         z = u * positive.scale + positive.offset
         value, slope = distance_terms(-z, problem)
-        loss = tl.where(y == 0, 0, y * positive.weight * value)
+        most = tl.where(y == 0, 0, y * positive.weight * value)
         du = -tl.where(y == 0, 0, y * positive.weight * positive.scale * slope)
         z = u * negative.scale + negative.offset
         value, slope = distance_terms(z, problem)
-        loss += tl.where(y == 1, 0, (1 - y) * negative.weight * value)
+        most += tl.where(y == 1, 0, (1 - y) * negative.weight * value)
         du += tl.where(y == 1, 0, (1 - y) * negative.weight * negative.scale * slope)
     if problem.inverse_count is not None:
-        inside = columns < problem.classes
-        own = tl.load(problem.inverse_count + columns, mask=inside, other=0)
-        mass = tl.load(problem.masses + rows, mask=rows < problem.rows, other=1)
+        inside = (at.columns >= 0) & (at.columns < problem.classes)
+        own = tl.load(problem.inverse_count + at.columns, mask=inside, other=0)
+        mass = tl.load(problem.masses + at.rows, mask=at.rows < problem.rows, other=1)
         ratio = tl.where(mass > 0, own / tl.where(mass > 0, mass, 1), float("inf"))
         weight = 1 / (1 + tl.exp(-((ratio - problem.mu) * problem.beta))) + problem.alpha
-        loss = loss * weight
+        most = most * weight
         du = du * weight
     if problem.sample_weight is not None:
-        weight = tl.load(problem.sample_weight + rows, mask=rows < problem.rows, other=0)
-        loss = loss * weight
+        weight = tl.load(problem.sample_weight + at.rows, mask=at.rows < problem.rows, other=0)
+        most = most * weight
         du = du * weight
-    return tl.where(known, loss, 0), tl.where(known, du, 0)
+    most = tl.where(known, most, 0)
+    return Found(most, tl.where(known, e, 0), tl.where(known, du, 0))
 
 
 @triton.jit
-def store_tile(loss, du, rows, columns, problem, wanted):
-    """Stores losses and gradient of a tile, as wanted."""
-    inside = (rows < problem.rows) & (columns < problem.classes)
-    places = rows * problem.classes + columns
+def loss_of(found, problem):
+    """The losses of a tile."""
+    loss = found.most
+    if problem.even:
+        loss += log1p_of_unit(found.e)
+    return loss
+
+
+@triton.jit
+def added_loss(sums, found, problem):
+    """(Σ most, Π (1 + e) − 1) by lane, with what is Found of a tile: of few tiles, or the
+    product, for which there is but one logarithm, becomes infinite."""
+    product = sums[1]
+    if problem.even:
+        product = product + found.e + product * found.e
+    return sums[0] + found.most, product
+
+
+@triton.jit
+def joined_loss(sums, problem):
+    """Σ of the losses, a number."""
+    total = sums[0]
+    if problem.even:
+        product = sums[1]
+        # of lanes beside each other, in one thread, one logarithm
+        wide: tl.constexpr = problem.input.dtype.element_ty.primitive_bitwidth // 8
+        joined: tl.constexpr = 1 if wide == 8 else 2 if wide == 4 else 3
+        for _ in tl.static_range(joined):
+            a, b = neighbours(total)
+            total = a + b
+            a, b = neighbours(product)
+            product = a + b + a * b
+        total += log1p(product)
+    return tl.sum(tl.sum(total, 1), 0)
+
+
+@triton.jit
+def neighbours(values):
+    """Of the columns every other one, and those between."""
+    half: tl.constexpr = values.shape[1] // 2
+    return tl.split(tl.reshape(values, (values.shape[0], half, 2)))
+
+
+@triton.jit
+def read_pull(wanted, dtype: tl.constexpr):
+    """What every derivative is multiplied by."""
+    pull = tl.full((), 1, dtype)
+    if wanted.norm is not None:
+        pull = pull / tl.load(wanted.norm)
+    if wanted.upstream is not None and wanted.each == 0:
+        pull = pull * tl.load(wanted.upstream)
+    return pull
+
+
+@triton.jit
+def store_tile(found, at, pull, problem, wanted, FINITE: tl.constexpr):
+    """Stores losses and gradient of a tile, as wanted. FINITE: what derivatives are multiplied by
+    is; without a label that counts a norm is 0, and gradients are, too.
+    """
+    places = places_of(at, problem.classes)
     if wanted.losses is not None:
-        tl.store(wanted.losses + places, loss, mask=inside)
+        tl.store(wanted.losses + places, loss_of(found, problem), mask=at.inside)
     if wanted.grad is not None:
-        if wanted.norm is not None:
-            # without a label that counts the norm is 0, and so is every gradient
-            du = tl.where(du == 0, 0, du * (1 / tl.load(wanted.norm)))
-        if wanted.upstream is not None:
-            if wanted.each:
-                du = du * tl.load(wanted.upstream + places, mask=inside, other=0)
-            else:
-                du = tl.where(du == 0, 0, du * tl.load(wanted.upstream))
-        tl.store(wanted.grad + places, du.to(wanted.grad.dtype.element_ty), mask=inside)
+        du = found.du * pull
+        if not FINITE:
+            du = tl.where(found.du == 0, 0, du)
+        if wanted.upstream is not None and wanted.each:
+            du = du * tl.load(wanted.upstream + places, mask=at.inside, other=0)
+        tl.store(wanted.grad + places, du.to(wanted.grad.dtype.element_ty), mask=at.inside)
 
 
 @triton.jit
-def scale_tile(rows, columns, factor, problem, wanted):
-    """Multiplies a gradient that is there; nothing to do where the factor is 1."""
-    if factor != 1:
-        inside = (rows < problem.rows) & (columns < problem.classes)
-        here = wanted.grad + rows * problem.classes + columns
-        du = tl.load(here, mask=inside, other=0).to(factor.dtype) * factor
-        tl.store(here, du.to(wanted.grad.dtype.element_ty), mask=inside)
+def scale_tile(at, factor, problem, wanted):
+    """Multiplies a gradient that is there."""
+    here = wanted.grad + places_of(at, problem.classes)
+    du = tl.load(here, mask=at.inside, other=0).to(factor.dtype) * factor
+    tl.store(here, du.to(wanted.grad.dtype.element_ty), mask=at.inside)
 
 
 @triton.jit
-def binary_tiles(problem, wanted, DTYPE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Losses and gradient of tiles; one program for each."""
-    rows = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
-    columns = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
-    if wanted.unless is not None and scales_exactly(tl.load(wanted.unless)):
-        scale_tile(rows, columns, tl.load(wanted.unless), problem, wanted)
-        return
-    positive, negative = read_sides(columns, columns < problem.classes, problem, DTYPE)
-    u, y, known = read_tile(rows, columns, problem, DTYPE)
-    loss, du = tile_terms(u, y, known, rows, columns, positive, negative, problem)
-    store_tile(loss, du, rows, columns, problem, wanted)
+def binary_tiles(
+    problem, wanted,
+    DTYPE: tl.constexpr, STEP: tl.constexpr, TURNS: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Losses and gradient. One program for TURNS tiles of ROWS rows, one below the other.
+
+    Rows of which every STEP-th begins as far behind a multiple of 16 bytes, its phase, are tiles by
+    themselves, of that multiple and what follows; with the next below it is the STEP-th.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    start = program // STEP * (STEP * ROWS * TURNS) + program % STEP
+    end = tl.minimum(start + STEP * ROWS * TURNS, problem.rows)
+    column_start = tl.program_id(1) * BLOCK
+    column_lanes = (column_start + tl.arange(0, BLOCK))[None, :]
+    columns = column_lanes
+    lanes = tl.arange(0, ROWS).to(tl.int64)[:, None]
+    # from which row on tiles are not whole, or not usual
+    whole = end - (end - start) % ROWS
+    if problem.total is not None:
+        whole = tl.minimum(end, problem.total // BLOCK)
+    elif STEP > 1:
+        phase = ((start * problem.classes) & (STEP - 1)).to(tl.int32)
+        columns = column_lanes - phase
+        if (column_start < phase) | (column_start - phase + BLOCK > problem.classes):
+            whole = start
+    elif column_start + BLOCK > problem.classes:
+        whole = start
+    if wanted.unless is not None:
+        factor = tl.load(wanted.unless)
+        if scales_exactly(factor):
+            while (start < end) & (factor != 1):
+                rows = start + lanes
+                inside = is_inside(rows, columns, problem)
+                scale_tile(At(rows, columns, inside, None), factor, problem, wanted)
+                start += STEP * ROWS
+            return
+    sides = read_sides(columns, (columns >= 0) & (columns < problem.classes), problem, DTYPE)
+    pull = read_pull(wanted, DTYPE)
+    # a comparison with nan is false
+    if (tl.abs(pull) < float("inf")) == 0:
+        whole = start
+    zeros = tl.zeros((ROWS, BLOCK), DTYPE)
+    sums = (zeros, zeros)
+    # a constant, of which the compiler makes accesses without a mask
+    inside = tl.full((ROWS, BLOCK), 1, tl.int1)
+    while start < whole:
+        places = None
+        if STEP > 1:
+            places = tl.multiple_of(start * problem.classes - phase, STEP) + column_lanes
+        at = At(start + lanes, columns, inside, places)
+        sums = do_tile(sums, at, sides, pull, problem, wanted, True, DTYPE)
+        start += STEP * ROWS
+    while start < end:
+        places = None
+        if STEP > 1:
+            places = tl.multiple_of(start * problem.classes - phase, STEP) + column_lanes
+        rows = start + lanes
+        at = At(rows, columns, is_inside(rows, columns, problem), places)
+        sums = do_tile(sums, at, sides, pull, problem, wanted, False, DTYPE)
+        start += STEP * ROWS
     if wanted.sums is not None:
-        place = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-        tl.store(wanted.sums + place, tl.sum(tl.sum(loss, 1), 0))
+        place = program * tl.num_programs(1) + tl.program_id(1)
+        tl.store(wanted.sums + place, joined_loss(sums, problem))
+
+
+@triton.jit
+def do_tile(
+    sums, at, sides, pull, problem, wanted, FINITE: tl.constexpr, DTYPE: tl.constexpr
+):  # fmt: skip
+    """Stores what is wanted of a tile; the sums with its losses, where these are wanted."""
+    u, y, known = read_tile(at, problem, DTYPE)
+    found = tile_terms(u, y, known, at, sides[0], sides[1], problem)
+    store_tile(found, at, pull, problem, wanted, FINITE)
+    if wanted.sums is not None:
+        sums = added_loss(sums, found, problem)
+    return sums
 
 
 @triton.jit
@@ -332,12 +509,13 @@ def binary_moments(
     zeros = tl.zeros((ROWS, BLOCK), DTYPE)
     sums_one = (zeros,) * (MOMENTS + 1)
     sums_zero = sums_one
+    lanes = tl.arange(0, ROWS)[:, None]
     start = tl.program_id(1).to(tl.int64) * CHUNK
     end = tl.minimum(start + CHUNK, problem.rows)
     while start < end:
-        rows = (start + tl.arange(0, ROWS))[:, None]
-        u, y, known = read_tile(rows, columns, problem, DTYPE)
-        known = known & (rows < end)
+        rows = start + lanes
+        there = is_inside(rows, columns, problem) & (rows < end)
+        u, y, known = read_tile(At(rows, columns, there, None), problem, DTYPE)
         s_one, one, s_zero, zero = distances(u, y, known, positive, negative)
         if problem.form == HARD:
             # a logit is on one side alone
@@ -482,10 +660,10 @@ def sweep_sigmas(
     sum_zero = tl.zeros((1, BLOCK), DTYPE)
     mass_one = tl.zeros((1, BLOCK), DTYPE)
     mass_zero = tl.zeros((1, BLOCK), DTYPE)
+    lanes = tl.arange(0, ROWS)[:, None]
     start = tl.zeros((), tl.int64)
     while start < problem.rows:
-        rows = (start + tl.arange(0, ROWS))[:, None]
-        u, y, known = read_tile(rows, columns, problem, DTYPE)
+        u, y, known = read_tile(at_rows(start, lanes, columns, problem), problem, DTYPE)
         s_one, one, s_zero, zero = distances(u, y, known, positive, negative)
         sum_one += sigma_sum(s_one + moved_one, one)
         sum_zero += sigma_sum(s_zero + moved_zero, zero)
@@ -500,10 +678,10 @@ def sweep_sigmas(
 @triton.jit
 def scale_columns(columns, factor, problem, wanted, ROWS: tl.constexpr):
     """scale_tile of all rows."""
+    lanes = tl.arange(0, ROWS)[:, None]
     start = tl.zeros((), tl.int64)
-    while start < problem.rows:
-        rows = (start + tl.arange(0, ROWS))[:, None]
-        scale_tile(rows, columns, factor, problem, wanted)
+    while (start < problem.rows) & (factor != 1):
+        scale_tile(at_rows(start, lanes, columns, problem), factor, problem, wanted)
         start += ROWS
 
 
@@ -528,9 +706,10 @@ def binary_learned(
     step = tl.where(signed < 0, -1, 1) * (tl.zeros((1, BLOCK), DTYPE) + step_size)
     moved_one = tl.zeros((1, BLOCK), DTYPE)
     moved_zero = tl.zeros((1, BLOCK), DTYPE)
+    lanes = tl.arange(0, ROWS)[:, None]
     if RESIDENT:
-        rows = tl.arange(0, ROWS).to(tl.int64)[:, None]
-        u, y, known = read_tile(rows, columns, problem, DTYPE)
+        at = at_rows(tl.zeros((), tl.int64), lanes, columns, problem)
+        u, y, known = read_tile(at, problem, DTYPE)
         s_one, one, s_zero, zero = distances(u, y, known, positive, negative)
         mass_one = tl.sum(one, 0)[None, :]
         mass_zero = tl.sum(zero, 0)[None, :]
@@ -558,20 +737,20 @@ def binary_learned(
     if wanted.delta is None:
         positive = Side(positive.scale, positive.offset - moved_one, positive.weight)
         negative = Side(negative.scale, negative.offset + moved_zero, negative.weight)
+        pull = read_pull(wanted, DTYPE)
         total = tl.zeros((1, BLOCK), DTYPE)
         start = tl.zeros((), tl.int64)
         if RESIDENT:
-            rows = tl.arange(0, ROWS).to(tl.int64)[:, None]
-            loss, du = tile_terms(u, y, known, rows, columns, positive, negative, problem)
-            store_tile(loss, du, rows, columns, problem, wanted)
-            total += tl.sum(loss, 0)[None, :]
+            found = tile_terms(u, y, known, at, positive, negative, problem)
+            store_tile(found, at, pull, problem, wanted, False)
+            total += tl.sum(loss_of(found, problem), 0)[None, :]
         else:
             while start < problem.rows:
-                rows = (start + tl.arange(0, ROWS))[:, None]
-                u, y, known = read_tile(rows, columns, problem, DTYPE)
-                loss, du = tile_terms(u, y, known, rows, columns, positive, negative, problem)
-                store_tile(loss, du, rows, columns, problem, wanted)
-                total += tl.sum(loss, 0)[None, :]
+                below = at_rows(start, lanes, columns, problem)
+                u, y, known = read_tile(below, problem, DTYPE)
+                found = tile_terms(u, y, known, below, positive, negative, problem)
+                store_tile(found, below, pull, problem, wanted, False)
+                total += tl.sum(loss_of(found, problem), 0)[None, :]
                 start += ROWS
         if wanted.sums is not None:
             tl.store(wanted.sums + tl.program_id(0), tl.sum(tl.sum(total, 1), 0))

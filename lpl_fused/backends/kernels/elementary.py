@@ -23,6 +23,40 @@ def log1p(x):
 
 
 @triton.jit
+def reciprocal(x, EXACT: tl.constexpr):
+    """1/x of a usual number; to the last place or, if not EXACT, to four of them. A quotient also
+    asks whether numbers are denormal or nearly infinite, which takes longer.
+    """
+    if x.dtype == tl.float64:
+        found = 1 / x
+    else:
+        root = tl.rsqrt(x)
+        found = root * root
+        if EXACT:
+            found += found * (1 - x * found)
+    return found
+
+
+@triton.jit
+def log1p_of_unit(x):
+    """log(1 + x) for 0 ≤ x ≤ 1; relative error of an ulp or two."""
+    if x.dtype == tl.float64:
+        found = log1p(x)
+    else:
+        # neither a logarithm nor a quotient: log(1 + x) = x + x·p(x), p by Chebyshev's points
+        p = x * -3.2440256e-3 + 1.9851465e-2
+        p = p * x - 5.6959540e-2
+        p = p * x + 1.0603656e-1
+        p = p * x - 1.5305593e-1
+        p = p * x + 1.9675940e-1
+        p = p * x - 2.4954133e-1
+        p = p * x + 3.3329962e-1
+        p = p * x - 4.9999902e-1
+        found = x + x * (p * x)
+    return found
+
+
+@triton.jit
 def expm1(x):
     """exp(x) − 1; relative error of a few ulp."""
     u = tl.exp(x)

@@ -14,6 +14,8 @@ from ...paths import Path
 from ...phi import LOG
 from ...problem import BinaryProblem, Problem
 
+ENOUGH = 1024  # programs, for every multiprocessor to have some
+
 
 def power_of_two(n: int, least: int, most: int) -> int:
     return min(most, max(least, 1 << (n - 1).bit_length()))
@@ -239,11 +241,35 @@ def _binary_meta(problem: BinaryProblem, block: int, rows: int) -> dict[str, Any
 
 
 def binary_tile_meta(problem: BinaryProblem) -> dict[str, Any]:
-    """Tiles of few rows, as wide as the classes allow."""
+    """Tiles as wide as the classes allow; what is read of classes serves all tiles of a program."""
     n, classes = problem.input.shape
-    block = power_of_two(classes, 16, 512)
+    each = lane_of(problem.input)
+    together = problem.input.stride(0) == problem.target.stride(0) == classes
+    if together and phased(problem.input) and classes >= 1024:
+        block = 128 * each
+        turns = _turns(n * classes, block, -(-n // each))
+        return {**meta(block, each=each, ample=True), "ROWS": 1, **turns, "STEP": each}
     most = _binary_tile(problem, 2048)
-    return _binary_meta(problem, block, min(power_of_two(n, 1, 64), max(1, most // block)))
+    block = power_of_two(classes, 16, most)
+    rows = min(power_of_two(n, 1, 64), max(1, most // block))
+    turns = _turns(n * classes, block * rows, -(-n // rows))
+    return {**_binary_meta(problem, block, rows), **turns, "STEP": 1}
+
+
+def binary_flat_meta(problem: BinaryProblem) -> dict[str, Any]:
+    """For logits that need to know nothing of their row and their class: 16 bytes of a thread."""
+    each, total = lane_of(problem.input), problem.input.numel()
+    block = power_of_two(total, 16, 128 * each)
+    found = meta(block, each=each, ample=True)
+    if "maxnreg" in found and problem.options.phi == LOG and each > 2:
+        found["maxnreg"] = 64  # which is enough, and leaves room for more programs
+    return {**found, "ROWS": 1, **_turns(total, block, -(-total // block)), "STEP": 1}
+
+
+def _turns(logits: int, tile: int, most: int) -> dict[str, Any]:
+    """Tiles of a program: more leave less to be summed up in the end, but programs enough for
+    every multiprocessor; and 2^8 to their power, what kernels multiply, is to be finite."""
+    return {"TURNS": power_of_two(min(most, logits // tile // ENOUGH), 1, 8)}
 
 
 def binary_mass_meta(problem: BinaryProblem) -> dict[str, Any]:
@@ -284,6 +310,7 @@ def binary_walk_meta(problem: BinaryProblem) -> WalkMeta | None:
     if rest.pop("RESIDENT") or problem.input.dtype == torch.float64:
         return None
     block = power_of_two(classes, 16, 64)
-    # four logits of a thread, which has 22 sums of each
-    moments = {**meta(block, 16, each=4, ample=True), "ROWS": 16}
+    # two logits of a thread, which has 22 sums of each
+    rows = max(1, 256 // block)
+    moments = {**meta(block, rows, each=2, ample=True), "ROWS": rows}
     return WalkMeta(5, 256, moments, {"BLOCK": 64, "num_warps": 2}, rest)

@@ -14,6 +14,7 @@ from ..buffers import new
 from ..contract import Forward
 from ..kernels.launch import (
     WalkMeta,
+    binary_flat_meta,
     binary_learned_meta,
     binary_mass_meta,
     binary_tile_meta,
@@ -24,6 +25,21 @@ from . import launching
 
 # both sides have the same z, and φ = log: one exponential for both
 _SHARED = Path("triton, shared sides", BinaryProblem, WEIGHING_LABELS)
+# each logit by itself
+_FLAT = Path(
+    "triton, logits alone",
+    BinaryProblem,
+    ("reduction", "normalizer", "missing", "ignored", "phi", "phi_parameter", "steps", "step_size"),
+)
+# of which none has a weight
+_EVEN = Path(
+    "triton, losses as they are",
+    BinaryProblem,
+    (
+        *("reduction", "normalizer", "missing", "ignored", "steps", "step_size"),
+        *("positive_scale", "positive_offset", "negative_scale", "negative_offset"),
+    ),
+)
 _KERNELS = Path(
     "triton, multi-label",
     BinaryProblem,
@@ -145,9 +161,15 @@ def _run(
 
     n, classes = problem.input.shape
     tiles = problem.steps is None or known is not None
+    flat = known is None and _is_flat(problem)
     if tiles:
-        meta = binary_tile_meta(problem)
-        grid: tuple[int, ...] = (-(-n // meta["ROWS"]), -(-classes // meta["BLOCK"]))
+        meta = binary_flat_meta(problem) if flat else binary_tile_meta(problem)
+        rows, width = (-(-n * classes // meta["BLOCK"]), 1) if flat else (n, classes)
+        step = meta["STEP"]
+        grid: tuple[int, ...] = (
+            step * -(-rows // (step * meta["ROWS"] * meta["TURNS"])),
+            -(-(width + step - 1) // meta["BLOCK"]),
+        )
     else:
         meta = binary_learned_meta(problem)
         grid = (-(-classes // meta["BLOCK"]),)
@@ -160,8 +182,11 @@ def _run(
         if places.get("delta") is not None:
             places["delta"].zero_()  # type: ignore[union-attr]
         return None if found is None else found.new_zeros(0)
-    arguments = _weighed(problem, _arguments(problem, known))
     meta["DTYPE"] = _language_dtype(problem)
+    if tiles and flat:
+        arguments = _in_rows(problem, meta["BLOCK"])
+    else:
+        arguments = _weighed(problem, _arguments(problem, known))
     if tiles:
         launching.launch(binary_tiles, grid, arguments, wanted, **meta)
     else:
@@ -193,10 +218,12 @@ def _arguments(problem: BinaryProblem, delta: Tensor | None = None) -> Any:
         input_stride=input.stride(0),
         rows=input.shape[0],
         classes=input.shape[1],
+        total=None,
         # a bool is a byte to a kernel
         target=target.view(torch.uint8) if target.dtype == torch.bool else target,
         target_stride=target.stride(0),
         form=form,
+        even=constexpr(form is not SIDES and _EVEN.serves(problem)),
         missing=constexpr(bool(options.missing)),
         ignored=number(ignored) if options.missing and ignored == ignored else None,
         **{name: getattr(problem, name) for name in SIDE_TABLES},
@@ -209,6 +236,24 @@ def _arguments(problem: BinaryProblem, delta: Tensor | None = None) -> Any:
         sample_weight=problem.sample_weight,
         phi=constexpr(options.phi),
         phi_parameter=None if options.phi == LOG else number(options.phi_parameter),
+    )
+
+
+def _is_flat(problem: BinaryProblem) -> bool:
+    """Whether a logit needs to know nothing of its row and its class, so that any cut will do."""
+    together = problem.input.is_contiguous() and problem.target.is_contiguous()
+    return together and _FLAT.serves(problem)
+
+
+def _in_rows(problem: BinaryProblem, width: int) -> Any:
+    """The problem with its logits in rows of `width`, all of which begin as the first one does."""
+    from triton.language import constexpr
+
+    total, each = problem.input.numel(), constexpr(width)
+    return _arguments(problem)._replace(
+        **{"input_stride": each, "target_stride": each, "classes": each},
+        rows=-(-total // width),
+        total=total,
     )
 
 
