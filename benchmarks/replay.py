@@ -34,6 +34,10 @@ class Memory:
     def data_ptr(self) -> int:
         return 0 if self._empty else self._start
 
+    def numel(self) -> int:
+        """Asked where there is no address."""
+        return 0
+
 
 def _placed(value: Any) -> Any:
     if isinstance(value, bytes):

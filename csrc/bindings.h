@@ -16,15 +16,24 @@ namespace {
 
 namespace py = pybind11;
 
-// The data of a tensor, null for None.
+// The data of a tensor, null for None alone: one without elements is there, and read by nobody. One
+// with elements and no memory (freed, or of a subclass that keeps its values elsewhere) is refused.
 inline const void* data(PyObject* tensor) {
   if (tensor == Py_None) return nullptr;
   static PyObject* const name = PyUnicode_InternFromString("data_ptr");
+  static PyObject* const size = PyUnicode_InternFromString("numel");
+  static const char nothing = 0;
   PyObject* const address = PyObject_CallMethodNoArgs(tensor, name);
   if (!address) throw py::error_already_set();
   const auto place = reinterpret_cast<const void*>(PyLong_AsUnsignedLongLong(address));
   Py_DECREF(address);
-  return place;
+  if (place) return place;
+  PyObject* const count = PyObject_CallMethodNoArgs(tensor, size);
+  if (!count) throw py::error_already_set();
+  const bool empty = PyLong_AsLongLong(count) == 0;
+  Py_DECREF(count);
+  if (!empty) throw std::runtime_error("a tensor without memory: its storage was freed");
+  return &nothing;
 }
 inline void* data(const py::object& tensor) {
   return const_cast<void*>(data(tensor.ptr()));

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .tracing import readable
+
 Counts = Sequence[float] | Tensor | Any  # a list, a tensor or an array, one number per class
 
 
@@ -22,7 +24,7 @@ def checked_counts(
     Raises:
         ValueError: not one number per class, or a count that is not finite or below `minimum`.
     """
-    counts = torch.as_tensor(cls_num_list).detach().to("cpu", torch.float64)
+    counts = on_cpu(cls_num_list).detach().to("cpu", torch.float64)
     if counts.dim() != 1 or counts.numel() == 0:
         raise ValueError(
             f"{name}: expected one count per class, shape (C,), got {tuple(counts.shape)}"
@@ -37,6 +39,12 @@ def checked_counts(
     if counts.sum() == 0:
         raise ValueError(f"{name}: expected at least one class with samples, got all 0")
     return counts
+
+
+def on_cpu(values: Any) -> Tensor:
+    """Numbers as a tensor: a tensor as it is, others on the CPU, whatever device is the default
+    (a model that is made on "meta" has its losses' tables)."""
+    return values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
 
 
 def class_counts(labels: Any, num_classes: int | None = None) -> Tensor:
@@ -63,7 +71,7 @@ def class_counts(labels: Any, num_classes: int | None = None) -> Tensor:
         elif isinstance(getattr(labels, "index", None), list):
             labels = [label for label, _ in labels.index]
     try:
-        indices = torch.as_tensor(labels)
+        indices = on_cpu(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             "labels: expected class indices, a data set with .targets, .labels or .index, or the"
@@ -120,7 +128,7 @@ def difficulty_weights(difficulty: Tensor, tau: float | str = "dynamic") -> Tens
     Raises:
         ValueError: bad shape, difficulty outside [0, 1] or nan, bad `tau`.
     """
-    d = torch.as_tensor(difficulty).double()
+    d = on_cpu(difficulty).double()
     if d.dim() != 1 or d.numel() == 0:
         raise ValueError(f"difficulty: expected shape (C,), got {tuple(d.shape)}")
     if not ((d >= 0) & (d <= 1)).all():
@@ -230,7 +238,7 @@ def present_classes(
     size = min(len(target), num_classes)
     every = torch.arange(num_classes, device=target.device)
     classes = label.new_zeros(size + 1).scatter(0, torch.where(present, rank, size), every)[:size]
-    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+    if readable(target):
         classes = classes[: max(1, int(present.sum()))]
     slot = torch.where(counted, rank[label.clamp(max=num_classes - 1)], 0)
     return classes, slot

@@ -11,12 +11,14 @@ import pytest
 import lpl_fused
 
 PACKAGE = Path(lpl_fused.__file__).parent
-SHARED = {"problem", "paths", "norm", "penalty", "phi"}  # what numbers, codes and fields mean
+# what numbers, codes and fields mean, and who looks at tensors
+SHARED = {"problem", "paths", "norm", "penalty", "phi", "tracing"}
 MAY = {
     "problem": {"norm"},
     "norm": set(),
     "penalty": set(),
     "phi": set(),
+    "tracing": set(),
     "paths": {"problem"},
     "algebra": {"algebra", *SHARED},
     "reference": {"reference", "algebra", *SHARED},

@@ -58,6 +58,7 @@ _LABELS = {
 }
 _FAULT_TARGET, _FAULT_ROW_INDEX, _FAULT_THROUGH = 1, 2, 3
 _TERMS = len(Terms._fields)
+CPU = torch.device("cpu")  # whatever device is the default
 
 # Rows whose learned perturbation the solver found, and those that it left to plain steps because
 # its error bound was not met; counted since the process began.
@@ -167,14 +168,14 @@ def forward(
         problem = with_steps(forward, problem, choose)
     input, steps = problem.input, problem.steps
     dtype, reduction = accumulate_dtype(input.dtype), problem.options.reduction
-    loss = torch.empty(input.shape[:1] if reduction == NONE else (), dtype=dtype)
-    grad = torch.empty(input.shape, dtype=input.dtype) if want_grad else None
+    loss = torch.empty(input.shape[:1] if reduction == NONE else (), dtype=dtype, device=CPU)
+    grad = torch.empty(input.shape, dtype=input.dtype, device=CPU) if want_grad else None
     norm = terms = None
     # a wide gradient is scaled as it is
     if not final and (grad is None or _narrow(grad)):
-        norm = torch.empty((), dtype=dtype)
+        norm = torch.empty((), dtype=dtype, device=CPU)
         if leaves_terms(problem, want_grad, final):
-            terms = torch.empty((input.shape[0], _TERMS), dtype=dtype)
+            terms = torch.empty((input.shape[0], _TERMS), dtype=dtype, device=CPU)
     outputs = Outputs(loss, norm, grad)  # by place, in a third of the time
     if terms is not None:
         outputs = outputs._replace(terms=terms)
@@ -201,12 +202,17 @@ def _swept_features() -> frozenset[str]:
 def _forward_after(problem: Problem, choose: Choose) -> Forward:
     input, sizes = problem.input, _sizes(problem)
     rows = input.shape[0]
-    losses, swept = torch.empty(rows, dtype=input.dtype), torch.empty((rows, 3), dtype=input.dtype)
-    grad = torch.empty(input.shape, dtype=input.dtype)
+    losses, swept = (
+        torch.empty(rows, dtype=input.dtype, device=CPU),
+        torch.empty((rows, 3), dtype=input.dtype, device=CPU),
+    )
+    grad = torch.empty(input.shape, dtype=input.dtype, device=CPU)
     native, outputs = _native(), Outputs(loss=losses, grad=grad, swept=swept)
     _check(native.sweep(problem, sizes, outputs), problem)
     problem = problem._replace(steps=choose(losses))
-    loss = torch.empty((rows,) if problem.options.reduction == NONE else (), dtype=input.dtype)
+    loss = torch.empty(
+        (rows,) if problem.options.reduction == NONE else (), dtype=input.dtype, device=CPU
+    )
     outputs = outputs._replace(loss=loss)
     _check(native.cross_entropy_after(problem, sizes, outputs), problem)
     return Forward(loss, None, None, grad, problem.steps)
@@ -256,7 +262,7 @@ def learned_state(problem: Problem) -> tuple[Form, ...]:
 
 
 def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ...] = ()) -> Tensor:
-    grad = torch.empty(problem.input.shape, dtype=problem.input.dtype)
+    grad = torch.empty(problem.input.shape, dtype=problem.input.dtype, device=CPU)
     return _recomputed(problem, upstream, grad)
 
 
@@ -265,13 +271,15 @@ def reduce(problem: Problem, round: Round, known: Known) -> Part:
         return groups.reduce(problem, round, known, perturbed)
     (n, width), dtype = problem.input.shape, accumulate_dtype(problem.input.dtype)
     part, kind = PARTS[round.kind], list(PARTS).index(round.kind)
-    sums = Sums(torch.empty((n, len(part.numbers())), dtype=torch.float64))
+    sums = Sums(torch.empty((n, len(part.numbers())), dtype=torch.float64, device=CPU))
     if part is Rivals:
         heads = min(learned.HEADS, width)
         sums = sums._replace(
-            powers=torch.empty((n, learned.order(problem.input.dtype)), dtype=torch.float64),
-            columns=torch.empty((n, heads), dtype=torch.int32),
-            logits=torch.empty((n, heads), dtype=dtype),
+            powers=torch.empty(
+                (n, learned.order(problem.input.dtype)), dtype=torch.float64, device=CPU
+            ),
+            columns=torch.empty((n, heads), dtype=torch.int32, device=CPU),
+            logits=torch.empty((n, heads), dtype=dtype, device=CPU),
             heads=heads,
         )
     given = Given.of(problem, known, part is not Rivals)
@@ -286,7 +294,7 @@ def reduce(problem: Problem, round: Round, known: Known) -> Part:
 
 def perturbed(problem: Problem, known: Known, begin: int, end: int) -> Tensor:
     n, dtype = problem.input.shape[0], accumulate_dtype(problem.input.dtype)
-    z = torch.empty((n, end - begin), dtype=dtype)
+    z = torch.empty((n, end - begin), dtype=dtype, device=CPU)
     given = Given.of(problem, known, moved=False)
     _check(_native().perturbed(problem, _sizes(problem), given, begin, end, z), problem)
     return z
@@ -302,11 +310,13 @@ def gradient(
     (n, width), dtype = problem.input.shape, accumulate_dtype(problem.input.dtype)
     grad = out
     if grad is None and "input" in want:
-        grad = torch.empty((n, width), dtype=problem.input.dtype)
+        grad = torch.empty((n, width), dtype=problem.input.dtype, device=CPU)
     outputs = Outputs(grad=grad)
     # of `rows` what every sample adds to its row; summed below
     shapes = dict.fromkeys(TABLES, (width,)) | {"margin": (problem.classes,), "rows": (n, width)}
-    places = {name: torch.zeros(shapes[name], dtype=dtype) for name in TABLES if name in want}
+    places = {
+        name: torch.zeros(shapes[name], dtype=dtype, device=CPU) for name in TABLES if name in want
+    }
     if places:
         outputs = outputs.and_tables({name: places.get(name) for name in TABLES})
     _differentiate(problem, known, upstream, outputs)
@@ -327,7 +337,9 @@ def _by_row(problem: Problem, by_sample: Tensor | None) -> Tensor | None:
     if index is None:  # ignored rows add their zeros to row 0
         ignored = problem.target == problem.options.ignore_index
         index = problem.target.masked_fill(ignored, 0)
-    zeros = torch.zeros((problem.rows.shape[0], by_sample.shape[1]), dtype=by_sample.dtype)
+    zeros = torch.zeros(
+        (problem.rows.shape[0], by_sample.shape[1]), dtype=by_sample.dtype, device=CPU
+    )
     return zeros.index_add_(0, index, by_sample)
 
 
@@ -339,7 +351,9 @@ def _differentiate(problem: Problem, known: Known, upstream: Tensor, outputs: Ou
 
 
 def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
-    delta = torch.zeros(problem.input.shape, dtype=accumulate_dtype(problem.input.dtype))
+    delta = torch.zeros(
+        problem.input.shape, dtype=accumulate_dtype(problem.input.dtype), device=CPU
+    )
     slot = torch.empty_like(problem.target)
     outputs = Outputs(delta=delta, slot=slot)
     _check(_native().learned_perturbation(problem, _sizes(problem), outputs), problem)
@@ -370,15 +384,17 @@ def _binary(problem: BinaryProblem, outputs: BinaryOutputs) -> None:
 def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
     input = problem.input
     dtype = accumulate_dtype(input.dtype)
-    loss = torch.empty(input.shape if problem.options.reduction == NONE else (), dtype=dtype)
-    grad = torch.empty(input.shape, dtype=input.dtype) if want_grad else None
-    norm = torch.empty((), dtype=dtype) if grad is None or _narrow(grad) else None
+    loss = torch.empty(
+        input.shape if problem.options.reduction == NONE else (), dtype=dtype, device=CPU
+    )
+    grad = torch.empty(input.shape, dtype=input.dtype, device=CPU) if want_grad else None
+    norm = torch.empty((), dtype=dtype, device=CPU) if grad is None or _narrow(grad) else None
     _binary(problem, BinaryOutputs(loss=loss, norm=norm, grad=grad))
     return Forward(loss, norm, None, grad)
 
 
 def binary_gradient(problem: BinaryProblem, upstream: Tensor) -> Tensor:
-    grad = torch.empty(problem.input.shape, dtype=problem.input.dtype)
+    grad = torch.empty(problem.input.shape, dtype=problem.input.dtype, device=CPU)
     return _binary_gradient(problem, upstream, grad)
 
 
@@ -400,6 +416,6 @@ def binary_rescale_(problem: BinaryProblem, forward: Forward, upstream: Tensor) 
 
 def binary_perturbation(problem: BinaryProblem) -> Tensor:
     dtype = accumulate_dtype(problem.input.dtype)
-    delta = torch.empty((2, problem.input.shape[1]), dtype=dtype)
+    delta = torch.empty((2, problem.input.shape[1]), dtype=dtype, device=CPU)
     _binary(problem, BinaryOutputs(delta=delta))
     return delta

@@ -8,6 +8,7 @@ import torch
 
 from ..backends import REFERENCE
 from ..problem import BinaryProblem, Problem
+from ..tracing import only_autograd_follows
 
 
 class Fixed:
@@ -19,13 +20,24 @@ class Fixed:
         )
 
     def left_to_reference(self, problem: Any, backend: str) -> bool:
-        """Whether one of the fields requires grad, and a gradient may be asked for.
+        """Whether one of the fields requires grad, and a gradient may be asked for, or what is done
+        with the call is for operations of torch alone.
 
         Raises:
             RuntimeError: so it is, and `backend` was asked for by name: its gradient would be
                 missing.
         """
-        if backend == REFERENCE or not torch.is_grad_enabled():
+        if backend == REFERENCE:
+            return False
+        what = only_autograd_follows(problem.input, problem[1:-1])
+        if what is not None:
+            if backend == "auto":
+                return True
+            raise RuntimeError(
+                f"{what}: backend {backend!r} cannot be looked into; use"
+                ' backend="auto" or "reference"'
+            )
+        if not torch.is_grad_enabled():
             return False
         for place in self._places:
             part = problem[place]

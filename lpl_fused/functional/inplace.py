@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..backends import REFERENCE
-from ..ops.dispatch import AUTO, INPLACE, checked_form, direct
+from ..ops.dispatch import AUTO, INPLACE, checked_form
+from ..tracing import direct
 
 
 def check_form(form: str, input: Tensor, backend: str) -> None:

@@ -20,11 +20,12 @@ from ..algebra.sweep import with_steps
 from ..backends import OVERRIDE, REFERENCE, SMALL, resolve
 from ..backends.contract import Choose, Forward
 from ..norm import Norm, numbers_of
-from ..ops.dispatch import AUTO, checked_form, direct
+from ..ops.dispatch import AUTO, checked_form
 from ..penalty import MarginPenalty
 from ..perturbation import Perturbation
 from ..phi import Phi
 from ..problem import TABLES, NotDifferentiable, Options, Problem
+from ..tracing import direct, tangent
 from ..validation import (
     MixedTarget,
     Shaped,
@@ -398,10 +399,13 @@ def _through_perturbation(
     fused = _resolve(backend, problem)
     if choose is not None:
         problem = _with_steps(problem, fused, choose)
-    if not torch.is_grad_enabled() or fused == REFERENCE:
+    moves = tangent(problem.input) is not None
+    if fused == REFERENCE or not (torch.is_grad_enabled() or moves):
         return _run(problem, fused)
     reason = None
-    if fused != "cpp":
+    if moves:
+        reason = "the fused backends differentiate the steps in reverse mode alone"
+    elif fused != "cpp":
         reason = f"the {fused} backend does not differentiate the steps"
     elif ops.tables_learn(problem) or problem.input.dtype == torch.float16:
         reason = "the cpp backend takes no learnable tables and no float16 beside it"

@@ -12,8 +12,9 @@ from torch.nn.functional import logsigmoid
 from ..phi import Alpha, Phi, coded
 from ..phi import value_of as phi_of
 from ..problem import REDUCTIONS, accumulate_dtype
+from ..tracing import readable
 from .module import LossModule
-from .rows import readable, reduced
+from .rows import reduced
 
 
 class BinaryLoss(LossModule):

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..class_stats import Counts, checked_counts
+from ..class_stats import Counts, checked_counts, on_cpu
 from ..norm import FORMS
 from ..perturbation import Perturbation
 from ..problem import accumulate_dtype
 from ..row_transforms import scale_and_margin
+from ..tracing import readable
 from .binary import BinaryLoss, binary_labels
 from .cross_entropy import CrossEntropyLoss
-from .rows import blanked, class_indices, readable, reduced
+from .rows import blanked, class_indices, reduced
 
 
 class GroupVSLoss(CrossEntropyLoss):
@@ -122,7 +123,7 @@ class BinaryVSLoss(BinaryLoss):
         **keywords: Any,
     ) -> None:
         super().__init__(**keywords)
-        given = torch.as_tensor(cls_num_list)
+        given = on_cpu(cls_num_list)
         if given.dim() not in (1, 2) or given.shape[0] != 2:
             raise ValueError(
                 f"cls_num_list: expected shape (2,) or (2, G), got {tuple(given.shape)}"

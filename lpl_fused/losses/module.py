@@ -26,13 +26,15 @@ class LossModule(nn.Module):
         return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LossModule:
-        # .half() on a model must not round the tables of its loss: only devices are followed
-        kept = {n: b for n, b in self._buffers.items() if b is not None and b.is_floating_point()}
+        # .half() on a model must not round the tables of its loss, to_empty() not empty those that
+        # no state holds: only devices are followed. What is on meta has no numbers to keep
+        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)
         for name, buffer in kept.items():
             moved = self._buffers[name]
             assert moved is not None
-            self._buffers[name] = buffer.to(moved.device)
+            own = moved if buffer.is_meta else buffer
+            self._buffers[name] = own.to(moved.device, buffer.dtype)
         return self
 
 

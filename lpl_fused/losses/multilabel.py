@@ -234,7 +234,7 @@ class DistributionBalancedLoss(MultiLabelLoss):
     def _weight_of(self, counts: Tensor) -> Tensor:
         """The weight of classes with so many samples, by a weighting by class."""
         if self.weighting in ("rebalance", None):
-            return torch.ones(())
+            return torch.ones((), device="cpu")
         if self.weighting == "class-balanced":
             return 1 / effective_number(counts, self.cb_beta)
         ratio = self.num_samples / counts

@@ -13,8 +13,9 @@ from ..distributed import all_rows
 from ..perturbation import Perturbation
 from ..phi import GCE, Alpha, Poly1
 from ..row_transforms import class_dim
+from ..tracing import readable
 from .cross_entropy import CrossEntropyLoss
-from .rows import class_indices, readable, reduced, row_weights
+from .rows import class_indices, reduced, row_weights
 
 
 class AlphaLoss(CrossEntropyLoss):

@@ -51,7 +51,7 @@ class CDBLoss(CrossEntropyLoss):
     ) -> None:
         if num_classes < 1:
             raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
-        difficulty = torch.ones(num_classes, dtype=torch.float64)
+        difficulty = torch.ones(num_classes, dtype=torch.float64, device="cpu")
         super().__init__(weight=difficulty_weights(difficulty, tau), **keywords)
         if normalization not in ("rows", "weight"):
             raise ValueError(f'normalization: expected "rows" or "weight", got {normalization!r}')

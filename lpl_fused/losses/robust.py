@@ -15,6 +15,7 @@ from ..class_stats import Counts, checked_counts, class_mean
 from ..distributed import all_rows, all_sum, world_size
 from ..perturbation import Perturbation
 from ..problem import label_range_error
+from ..tracing import readable
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
 from .module import DeferredStart, LossModule, counted
@@ -254,7 +255,7 @@ class GroupDROLoss(_Rows):
             )
         group = group.reshape(-1).long()
         outside = ((group < 0) | (group >= self.groups)) & rows
-        if group.device.type == "cpu" and not torch.compiler.is_compiling() and outside.any():
+        if readable(group) and outside.any():
             raise label_range_error("group", int(group[outside][0]), self.groups, None)
         return torch.where(rows & ~outside, group, self.groups)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..problem import label_range_error
 from ..row_transforms import class_dim
+from ..tracing import readable
 from ..validation import Shaped, Target
 
 
@@ -48,11 +49,6 @@ def expect_classes(input: Tensor, classes: int) -> None:
     """Raises ValueError where the logits are not of `classes` classes."""
     if input.shape[class_dim(input)] != classes:
         raise ValueError(f"input: expected {classes} classes, got shape {tuple(input.shape)}")
-
-
-def readable(tensor: Tensor) -> bool:
-    """Values may be looked at: no GPU synchronisation, nobody tracing."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def blanked(input: Tensor, target: Target, ignore_index: int) -> Tensor:

@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..problem import NONE, BinaryProblem, Problem
+from ..backends.contract import Forward
+from ..problem import NONE, BinaryProblem, Problem, accumulate_dtype
+from ..tracing import direct
+
+Forwards = Callable[[Any, bool], Forward]  # of a problem, with its gradient or not
 
 # a problem and its backend, as `packed` makes them
 SCHEMA = "Tensor input, Tensor target, Tensor?[] parts, int[] codes, float[] numbers, str backend"
@@ -38,17 +42,38 @@ def unshared(norm: Tensor | None, problem: Problem | BinaryProblem) -> Tensor | 
 GONE = torch.empty(0, device="cpu")
 
 
-def direct(tensor: Tensor) -> bool:
-    """A plain tensor with nobody tracing: the launcher may be called past the dispatcher.
+def kept_as_saved() -> bool:
+    """Whether somebody keeps what autograd saves in a way of his own (checkpoints, which forget it;
+    another device's memory): a gradient that came with the forward must not wait beside that."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
-    The dispatcher's way into Python costs as much as a small loss (20 µs of 60).
-    """
-    return (
-        type(tensor) in (Tensor, torch.nn.Parameter)
-        and not torch.compiler.is_compiling()
-        and not torch._C._len_torch_dispatch_stack()
-        and torch._C._functorch.peek_interpreter_stack() is None
-    )
+
+class Moved(torch.autograd.Function):
+    """A loss in forward mode: with the tangent of the logits comes its own, what the gradient for
+    an upstream of 1 says of it, in the dtype of sums. Apart from the function of reverse mode,
+    because torch.compile takes none that has a `jvp`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, problem: Problem | BinaryProblem, forward: Forwards, input: Tensor
+    ) -> Tensor:
+        ctx.problem, ctx.run = problem._replace(input=input), forward
+        return forward(ctx.problem, False).loss
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, __: None, moves: Tensor) -> Tensor:
+        problem = ctx.problem
+        wide = problem.input.to(accumulate_dtype(problem.input.dtype))
+        grad = ctx.run(problem._replace(input=wide), True).grad
+        along: Tensor = grad * moves.to(grad.dtype)
+        if problem.options.reduction != NONE:
+            return along.sum()
+        return along.sum(1) if isinstance(problem, Problem) else along
+
+
+def _can_wait(problem: Problem | BinaryProblem) -> bool:
+    """A gradient, from the forward to the backward, to be scaled there where it is."""
+    return direct(problem.input) and not kept_as_saved()
 
 
 def by_sweep(problem: Problem | BinaryProblem, backend: str) -> bool:
@@ -66,7 +91,7 @@ def by_sweep(problem: Problem | BinaryProblem, backend: str) -> bool:
     if backend == "cuda" and isinstance(problem, Problem) and _has_tables(problem):
         return False
     if dtype == torch.bfloat16:
-        return problem.options.reduction != NONE and direct(problem.input)
+        return problem.options.reduction != NONE and _can_wait(problem)
     # on a CPU scaling 32 bits again costs less than their exponentials
     return problem.options.reduction != NONE or backend == "cpp"
 
@@ -97,7 +122,7 @@ def sweeps_by(form: str, problem: Problem | BinaryProblem, backend: str) -> bool
     if form == SWEEP and problem.input.element_size() == 2:
         if problem.input.dtype == torch.float16:
             raise ValueError('gradient: "sweep" would lose small gradients of float16')
-        if not direct(problem.input):
+        if not _can_wait(problem):
             raise ValueError('gradient: "sweep" would round 16 bits twice where somebody traces')
     return form == SWEEP
 
@@ -111,6 +136,9 @@ def given(problem: Problem | BinaryProblem) -> tuple[Tensor | None, ...]:
     return tensors[:present]
 
 
+ONCE = 'the fused loss is differentiable once; backend="reference" differentiates twice'
+
+
 class Once(torch.autograd.Function):
     """A gradient that refuses to be differentiated; `anchors` are what it depends on."""
 
@@ -120,6 +148,4 @@ class Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
-        raise RuntimeError(
-            'the fused loss is differentiable once; backend="reference" differentiates twice'
-        )
+        raise RuntimeError(ONCE)

@@ -12,16 +12,31 @@ Logits alone are differentiated; what else requires grad is the reference's.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..backends import load_binary
 from ..backends.contract import Forward
 from ..problem import NONE, BinaryOptions, BinaryProblem, accumulate_dtype
-from .dispatch import AUTO, GONE, SCHEMA, Once, direct, given, packed, register, sweeps_by, unshared
+from ..tracing import direct, settled, tangent
+from .dispatch import (
+    AUTO,
+    GONE,
+    SCHEMA,
+    Moved,
+    Once,
+    given,
+    kept_as_saved,
+    packed,
+    register,
+    sweeps_by,
+    unshared,
+)
 
 _LIBRARY = torch.library.Library("lpl_fused", "FRAGMENT")
 _LIBRARY.define(
@@ -83,11 +98,18 @@ _perturbation_op = register(
 )
 
 
-def _forward(problem: BinaryProblem, backend: str, want_grad: bool) -> Forward:
-    if direct(problem.input):
+def _forward(
+    problem: BinaryProblem, backend: str, want_grad: bool, past: bool | None = None
+) -> Forward:
+    """`past`: as in softmax.py."""
+    if direct(*problem[:-1]) if past is None else past:
         return load_binary(backend).binary_forward(problem, want_grad)
     loss, norm, grad = _forward_op(*packed(problem, backend), want_grad)
     return Forward(loss, norm, grad=grad)
+
+
+def _forward_of(backend: str, problem: BinaryProblem, want_grad: bool) -> Forward:
+    return _forward(problem, backend, want_grad)
 
 
 class BinaryCrossEntropy(torch.autograd.Function):
@@ -101,11 +123,12 @@ class BinaryCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         problem = _problem(tensors, options)
         ctx.sweeps = sweeps_by(form, problem, backend)
-        found = _forward(problem, backend, ctx.sweeps)
+        ctx.past = direct(*tensors)
+        found = _forward(problem, backend, ctx.sweeps, ctx.past)
         ctx.options, ctx.backend, ctx.held = options, backend, None
         if not ctx.sweeps:
             ctx.save_for_backward(*tensors, found.norm)
-        elif torch.compiler.is_compiling():
+        elif not ctx.past or kept_as_saved():
             ctx.save_for_backward(*tensors, found.grad)
         else:
             of_shape = BinaryProblem(found.grad, GONE, options=options)  # type: ignore[arg-type]
@@ -115,6 +138,7 @@ class BinaryCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        grad_loss = settled(grad_loss)
         with torch.no_grad():
             grad = _backward(ctx, grad_loss)
         if torch.is_grad_enabled():  # create_graph=True, as in softmax.CrossEntropy
@@ -134,13 +158,13 @@ def _backward(ctx: Any, grad_loss: Tensor) -> Tensor:
     *tensors, first = ctx.saved_tensors  # raises where one was changed since
     problem = _problem(tensors, ctx.options)
     if ctx.sweeps:
-        if first is not None:  # under torch.compile
+        if first is not None:  # nobody could hold it
             return first * grad_loss.to(first.dtype)  # type: ignore[no-any-return]
         # the buffer may have gone to an earlier backward
         swept = _forward(problem, ctx.backend, True) if held is None else held[1]
         return load_binary(ctx.backend).binary_rescale_(problem, swept, grad_loss)
     upstream = grad_loss.contiguous() if grad_loss.dim() else grad_loss / first
-    if direct(problem.input):
+    if ctx.past and direct(upstream):
         return load_binary(ctx.backend).binary_gradient(problem, upstream)
     return _gradient_op(*packed(problem, ctx.backend), upstream)  # type: ignore[no-any-return]
 
@@ -151,8 +175,11 @@ def _problem(tensors: Sequence[Tensor | None], options: BinaryOptions) -> Binary
 
 def binary_cross_entropy(problem: BinaryProblem, backend: str, form: str = AUTO) -> Tensor:
     """The loss of a problem, differentiable with respect to its input; `form` of dispatch.FORMS."""
+    if forward_ad._current_level >= 0 and tangent(problem.input) is not None:
+        run = functools.partial(_forward_of, backend)
+        return Moved.apply(problem, run, problem.input)  # type: ignore[no-any-return]
     if torch.is_grad_enabled() and problem.input.requires_grad:
-        apply = _apply if direct(problem.input) else BinaryCrossEntropy.apply
+        apply = BinaryCrossEntropy.apply if torch.compiler.is_compiling() else _apply
         return apply(problem.options, backend, form, *given(problem))  # type: ignore[no-any-return]
     return _forward(problem, backend, False).loss
 

@@ -16,11 +16,13 @@ Tables that want a gradient beside `steps` are served by functional/, which hand
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..algebra.known import Known
 from ..algebra.sweep import with_steps
@@ -28,15 +30,17 @@ from ..algebra.terms import Terms
 from ..backends import load
 from ..backends.contract import Choose, Forward, Gradients
 from ..problem import NONE, TABLES, Options, Problem, accumulate_dtype
+from ..tracing import direct, settled, tangent
 from .dispatch import (
     AUTO,
     GONE,
     INPLACE,
     SCHEMA,
     SWEEP,
+    Moved,
     Once,
-    direct,
     given,
+    kept_as_saved,
     packed,
     register,
     sweeps_by,
@@ -149,11 +153,23 @@ _BEFORE_TENSORS = (
 )
 
 
-def _forward(problem: Problem, backend: str, want_grad: bool, *, final: bool = False) -> Forward:
-    if direct(problem.input):
+def _forward(
+    problem: Problem,
+    backend: str,
+    want_grad: bool,
+    *,
+    final: bool = False,
+    past: bool | None = None,
+) -> Forward:
+    """`past`: what `direct` says of the problem, where that is known."""
+    if direct(*problem[:-1]) if past is None else past:
         return load(backend).forward(problem, want_grad, final=final)
     loss, norm, terms, grad, state = _forward_op(*packed(problem, backend), want_grad)
     return Forward(loss, norm, terms, grad, state=tuple(state))
+
+
+def _forward_of(backend: str, problem: Problem, want_grad: bool) -> Forward:
+    return _forward(problem, backend, want_grad)
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -183,16 +199,16 @@ class CrossEntropy(torch.autograd.Function):
         sweeps = _sweeps(problem, backend, form, tables_learn, learned)
         ctx.in_place, ctx.spent = form == INPLACE, False
         ctx.options, ctx.backend, ctx.sweeps, ctx.held = options, backend, sweeps, None
-        ctx.chosen, ctx.state = choose is not None, 0
+        ctx.chosen, ctx.state, ctx.past = choose is not None, 0, direct(*tensors)
         if choose is None:
-            found = _forward(problem, backend, sweeps)
+            found = _forward(problem, backend, sweeps, past=ctx.past)
         else:
             found = load(backend).forward(problem, sweeps, choose)
             tensors = problem._replace(steps=found.steps)[:-1]  # type: ignore[assignment]
         if not sweeps:
             ctx.save_for_backward(*tensors, found.norm, found.terms, *found.state)
             ctx.state = len(found.state)
-        elif torch.compiler.is_compiling():
+        elif not ctx.past or kept_as_saved():
             ctx.save_for_backward(*tensors, found.grad, None)
         else:
             # nothing that would keep the logits alive beside what is saved
@@ -203,6 +219,7 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        grad_loss = settled(grad_loss)
         if ctx.in_place:
             if ctx.spent:
                 raise RuntimeError(
@@ -222,7 +239,7 @@ class CrossEntropy(torch.autograd.Function):
         return tuple(g if g is None else Once.apply(g, grad_loss, *anchors) for g in grads)
 
 
-# past what Function.apply does for functorch, which `direct` has seen is not there
+# past what Function.apply does for functorch, which runs on the reference
 _apply = super(torch.autograd.Function, CrossEntropy).apply
 
 
@@ -236,7 +253,7 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, first, terms = saved[: len(saved) - ctx.state]
     problem = _problem(tensors, ctx.options)
     if ctx.sweeps:
-        if first is not None:  # under torch.compile
+        if first is not None:  # nobody could hold it
             factor = grad_loss[:, None] if grad_loss.dim() else grad_loss
             return _only_input(ctx, first * factor.to(first.dtype))
         # the buffer may have gone to an earlier backward
@@ -245,7 +262,7 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     upstream = grad_loss
     if not grad_loss.dim():
         upstream = (grad_loss / first).expand(problem.input.shape[0])
-    past = ctx.in_place or direct(problem.input)
+    past = ctx.in_place or (ctx.past and direct(upstream))
     if problem.steps is not None:
         if past:
             learned = load(ctx.backend).learned_gradient(problem, upstream, state)
@@ -358,10 +375,14 @@ def cross_entropy(
     beside steps. `form`: of dispatch.FORMS.
     """
     learns = torch.is_grad_enabled() and (problem.input.requires_grad or tables_learn(problem))
-    if choose is not None and not (learns and direct(problem.input)):
+    moves = forward_ad._current_level >= 0 and tangent(problem.input) is not None
+    if choose is not None and not (learns and not moves and direct(*problem[:-1])):
         problem, choose = with_chosen_steps(problem, backend, choose), None
+    if moves:
+        run = functools.partial(_forward_of, backend)
+        return Moved.apply(problem, run, problem.input)  # type: ignore[no-any-return]
     if learns:
-        apply = _apply if direct(problem.input) else CrossEntropy.apply
+        apply = CrossEntropy.apply if torch.compiler.is_compiling() else _apply
         return apply(problem.options, backend, choose, form, *given(problem))  # type: ignore[no-any-return]
     return _forward(problem, backend, False, final=True).loss
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..paths import SIDE_TABLES, WEIGHING_LABELS, Path
 from ..phi import value_of as phi_of
 from ..problem import NONE, BinaryProblem, accumulate_dtype, divides
+from .operators import binary_problem_of, constant, fake_sides, opaque, operator
 
 _KNOWN = Path(
     "reference, multi-label",
@@ -60,25 +61,39 @@ def learned_perturbation(problem: BinaryProblem) -> Tensor:
         δ⁺ ← δ⁺ + sign(steps)·step_size·mean (σ(z⁺ + δ⁺) − 1)
         δ⁻ ← δ⁻ + sign(steps)·step_size·mean σ(z⁻ + δ⁻)
     """
-    assert problem.steps is not None
+    if opaque(problem):
+        return _perturbation_op(problem)  # type: ignore[no-any-return]
     with torch.no_grad():
-        y, known = labels(problem)
-        z = sides(problem)
-        count = problem.steps.abs()
-        step = problem.steps.sign().to(y.dtype) * problem.options.step_size
-        others = 1 - y if known is None else (1 - y) * known
-        found = []
-        # σ(z) − 1 = −σ(−z): both sides are one recursion, of the distance of a logit from its label
-        for sign, distance, share in ((-1, -z.positive, y), (1, z.negative, others)):
-            mass = share.sum(0)
-            share = torch.where(mass > 0, share / mass.where(mass > 0, torch.ones_like(mass)), 0.0)
-            distance = distance.masked_fill(share == 0, 0)  # an infinite logit of the other side
-            moved = torch.zeros_like(step)
-            for k in range(int(count.max()) if count.numel() else 0):
-                mean = (share * torch.sigmoid(distance + moved)).sum(0)
-                moved = moved + torch.where(count > k, step * mean, 0.0)
-            found.append(sign * moved)
-        return torch.stack(found)
+        return _learned_perturbation(constant(problem))
+
+
+def _learned_perturbation(problem: BinaryProblem) -> Tensor:
+    assert problem.steps is not None
+    y, known = labels(problem)
+    z = sides(problem)
+    count = problem.steps.abs()
+    step = problem.steps.sign().to(y.dtype) * problem.options.step_size
+    others = 1 - y if known is None else (1 - y) * known
+    found = []
+    # σ(z) − 1 = −σ(−z): both sides are one recursion, of the distance of a logit from its label
+    for sign, distance, share in ((-1, -z.positive, y), (1, z.negative, others)):
+        mass = share.sum(0)
+        share = torch.where(mass > 0, share / mass.where(mass > 0, torch.ones_like(mass)), 0.0)
+        distance = distance.masked_fill(share == 0, 0)  # an infinite logit of the other side
+        moved = torch.zeros_like(step)
+        for k in range(int(count.max()) if count.numel() else 0):
+            mean = (share * torch.sigmoid(distance + moved)).sum(0)
+            moved = moved + torch.where(count > k, step * mean, 0.0)
+        found.append(sign * moved)
+    return torch.stack(found)
+
+
+_perturbation_op = operator(
+    "reference_binary_perturbation",
+    "Tensor",
+    lambda *packed: _learned_perturbation(binary_problem_of(*packed)),
+    fake_sides,
+)
 
 
 def row_class_weights(problem: BinaryProblem, y: Tensor) -> Tensor | None:
@@ -128,7 +143,7 @@ def normalizer(problem: BinaryProblem) -> Tensor:
     if problem.normalizer is not None:
         return problem.normalizer
     y, known = labels(problem)
-    return y.new_tensor(y.numel()) if known is None else known.sum().to(y.dtype)
+    return y.new_full((), y.numel()) if known is None else known.sum().to(y.dtype)
 
 
 def binary_cross_entropy(problem: BinaryProblem) -> Tensor:

@@ -14,6 +14,8 @@ from ..paths import LEARNING, NORMING, PENALISING, SCALING, TARGETS, WEIGHING, P
 from ..penalty import value_of
 from ..phi import value_of as phi_of
 from ..problem import MEAN, NONE, Problem, accumulate_dtype, divides, label_range_error
+from ..tracing import batched, readable
+from .operators import constant, fake_rows, opaque, operator, problem_of
 
 _KNOWN = Path(
     "reference",
@@ -28,13 +30,13 @@ NORM_FLOOR = 1e-12  # a gradient shorter than this has no direction: the normali
 
 def check_labels(problem: Problem) -> None:
     """Raises RangeError for a label or row index out of range; on the CPU alone (no GPU sync)."""
-    if problem.input.device.type != "cpu" or torch.compiler.is_compiling():
+    if not readable(problem.input):
         return
     classes = problem.input.shape[1]
     ignore = problem.options.ignore_index
     for labels in () if problem.dense else (problem.target, problem.other):
-        if labels is None or torch._C._functorch.is_batchedtensor(labels):
-            continue  # under vmap no value can be looked at
+        if labels is None or not readable(labels):
+            continue
         bad = ((labels < 0) | (labels >= classes)) & (labels != ignore)
         if bad.any():
             raise label_range_error("target", int(labels[bad][0]), classes, ignore)
@@ -121,8 +123,12 @@ def learned_perturbation(
     Rows of delta that lead no group are 0. `differentiable=True` keeps the graph of all steps.
     """
     check_labels(problem)
-    with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+    if differentiable:
         return _learned_perturbation(problem)
+    if opaque(problem):
+        return _perturbation_op(problem)  # type: ignore[no-any-return]
+    with torch.no_grad():
+        return _learned_perturbation(constant(problem))
 
 
 def _learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -139,7 +145,7 @@ def _learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
     steps = steps.masked_fill(~is_leader, 0)[:, None]
     sign = steps.sign().to(z.dtype)
     delta = torch.zeros_like(z)
-    for k in range(int(steps.abs().max())):
+    for k in range(_most(problem.steps if batched() else steps)):
         # the target's entry is minus the rivals' sum: p_y − 1 without cancellation
         rivals = torch.softmax(z + delta[slot], 1).scatter(1, label, 0.0) / count[:, None]
         g = torch.zeros_like(delta).index_add(0, slot, rivals)
@@ -150,6 +156,28 @@ def _learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
         # no `steps.sign() * ...` outside the where: an inactive row's g must not reach delta
         delta = delta + torch.where(steps.abs() > k, sign * options.step_size * g, 0.0)
     return delta, slot
+
+
+def _most(steps: Tensor) -> int:
+    """The most steps that any class takes.
+
+    Raises:
+        RuntimeError: somebody traces, who does not see numbers.
+    """
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            "through_perturbation: the number of steps is in the data, which torch.compile does not"
+            " see; call the loss outside of what is compiled (torch.compiler.disable)"
+        )
+    return int(steps.abs().max()) if steps.numel() else 0
+
+
+_perturbation_op = operator(
+    "reference_perturbation",
+    "(Tensor delta, Tensor slot)",
+    lambda *packed: _learned_perturbation(problem_of(*packed)),
+    fake_rows,
+)
 
 
 def target_cross_entropy(z: Tensor, label: Tensor) -> Tensor:

@@ -23,12 +23,22 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **meta: Any) -> 
     on = arguments[0]
     if grid[0] <= 0:
         return
+    check_memory(arguments)
     device = (on if isinstance(on, Tensor) else on.input).get_device()
     if device < 0 or device == torch.cuda.current_device():
         _run(device, kernel, grid, arguments, meta)
     else:
         with torch.cuda.device(device):
             _run(device, kernel, grid, arguments, meta)
+
+
+def check_memory(arguments: tuple[Any, ...]) -> None:
+    """Raises for a tensor with elements and no memory, as the native modules do (bindings.h)."""
+    for value in arguments:
+        if isinstance(value, tuple):
+            check_memory(value)
+        elif isinstance(value, Tensor) and not value.data_ptr() and value.numel():
+            raise RuntimeError("a tensor without memory: its storage was freed")
 
 
 # Compiled kernels by all that Triton specialises them by. Its own launch asks every time what that

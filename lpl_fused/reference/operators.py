@@ -1,0 +1,66 @@
+"""The reference's learned perturbation as operators: how many steps it takes is in the data, so
+that whoever traces (torch.compile, export, fake tensors, meta tensors) has to take it as a whole.
+
+    reference_perturbation(Problem) -> (delta (N, C), slot (N,))
+    reference_binary_perturbation(BinaryProblem) -> delta (2, C)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..problem import BinaryOptions, BinaryProblem, Options, Problem, accumulate_dtype
+from ..tracing import direct, transformed
+
+AnyProblem = TypeVar("AnyProblem", Problem, BinaryProblem)
+
+_SCHEMA = "Tensor input, Tensor target, Tensor?[] parts, int[] codes, float[] numbers"
+_LIBRARY = torch.library.Library("lpl_fused", "FRAGMENT")
+
+
+def opaque(problem: Problem | BinaryProblem) -> bool:
+    """Whether numbers cannot be looked at, but an operator that does so can be called."""
+    on_meta = problem.steps is not None and problem.steps.is_meta
+    return (on_meta or not direct(*problem[:-1])) and not transformed()
+
+
+def constant(problem: AnyProblem) -> AnyProblem:
+    """Of numbers that neither mode differentiates: no_grad stops the reverse mode alone."""
+    parts = [part.detach() if isinstance(part, Tensor) else part for part in problem]
+    return type(problem)(*parts)  # type: ignore[arg-type, return-value]
+
+
+def operator(name: str, result: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """`run` of a problem as an operator of this name; called with a problem."""
+    _LIBRARY.define(f"{name}({_SCHEMA}) -> {result}")
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"lpl_fused::{name}", fake, lib=_LIBRARY)
+    made = getattr(torch.ops.lpl_fused, name).default
+
+    def call(problem: Problem | BinaryProblem) -> Any:
+        input, target, *parts, options = problem
+        with torch.no_grad():
+            return made(input, target, parts, *options.packed())
+
+    return call
+
+
+def problem_of(input, target, parts, codes, numbers) -> Problem:  # type: ignore[no-untyped-def]
+    return Problem(input, target, *parts, Options.unpacked(codes, numbers))  # type: ignore[call-arg]
+
+
+def binary_problem_of(input, target, parts, codes, numbers) -> BinaryProblem:  # type: ignore[no-untyped-def]
+    return BinaryProblem(input, target, *parts, BinaryOptions.unpacked(codes, numbers))  # type: ignore[call-arg]
+
+
+def fake_rows(input: Tensor, target: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    delta = input.new_empty(tuple(input.shape), dtype=accumulate_dtype(input.dtype))
+    return delta, torch.empty_like(target)
+
+
+def fake_sides(input: Tensor, *_: Any) -> Tensor:
+    return input.new_empty((2, input.shape[1]), dtype=accumulate_dtype(input.dtype))

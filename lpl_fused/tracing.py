@@ -1,0 +1,99 @@
+"""Who looks at a call: whether its tensors are numbers in memory and nothing else, or somebody
+watches what is done with them (a trace, a mode, a transform, a subclass)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_PLAIN = {Tensor, torch.nn.Parameter}
+
+
+def direct(*tensors: Tensor | None) -> bool:
+    """Plain tensors whose numbers are in memory (no lazy negation, no zeros without storage), with
+    no mode, transform or trace that wants to see every operation: a launcher may be called past the
+    dispatcher, which makes plain ones of all others.
+
+    Its way into Python costs as much as a small loss (20 µs of 60).
+    """
+    if torch.compiler.is_compiling():
+        return False
+    there = [tensor for tensor in tensors if tensor is not None]
+    return (
+        _PLAIN.issuperset(map(type, there))
+        and not any(map(Tensor.is_neg, there))
+        and not any(map(Tensor._is_zerotensor, there))
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def readable(tensor: Tensor) -> bool:
+    """Values may be looked at: no GPU synchronisation, nobody tracing, one number each."""
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and type(tensor) in _PLAIN
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._get_tracing_state() is None
+        and not batched()
+    )
+
+
+def settled(tensor: Tensor) -> Tensor:
+    """The tensor with its numbers in memory."""
+    if torch.compiler.is_compiling():
+        return tensor
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    return tensor.clone() if tensor._is_zerotensor() else tensor
+
+
+def transformed() -> bool:
+    """Within a transform of torch.func; torch.compile has made operations of it."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def batched() -> bool:
+    """Within `vmap`."""
+    if not transformed():
+        return False
+    vmap = torch._C._functorch.TransformType.Vmap
+    stack: list[Any] = torch._C._functorch.get_interpreter_stack() or []
+    return any(level.key() == vmap for level in stack)
+
+
+def tangent(tensor: Tensor | None) -> Tensor | None:
+    """That of a dual number in forward mode; None outside it."""
+    if tensor is None or forward_ad._current_level < 0 or not tensor.is_floating_point():
+        return None
+    found: Tensor | None = forward_ad.unpack_dual(tensor).tangent
+    return found
+
+
+def only_autograd_follows(input: Tensor, others: Iterable[Tensor | None]) -> str | None:
+    """What is done with a call that nothing but operations of torch can follow, in words; None if
+    the fused operators can."""
+    if torch.compiler.is_compiling():
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "torch.func"
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace"
+    if forward_ad._current_level < 0:
+        return None
+    if any(tangent(other) is not None for other in others):
+        return "forward mode of more than the logits"
+    moves = tangent(input)
+    if moves is None or not torch.is_grad_enabled():
+        return None
+    reverse = input.requires_grad or moves.requires_grad
+    return "forward mode beside reverse mode" if reverse else None
