@@ -65,7 +65,12 @@ SIZES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 
 # Threads that share a row where they are not 256, and rows of which they make one: the first
 # pattern that a kernel's name has.
-THREADS: tuple[tuple[str, int], ...] = (("batch_kernel", 1024), ("warp_kernel", 32), ("", 256))
+THREADS: tuple[tuple[str, int], ...] = (
+    ("batch_kernel", 1024),
+    ("warp_kernel", 32),
+    ("LearnedStatisticsBody", 128),
+    ("", 256),
+)
 
 # Those whose threads do a number for a row, not for a logit.
 OF_ROWS = r"\b(LossBody|NormBody|GroupingBody|RowStepsBody|GroupLossBody|list_groups)\b"

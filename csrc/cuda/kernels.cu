@@ -1,4 +1,5 @@
 // The kernels, one per body, and what launches them.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -35,6 +36,13 @@ struct BlocksOf<StatisticsBody<T, kSet>> : std::integral_constant<int, 2> {};
 template <typename T, Set kSet>
 struct BlocksOf<GradientsBody<T, kSet>> : std::integral_constant<int, 2> {};
 
+// Threads of a block at most. Where a row is much work that is the same for all of its warps, few
+// of them do it.
+template <typename Body>
+struct ThreadsOf : std::integral_constant<int, kThreads> {};
+template <typename T, Set kSet>
+struct ThreadsOf<LearnedStatisticsBody<T, kSet>> : std::integral_constant<int, kThreads / 2> {};
+
 template <typename Body>
 constexpr int blocks_beside() {
   if (sizeof(typename Body::Acc) == 8) return 1;
@@ -42,7 +50,8 @@ constexpr int blocks_beside() {
 }
 
 template <typename Body>
-__global__ void __launch_bounds__(kThreads, blocks_beside<Body>())
+__global__ void __launch_bounds__(ThreadsOf<Body>::value,
+                                  blocks_beside<Body>() * kThreads / ThreadsOf<Body>::value)
     row_kernel(const __grid_constant__ Call call, int blocks, Fill fill) {
   if (spared<typename Body::Acc>(call)) return;
   __shared__ Exchange exchange;
@@ -159,7 +168,8 @@ class Launcher {
       if (staged) fill = major >= 9 && copies_in_bulk() ? Fill::bulk : Fill::lines;
     }
     if (n > (i64(1) << 31) / blocks - 1) throw std::runtime_error("more rows than a grid has");
-    const int threads = threads_for((lines + blocks - 1) / blocks, n * blocks);
+    const int threads = std::min(threads_for((lines + blocks - 1) / blocks, n * blocks),
+                                 int(ThreadsOf<Body>::value));
 
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(unsigned(n * blocks));

@@ -62,17 +62,15 @@ struct LearnedStatisticsBody {
           steps_(steps) {}
 
     LPL_DEVICE void run(LearnedRow<Acc>& to) {
-      const Acc mine = find_top();
-      const Acc least = team_.reduce(Scale<Acc>::exp(Scale<Acc>::exponent(mine, level_)),
-                                     [](Acc a, Acc b) { return a + b; });
+      const Acc least = find_top();
       const Acc own = own_exponent();
 
       Powers<kLongOrder<Acc>> powers{};
       int heads, order;
       Acc largest;
       for (Acc part = kPart;; part /= 2) {
-        screen(top_, least / part, largest);
-        const auto few = sums<kShortOrder<Acc>>();
+        screen(least / part, largest);
+        const auto few = sums<kShortOrder<Acc>, true>();
         const int begin = team_.before(count_, heads);
         if (heads > kMostHeads) continue;  // of a mass that is much larger than `least`
 #pragma unroll
@@ -82,7 +80,7 @@ struct LearnedStatisticsBody {
         if (kShortOrder<Acc> < kLongOrder<Acc> &&
             !exact_enough<kShortOrder<Acc>>(call_, dose, largest, few.sum[order - 1])) {
           order = kLongOrder<Acc>;
-          powers = sums<kLongOrder<Acc>>();
+          powers = sums<kLongOrder<Acc>, true>();
         }
         list(begin, heads);
         break;
@@ -100,8 +98,7 @@ struct LearnedStatisticsBody {
     // The same of a row that shares its δ with others: of its rivals their mass is all.
     LPL_DEVICE void join(LearnedRow<Acc>& to) {
       find_top();
-      screen_ = INFINITY;
-      const Acc rest = sums<1>().sum[0];
+      const Acc rest = sums<1, false>().sum[0];
       if (team_.rank() != 0) return;
       // one whose index is out of range makes the whole class nan, and so does nan
       const bool known = !row_.outside && rest < INFINITY && top_ < INFINITY;
@@ -128,6 +125,13 @@ struct LearnedStatisticsBody {
       Acc sum[kOrder];
     };
 
+    LPL_DEVICE static int number_of(unsigned bits) {
+#if defined(__CUDA_ARCH__)
+      return __popc(bits);
+#else
+      return __builtin_popcount(bits);
+#endif
+    }
     LPL_DEVICE static Acc larger_of(Acc a, Acc b) { return a > b ? a : b; }
     LPL_DEVICE static Acc most_of(const Acc (&z)[kSize]) {
       Acc most = z[0];
@@ -136,22 +140,38 @@ struct LearnedStatisticsBody {
       return most;
     }
 
-    // The row's level; returns the largest rival of this thread.
+    // The row's level; returns what the rivals' mass is at least, in units of e^top: the largest of
+    // every thread's.
     LPL_DEVICE Acc find_top() {
       here_.measure_all();
+      Largest<T> as_they_are;
       Acc mine = -INFINITY;
       here_.pieces().visit_arriving([&](int first, const Line& line, auto kind) {
-        Acc most;
-        if (!as_they_are(kind, line, most) || has_label(first)) {
-          Acc z[kSize];
-          rivals(first, line, kind, z);
-          most = most_of(z);
+        if constexpr (kSet == kBare && decltype(kind)::value) {
+          if (!has_label(first)) return as_they_are.template add<kSize>(line.value);
         }
-        mine = larger_of(mine, most);
+        Acc z[kSize];
+        rivals(first, line, kind, z);
+        mine = larger_of(mine, most_of(z));
       });
-      top_ = team_.reduce(mine, [](Acc a, Acc b) { return larger_of(a, b); });
+      mine = larger_of(mine, as_they_are.value());
+      // one exchange for both: the mass of a warp in units of its own
+      struct Peak {
+        Acc top, mass;
+        LPL_DEVICE Acc in(Acc level) const {
+          return mass == 0 ? mass : mass * Scale<Acc>::exp(Scale<Acc>::level(top) - level);
+        }
+      };
+      Peak peak = {team_.crew_max(mine), 0};
+      const Acc level = Scale<Acc>::level(peak.top);
+      peak.mass = team_.crew_sum(Scale<Acc>::exp(Scale<Acc>::exponent(mine, level)));
+      peak = team_.reduce_crews(peak, [](const Peak& a, const Peak& b) {
+        const Acc top = larger_of(a.top, b.top), level = Scale<Acc>::level(top);
+        return Peak{top, a.in(level) + b.in(level)};
+      });
+      top_ = peak.top;
       level_ = Scale<Acc>::level(top_);
-      return mine;
+      return peak.mass;
     }
 
     LPL_DEVICE Acc own_exponent() const {
@@ -171,14 +191,6 @@ struct LearnedStatisticsBody {
       return unsigned(row_.label - first) < unsigned(kSize);
     }
 
-    // The largest of a piece whose logits are what they are, if it is one.
-    template <typename Kind>
-    LPL_DEVICE static bool as_they_are(Kind, const Line& line, Acc& most) {
-      if (kSet != kBare || !Kind::value) return false;
-      most = largest_of<kSize>(line.value);
-      return true;
-    }
-
     template <typename Kind>
     LPL_DEVICE void perturbed(int first, const Line& line, Kind kind, Acc (&z)[kSize]) const {
       Acc u[kSize];
@@ -194,19 +206,35 @@ struct LearnedStatisticsBody {
     }
 
     // Heads have at least the mass `bound`; `largest` bounds what all others have.
-    LPL_DEVICE void screen(Acc top, Acc bound, Acc& largest) {
-      if (a_.c <= kMostHeads) {
-        screen_ = sizeof(Acc) == 8 ? Acc(-DBL_MAX) : Acc(-FLT_MAX);  // those of −∞ have no mass
-        largest = 0;
-        return;
+    LPL_DEVICE void screen(Acc bound, Acc& largest) {
+      const bool all = a_.c <= kMostHeads;  // but those of −∞, which have no mass
+      screen_ = all ? lowest() : top_ + Scale<Acc>::log(bound) * Scale<Acc>::kUnit;
+      if (kSet == kBare) {  // as logits are compared in memory
+        if (screen_ < lowest()) screen_ = lowest();
+        store(screen_of_logits_, screen_);
+        screen_ = load(screen_of_logits_);
       }
-      screen_ = top + Scale<Acc>::log(bound) * Scale<Acc>::kUnit;
-      largest = Scale<Acc>::exp(Scale<Acc>::exponent(screen_, level_)) * Acc(1.0001);
+      largest = all ? Acc(0) : Scale<Acc>::exp(Scale<Acc>::exponent(screen_, level_)) * Acc(1.0001);
       if (!(largest < 1)) largest = 1;
     }
+    LPL_DEVICE static Acc lowest() {
+      return sizeof(Acc) == 8                                 ? Acc(-DBL_MAX)
+             : kSet != kBare || std::is_same<T, float>::value ? Acc(-FLT_MAX)
+             : std::is_same<T, BFloat16>::value               ? Acc(-3.3895314e38f)
+                                                              : Acc(-65504);
+    }
 
-    // Power sums of the tail; notes how many heads this thread has, and in which of its pieces.
-    template <int kOrder>
+    template <typename Kind>
+    LPL_DEVICE bool may_have_heads(const Line& line, const Acc (&z)[kSize], Kind) const {
+      if (kSet != kBare || !Kind::value) return most_of(z) >= screen_;
+      Largest<T> most;
+      most.template add<kSize>(line.value);
+      return !most.below(screen_of_logits_, screen_);
+    }
+
+    // Power sums of the tail; if it `kLists`, notes how many heads this thread has, and in which of
+    // its pieces.
+    template <int kOrder, bool kLists>
     LPL_DEVICE Powers<kOrder> sums() {
       Powers<kOrder> powers{};
       Acc lost = 0;
@@ -214,19 +242,19 @@ struct LearnedStatisticsBody {
       count_ = 0;
       pieces_ = 0;
       here_.pieces().visit([&](int first, const Line& line, auto kind) {
-        Acc z[kSize], most;
+        Acc z[kSize];
         perturbed(first, line, kind, z);
-        if (!as_they_are(kind, line, most)) most = most_of(z);
-        if (most >= screen_ || has_label(first)) {
+        if (has_label(first) || (kLists && may_have_heads(line, z, kind))) {
           a_.template replace<kSize>(row_.label - first, Acc(-INFINITY), z);
-          const int before = count_;
+          unsigned found = 0;
 #pragma unroll
           for (int v = 0; v < kSize; ++v) {
-            if (!(z[v] >= screen_)) continue;
-            ++count_;
+            if (!kLists || !(z[v] >= screen_)) continue;
+            found |= 1u << v;
             z[v] = -INFINITY;
           }
-          if (count_ > before) pieces_ |= 1u << (turn & 31);
+          count_ += number_of(found);
+          if (found) pieces_ |= 1u << (turn & 31);
         }
         ++turn;
         Acc few = 0;
@@ -236,7 +264,9 @@ struct LearnedStatisticsBody {
         // a thread may have thousands of columns
         add(powers.sum[0], lost, few);
       });
-      return team_.reduce(powers, [](const Powers<kOrder>& a, const Powers<kOrder>& b) {
+#pragma unroll
+      for (int r = 0; r < kOrder; ++r) powers.sum[r] = team_.crew_sum(powers.sum[r]);
+      return team_.reduce_crews(powers, [](const Powers<kOrder>& a, const Powers<kOrder>& b) {
         Powers<kOrder> sum;
 #pragma unroll
         for (int r = 0; r < kOrder; ++r) sum.sum[r] = a.sum[r] + b.sum[r];
@@ -283,9 +313,8 @@ struct LearnedStatisticsBody {
     LPL_DEVICE void list(int begin, int heads) {
       Shared& found = team_.template shared<Shared>(0);
       if (count_ > 0) {
-        int turn = 0, at = begin;
-        here_.pieces().visit([&](int first, const Line& line, auto kind) {
-          if ((pieces_ >> (turn++ & 31) & 1) == 0) return;
+        int at = begin;
+        here_.pieces().visit_again(pieces_, [&](int first, const Line& line, auto kind) {
           Acc z[kSize];
           rivals(first, line, kind, z);
 #pragma unroll
@@ -327,6 +356,7 @@ struct LearnedStatisticsBody {
     Here here_;
     const int steps_;
     Acc top_, level_, screen_;
+    T screen_of_logits_;
     int count_ = 0;        // heads of this thread
     unsigned pieces_ = 0;  // in which of its pieces they are, of 32 in turn
   };

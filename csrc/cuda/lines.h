@@ -51,39 +51,60 @@ LPL_DEVICE inline void store_all(T* to, const Acc* from) {
   if (kCount % 2) store(to[kCount - 1], from[kCount - 1]);
 }
 
-// The largest of such elements, nan left out unless it is the first of all.
-template <int kCount, typename T>
-LPL_DEVICE inline typename AccumulateOf<T>::type largest_of(const T* from) {
+// The largest of elements as they lie in memory, −∞ of none; nan is left out.
+template <typename T>
+class Largest {
+ public:
+  using Acc = typename AccumulateOf<T>::type;
+
+  template <int kCount>
+  LPL_DEVICE void add(const T* from) {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      const Acc other = load(from[k]);
+      most_ = other > most_ ? other : most_;
+    }
+  }
+  LPL_DEVICE Acc value() const { return most_; }
+  // None is `least`, whose value is given, or more. Of those that are nan alone it may say either.
+  LPL_DEVICE bool below(T, Acc least) const { return most_ < least; }
+
+ private:
+  Acc most_ = -INFINITY;
+};
+
 #if defined(__CUDACC__)
-  if constexpr (std::is_same<T, BFloat16>::value && kCount % 2 == 0) {
-    __nv_bfloat162 most, other;  // two at a time
-    memcpy(&most, from, sizeof(most));
+// Two at a time.
+template <typename T, typename Pair, unsigned kNone>
+class LargestOfPairs {
+ public:
+  template <int kCount>
+  LPL_DEVICE void add(const T* from) {
+    static_assert(kCount % 2 == 0, "pairs");
+    Pair other;
 #pragma unroll
-    for (int k = 2; k < kCount; k += 2) {
+    for (int k = 0; k < kCount; k += 2) {
       memcpy(&other, from + k, sizeof(other));
-      most = __hmax2(most, other);
+      most_ = __hmax2(most_, other);
     }
-    return fmaxf(__low2float(most), __high2float(most));
   }
-  if constexpr (std::is_same<T, Float16>::value && kCount % 2 == 0) {
-    __half2 most, other;
-    memcpy(&most, from, sizeof(most));
-#pragma unroll
-    for (int k = 2; k < kCount; k += 2) {
-      memcpy(&other, from + k, sizeof(other));
-      most = __hmax2(most, other);
-    }
-    return fmaxf(__low2float(most), __high2float(most));
+  LPL_DEVICE float value() const { return fmaxf(load(most_.x), load(most_.y)); }
+  LPL_DEVICE bool below(T least, float) const { return __hblt2(most_, Pair(least, least)); }
+
+ private:
+  LPL_DEVICE static Pair none() {
+    const unsigned bits = kNone;
+    Pair pair;
+    memcpy(&pair, &bits, sizeof(pair));
+    return pair;
   }
+  Pair most_ = none();
+};
+template <>
+class Largest<BFloat16> : public LargestOfPairs<BFloat16, __nv_bfloat162, 0xff80ff80u> {};
+template <>
+class Largest<Float16> : public LargestOfPairs<Float16, __half2, 0xfc00fc00u> {};
 #endif
-  auto most = load(from[0]);
-#pragma unroll
-  for (int k = 1; k < kCount; ++k) {
-    const auto other = load(from[k]);
-    most = other > most ? other : most;
-  }
-  return most;
-}
 
 // The first `count` of so many elements, in one access where they lie as it asks for.
 template <int kCount, typename T>

@@ -75,6 +75,28 @@ class Pieces {
     short_ones(f);
   }
 
+  // The same for the pieces whose turn in visit(), of 32 that follow one another, is in a mask.
+  template <typename F>
+  LPL_DEVICE void visit_again(unsigned turns, F f) const {
+    if (turns == 0) return;
+    const int step = team_.places();
+    int k = begin_ + team_.place();
+    while (k < whole_from_) k += step;
+    const int last = end_ < whole_to_ ? end_ : whole_to_;
+    int turn = k < last ? (last - k + step - 1) / step : 0;  // of the first that is short
+    for (unsigned left = turns; left != 0; left &= left - 1) {
+#pragma unroll 1
+      for (int at = lowest(left); at < turn; at += 32) {
+        const int piece = k + at * step;
+        show(piece, stage_ ? stage_[piece - begin_] : *line(piece), f, Whole());
+      }
+    }
+    each_short([&](int piece) {
+      if (turns >> (turn++ & 31) & 1)
+        show(piece, stage_ ? stage_[piece - begin_] : inside_of(piece), f, Short());
+    });
+  }
+
   // f(first, whole) for every piece of this thread, of which nothing is loaded.
   template <typename F>
   LPL_DEVICE void places(F f) const {
@@ -140,6 +162,14 @@ class Pieces {
   static constexpr int kParts = Team::kParts;  // that a bulk copy comes in
   static constexpr int kPerLine = 16 / kBytes;
   static constexpr int kLeast = Team::kLeastPart;  // pieces of a thread in a part
+
+  static LPL_DEVICE int lowest(unsigned bits) {
+#if defined(__CUDA_ARCH__)
+    return __ffs(int(bits)) - 1;
+#else
+    return __builtin_ctz(bits);
+#endif
+  }
 
   // The next multiple of a power of two.
   static LPL_DEVICE int multiple(int x, int of) { return (x + of - 1) & -of; }
