@@ -73,7 +73,7 @@ THREADS: tuple[tuple[str, int], ...] = (
 )
 
 # Those whose threads do a number for a row, not for a logit.
-OF_ROWS = r"\b(LossBody|NormBody|GroupingBody|RowStepsBody|GroupLossBody|list_groups)\b"
+OF_ROWS = r"\b(LossBody|NormBody|ClassesBody|RanksBody|SortBody|RowStepsBody|GroupLossBody|list_groups)\b"
 
 ALONE = "LPL, 10 steps, a class a row"  # a form's name
 
@@ -99,11 +99,11 @@ CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "penalty": _rows(8),
     "everything": _rows(63),
     ALONE: (
-        ("GroupingBody", "LearnedStatisticsBody<T, 0u>", "RowStepsBody", "SweptBody<T>"),
+        ("ClassesBody", "RanksBody", "LearnedStatisticsBody<T, 0u>", "RowStepsBody", "SweptBody<T>"),
         ("LearnedGradientBody<T, 0u>",),
     ),
     f"{ALONE}, tables": (
-        ("GroupingBody", "LearnedStatisticsBody<T, 1u>", "RowStepsBody", "SweptBody<T>"),
+        ("ClassesBody", "RanksBody", "LearnedStatisticsBody<T, 1u>", "RowStepsBody", "SweptBody<T>"),
         ("LearnedGradientBody<T, 1u>",),
     ),
 }

@@ -31,7 +31,7 @@ using i64 = int64_t;
   X(int64_t*, order, nullptr)                                                                      \
   X(int64_t*, begin, nullptr)                                                                      \
   X(int64_t*, counts, nullptr)                                                                     \
-  X(int32_t*, sharing, nullptr) /* one: whether a class has several rows */                        \
+  X(int32_t*, flags, nullptr)   /* (2,) Flag */                                                    \
   X(int32_t*, outcome, nullptr) /* (N,) Outcome */                                                 \
   X(void*, groups, nullptr)     /* Group::bytes, null where that is 0 */                           \
   X(int64_t, chunk, 1)                                                                             \
@@ -62,6 +62,12 @@ enum Outcome : int32_t {
   kGroup = 3,      // the same, left to plain steps: nothing can be solved, or it has no room
   kFellBack = 4,   // left to plain steps: the solver would not be exact enough
   kRelaxed = 5,    // it shares its δ with others, which is being found
+};
+
+// What is 1 where there is such a row: who has nothing to do need not look at every one.
+enum Flag : int {
+  kSharing = 0,  // it shares its class
+  kLeft = 1      // it is left to plain steps
 };
 
 struct Call {

@@ -6,6 +6,7 @@
 //     warps(body, call, n)                a warp for each of n rows
 //     once(body, call)                    one team for all
 //     many_rows()                         how many keep all of it busy, a block each
+//     most_compared()                     how many are compared, each with all, rather than sorted
 #pragma once
 
 #include <type_traits>
@@ -102,7 +103,7 @@ struct InTurns {
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 t) {
-    if (!*call.scratch.sharing) return;
+    if (!call.scratch.flags[kSharing]) return;
     for (i64 i = t; i < call.p.n; i += kTurns * call.scratch.teams) {
       Body::run(team, call, i);
       team.sync();  // the memory that the block has for itself
@@ -158,7 +159,11 @@ void relax_groups(Launcher& launch, Call call) {
 template <typename T, typename Launcher>
 void take_steps(Launcher& launch, const Call& call) {
   const i64 bytes = call.p.c * i64(sizeof(T));
-  launch.once(GroupingBody<float>(), call);
+  launch.once(ClassesBody<typename AccumulateOf<T>::type>(), call);
+  if (call.p.n <= launch.most_compared())
+    launch.warps(RanksBody<float>(), call, call.p.n);
+  else
+    launch.once(SortBody<float>(), call);
   for_learned_tables<LearnedStatisticsBody, T>(
       call, [&](auto body) { launch.rows(body, call, call.p.n, bytes, true); });
   launch.warps(RowStepsBody<typename AccumulateOf<T>::type>(), call, call.p.n);
@@ -231,7 +236,7 @@ template <typename T, typename Launcher>
 void cross_entropy(Launcher& launch, Call call) {
   using Acc = typename AccumulateOf<T>::type;
   const Problem& p = call.p;
-  if (call.out.norm && !p.normalizer) launch.once(NormBody<Acc>(), call);
+  if (call.out.norm && !p.normalizer && !p.steps) launch.once(NormBody<Acc>(), call);
   const i64 bytes = p.c * i64(sizeof(T));
   // one sweep of one row needs no stage; few rows are cut, for which they have to be on chip
   const bool again = call.out.grad || p.norm_p > 0 || p.penalty != Penalty::none;

@@ -129,8 +129,10 @@ class Group {
   template <typename Team>
   LPL_DEVICE void tell(Team& team, Outcome outcome) const {
     for (i64 r = team.rank(); r < count; r += team.size()) {
-      call_.scratch.outcome[row(r)] = outcome;
-      if (outcome != kPerturbed) learned_row<Acc>(call_, row(r)).standing = Standing::left;
+      if (outcome == kPerturbed)
+        call_.scratch.outcome[row(r)] = outcome;
+      else
+        leave<Acc>(call_, row(r), outcome);
     }
   }
 

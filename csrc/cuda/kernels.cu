@@ -131,6 +131,7 @@ class Launcher {
   explicit Launcher(uintptr_t stream) : stream_(reinterpret_cast<cudaStream_t>(stream)) {}
 
   static constexpr i64 many_rows() { return 256; }
+  static constexpr i64 most_compared() { return 32768; }
 
   template <typename Body>
   void once(Body, const Call& call) const {

@@ -80,6 +80,14 @@ LPL_DEVICE inline LearnedRow<Acc>& learned_row(const Call& call, i64 i) {
   return static_cast<LearnedRow<Acc>*>(call.scratch.learned)[i];
 }
 
+// Leaves row i to plain steps.
+template <typename Acc>
+LPL_DEVICE inline void leave(const Call& call, i64 i, Outcome outcome) {
+  learned_row<Acc>(call, i).standing = Standing::left;
+  call.scratch.outcome[i] = outcome;
+  call.scratch.flags[kLeft] = 1;
+}
+
 // (heads_of(C),) of row i: the columns of its heads, and a number of each.
 LPL_DEVICE inline int32_t* head_columns_of(const Call& call, i64 i) {
   return call.scratch.head_columns + i * heads_of(call.p.c);

@@ -108,7 +108,8 @@ struct LearnedStatisticsBody {
       const Outcome outcome = !Group<Acc>::pays(call_, steps_, count) ? kGroup
                               : Group<Acc>::bounded(call_, steps_)    ? kRelaxed
                                                                       : kFellBack;
-      to.standing = outcome == kRelaxed ? Standing::grouped : Standing::left;
+      if (outcome != kRelaxed) return leave<Acc>(call_, row_.index, outcome);
+      to.standing = Standing::grouped;
       call_.scratch.outcome[row_.index] = outcome;
     }
 

@@ -45,8 +45,7 @@ struct RowStepsBody {
     // without steps nothing is left out
     if (takes && !good) {
       if (crew.place() != 0) return;
-      row.standing = Standing::left;
-      call.scratch.outcome[i] = kFellBack;
+      leave<Acc>(call, i, kFellBack);
       return;
     }
     walk.tell();

@@ -28,6 +28,7 @@ struct SweptBody {
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 t) {
     const Scratch& s = call.scratch;
+    if (!s.flags[kLeft]) return;
     for (i64 place = t; place < call.p.n; place += s.teams) {
       const i64 i = s.order[place];
       const LearnedRow<Acc>& row = learned_row<Acc>(call, i);

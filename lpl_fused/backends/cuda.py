@@ -53,7 +53,7 @@ class Scratch(NamedTuple):
     order: Tensor | None = None
     begin: Tensor | None = None
     counts: Tensor | None = None
-    sharing: Tensor | None = None
+    flags: Tensor | None = None
     outcome: Tensor | None = None
     groups: Tensor | None = None
     chunk: int = 1
@@ -225,8 +225,8 @@ def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def learned_state(problem: Problem) -> tuple[Form, ...]:
-    """The rows' numbers, the columns of their heads and a number of each; which rows share a class,
-    and the numbers of such classes. Where loss and gradient want δ, that of every class."""
+    """The rows' numbers, the columns of their heads and a number of each; the rows by class, what
+    there is of classes, and the numbers of those with several rows. Where loss and gradient want δ, that of every class."""
     n, classes = problem.input.shape
     dtype = accumulate_dtype(problem.input.dtype)
     code = DTYPES[problem.input.dtype]
@@ -236,7 +236,7 @@ def learned_state(problem: Problem) -> tuple[Form, ...]:
         (heads, torch.int32),
         (heads, dtype),
         ((3, n), torch.int64),
-        ((1,), torch.int32),
+        ((2,), torch.int32),
         ((_native().group_bytes(n, classes, code),), torch.uint8),
         *((((n, classes), dtype), ((n,), torch.int64)) if _wants_delta(problem) else ()),
     )
@@ -337,7 +337,7 @@ def _new_state(problem: Problem) -> tuple[Tensor, ...]:
 def _with_state(
     problem: Problem, buffers: Buffers, state: tuple[Tensor, ...], *, only_delta: bool = False
 ) -> Buffers:
-    rows, columns, numbers, classes, sharing, groups, *delta = state
+    rows, columns, numbers, classes, flags, groups, *delta = state
     order, begin, counts = classes.unbind(0)
     n, width = problem.input.shape
     if only_delta and not delta:
@@ -350,7 +350,7 @@ def _with_state(
         order=order,
         begin=begin,
         counts=counts,
-        sharing=sharing,
+        flags=flags,
         learned=rows,
         head_columns=columns,
         head_numbers=numbers,
