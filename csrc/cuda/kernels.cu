@@ -43,10 +43,15 @@ struct ThreadsOf : std::integral_constant<int, kThreads> {};
 template <typename T, Set kSet>
 struct ThreadsOf<LearnedStatisticsBody<T, kSet>> : std::integral_constant<int, kThreads / 2> {};
 
+template <typename T, Set kSet>
+struct BlocksOf<LearnedStatisticsBody<T, kSet>> : std::integral_constant<int, 2> {};
+// each step waits for the one before
+template <>
+struct BlocksOf<RowStepsBody<float>> : std::integral_constant<int, 3> {};
+
 template <typename Body>
 constexpr int blocks_beside() {
-  if (sizeof(typename Body::Acc) == 8) return 1;
-  return std::is_same<typename Body::Shared, Nothing>::value ? BlocksOf<Body>::value : 2;
+  return sizeof(typename Body::Acc) == 8 ? 1 : BlocksOf<Body>::value;
 }
 
 template <typename Body>

@@ -83,6 +83,7 @@ struct RowStepsBody {
         change_[s] = lost_[s] = 0;
         beside += Scale<Acc>::exp(start_[s]);
       }
+#pragma unroll 1
       for (int k = first(); k < heads_; k += kWidth) {
         beyond_.start[k - kHeadsAtHand] = exponents[k];
         beyond_.change[k - kHeadsAtHand] = beyond_.lost[k - kHeadsAtHand] = 0;
@@ -116,6 +117,7 @@ struct RowStepsBody {
           others += mass[s];
           if (kNormalize) squares += mass[s] * mass[s];
         }
+#pragma unroll 1
         for (int at = first(); at < heads_; at += kWidth) {
           const Acc e = moved_beyond(at, level_);
           others += e;
@@ -138,6 +140,7 @@ struct RowStepsBody {
           if (s * kWidth >= heads_) break;
           add(change_[s], lost_[s], mass[s] * by);
         }
+#pragma unroll 1
         for (int at = first(); at < heads_; at += kWidth) {
           const int k = at - kHeadsAtHand;
           add(beyond_.change[k], beyond_.lost[k], moved_beyond(at, level_) * by);
@@ -215,6 +218,7 @@ struct RowStepsBody {
 #pragma unroll
       for (int s = 0; s < kSlots; ++s)
         if (head(s) < heads_) f(head(s), moved(start_[s], change_[s], lost_[s], level), change_[s]);
+#pragma unroll 1
       for (int at = first(); at < heads_; at += kWidth) {
         const int k = at - kHeadsAtHand;
         f(at, moved(beyond_.start[k], beyond_.change[k], beyond_.lost[k], level),
