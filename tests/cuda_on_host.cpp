@@ -207,6 +207,7 @@ class Team {
  public:
   static constexpr int kParts = 4;      // as on the device
   static constexpr int kLeastPart = 1;  // so that a few columns come in all of them
+  static constexpr int kLeastRows = 1;  // so that crews share the rows of small classes
   static constexpr int kWidth = kCrew;
 
   Team(Shared& shared, int blocks, int places, int rank)
@@ -249,19 +250,6 @@ class Team {
     return reduce(value, op, 0, size(), Waits::team, kCrew);
   }
 
-  template <typename Acc, int kCount, typename Store>
-  void sum_each(Acc (&values)[kCount], Store store) {
-    struct All {
-      Acc value[kCount];
-    } all;
-    std::memcpy(all.value, values, sizeof(values));
-    all = reduce(all, [](All a, const All& b) {
-      for (int k = 0; k < kCount; ++k) a.value[k] += b.value[k];
-      return a;
-    });
-    for (int k = rank_; k < kCount; k += size()) store(k, all.value[k]);
-  }
-
   int before(int count, int& total) {
     shared_.counts[size_t(rank_)] = count;
     sync();
@@ -282,6 +270,19 @@ class Team {
   template <typename Acc>
   Acc crew_max(Acc value) {
     return of_crew(value, [](Acc a, Acc b) { return a > b ? a : b; });
+  }
+
+  template <typename Acc, int kCount, typename Store>
+  void crew_sum_each(Acc (&values)[kCount], Store store) {
+    struct All {
+      Acc value[kCount];
+    } all;
+    std::memcpy(all.value, values, sizeof(values));
+    all = of_crew(all, [](All a, const All& b) {
+      for (int k = 0; k < kCount; ++k) a.value[k] += b.value[k];
+      return a;
+    });
+    for (int k = rank_ % kCrew; k < kCount; k += kCrew) store(k, all.value[k]);
   }
 
   template <int kBytes>

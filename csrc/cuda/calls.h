@@ -150,7 +150,10 @@ void relax_groups(Launcher& launch, Call call) {
     call.scratch.round = round;
     launch_in_turns(launch, GroupStepsBody<Acc>(), call, most);
     if (round == kRounds) break;
-    for_learned<GroupTailBody, T>(call, in_turns);
+    if (call.p.normalize)
+      for_learned<NormalizedTailBody, T>(call, in_turns);
+    else
+      for_learned<GroupTailBody, T>(call, in_turns);
     if (round == 0) for_learned<GroupGatherBody, T>(call, in_turns);
   }
 }

@@ -12,11 +12,15 @@ namespace lpl {
 // What a block has at hand.
 template <typename Acc>
 struct WalkShared {
+  static constexpr int kCrews = sizeof(Acc) == 8 ? 2 : 8;  // that add up what rows move classes by
   // of the exact classes: e^δ; δ, what rounding has added to it, their mean in a step
   Acc x[kMostExact], change[kMostExact], lost[kMostExact], mean[kMostExact];
+  Acc means[kCrews][kMostExact];
   // of the nodes that gains are known at: their progress, their factors in the barycentric formula,
-  // 1 over the gradient's entry at the target, the squares of the tail's entries over its
+  // 1 over the gradient's entry at the target, the squares of the tail's entries over its; what a
+  // value at a node counts now
   Acc at[kSlots], pull[kSlots], faster[kSlots], length[kSlots];
+  Acc weight[2][kSlots];  // by turns: the next ones are found while some read these
 };
 
 template <typename Team, typename Acc>
@@ -26,8 +30,14 @@ class Walk {
 
   LPL_DEVICE Walk(Team& team, const Call& call, const Group<Acc>& group)
       : team_(team),
+        call_(call),
         g_(group),
         round_(call.scratch.round),
+        nodes_(round_ == 0 ? kFirstNodes : kNodes),
+        width_(team.crew()),
+        lane_(team.rank() % width_),
+        crew_(team.rank() / width_),
+        crews_(team.size() / width_),
         normalize_(call.p.normalize),
         before_(group.state->nodes[(round_ + 1) & 1]),
         now_(group.state->nodes[round_ & 1]),
@@ -47,8 +57,14 @@ class Walk {
   // Before all steps: nan is left to plain steps, which make the whole class nan.
   LPL_DEVICE bool solvable() {
     int lost = 0;
-    for (i64 r = team_.rank(); r < g_.count; r += team_.size())
-      lost |= (g_.members[r].lift = g_.lift(r)) != g_.lift(r);
+    for (i64 r = team_.rank(); r < g_.count; r += team_.size()) {
+      const LearnedRow<Acc>& from = learned_row<Acc>(call_, g_.row(r));
+      g_.source(r) = {from.level, from.series[1],
+                      static_cast<const char*>(call_.p.input) + g_.row(r) * row_bytes(call_.p)};
+      const Acc lift = g_.lift(from);
+      g_.masses(r) = {lift, 0, 0, 0};
+      lost |= lift != lift;
+    }
     lost = team_.reduce(lost, [](int a, int b) { return a | b; });
     if (lost) g_.tell(team_, kGroup);
     set_up();
@@ -57,50 +73,55 @@ class Walk {
 
   // What GroupTailBody has found.
   LPL_DEVICE void prepare() {
-    for (int part = 0; part < g_.parts; ++part) {
-      heads_ += g_.members[part].exact;
-      most_ = larger(most_, g_.members[part].most);
+    for (int at = 0; at < g_.teams; ++at) {
+      heads_ += g_.found(at).exact;
+      most_ = larger(most_, g_.found(at).most);
     }
     known_ = before_.count;
-    for (i64 at = team_.rank(); at < g_.count * kSlots; at += team_.size()) {
-      const i64 r = at / kSlots;
-      const int m = int(at % kSlots);
-      Acc sum = 0;
-      for (int part = 0; part < g_.parts; ++part) sum += g_.sums(r, part)[m];
-      if (m == 0) g_.members[r].mass = sum;
-      g_.members[r].gains[m] = m == 0 ? Acc(0) : sum;
+    const int parts = g_.state->parts;
+    for (i64 r = team_.rank(); r < g_.count; r += team_.size()) {
+      AtNodes<Acc> sums{};
+      for (int part = 0; part < parts; ++part) {
+        const AtNodes<Acc> of_part = g_.sums(r, part);
+#pragma unroll
+        for (int m = 0; m < kSlots; ++m) sums.of[m] += of_part.of[m];
+      }
+      g_.masses(r).tail = sums.of[0];
+      sums.of[0] = 0;
+      g_.gains(r) = sums;
     }
     set_up();
   }
 
   LPL_DEVICE void set_up() {
-    const Acc end = known_ ? before_.at[known_] : Acc(1);
+    const Acc end = known_ ? before_.at.of[known_] : Acc(1);
     for (int m = team_.place(); m < kSlots; m += team_.places()) {
       if (m > known_ || known_ == 0) continue;
       Acc pull = 1;
       for (int other = 0; other <= known_; ++other)
-        if (other != m) pull *= end / (before_.at[m] - before_.at[other]);
-      h_.at[m] = before_.at[m] / end;
+        if (other != m) pull *= end / (before_.at.of[m] - before_.at.of[other]);
+      h_.at[m] = before_.at.of[m] / end;
       h_.pull[m] = pull;
-      h_.faster[m] = before_.own[m] > 0 ? 1 / before_.own[m] : Acc(0);
+      h_.faster[m] = before_.own.of[m] > 0 ? 1 / before_.own.of[m] : Acc(0);
       h_.length[m] = 0;
-      for (int part = 0; part < g_.parts; ++part) h_.length[m] += g_.members[part].lengths[m];
+      for (int at = 0; at < g_.teams; ++at) h_.length[m] += g_.found(at).lengths.of[m];
     }
     for (int k = team_.place(); k < heads_; k += team_.places()) {
       h_.x[k] = 1;
       h_.change[k] = h_.lost[k] = 0;
     }
     team_.sync();
+    progress(0);
+    team_.sync();
   }
 
   LPL_DEVICE void take_steps() {
-    const Acc share = 1 / Acc(g_.count), end = known_ ? before_.at[known_] : Acc(1);
+    const Acc share = 1 / Acc(g_.count);
     Acc own_lost = 0, walked_lost = 0, squares_walked = 0, last_at = 0;
     int passed = 0, count = 0;
     for (int k = 0;; ++k) {
-      progress_ = known_ ? walked_ / end : Acc(k) / Acc(g_.steps);
-      bool due = k > 0 && (k == g_.steps || g_.steps <= kNodes);
-      for (; passed + 1 < kNodes && progress_ >= place_of(passed + 1); ++passed) due = true;
+      bool due = k > 0 && (k == g_.steps || g_.steps <= nodes_);
+      for (; passed + 1 < nodes_ && progress_ >= place_of(passed + 1); ++passed) due = true;
       slot_ = k == 0 ? 0 : -1;
       if (due && walked_ > 0) {
         // one that is too near the last takes its place
@@ -127,108 +148,148 @@ class Walk {
       const Acc weight = factor * (sums.speed * share);
       add(walked_, walked_lost, weight);
       squares_walked += weight * weight;
+      progress(k + 1);
       team_.sync();
     }
   }
 
+  // How far the first k steps have gone, and what a value at a node counts there: the barycentric
+  // formula, in which at a node its own weight is overwhelming.
+  LPL_DEVICE void progress(int k) {
+    progress_ = known_ ? walked_ / before_.at.of[known_] : Acc(k) / Acc(g_.steps);
+    if (!known_ || team_.place() >= width_) return;
+    const Acc near = progress_ < Acc(1.125) ? progress_ : Acc(1.125);
+    const auto pull = [&](int m) {
+      const Acc off = near - h_.at[m];
+      return h_.pull[m] / (off == 0 ? Acc(1e-20) : off);
+    };
+    Acc pulls = 0;
+    for (int m = lane_; m <= known_; m += width_) pulls += pull(m);
+    pulls = team_.crew_sum(pulls);
+    for (int m = lane_; m <= known_; m += width_) h_.weight[k & 1][m] = pull(m) / pulls;
+  }
+
   // Progress that asks for a node: close to Lobatto's points, of which the start is one.
-  LPL_DEVICE static Acc place_of(int m) {
-    const Acc part = Acc(m) / kNodes;
+  LPL_DEVICE Acc place_of(int m) const {
+    const Acc part = Acc(m) / Acc(nodes_);
     return part * part * (3 - 2 * part);
   }
 
   LPL_DEVICE void note(Acc own, int count) const {
     const Bend bend{kappa_};
     now_.count = count;
-    now_.at[slot_] = walked_;
-    now_.own[slot_] = own;
-    now_.second[slot_] = Acc(bend.second());
-    now_.third[slot_] = Acc(bend.third());
+    now_.at.of[slot_] = walked_;
+    now_.own.of[slot_] = own;
+    now_.second.of[slot_] = Acc(bend.second());
+    now_.third.of[slot_] = Acc(bend.third());
   }
 
-  // What node m contributes to an interpolated value, beside `pulls_` of all: the barycentric
-  // formula, in which at a node its own weight is overwhelming.
-  LPL_DEVICE Acc pull(int m) const {
-    const Acc off = (progress_ < Acc(1.125) ? progress_ : Acc(1.125)) - h_.at[m];
-    return h_.pull[m] / (off == 0 ? Acc(1e-20) : off);
-  }
-
-  // A crew has a row, its threads exact classes and nodes; its first thread keeps the row.
+  // A crew has every so-many-th row, each of its threads a row of these: first the crew adds up
+  // their exact classes, one row after the other.
   LPL_DEVICE StepSums<Acc> visit_rows(int k) {
-    const int width = team_.crew(), lane = team_.rank() % width, crews = team_.size() / width;
     StepSums<Acc> sums = no_rows<Acc>();
-    Acc pulls = 0;
-    if (known_) {
-      for (int m = lane; m <= known_; m += width) pulls += pull(m);
-      pulls = team_.crew_sum(pulls);
-    }
-    for (i64 r = team_.rank() / width; r < g_.count; r += crews) {
-      Member<Acc>& row = g_.members[r];
-      const Acc* exact = g_.exact(r);
-      Acc rest = 0, gain = 0, way = 0, square = 0, speed = 0;
-      for (int at = lane; at < heads_; at += width) rest += exact[at] * h_.x[at];
-      rest = team_.crew_sum(rest);
-      if (known_) {
-        for (int m = lane; m <= known_; m += width) {
-          const Acc weight = pull(m) / pulls, w = row.ways[(round_ + 1) & 1][m];
-          const Acc s = row.inverses[(round_ + 1) & 1][m] * h_.faster[m];
-          gain += weight * row.gains[m];
-          way += weight * w;
-          square += weight * w * w;
-          speed += weight * s * s;
+    for (i64 first = crew_; first < g_.count; first += i64(crews_) * width_) {
+      Acc exact = 0;
+      if (heads_) {
+        for (int of = 0; of < width_; ++of) {
+          const i64 r = first + i64(of) * crews_;
+          if (r >= g_.count) break;
+          const Acc* q = g_.exact(r);
+          Acc rest = 0;
+          for (int at = lane_; at < heads_; at += width_) rest += q[at] * h_.x[at];
+          rest = team_.crew_sum(rest);
+          if (of == lane_) exact = rest;
         }
-        gain = team_.crew_sum(gain);
-        way = team_.crew_sum(way);
-        square = team_.crew_sum(square);
-        if (normalize_) speed = team_.crew_sum(speed);
       }
-      if (lane != 0) continue;
-      rest += (round_ == 0 ? Acc(1) : row.mass) + gain;
-      row.rest = rest;
-      if (k == 0) {
-        row.way = row.lost = row.squares = 0;
-      } else {
-        const Acc by = factor_ * row.inverse;
-        add(row.way, row.lost, by);
-        row.squares += by * by;
-      }
-      const Acc lift = row.lift + own_change_, most = Group<Acc>::largest_exponent();
-      const Acc inverse = row.inverse = 1 / (rest + std::exp(lift < most ? lift : most));
-      sums.own += rest * inverse;
-      sums.speed += inverse;
-      if (slot_ >= 0) {
-        row.ways[round_ & 1][slot_] = row.way;
-        row.inverses[round_ & 1][slot_] = inverse;
-      }
-      if (row.way == 0) continue;
-      const Acc ratio = inverse * inverse / speed, bend = row.squares / (2 * row.way * row.way);
-      sums.way = larger(sums.way, excess(row.way, way));
-      sums.square = larger(sums.square, excess(row.way * row.way, square));
-      sums.gained = larger(sums.gained, std::fabs(gain) * inverse);
-      sums.low = -larger(-sums.low, -ratio);
-      sums.high = larger(sums.high, ratio);
-      sums.bend = larger(sums.bend, bend);
+      const i64 r = first + i64(lane_) * crews_;
+      if (r < g_.count) visit_row(k, r, exact, sums);
     }
-    pulls_ = pulls;
     return team_.reduce(
         sums, [](const StepSums<Acc>& a, const StepSums<Acc>& b) { return joined(a, b); });
+  }
+
+  LPL_DEVICE void visit_row(int k, i64 r, Acc rest, StepSums<Acc>& sums) {
+    Masses<Acc> masses = g_.masses(r);
+    Acc gain = 0, way = 0, square = 0, speed = 0;
+    if (known_) {
+      const AtNodes<Acc> gains = g_.gains(r), ways = g_.ways(round_ + 1, r);
+      AtNodes<Acc> inverses;
+      if (normalize_) inverses = g_.inverses(round_ + 1, r);
+#pragma unroll
+      for (int m = 0; m < kSlots; ++m) {
+        if (m > known_) break;
+        const Acc weight = h_.weight[k & 1][m], w = ways.of[m];
+        gain += weight * gains.of[m];
+        way += weight * w;
+        square += weight * w * w;
+        if (!normalize_) continue;
+        const Acc s = inverses.of[m] * h_.faster[m];
+        speed += weight * s * s;
+      }
+    }
+    rest += (round_ == 0 ? Acc(1) : masses.tail) + gain;
+    Walked<Acc> row;
+    if (k == 0) {
+      row.way = row.lost = row.squares = 0;
+    } else {
+      row = g_.walked(r);
+      const Acc by = factor_ * row.inverse;
+      add(row.way, row.lost, by);
+      row.squares += by * by;
+    }
+    const Acc lift = masses.lift + own_change_, most = Group<Acc>::largest_exponent();
+    const Acc inverse = row.inverse = 1 / (rest + std::exp(lift < most ? lift : most));
+    g_.walked(r) = row;
+    if (k == g_.steps) g_.masses(r).rest = rest;
+    sums.own += rest * inverse;
+    sums.speed += inverse;
+    if (slot_ >= 0) {
+      g_.ways(round_, r).of[slot_] = row.way;
+      g_.inverses(round_, r).of[slot_] = inverse;
+    }
+    if (row.way == 0) return;
+    const Acc ratio = inverse * inverse / speed, bend = row.squares / (2 * row.way * row.way);
+    sums.way = larger(sums.way, excess(row.way, way));
+    sums.square = larger(sums.square, excess(row.way * row.way, square));
+    sums.gained = larger(sums.gained, std::fabs(gain) * inverse);
+    sums.low = -larger(-sums.low, -ratio);
+    sums.high = larger(sums.high, ratio);
+    sums.bend = larger(sums.bend, bend);
+  }
+
+  // The exact classes' means, of all rows: every crew adds up its own.
+  LPL_DEVICE void find_means(Acc share) {
+    const int many = crews_ < Shared::kCrews ? crews_ : Shared::kCrews;
+    const int crews = g_.count < many ? int(g_.count) : many;
+    Shared& all = team_.template shared<Shared>(0);
+    if (crew_ < crews) {
+      for (int at = lane_; at < heads_; at += width_) {
+        Acc mean = 0;
+#pragma unroll 4
+        for (i64 r = crew_; r < g_.count; r += crews)
+          mean += g_.exact(r)[at] * g_.walked(r).inverse;
+        all.means[crew_][at] = mean;
+      }
+    }
+    team_.sync();
+    for (int at = team_.rank(); at < heads_; at += team_.size()) {
+      Acc mean = 0;
+      for (int crew = 0; crew < crews; ++crew) mean += all.means[crew][at];
+      h_.mean[at] = mean * (h_.x[at] * share);
+    }
   }
 
   // A step of the exact classes; returns what its size is multiplied by.
   LPL_DEVICE Acc move_exact(int k, Acc own, const StepSums<Acc>& sums, Acc share) {
     Acc squares = 0, factor = 1, of_tail = 0;
-    for (int at = team_.rank(); at < heads_; at += team_.size()) {
-      Acc mean = 0;
-      for (i64 r = 0; r < g_.count; ++r) mean += g_.exact(r)[at] * g_.members[r].inverse;
-      mean *= h_.x[at] * share;
-      squares += mean * mean;
-      h_.mean[at] = mean;
-    }
+    if (heads_) find_means(share);
     if (normalize_) {
+      for (int at = team_.rank(); at < heads_; at += team_.size())
+        squares += h_.mean[at] * h_.mean[at];
       squares = team_.reduce(squares, [](Acc a, Acc b) { return a + b; });
       Acc length = 0;  // of the tail
       if (known_)
-        for (int m = 0; m <= known_; ++m) length += pull(m) / pulls_ * h_.length[m];
+        for (int m = 0; m <= known_; ++m) length += h_.weight[k & 1][m] * h_.length[m];
       const Acc square = own * own * (1 + length) + squares;
       // to begin with the tail's part is unknown: it is at most the target's
       const Acc longest = round_ ? square : square + own * own;
@@ -288,8 +349,10 @@ class Walk {
   }
 
   Team& team_;
+  const Call& call_;
   const Group<Acc>& g_;
-  const int round_;
+  const int round_, nodes_;
+  const int width_, lane_, crew_, crews_;  // this thread's place in its crew, and its crew's
   const bool normalize_;
   const Nodes<Acc>& before_;
   Nodes<Acc>& now_;
@@ -298,10 +361,11 @@ class Walk {
   int slot_ = -1;              // of the node that the step is, or −1
   double kappa_ = 0;
   Acc most_ = 0, error_ = 0, distance_ = 0;
-  Acc progress_ = 0, pulls_ = 0, walked_ = 0, factor_ = 0, own_change_ = 0;
+  Acc progress_ = 0, walked_ = 0, factor_ = 0, own_change_ = 0;
 };
 
-// q of the exact classes, once they are known, of every row. One team for each class.
+// q of the exact classes, once they are known, of the row at a place: a crew has those that a team
+// of the class has found.
 template <typename T, Set kSet>
 struct GroupGatherBody {
   using Shared = Nothing;
@@ -310,15 +374,18 @@ struct GroupGatherBody {
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
     const Group<Acc> group(call, place);
-    if (group.begin != place || !group.open) return;
+    if (!group.open) return;
     const GroupRivals<T, kSet> rivals(call, group);
-    for (i64 r = 0; r < group.count; ++r) {
-      const auto member = rivals.member(r);
+    const i64 r = place - group.begin;
+    const auto member = rivals.member(r);
+    Acc* to = group.exact(r);
+    const int width = team.crew(), lane = team.rank() % width, crews = team.size() / width;
+    for (int at = team.rank() / width; at < group.teams; at += crews) {
       int before = 0;
-      for (int part = 0; part < group.parts; ++part)
-        before = group.exact_of(part, before, team.rank(), team.size(), [&](i64 column, int at) {
-          group.exact(r)[at] = rivals.q(member, column);
-        });
+      for (int other = lane; other < at; other += width) before += group.found(other).exact;
+      before = team.crew_sum(before);
+      group.exact_of(at, before, lane, width,
+                     [&](i64 column, int k) { to[k] = rivals.q(member, column); });
     }
   }
 };

@@ -1,6 +1,7 @@
 // What the tail of a class with several rows gains by its steps, and the class's δ: sums over rows
-// for each column, and over columns for each row. The columns of a class are shared by as many
-// teams as it has rows, so that every team has about as much to do.
+// for each column, and over columns for each row. The columns of a class are shared by teams at the
+// places of its rows, so that every team has about as much to do; a crew has eight columns a thread
+// of its part of them, and where a class has many rows its part of those (Share in groups.h).
 #pragma once
 
 #include "groups.h"
@@ -11,22 +12,52 @@ namespace lpl {
 
 // Columns of a thread at a time.
 template <typename Acc, Set kSet>
-constexpr int kColumnsAtOnce = sizeof(Acc) == 8 || (kSet & kRest) != 0 ? 2 : 4;
+constexpr int kColumnsAtOnce = sizeof(Acc) == 8 || (kSet & kRest) != 0 ? 2 : 8;
 
-// f(first, end) for the columns of a part, some at a time: a thread has those of first + v, v <
-// kColumns, that come before `end`.
-template <int kColumns, typename Team, typename Acc, typename F>
-LPL_DEVICE inline void each_tile(const Team& team, const Group<Acc>& g, int part, F f) {
-  const int c = int(g.c), all = (c + g.parts - 1) / g.parts, begin = part * all;
-  const int end = begin + all < c ? begin + all : c, each = kColumns;
-  for (int lo = begin; lo < end; lo += each * team.size()) f(lo + each * team.rank(), end);
-}
-
-// Whether a column is among the exact ones of its part, which are in order.
+// Memory in which crews exchange sums over rows.
 template <typename Acc>
-LPL_DEVICE inline bool is_exact(const Group<Acc>& g, int part, int column) {
-  const int32_t* columns = g.columns(part);
-  int low = 0, high = g.members[part].exact;
+struct Exchanged {
+  static constexpr int kMostThreads = 256, kRoom = sizeof(Acc) == 8 ? 4 : 32;  // numbers of each
+  Acc of[kRoom * kMostThreads];
+
+  // A thread's sums become those of all crews that share the rows: the same bits in each of them.
+  template <typename Team, int kCount, int kColumns>
+  LPL_DEVICE void add(Team& team, const Share<Team, Acc>& share, Acc (&sums)[kCount][kColumns]) {
+    if (share.split == 1) return;
+    constexpr int kAtOnce = kRoom / kColumns;
+    const int thread = share.part * share.width + share.lane, step = share.wide * share.width;
+    const auto place = [&](int k, int v, int crew) -> Acc& {
+      return of[(k * kColumns + v) * kMostThreads + crew * step + thread];
+    };
+#pragma unroll
+    for (int first = 0; first < kCount; first += kAtOnce) {
+#pragma unroll
+      for (int k = 0; k < kAtOnce && first + k < kCount; ++k)
+#pragma unroll
+        for (int v = 0; v < kColumns; ++v)
+          if (share.begin < share.split) place(k, v, share.begin) = sums[first + k][v];
+      team.sync();
+#pragma unroll 1
+      for (int crew = 0; crew < share.split; ++crew) {
+#pragma unroll
+        for (int k = 0; k < kAtOnce && first + k < kCount; ++k)
+#pragma unroll
+          for (int v = 0; v < kColumns; ++v) {
+            Acc& sum = sums[first + k][v];
+            sum = crew == 0 ? place(k, v, 0) : sum + place(k, v, crew);
+          }
+      }
+      team.sync();
+    }
+  }
+};
+
+// Whether a column is among the exact ones that a team has found, which are in order.
+template <typename Acc>
+LPL_DEVICE inline bool is_exact(const Group<Acc>& g, int team, int column) {
+  const int32_t* columns = g.columns(team);
+  int low = 0, high = g.found(team).exact;
+  const int found = high;
   while (low < high) {
     const int middle = (low + high) / 2;
     if (columns[middle] < column) {
@@ -35,40 +66,59 @@ LPL_DEVICE inline bool is_exact(const Group<Acc>& g, int part, int column) {
       high = middle;
     }
   }
-  return low < g.members[part].exact && columns[low] == column;
+  return low < found && columns[low] == column;
 }
 
-template <typename Team, typename T, Set kSet>
+// At up to kMoments nodes.
+template <typename Team, typename T, Set kSet, int kMoments, bool kNormalize>
 class TailGains {
  public:
   using Acc = typename AccumulateOf<T>::type;
+  // as many numbers of columns as find room in registers
+  static constexpr int kMost = kNormalize ? 1 : kMoments > kFirstNodes ? 4 : 8;
+  static constexpr int kColumns =
+      kMost < kColumnsAtOnce<Acc, kSet> ? kMost : kColumnsAtOnce<Acc, kSet>;
 
-  LPL_DEVICE TailGains(Team& team, const Call& call, const Group<Acc>& group, int part)
+  LPL_DEVICE TailGains(Team& team, const Call& call, const Group<Acc>& group, int place)
       : team_(team),
         g_(group),
-        part_(part),
+        place_(place),
         round_(call.scratch.round),
-        normalize_(call.p.normalize),
         nodes_(group.state->nodes[round_ & 1]),
-        share_(1 / Acc(group.count)),
+        mean_(1 / Acc(group.count)),
+        share_(team, group),
         rivals_(call, group) {}
 
   LPL_DEVICE void run() {
     const Acc threshold = round_ == 0 ? least_exact() : Acc(INFINITY);
     Sums sums{};
-    int listed = 0;
+    int listed = 0, part = 0;
     bool begins = true;
-    each_tile<kColumns>(team_, g_, part_, [&](int first, int end) {
-      Tile tile{};
-      tile.first = first;
-      tile.end = end;
-      add_rows(tile);
-      const int count = choose(tile, threshold, sums);
-      if (round_ == 0) list(tile, count, listed);
-      gain(tile, sums);
-      add_columns(tile, begins);
-      begins = false;
-    });
+    share_.template each_tile<kColumns>(
+        g_, place_,
+        [&](int mine) {
+          part = mine;
+          begins = true;
+        },
+        [&](int first, int end, bool whole) {
+          Tile tile{};
+          tile.first = first;
+          tile.end = end;
+          tile.whole = whole && rivals_.in_line();
+          if (tile.whole)
+            add_rows<true>(tile);
+          else
+            add_rows<false>(tile);
+          exchange(tile);
+          const int count = choose(tile, threshold, sums);
+          if (round_ == 0) list(tile, count, listed);
+          gain(tile, sums);
+          if (tile.whole)
+            add_columns<true>(tile, part, begins);
+          else
+            add_columns<false>(tile, part, begins);
+          begins = false;
+        });
     sums = team_.reduce(sums, [](const Sums& a, const Sums& b) {
       Sums sum;
 #pragma unroll
@@ -77,23 +127,26 @@ class TailGains {
       return sum;
     });
     if (team_.rank() != 0) return;
-    Member<Acc>& own = g_.members[part_];
+    if (place_ == 0) g_.state->parts = share_.parts();
+    Found<Acc>& found = g_.found(place_);
 #pragma unroll
-    for (int m = 0; m < kSlots; ++m) own.lengths[m] = sums.squares[m];
-    own.most = sums.most;
-    if (round_ == 0) own.exact = listed;
+    for (int m = 0; m < kSlots; ++m) found.lengths.of[m] = sums.squares[m];
+    found.most = sums.most;
+    if (round_ == 0) found.exact = listed;
   }
 
  private:
-  static constexpr int kColumns = kColumnsAtOnce<Acc, kSet>;
-  static constexpr int kRows = sizeof(Acc) == 8 ? 1 : 2;  // summed at a time
-  static constexpr double kLargestTail = 5e-3;            // B of an exact class is larger
+  static constexpr int kSums = kMoments + 1;  // of a row
+  // summed at a time
+  static constexpr int kRows = kMoments == kFirstNodes ? 16 / int(sizeof(Acc)) : 1;
+  static constexpr double kLargestTail = 5e-3;  // B of an exact class is larger
 
   struct Tile {
     int first, end;
-    // by node B, at last what masses gain, and the gradient; B of all steps
-    Acc b[kSlots][kColumns], speed[kSlots][kColumns], last[kColumns];
-    bool exact[kColumns];
+    bool whole;  // as Share says, in lines of memory
+    // by node beyond the start B, at last what masses gain; from the start on the gradient
+    Acc b[kMoments][kColumns], speed[kNormalize ? kSums : 1][kColumns];
+    Acc keeps[kColumns];  // 0 of who is exact, else 1
   };
   struct Sums {
     Acc squares[kSlots], most;
@@ -102,100 +155,123 @@ class TailGains {
   // B of all classes adds up to `all`, so that no more than `room` exceed their share of it.
   LPL_DEVICE Acc least_exact() const {
     if (g_.c <= g_.room) return -1;
-    const Acc all = std::fabs(g_.step) * nodes_.at[nodes_.count], fair = Acc(1.001) * all / g_.room;
+    const Acc all = std::fabs(g_.step) * nodes_.at.of[nodes_.count];
+    const Acc fair = Acc(1.001) * all / g_.room;
     return fair > Acc(kLargestTail) ? fair : Acc(kLargestTail);
   }
 
   LPL_DEVICE int column(const Tile& tile, int v) const { return tile.first + v; }
 
-  LPL_DEVICE void read(const Tile& tile, i64 r, Acc* q) const {
-    rivals_.template tile<kColumns>(rivals_.member(r), tile.first, tile.end, q);
-#pragma unroll
-    for (int v = 0; v < kColumns; ++v)
-      if (column(tile, v) == g_.label) q[v] = 0;
-  }
-
   // Sums over rows.
+  template <bool kWhole>
   LPL_DEVICE void add_rows(Tile& tile) const {
-    for (i64 r = 0; r < g_.count; ++r) {
-      const Member<Acc>& row = g_.members[r];
-      Acc q[kColumns];
-      read(tile, r, q);
+    const int nodes = nodes_.count, count = int(g_.count);
+#pragma unroll(kNormalize || !kWhole ? 1 : 2)
+    for (int r = share_.begin; r < count; r += share_.split) {
+      const auto member = rivals_.member(r);
+      Acc e[kColumns];
+      rivals_.template tile<kColumns, kWhole>(member, tile.first, tile.end, e);
+      const AtNodes<Acc> ways = g_.ways(round_, r);
 #pragma unroll
-      for (int m = 0; m < kSlots; ++m) {
-        if (m > nodes_.count) continue;
-        const Acc way = row.ways[round_ & 1][m];
+      for (int m = 0; m < kMoments; ++m) {
+        const Acc way = m < nodes ? ways.of[m + 1] * member.inverse : Acc(0);
 #pragma unroll
-        for (int v = 0; v < kColumns; ++v) tile.b[m][v] += way * q[v];
-        if (!normalize_) continue;
-        const Acc inverse = row.inverses[round_ & 1][m];
-#pragma unroll
-        for (int v = 0; v < kColumns; ++v) tile.speed[m][v] += inverse * q[v];
+        for (int v = 0; v < kColumns; ++v) tile.b[m][v] += way * e[v];
       }
+      if (!kNormalize) continue;
+      const AtNodes<Acc> inverses = g_.inverses(round_, r);
 #pragma unroll
-      for (int v = 0; v < kColumns; ++v) tile.last[v] += row.way * q[v];
+      for (int m = 0; m < kSums; ++m) {
+        const Acc speed = m <= nodes ? inverses.of[m] * member.inverse : Acc(0);
+#pragma unroll
+        for (int v = 0; v < kColumns; ++v) tile.speed[m][v] += speed * e[v];
+      }
     }
   }
 
-  // Says who is exact, and how many of this thread's columns are.
+  LPL_DEVICE void exchange(Tile& tile) const {
+    auto& exchanged = team_.template shared<Exchanged<Acc>>(0);
+    exchanged.add(team_, share_, tile.b);
+    if (kNormalize) exchanged.add(team_, share_, tile.speed);
+  }
+
+  // Says who is exact, and how many of this thread's columns are: of crews that share rows the
+  // first one's.
   LPL_DEVICE int choose(Tile& tile, Acc threshold, Sums& sums) const {
-    const Acc each = std::fabs(g_.step) * share_;
+    const Acc each = std::fabs(g_.step) * mean_;
     int count = 0;
 #pragma unroll
     for (int v = 0; v < kColumns; ++v) {
-      const Acc b = tile.last[v] * each;
+      Acc last = 0;
+#pragma unroll
+      for (int m = 0; m < kMoments; ++m)
+        if (m + 1 == nodes_.count) last = tile.b[m][v];
+      const Acc b = last * each;
       const int j = column(tile, v);
-      tile.exact[v] =
-          j < tile.end && j != g_.label && (round_ == 0 ? b > threshold : is_exact(g_, part_, j));
-      count += tile.exact[v];
-      if (!tile.exact[v] && b > sums.most) sums.most = b;
+      const bool exact =
+          j < tile.end && j != g_.label && (round_ == 0 ? b > threshold : is_exact(g_, place_, j));
+      tile.keeps[v] = exact ? 0 : 1;
+      count += exact;
+      if (!exact && b > sums.most) sums.most = b;
     }
-    return count;
+    return share_.begin == 0 ? count : 0;
   }
 
   LPL_DEVICE void list(const Tile& tile, int count, int& listed) {
     int found, at = listed + team_.before(count, found);
 #pragma unroll
     for (int v = 0; v < kColumns; ++v)
-      if (tile.exact[v]) g_.columns(part_)[at++] = int32_t(column(tile, v));
+      if (count > 0 && tile.keeps[v] == 0) g_.columns(place_)[at++] = int32_t(column(tile, v));
     listed += found;
+    team_.sync();
   }
 
   // B becomes x − 1.
   LPL_DEVICE void gain(Tile& tile, Sums& sums) const {
+    const Acc counts = share_.begin == 0 ? 1 : 0;
 #pragma unroll
-    for (int m = 0; m < kSlots; ++m) {
+    for (int m = 0; m < kSums; ++m) {
       if (m > nodes_.count) continue;
-      const Acc second = nodes_.second[m], third = nodes_.third[m];
-      const Acc faster = nodes_.own[m] > 0 ? share_ / nodes_.own[m] : Acc(0);
+      const Acc second = nodes_.second.of[m], third = nodes_.third.of[m];
+      const Acc faster = nodes_.own.of[m] > 0 ? mean_ / nodes_.own.of[m] : Acc(0);
 #pragma unroll
       for (int v = 0; v < kColumns; ++v) {
-        const Acc t = tile.exact[v] ? Acc(0) : tile.b[m][v] * g_.step * share_;
-        tile.b[m][v] = t * (1 + t * (second + t * third));
-        const Acc entry = tile.speed[m][v] * faster * (1 + tile.b[m][v]);
-        sums.squares[m] += tile.exact[v] ? Acc(0) : entry * entry;
+        Acc gained = 0;
+        if (m > 0) {
+          const Acc t = tile.b[m - 1][v] * (tile.keeps[v] * g_.step * mean_);
+          gained = tile.b[m - 1][v] = t * (1 + t * (second + t * third));
+        }
+        if (!kNormalize) continue;
+        const Acc entry = tile.speed[m][v] * faster * (1 + gained);
+        sums.squares[m] += entry * entry * (tile.keeps[v] * counts);
       }
     }
   }
 
   // Sums over columns.
-  LPL_DEVICE void add_columns(const Tile& tile, bool begins) {
-    for (i64 r = 0; r < g_.count; r += kRows) {
-      Acc sums[kRows * kSlots] = {};
+  template <bool kWhole>
+  LPL_DEVICE void add_columns(const Tile& tile, int part, bool begins) {
+    const int step = share_.split, count = int(g_.count);
+    for (int r = share_.begin; r < count; r += kRows * step) {
+      Acc sums[kRows * kSums] = {};
 #pragma unroll
       for (int k = 0; k < kRows; ++k) {
-        Acc q[kColumns] = {};
-        if (r + k < g_.count) read(tile, r + k, q);
+        if (r + k * step >= count) continue;
+        Acc e[kColumns];
+        rivals_.template tile<kColumns, kWhole>(rivals_.member(r + k * step), tile.first, tile.end,
+                                                e);
 #pragma unroll
         for (int v = 0; v < kColumns; ++v) {
-          sums[k * kSlots] += tile.exact[v] ? Acc(0) : q[v];
+          sums[k * kSums] += tile.keeps[v] * e[v];
 #pragma unroll
-          for (int m = 1; m < kSlots; ++m) sums[k * kSlots + m] += q[v] * tile.b[m][v];
+          for (int m = 1; m < kSums; ++m) sums[k * kSums + m] += e[v] * tile.b[m - 1][v];
         }
       }
-      team_.sum_each(sums, [&](int at, Acc sum) {
-        if (r + at / kSlots >= g_.count) return;
-        Acc& to = g_.sums(r + at / kSlots, part_)[at % kSlots];
+      team_.crew_sum_each(sums, [&](int at, Acc sum) {
+        const int member = r + at / kSums * step;
+        if (member >= count) return;
+        Acc& to = g_.sums(member, part).of[at % kSums];
+        sum *= g_.source(member).inverse;
         to = begins ? sum : to + sum;
       });
     }
@@ -203,73 +279,113 @@ class TailGains {
 
   Team& team_;
   const Group<Acc>& g_;
-  const int part_, round_;
-  const bool normalize_;
+  const int place_, round_;
   const Nodes<Acc>& nodes_;
-  const Acc share_;
+  const Acc mean_;
+  const Share<Team, Acc> share_;
   const GroupRivals<T, kSet> rivals_;
 };
 
 // At the nodes of the last steps: the gains of the tail's mass in each row, and the squares of its
 // part of the gradient. In round 0 also, which classes are exact.
-template <typename T, Set kSet>
-struct GroupTailBody {
+template <typename T, Set kSet, bool kNormalize>
+struct TailBody {
   using Acc = typename AccumulateOf<T>::type;
-  using Shared = Nothing;
+  using Shared = Exchanged<Acc>;
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
     const Group<Acc> group(call, place);
-    const int part = int(place - group.begin);
-    if (group.open && part < group.parts) TailGains<Team, T, kSet>(team, call, group, part).run();
+    const int at = int(place - group.begin);
+    if (!group.open || at >= group.teams) return;
+    if (!kNormalize && group.state->nodes[call.scratch.round & 1].count <= kFirstNodes)
+      TailGains<Team, T, kSet, kFirstNodes, kNormalize>(team, call, group, at).run();
+    else
+      TailGains<Team, T, kSet, kNodes, kNormalize>(team, call, group, at).run();
   }
 };
+template <typename T, Set kSet>
+struct GroupTailBody : TailBody<T, kSet, false> {};
+template <typename T, Set kSet>
+struct NormalizedTailBody : TailBody<T, kSet, true> {};
 
-// B of all steps in the columns of a tile.
-template <int kColumns, typename Rivals, typename Acc>
-LPL_DEVICE inline void last_of(const Rivals& rivals, const Group<Acc>& g, int first, int end,
-                               Acc* b) {
-  const Acc each = g.step / Acc(g.count);
+// B of all steps in columns that lie beside each other.
+template <typename Team, typename T, Set kSet>
+class LastOf {
+ public:
+  using Acc = typename AccumulateOf<T>::type;
+  static constexpr int kColumns = kColumnsAtOnce<Acc, kSet>;
+  using Shared = Exchanged<Acc>;
+
+  LPL_DEVICE LastOf(Team& team, const Call& call, const Group<Acc>& group)
+      : rivals(call, group), share(team, group), team_(team), g_(group) {}
+
+  // `whole` as Share says.
+  LPL_DEVICE void find(int first, int end, bool whole, Acc (&b)[kColumns]) const {
+    Acc sums[1][kColumns] = {};
+    if (whole && rivals.in_line())
+      add<true>(first, end, sums[0]);
+    else
+      add<false>(first, end, sums[0]);
+    team_.template shared<Shared>(0).add(team_, share, sums);
 #pragma unroll
-  for (int v = 0; v < kColumns; ++v) b[v] = 0;
-  for (i64 r = 0; r < g.count; ++r) {
-    const Acc way = g.members[r].way * each;
-    Acc q[kColumns];
-    rivals.template tile<kColumns>(rivals.member(r), first, end, q);
-#pragma unroll
-    for (int v = 0; v < kColumns; ++v) b[v] += way * q[v];
+    for (int v = 0; v < kColumns; ++v) b[v] = sums[0][v];
   }
-}
+
+  const GroupRivals<T, kSet> rivals;
+  const Share<Team, Acc> share;
+
+ private:
+  template <bool kWhole>
+  LPL_DEVICE void add(int first, int end, Acc (&sums)[kColumns]) const {
+    const Acc each = g_.step / Acc(g_.count);
+#pragma unroll 2
+    for (int r = share.begin; r < int(g_.count); r += share.split) {
+      const auto member = rivals.member(r);
+      const Acc way = g_.walked(r).way * each * member.inverse;
+      Acc e[kColumns];
+      rivals.template tile<kColumns, kWhole>(member, first, end, e);
+#pragma unroll
+      for (int v = 0; v < kColumns; ++v) sums[v] += way * e[v];
+    }
+  }
+
+  Team& team_;
+  const Group<Acc>& g_;
+};
 
 // δ of a class that is solved.
 template <typename T, Set kSet>
 struct GroupDeltaBody {
   using Acc = typename AccumulateOf<T>::type;
-  using Shared = Nothing;
   static constexpr int kColumns = kColumnsAtOnce<Acc, kSet>;
+  using Shared = Exchanged<Acc>;
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
     const Group<Acc> g(call, place);
-    const int part = int(place - g.begin);
-    if (!g.done || part >= g.parts) return;
-    const GroupRivals<T, kSet> rivals(call, g);
+    const int at = int(place - g.begin);
+    if (!g.done || at >= g.teams) return;
+    const LastOf<Team, T, kSet> last(team, call, g);
     const Acc second = g.state->log_second, third = g.state->log_third;
-    each_tile<kColumns>(team, g, part, [&](int first, int end) {
-      Acc b[kColumns];
-      last_of<kColumns>(rivals, g, first, end, b);
+    last.share.template each_tile<kColumns>(
+        g, at, [](int) {},
+        [&](int first, int end, bool whole) {
+          Acc b[kColumns];
+          last.find(first, end, whole, b);
+          if (last.share.begin != 0) return;
 #pragma unroll
-      for (int v = 0; v < kColumns; ++v) {
-        const int j = first + v;
-        const Acc change = b[v] * (1 + b[v] * (second + b[v] * third));
-        if (j < end) g.delta[j] = j == g.label ? g.state->own_change : change;
-      }
-    });
+          for (int v = 0; v < kColumns; ++v) {
+            const int j = first + v;
+            const Acc change = b[v] * (1 + b[v] * (second + b[v] * third));
+            if (j < end) g.delta[j] = j == g.label ? g.state->own_change : change;
+          }
+        });
     team.sync();
     int before = 0;
-    for (int other = 0; other < part; ++other) before += g.members[other].exact;
-    g.exact_of(part, before, team.rank(), team.size(),
-               [&](i64 column, int at) { g.delta[column] = g.exact(0)[at]; });
+    for (int other = 0; other < at; ++other) before += g.found(other).exact;
+    g.exact_of(at, before, team.rank(), team.size(),
+               [&](i64 column, int k) { g.delta[column] = g.exact(0)[k]; });
   }
 };
 
@@ -288,7 +404,7 @@ struct GroupLossBody {
     const Group<Acc> g(call, place);
     if (!g.done) return;
     LearnedRow<Acc>& from = learned_row<Acc>(call, i);
-    Member<Acc>& member = g.members[place - g.begin];
+    Masses<Acc>& member = g.masses(place - g.begin);
     const Algebra<Acc, kAll> algebra(call);
     const Row<Acc> row = algebra.row(i, nullptr);
     Terms<Acc> terms = from.terms;
@@ -310,55 +426,79 @@ struct GroupLossBody {
 template <typename T, Set kSet>
 struct GroupGradientBody {
   using Acc = typename AccumulateOf<T>::type;
-  using Shared = Nothing;
   static constexpr int kColumns = kColumnsAtOnce<Acc, kSet>;
+  using Shared = Exchanged<Acc>;
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
     const Group<Acc> g(call, place);
-    const int part = int(place - g.begin);
-    if (!g.done || part >= g.parts) return;
-    const GroupRivals<T, kSet> rivals(call, g);
+    const int at = int(place - g.begin);
+    if (!g.done || at >= g.teams) return;
+    const LastOf<Team, T, kSet> last(team, call, g);
+    const auto& rivals = last.rivals;
     const Acc second = g.state->second, third = g.state->third;
-    each_tile<kColumns>(team, g, part, [&](int first, int end) {
-      Acc x[kColumns];
-      last_of<kColumns>(rivals, g, first, end, x);
+    const auto strength_of = [&](i64 r) {
+      return g.masses(r).strength * upstream_of<Acc>(call, g.row(r));
+    };
+    const auto row_of = [&](i64 r) { return static_cast<T*>(call.out.grad) + g.row(r) * g.c; };
+    const bool in_line = rivals.in_line() && reinterpret_cast<uintptr_t>(call.out.grad) % 16 == 0 &&
+                         g.c * i64(sizeof(T)) % 16 == 0;
+    last.share.template each_tile<kColumns>(
+        g, at, [](int) {},
+        [&](int first, int end, bool whole) {
+          Acc x[kColumns];
+          last.find(first, end, whole, x);
 #pragma unroll
-      for (int v = 0; v < kColumns; ++v) x[v] = 1 + x[v] * (1 + x[v] * (second + x[v] * third));
-      for (i64 r = 0; r < g.count; ++r) {
-        const auto member = rivals.member(r);
-        const Acc strength = g.members[r].strength * upstream_of<Acc>(call, g.row(r));
-        Acc dz[kColumns];
-        rivals.template tile<kColumns>(member, first, end, dz);
+          for (int v = 0; v < kColumns; ++v) x[v] = 1 + x[v] * (1 + x[v] * (second + x[v] * third));
+          const auto write = [&](auto wholly) {
+            constexpr bool kWhole = decltype(wholly)::value;
+#pragma unroll 2
+            for (int r = last.share.begin; r < int(g.count); r += last.share.split) {
+              const auto member = rivals.member(r);
+              const Acc strength = strength_of(r) * member.inverse;
+              Acc dz[kColumns];
+              rivals.template tile<kColumns, kWhole>(member, first, end, dz);
 #pragma unroll
-        for (int v = 0; v < kColumns; ++v) dz[v] *= x[v] * strength;
-        if (kSet != kBare) {
+              for (int v = 0; v < kColumns; ++v) dz[v] *= x[v] * strength;
+              if (kSet != kBare) {
 #pragma unroll
-          for (int v = 0; v < kColumns; ++v)
-            if (first + v < end) through(call, rivals, g, member, r, first + v, dz[v]);
-        }
-        T* to = static_cast<T*>(call.out.grad) + g.row(r) * g.c + first;
-        put_beside<kColumns>(to, end - first, dz);
-      }
-    });
-    team.sync_block();
+                for (int v = 0; v < kColumns; ++v)
+                  if (kWhole || first + v < end)
+                    through(call, rivals, g, member, r, first + v, dz[v]);
+              }
+              if (kWhole)
+                put_line<kColumns>(row_of(r) + first, dz);
+              else
+                put_beside<kColumns>(row_of(r) + first, end - first, dz);
+            }
+          };
+          if (whole && in_line)
+            write(Whole());
+          else if (first < end)
+            write(Short());
+        });
+    team.sync();
+    // who is exact, and the label, in the place of what the tail has made of them
     int before = 0;
-    for (int other = 0; other < part; ++other) before += g.members[other].exact;
-    const i64 all = (g.c + g.parts - 1) / g.parts;
-    for (i64 r = 0; r < g.count; ++r) {
+    for (int other = 0; other < at; ++other) before += g.found(other).exact;
+    const int columns = last.share.each * last.share.wide;
+    const bool labelled = g.label / columns % g.teams == at;
+    const int crews = team.size() / last.share.width, crew = team.rank() / last.share.width;
+    for (i64 r = crew; r < g.count; r += crews) {
       const auto member = rivals.member(r);
-      const Acc upstream = upstream_of<Acc>(call, g.row(r));
-      const Acc strength = g.members[r].strength * upstream;
-      T* to = static_cast<T*>(call.out.grad) + g.row(r) * g.c;
+      const Acc strength = strength_of(r);
+      T* to = row_of(r);
       const auto put = [&](i64 j, Acc dz) {
         if (kSet != kBare) through(call, rivals, g, member, r, j, dz);
         store(to[j], dz);
       };
-      g.exact_of(part, before, team.rank(), team.size(), [&](i64 column, int at) {
-        put(column, rivals.q(member, column) * std::exp(g.exact(0)[at]) * strength);
+      g.exact_of(at, before, last.share.lane, last.share.width, [&](i64 column, int k) {
+        put(column, rivals.q(member, column) * std::exp(g.exact(0)[k]) * strength);
       });
-      if (g.label / all == part && team.rank() == 0)
-        put(g.label, learned_row<Acc>(call, g.row(r)).terms.part * upstream);
+      if (labelled && last.share.lane == 0) {
+        const i64 i = g.row(r);
+        put(g.label, learned_row<Acc>(call, i).terms.part * upstream_of<Acc>(call, i));
+      }
     }
   }
 

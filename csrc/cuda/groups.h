@@ -14,39 +14,63 @@
 namespace lpl {
 
 constexpr int kNodes = 7, kSlots = kNodes + 1;  // moments of the steps, beyond their start; all
-constexpr int kMostExact = 512;                 // classes that take their steps one by one
-constexpr int kMostParts = 64, kColumnsOfPart = 512;
+constexpr int kFirstNodes = 3;  // of the first steps, whose ways are off by the tail's gains anyway
+constexpr int kMostExact = 512;  // classes that take their steps one by one
+constexpr int kMostParts = 64, kColumnsOfPart = 512, kPartsOfRow = 8;
 constexpr int kRounds = 3;  // of steps with the tail's gains, at most
+
+// A number at each of the moments.
+template <typename Acc>
+struct alignas(16) AtNodes {
+  Acc of[kSlots];
+};
 
 // Moments of the steps, the first of which is their start.
 template <typename Acc>
 struct Nodes {
-  int count;                          // beyond the start
-  Acc at[kSlots];                     // Σ of the mean of 1/Z, over the gradient's length where
-                                      // steps are normalised
-  Acc own[kSlots];                    // minus the gradient's entry at the target
-  Acc second[kSlots], third[kSlots];  // of Bend
+  int count;         // beyond the start
+  AtNodes<Acc> at;   // Σ of the mean of 1/Z, over the gradient's length where steps are normalised
+  AtNodes<Acc> own;  // minus the gradient's entry at the target
+  AtNodes<Acc> second, third;  // of Bend
 };
 
 template <typename Acc>
-struct GroupState {
+struct alignas(16) GroupState {
   Nodes<Acc> nodes[2];  // of the last steps, and of those before, by turns
+  int parts;            // that gains are found in
   Acc own_change, second, third, log_second, log_third;
 };
 
-// What is kept for every row of a class, in their order.
+// From one row of logits to the next.
+LPL_DEVICE inline i64 row_bytes(const Problem& p) {
+  return p.row_stride * (p.dtype == DType::f64 ? 8 : p.dtype == DType::f32 ? 4 : 2);
+}
+
+// What is kept for every row of a class, in their order. Numbers that are wanted together are
+// together.
 template <typename Acc>
-struct Member {
-  Acc lift;                // log of the target's mass over the rivals'
-  Acc mass, inverse;       // of the tail; 1/Z
-  Acc rest;                // the rivals' mass after the steps, in units of that before
-  Acc strength;            // of the gradient, in those units
+struct alignas(16) Source {  // of q
+  Acc level, inverse;
+  const void* logits;
+};
+template <typename Acc>
+struct alignas(16) Masses {
+  Acc lift;      // log of the target's over the rivals'
+  Acc tail;      // of the tail
+  Acc rest;      // of the rivals after the steps, in units of that before
+  Acc strength;  // of the gradient, in those units
+};
+template <typename Acc>
+struct alignas(16) Walked {
+  Acc inverse;             // 1/Z
   Acc way, lost, squares;  // W = Σ 1/Z so far, what rounding has added to it, Σ 1/Z²
-  Acc gains[kSlots];       // of the tail's mass, at the nodes
-  Acc ways[2][kSlots], inverses[2][kSlots];  // at the nodes, as GroupState's
-  // of the part of the columns that the team of this place has
-  Acc lengths[kSlots], most;  // Σ of squares of the gradient at the nodes, over own²; largest B
-  int exact;                  // classes found
+};
+// Of the columns that the team of a place has.
+template <typename Acc>
+struct alignas(16) Found {
+  AtNodes<Acc> lengths;  // Σ of squares of the gradient at the nodes, over own²
+  Acc most;              // largest B
+  int exact;             // classes
 };
 
 // The class of the row at one place in Scratch::order.
@@ -61,10 +85,18 @@ class Group {
     const i64 n = call.p.n, leader = s.order[begin];
     // classes of two rows and more begin at places of different halves
     state = static_cast<GroupState<Acc>*>(s.groups) + begin / 2;
-    Member<Acc>* all = reinterpret_cast<Member<Acc>*>(state - begin / 2 + n / 2);
-    members = all + begin;
-    sums_ = reinterpret_cast<Acc*>(all + n) + begin * parts_of(c) * kSlots;
-    parts = count < parts_of(c) ? int(count) : parts_of(c);
+    char* memory = reinterpret_cast<char*>(state - begin / 2 + n / 2);
+    take(memory, n, sources_);
+    take(memory, n, masses_);
+    take(memory, n, walked_);
+    take(memory, n, found_);
+    take(memory, n, gains_);
+    take(memory, 2 * n, ways_);
+    take(memory, 2 * n, inverses_);
+    rows_ = n;
+    sums_ = reinterpret_cast<AtNodes<Acc>*>(memory) + begin * parts_of(c);
+    teams = count < kMostParts ? int(count) : kMostParts;
+    parts = kPartsOfRow * teams < parts_of(c) ? kPartsOfRow * teams : parts_of(c);
     const bool solves = learned_row<Acc>(call, leader).standing == Standing::grouped;
     open = solves && s.outcome && s.outcome[leader] == kRelaxed;
     done = solves && !open;
@@ -81,7 +113,8 @@ class Group {
   // out would show, so that all classes have to find room.
   static i64 bytes(i64 n, i64 c) {
     if (n < 2 || (sizeof(Acc) == 8 && c > kMostExact)) return 0;
-    const i64 row = parts_of(c) * kSlots * i64(sizeof(Acc)) + i64(sizeof(Member<Acc>));
+    const i64 row = i64(sizeof(Source<Acc>) + sizeof(Masses<Acc>) + sizeof(Walked<Acc>)) +
+                    i64(sizeof(Found<Acc>)) + (5 + parts_of(c)) * i64(sizeof(AtNodes<Acc>));
     return n / 2 * i64(sizeof(GroupState<Acc>)) + n * row;
   }
 
@@ -97,8 +130,7 @@ class Group {
 
   LPL_DEVICE i64 row(i64 r) const { return call_.scratch.order[begin + r]; }
   // Log of the target's mass over the rivals'; nan where nothing can be solved.
-  LPL_DEVICE Acc lift(i64 r) const {
-    const LearnedRow<Acc>& from = learned_row<Acc>(call_, row(r));
+  LPL_DEVICE static Acc lift(const LearnedRow<Acc>& from) {
     // where there are no rivals it does not matter
     return has_rivals(from) ? over_rivals(from) : from.own - from.own;
   }
@@ -111,18 +143,29 @@ class Group {
     to.series[1] = rivals ? 1 / rest : Acc(0);
   }
   // (room,): q of member r's exact classes, that of member 0 at last their δ; the columns of those
-  // that are found in a part. Both stand where a row alone in its class has its heads.
+  // that are found by the team of a place. Both stand where a row alone in its class has its heads.
   LPL_DEVICE Acc* exact(i64 r) const { return head_numbers_of<Acc>(call_, row(r)); }
-  LPL_DEVICE int32_t* columns(int part) const { return head_columns_of(call_, row(part)); }
-  // (kSlots,): the tail's mass, and its gains at the nodes, in one part of member r's columns.
-  LPL_DEVICE Acc* sums(i64 r, int part) const { return sums_ + (r * parts_of(c) + part) * kSlots; }
+  LPL_DEVICE int32_t* columns(int team) const { return head_columns_of(call_, row(team)); }
 
-  // f(column, number) for the exact classes of a part, shared by `size` threads; the number of all
-  // in it and before it.
+  LPL_DEVICE Source<Acc>& source(i64 r) const { return sources_[r]; }
+  LPL_DEVICE Masses<Acc>& masses(i64 r) const { return masses_[r]; }
+  LPL_DEVICE Walked<Acc>& walked(i64 r) const { return walked_[r]; }
+  LPL_DEVICE Found<Acc>& found(int team) const { return found_[team]; }
+  // Of the tail's mass; W and 1/Z, of the last steps and of those before by turns.
+  LPL_DEVICE AtNodes<Acc>& gains(i64 r) const { return gains_[r]; }
+  LPL_DEVICE AtNodes<Acc>& ways(int turn, i64 r) const { return ways_[(turn & 1) * rows_ + r]; }
+  LPL_DEVICE AtNodes<Acc>& inverses(int turn, i64 r) const {
+    return inverses_[(turn & 1) * rows_ + r];
+  }
+  // The tail's mass, and its gains at the nodes, in one part of member r's columns.
+  LPL_DEVICE AtNodes<Acc>& sums(i64 r, int part) const { return sums_[r * parts_of(c) + part]; }
+
+  // f(column, number) for the exact classes that a team has found, shared by `size` threads; the
+  // number of all in it and before it.
   template <typename F>
-  LPL_DEVICE int exact_of(int part, int before, int rank, int size, F f) const {
-    const int found = members[part].exact;
-    for (int k = rank; k < found; k += size) f(columns(part)[k], before + k);
+  LPL_DEVICE int exact_of(int team, int before, int rank, int size, F f) const {
+    const int found = this->found(team).exact;
+    for (int k = rank; k < found; k += size) f(columns(team)[k], before + k);
     return before + found;
   }
 
@@ -146,20 +189,75 @@ class Group {
     return parts < kMostParts ? int(parts) : kMostParts;
   }
 
+  // The numbers of this class of what all rows have.
+  template <typename Number>
+  LPL_DEVICE void take(char*& memory, i64 n, Number*& numbers) {
+    numbers = reinterpret_cast<Number*>(memory) + begin;
+    memory += n * i64(sizeof(Number));
+  }
+
   const Call& call_;
-  Acc* sums_;
+  Source<Acc>* sources_;
+  Masses<Acc>* masses_;
+  Walked<Acc>* walked_;
+  Found<Acc>* found_;
+  AtNodes<Acc>*gains_, *ways_, *inverses_, *sums_;
+  i64 rows_;  // of the batch
 
  public:
   const i64 c;
   const int room;
   i64 begin, count;
-  int parts;        // that columns come in, each the work of the team of one of the first places
-  bool open, done;  // without a verdict yet; solved
+  int teams, parts;  // those of the first places share the columns; parts of them that find room
+  bool open, done;   // without a verdict yet; solved
   int label, steps;
   Acc step;  // its size, with the direction's sign
   GroupState<Acc>* state;
-  Member<Acc>* members;  // (count,)
-  Acc* delta;            // (C,), if that is wanted
+  Acc* delta;  // (C,), if that is wanted
+};
+
+// Which rows and columns of a class a crew has. The rows of a large class are shared by the crews
+// of a team, which add up what they find for a column; those of a small one have columns of their
+// own.
+template <typename Team, typename Acc>
+struct Share {
+  LPL_DEVICE Share(const Team& team, const Group<Acc>& g)
+      : width(team.crew()), lane(team.rank() % width) {
+    const int crews = team.size() / width, crew = team.rank() / width;
+    while (crews % (2 * split) == 0 && g.count >= 2 * split * Team::kLeastRows) split *= 2;
+    wide = crews / split < g.parts ? crews / split : g.parts;
+    turns = g.parts / wide;
+    part = crew % wide;
+    begin = crew < split * wide ? crew / wide : int(g.count);
+    each = ((int(g.c) + parts() - 1) / parts() + 7) & -8;
+  }
+
+  // That columns come in.
+  LPL_DEVICE int parts() const { return turns * wide; }
+
+  // f(first, end, whole) for the columns of the team at a place of the class, kColumns at a time,
+  // the same number of times in all of its threads: one has those of first + v, v < kColumns, that
+  // come before `end`; all of them, and not the label, in all threads of a crew if it is `whole`.
+  // In between begins(part), under which a crew keeps what it finds.
+  template <int kColumns, typename Begins, typename F>
+  LPL_DEVICE void each_tile(const Group<Acc>& g, int team, Begins begins, F f) const {
+    for (int k = team; k < turns; k += g.teams) {
+      const int begins_at = k * wide * each, ends_at = begins_at + wide * each;
+      const int last = ends_at < int(g.c) ? ends_at : int(g.c);
+      begins(k * wide + part);
+      // crews side by side, so that who goes by ranks goes by columns
+      for (int lo = begins_at; lo < ends_at; lo += wide * width * kColumns) {
+        const int mine = lo + part * width * kColumns, next = mine + width * kColumns;
+        f(mine + lane * kColumns, last, next <= last && (g.label < mine || g.label >= next));
+      }
+    }
+  }
+
+  int width, lane;
+  // crews that share the rows, those that share the columns, and how often these come
+  int split = 1, wide, turns;
+  int begin, part;  // this one's first row of every `split`, and its place among `wide`
+  int each;         // columns of a part
 };
 
 // q of the rows of a class, from their logits.
@@ -175,45 +273,62 @@ class GroupRivals {
   };
 
   LPL_DEVICE GroupRivals(const Call& call, const Group<Acc>& group)
-      : call_(call), a_(call), g_(group) {}
+      : call_(call),
+        a_(call),
+        g_(group),
+        in_line_(reinterpret_cast<uintptr_t>(call.p.input) % 16 == 0 &&
+                 call.p.row_stride * i64(sizeof(T)) % 16 == 0) {}
 
   LPL_DEVICE const Algebra<T, kSet>& algebra() const { return a_; }
 
   LPL_DEVICE Member member(i64 r) const {
-    const i64 i = g_.row(r);
-    const LearnedRow<Acc>& from = learned_row<Acc>(call_, i);
+    const Source<Acc> source = g_.source(r);
     Member m;
     if (kSet != kBare) {
+      const i64 i = g_.row(r);
       m.row = a_.row(i, nullptr);
-      use_norm(a_, from.terms, m.row);
+      use_norm(a_, learned_row<Acc>(call_, i).terms, m.row);
     }
-    m.logits = a_.logits(i);
-    m.level = from.level;
-    m.inverse = from.series[1];
+    m.logits = static_cast<const T*>(source.logits);
+    m.level = source.level;
+    m.inverse = source.inverse;
     return m;
   }
 
   // Of a rival.
-  LPL_DEVICE Acc q(const Member& m, i64 j) const { return of(m, load(m.logits[j]), j); }
+  LPL_DEVICE Acc q(const Member& m, i64 j) const {
+    return mass(m, load(m.logits[j]), j) * m.inverse;
+  }
 
-  // Of columns beside each other that come before `end`; 0 of others.
-  template <int kCount>
-  LPL_DEVICE void tile(const Member& m, int first, int end, Acc* q) const {
+  // Whether columns that lie beside each other in a row do so in all rows in lines of memory.
+  LPL_DEVICE bool in_line() const { return in_line_; }
+
+  // q over `inverse` of columns beside each other; 0 of the label, whose may be beyond all numbers,
+  // and of those from `end` on. kWhole: there are none of these, and rows lie in_line().
+  template <int kCount, bool kWhole>
+  LPL_DEVICE void tile(const Member& m, int first, int end, Acc* e) const {
     Acc u[kCount];
-    take_beside<kCount>(m.logits + first, end - first, u);
+    if (kWhole)
+      take_line<kCount>(m.logits + first, u);
+    else
+      take_beside<kCount>(m.logits + first, end - first, u);
 #pragma unroll
-    for (int v = 0; v < kCount; ++v) q[v] = first + v < end ? of(m, u[v], first + v) : Acc(0);
+    for (int v = 0; v < kCount; ++v) {
+      const bool rival = kWhole || (first + v < end && first + v != g_.label);
+      e[v] = rival ? mass(m, u[v], first + v) : Acc(0);
+    }
   }
 
  private:
-  LPL_DEVICE Acc of(const Member& m, Acc u, i64 j) const {
+  LPL_DEVICE Acc mass(const Member& m, Acc u, i64 j) const {
     const Acc z = kSet == kBare ? u : a_.perturbed(u, int(j), m.row);
-    return Scale<Acc>::exp(Scale<Acc>::exponent(z, m.level)) * m.inverse;
+    return Scale<Acc>::exp(Scale<Acc>::exponent(z, m.level));
   }
 
   const Call& call_;
   const Algebra<T, kSet> a_;
   const Group<Acc>& g_;
+  const bool in_line_;
 };
 
 }  // namespace lpl

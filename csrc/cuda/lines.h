@@ -123,6 +123,28 @@ LPL_DEVICE inline void take_beside(const T* from, int count, Acc* to) {
 #pragma unroll
   for (int k = 0; k < kCount; ++k) to[k] = k < count ? load(from[k]) : Acc(0);
 }
+// All of them, which lie so.
+template <int kCount, typename T, typename Acc>
+LPL_DEVICE inline void take_line(const T* from, Acc* to) {
+  struct alignas(kCount * sizeof(T) < 16 ? kCount * sizeof(T) : 16) Line {
+    T value[kCount];
+  };
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(from));
+#endif
+  const Line line = *reinterpret_cast<const Line*>(from);
+  load_all<kCount>(to, line.value);
+}
+template <int kCount, typename T, typename Acc>
+LPL_DEVICE inline void put_line(T* to, const Acc* from) {
+  struct alignas(kCount * sizeof(T) < 16 ? kCount * sizeof(T) : 16) Line {
+    T value[kCount];
+  };
+  Line line;
+  store_all<kCount>(line.value, from);
+  *reinterpret_cast<Line*>(to) = line;
+}
+
 template <int kCount, typename T, typename Acc>
 LPL_DEVICE inline void put_beside(T* to, int count, const Acc* from) {
   struct alignas(kCount * sizeof(T)) {

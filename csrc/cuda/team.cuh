@@ -27,6 +27,7 @@ class TeamOf {
  public:
   using Exchange = ExchangeOf<kWarps>;
   static constexpr int kParts = kBulkParts, kLeastPart = 4;
+  static constexpr int kLeastRows = 8;  // of a crew, before more of them share those of a class
 
   // `arrivals`: where the stage is filled by bulk copies, else null.
   __device__ TeamOf(Exchange* exchange, void* shared, void* stage, Arrivals* arrivals, int blocks)
@@ -111,38 +112,6 @@ class TeamOf {
     return over_blocks(value, op);
   }
 
-  // store(k, Σ values[k] over all threads) for each k, by the same thread for the same k. Of a team
-  // that is one block. A barrier, too.
-  template <typename Acc, int kCount, typename Store>
-  __device__ void sum_each(Acc (&values)[kCount], Store store) {
-    static_assert(sizeof(values) <= kWidest && kWarp % kCount == 0, "room for it in Exchange");
-    // half of a lane's values go to its partner, for half of the partner's: in the end a lane has
-    // the sum of one
-    constexpr int kLanes = kWarp / kCount;  // that have the same
-    const int lane = place() % kWarp, warps = places() / kWarp;
-#pragma unroll
-    for (int half = kCount / 2; half > 0; half /= 2) {
-      const bool upper = lane & (half * kLanes);
-#pragma unroll
-      for (int k = 0; k < kCount / 2; ++k) {
-        if (k >= half) continue;  // a bound that is a constant keeps values in registers
-        const Acc sent = upper ? values[k] : values[k + half];
-        const Acc kept = upper ? values[k + half] : values[k];
-        values[k] = kept + shuffled(sent, half * kLanes);
-      }
-    }
-#pragma unroll
-    for (int step = kLanes / 2; step > 0; step /= 2) values[0] += shuffled(values[0], step);
-    turn_ ^= 1;
-    const auto of_warp = [&](int warp) { return &at<Acc>(exchange_->of_warps[turn_][warp]); };
-    if (lane % kLanes == 0) of_warp(place() / kWarp)[lane / kLanes] = values[0];
-    sync();
-    if (place() >= kCount) return;
-    Acc sum = of_warp(0)[place()];
-    for (int k = 1; k < warps; ++k) sum += of_warp(k)[place()];
-    store(place(), sum);
-  }
-
   // Σ count over the threads of lower rank; `total` over all. Between two of these another barrier.
   __device__ int before(int count, int& total) {
     const int lane = place() % kWarp, warps = places() / kWarp;
@@ -181,6 +150,30 @@ class TeamOf {
       value = other > value ? other : value;
     }
     return value;
+  }
+
+  // store(k, Σ values[k] over the crew) for each k, by the same thread for the same k.
+  template <typename Acc, int kCount, typename Store>
+  __device__ static void crew_sum_each(Acc (&values)[kCount], Store store) {
+    static_assert(kWarp % kCount == 0, "a lane for each");
+    // half of a lane's values go to its partner, for half of the partner's: in the end a lane has
+    // the sum of one
+    constexpr int kLanes = kWarp / kCount;  // that have the same
+    const int lane = int(threadIdx.x) % kWarp;
+#pragma unroll
+    for (int half = kCount / 2; half > 0; half /= 2) {
+      const bool upper = lane & (half * kLanes);
+#pragma unroll
+      for (int k = 0; k < kCount / 2; ++k) {
+        if (k >= half) continue;  // a bound that is a constant keeps values in registers
+        const Acc sent = upper ? values[k] : values[k + half];
+        const Acc kept = upper ? values[k + half] : values[k];
+        values[k] = kept + shuffled(sent, half * kLanes);
+      }
+    }
+#pragma unroll
+    for (int step = kLanes / 2; step > 0; step /= 2) values[0] += shuffled(values[0], step);
+    if (lane % kLanes == 0) store(lane / kLanes, values[0]);
   }
 
   // Bytes from the row to the stage; there once wait_for_copies() has returned.
