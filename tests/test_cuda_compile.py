@@ -53,9 +53,12 @@ def budget(kernel: Kernel) -> Use:
     heads = {
         "LearnedStatistics": 512 * (12 if wide else 8),
         "RowSteps": 8 * 384 * 12,  # of eight warps, or in double of four
-        "GroupSteps": 512 * (32 if wide else 16),
+        "GroupSteps": 512 * 48,  # numbers of classes, and as many of each crew
+        **dict.fromkeys(
+            ("GroupTail", "NormalizedTail", "GroupDelta", "GroupGradient"), (8 if wide else 32) << 10
+        ),
         "Rivals": 512 * (12 if wide else 8),
-        **dict.fromkeys(("Norm", "Loss", "Grouping"), 4096),  # of a block of 1,024 threads
+        **dict.fromkeys(("Norm", "Loss", "Classes", "Sort"), 4096),  # of a block of 1,024 threads
     }
     return Use(registers, 4096 + heads.get(kernel.body, 0), 0)
 
@@ -66,11 +69,12 @@ def kernels() -> set[Kernel]:
     sets = {"Row": LEAN, "Gradient": LEAN, "Mass": (BARE,)}
     sets |= dict.fromkeys(("LearnedStatistics", "LearnedGradient"), (BARE, TABLES))
     sets |= {f"Group{body}": (BARE,) for body in ("Tail", "Gather", "Delta", "Gradient")}
+    sets["NormalizedTail"] = (BARE,)
     found = {Kernel(body, type, ALL) for body in sets for type in TYPES.values()}
-    found.add(Kernel("Grouping", "float", ALL))
+    found |= {Kernel(body, "float", ALL) for body in ("Ranks", "Sort")}
     found |= {
         Kernel(body, type, ALL)
-        for body in ("Norm", "Loss", "RowSteps", "GroupSteps", "GroupLoss")
+        for body in ("Norm", "Loss", "Classes", "RowSteps", "GroupSteps")
         for type in ("float", "double")
     }
     found |= {

@@ -31,7 +31,7 @@ using i64 = int64_t;
   X(int64_t*, order, nullptr)                                                                      \
   X(int64_t*, begin, nullptr)                                                                      \
   X(int64_t*, counts, nullptr)                                                                     \
-  X(int32_t*, flags, nullptr)   /* (2,) Flag */                                                    \
+  X(int32_t*, flags, nullptr)   /* (kFlags,) Flag */                                               \
   X(int32_t*, outcome, nullptr) /* (N,) Outcome */                                                 \
   X(void*, groups, nullptr)     /* Group::bytes, null where that is 0 */                           \
   X(int64_t, chunk, 1)                                                                             \
@@ -67,7 +67,9 @@ enum Outcome : int32_t {
 // What is 1 where there is such a row: who has nothing to do need not look at every one.
 enum Flag : int {
   kSharing = 0,  // it shares its class
-  kLeft = 1      // it is left to plain steps
+  kLeft = 1,     // it is left to plain steps
+  kOpen = 2,     // its class has no verdict yet after round 0, or so many more
+  kFlags = 8
 };
 
 struct Call {

@@ -103,7 +103,7 @@ struct InTurns {
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 t) {
-    if (!call.scratch.flags[kSharing]) return;
+    if (!call.scratch.flags[Body::needs(call)]) return;
     for (i64 i = t; i < call.p.n; i += kTurns * call.scratch.teams) {
       Body::run(team, call, i);
       team.sync();  // the memory that the block has for itself
@@ -219,8 +219,6 @@ void learned_cross_entropy(Launcher& launch, const Call& call) {
     return under_delta<T>(launch, call);
   }
   take_steps<T>(launch, call);
-  if (call.scratch.groups)
-    launch.warps(GroupLossBody<typename AccumulateOf<T>::type>(), call, call.p.n);
   sweep_left<T>(launch, call);
   if (call.out.grad) gradient_of_steps<T>(launch, call);
 }

@@ -66,7 +66,10 @@ class Walk {
       lost |= lift != lift;
     }
     lost = team_.reduce(lost, [](int a, int b) { return a | b; });
-    if (lost) g_.tell(team_, kGroup);
+    if (lost)
+      g_.tell(team_, kGroup);
+    else
+      stays_open();
     set_up();
     return !lost;
   }
@@ -332,7 +335,10 @@ class Walk {
     // steps with gains that are far off may lead nowhere, from where there is no way back
     const bool lost = !(std::fabs(own_change_) + std::fabs(walked_) < Acc(INFINITY));
     if (lost || !(error <= series_tolerance<Acc>())) {
-      if (lost || round_ == kRounds) g_.tell(team_, kFellBack);
+      if (lost || round_ == kRounds)
+        g_.tell(team_, kFellBack);
+      else
+        stays_open();
       return;
     }
     team_.sync();  // nobody reads row 0 of `exact` any more
@@ -346,6 +352,32 @@ class Walk {
       g_.state->log_third = Acc(bend.log_third());
     }
     g_.tell(team_, kPerturbed);
+    if (call_.scratch.only_delta) return;
+    for (i64 r = team_.rank(); r < g_.count; r += team_.size()) tell_loss(r);
+  }
+
+  // The loss of member r, and what its gradient is made of.
+  LPL_DEVICE void tell_loss(i64 r) const {
+    const i64 i = g_.row(r);
+    LearnedRow<Acc>& from = learned_row<Acc>(call_, i);
+    const Algebra<Acc, kAll> algebra(call_);
+    const Row<Acc> row = algebra.row(i, nullptr);
+    Terms<Acc> terms = from.terms;
+    const Acc lift = g_.masses(r).lift + own_change_;
+    // where there are no rivals all is the label's
+    const bool rivals = Group<Acc>::has_rivals(from);
+    const Acc rest = rivals ? g_.masses(r).rest : Acc(0);
+    const Acc log_rest = rivals ? std::log(from.series[0]) : from.own * Scale<Acc>::kUnit;
+    const Acc unit = lift > 0 ? lift : Acc(0), fold = std::exp(-unit);
+    const Acc shift = from.level * Scale<Acc>::kUnit + log_rest + unit;
+    const Acc loss = algebra.of_label(row, lift - unit, rest * fold, shift, terms);
+    g_.masses(r).strength = terms.strength * fold;
+    from.terms = terms;
+    if (call_.scratch.losses) static_cast<Acc*>(call_.scratch.losses)[i] = loss + from.penalty;
+  }
+
+  LPL_DEVICE void stays_open() const {
+    if (team_.rank() == 0) call_.scratch.flags[kOpen + round_] = 1;
   }
 
   Team& team_;
@@ -371,6 +403,8 @@ struct GroupGatherBody {
   using Shared = Nothing;
   using Acc = typename AccumulateOf<T>::type;
 
+  LPL_DEVICE static int needs(const Call& call) { return kOpen + call.scratch.round; }
+
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
     const Group<Acc> group(call, place);
@@ -395,6 +429,10 @@ template <typename A>
 struct GroupStepsBody {
   using Acc = A;
   using Shared = WalkShared<Acc>;
+
+  LPL_DEVICE static int needs(const Call& call) {
+    return call.scratch.round ? kOpen + call.scratch.round - 1 : kSharing;
+  }
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {

@@ -293,6 +293,8 @@ struct TailBody {
   using Acc = typename AccumulateOf<T>::type;
   using Shared = Exchanged<Acc>;
 
+  LPL_DEVICE static int needs(const Call& call) { return kOpen + call.scratch.round; }
+
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
     const Group<Acc> group(call, place);
@@ -361,6 +363,8 @@ struct GroupDeltaBody {
   static constexpr int kColumns = kColumnsAtOnce<Acc, kSet>;
   using Shared = Exchanged<Acc>;
 
+  LPL_DEVICE static int needs(const Call&) { return kSharing; }
+
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
     const Group<Acc> g(call, place);
@@ -389,45 +393,14 @@ struct GroupDeltaBody {
   }
 };
 
-// The loss of the row at a place in the order of classes, if its class is solved; and what its
-// gradient is made of.
-template <typename A>
-struct GroupLossBody {
-  using Acc = A;
-  using Shared = Nothing;
-
-  template <typename Crew>
-  LPL_DEVICE static void run(Crew& crew, const Call& call, i64 place) {
-    if (crew.place() != 0) return;
-    const i64 i = call.scratch.order[place];
-    if (learned_row<Acc>(call, i).standing != Standing::grouped) return;
-    const Group<Acc> g(call, place);
-    if (!g.done) return;
-    LearnedRow<Acc>& from = learned_row<Acc>(call, i);
-    Masses<Acc>& member = g.masses(place - g.begin);
-    const Algebra<Acc, kAll> algebra(call);
-    const Row<Acc> row = algebra.row(i, nullptr);
-    Terms<Acc> terms = from.terms;
-    const Acc lift = member.lift + g.state->own_change;
-    // where there are no rivals all is the label's
-    const bool rivals = Group<Acc>::has_rivals(from);
-    const Acc rest = rivals ? member.rest : Acc(0);
-    const Acc log_rest = rivals ? std::log(from.series[0]) : from.own * Scale<Acc>::kUnit;
-    const Acc unit = lift > 0 ? lift : Acc(0), fold = std::exp(-unit);
-    const Acc shift = from.level * Scale<Acc>::kUnit + log_rest + unit;
-    const Acc loss = algebra.of_label(row, lift - unit, rest * fold, shift, terms);
-    member.strength = terms.strength * fold;
-    from.terms = terms;
-    if (call.scratch.losses) static_cast<Acc*>(call.scratch.losses)[i] = loss + from.penalty;
-  }
-};
-
 // The gradients of the rows of a class that is solved.
 template <typename T, Set kSet>
 struct GroupGradientBody {
   using Acc = typename AccumulateOf<T>::type;
   static constexpr int kColumns = kColumnsAtOnce<Acc, kSet>;
   using Shared = Exchanged<Acc>;
+
+  LPL_DEVICE static int needs(const Call&) { return kSharing; }
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {

@@ -19,7 +19,7 @@ struct ClassesBody {
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64) {
     if (call.out.norm && !call.p.normalizer) NormBody<Acc>::run(team, call, 0);
-    if (team.rank() == 0) call.scratch.flags[kSharing] = call.scratch.flags[kLeft] = 0;
+    for (int flag = team.rank(); flag < kFlags; flag += team.size()) call.scratch.flags[flag] = 0;
     each_of(team, call.p.target, call.p.n,
             [&](i64 i, i64 label) { call.scratch.outcome[i] = int32_t(class_of(call, label)); });
   }

@@ -236,7 +236,7 @@ def learned_state(problem: Problem) -> tuple[Form, ...]:
         (heads, torch.int32),
         (heads, dtype),
         ((3, n), torch.int64),
-        ((2,), torch.int32),
+        ((8,), torch.int32),
         ((_native().group_bytes(n, classes, code),), torch.uint8),
         *((((n, classes), dtype), ((n,), torch.int64)) if _wants_delta(problem) else ()),
     )
