@@ -95,6 +95,7 @@ CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tables": _rows(1),
     "tables, by statistics": (("StatisticsBody<T, 1u>",), ("GradientsBody<T, 1u>",)),
     "smoothing": _rows(2),
+    "norm": _rows(4),
     "norm, with tables": _rows(5),
     "penalty": _rows(8),
     "everything": _rows(63),

@@ -25,7 +25,7 @@ TYPES = {"f": "float", "d": "double", "6__half": "half", "13__nv_bfloat16": "bfl
 # Set of csrc/cuda/algebra.h
 BARE, TABLES, EVEN, LENGTH, PULL, MOVE, REST = 0, 1, 2, 4, 8, 16, 32
 ALL = 63
-LEAN = BARE, TABLES, EVEN, TABLES | LENGTH, PULL, MOVE
+LEAN = BARE, TABLES, EVEN, LENGTH, TABLES | LENGTH, PULL, MOVE
 
 
 class Kernel(NamedTuple):

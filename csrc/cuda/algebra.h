@@ -20,6 +20,7 @@ struct Row {
   const Acc *extra, *delta;  // (C,), null where there is none
   Acc factor, length, bend;  // its norm: logits are `factor` times as long
   Acc per_length;            // 1/length, 0 where that is 0
+  bool finite;               // known: its logits are
 };
 
 template <typename Acc>

@@ -53,7 +53,8 @@ inline const Path& path_of(Set set) {
     case kBare: return kBarePath;
     case kTables: return kTablesPath;
     case kEven: return kEvenPath;
-    case kTables | kLength: return kLengthPath;
+    case kLength: return kLengthPath;
+    case kTables | kLength: return kLengthTablesPath;
     case kPull: return kPullPath;
     case kMove: return kMovePath;
     default: return kPartPath;
@@ -92,7 +93,7 @@ bool shares_tables(const Call& call) {
          in_line(call.p.row_stride) && (!call.out.grad || in_line(call.p.c));
 }
 
-using Lean = SetList<kBare, kTables, kEven, kTables | kLength, kPull, kMove>;
+using Lean = SetList<kBare, kTables, kEven, kLength, kTables | kLength, kPull, kMove>;
 
 // Work for classes with several rows, of which a batch may have none: as many teams as keep a
 // device busy take rows in turn, so that a batch without such classes pays little for each kernel.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "algebra.h"
+#include "lines.h"
 
 namespace lpl {
 
@@ -29,19 +30,20 @@ LPL_DEVICE inline Acc power_of(Acc x, double p) {
 // What a p-norm is made of.
 template <typename Acc>
 struct Length {
-  Acc peak, total;  // max |u_j|, or 1; Σ (|u_j|/peak)^p, for p = ∞ how many are the peak
+  Acc peak, total;  // a number; Σ (|u_j|/peak)^p; for p = ∞ max |u_j|, and how many are that
+  bool finite;      // known: all u_j are, so that all are counted
 };
 
 constexpr float kLeastSum = 1e-25f;  // of powers of numbers that are not scaled
 
-// Σ f(u_j) over the columns of this thread that are counted, added up piece by piece.
+// Σ f(u_j) over the columns of this thread, added up piece by piece.
 template <typename Pieces, typename F, typename Acc = typename Pieces::Acc>
-LPL_DEVICE Acc sum_of_counted(const Pieces& pieces, F f) {
+LPL_DEVICE Acc sum_of_all(const Pieces& pieces, F f) {
   Acc total = 0;
   pieces.visit_arriving([&](int, const Acc* u, auto) {
     Acc sum = 0;  // columns that do not exist are 0
 #pragma unroll
-    for (int v = 0; v < Pieces::kSize; ++v) sum += f(counted(u[v]));
+    for (int v = 0; v < Pieces::kSize; ++v) sum = f(u[v], sum);
     total += sum;
   });
   return total;
@@ -51,11 +53,11 @@ template <typename Algebra, typename Team, typename Pieces, typename Acc = typen
 LPL_DEVICE Length<Acc> length_of(Team& team, double p, const Pieces& pieces) {
   const auto plus = [](Acc x, Acc y) { return x + y; };
   if (p == 1 || p == 2) {
-    Acc total = p == 1 ? sum_of_counted(pieces, [](Acc u) { return std::fabs(u); })
-                       : sum_of_counted(pieces, [](Acc u) { return u * u; });
+    Acc total = p == 1 ? sum_of_all(pieces, [](Acc u, Acc sum) { return std::fabs(u) + sum; })
+                       : sum_of_all(pieces, [](Acc u, Acc sum) { return std::fma(u, u, sum); });
     total = team.reduce(total, plus);
-    // else out of range, or near its ends
-    if (total > kLeastSum && total < 1 / kLeastSum) return {1, total};
+    // else some are −∞, or it is out of range or near its ends
+    if (total > kLeastSum && total < 1 / kLeastSum) return {1, total, true};
   }
   Acc peak = 0;
   pieces.visit_arriving([&](int, const Acc* u, auto) {
@@ -66,24 +68,32 @@ LPL_DEVICE Length<Acc> length_of(Team& team, double p, const Pieces& pieces) {
     }
   });
   peak = team.reduce(peak, [](Acc x, Acc y) { return x > y ? x : y; });
-  const bool infinite = p == INFINITY;
   Acc total = 0;
-  pieces.visit([&](int first, const Acc* u, auto kind) {
-    Acc sum = 0;
+  if (p == INFINITY) {
+    pieces.visit([&](int first, const Acc* u, auto kind) {
+#pragma unroll
+      for (int v = 0; v < Pieces::kSize; ++v)
+        if (decltype(kind)::value || pieces.inside(first + v))
+          total += Acc(std::fabs(counted(u[v])) == peak);
+    });
+    return {peak, team.reduce(total, plus), false};
+  }
+  // by a power of two, which rounds nothing
+  int exponent = 0;
+  if (peak > 0 && peak < INFINITY) std::frexp(peak, &exponent);
+  const int most = sizeof(Acc) == 8 ? 1020 : 120;
+  exponent = exponent < -most ? -most : exponent > most ? most : exponent;
+  const Acc unit = std::ldexp(Acc(1), exponent), scale = std::ldexp(Acc(1), -exponent);
+  pieces.visit([&](int, const Acc* u, auto) {
+    Acc sum = 0;  // columns that do not exist are 0
 #pragma unroll
     for (int v = 0; v < Pieces::kSize; ++v) {
-      if (!decltype(kind)::value && !pieces.inside(first + v)) continue;
-      const Acc magnitude = std::fabs(counted(u[v]));
-      if (infinite) {
-        sum += Acc(magnitude == peak);
-      } else {
-        const Acc share = peak > 0 ? magnitude / peak : magnitude;
-        sum += Algebra::has(kRest) ? power_of(share, p) : p == 1 ? share : share * share;
-      }
+      const Acc share = std::fabs(counted(u[v])) * scale;
+      sum += Algebra::has(kRest) ? power_of(share, p) : p == 1 ? share : share * share;
     }
     total += sum;
   });
-  return {peak, team.reduce(total, plus)};
+  return {unit, team.reduce(total, plus), false};
 }
 
 // T(u) = u·f(‖u‖_p): with n = ‖u‖_p and g = dL/dT
@@ -101,7 +111,9 @@ LPL_DEVICE void measure(Team& team, const Algebra& a, const Pieces& pieces, Row<
     // a norm may be larger than what float holds
     double n = double(found.peak);
     if (!infinite && p == 2) n *= std::sqrt(total);
-    if (!infinite && p != 2) n *= p == 1 ? total : std::pow(total, 1 / p);
+    if (p == 1) n *= total;
+    if constexpr (Algebra::has(kRest))
+      if (!infinite && p != 1 && p != 2) n *= std::pow(total, 1 / p);
     const double length = n + a.p.norm_offset;
     Made m = {1, Acc(n), 0, n > 0 ? Acc(1 / n) : Acc(0)};
     if (!(length > a.p.norm_limit)) return m;
@@ -113,6 +125,7 @@ LPL_DEVICE void measure(Team& team, const Algebra& a, const Pieces& pieces, Row<
   row.length = made.length;
   row.bend = made.bend;
   row.per_length = made.per_length;
+  row.finite = found.finite;
 }
 
 // g·u/n
@@ -143,6 +156,12 @@ LPL_DEVICE inline void through_norm(const Algebra& a, Acc along, const Acc* u, c
   };
   if (a.norm == Norm::two) {
     const Acc slope = pull * row.per_length;
+    if (row.finite) {
+      const Acc by = -slope * row.factor;
+#pragma unroll
+      for (int v = 0; v < kSize; ++v) du[v] = std::fma(u[v], by, du[v] * row.factor);
+      return;
+    }
 #pragma unroll
     for (int v = 0; v < kSize; ++v) du[v] = (du[v] - counted(u[v]) * slope) * row.factor;
   } else if (a.norm == Norm::one) {
@@ -156,28 +175,36 @@ LPL_DEVICE inline void through_norm(const Algebra& a, Acc along, const Acc* u, c
   }
 }
 
-// The largest logit of a row, and how many are.
-template <typename Acc>
-struct Top {
-  Acc top, ties;
-};
-
-template <typename Team, typename Pieces, typename Acc = typename Pieces::Acc>
-LPL_DEVICE Top<Acc> top_of(Team& team, const Pieces& pieces) {
+// The largest logit of a row.
+template <typename Team, typename T, typename Pieces, typename Acc = typename Pieces::Acc>
+LPL_DEVICE Acc top_of(Team& team, const Pieces& pieces) {
+  Largest<T> whole;
   Acc top = -INFINITY;
-  pieces.visit_arriving([&](int first, const Acc* u, auto kind) {
+  pieces.visit_arriving([&](int first, const typename Pieces::Line& line, auto kind) {
+    if constexpr (decltype(kind)::value && Pieces::kSize % 2 == 0) {
+      whole.template add<Pieces::kSize>(line.value);
+    } else {
 #pragma unroll
-    for (int v = 0; v < Pieces::kSize; ++v)
-      if ((decltype(kind)::value || pieces.inside(first + v)) && u[v] > top) top = u[v];
+      for (int v = 0; v < Pieces::kSize; ++v) {
+        const Acc u = load(line.value[v]);
+        if ((decltype(kind)::value || pieces.inside(first + v)) && u > top) top = u;
+      }
+    }
   });
-  top = team.reduce(top, [](Acc a, Acc b) { return a > b ? a : b; });
+  if (whole.value() > top) top = whole.value();
+  return team.reduce(top, [](Acc a, Acc b) { return a > b ? a : b; });
+}
+
+// How many are that.
+template <typename Team, typename Pieces, typename Acc = typename Pieces::Acc>
+LPL_DEVICE Acc ties_of(Team& team, const Pieces& pieces, Acc top) {
   Acc ties = 0;
   pieces.visit([&](int first, const Acc* u, auto kind) {
 #pragma unroll
     for (int v = 0; v < Pieces::kSize; ++v)
       if (decltype(kind)::value || pieces.inside(first + v)) ties += u[v] == top;
   });
-  return {top, team.reduce(ties, [](Acc a, Acc b) { return a + b; })};
+  return team.reduce(ties, [](Acc a, Acc b) { return a + b; });
 }
 
 // The constants of a row's penalty, once a row.
@@ -232,25 +259,30 @@ LPL_DEVICE inline void penalties_of_piece(const Problem& p, const Pull<Acc>& pul
     if (Kind::value || pieces.inside(first + v)) use(v, penalty_of(p, pull, u[v], first + v));
 }
 
-// Their sums over the columns of a row.
+// Their sums over the columns of a row, and how many of these are its largest.
+struct Penalties {
+  double value, slope, ties;
+};
+
 template <typename Team, typename Pieces, typename Acc = typename Pieces::Acc>
-LPL_DEVICE PhiValue<double> penalties_of(Team& team, const Problem& p, Acc top,
-                                         const Pieces& pieces) {
+LPL_DEVICE Penalties penalties_of(Team& team, const Problem& p, Acc top, const Pieces& pieces) {
   const Pull<Acc> pull(p, top);
   PhiValue<Acc> sum = {0, 0}, lost = {0, 0};
+  int ties = 0;
   pieces.visit([&](int first, const Acc* u, auto kind) {
     PhiValue<Acc> part = {0, 0};
     penalties_of_piece<Pieces::kSize, decltype(kind)>(p, pull, pieces, first, u,
-                                                      [&](int, const PhiValue<Acc>& at) {
+                                                      [&](int v, const PhiValue<Acc>& at) {
                                                         part.value += at.value;
                                                         part.slope += at.slope;
+                                                        ties += u[v] == top;
                                                       });
     add(sum.value, lost.value, part.value);
     add(sum.slope, lost.slope, part.slope);
   });
-  const PhiValue<double> wide = {double(sum.value), double(sum.slope)};
-  return team.reduce(wide, [](const PhiValue<double>& a, const PhiValue<double>& b) {
-    return PhiValue<double>{a.value + b.value, a.slope + b.slope};
+  const Penalties wide = {double(sum.value), double(sum.slope), double(ties)};
+  return team.reduce(wide, [](const Penalties& a, const Penalties& b) {
+    return Penalties{a.value + b.value, a.slope + b.slope, a.ties + b.ties};
   });
 }
 

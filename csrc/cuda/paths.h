@@ -28,7 +28,8 @@ constexpr Path kEvenPath = {"even smoothing",
                             (kLean & ~set_of(Is::weight, Is::phi, Is::phi_parameter)) |
                                 set_of(Is::label_smoothing, Is::smoothing),
                             kLeanOutputs};
-constexpr Path kLengthPath = {"norm", kLean | kScales | kNorming, kLeanOutputs};
+constexpr Path kLengthPath = {"norm", kLean | kNorming, kLeanOutputs};
+constexpr Path kLengthTablesPath = {"norm, tables", kLean | kScales | kNorming, kLeanOutputs};
 constexpr Path kPullPath = {"penalty", kLean | kPenalty, kLeanOutputs};
 constexpr Path kMovePath = {"moved", kLean | kLearning | kThrough, kLeanOutputs};
 
@@ -43,9 +44,10 @@ constexpr Path kLearnedBarePath = {"learned", (kLean & ~kPart) | kLearning | kTh
 constexpr Path kLearnedTablesPath = {"learned, tables", kLearnedBarePath.features | kScales,
                                      kRowPath.outputs};
 
-constexpr const Path* kPaths[] = {
-    &kLossPath,   &kRowPath,  &kPartPath, &kBarePath,   &kTablesPath,      &kEvenPath,
-    &kLengthPath, &kPullPath, &kMovePath, &kSolvedPath, &kLearnedBarePath, &kLearnedTablesPath};
+constexpr const Path* kPaths[] = {&kLossPath,         &kRowPath,  &kPartPath,   &kBarePath,
+                                  &kTablesPath,       &kEvenPath, &kLengthPath, &kLengthTablesPath,
+                                  &kPullPath,         &kMovePath, &kSolvedPath, &kLearnedBarePath,
+                                  &kLearnedTablesPath};
 
 // What has to serve all that a call has and wants.
 inline const Path& path_of(Work work, uint64_t wanted) {

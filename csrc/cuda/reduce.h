@@ -30,9 +30,9 @@ struct SizeBody {
       size.total = double(length.total);
     }
     if (row.live && algebra.penalised()) {
-      const Top<Acc> peak = top_of(team, here.pieces());
-      size.top = double(peak.top);
-      size.ties = double(peak.ties);
+      const Acc top = top_of<Team, T>(team, here.pieces());
+      size.top = double(top);
+      size.ties = double(ties_of(team, here.pieces(), top));
     }
     store_part(team, call, i, size);
   }
@@ -112,7 +112,7 @@ struct DetailBody {
       detail.along = sum.along;
     }
     if (algebra.penalised()) {
-      const PhiValue<double> sum = penalties_of(team, call.p, t.top, here.pieces());
+      const Penalties sum = penalties_of(team, call.p, t.top, here.pieces());
       detail.penalty = sum.value;
       detail.push = sum.slope;
     }

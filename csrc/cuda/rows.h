@@ -221,8 +221,8 @@ class TeamRow {
   LPL_DEVICE void measure_all() {
     if (a_.normed()) measure(team_, a_, pieces_, row_);
     if (!a_.penalised()) return;
-    peak_ = top_of(team_, pieces_);
-    penalties_ = penalties_of(team_, a_.p, peak_.top, pieces_);
+    top_ = top_of<Team, T>(team_, pieces_);
+    penalties_ = penalties_of(team_, a_.p, top_, pieces_);
   }
 
   // What is then known of its Terms.
@@ -237,9 +237,9 @@ class TeamRow {
     const double share =
         (weight ? double(*static_cast<const Acc*>(weight)) : 1) / double(a_.classes);
     penalty_ = Acc(penalties_.value * share);
-    t.top = peak_.top;
+    t.top = top_;
     t.each = Acc(share / a_.p.penalty_unit);
-    t.raises = Acc(penalties_.slope / double(peak_.ties) * share / a_.p.penalty_unit);
+    t.raises = Acc(penalties_.slope / penalties_.ties * share / a_.p.penalty_unit);
     return t;
   }
 
@@ -285,19 +285,30 @@ class TeamRow {
       });
       if constexpr (kMore) {
         if (weigh) weigh_piece(first, z, kind, mass.e().shift(), s.mass, s.pull);
-        if (a_.normed()) {
-#pragma unroll
-          for (int v = 0; v < kSize; ++v) {
-            const bool exists = decltype(kind)::value || pieces_.inside(first + v);
-            terms[v] = exists ? terms[v] * unit_along(a_, u[v], first + v, row_) : Acc(0);
-          }
-          s.along += sum_of(terms);
-        }
+        if (a_.normed()) s.along += along_of_piece(first, u, terms, kind);
       }
     });
     s.level = mass.level();
     s.rest = mass.rest();
     return of_team(team_, s);
+  }
+
+  // Σ of terms times unit_along.
+  template <typename Kind>
+  LPL_DEVICE Acc along_of_piece(int first, const Acc* u, const Acc (&terms)[kSize], Kind) const {
+    Acc sum = 0;
+    if (!Algebra<T, kSet>::has(kTables | kRest) && row_.finite) {  // columns beyond are 0
+#pragma unroll
+      for (int v = 0; v < kSize; ++v) sum = std::fma(terms[v], u[v], sum);
+      return sum * row_.per_length;
+    }
+    Acc parts[kSize];
+#pragma unroll
+    for (int v = 0; v < kSize; ++v) {
+      const bool exists = Kind::value || pieces_.inside(first + v);
+      parts[v] = exists ? terms[v] * unit_along(a_, u[v], first + v, row_) : Acc(0);
+    }
+    return sum_of(parts);
   }
 
   // The loss of a row whose target is one label, and its softmax's Terms, from sums without it, so
@@ -493,9 +504,8 @@ class TeamRow {
   const Algebra<T, kSet>& a_;
   Row<Acc>& row_;
   const Here pieces_;
-  Top<Acc> peak_{};
-  PhiValue<double> penalties_{};
-  Acc penalty_ = 0;
+  Penalties penalties_{};
+  Acc top_ = 0, penalty_ = 0;
 };
 
 // Loss and gradient of row i under its δ, if any.
