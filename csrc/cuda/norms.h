@@ -78,22 +78,25 @@ LPL_DEVICE Length<Acc> length_of(Team& team, double p, const Pieces& pieces) {
     });
     return {peak, team.reduce(total, plus), false};
   }
-  // by a power of two, which rounds nothing
+  // by a power of two, which rounds nothing; any power p as the reference has it, by the largest
   int exponent = 0;
   if (peak > 0 && peak < INFINITY) std::frexp(peak, &exponent);
   const int most = sizeof(Acc) == 8 ? 1020 : 120;
   exponent = exponent < -most ? -most : exponent > most ? most : exponent;
-  const Acc unit = std::ldexp(Acc(1), exponent), scale = std::ldexp(Acc(1), -exponent);
+  const Acc scale = std::ldexp(Acc(1), -exponent);
   pieces.visit([&](int, const Acc* u, auto) {
     Acc sum = 0;  // columns that do not exist are 0
 #pragma unroll
     for (int v = 0; v < Pieces::kSize; ++v) {
-      const Acc share = std::fabs(counted(u[v])) * scale;
-      sum += Algebra::has(kRest) ? power_of(share, p) : p == 1 ? share : share * share;
+      const Acc magnitude = std::fabs(counted(u[v])), share = magnitude * scale;
+      if (Algebra::has(kRest))
+        sum += power_of(peak > 0 ? magnitude / peak : magnitude, p);
+      else
+        sum += p == 1 ? share : share * share;
     }
     total += sum;
   });
-  return {unit, team.reduce(total, plus), false};
+  return {Algebra::has(kRest) ? peak : 1 / scale, team.reduce(total, plus), false};
 }
 
 // T(u) = u·f(‖u‖_p): with n = ‖u‖_p and g = dL/dT
