@@ -89,6 +89,7 @@ def _rows(set: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return (f"RowBody<T, {set}u>", "NormBody", "LossBody"), again
 
 
+_GROUPING = "ClassesBody", "RanksBody"
 CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "plain, a margin, φ": _rows(0),
     "plain, by statistics": (("sums:RowBody<T, 0u>",), ("GradientBody<T, 0u>",)),
@@ -100,11 +101,11 @@ CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "penalty": _rows(8),
     "everything": _rows(63),
     ALONE: (
-        ("ClassesBody", "RanksBody", "LearnedStatisticsBody<T, 0u>", "RowStepsBody", "SweptBody<T>"),
+        (*_GROUPING, "LearnedStatisticsBody<T, 0u>", "RowStepsBody", "SweptBody<T>"),
         ("LearnedGradientBody<T, 0u>",),
     ),
     f"{ALONE}, tables": (
-        ("ClassesBody", "RanksBody", "LearnedStatisticsBody<T, 1u>", "RowStepsBody", "SweptBody<T>"),
+        (*_GROUPING, "LearnedStatisticsBody<T, 1u>", "RowStepsBody", "SweptBody<T>"),
         ("LearnedGradientBody<T, 1u>",),
     ),
 }

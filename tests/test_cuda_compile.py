@@ -55,7 +55,8 @@ def budget(kernel: Kernel) -> Use:
         "RowSteps": 8 * 384 * 12,  # of eight warps, or in double of four
         "GroupSteps": 512 * 48,  # numbers of classes, and as many of each crew
         **dict.fromkeys(
-            ("GroupTail", "NormalizedTail", "GroupDelta", "GroupGradient"), (8 if wide else 32) << 10
+            ("GroupTail", "NormalizedTail", "GroupDelta", "GroupGradient"),
+            (8 if wide else 32) << 10,
         ),
         "Rivals": 512 * (12 if wide else 8),
         **dict.fromkeys(("Norm", "Loss", "Classes", "Sort"), 4096),  # of a block of 1,024 threads

@@ -226,7 +226,8 @@ def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
 
 def learned_state(problem: Problem) -> tuple[Form, ...]:
     """The rows' numbers, the columns of their heads and a number of each; the rows by class, what
-    there is of classes, and the numbers of those with several rows. Where loss and gradient want δ, that of every class."""
+    there is of classes, and the numbers of those with several rows. Where loss and gradient want δ,
+    that of every class."""
     n, classes = problem.input.shape
     dtype = accumulate_dtype(problem.input.dtype)
     code = DTYPES[problem.input.dtype]
