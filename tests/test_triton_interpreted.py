@@ -400,3 +400,22 @@ def test_labels_of_which_none_counts_pull_nowhere(upstream: float, dtype: torch.
     )
     (grad,) = torch.autograd.grad(loss, logits, torch.tensor(upstream))
     assert torch.count_nonzero(grad) == 0
+
+
+@pytest.mark.parametrize("some", [0.0, 0.5, torch.nan])
+@pytest.mark.parametrize("classes", [70, 1031])
+def test_labels_in_part_other_than_0_and_1(
+    classes: int, some: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Learned perturbation from moments: tiles whose labels are 0 and 1 ask for one side of each
+    logit, beside one that has another label, or one that is not there."""
+    monkeypatch.setattr(launch, "ENOUGH", 1)
+    draw = Draw(300, classes, seed=5)
+    target = (draw.uniform(300, classes) < 0.3).double()
+    target[260, 65] = some
+    steps = torch.full((classes,), 20, dtype=torch.int32)
+    ignored = {"ignore_index": torch.nan} if some != some else {}
+    made = testing.Case(draw.input(), target, {"step_size": 0.1, **ignored}, steps, multilabel=True)
+    with watched() as traffic:
+        testing.assert_within_budget(made, "triton", torch.float32)
+    assert traffic.loaded["binary_rest", "input"] == 0

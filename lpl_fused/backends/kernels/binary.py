@@ -29,6 +29,11 @@ from .elementary import exp, log1p, log1p_of_unit, reciprocal, scales_exactly
 HARD = tl.constexpr(0)  # labels are bool: one side for each logit
 SHARED = tl.constexpr(1)  # both sides have the same z, and φ = log: one exponential for both
 SIDES = tl.constexpr(2)  # each side for itself
+# what sums of moments may know of labels: a logit is on one side alone; its distances from both
+# labels are each other's negative; or neither
+OWN = tl.constexpr(0)
+MIRRORED = tl.constexpr(1)
+BOTH = tl.constexpr(2)
 
 
 MOMENTS = tl.constexpr(10)  # about 0 enough for any steps that add up to 1
@@ -67,6 +72,9 @@ class BinaryArguments(NamedTuple):
     sample_weight: Any  # (N,)
     phi: Any  # constexpr, a code of lpl_fused.phi
     phi_parameter: Any
+    soft: Any = None  # (chunks, blocks): whether labels of soft_chunk rows, soft_block classes are
+    soft_chunk: Any = None  # other than 0 and 1
+    soft_block: Any = None  # constexpr
 
 
 class BinaryWanted(NamedTuple):
@@ -197,11 +205,11 @@ def distance_terms(s, problem):
 
 
 @triton.jit
-def tile_terms(u, y, known, at, positive, negative, problem):
+def tile_terms(u, y, known, at, positive, negative, problem, form: tl.constexpr):
     """What is Found of a tile."""
     most = tl.zeros_like(u)
     e = most
-    if problem.form == HARD:
+    if form == HARD:
         is_positive = y > 0.5
         scale = tl.where(is_positive, positive.scale, negative.scale)
         z = u * scale + tl.where(is_positive, positive.offset, negative.offset)
@@ -215,7 +223,7 @@ def tile_terms(u, y, known, at, positive, negative, problem):
             value, slope = distance_terms(s, problem)
             most = value * weight
         du = tl.where(is_positive, -slope, slope) * weight * scale
-    elif problem.form == SHARED:
+    elif form == SHARED:
         z = u * negative.scale + negative.offset
         e, far, above = distance_exponential(z, problem)
         one = y * positive.weight
@@ -374,6 +382,9 @@ def binary_tiles(
             return
     sides = read_sides(columns, (columns >= 0) & (columns < problem.classes), problem, DTYPE)
     pull = read_pull(wanted, DTYPE)
+    form: tl.constexpr = problem.form if problem.soft is None else HARD
+    if problem.soft is not None and has_soft(start, end, column_start, problem, STEP, BLOCK):
+        whole = start
     # a comparison with nan is false
     if (tl.abs(pull) < float("inf")) == 0:
         whole = start
@@ -386,7 +397,7 @@ def binary_tiles(
         if STEP > 1:
             places = tl.multiple_of(start * problem.classes - phase, STEP) + column_lanes
         at = At(start + lanes, columns, inside, places)
-        sums = do_tile(sums, at, sides, pull, problem, wanted, True, DTYPE)
+        sums = do_tile(sums, at, sides, pull, problem, wanted, form, True, DTYPE)
         start += STEP * ROWS
     while start < end:
         places = None
@@ -394,7 +405,7 @@ def binary_tiles(
             places = tl.multiple_of(start * problem.classes - phase, STEP) + column_lanes
         rows = start + lanes
         at = At(rows, columns, is_inside(rows, columns, problem), places)
-        sums = do_tile(sums, at, sides, pull, problem, wanted, False, DTYPE)
+        sums = do_tile(sums, at, sides, pull, problem, wanted, problem.form, False, DTYPE)
         start += STEP * ROWS
     if wanted.sums is not None:
         place = program * tl.num_programs(1) + tl.program_id(1)
@@ -402,12 +413,30 @@ def binary_tiles(
 
 
 @triton.jit
+def has_soft(start, end, column_start, problem, STEP: tl.constexpr, BLOCK: tl.constexpr):
+    """Whether a program's tiles may have labels other than 0 and 1."""
+    columns = column_start - STEP + 1
+    first = tl.where(columns < 0, 0, columns) // problem.soft_block
+    lanes: tl.constexpr = 2 * BLOCK // problem.soft_block
+    blocks = first + tl.arange(0, lanes if lanes > 2 else 2)
+    count = (problem.classes + problem.soft_block - 1) // problem.soft_block
+    inside = (blocks < count) & (blocks * problem.soft_block < column_start + BLOCK)
+    chunk = start // problem.soft_chunk
+    soft = tl.zeros(blocks.shape, tl.int32)
+    while chunk * problem.soft_chunk < end:
+        soft |= tl.load(problem.soft + chunk * count + blocks, mask=inside, other=0)
+        chunk += 1
+    return tl.sum(soft, 0) != 0
+
+
+@triton.jit
 def do_tile(
-    sums, at, sides, pull, problem, wanted, FINITE: tl.constexpr, DTYPE: tl.constexpr
+    sums, at, sides, pull, problem, wanted,
+    form: tl.constexpr, FINITE: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Stores what is wanted of a tile; the sums with its losses, where these are wanted."""
     u, y, known = read_tile(at, problem, DTYPE)
-    found = tile_terms(u, y, known, at, sides[0], sides[1], problem)
+    found = tile_terms(u, y, known, at, sides[0], sides[1], problem, form)
     store_tile(found, at, pull, problem, wanted, FINITE)
     if wanted.sums is not None:
         sums = added_loss(sums, found, problem)
@@ -456,7 +485,7 @@ def sigma_sum(s, share):
 def half_tanh(x):
     """tanh(x/2), to the last place of 1; nan stays."""
     e = exp(-tl.abs(x))
-    t = (1 - e) / (1 + e)
+    t = (1 - e) * reciprocal(1 + e, True)
     return tl.where(x < 0, -t, t)
 
 
@@ -484,56 +513,92 @@ def added_chebyshev(sums, t, share):
 
 @triton.jit
 def binary_moments(
-    problem, walk, steps, partial, CHUNK,
-    FIRST: tl.constexpr, DTYPE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    problem, walk, steps, partial, soft, CHUNK,
+    FIRST: tl.constexpr, KIND: tl.constexpr, DTYPE: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """partial (2, MOMENTS + 1, chunks, C): Σ of share·C_n(T) over chunks of CHUNK rows, of classes
-    that are still on their walk. One program per block of classes and chunk of rows.
+    that are still on their walk; at FIRST soft (chunks, blocks), where labels may be. One program
+    per block of classes and chunk of rows.
     """
     column_start = tl.program_id(0) * BLOCK
     columns = (column_start + tl.arange(0, BLOCK))[None, :]
     inside = columns < problem.classes
     count = tl.abs(tl.load(steps + columns, mask=inside, other=0))
-    centre_one = tl.zeros((1, BLOCK), DTYPE)
-    centre_zero = centre_one
+    centres = (tl.zeros((1, BLOCK), DTYPE), tl.zeros((1, BLOCK), DTYPE))
     going = count > 0
+    if soft is not None:
+        soft += tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     if not FIRST:
-        centre_one = read_walk(walk, 0, 3, columns, inside, problem.classes).to(DTYPE)
-        centre_zero = read_walk(walk, 1, 3, columns, inside, problem.classes).to(DTYPE)
+        centres = (
+            read_walk(walk, 0, 3, columns, inside, problem.classes).to(DTYPE),
+            read_walk(walk, 1, 3, columns, inside, problem.classes).to(DTYPE),
+        )
         taken_one = read_walk(walk, 0, 2, columns, inside, problem.classes)
         taken_zero = read_walk(walk, 1, 2, columns, inside, problem.classes)
         going = (taken_one < count) | (taken_zero < count)
     if tl.sum(tl.sum(going.to(tl.int32), 1), 0) == 0:
+        if FIRST and soft is not None:
+            tl.store(soft, 1)
         return
-    positive, negative = read_sides(columns, inside, problem, DTYPE)
+    sides = read_sides(columns, inside, problem, DTYPE)
     zeros = tl.zeros((ROWS, BLOCK), DTYPE)
-    sums_one = (zeros,) * (MOMENTS + 1)
-    sums_zero = sums_one
-    lanes = tl.arange(0, ROWS)[:, None]
+    sums = ((zeros,) * (MOMENTS + 1), (zeros,) * (MOMENTS + 1), zeros)
     start = tl.program_id(1).to(tl.int64) * CHUNK
     end = tl.minimum(start + CHUNK, problem.rows)
+    # from which row on tiles are not whole, or have labels of another kind
+    whole = end - (end - start) % ROWS
+    if column_start + BLOCK > problem.classes:
+        whole = start
+    kind: tl.constexpr = OWN if KIND == BOTH and not FIRST else KIND
+    if KIND == BOTH and not FIRST and tl.load(soft) != 0:
+        whole = start
+    lanes = tl.arange(0, ROWS)[:, None]
+    there = tl.full((ROWS, BLOCK), 1, tl.int1)
+    while start < whole:
+        at = At(start + lanes, columns, there, None)
+        sums = added_moments(sums, at, sides, centres, problem, kind, DTYPE)
+        start += ROWS
     while start < end:
         rows = start + lanes
-        there = is_inside(rows, columns, problem) & (rows < end)
-        u, y, known = read_tile(At(rows, columns, there, None), problem, DTYPE)
-        s_one, one, s_zero, zero = distances(u, y, known, positive, negative)
-        if problem.form == HARD:
-            # a logit is on one side alone
-            s = tl.where(one > 0, s_one + centre_one, s_zero + centre_zero)
-            t = half_tanh(s)
-            sums_one = added_chebyshev(sums_one, t, one)
-            sums_zero = added_chebyshev(sums_zero, t, zero)
-        else:
-            sums_one = added_chebyshev(sums_one, half_tanh(s_one + centre_one), one)
-            sums_zero = added_chebyshev(sums_zero, half_tanh(s_zero + centre_zero), zero)
+        at = At(rows, columns, is_inside(rows, columns, problem) & (rows < end), None)
+        sums = added_moments(sums, at, sides, centres, problem, KIND, DTYPE)
         start += ROWS
+    if FIRST and soft is not None:
+        # nan is, too
+        tl.store(soft, (tl.sum(tl.sum(sums[2], 1), 0) != 0).to(tl.int32))
     chunk = tl.program_id(1).to(tl.int64)
     chunks = tl.num_programs(1).to(tl.int64)
     for n in tl.static_range(MOMENTS + 1):
         here = partial + (n * chunks + chunk) * problem.classes + columns
-        tl.store(here, tl.sum(sums_one[n], 0)[None, :], mask=inside)
+        total = tl.sum(sums[0][n], 0)[None, :]
+        if KIND == MIRRORED and n % 2 == 1:
+            total = -total
+        tl.store(here, total, mask=inside)
         here += (MOMENTS + 1) * chunks * problem.classes
-        tl.store(here, tl.sum(sums_zero[n], 0)[None, :], mask=inside)
+        tl.store(here, tl.sum(sums[1][n], 0)[None, :], mask=inside)
+
+
+@triton.jit
+def added_moments(sums, at, sides, centres, problem, KIND: tl.constexpr, DTYPE: tl.constexpr):
+    """(moments of positives, of negatives, something unless labels are 0 or 1) with a tile's."""
+    u, y, known = read_tile(at, problem, DTYPE)
+    one = tl.where(known, y, 0)
+    zero = tl.where(known, 1 - y, 0)
+    if KIND == BOTH:
+        s_one, one, s_zero, zero = distances(u, y, known, sides[0], sides[1])
+        ones = added_chebyshev(sums[0], half_tanh(s_one + centres[0]), one)
+        zeros = added_chebyshev(sums[1], half_tanh(s_zero + centres[1]), zero)
+    else:
+        s = u * sides[1].scale + sides[1].offset + centres[1]
+        if KIND == OWN:
+            far = u * sides[0].scale + sides[0].offset
+            s = tl.where(one > 0.5, centres[0] - far, s)
+        t = half_tanh(tl.where(known, s, 0))
+        # of what is mirrored C_n(−t) = (−1)^n·C_n(t)
+        ones = added_chebyshev(sums[0], t, one)
+        zeros = added_chebyshev(sums[1], t, zero)
+    return ones, zeros, sums[2] + tl.abs(one * zero)
 
 
 @triton.jit
@@ -741,14 +806,14 @@ def binary_learned(
         total = tl.zeros((1, BLOCK), DTYPE)
         start = tl.zeros((), tl.int64)
         if RESIDENT:
-            found = tile_terms(u, y, known, at, positive, negative, problem)
+            found = tile_terms(u, y, known, at, positive, negative, problem, problem.form)
             store_tile(found, at, pull, problem, wanted, False)
             total += tl.sum(loss_of(found, problem), 0)[None, :]
         else:
             while start < problem.rows:
                 below = at_rows(start, lanes, columns, problem)
                 u, y, known = read_tile(below, problem, DTYPE)
-                found = tile_terms(u, y, known, below, positive, negative, problem)
+                found = tile_terms(u, y, known, below, positive, negative, problem, problem.form)
                 store_tile(found, below, pull, problem, wanted, False)
                 total += tl.sum(loss_of(found, problem), 0)[None, :]
                 start += ROWS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,10 @@ _EVEN = Path(
         *("positive_scale", "positive_offset", "negative_scale", "negative_offset"),
     ),
 )
+# of which both labels have the same z
+_ALIKE = Path(
+    "triton, one z", BinaryProblem, (*WEIGHING_LABELS, "phi", "phi_parameter", "steps", "step_size")
+)
 _KERNELS = Path(
     "triton, multi-label",
     BinaryProblem,
@@ -62,7 +66,7 @@ def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
         grad=grad,
         norm=norm if divides(problem) else None,
     )
-    state = () if known is None else (known,)
+    state = () if known is None else tuple(part for part in known if part is not None)
     if losses is not None:
         return Forward(losses, norm, None, grad, state=state)
     assert found is not None
@@ -88,7 +92,9 @@ def binary_rescale_(problem: BinaryProblem, forward: Forward, upstream: Tensor) 
         # of each logit its own: made anew; one for all: unless it scales exactly
         anew = _contiguous(problem, upstream if upstream.dim() else upstream / norm)
         unless = None if upstream.dim() else upstream
-        known = forward.state[0] if forward.state else None
+        known = (
+            Learned(*forward.state, *(None,) * (2 - len(forward.state))) if forward.state else None
+        )
         _run(problem, grad=grad, known=known, upstream=anew, unless=unless)
     elif upstream.dim():
         grad.mul_(upstream)
@@ -106,7 +112,7 @@ def _contiguous(problem: BinaryProblem, upstream: Tensor) -> Tensor:
 def binary_perturbation(problem: BinaryProblem) -> Tensor:
     walk = _walk_meta(problem)
     if walk is not None:
-        return _learned(problem, walk)
+        return _learned(problem, walk).delta
     delta = new(problem, 2, problem.input.shape[1])
     _run(problem, delta=delta)
     return delta
@@ -119,9 +125,27 @@ def _walk_meta(problem: BinaryProblem) -> WalkMeta | None:
     return binary_walk_meta(problem)
 
 
-def _learned(problem: BinaryProblem, walk: WalkMeta) -> Tensor:
-    """δ (2, C), from moments of the batch."""
-    from ..kernels.binary import MOMENTS, WALK, binary_moments, binary_rest, binary_walk
+class Learned(NamedTuple):
+    """δ (2, C), and which labels (chunks, blocks of classes) may be other than 0 and 1; None of
+    labels that cannot."""
+
+    delta: Tensor
+    soft: Tensor | None = None
+
+
+def _learned(problem: BinaryProblem, walk: WalkMeta) -> Learned:
+    """From moments of the batch."""
+    from ..kernels.binary import (
+        BOTH,
+        HARD,
+        MIRRORED,
+        MOMENTS,
+        OWN,
+        WALK,
+        binary_moments,
+        binary_rest,
+        binary_walk,
+    )
 
     n, classes = problem.input.shape
     chunks = -(-n // walk.chunk)
@@ -131,10 +155,15 @@ def _learned(problem: BinaryProblem, walk: WalkMeta) -> Tensor:
     dtype = _language_dtype(problem)
     size = float(problem.options.step_size)
     grid, each = (-(-classes // walk.moments["BLOCK"]), chunks), walk.walk
+    hard = arguments.form is HARD
+    soft = None if hard else new(problem, chunks, grid[0], dtype=torch.int32)
+    kind = OWN if hard else BOTH
+    alike = _ALIKE.serves(problem)
     for leg in range(walk.legs):
-        of_rows = (arguments, numbers, steps, partial, walk.chunk)
+        of_rows = (arguments, numbers, steps, partial, soft, walk.chunk)
         first = {"FIRST": leg == 0}
-        launching.launch(binary_moments, grid, *of_rows, **first, DTYPE=dtype, **walk.moments)
+        of_kind = {"KIND": (MIRRORED if leg == 0 and alike else kind).value, "DTYPE": dtype}
+        launching.launch(binary_moments, grid, *of_rows, **first, **of_kind, **walk.moments)
         sides = (-(-classes // each["BLOCK"]), 2)
         launching.launch(
             binary_walk, sides, numbers, steps, size, partial, classes, chunks, **first, **each
@@ -143,14 +172,14 @@ def _learned(problem: BinaryProblem, walk: WalkMeta) -> Tensor:
     what = (arguments, numbers, steps, size, delta, left)
     blocks = (-(-classes // walk.rest["BLOCK"]),)
     launching.launch(binary_rest, blocks, *what, DTYPE=dtype, **walk.rest)
-    return delta
+    return Learned(delta, soft)
 
 
 def _run(
     problem: BinaryProblem,
     *,
     sums: bool = False,
-    known: Tensor | None = None,
+    known: Learned | None = None,
     **places: Tensor | None,
 ) -> Tensor | None:
     """Runs the kernels for what is wanted; the losses of the programs if `sums`. `known`: δ, found
@@ -187,6 +216,13 @@ def _run(
         arguments = _in_rows(problem, meta["BLOCK"])
     else:
         arguments = _weighed(problem, _arguments(problem, known))
+        if known is not None and known.soft is not None and _EVEN.serves(problem):
+            walk = binary_walk_meta(problem)
+            assert walk is not None
+            block = constexpr(walk.moments["BLOCK"])
+            arguments = arguments._replace(
+                soft=known.soft, soft_chunk=walk.chunk, soft_block=block, even=constexpr(True)
+            )
     if tiles:
         launching.launch(binary_tiles, grid, arguments, wanted, **meta)
     else:
@@ -195,7 +231,7 @@ def _run(
     return found
 
 
-def _arguments(problem: BinaryProblem, delta: Tensor | None = None) -> Any:
+def _arguments(problem: BinaryProblem, known: Learned | None = None) -> Any:
     from triton.language import constexpr
 
     from ..kernels.binary import HARD, SHARED, SIDES, BinaryArguments
@@ -228,7 +264,7 @@ def _arguments(problem: BinaryProblem, delta: Tensor | None = None) -> Any:
         ignored=number(ignored) if options.missing and ignored == ignored else None,
         **{name: getattr(problem, name) for name in SIDE_TABLES},
         inverse_count=problem.inverse_count,
-        delta=delta,
+        delta=None if known is None else known.delta,
         masses=None,
         alpha=number(options.alpha) if weighs else None,
         beta=number(options.beta) if weighs else None,
