@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -24,9 +24,17 @@ if reason_against("triton", "cpu", torch.float32) is not None:
 
 from triton_memory import check, watched
 
-from lpl_fused.backends.kernels.arguments import FELL_BACK, GROUP, PERTURBED, SOLVED, Wanted
+from lpl_fused.backends.kernels.arguments import (
+    FELL_BACK,
+    GROUP,
+    PERTURBED,
+    SOLVED,
+    Groups,
+    Wanted,
+)
 from lpl_fused.backends.kernels.launch import GroupMeta
-from lpl_fused.backends.triton import learned
+from lpl_fused.backends.triton import arguments, launching, learned
+from lpl_fused.backends.triton.arguments import arguments_of, group_rows
 
 # NumPy's, where a kernel handles −inf and its like
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
@@ -55,9 +63,9 @@ def outcomes() -> Iterator[list[Tensor]]:
     found: list[Tensor] = []
     step_classes = learned.step_classes
 
-    def noted(problem: Any, arguments: Any, groups: Any, outcome: Tensor, *others: Any) -> Any:
-        taken = step_classes(problem, arguments, groups, outcome, *others)
-        found.append(outcome)
+    def noted(problem: Any, arguments: Any, saved: Any, *others: Any, **how: Any) -> Any:
+        taken = step_classes(problem, arguments, saved, *others, **how)
+        found.append(saved.outcome)
         return taken
 
     with mock.patch.object(learned, "step_classes", noted):
@@ -88,7 +96,7 @@ def launched_with(
             {**tile, **kind, **heads, **nodes},
             {**tile, **heads, "LANES": 4},
             {**steps, **kind, **heads, **nodes, "FEW": 4, "MANY": 2 * step_rows},
-            {**tile, **kind, **nodes},
+            {**tile, **kind, **heads, **nodes},
             {**steps, **kind, **heads, **nodes},
         )
 
@@ -257,3 +265,74 @@ def test_whatever_is_asked(asked: Problem) -> None:
     with launched_with(block=128):
         delta, _ = solve(asked)
     check_delta(asked, delta)
+
+
+@pytest.mark.parametrize("n", [1, 5, 16, 40, 300])
+def test_rows_by_class(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By comparing all with all, and by a sort: the same classes, each one's rows in their order,
+    one class behind the other."""
+    draw = Draw(n, 7, seed=n)
+    target = draw.labels()
+    target[:: n // 3 + 1] = -100
+    target[n // 2] = 7
+    steps = torch.full((7,), 3, dtype=torch.int32)
+    asked = Problem(draw.input().float(), target, steps=steps)
+
+    def found() -> Groups:
+        groups = Groups(*torch.full((4, n), -1))
+        group_rows(asked, arguments_of(asked), groups)
+        return groups
+
+    with watched():
+        compared = found()
+    monkeypatch.setattr(arguments, "MOST_COMPARED", 0)
+    for groups in (compared, found()):
+        for row in range(n):
+            members = torch.nonzero(target == target[row]).flatten()
+            begin = int(groups.begin[row])
+            assert groups.slot[row] == members[0]
+            assert groups.count[row] == len(members)
+            assert torch.equal(groups.order[begin : begin + len(members)], members)
+
+
+def launched_by(run: Callable[[], object]) -> list[str]:
+    found: list[str] = []
+    launch = launching.launch
+
+    def noted(kernel: Any, *others: Any, **meta: Any) -> None:
+        found.append(kernel.fn.__name__)
+        launch(kernel, *others, **meta)
+
+    with mock.patch.object(launching, "launch", noted):
+        run()
+    return found
+
+
+def test_launches() -> None:
+    """What is done of classes with several rows is done once; the backward forms their δ anew."""
+    asked = problem([3, 2, 1], [24, -5, 3], 600)
+    asked = asked._replace(input=asked.input.bfloat16())
+    forward = launched_by(lambda: backend.forward(asked, False))
+    solving = ["list_groups", "weigh_rows", "split_columns", "gather_heads"]
+    solving += [*("take_group_steps", "move_tail") * 3, "finish_groups"]
+    left = ["resident_steps", "sweeping_steps"]
+    assert forward == ["group_rows", "weigh_rivals", "step_rows", *solving, *left, "forward"]
+    state = backend.forward(asked, False).state
+    backward = launched_by(lambda: backend.learned_gradient(asked, torch.ones(()).expand(6), state))
+    assert backward == ["move_rows", "move_tail", "finish_groups", *left, "forward"]
+
+
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+def test_a_gradient_by_the_forwards_state(normalize: bool) -> None:
+    """The same bits as of steps that are taken anew; once more, the same."""
+    asked = problem([3, 2, 1], [24, -5, 3], 600, 2.0, normalize=normalize)
+    asked = asked._replace(input=asked.input.float())
+    upstream = torch.rand(6) + 0.5
+    with outcomes() as found:
+        state = backend.forward(asked, False).state
+        anew = backend.learned_gradient(asked, upstream)
+        for _ in range(2):
+            assert torch.equal(backend.learned_gradient(asked, upstream, state), anew)
+    for one in found[2:]:
+        assert torch.equal(one, found[0])
+    assert PERTURBED in found[0]

@@ -123,6 +123,7 @@ class Shared(NamedTuple):
 
     G is the most groups that a batch can have, K chunks of columns, M nodes, H exact classes. What
     is (N, …) goes by a row's place in Groups.order, but for `heads`: H from where a group begins.
+    What is None by default nobody needs once they are solved.
     """
 
     rows: Any  # N
@@ -131,23 +132,25 @@ class Shared(NamedTuple):
     leaders: Any  # (G + 1,): of the groups that are solved; at the end how many these are
     shift: Any  # (N,): e_ij = exp(z_ij − shift)
     unit: Any  # (N,): 1 / Σ e_ij over the rivals
-    lift: Any  # (N,): log of the target's mass in units of the rivals'
-    tail: Any  # (N,): Σ_tail q_ij
-    slope: Any  # (N,): Σ_tail q_ij·b_j, b_j the mean of q_ij over the rows, by their first 1/Z_i
-    way: Any  # (N,): W_i so far
-    inverse: Any  # (N,): 1/Z_i of the step before
     counts: Any  # (G, K): exact classes of a chunk
     heads: Any  # (N, H): the exact classes
-    exact: Any  # (N, H): their q
     change: Any  # (G, H): their δ
-    partial: Any  # (K, M, N): sums over a chunk, by node
-    squares: Any  # (G, K, M): likewise
-    gains: Any  # (N, M): what the tail's mass has grown by at the nodes before
     ways: Any  # (N, M): W_i at the nodes
-    used: Any  # (N, M): the `gains` that the steps have been taken with
     inverses: Any  # (N, M): 1/Z_i at the nodes
     node: Any  # (G, 4, M): number of steps, mean W, tail's share in the squares, own gradient
     ends: Any  # (G, 2): the target's δ; the tail's share in the squares at the start
+    lift: Any = None  # (N,): log of the target's mass in units of the rivals'
+    tail: Any = None  # (N,): Σ_tail q_ij
+    slope: Any = (
+        None  # (N,): Σ_tail q_ij·b_j, b_j the mean of q_ij over the rows, by their first 1/Z_i
+    )
+    way: Any = None  # (N,): W_i so far
+    inverse: Any = None  # (N,): 1/Z_i of the step before
+    exact: Any = None  # (N, H): their q
+    partial: Any = None  # (K, M, N): sums over a chunk, by node
+    squares: Any = None  # (G, K, M): likewise
+    gains: Any = None  # (N, M): what the tail's mass has grown by at the nodes before
+    used: Any = None  # (N, M): the `gains` that the steps have been taken with
 
 
 class Upstream(NamedTuple):

@@ -296,10 +296,12 @@ def walk_group(
 @triton.jit
 def move_tail(
     problem, groups, steps, step_size, shared, delta,
-    LAST: tl.constexpr, NORMALIZE: tl.constexpr, NODES: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    LAST: tl.constexpr, AGAIN: tl.constexpr, NORMALIZE: tl.constexpr, HEAD: tl.constexpr,
+    NODES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """By row, what the tail's mass has gained at the nodes (`partial`); its squares; at LAST δ."""
+    """By row, what the tail's mass has gained at the nodes (`partial`); its squares; at LAST δ.
+    AGAIN: δ alone.
+    """
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
     item = tl.program_id(0).to(tl.int64)
@@ -318,16 +320,17 @@ def move_tail(
         while first < group.count:
             q = read_shares(group, first, columns, problem, groups, shared, ROWS)
             b = added_rows(b, q, first, shared.ways, group, ROWS, NODES)
-            if NORMALIZE:
+            if NORMALIZE and not AGAIN:
                 u = added_rows(u, q, first, shared.inverses, group, ROWS, NODES)
             first += ROWS
 
         of_tail = (columns < problem.classes) & (columns != group.column)
         found = tl.load(shared.counts + item)
-        here = delta + group.leader * problem.classes + chunk * BLOCK
+        heads = shared.heads + group.begin * HEAD
+        heads += count_exact(shared.counts + number * shared.chunks, chunk)
         t = 0
         while t < found:
-            of_tail &= lanes != tl.load(here + t).to(tl.int32)
+            of_tail &= columns != tl.load(heads + t)
             t += 1
 
         gains = ()
@@ -346,9 +349,11 @@ def move_tail(
             gains += (gain,)
             before = mean
             count_before = taken
-            if NORMALIZE:
+            if NORMALIZE and not AGAIN:
                 speed = tl.where(of_tail, u[m] * (1 + gain) / group.count, 0)
                 tl.store(shared.squares + item * NODES + m, tl.sum(speed * speed))
+        if AGAIN:
+            first = group.count * 0
         while first > 0:
             first -= ROWS
             for m in tl.static_range(NODES):
@@ -357,7 +362,7 @@ def move_tail(
             if first > 0:
                 q = read_shares(group, first - ROWS, columns, problem, groups, shared, ROWS)
         if LAST:
-            tl.debug_barrier()
+            here = delta + group.leader * problem.classes + chunk * BLOCK
             tl.store(here + lanes, change, mask=columns < problem.classes)
         item += tl.num_programs(0)
 
@@ -386,10 +391,11 @@ def iterated(b, count):
 @triton.jit
 def finish_groups(
     problem, groups, steps, step_size, shared, delta, outcome,
-    NORMALIZE: tl.constexpr, HEAD: tl.constexpr, NODES: tl.constexpr, ROWS: tl.constexpr,
+    AGAIN: tl.constexpr, NORMALIZE: tl.constexpr, HEAD: tl.constexpr, NODES: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     """Judges the error of each class: its rows are PERTURBED, with the δ of the exact classes and
-    the target in its place, or they FELL_BACK. One program per class.
+    the target in its place, or they FELL_BACK; AGAIN: that is known. One program per class.
     """
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
@@ -397,6 +403,26 @@ def finish_groups(
     if number >= tl.load(shared.leaders + shared.most):
         return
     group = listed_group(number, problem, groups, steps, step_size, shared)
+    if not AGAIN:
+        judge_group(
+            number, group, step_size, problem, groups, shared, outcome, NORMALIZE, HEAD, NODES, ROWS
+        )
+    width = count_exact(shared.counts + number * shared.chunks, shared.chunks)
+    lanes = tl.arange(0, HEAD)
+    columns = tl.load(shared.heads + group.begin * HEAD + lanes, mask=lanes < width, other=0)
+    change = tl.load(shared.change + number * HEAD + lanes)
+    own_change = tl.load(shared.ends + number * 2)
+    row = delta + group.leader * problem.classes
+    tl.store(row + columns, change, mask=lanes < width)
+    tl.store(row + group.column, own_change)
+
+
+@triton.jit
+def judge_group(
+    number, group, step_size, problem, groups, shared, outcome,
+    NORMALIZE: tl.constexpr, HEAD: tl.constexpr, NODES: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """The outcome of a class's rows."""
     # a comparison with nan is false
     good = number >= 0
     hopeless = number < 0
@@ -438,10 +464,3 @@ def finish_groups(
         index = tl.load(groups.order + group.begin + member, mask=inside, other=0)
         tl.store(outcome + index, found + member * 0, mask=inside)
         first += ROWS
-    width = count_exact(shared.counts + number * shared.chunks, shared.chunks)
-    lanes = tl.arange(0, HEAD)
-    columns = tl.load(shared.heads + group.begin * HEAD + lanes, mask=lanes < width, other=0)
-    change = tl.load(shared.change + number * HEAD + lanes)
-    row = delta + group.leader * problem.classes
-    tl.store(row + columns, change, mask=lanes < width)
-    tl.store(row + group.column, own_change)

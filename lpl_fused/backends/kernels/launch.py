@@ -155,6 +155,12 @@ def moved_meta(problem: Problem, meta: dict[str, Any]) -> dict[str, Any]:
     return {**block_meta(problem), "HEAD": meta["HEAD"], "ORDER": meta["ORDER"]}
 
 
+def grouping_meta(problem: Problem) -> dict[str, Any]:
+    n = problem.input.shape[0]
+    rows, block = power_of_two(n, 1, 16), power_of_two(n, 16, 128)
+    return {**meta(block, rows, each=16), "ROWS": rows}
+
+
 class GroupMeta(NamedTuple):
     """For the solver of classes with several rows, by kernel."""
 
@@ -199,7 +205,7 @@ def group_meta(problem: Problem) -> GroupMeta:
         {**tile, **kind, **heads, **of_nodes},
         {**lanes, **heads},
         {**steps, **kind, "FEW": few, "MANY": many},
-        {**tile, **kind, **of_nodes},
+        {**tile, **kind, **heads, **of_nodes},
         {**kind, **heads, **of_nodes, "ROWS": power_of_two(n, 2, 128), "num_warps": 4},
     )
 

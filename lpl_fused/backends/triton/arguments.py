@@ -13,7 +13,7 @@ from ...phi import LOG
 from ...problem import Options, Problem
 from ..buffers import new
 from ..kernels.arguments import DENSE, LABELS, ONE_LABEL, TERMS, Arguments, Groups
-from ..kernels.launch import column_meta, lane_of, phased
+from ..kernels.launch import column_meta, grouping_meta, lane_of, phased
 from . import launching
 
 # what the kernels are told of, and what launchers do about the rest
@@ -119,8 +119,21 @@ def prepared(
     return arguments
 
 
-def groups_of(problem: Problem) -> Groups:
-    """The rows by class; ignored rows, and rows with a label out of range, have none to learn."""
+MOST_COMPARED = 32768  # rows: with more of them a sort costs less than to compare each with all
+
+
+def group_rows(problem: Problem, arguments: Arguments, groups: Groups) -> None:
+    """`groups` of the rows by class; ignored rows, and rows with a label out of range, have none to
+    learn."""
+    from ..kernels.grouping import group_rows as kernel
+
+    n = problem.input.shape[0]
+    if n <= MOST_COMPARED:
+        meta = grouping_meta(problem)
+        launching.launch(kernel, (-(-n // meta["ROWS"]),), arguments, groups, n, **meta)
+        return
     slot, count = Classes.of(problem)
     ordered, order = slot.sort(stable=True)
-    return Groups(slot, count, torch.searchsorted(ordered, slot), order)
+    found = slot, count, torch.searchsorted(ordered, slot), order
+    for place, part in zip(groups, found, strict=True):
+        place.copy_(part)

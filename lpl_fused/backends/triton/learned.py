@@ -4,7 +4,9 @@ rows, plain steps for what both have left.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from ..buffers import new
 from ..contract import Form
 from ..kernels.arguments import NUMBERS, Arguments, Groups, Shared, State, Upstream, Wanted
 from ..kernels.launch import (
+    GroupMeta,
     blocks_of,
     group_meta,
     moved_meta,
@@ -24,7 +27,7 @@ from ..kernels.launch import (
     sweeping_meta,
 )
 from . import launching
-from .arguments import groups_of, prepared
+from .arguments import group_rows, prepared
 from .launching import number
 
 # rows of which the solver gives all that is wanted, not only their δ
@@ -41,37 +44,94 @@ def solves(problem: Problem) -> bool:
     return problem.steps is not None and _SOLVED.serves(problem)
 
 
-def state_forms(problem: Problem) -> tuple[Form, ...]:
-    """Shapes and dtypes of a State."""
-    n, head = problem.input.shape[0], solver_meta(problem)["HEAD"]
-    dtype = accumulate_dtype(problem.input.dtype)
-    return (
-        ((n, NUMBERS), dtype),
-        ((n, head), torch.int32),
-        ((n, head), dtype),
-        ((n,), torch.int32),
-    )
+class Saved(NamedTuple):
+    """What the forward leaves for a backward of its own."""
+
+    rows: State
+    groups: Groups
+    outcome: Tensor  # (N,): of the rows, classes with several included
+    shared: Shared | None  # from which the δ of such classes is one sweep
+
+    @staticmethod
+    def forms(problem: Problem) -> tuple[Form, ...]:
+        """Shapes and dtypes of the memory that all parts are in."""
+        totals = [sum(math.prod(shape) for shape in kind) for kind in _saved_shapes(problem)]
+        kinds = accumulate_dtype(problem.input.dtype), torch.int32, torch.int64
+        return tuple(((total,), dtype) for total, dtype in zip(totals, kinds, strict=True))
+
+    @staticmethod
+    def within(problem: Problem, memory: Sequence[Tensor]) -> Saved:
+        """The parts of such memory."""
+        numbers, columns, places = (
+            _parts(whole, kind) for whole, kind in zip(memory, _saved_shapes(problem), strict=True)
+        )
+        heads, outcome, last, *of_groups = columns
+        shared = None
+        if of_groups:
+            shift, unit, ways, inverses, change, node, ends = numbers[2:]
+            n, meta = problem.input.shape[0], group_meta(problem)
+            shared = Shared(
+                rows=n,
+                most=n // 2,
+                chunks=-(-problem.input.shape[1] // meta.block),
+                leaders=places[1],
+                counts=of_groups[0],
+                heads=of_groups[1],
+                **{"shift": shift, "unit": unit, "ways": ways, "inverses": inverses},
+                **{"change": change, "node": node, "ends": ends},
+            )
+        rows = State(numbers[0], heads, numbers[1], outcome)
+        return Saved(rows, Groups(*places[0].unbind()), last, shared)
+
+
+def _saved_shapes(problem: Problem) -> tuple[list[tuple[int, ...]], ...]:
+    """Of the parts of Saved, by kind: floating numbers, columns and outcomes, rows."""
+    n, classes = problem.input.shape
+    head = solver_meta(problem)["HEAD"]
+    numbers: list[tuple[int, ...]] = [(n, NUMBERS), (n, head)]
+    columns: list[tuple[int, ...]] = [(n, head), (n,), (n,)]
+    places: list[tuple[int, ...]] = [(4, n)]
+    if solves_groups(problem):
+        meta, most = group_meta(problem), n // 2
+        numbers += [(n,), (n,), (n, meta.nodes), (n, meta.nodes)]
+        numbers += [(most, meta.head), (most, 4, meta.nodes), (most, 2)]
+        columns += [(most, -(-classes // meta.block)), (n, meta.head)]
+        places += [(most + 1,)]
+    return numbers, columns, places
+
+
+def _parts(memory: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Pieces of flat memory, one behind the other."""
+    pieces = memory.split([math.prod(shape) for shape in shapes])
+    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+
+def solves_groups(problem: Problem) -> bool:
+    """Whether classes with several rows are solved: not in float64, where what the relaxation
+    leaves would show."""
+    return problem.input.shape[0] > 1 and problem.input.dtype != torch.float64
+
+
+def new_saved(problem: Problem) -> tuple[tuple[Tensor, ...], Saved]:
+    """(memory, what is in it). Zeros: what is saved for a backward, and what torch compares, holds
+    no garbage."""
+    forms = Saved.forms(problem)
+    memory = tuple(new(problem, *shape, dtype=dtype).zero_() for shape, dtype in forms)
+    return memory, Saved.within(problem, memory)
 
 
 def solve_rows(
-    problem: Problem,
-    arguments: Arguments,
-    groups: Groups,
-    losses: Tensor | None,
-) -> State:
+    problem: Problem, arguments: Arguments, groups: Groups, state: State, losses: Tensor | None
+) -> None:
     """All steps of rows that have their class for themselves or take none; their losses."""
     from ..kernels.solver import step_rows, weigh_rivals
 
     n, meta = problem.input.shape[0], solver_meta(problem)
-    # zeros: what is saved for a backward, and what torch compares, holds no garbage
-    forms = state_forms(problem)
-    state = State(*(new(problem, *shape, dtype=dtype).zero_() for shape, dtype in forms))
     how = {"NORMALIZE": problem.options.normalize}
     steps, step_size = problem.steps, number(problem, problem.options.step_size)
     what = (steps, step_size, state, losses)
     launching.launch(weigh_rivals, (n,), arguments, groups, *what, **how, **meta)
     launching.launch(step_rows, (n,), arguments, *what, **how, **steps_meta(meta))
-    return state
 
 
 def move_rows(
@@ -118,39 +178,44 @@ def take_steps(
             else of those left alone, the others' never touched.
         outcome: (N,), SOLVED where a row has what is `wanted`.
     """
-    arguments, groups = prepared(problem, unless=unless), groups_of(problem)
-    losses = wanted.losses
+    arguments, losses = prepared(problem, unless=unless), wanted.losses
     if losses is None and wanted.grad is not None:
         losses = new(problem, problem.input.shape[0])
-    state = solve_rows(problem, arguments, groups, losses)
+    saved = new_saved(problem)[1]
+    groups, state = saved.groups, saved.rows
+    group_rows(problem, arguments, groups)
+    solve_rows(problem, arguments, groups, state, losses)
     upstream = upstream or Upstream()
     if wanted.delta is not None:
         move_rows(problem, arguments, groups, state, upstream, delta=wanted.delta)
     elif wanted.grad is not None:
         move_rows(problem, arguments, groups, state, upstream, grad=wanted.grad)
-    return step_classes(problem, arguments, groups, state.outcome, wanted.delta), state.outcome
+    saved = saved._replace(outcome=state.outcome)
+    return step_classes(problem, arguments, saved, wanted.delta), state.outcome
 
 
 def step_classes(
     problem: Problem,
     arguments: Arguments,
-    groups: Groups,
-    outcome: Tensor,
+    saved: Saved,
     delta: Tensor | None = None,
+    *,
+    again: bool = False,
 ) -> Arguments:
     """δ of the classes whose rows the solver has left alone, by their outcome; into `delta`
-    (N, C), or new memory. Returns the problem with it."""
+    (N, C), or new memory. Returns the problem with it. `again`: classes with several rows have been
+    solved, and what is saved knows how."""
     from ..kernels.lpl import resident_steps, sweeping_steps
 
     n, classes = problem.input.shape
     normalize = problem.options.normalize
     steps, step_size = problem.steps, number(problem, problem.options.step_size)
-    what = (arguments, groups, steps, step_size, outcome)
+    what = (arguments, saved.groups, steps, step_size, saved.outcome)
     delta = new(problem, n, classes) if delta is None else delta
     meta = resident_meta(problem)
     done = meta["ROWS"] if classes <= meta["BLOCK"] else 0
-    if n > 1 and problem.input.dtype != torch.float64:
-        _solve_groups(problem, what, delta, done)
+    if saved.shared is not None:
+        _solve_groups(problem, what, saved.shared, delta, done, again)
     if done:
         launching.launch(resident_steps, (n,), *what, delta, NORMALIZE=normalize, **meta)
     if n > done:
@@ -158,69 +223,63 @@ def step_classes(
         direction = new(problem, n, classes) if normalize else None
         meta = sweeping_meta(problem)
         launching.launch(sweeping_steps, (n,), *what, delta, rowwise, direction, done, **meta)
-    return arguments._replace(delta=delta, slot=groups.slot)
+    return arguments._replace(delta=delta, slot=saved.groups.slot)
 
 
-def _solve_groups(problem: Problem, what: tuple[Any, ...], delta: Tensor, resident: int) -> None:
+def _solve_groups(
+    problem: Problem,
+    what: tuple[Any, ...],
+    shared: Shared,
+    delta: Tensor,
+    resident: int,
+    again: bool,
+) -> None:
     """δ of the classes with several rows for which that costs less than plain steps, into the row
     of `delta` (N, C) of their first row. `resident`: the most rows that have these in registers.
-
-    In float64 there are none, because what the relaxation leaves would show.
     """
     from ..kernels.group_rows import gather_heads, list_groups, split_columns, weigh_rows
     from ..kernels.group_solver import finish_groups, move_tail, take_group_steps
 
-    n, classes = problem.input.shape
+    n = problem.input.shape[0]
     arguments, groups, steps, _, outcome = what
     meta = group_meta(problem)
-    shared = _shared(problem, -(-classes // meta.block), meta.head, meta.nodes)
-    alone, each = (1,), (shared.most,)
+    each = (shared.most,)
     pieces = (min(shared.most * shared.chunks, PROGRAMS),)
+    how = {"AGAIN": again}
+    if again:
+        common = (*what[:4], shared)
+        launching.launch(move_tail, pieces, *common, delta, LAST=True, **how, **meta.move_tail)
+        launching.launch(finish_groups, each, *common, delta, outcome, **how, **meta.finish_groups)
+        return
+    shared = _with_scratch(problem, shared, meta)
+    common = (*what[:4], shared)
     block = min(1024, max(16, 1 << (n - 1).bit_length()))
     listed = (arguments, groups, steps, outcome, shared, n, resident)
-    launching.launch(list_groups, alone, *listed, BLOCK=block)
+    launching.launch(list_groups, (1,), *listed, BLOCK=block)
     launching.launch(weigh_rows, (n,), *what, shared, resident, **meta.weigh_rows)
-    common = (*what[:4], shared)
     launching.launch(split_columns, pieces, *common, delta, **meta.split_columns)
     launching.launch(gather_heads, pieces, *common, delta, **meta.gather_heads)
     for turn in range(meta.rounds):
-        last = turn == meta.rounds - 1
+        last = {"LAST": turn == meta.rounds - 1}
         launching.launch(take_group_steps, each, *common, ROUND=turn, **meta.take_group_steps)
-        launching.launch(move_tail, pieces, *common, delta, LAST=last, **meta.move_tail)
-    launching.launch(finish_groups, each, *common, delta, outcome, **meta.finish_groups)
+        launching.launch(move_tail, pieces, *common, delta, **last, **how, **meta.move_tail)
+    launching.launch(finish_groups, each, *common, delta, outcome, **how, **meta.finish_groups)
 
 
-def _shared(problem: Problem, chunks: int, head: int, nodes: int) -> Shared:
-    n = problem.input.shape[0]
-    most = n // 2
-
-    def indices(*shape: int) -> Tensor:
-        return new(problem, *shape, dtype=torch.int32)
-
-    shift, unit, lift, tail, slope, way, inverse = new(problem, 7, n).unbind()
-    gains, ways, used, inverses = new(problem, 4, n, nodes).unbind()
-    return Shared(
-        rows=n,
-        most=most,
-        chunks=chunks,
-        leaders=new(problem, most + 1, dtype=torch.int64),
-        shift=shift,
-        unit=unit,
+def _with_scratch(problem: Problem, shared: Shared, meta: GroupMeta) -> Shared:
+    """With the memory that only the solving of groups needs."""
+    n, nodes = problem.input.shape[0], meta.nodes
+    lift, tail, slope, way, inverse = new(problem, 5, n).unbind()
+    gains, used = new(problem, 2, n, nodes).unbind()
+    return shared._replace(
         lift=lift,
         tail=tail,
         slope=slope,
         way=way,
         inverse=inverse,
-        counts=indices(most, chunks),
-        heads=indices(n, head),
-        exact=new(problem, n, head),
-        change=new(problem, most, head),
-        partial=new(problem, chunks, nodes, n),
-        squares=new(problem, most, chunks, nodes),
+        exact=new(problem, n, meta.head),
+        partial=new(problem, shared.chunks, nodes, n),
+        squares=new(problem, shared.most, shared.chunks, nodes),
         gains=gains,
-        ways=ways,
         used=used,
-        inverses=inverses,
-        node=new(problem, most, 4, nodes),
-        ends=new(problem, most, 2),
     )

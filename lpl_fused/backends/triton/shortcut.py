@@ -9,10 +9,10 @@ from ...algebra.sweep import with_steps
 from ...problem import NONE, Problem, divides
 from ..buffers import new
 from ..contract import Choose, Form, Forward, leaves_terms
-from ..kernels.arguments import FELL_BACK, TERMS, State, Upstream, Wanted
+from ..kernels.arguments import FELL_BACK, TERMS, Upstream, Wanted
 from ..kernels.launch import filling_meta, row_meta, sweep_meta
 from . import launching, learned
-from .arguments import arguments_of, groups_of, prepared
+from .arguments import arguments_of, group_rows, prepared
 
 
 def forward(
@@ -40,17 +40,19 @@ def forward(
     return Forward(loss, norm, terms, grad, None if choose is None else problem.steps, state)
 
 
-def _learned_losses(problem: Problem, losses: Tensor) -> State:
-    """The losses of a problem that the solver solves, and its state for the gradient."""
+def _learned_losses(problem: Problem, losses: Tensor) -> tuple[Tensor, ...]:
+    """The losses of a problem that the solver solves, and what the gradient wants of it."""
     from ..kernels.forward import forward as kernel
 
-    arguments, groups = prepared(problem), groups_of(problem)
-    state = learned.solve_rows(problem, arguments, groups, losses)
-    outcome = state.outcome.clone()  # in the state it stays the solver's
-    arguments = learned.step_classes(problem, arguments, groups, outcome)
-    wanted, meta = Wanted(losses=losses), row_meta(problem)
-    launching.launch(kernel, (losses.shape[0],), arguments, outcome, Upstream(), wanted, **meta)
-    return state
+    arguments = prepared(problem)
+    memory, saved = learned.new_saved(problem)
+    group_rows(problem, arguments, saved.groups)
+    learned.solve_rows(problem, arguments, saved.groups, saved.rows, losses)
+    saved.outcome.copy_(saved.rows.outcome)  # which stays what the solver of rows has made of it
+    arguments = learned.step_classes(problem, arguments, saved)
+    what = (arguments, saved.outcome, Upstream(), Wanted(losses=losses))
+    launching.launch(kernel, (losses.shape[0],), *what, **row_meta(problem))
+    return memory
 
 
 def _sweep(
@@ -89,12 +91,12 @@ def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
 
 
 def learned_state(problem: Problem) -> tuple[Form, ...]:
-    return learned.state_forms(problem) if learned.solves(problem) else ()
+    return learned.Saved.forms(problem) if learned.solves(problem) else ()
 
 
 def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ...] = ()) -> Tensor:
     """dL/d input (N, C) of a problem with steps; `upstream` (N,) the gradient of each row's loss.
-    Steps that `state` does not know, those of classes with several rows, are taken anew."""
+    Steps that `state` does not know, those of classes left to plain steps, are taken anew."""
     from ..kernels.forward import forward as kernel
 
     grad = new(problem, *problem.input.shape, dtype=problem.input.dtype)
@@ -102,12 +104,10 @@ def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ..
     if not state:
         _sweep(problem, Wanted(grad=grad), factors)
         return grad
-    known = State(*state)
-    arguments, groups = prepared(problem), groups_of(problem)
-    learned.move_rows(problem, arguments, groups, known, factors, grad=grad)
-    outcome = known.outcome.clone()
-    arguments = learned.step_classes(problem, arguments, groups, outcome)
-    what = (arguments, outcome, factors, Wanted(grad=grad))
+    arguments, saved = prepared(problem), learned.Saved.within(problem, state)
+    learned.move_rows(problem, arguments, saved.groups, saved.rows, factors, grad=grad)
+    arguments = learned.step_classes(problem, arguments, saved, again=True)
+    what = (arguments, saved.outcome, factors, Wanted(grad=grad))
     launching.launch(kernel, (grad.shape[0],), *what, **row_meta(problem))
     return grad
 
