@@ -466,6 +466,7 @@ def test_every_kernel_is_compiled(reports: dict[str, list[Report]]) -> None:
         "binary_moments",
         "binary_walk",
         "binary_rest",
+        "group_rows",
         "list_groups",
         "weigh_rows",
         "split_columns",

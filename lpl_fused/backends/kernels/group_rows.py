@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .algebra import read_logits, read_row
-from .elementary import scales_exactly
+from .elementary import exp, scales_exactly
 from .lpl import GROUP, read_group, read_tile
 from .rows import finite_shift
 from .solver import sweep_rivals
@@ -101,7 +101,7 @@ def read_shares(group, first, columns, problem, groups, shared, ROWS: tl.constex
     place = group.begin + member
     shift = tl.load(shared.shift + place, mask=member < group.count, other=float("inf"))
     unit = tl.load(shared.unit + place, mask=member < group.count, other=0)
-    return tl.where(columns == group.column, 0, tl.exp(z - shift[:, None]) * unit[:, None])
+    return tl.where(columns == group.column, 0, exp(z - shift[:, None]) * unit[:, None])
 
 
 @triton.jit

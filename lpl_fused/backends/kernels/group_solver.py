@@ -352,15 +352,14 @@ def move_tail(
             if NORMALIZE and not AGAIN:
                 speed = tl.where(of_tail, u[m] * (1 + gain) / group.count, 0)
                 tl.store(shared.squares + item * NODES + m, tl.sum(speed * speed))
-        if AGAIN:
-            first = group.count * 0
-        while first > 0:
-            first -= ROWS
-            for m in tl.static_range(NODES):
-                gained = tl.sum(q * gains[m], 1)
-                store_partial(group, first, chunk, m, gained, shared, NODES, ROWS)
-            if first > 0:
-                q = read_shares(group, first - ROWS, columns, problem, groups, shared, ROWS)
+        if not AGAIN:
+            while first > 0:
+                first -= ROWS
+                for m in tl.static_range(NODES):
+                    gained = tl.sum(q * gains[m], 1)
+                    store_partial(group, first, chunk, m, gained, shared, NODES, ROWS)
+                if first > 0:
+                    q = read_shares(group, first - ROWS, columns, problem, groups, shared, ROWS)
         if LAST:
             here = delta + group.leader * problem.classes + chunk * BLOCK
             tl.store(here + lanes, change, mask=columns < problem.classes)
