@@ -73,7 +73,9 @@ THREADS: tuple[tuple[str, int], ...] = (
 )
 
 # Those whose threads do a number for a row, not for a logit.
-OF_ROWS = r"\b(LossBody|NormBody|ClassesBody|RanksBody|SortBody|RowStepsBody|list_groups|group_rows)\b"
+OF_ROWS = (
+    r"\b(LossBody|NormBody|ClassesBody|RanksBody|SortBody|RowStepsBody|list_groups|group_rows)\b"
+)
 
 ALONE = "LPL, 10 steps, a class a row"  # a form's name
 

@@ -546,24 +546,21 @@ def binary_moments(
     sums = ((zeros,) * (MOMENTS + 1), (zeros,) * (MOMENTS + 1), zeros)
     start = tl.program_id(1).to(tl.int64) * CHUNK
     end = tl.minimum(start + CHUNK, problem.rows)
-    # from which row on tiles are not whole, or have labels of another kind
-    whole = end - (end - start) % ROWS
-    if column_start + BLOCK > problem.classes:
-        whole = start
+    hard = tl.full((), 1, tl.int1)
+    if KIND == BOTH and not FIRST:
+        hard = tl.load(soft) == 0
     kind: tl.constexpr = OWN if KIND == BOTH and not FIRST else KIND
-    if KIND == BOTH and not FIRST and tl.load(soft) != 0:
-        whole = start
-    lanes = tl.arange(0, ROWS)[:, None]
-    there = tl.full((ROWS, BLOCK), 1, tl.int1)
-    while start < whole:
-        at = At(start + lanes, columns, there, None)
-        sums = added_moments(sums, at, sides, centres, problem, kind, DTYPE)
-        start += ROWS
-    while start < end:
-        rows = start + lanes
-        at = At(rows, columns, is_inside(rows, columns, problem) & (rows < end), None)
-        sums = added_moments(sums, at, sides, centres, problem, KIND, DTYPE)
-        start += ROWS
+    # two ways of which one is not there where all labels are of one kind
+    if hard:
+        sums = swept_moments(
+            sums, start, end, column_start, columns, sides, centres, problem,
+            kind, DTYPE, ROWS, BLOCK,
+        )  # fmt: skip
+    elif KIND == BOTH:
+        sums = swept_moments(
+            sums, start, end, column_start, columns, sides, centres, problem,
+            BOTH, DTYPE, ROWS, BLOCK,
+        )  # fmt: skip
     if FIRST and soft is not None:
         # nan is, too
         tl.store(soft, (tl.sum(tl.sum(sums[2], 1), 0) != 0).to(tl.int32))
@@ -577,6 +574,30 @@ def binary_moments(
         tl.store(here, total, mask=inside)
         here += (MOMENTS + 1) * chunks * problem.classes
         tl.store(here, tl.sum(sums[1][n], 0)[None, :], mask=inside)
+
+
+@triton.jit
+def swept_moments(
+    sums, start, end, column_start, columns, sides, centres, problem,
+    KIND: tl.constexpr, DTYPE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """added_moments of the rows from `start` to `end`."""
+    # from which row on tiles are not whole
+    whole = end - (end - start) % ROWS
+    if column_start + BLOCK > problem.classes:
+        whole = start
+    lanes = tl.arange(0, ROWS)[:, None]
+    there = tl.full((ROWS, BLOCK), 1, tl.int1)
+    while start < whole:
+        at = At(start + lanes, columns, there, None)
+        sums = added_moments(sums, at, sides, centres, problem, KIND, DTYPE)
+        start += ROWS
+    while start < end:
+        rows = start + lanes
+        at = At(rows, columns, is_inside(rows, columns, problem) & (rows < end), None)
+        sums = added_moments(sums, at, sides, centres, problem, KIND, DTYPE)
+        start += ROWS
+    return sums
 
 
 @triton.jit
