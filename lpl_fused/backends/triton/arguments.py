@@ -119,7 +119,7 @@ def prepared(
     return arguments
 
 
-MOST_COMPARED = 32768  # rows: with more of them a sort costs less than to compare each with all
+MOST_COMPARED = 16384  # rows: with more of them a sort costs less than to compare each with all
 
 
 def group_rows(problem: Problem, arguments: Arguments, groups: Groups) -> None:
