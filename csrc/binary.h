@@ -61,9 +61,15 @@ struct BinaryProblem {
   LPL_BINARY_OPTIONS(LPL_FIELD)
 
   // Tables of negatives [0] and positives [1].
-  const void* weight(int side) const { return side ? positive_weight : negative_weight; }
-  const void* scale(int side) const { return side ? positive_scale : negative_scale; }
-  const void* offset(int side) const { return side ? positive_offset : negative_offset; }
+  LPL_HOST_DEVICE const void* weight(int side) const {
+    return side ? positive_weight : negative_weight;
+  }
+  LPL_HOST_DEVICE const void* scale(int side) const {
+    return side ? positive_scale : negative_scale;
+  }
+  LPL_HOST_DEVICE const void* offset(int side) const {
+    return side ? positive_offset : negative_offset;
+  }
 };
 
 // What to compute, null where it is not wanted, and what for.

@@ -129,6 +129,26 @@ inline Sums make_sums(const py::tuple& sums) {
   return to;
 }
 
+// Of lpl_fused.problem.BinaryProblem and lpl_fused.backends.native.BinarySizes.
+inline BinaryProblem make_binary_problem(const py::tuple& problem, const py::tuple& sizes) {
+  BinaryProblem to;
+  LPL_READ_ALL(LPL_BINARY_SIZES, sizes)
+  Reader fields(problem, 2 LPL_BINARY_PARTS(LPL_ONE) + 1);
+  fields.read(to.input);
+  fields.read(to.target);
+  LPL_BINARY_PARTS(LPL_READ)
+  const py::handle options = fields.next();
+  LPL_READ_ALL(LPL_BINARY_OPTIONS, options)
+  return to;
+}
+
+// Of lpl_fused.backends.native.BinaryOutputs.
+inline BinaryOutputs make_binary_outputs(const py::tuple& outputs) {
+  BinaryOutputs to;
+  LPL_READ_ALL(LPL_BINARY_OUTPUTS, outputs)
+  return to;
+}
+
 // What switches a field off, as Python has it.
 template <typename T>
 py::object shown(T off) {
@@ -159,6 +179,14 @@ inline py::list problem_fields(const py::list& parts) {
   for (const py::handle& part : parts) fields.append(part);
   fields.append(py::make_tuple("options", py::none()));
   return fields;
+}
+
+// Adds to `found` those of multi-label problems.
+inline void show_binary_fields(py::dict& found) {
+  found["BinaryProblem"] = problem_fields(LPL_SHOWN(LPL_BINARY_PARTS));
+  found["BinaryOptions"] = LPL_SHOWN(LPL_BINARY_OPTIONS);
+  found["BinarySizes"] = LPL_SHOWN(LPL_BINARY_SIZES);
+  found["BinaryOutputs"] = LPL_SHOWN(LPL_BINARY_OUTPUTS);
 }
 
 template <typename Member>

@@ -6,6 +6,12 @@
 
 #include <cstdint>
 
+#if defined(__CUDACC__)
+#define LPL_HOST_DEVICE __host__ __device__
+#else
+#define LPL_HOST_DEVICE
+#endif
+
 #define LPL_FIELD(type, name, off) type name = off;
 #define LPL_MEMBER(type, name, off) name,
 #define LPL_NAME(type, name, off) #name,

@@ -5,12 +5,6 @@
 
 #include "row.h"
 
-#if defined(__CUDACC__)
-#define LPL_HOST_DEVICE __host__ __device__
-#else
-#define LPL_HOST_DEVICE
-#endif
-
 namespace lpl {
 namespace {  // every object has its own, made for its instruction set
 

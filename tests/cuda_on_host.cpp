@@ -51,6 +51,7 @@ inline void store(Float16& to, float x) {
 }  // namespace
 }  // namespace lpl
 
+#include "../csrc/cuda/binary_calls.h"
 #include "../csrc/cuda/calls.h"
 
 namespace lpl {
@@ -347,6 +348,33 @@ class Team {
   std::vector<Copy> copies_;
 };
 
+// Runs a body's teams, one after the other.
+template <typename Body, typename Call>
+void run_teams(const Call& call, i64 n, int blocks, int places, i64 stage, size_t own) {
+  ++launches;
+  if (spared<typename Body::Acc>(call)) return;
+  const int threads = blocks * places;
+  const auto of_blocks = [&](size_t bytes) {
+    return std::vector<std::vector<char>>(size_t(blocks), std::vector<char>(bytes));
+  };
+  Shared shared{Fibres(threads),
+                std::vector<char>(4 * size_t(threads) * kWidest),
+                std::vector<int>(size_t(threads)),
+                of_blocks(size_t(stage)),
+                of_blocks(own),
+                {}};
+  for (i64 i = 0; i < n; ++i) {
+    fill_with_poison(shared.slots);
+    for (auto& place : shared.stages) fill_with_poison(place);
+    for (auto& place : shared.shared) fill_with_poison(place);
+    shared.parts.assign(size_t(blocks * Team::kParts), {});
+    shared.fibres.run([&](int rank) {
+      Team team(shared, blocks, places, rank);
+      Body::run(team, call, i);
+    });
+  }
+}
+
 class Launcher {
  public:
   // so that tests have more, and fewer
@@ -355,50 +383,38 @@ class Launcher {
 
   template <typename Body>
   void once(Body, const Call& call) const {
-    run<Body>(call, 1, 1, shape.places, 0, 0);
+    run_teams<Body>(call, 1, 1, shape.places, 0, 0);
   }
 
   template <typename Body>
   void warps(Body, const Call& call, i64 n) const {
-    run<Body>(call, n, 1, kCrew, 0, sizeof(typename Body::Shared));
+    run_teams<Body>(call, n, 1, kCrew, 0, sizeof(typename Body::Shared));
   }
 
   template <typename Body>
   void rows(Body, const Call& call, i64 n, i64 bytes, bool stage) const {
     const i64 staged = stage && shape.staged ? bytes + 32 : 0;
-    run<Body>(call, n, shape.blocks, shape.places, staged, sizeof(typename Body::Shared));
+    run_teams<Body>(call, n, shape.blocks, shape.places, staged, sizeof(typename Body::Shared));
   }
 
   template <typename Body>
   void pieces(Body, const Call& call, i64 n, i64) const {
-    run<Body>(call, n, shape.blocks, shape.places, 0, 0);
+    run_teams<Body>(call, n, shape.blocks, shape.places, 0, 0);
+  }
+};
+
+class BinaryLauncher {
+ public:
+  static constexpr int crew = kCrew;
+
+  template <typename Body>
+  void teams(Body, const BinaryCall& call, i64 count) const {
+    run_teams<Body>(call, count, 1, shape.places, 0, sizeof(typename Body::Shared));
   }
 
- private:
   template <typename Body>
-  static void run(const Call& call, i64 n, int blocks, int places, i64 stage, size_t own) {
-    ++launches;
-    if (spared<typename Body::Acc>(call)) return;
-    const int threads = blocks * places;
-    const auto of_blocks = [&](size_t bytes) {
-      return std::vector<std::vector<char>>(size_t(blocks), std::vector<char>(bytes));
-    };
-    Shared shared{Fibres(threads),
-                  std::vector<char>(4 * size_t(threads) * kWidest),
-                  std::vector<int>(size_t(threads)),
-                  of_blocks(size_t(stage)),
-                  of_blocks(own),
-                  {}};
-    for (i64 i = 0; i < n; ++i) {
-      fill_with_poison(shared.slots);
-      for (auto& place : shared.stages) fill_with_poison(place);
-      for (auto& place : shared.shared) fill_with_poison(place);
-      shared.parts.assign(size_t(blocks * Team::kParts), {});
-      shared.fibres.run([&](int rank) {
-        Team team(shared, blocks, places, rank);
-        Body::run(team, call, i);
-      });
-    }
+  void once(Body, const BinaryCall& call) const {
+    run_teams<Body>(call, 1, 1, shape.places, 0, 0);
   }
 };
 
@@ -408,6 +424,16 @@ void run(Work work, const Call& call, uintptr_t) {
   Launcher launch;
   for_type(call.p.dtype,
            [&](auto type) { run_of<typename decltype(type)::type>(launch, work, call); });
+}
+
+void run_binary(BinaryWork work, const BinaryCall& call, uintptr_t) {
+  BinaryLauncher launch;
+  for_type(call.p.dtype,
+           [&](auto type) { run_binary_of<typename decltype(type)::type>(launch, work, call); });
+}
+
+BinaryRoom binary_room(const BinaryProblem& p) {
+  return room_of(p);
 }
 
 int64_t group_bytes(int64_t n, int64_t c, int dtype) {

@@ -110,35 +110,11 @@ void scale_rows(const py::object& grad, const py::object& factors, int64_t n, in
   lpl::kernels().scale_rows(problem, out);
 }
 
-namespace binary {
-
-using lpl::Reader;
-
-// Of lpl_fused.problem.BinaryProblem and lpl_fused.backends.cpp.BinarySizes.
-lpl::BinaryProblem make_problem(const py::tuple& problem, const py::tuple& sizes) {
-  lpl::BinaryProblem to;
-  LPL_READ_ALL(LPL_BINARY_SIZES, sizes)
-  Reader fields(problem, 2 LPL_BINARY_PARTS(LPL_ONE) + 1);
-  fields.read(to.input);
-  fields.read(to.target);
-  LPL_BINARY_PARTS(LPL_READ)
-  const py::handle options = fields.next();
-  LPL_READ_ALL(LPL_BINARY_OPTIONS, options)
-  return to;
-}
-
-// Of lpl_fused.backends.cpp.BinaryOutputs.
-lpl::BinaryOutputs make_outputs(const py::tuple& outputs) {
-  lpl::BinaryOutputs to;
-  LPL_READ_ALL(LPL_BINARY_OUTPUTS, outputs)
-  return to;
-}
-
 // Gives the classes (solved, swept).
-py::tuple cross_entropy(const py::tuple& problem, const py::tuple& sizes,
-                        const py::tuple& outputs) {
-  const lpl::BinaryProblem p = make_problem(problem, sizes);
-  const lpl::BinaryOutputs out = make_outputs(outputs);
+py::tuple binary_cross_entropy(const py::tuple& problem, const py::tuple& sizes,
+                               const py::tuple& outputs) {
+  const lpl::BinaryProblem p = lpl::make_binary_problem(problem, sizes);
+  const lpl::BinaryOutputs out = lpl::make_binary_outputs(outputs);
   lpl::demand<lpl::BinaryFeature, lpl::BinaryOutput>(lpl::kBinaryPath, lpl::features_of(p),
                                                      lpl::wanted_of(out));
   lpl::BinaryStatus status{};
@@ -150,8 +126,6 @@ py::tuple cross_entropy(const py::tuple& problem, const py::tuple& sizes,
   return py::make_tuple(status.solved, status.swept);
 }
 
-}  // namespace binary
-
 py::dict fields() {
   using namespace lpl;
   py::dict found;
@@ -161,10 +135,7 @@ py::dict fields() {
   found["Outputs"] = LPL_SHOWN(LPL_OUTPUTS);
   found["Given"] = LPL_SHOWN(LPL_KNOWN);
   found["Sums"] = LPL_SHOWN(LPL_SUMS);
-  found["BinaryProblem"] = problem_fields(LPL_SHOWN(LPL_BINARY_PARTS));
-  found["BinaryOptions"] = LPL_SHOWN(LPL_BINARY_OPTIONS);
-  found["BinarySizes"] = LPL_SHOWN(LPL_BINARY_SIZES);
-  found["BinaryOutputs"] = LPL_SHOWN(LPL_BINARY_OUTPUTS);
+  show_binary_fields(found);
   return found;
 }
 
@@ -187,7 +158,7 @@ PYBIND11_MODULE(_cpu, m) {
     return lpl::shown_features(lpl::make_problem(problem, sizes));
   });
   m.def("binary_features", [](const py::tuple& problem, const py::tuple& sizes) {
-    return lpl::shown_features(binary::make_problem(problem, sizes));
+    return lpl::shown_features(lpl::make_binary_problem(problem, sizes));
   });
   m.def("cross_entropy", &cross_entropy);
   m.def("cross_entropy_after", &cross_entropy_after);
@@ -197,7 +168,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("reduce", &reduce);
   m.def("perturbed", &perturbed);
   m.def("gradient", &gradient);
-  m.def("binary_cross_entropy", &binary::cross_entropy);
+  m.def("binary_cross_entropy", &binary_cross_entropy);
   m.def(
       "isa", [] { return std::string(lpl::kernels().isa); },
       "The instruction set whose kernels are in use.");

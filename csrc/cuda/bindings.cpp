@@ -3,6 +3,8 @@
 #include "../bindings.h"
 
 #include "../numbers.h"
+#include "binary_kernels.h"
+#include "binary_paths.h"
 #include "kernels.h"
 #include "paths.h"
 
@@ -37,6 +39,21 @@ void run(const py::tuple& problem, const py::tuple& sizes, const py::tuple& outp
   lpl::run(work, call, stream);
 }
 
+template <lpl::BinaryWork work>
+void run_binary(const py::tuple& problem, const py::tuple& sizes, const py::tuple& outputs,
+                const py::tuple& scratch, uintptr_t stream) {
+  using lpl::Reader;
+  lpl::BinaryCall call;
+  call.p = lpl::make_binary_problem(problem, sizes);
+  call.out = lpl::make_binary_outputs(outputs);
+  lpl::BinaryScratch& to = call.scratch;
+  LPL_READ_ALL(LPL_BINARY_SCRATCH, scratch)
+  lpl::demand<lpl::BinaryFeature, lpl::BinaryOutput>(lpl::kBinaryPath, lpl::features_of(call.p),
+                                                     lpl::wanted_of(call.out));
+  py::gil_scoped_release unlocked;
+  lpl::run_binary(work, call, stream);
+}
+
 py::dict fields() {
   using namespace lpl;
   py::dict found;
@@ -45,12 +62,15 @@ py::dict fields() {
   found["Sizes"] = LPL_SHOWN(LPL_SIZES);
   found["Outputs"] = LPL_SHOWN(LPL_OUTPUTS);
   found["Scratch"] = LPL_SHOWN(LPL_SCRATCH);
+  found["BinaryScratch"] = LPL_SHOWN(LPL_BINARY_SCRATCH);
+  show_binary_fields(found);
   return found;
 }
 
 }  // namespace
 
 #define LPL_DEFINE(name) m.def(#name, &run<lpl::Work::name>);
+#define LPL_DEFINE_BINARY(name) m.def(#name, &run_binary<lpl::BinaryWork::name>);
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "Kernels for CUDA devices; called through lpl_fused.backends.cuda.";
@@ -61,7 +81,17 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("features", [](const py::tuple& problem, const py::tuple& sizes) {
     return lpl::shown_features(lpl::make_problem(problem, sizes));
   });
+  lpl::define_paths<lpl::BinaryFeature, lpl::BinaryOutput>(m, "binary_paths", "binary_serves",
+                                                           lpl::kBinaryPaths);
+  m.def("binary_features", [](const py::tuple& problem, const py::tuple& sizes) {
+    return lpl::shown_features(lpl::make_binary_problem(problem, sizes));
+  });
   LPL_WORK(LPL_DEFINE)
+  LPL_BINARY_WORK(LPL_DEFINE_BINARY)
+  m.def("binary_room", [](const py::tuple& problem, const py::tuple& sizes) {
+    const lpl::BinaryRoom room = lpl::binary_room(lpl::make_binary_problem(problem, sizes));
+    return py::make_tuple(room.losses, room.partial);
+  });
   m.def("group_bytes", &lpl::group_bytes);
   m.def("learned_bytes", &lpl::learned_bytes);
   m.def("most_teams", &lpl::most_teams);

@@ -22,24 +22,9 @@
 #include "reduce.h"
 #include "row_steps.h"
 #include "swept.h"
+#include "types.h"
 
 namespace lpl {
-
-template <typename T>
-struct Type {
-  using type = T;
-};
-
-// run(Type<T>) for the element type of `dtype`.
-template <typename Run>
-void for_type(DType dtype, Run run) {
-  switch (dtype) {
-    case DType::f64: return run(Type<double>());
-    case DType::bf16: return run(Type<BFloat16>());
-    case DType::f16: return run(Type<Float16>());
-    default: return run(Type<float>());
-  }
-}
 
 template <Set... kSets>
 struct SetList {};

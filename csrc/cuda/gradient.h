@@ -17,15 +17,7 @@ struct ScaleBody {
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
     const Acc factor = factor_of<Acc>(call, i);
     if (factor == 1 || (sizeof(T) == 2 && !keeps_digits(factor))) return;
-    T* row = static_cast<T*>(call.out.grad) + i * call.p.c;
-    const Pieces<Team, T, 16, false> pieces(team, row, int(call.p.c));
-    const auto to = pieces.target(row);
-    pieces.visit([&](int first, const Acc* u, auto kind) {
-      Acc x[pieces.kSize];
-#pragma unroll
-      for (int v = 0; v < pieces.kSize; ++v) x[v] = u[v] * factor;
-      to.write(first, x, kind);
-    });
+    scale_row(team, static_cast<T*>(call.out.grad) + i * call.p.c, int(call.p.c), factor);
   }
 };
 

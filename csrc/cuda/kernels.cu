@@ -7,6 +7,7 @@
 
 #include "calls.h"
 #include "kernels.h"
+#include "launch.cuh"
 #include "team.cuh"
 
 namespace lpl {
@@ -104,12 +105,6 @@ __global__ void __launch_bounds__(kBatchThreads) batch_kernel(const __grid_const
   __shared__ typename Team::Exchange exchange;
   Team team(&exchange, nullptr, nullptr, nullptr, 1);
   Body::run(team, call, 0);
-}
-
-void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("CUDA refused ") + what + ": " +
-                             cudaGetErrorString(error));
 }
 
 int attribute(cudaDeviceAttr which) {

@@ -314,4 +314,17 @@ class Pieces {
   Line* stage_;
 };
 
+// row ← factor·row
+template <typename Team, typename T, typename Acc>
+LPL_DEVICE inline void scale_row(Team& team, T* row, int c, Acc factor) {
+  const Pieces<Team, T, 16, false> pieces(team, row, c);
+  const auto to = pieces.target(row);
+  pieces.visit([&](int first, const Acc* u, auto kind) {
+    Acc x[pieces.kSize];
+#pragma unroll
+    for (int v = 0; v < pieces.kSize; ++v) x[v] = u[v] * factor;
+    to.write(first, x, kind);
+  });
+}
+
 }  // namespace lpl

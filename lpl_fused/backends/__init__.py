@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from . import cpp, cuda, triton
 
     _backends: tuple[Backend, ...] = (cpp, cuda, triton)
-    _binary: tuple[BinaryBackend, ...] = (cpp, triton)
+    _binary: tuple[BinaryBackend, ...] = (cpp, cuda, triton)
 
 BACKENDS = ("cpp", "triton", "cuda")
 REFERENCE = "reference"

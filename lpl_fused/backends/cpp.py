@@ -29,7 +29,16 @@ from ..problem import (
     label_range_error,
 )
 from .contract import Choose, Form, Forward, Gradients, leaves_terms
-from .native import DTYPES, PARTS, Outputs, Sizes, load
+from .native import (
+    DTYPES,
+    PARTS,
+    BinaryOutputs,
+    BinarySizes,
+    Outputs,
+    Sizes,
+    load,
+    with_known_labels,
+)
 
 __all__ = [
     "binary_forward",
@@ -51,11 +60,6 @@ __all__ = [
     "unsupported",
 ]
 
-_LABELS = {
-    **DTYPES,
-    **{torch.bool: 4, torch.uint8: 4, torch.int8: 5, torch.int16: 6, torch.int32: 7},
-    torch.int64: 8,
-}
 _FAULT_TARGET, _FAULT_ROW_INDEX, _FAULT_THROUGH = 1, 2, 3
 _TERMS = len(Terms._fields)
 CPU = torch.device("cpu")  # whatever device is the default
@@ -88,29 +92,6 @@ class Sums(NamedTuple):
     columns: Tensor | None = None
     logits: Tensor | None = None
     heads: int = 0
-
-
-class BinarySizes(NamedTuple):
-    """What the kernels are told of a multi-label problem beside the addresses of its tensors."""
-
-    n: int = 0
-    c: int = 0
-    row_stride: int = 0
-    target_stride: int = 0
-    dtype: int = 0
-    target_type: int = 0
-    threads: int = 0
-
-
-class BinaryOutputs(NamedTuple):
-    """Where they write what is wanted, and the gradient that they start from."""
-
-    loss: Tensor | None = None
-    norm: Tensor | None = None
-    grad: Tensor | None = None
-    upstream: Tensor | None = None
-    upstream_each: bool = False  # one for each logit
-    delta: Tensor | None = None
 
 
 @functools.cache
@@ -362,20 +343,8 @@ def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
 
 def _binary(problem: BinaryProblem, outputs: BinaryOutputs) -> None:
     """Runs the multi-label kernel."""
-    input, target = problem.input, problem.target
-    if target.dtype not in _LABELS:
-        problem = problem._replace(target=target.to(accumulate_dtype(input.dtype)))
-        target = problem.target
-    n, classes = input.shape
-    sizes = BinarySizes(
-        n=n,
-        c=classes,
-        row_stride=input.stride(0),
-        target_stride=target.stride(0),
-        dtype=DTYPES[input.dtype],
-        target_type=_LABELS[target.dtype],
-        threads=torch.get_num_threads(),
-    )
+    problem = with_known_labels(problem)
+    sizes = BinarySizes.of(problem, torch.get_num_threads())
     solved, swept = _native().binary_cross_entropy(problem, sizes, outputs)
     solver_columns["solved"] += solved
     solver_columns["swept"] += swept

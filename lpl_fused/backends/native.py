@@ -15,11 +15,16 @@ from torch import Tensor
 
 from ..algebra.parts import Detail, Kind, Mass, Part, Rivals, Size
 from ..algebra.terms import Terms
-from ..problem import Problem
+from ..problem import BinaryProblem, Problem, accumulate_dtype
 
 Record = TypeVar("Record", bound="tuple[Any, ...]")
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # of csrc/row.h
+LABELS = {  # LabelType of csrc/binary.h: a bool is a byte
+    **DTYPES,
+    **{torch.bool: 4, torch.uint8: 4, torch.int8: 5, torch.int16: 6, torch.int32: 7},
+    torch.int64: 8,
+}
 # the parts whose numbers kernels store, in the order of Kind in csrc/parts.h
 PARTS: dict[Kind, type[Part]] = {
     Kind.SIZE: Size,
@@ -84,6 +89,43 @@ class Outputs(NamedTuple):
         fields: dict[str, Any] = {f"grad_{name}": place for name, place in places.items()}
         fields["grad_perturbed"] = fields.pop("grad_rows")
         return self._replace(**fields)
+
+
+class BinarySizes(NamedTuple):
+    """What is told of a multi-label problem beside the addresses of its tensors."""
+
+    n: int = 0
+    c: int = 0
+    row_stride: int = 0
+    target_stride: int = 0
+    dtype: int = 0
+    target_type: int = 0
+    threads: int = 0
+
+    @staticmethod
+    def of(problem: BinaryProblem, threads: int = 1) -> BinarySizes:
+        input, target = problem.input, problem.target
+        n, classes = input.shape
+        strides = input.stride(0), target.stride(0)
+        return BinarySizes(n, classes, *strides, DTYPES[input.dtype], LABELS[target.dtype], threads)
+
+
+class BinaryOutputs(NamedTuple):
+    """Where the kernels write what is wanted, and the gradient that they start from."""
+
+    loss: Tensor | None = None
+    norm: Tensor | None = None
+    grad: Tensor | None = None
+    upstream: Tensor | None = None
+    upstream_each: bool = False  # one for each logit
+    delta: Tensor | None = None
+
+
+def with_known_labels(problem: BinaryProblem) -> BinaryProblem:
+    """The problem with labels of a dtype that kernels read."""
+    if problem.target.dtype in LABELS:
+        return problem
+    return problem._replace(target=problem.target.to(accumulate_dtype(problem.input.dtype)))
 
 
 def replaced(record: Record, changes: Mapping[str, Any]) -> Record:

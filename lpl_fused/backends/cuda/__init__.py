@@ -1,4 +1,7 @@
-"""Launcher of the CUDA kernels: CUDA tensors, every dtype, cross-entropy (no multi-label losses).
+"""Launchers of the CUDA kernels: CUDA tensors, every dtype.
+
+binary     the sigmoid link
+module     the native module, and how its kernels are queued
 
 As on Triton, no launcher waits for the device: kernels and torch operations are queued on the
 current stream, in numbers that shapes and options alone decide, so that a CUDA graph can record
@@ -10,24 +13,29 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..algebra import groups, learned
-from ..algebra.known import Known
-from ..algebra.parts import Kind, Part, Round
-from ..algebra.settle import rounds, settle
-from ..algebra.sweep import with_steps
-from ..algebra.terms import Terms
-from ..problem import MEAN, NONE, Options, Problem, accumulate_dtype, divides
-from .buffers import gradients, new, table_places
-from .contract import Choose, Form, Forward, Gradients, leaves_terms
-from .native import DTYPES, PARTS, Outputs, Sizes, load, replaced
+from ...algebra import groups, learned
+from ...algebra.known import Known
+from ...algebra.parts import Kind, Part, Round
+from ...algebra.settle import rounds, settle
+from ...algebra.sweep import with_steps
+from ...algebra.terms import Terms
+from ...problem import MEAN, NONE, Problem, accumulate_dtype, divides
+from ..buffers import gradients, new, table_places
+from ..contract import Choose, Form, Forward, Gradients, leaves_terms
+from ..native import DTYPES, PARTS, Outputs, Sizes, replaced
+from .binary import binary_forward, binary_gradient, binary_perturbation, binary_rescale_
+from .module import Scratch, native, queue
 
 __all__ = [
+    "binary_forward",
+    "binary_gradient",
+    "binary_perturbation",
+    "binary_rescale_",
     "describe",
     "forward",
     "gradient",
@@ -45,29 +53,7 @@ __all__ = [
 ]
 
 
-class Scratch(NamedTuple):
-    """What the kernels need beside; see csrc/cuda/call.h."""
-
-    losses: Tensor | None = None
-    penalty_weight: Tensor | None = None
-    order: Tensor | None = None
-    begin: Tensor | None = None
-    counts: Tensor | None = None
-    flags: Tensor | None = None
-    outcome: Tensor | None = None
-    groups: Tensor | None = None
-    chunk: int = 1
-    factor: Tensor | None = None
-    factor_stride: int = 0
-    part: Tensor | None = None
-    threshold: Tensor | None = None
-    powers: Tensor | None = None
-    head_columns: Tensor | None = None
-    head_numbers: Tensor | None = None
-    learned: Tensor | None = None
-    swept: Tensor | None = None
-    teams: int = 1
-    perturbed: Tensor | None = None
+_native = native
 
 
 class Buffers(NamedTuple):
@@ -81,11 +67,6 @@ class Buffers(NamedTuple):
 
     def and_scratch(self, **tensors: Any) -> Buffers:
         return Buffers(self.out, replaced(self.scratch, tensors))
-
-
-@functools.cache
-def _native() -> ModuleType:
-    return load("_cuda", Problem, Options, Sizes, Outputs, Scratch)
 
 
 @functools.cache
@@ -308,14 +289,7 @@ def _narrow(problem: Problem) -> bool:
 
 def _run(kernels: Callable[..., None], problem: Problem, buffers: Buffers) -> None:
     """Queues kernels on the current stream of the problem's device."""
-    input = problem.input
-    if not input.is_cuda:
-        return kernels(problem, Sizes.of(problem), *buffers, 0)
-    device = input.get_device()
-    if device == torch.cuda.current_device():  # entering it would cost as much as a launch
-        return kernels(problem, Sizes.of(problem), *buffers, _stream(device))
-    with torch.cuda.device(device):
-        return kernels(problem, Sizes.of(problem), *buffers, _stream(device))
+    queue(kernels, problem, Sizes.of(problem), *buffers)
 
 
 def _with_norm(problem: Problem, buffers: Buffers) -> Buffers:
@@ -377,8 +351,3 @@ def _with_steps(
     buffers = _with_state(problem, buffers, state, only_delta=only_delta)
     outcome = new(problem, problem.input.shape[0], dtype=torch.int32)
     return buffers.and_scratch(outcome=outcome)
-
-
-def _stream(device: int) -> int:
-    """The current stream's handle, without making a torch.cuda.Stream of it."""
-    return int(torch._C._cuda_getCurrentRawStream(device))

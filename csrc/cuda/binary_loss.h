@@ -1,0 +1,131 @@
+// Loss and gradient of single multi-label logits.
+//
+// In the distance s of a logit from its label (−z of positives, z of negatives) both sides are
+// ℓ = log(1 + e^s) and dℓ/ds = σ(s), of one exponential: with e = e^−|s| it is ℓ = max(s, 0) +
+// log(1 + e), and σ(s) is 1/(1 + e) or e/(1 + e), so that small numbers keep their digits.
+#pragma once
+
+#include <cstring>
+
+#include "../lpl_math.h"
+#include "binary_labels.h"
+#include "exponent.h"
+
+namespace lpl {
+
+// 1/x to the last place.
+LPL_DEVICE inline float reciprocal_of(float x) {
+#if defined(__CUDA_ARCH__)
+  float value;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
+  return value;
+#else
+  return 1 / x;
+#endif
+}
+LPL_DEVICE inline double reciprocal_of(double x) {
+  return 1 / x;
+}
+
+// e^−|s|. Logits of 16 bits have no digits that one rounding of s·log₂e would cost.
+template <typename T, typename Acc>
+LPL_DEVICE inline Acc far_exp(Acc s) {
+  if constexpr (sizeof(T) == 2)
+    return exp2_of(-std::fabs(s) * kLog2E);
+  else
+    return std::exp(-std::fabs(s));
+}
+
+// x, with the other sign if `flips` is the sign's bit.
+LPL_DEVICE inline float flipped(float x, uint32_t flips) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof(bits));
+  bits ^= flips;
+  memcpy(&x, &bits, sizeof(bits));
+  return x;
+}
+
+template <typename Acc>
+LPL_DEVICE inline Acc positive_part(Acc x) {
+  return x > 0 ? x : Acc(0);
+}
+
+// Σ log(1 + e) as the logarithm of a product, which is kept less 1, so that small e keep their
+// digits.
+template <typename A>
+class Logarithms {
+ public:
+  using Acc = A;
+
+  LPL_DEVICE void add(Acc e) { product_ = std::fma(e, product_, e) + product_; }
+  // Often enough: a product holds some 60 more numbers up to 1.
+  LPL_DEVICE void settle() {
+    if (product_ > Acc(1 << 30)) take();
+  }
+  LPL_DEVICE Acc sum() {
+    take();
+    return sum_;
+  }
+
+ private:
+  LPL_DEVICE void take() {
+    sum_ += std::log1p(product_);
+    product_ = 0;
+  }
+
+  Acc product_ = 0, sum_ = 0;
+};
+
+// Sums of losses as they come, and gradients, of logits z whose sides are alike and whose labels
+// weigh nothing else; times `pull`.
+template <typename T>
+class PlainLoss {
+ public:
+  using Acc = typename AccumulateOf<T>::type;
+
+  LPL_DEVICE explicit PlainLoss(Acc pull) : pull_(pull) {}
+
+  // A hard label, by the sign's bit where it is 1: dL/dz.
+  LPL_DEVICE Acc hard(Acc z, uint32_t positive) {
+    const Acc s = flipped(z, positive), e = far_exp<T>(s), inverse = reciprocal_of(1 + e);
+    far_ += positive_part(s);
+    near_.add(e);
+    return flipped((s > 0 ? inverse : e * inverse) * pull_, positive);
+  }
+
+  // Any label; a side without mass counts nothing, however infinite its loss.
+  LPL_DEVICE Acc soft(Acc z, Acc y) {
+    const Acc e = far_exp<T>(z), inverse = reciprocal_of(1 + e), other = 1 - y;
+    const Acc away = z > 0 ? other : y, toward = z > 0 ? y : other;
+    far_ += away == 0 ? Acc(0) : away * std::fabs(z);
+    near_.add(e);
+    const Acc slope = std::fma(-toward, e, away) * (inverse * pull_);
+    return z > 0 ? slope : -slope;
+  }
+
+  LPL_DEVICE void settle() { near_.settle(); }
+  LPL_DEVICE Acc sum() { return far_ + near_.sum(); }
+
+ private:
+  const Acc pull_;
+  Acc far_ = 0;
+  Logarithms<Acc> near_;
+};
+
+// φ(ℓ) and dφ/ds.
+template <typename Acc>
+struct SideLoss {
+  Acc value, slope;
+};
+
+template <typename T, typename Acc = typename AccumulateOf<T>::type>
+LPL_DEVICE inline SideLoss<Acc> side_loss(Acc s, Phi phi, Acc parameter) {
+  const Acc e = far_exp<T>(s), inverse = reciprocal_of(1 + e);
+  const Acc sigma = s > 0 ? inverse : e * inverse;
+  const Acc ell = positive_part(s) + std::log1p(e);
+  if (phi == Phi::log) return {ell, sigma};
+  const PhiValue<Acc> value = phi_of(ell, phi, parameter);
+  return {value.value, value.slope * sigma};
+}
+
+}  // namespace lpl

@@ -1,0 +1,128 @@
+"""The sigmoid link: launchers of the multi-label kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...problem import MEAN, NONE, BinaryProblem, accumulate_dtype
+from ..buffers import new
+from ..contract import Forward
+from ..native import BinaryOutputs, BinarySizes, replaced, with_known_labels
+from .module import BinaryScratch, native, queue
+
+
+def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
+    problem = with_known_labels(problem)
+    input, reduction = problem.input, problem.options.reduction
+    grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
+    each = reduction == NONE
+    loss = new(problem, *input.shape) if each else new(problem)
+    if each:
+        norm: Tensor | None = None
+    else:
+        norm = new(problem) if problem.normalizer is None else problem.normalizer
+    scratch, delta = _scratch(problem, sums=not each)
+    outputs = BinaryOutputs(loss=loss, norm=norm, grad=grad, delta=delta)
+    _run(native().binary_cross_entropy, problem, outputs, scratch)
+    if norm is None:
+        norm = torch.ones((), dtype=loss.dtype, device=input.device)
+    return Forward(loss, norm, None, grad, state=() if delta is None else (delta,))
+
+
+def binary_gradient(problem: BinaryProblem, upstream: Tensor) -> Tensor:
+    grad = new(problem, *problem.input.shape, dtype=problem.input.dtype)
+    return _gradient(problem, upstream, grad)
+
+
+def _gradient(
+    problem: BinaryProblem, upstream: Tensor, grad: Tensor, state: tuple[Tensor, ...] = ()
+) -> Tensor:
+    """Fills `grad`, the gradient of each logit's loss known."""
+    problem = with_known_labels(problem)
+    scratch, delta = _scratch(problem, state=state)
+    upstream = upstream.to(accumulate_dtype(grad.dtype)).contiguous()
+    each = upstream.dim() > 0
+    outputs = BinaryOutputs(grad=grad, upstream=upstream, upstream_each=each, delta=delta)
+    _run(native().binary_cross_entropy, _settled(problem, state), outputs, scratch)
+    return grad
+
+
+def binary_rescale_(problem: BinaryProblem, forward: Forward, upstream: Tensor) -> Tensor:
+    """Which factors would round a 16-bit gradient once more, so that it is made anew, the device
+    decides."""
+    grad, state = forward.grad, forward.state
+    assert grad is not None
+    if upstream.dim():
+        if grad.element_size() > 2:
+            return grad.mul_(upstream)
+        return _gradient(problem, upstream, grad, state)
+    upstream = upstream.to(accumulate_dtype(grad.dtype))
+    if grad.element_size() > 2:
+        # the factor is all that is wanted of the problem, which may be no more than its shape
+        problem, scratch, delta = BinaryProblem(grad, grad), BinaryScratch(), None
+    else:
+        problem = with_known_labels(problem)
+        scratch, delta = _scratch(problem, state=state)
+        problem = _settled(problem, state)
+    outputs = BinaryOutputs(norm=forward.norm, grad=grad, delta=delta)
+    _run(native().binary_rescale, problem, outputs, replaced(scratch, {"factor": upstream}))
+    return grad
+
+
+def binary_perturbation(problem: BinaryProblem) -> Tensor:
+    problem = with_known_labels(problem)
+    scratch, delta = _scratch(problem)
+    assert delta is not None
+    _run(native().binary_perturbation, problem, BinaryOutputs(delta=delta), scratch)
+    return delta
+
+
+def steps_left(problem: BinaryProblem) -> Tensor:
+    """(C,) how many of a class's steps moments did not give, of a problem with `steps`. For tests
+    and diagnosis."""
+    problem = with_known_labels(problem)
+    scratch, delta = _scratch(problem)
+    left = new(problem, problem.input.shape[1], dtype=torch.int32)
+    outputs = BinaryOutputs(delta=delta)
+    _run(native().binary_perturbation, problem, outputs, replaced(scratch, {"left": left}))
+    return left
+
+
+def _settled(problem: BinaryProblem, state: tuple[Tensor, ...]) -> BinaryProblem:
+    """The problem without steps, where these are taken."""
+    return problem._replace(steps=None) if state else problem
+
+
+def _scratch(
+    problem: BinaryProblem, *, sums: bool = False, state: tuple[Tensor, ...] = ()
+) -> tuple[BinaryScratch, Tensor | None]:
+    """What kernels need beside, and δ (2, C), there if `state` has it."""
+    options, target = problem.options, problem.target
+    n, classes = problem.input.shape
+    fields: dict[str, Any] = {"hard": target.dtype == torch.bool and not options.missing}
+    if problem.inverse_count is not None:
+        fields["masses"] = new(problem, n)
+    delta = None
+    learns = problem.steps is not None and not state
+    if learns or sums:
+        losses, partial = native().binary_room(problem, BinarySizes.of(problem))
+    if sums:
+        fields["losses"] = new(problem, losses)
+        if options.reduction == MEAN and options.missing:
+            fields["known"] = new(problem, n, dtype=torch.int64)
+    if problem.steps is not None:
+        delta = state[0] if state else new(problem, 2, classes)
+        fields["delta"] = delta
+    if learns and partial:
+        fields["partial"] = new(problem, partial, dtype=torch.float32)
+        fields["centre"] = new(problem, 2, classes, dtype=torch.float32)
+    return replaced(BinaryScratch(), fields), delta
+
+
+def _run(
+    kernels: Any, problem: BinaryProblem, outputs: BinaryOutputs, scratch: BinaryScratch
+) -> None:
+    queue(kernels, problem, BinarySizes.of(problem), outputs, scratch)
