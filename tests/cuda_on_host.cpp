@@ -406,6 +406,7 @@ class Launcher {
 class BinaryLauncher {
  public:
   static constexpr int crew = kCrew;
+  static int places() { return shape.places; }
 
   template <typename Body>
   void teams(Body, const BinaryCall& call, i64 count) const {
@@ -433,7 +434,7 @@ void run_binary(BinaryWork work, const BinaryCall& call, uintptr_t) {
 }
 
 BinaryRoom binary_room(const BinaryProblem& p) {
-  return room_of(p);
+  return room_of(p, shape.places);
 }
 
 int64_t group_bytes(int64_t n, int64_t c, int dtype) {

@@ -1,8 +1,7 @@
 // One call of multi-label losses on the device.
 #pragma once
 
-#include "../binary.h"
-#include "call.h"
+#include "binary_plan.h"
 
 namespace lpl {
 
@@ -29,6 +28,10 @@ struct BinaryCall {
   BinaryProblem p;
   BinaryOutputs out;
   BinaryScratch scratch;
+  // as far as they are used
+  Spans spans;
+  Tiles tiles;
+  Chunks chunks;
 };
 
 template <typename Acc>

@@ -3,7 +3,11 @@
 //     teams(body, call, count)    so many blocks, a team each
 //     once(body, call)            one team for all
 //     crew                        threads of a warp
+//     places()                    threads of a team
 #pragma once
+
+#include <stdexcept>
+#include <string>
 
 #include "binary_kernels.h"
 #include "binary_learned.h"
@@ -50,13 +54,13 @@ void for_sweep(const BinaryCall& call, Use use) {
 
 // δ, into out.delta.
 template <typename T, typename Launcher>
-void learn_binary(Launcher& launch, const BinaryCall& call) {
+void learn_binary(Launcher& launch, BinaryCall call) {
   const i64 blocks = (call.p.c + launch.crew - 1) / launch.crew;
+  call.chunks = Chunks::of(call.p);
   if constexpr (!std::is_same<T, double>::value) {
     launch.teams(BinaryGuessBody<T>(), call, blocks);
     for_labels<T>(call, [&](auto label) {
-      launch.teams(BinaryMomentsBody<T, decltype(label)>(), call,
-                   blocks * Chunks::of(call.p).count);
+      launch.teams(BinaryMomentsBody<T, decltype(label)>(), call, blocks * call.chunks.count);
     });
   }
   launch.teams(BinaryStepsBody<T>(), call, blocks);
@@ -67,16 +71,16 @@ template <typename T, typename Launcher>
 void before_sweep(Launcher& launch, const BinaryCall& call) {
   using Acc = typename AccumulateOf<T>::type;
   if (call.p.steps) learn_binary<T>(launch, call);
-  if (call.scratch.masses || call.scratch.known)
-    launch.teams(BinaryLabelsBody<Acc>(), call, call.p.n);
-  if (call.scratch.known) launch.once(BinaryNormBody<Acc>(), call);
+  const bool counts = call.out.loss && call.p.missing && call.p.reduction == Reduction::mean;
+  if (counts || call.scratch.masses) launch.teams(BinaryLabelsBody<Acc>(), call, call.p.n);
+  if (counts) launch.once(BinaryNormBody<Acc>(), call);
 }
 
 template <typename T, typename Launcher>
 void sweep_binary(Launcher& launch, BinaryCall& call) {
   call.p.steps = nullptr;  // δ is there
   for_sweep<T>(call, [&](auto body) {
-    call.scratch.teams = body.teams(call.p);
+    call.scratch.teams = body.plan(call, launch.places());
     launch.teams(body, call, call.scratch.teams);
   });
 }
@@ -86,21 +90,34 @@ template <typename T, typename Launcher>
 void binary_cross_entropy(Launcher& launch, BinaryCall call) {
   before_sweep<T>(launch, call);
   sweep_binary<T>(launch, call);
-  if (call.scratch.losses) launch.once(BinaryLossBody<typename AccumulateOf<T>::type>(), call);
+  if (call.out.loss && call.p.reduction != Reduction::none)
+    launch.once(BinaryLossBody<typename AccumulateOf<T>::type>(), call);
 }
 
 // A finished gradient times a factor. One of 16 bits is made anew where that would round it again.
 template <typename T, typename Launcher>
 void binary_rescale(Launcher& launch, BinaryCall call) {
+  call.spans = Spans::of_memory(call.p.n * call.p.c);
+  launch.teams(BinaryScaleBody<T>(), call, call.spans.count);
+  if (sizeof(T) != 2) return;
   call.scratch.anew = true;
-  if (sizeof(T) == 2) before_sweep<T>(launch, call);
-  call.scratch.anew = false;
+  before_sweep<T>(launch, call);
   sweep_binary<T>(launch, call);
+}
+
+// Threads go from row to row of a column by 32 bits.
+inline void expect_near_rows(const BinaryProblem& p, int places) {
+  const i64 most = p.n > i64(places) * kGuessed ? p.n / kGuessed : places;  // rows at once
+  for (const i64 stride : {p.row_stride, p.target_stride, p.c})
+    if (p.n > 1 && stride > ((i64(1) << 32) - 1) / most)
+      throw std::runtime_error("rows of " + std::to_string(stride) +
+                               " elements are too far apart for multi-label kernels");
 }
 
 // A call of logits of one type.
 template <typename T, typename Launcher>
 void run_binary_of(Launcher& launch, BinaryWork work, const BinaryCall& call) {
+  expect_near_rows(call.p, launch.places());
   switch (work) {
     case BinaryWork::binary_cross_entropy: return binary_cross_entropy<T>(launch, call);
     case BinaryWork::binary_perturbation: return learn_binary<T>(launch, call);
@@ -109,15 +126,10 @@ void run_binary_of(Launcher& launch, BinaryWork work, const BinaryCall& call) {
 }
 
 // Enough for whatever sweep serves a call.
-inline BinaryRoom room_of(const BinaryProblem& p) {
-  const int size = p.dtype == DType::f64 ? 2 : p.dtype == DType::f32 ? 4 : 8;
-  i64 teams = Spans::of(p).count;
-  for (const int most : {64, 128}) {
-    const i64 count = Tiles::of(p, size, most).count();
-    if (count > teams) teams = count;
-  }
+inline BinaryRoom room_of(const BinaryProblem& p, int places) {
+  const i64 spans = Spans::of(p).count, tiles = Tiles::of(p, places).count();
   const bool sums = p.steps && p.dtype != DType::f64;
-  return {teams, sums ? 2 * kSums * Chunks::of(p).count * p.c : 0};
+  return {spans < tiles ? tiles : spans, sums ? 2 * kSums * Chunks::of(p).count * p.c : 0};
 }
 
 }  // namespace lpl

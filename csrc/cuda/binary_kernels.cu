@@ -46,6 +46,7 @@ __global__ void __launch_bounds__(kBatchThreads)
 class BinaryLauncher {
  public:
   static constexpr int crew = kWarp;
+  static constexpr int places() { return kThreads; }
 
   explicit BinaryLauncher(uintptr_t stream) : stream_(reinterpret_cast<cudaStream_t>(stream)) {}
 
@@ -93,7 +94,7 @@ void run_binary(BinaryWork work, const BinaryCall& call, uintptr_t stream) {
 }
 
 BinaryRoom binary_room(const BinaryProblem& p) {
-  return room_of(p);
+  return room_of(p, kThreads);
 }
 #endif
 

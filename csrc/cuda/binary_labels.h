@@ -27,14 +27,15 @@ class Labels {
  public:
   LPL_DEVICE explicit Labels(const BinaryProblem& p) : of_(static_cast<const Label*>(p.target)) {}
 
-  LPL_DEVICE const Label* row(i64 at) const { return of_ + at; }
+  // A place that moves, of label k.
+  LPL_DEVICE const Label* from(i64 k) const { return of_ + k; }
   // (y, whether it is there)
-  LPL_DEVICE Acc at(i64 k, bool& there) const {
+  LPL_DEVICE Acc at(const Label* place, bool& there) const {
     there = true;
     if constexpr (std::is_same<Label, Bool>::value)
-      return Acc(of_[k].bits & 1);
+      return place->bits ? Acc(1) : Acc(0);
     else
-      return Acc(load(of_[k]));
+      return Acc(load(*place));
   }
 
  private:
@@ -47,6 +48,7 @@ class Labels<Acc, Any> {
   LPL_DEVICE explicit Labels(const BinaryProblem& p)
       : of_(p.target), type_(p.target_type), missing_(p.missing), ignored_(Acc(p.ignored)) {}
 
+  LPL_DEVICE static i64 from(i64 k) { return k; }
   LPL_DEVICE Acc at(i64 k, bool& there) const {
     Acc y;
     switch (type_) {

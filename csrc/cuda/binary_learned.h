@@ -19,25 +19,10 @@ namespace lpl {
 
 constexpr int kFours = 5;  // moments are found by fours: C_4k·C_j = ½·(C_4k+j + C_4k−j)
 constexpr int kSums = 4 * kFours, kLastMoment = kSums - 1;
-constexpr double kLargestMiss = 1.5e-7;            // of δ, which is to have the digits of a float
-constexpr int kLegs = 16;                          // centres of a class
-constexpr int kRowsOfMask = 32, kMostRows = 1024;  // whose moments are summed at once
-constexpr int kGuessed = 256;                      // rows
-
-// How the columns of a batch are dealt to teams: to the threads of a warp each one, which its warps
-// share by rows.
-struct Chunks {
-  static constexpr int kMany = 512, kLeastRows = 256;
-
-  int rows;  // of a chunk
-  i64 count;
-
-  static LPL_HOST_DEVICE Chunks of(const BinaryProblem& p) {
-    int rows = kMostRows;
-    while (rows > kLeastRows && (p.n + rows - 1) / rows * ((p.c + 31) / 32) < kMany) rows /= 2;
-    return {rows, (p.n + rows - 1) / rows};
-  }
-};
+constexpr double kLargestMiss = 1.5e-7;  // of δ, which is to have the digits of a float
+constexpr int kLegs = 16;                // centres of a class
+constexpr int kRowsOfMask = 32;
+constexpr int kGuessed = 256;  // rows
 
 // The sums over logits of w·C_4k(T)·C_j(T), at place 4k + j.
 struct MomentSums {
@@ -176,26 +161,47 @@ class LabelledColumn {
   LPL_DEVICE Acc logit(i64 i) const { return load(u_[i * stride_]); }
   // How much of a label is on the side of positives, and of negatives.
   LPL_DEVICE Acc positive(i64 i, Acc& negative) const {
-    bool there;
-    const Acc y = labels_.at(i * label_stride_ + j_, there);
-    negative = there ? 1 - y : Acc(0);
-    return y;
+    return split(labels_.from(i * label_stride_ + j_), negative);
   }
-  // The distance from a side's label, the side moved by d.
-  LPL_DEVICE Acc distance(int side, Acc u, Acc moved) const {
-    return std::fma(u, scale_[side], offset_[side] + moved);
+  // The same of kCount rows from i on, so many apart.
+  template <int kCount>
+  LPL_DEVICE void take(i64 i, i64 step, Acc* u, Acc* one, Acc* zero) const {
+    const T* from = u_ + i * stride_;
+    const auto label = labels_.from(i * label_stride_ + j_);
+    const uint32_t apart = uint32_t(step * stride_), labels_apart = uint32_t(step * label_stride_);
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      u[k] = load(from[uint64_t(k) * apart]);
+      one[k] = split(label + uint64_t(k) * labels_apart, zero[k]);
+    }
+  }
+  // The distance from a side's label, the side moved by d: what it is made of, times a unit.
+  struct Distance {
+    Acc scale, offset;
+    LPL_DEVICE Acc of(Acc u) const { return std::fma(u, scale, offset); }
+  };
+  LPL_DEVICE Distance distance(int side, Acc moved, Acc unit = 1) const {
+    return {scale_[side] * unit, (offset_[side] + moved) * unit};
   }
 
  private:
+  template <typename Place>
+  LPL_DEVICE Acc split(Place place, Acc& negative) const {
+    bool there;
+    const Acc y = labels_.at(place, there);
+    negative = there ? 1 - y : Acc(0);
+    return y;
+  }
+
   const Labels<Acc, Label> labels_;
   const T* u_;
   const i64 j_, stride_, label_stride_;
   Acc scale_[2], offset_[2];
 };
 
-// tanh(x/2), to the last place of 1; nan stays.
-LPL_DEVICE inline float half_tanh(float x) {
-  return std::fma(-2.0f, reciprocal_of(1 + exp2_of(x * kLog2E)), 1.0f);
+// tanh(x·ln 2/2), to the last place of 1; nan stays.
+LPL_DEVICE inline float half_tanh2(float x) {
+  return std::fma(-2.0f, reciprocal_of(1 + exp2_of(x)), 1.0f);
 }
 
 LPL_DEVICE inline int lowest_bit(uint32_t bits) {
@@ -251,23 +257,21 @@ class Moments {
   LPL_DEVICE static uint32_t negatives(const LabelledColumn<T, Label>& column, const RowsOf& rows,
                                        int first, float centre, MomentSums& sums) {
     uint32_t found = 0;
+    const auto distance = column.distance(0, centre, kLog2E);
     const auto add = [&](int k, float u, float one, float zero) {
-      const float x = zero == 0 ? 0.0f : column.distance(0, u, centre);  // whatever the logit is
-      sums.add(half_tanh(x), zero);
-      found |= uint32_t(one != 0) << k;
+      const float x = zero == 0 ? 0.0f : distance.of(u);  // whatever the logit is
+      sums.add(half_tanh2(x), zero);
+      return uint32_t(one != 0) << k;
     };
     if (rows.count - first >= kRowsOfMask) {
 #pragma unroll 1
       for (int from = 0; from < kRowsOfMask; from += kBatch) {
         float u[kBatch], one[kBatch], zero[kBatch];
+        uint32_t here = 0;
+        column.template take<kBatch>(rows.at(first + from), rows.step, u, one, zero);
 #pragma unroll
-        for (int k = 0; k < kBatch; ++k) {
-          const i64 i = rows.at(first + from + k);
-          u[k] = column.logit(i);
-          one[k] = column.positive(i, zero[k]);
-        }
-#pragma unroll
-        for (int k = 0; k < kBatch; ++k) add(from + k, u[k], one[k], zero[k]);
+        for (int k = 0; k < kBatch; ++k) here |= add(k, u[k], one[k], zero[k]);
+        found |= here << from;
       }
       return found;
     }
@@ -276,19 +280,20 @@ class Moments {
       const i64 i = rows.at(first + k);
       float zero;
       const float one = column.positive(i, zero);
-      add(k, column.logit(i), one, zero);
+      found |= add(k, column.logit(i), one, zero);
     }
     return found;
   }
 
   LPL_DEVICE static void positives(const LabelledColumn<T, Label>& column, const RowsOf& rows,
                                    int first, uint32_t mask, float centre, MomentSums& sums) {
+    const auto distance = column.distance(1, centre, kLog2E);
 #pragma unroll 1
     for (; mask; mask &= mask - 1) {
       const i64 i = rows.at(first + lowest_bit(mask));
       float zero;
       const float one = column.positive(i, zero);
-      sums.add(half_tanh(column.distance(1, column.logit(i), centre)), one);
+      sums.add(half_tanh2(distance.of(column.logit(i))), one);
     }
   }
 
@@ -378,10 +383,10 @@ struct BinaryMomentsBody {
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const BinaryCall& call, i64 t) {
     const BinaryProblem& p = call.p;
-    const Chunks chunks = Chunks::of(p);
-    const i64 blocks = (p.c + team.crew() - 1) / team.crew(), chunk = t / blocks;
-    const Learner<T, Label, Team> own(team, p, t % blocks);
-    const i64 begin = chunk * chunks.rows, rest = p.n - begin;
+    const Chunks& chunks = call.chunks;
+    const int blocks = int((p.c + team.crew() - 1) / team.crew()), chunk = int(t) / blocks;
+    const Learner<T, Label, Team> own(team, p, int(t) % blocks);
+    const i64 begin = i64(chunk) * chunks.rows, rest = p.n - begin;
     const float* centres = static_cast<const float*>(call.scratch.centre);
     float centre[2] = {0, 0};
     if (own.exists)
@@ -436,7 +441,7 @@ struct BinaryStepsBody {
       return team.reduce(left, [](int a, int b) { return a | b; }) != 0;
     };
     if constexpr (!std::is_same<Acc, double>::value) {
-      const Chunks chunks = Chunks::of(p);
+      const Chunks& chunks = call.chunks;
       each_walk([&](int side, ClassWalk& of) {
         if (steps.count == 0) return;
         of.centre = static_cast<const float*>(call.scratch.centre)[side * p.c + own.j];
@@ -537,7 +542,7 @@ struct BinaryStepsBody {
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
           if (share[side] == 0) continue;
-          const Acc s = own.column.distance(side, u, moved[side]), e = std::exp(-std::fabs(s));
+          const Acc s = own.column.distance(side, moved[side]).of(u), e = std::exp(-std::fabs(s));
           sum[side] += double(share[side] * ((s > 0 ? Acc(1) : e) / (1 + e)));
           sum[2 + side] += double(share[side]);
         }

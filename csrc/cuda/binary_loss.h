@@ -122,10 +122,32 @@ template <typename T, typename Acc = typename AccumulateOf<T>::type>
 LPL_DEVICE inline SideLoss<Acc> side_loss(Acc s, Phi phi, Acc parameter) {
   const Acc e = far_exp<T>(s), inverse = reciprocal_of(1 + e);
   const Acc sigma = s > 0 ? inverse : e * inverse;
-  const Acc ell = positive_part(s) + std::log1p(e);
+  const Acc low = std::log1p(e), ell = positive_part(s) + low;
   if (phi == Phi::log) return {ell, sigma};
+  if (phi == Phi::focal) {
+    const Acc log_sigma = (s < 0 ? s : Acc(0)) - low;
+    const Acc factor = parameter == 2 ? sigma * sigma : std::exp(parameter * log_sigma);
+    const Acc rest = s > 0 ? e * inverse : inverse;
+    return {factor * ell, factor * std::fma(parameter * ell, rest, sigma)};
+  }
   const PhiValue<Acc> value = phi_of(ell, phi, parameter);
   return {value.value, value.slope * sigma};
+}
+
+// Loss and dL/du of a label that both sides share, each moved by a δ of its own. Labels are seldom
+// that: out of the way of those that are not.
+template <typename T, typename Acc = typename AccumulateOf<T>::type>
+LPL_APART SideLoss<Acc> shared_loss(Acc u, Acc y, Acc positive, Acc negative) {
+  SideLoss<Acc> sum = {0, 0};
+  if (y != 0) {  // a side without mass counts nothing, however infinite its loss
+    const SideLoss<Acc> of = side_loss<T>(-(u + positive), Phi::log, Acc(0));
+    sum = {y * of.value, -y * of.slope};
+  }
+  if (y != 1) {
+    const SideLoss<Acc> of = side_loss<T>(u + negative, Phi::log, Acc(0));
+    sum = {std::fma(1 - y, of.value, sum.value), std::fma(1 - y, of.slope, sum.slope)};
+  }
+  return sum;
 }
 
 }  // namespace lpl

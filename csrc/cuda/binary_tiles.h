@@ -8,46 +8,6 @@
 
 namespace lpl {
 
-// How logits are dealt to teams where nothing depends on their class: in spans, of rows or, where
-// these follow one another, of memory.
-struct Spans {
-  static constexpr i64 kLongest = 16384, kShortest = 2048, kMany = 1024;
-
-  i64 count, length, size;  // of all logits
-
-  static LPL_HOST_DEVICE Spans of(const BinaryProblem& p) {
-    const i64 size = p.n * p.c;
-    if (p.row_stride != p.c || p.target_stride != p.c) return {p.n, p.c, size};
-    i64 length = kLongest;
-    while (length > kShortest && size < kMany * length) length /= 2;
-    return {(size + length - 1) / length, length, size};
-  }
-};
-
-// … and where it does: in tiles of columns and rows, whose tables stay on chip. Pieces of logits
-// beside each other in a row are a power of two, so that threads find theirs quickly.
-struct Tiles {
-  static constexpr int kUnits = 4096, kLeastRows = 8, kMany = 1024;  // pieces of a tile
-
-  int pieces, rows;  // of a tile
-  i64 across, down;  // tiles
-
-  // `size` logits of a piece, `most` pieces of which tables find room.
-  static LPL_HOST_DEVICE Tiles of(const BinaryProblem& p, int size, int most) {
-    const i64 wanted = (p.c + 2 * size - 2) / size;  // of a row that begins anywhere
-    Tiles found{most, 0, 0, 0};
-    while (found.pieces > 1 && found.pieces / 2 >= wanted) found.pieces /= 2;
-    found.across = (wanted + found.pieces - 1) / found.pieces;
-    found.rows = kUnits / found.pieces;
-    while (found.rows > kLeastRows && (p.n + found.rows - 1) / found.rows * found.across < kMany)
-      found.rows /= 2;
-    found.down = (p.n + found.rows - 1) / found.rows;
-    return found;
-  }
-
-  LPL_HOST_DEVICE i64 count() const { return across * down; }
-};
-
 // What the sum of the losses is divided by.
 template <typename Acc>
 LPL_DEVICE inline Acc norm_of(const BinaryCall& call) {
@@ -66,21 +26,22 @@ LPL_DEVICE inline Acc pull_of(const BinaryCall& call) {
   return (factor ? *factor : Acc(1)) / norm_of<Acc>(call);
 }
 
-// Whether a finished gradient has only to be multiplied by its factor, which a team has then done
-// with one of `shares` shares of it.
-template <typename T, typename Team>
-LPL_DEVICE inline bool rescaled(Team& team, const BinaryCall& call, i64 share, i64 shares) {
+// A span of a finished gradient times its factor, in place, as ScaleBody in gradient.h.
+template <typename T>
+struct BinaryScaleBody {
+  using Shared = Nothing;
   using Acc = typename AccumulateOf<T>::type;
-  if (!call.scratch.factor) return false;
-  const Acc factor = *static_cast<const Acc*>(call.scratch.factor);
-  if (sizeof(T) == 2 && !keeps_digits(factor)) return false;
-  const i64 size = call.p.n * call.p.c, line = 16 / sizeof(T);
-  const i64 each = ((size + shares - 1) / shares + line - 1) / line * line, from = share * each;
-  if (from < size)
+
+  template <typename Team>
+  LPL_DEVICE static void run(Team& team, const BinaryCall& call, i64 t) {
+    const Acc factor = *static_cast<const Acc*>(call.scratch.factor);
+    if (sizeof(T) == 2 && !keeps_digits(factor)) return;
+    const Spans& spans = call.spans;
+    const i64 from = t * spans.length, rest = spans.size - from;
     scale_row(team, static_cast<T*>(call.out.grad) + from,
-              int(size - from < each ? size - from : each), factor);
-  return true;
-}
+              int(rest < spans.length ? rest : spans.length), factor);
+  }
+};
 
 template <typename Acc, typename Team>
 LPL_DEVICE inline void store_sum(Team& team, const BinaryCall& call, i64 t, Acc sum) {
@@ -95,19 +56,19 @@ struct BinarySpanBody {
   using Shared = Nothing;
   using Acc = typename AccumulateOf<T>::type;
 
-  static LPL_HOST_DEVICE i64 teams(const BinaryProblem& p) { return Spans::of(p).count; }
+  static i64 plan(BinaryCall& call, int) {
+    call.spans = Spans::of(call.p);
+    return call.spans.count;
+  }
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const BinaryCall& call, i64 t) {
     const BinaryProblem& p = call.p;
-    const Spans spans = Spans::of(p);
-    if (rescaled<T>(team, call, t, spans.count)) return;
-    const bool flat = p.row_stride == p.c && p.target_stride == p.c;
-    const i64 from = t * spans.length;
-    const i64 count = flat && spans.size - from < spans.length ? spans.size - from : spans.length;
-    const T* u = static_cast<const T*>(p.input) + t * (flat ? spans.length : p.row_stride);
-    const Label* y =
-        static_cast<const Label*>(p.target) + t * (flat ? spans.length : p.target_stride);
+    const Spans& spans = call.spans;
+    const i64 from = t * spans.length, rest = spans.size - from;
+    const i64 count = rest < spans.length ? rest : spans.length;
+    const T* u = static_cast<const T*>(p.input) + t * spans.stride;
+    const Label* y = static_cast<const Label*>(p.target) + t * spans.label_stride;
     T* grad = call.out.grad ? static_cast<T*>(call.out.grad) + from : nullptr;
     struct {
       PlainLoss<T> loss;
@@ -126,248 +87,168 @@ struct BinarySpanBody {
 
 // A tile of logits whose sides have tables: the learned perturbation's δ, or everything there is.
 template <typename T, typename Label, bool kAll>
-class BinaryTile {
- public:
-  using Acc = typename AccumulateOf<T>::type;
-  static constexpr int kSize = Lined<T>::kSize;
-  static constexpr int kPieces = kAll ? 64 : 128;  // of a tile at most
-  static constexpr int kTables = kAll ? 7 : 2;
-  enum Table { offset, scale = 2, weight = 4, balance = 6 };  // of a side, negatives first
-
-  // What the columns of a piece have lies together, wherever in memory's lines its row begins: its
-  // first is slot kSize − phase. A slot more, so that threads beside each other are of other banks.
-  static constexpr int kPitch = 2 * kSize + 1;
-  struct Shared {
-    Acc of[kTables][kPieces * kPitch];
-  };
-
-  LPL_DEVICE BinaryTile(const BinaryCall& call, const Shared& shared)
-      : call_(call), p_(call.p), shared_(shared), pull_(pull_of<Acc>(call)), loss_(pull_) {}
-
-  // Puts the tables of the columns from lo − kSize on in their slots.
-  template <typename Team>
-  LPL_DEVICE static void stage(Team& team, const BinaryCall& call, i64 lo, int pieces,
-                               Shared& shared) {
-    const BinaryProblem& p = call.p;
-    const auto put = [&](int table, const void* from, Acc off, const void* more) {
-      for (int k = team.place(); k < pieces * 2 * kSize; k += team.places()) {
-        const int piece = k / (2 * kSize), slot = k % (2 * kSize);
-        const i64 j = lo + (piece - 1) * kSize + slot;
-        Acc value = off;
-        if (j >= 0 && j < p.c) {
-          if (from) value = static_cast<const Acc*>(from)[j];
-          if (more) value += static_cast<const Acc*>(more)[j];
-        }
-        shared.of[table][piece * kPitch + slot] = value;
-      }
-    };
-    for (int side = 0; side < 2; ++side) {
-      // (2, C): positives first
-      const Acc* delta = static_cast<const Acc*>(call.scratch.delta);
-      if (delta) delta += side ? 0 : p.c;
-      put(offset + side, kAll ? p.offset(side) : nullptr, 0, delta);
-      if (!kAll) continue;
-      put(scale + side, p.scale(side), 1, nullptr);
-      put(weight + side, p.weight(side), 1, nullptr);
-    }
-    if (kAll && p.inverse_count) put(balance, p.inverse_count, 0, nullptr);
-  }
-
-  // Loss and gradient of a piece of row i.
-  LPL_DEVICE void piece(i64 i, i64 lo, int k) {
-    const T* row = static_cast<const T*>(p_.input) + i * p_.row_stride;
-    const Lined<T> lined(row);
-    const i64 first = lo + lined.first(k);
-    if (first >= p_.c || first + kSize <= 0) return;
-    const int slot = k * kPitch + kSize - lined.phase;
-    const bool whole = first >= 0 && first + kSize <= p_.c;
-    Acc u[kSize], y[kSize];
-    unsigned here = 0;  // which columns exist and have a label
-    if (whole) {
-      Beside16<T, kSize> line;
-      line.take(row + first);
-      load_all<kSize>(u, line.line[0].value);
-    } else {
-#pragma unroll
-      for (int v = 0; v < kSize; ++v)
-        u[v] = first + v >= 0 && first + v < p_.c ? load(row[first + v]) : Acc(0);
-    }
-    const i64 at = i * p_.target_stride + first;
-    if constexpr (std::is_same<Label, Any>::value) {
-      const Labels<Acc, Any> labels(p_);
-#pragma unroll
-      for (int v = 0; v < kSize; ++v) {
-        bool there = first + v >= 0 && first + v < p_.c;
-        y[v] = there ? labels.at(at + v, there) : Acc(0);
-        here |= unsigned(there) << v;
-      }
-    } else {
-      const Label* label = static_cast<const Label*>(p_.target) + at;
-      here = whole ? (1u << kSize) - 1 : 0;
-      if (whole && Beside16<Label, kSize>::lies(label)) {
-        Beside16<Label, kSize> line;
-        line.take(label);
-#pragma unroll
-        for (int v = 0; v < kSize; ++v) y[v] = number(line[v]);
-      } else {
-#pragma unroll
-        for (int v = 0; v < kSize; ++v) {
-          const bool there = first + v >= 0 && first + v < p_.c;
-          y[v] = there ? number(label[v]) : Acc(0);
-          here |= unsigned(there) << v;
-        }
-      }
-    }
-    Acc value[kAll ? kSize : 1];
-    if constexpr (kAll)
-      everything(i, slot, u, y, here, value);
-    else
-      moved(slot, u, y, here);
-    put(i, first, whole, u, value);
-  }
-
-  LPL_DEVICE Acc sum() { return loss_.sum() + sum_; }
-
- private:
-  LPL_DEVICE static Acc number(Bool y) { return Acc(y.bits & 1); }
-  template <typename From>
-  LPL_DEVICE static Acc number(From y) {
-    return load(y);
-  }
-
-  // u becomes the gradient.
-  LPL_DEVICE void moved(int slot, Acc* u, const Acc* y, unsigned here) {
-    bool shared_labels = false;
-    if (!std::is_same<Label, Bool>::value)
-#pragma unroll
-      for (int v = 0; v < kSize; ++v) shared_labels |= y[v] != 0 && y[v] != 1;
-    if (shared_labels) return both_sides(slot, u, y, here);
-#pragma unroll
-    for (int v = 0; v < kSize; ++v) {
-      const bool positive = y[v] != 0;
-      const Acc z = u[v] + shared_.of[offset + positive][slot + v];
-      if (here == (1u << kSize) - 1 || here >> v & 1)
-        u[v] = loss_.hard(z, uint32_t(positive) << 31);
-    }
-    loss_.settle();
-  }
-  LPL_DEVICE void both_sides(int slot, Acc* u, const Acc* y, unsigned here) {
-#pragma unroll
-    for (int v = 0; v < kSize; ++v) {
-      if (!(here >> v & 1)) continue;
-      Acc slope = 0;
-      side(u[v], y[v], 1, slot + v, sum_, slope);
-      side(u[v], 1 - y[v], 0, slot + v, sum_, slope);
-      u[v] = slope * pull_;
-    }
-  }
-
-  // Adds what a side that has a share of a label adds to loss and dL/du.
-  LPL_DEVICE void side(Acc u, Acc share, int positive, int slot, Acc& value, Acc& slope) const {
-    if (share == 0) return;  // however infinite its loss
-    Acc a = 1, weight_here = share;
-    Acc z = u + shared_.of[offset + positive][slot];
-    if constexpr (kAll) {
-      a = shared_.of[scale + positive][slot];
-      z = u * a + shared_.of[offset + positive][slot];
-      weight_here *= shared_.of[weight + positive][slot];
-    }
-    const SideLoss<Acc> of =
-        side_loss<T>(positive ? -z : z, kAll ? p_.phi : Phi::log, Acc(p_.phi_parameter));
-    value += weight_here * of.value;
-    slope += (positive ? -weight_here : weight_here) * a * of.slope;
-  }
-
-  LPL_DEVICE void everything(i64 i, int slot, Acc* u, const Acc* y, unsigned here, Acc* value) {
-    Acc row_weight = 1, mass = 0;
-    if (p_.sample_weight) row_weight = static_cast<const Acc*>(p_.sample_weight)[i];
-    if (p_.inverse_count) mass = static_cast<const Acc*>(call_.scratch.masses)[i];
-#pragma unroll
-    for (int v = 0; v < kSize; ++v) {
-      value[v] = 0;
-      Acc slope = 0;
-      if (here >> v & 1) {
-        const bool positive = y[v] > Acc(0.5);
-        side(u[v], positive ? y[v] : 1 - y[v], positive, slot + v, value[v], slope);
-        if (y[v] != 0 && y[v] != 1)
-          side(u[v], positive ? 1 - y[v] : y[v], !positive, slot + v, value[v], slope);
-        Acc all = row_weight;
-        if (p_.inverse_count) {
-          const Acc ratio = mass > 0 ? shared_.of[balance][slot + v] / mass : Acc(INFINITY);
-          all *= Acc(p_.alpha) + 1 / (1 + std::exp(Acc(p_.beta) * (Acc(p_.mu) - ratio)));
-        }
-        value[v] *= all;
-        slope *= all;
-      }
-      sum_ += value[v];
-      // where no label counts the norm is 0, and so is every gradient
-      u[v] = slope == 0 ? Acc(0) : slope * pull_;
-    }
-  }
-
-  LPL_DEVICE void put(i64 i, i64 first, bool whole, Acc* du, const Acc* value) const {
-    const i64 at = i * p_.c + first;
-    if constexpr (kAll) {
-      if (call_.out.loss && p_.reduction == Reduction::none) {
-        Acc* losses = static_cast<Acc*>(call_.out.loss) + at;
-#pragma unroll
-        for (int v = 0; v < kSize; ++v)
-          if (whole || (first + v >= 0 && first + v < p_.c)) losses[v] = value[v];
-      }
-      if (call_.out.upstream_each) {
-        const Acc* upstream = static_cast<const Acc*>(call_.out.upstream) + at;
-#pragma unroll
-        for (int v = 0; v < kSize; ++v)
-          if (whole || (first + v >= 0 && first + v < p_.c)) du[v] *= upstream[v];
-      }
-    }
-    if (!call_.out.grad) return;
-    T* grad = static_cast<T*>(call_.out.grad) + at;
-    if (whole && Beside16<T, kSize>::lies(grad)) {
-      Beside16<T, kSize> line;
-      store_all<kSize>(line.line[0].value, du);
-      line.put(grad);
-      return;
-    }
-#pragma unroll
-    for (int v = 0; v < kSize; ++v)
-      if (whole || (first + v >= 0 && first + v < p_.c)) store(grad[v], du[v]);
-  }
-
-  const BinaryCall& call_;
-  const BinaryProblem& p_;
-  const Shared& shared_;
-  const Acc pull_;
-  PlainLoss<T> loss_;
-  Acc sum_ = 0;
-};
-
-template <typename T, typename Label, bool kAll>
 struct BinaryTileBody {
-  using Tile = BinaryTile<T, Label, kAll>;
-  using Shared = typename Tile::Shared;
-  using Acc = typename Tile::Acc;
+  using Shared = Nothing;
+  using Acc = typename AccumulateOf<T>::type;
 
-  static LPL_HOST_DEVICE Tiles tiles(const BinaryProblem& p) {
-    return Tiles::of(p, Tile::kSize, Tile::kPieces);
+  static i64 plan(BinaryCall& call, int places) {
+    call.tiles = Tiles::of(call.p, places);
+    return call.tiles.count();
   }
-  static LPL_HOST_DEVICE i64 teams(const BinaryProblem& p) { return tiles(p).count(); }
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const BinaryCall& call, i64 t) {
-    const Tiles tiles = BinaryTileBody::tiles(call.p);
-    if (rescaled<T>(team, call, t, tiles.count())) return;
-    const i64 lo = t % tiles.across * tiles.pieces * Tile::kSize;
-    const i64 begin = t / tiles.across * tiles.rows, rest = call.p.n - begin;
-    Shared& shared = team.template shared<Shared>(0);
-    Tile::stage(team, call, lo, tiles.pieces, shared);
-    team.sync();
-    Tile tile(call, shared);
-    const int units = int(rest < tiles.rows ? rest : tiles.rows) * tiles.pieces;
-    for (int q = team.place(); q < units; q += team.places())
-      tile.piece(begin + q / tiles.pieces, lo, q % tiles.pieces);
-    store_sum(team, call, t, tile.sum());
+    const Tiles& tiles = call.tiles;
+    const BinaryProblem& p = call.p;
+    const int down = int(t) / tiles.across, across = int(t) % tiles.across;
+    const i64 j = i64(across) * tiles.wide + team.place() % tiles.wide;
+    const i64 begin = i64(down) * tiles.rows, end = begin + tiles.rows;
+    Column column(call, j < p.c ? j : p.c - 1);
+    if (j < p.c) {
+      const i64 first = begin + team.place() / tiles.wide, last = end < p.n ? end : p.n;
+      const int step = team.places() / tiles.wide;
+      call.out.grad ? column.template rows<true>(first, last, step)
+                    : column.template rows<false>(first, last, step);
+    }
+    store_sum(team, call, t, column.sum());
   }
+
+ private:
+  // What a thread has to do with its column.
+  class Column {
+   public:
+    LPL_DEVICE Column(const BinaryCall& call, i64 j)
+        : call_(call), p_(call.p), labels_(call.p), j_(j), pull_(pull_of<Acc>(call)), loss_(pull_) {
+      const Acc* delta = static_cast<const Acc*>(call.scratch.delta);  // positives first
+      for (int side = 0; side < 2; ++side) {
+        offset_[side] = table(kAll ? p_.offset(side) : nullptr, 0);
+        if (delta) offset_[side] += delta[(side ? 0 : p_.c) + j];
+        if (!kAll) continue;
+        scale_[side] = table(p_.scale(side), 1);
+        weight_[side] = table(p_.weight(side), 1);
+      }
+      if (kAll) balance_ = table(p_.inverse_count, 0);
+    }
+
+    LPL_DEVICE Acc sum() { return kAll ? sum_ : sum_ + loss_.sum(); }
+
+    // Loss and gradient of rows i, i + step, …
+    template <bool kGrad>
+    LPL_DEVICE void rows(i64 i, i64 end, int step) {
+      const T* u = static_cast<const T*>(p_.input) + i * p_.row_stride + j_;
+      T* grad = kGrad ? static_cast<T*>(call_.out.grad) + i * p_.c + j_ : nullptr;
+      auto y = labels_.from(i * p_.target_stride + j_);
+      const uint32_t u_step = uint32_t(step * p_.row_stride);
+      const uint32_t y_step = uint32_t(step * p_.target_stride), grad_step = uint32_t(step * p_.c);
+      for (; i + (kBatch - 1) * step < end; i += kBatch * step) {
+        Acc us[kBatch], ys[kBatch];
+        bool there[kBatch];
+#pragma unroll
+        for (int k = 0; k < kBatch; ++k) {
+          us[k] = load(u[uint64_t(k) * u_step]);
+          ys[k] = labels_.at(y + uint64_t(k) * y_step, there[k]);
+        }
+        u += uint64_t(kBatch) * u_step, y += uint64_t(kBatch) * y_step;
+        take<kBatch>(i, step, us, ys, there);
+        if (!kGrad) continue;
+#pragma unroll
+        for (int k = 0; k < kBatch; ++k) store(grad[uint64_t(k) * grad_step], us[k]);
+        grad += uint64_t(kBatch) * grad_step;
+      }
+#pragma unroll 1
+      for (; i < end; i += step) {
+        Acc du = load(*u), label;
+        bool there;
+        label = labels_.at(y, there);
+        take<1>(i, step, &du, &label, &there);
+        if (kGrad) store(*grad, du);
+        u += u_step, y += y_step, grad += grad_step;
+      }
+    }
+
+   private:
+    static constexpr int kBatch = kAll ? 4 : 8;  // rows on their way at once
+
+    // Logits become gradients.
+    template <int kCount>
+    LPL_DEVICE void take(i64 i, int step, Acc* u, const Acc* y, const bool* there) {
+      if constexpr (kAll) {
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) u[k] = everything(i + k * step, u[k], y[k], there[k]);
+      } else {
+        Acc between = 0;  // 0 and 1
+        if (!std::is_same<Label, Bool>::value)
+#pragma unroll
+          for (int k = 0; k < kCount; ++k) between += std::fabs(std::fma(y[k], y[k], -y[k]));
+        if (between != 0) return both_sides<kCount>(u, y);
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) {
+          const bool positive = y[k] != 0;
+          u[k] = loss_.hard(u[k] + (positive ? offset_[1] : offset_[0]), uint32_t(positive) << 31);
+        }
+        loss_.settle();
+      }
+    }
+    template <int kCount>
+    LPL_DEVICE void both_sides(Acc* u, const Acc* y) {
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) {
+        const SideLoss<Acc> of = shared_loss<T>(u[k], y[k], offset_[1], offset_[0]);
+        sum_ += of.value;
+        u[k] = of.slope * pull_;
+      }
+    }
+
+    LPL_DEVICE Acc table(const void* from, Acc off) const {
+      return from ? static_cast<const Acc*>(from)[j_] : off;
+    }
+
+    // Adds what a side that has a share of a label adds to loss and dL/du.
+    LPL_DEVICE void side(Acc u, Acc share, bool positive, Acc& value, Acc& slope) const {
+      if (share == 0) return;  // however infinite its loss
+      const Acc a = positive ? scale_[1] : scale_[0];
+      const Acc z = u * a + (positive ? offset_[1] : offset_[0]);
+      const Acc weight = share * (positive ? weight_[1] : weight_[0]);
+      const SideLoss<Acc> loss = side_loss<T>(positive ? -z : z, p_.phi, Acc(p_.phi_parameter));
+      value += weight * loss.value;
+      slope += (positive ? -weight : weight) * a * loss.slope;
+    }
+
+    LPL_DEVICE Acc everything(i64 i, Acc u, Acc y, bool there) {
+      Acc value = 0, slope = 0;
+      if (there) {
+        const bool positive = y > Acc(0.5);
+        side(u, positive ? y : 1 - y, positive, value, slope);
+        if (y != 0 && y != 1) side(u, positive ? 1 - y : y, !positive, value, slope);
+        Acc all = 1;
+        if (p_.sample_weight) all = static_cast<const Acc*>(p_.sample_weight)[i];
+        if (p_.inverse_count) {
+          const Acc mass = static_cast<const Acc*>(call_.scratch.masses)[i];
+          const Acc ratio = mass > 0 ? balance_ / mass : Acc(INFINITY);
+          const Acc away = std::exp(Acc(p_.beta) * (Acc(p_.mu) - ratio));
+          all *= Acc(p_.alpha) + reciprocal_of(1 + away);
+        }
+        value *= all;
+        slope *= all;
+      }
+      sum_ += value;
+      const i64 at = i * p_.c + j_;
+      if (p_.reduction == Reduction::none && call_.out.loss)
+        static_cast<Acc*>(call_.out.loss)[at] = value;
+      // where no label counts the norm is 0, and so is every gradient
+      if (slope != 0) slope *= pull_;
+      return call_.out.upstream_each ? slope * static_cast<const Acc*>(call_.out.upstream)[at]
+                                     : slope;
+    }
+
+    const BinaryCall& call_;
+    const BinaryProblem& p_;
+    const Labels<Acc, Label> labels_;
+    const i64 j_;
+    const Acc pull_;
+    PlainLoss<T> loss_;
+    Acc offset_[2], scale_[2], weight_[2], balance_, sum_ = 0;
+  };
 };
 
 }  // namespace lpl

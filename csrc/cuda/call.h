@@ -13,8 +13,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define LPL_DEVICE __device__
+#define LPL_APART __device__ __noinline__
 #else
 #define LPL_DEVICE
+#define LPL_APART
 #endif
 
 namespace lpl {
