@@ -141,12 +141,14 @@ def cuda_rules(n: Writer, target: Path) -> None:
     n.rule("link", " ".join(link))
     n.build(["bindings.o"], "compile", [str(CSRC / "cuda" / "bindings.cpp")])
     # the kernels of each element type by themselves: side by side
-    parts = {f"kernels_{name}.o": f"-DLPL_TYPE={name}" for name in CUDA_TYPES}
-    parts["kernels.o"] = "-DLPL_SPLIT"
-    for made, part in parts.items():
-        text = [str(CSRC / "cuda" / "kernels.cu")]
-        n.build([made], "kernels", text, variables={"part": part})
-    n.build([str(target)], "link", ["bindings.o", *parts])
+    parts = {f"_{name}": f"-DLPL_TYPE={name}" for name in CUDA_TYPES} | {"": "-DLPL_SPLIT"}
+    objects = ["bindings.o"]
+    for name in ("kernels", "binary_kernels"):
+        text = [str(CSRC / "cuda" / f"{name}.cu")]
+        for which, part in parts.items():
+            objects.append(f"{name}{which}.o")
+            n.build(objects[-1:], "kernels", text, variables={"part": part})
+    n.build([str(target)], "link", objects)
 
 
 def version() -> str:

@@ -42,10 +42,10 @@ from . import sass, triton_launches
 from .triton_launches import Launch
 
 ROOT = Path(__file__).parent.parent
-SOURCE = ROOT / "csrc" / "cuda" / "kernels.cu"
+SOURCES = tuple(ROOT / "csrc" / "cuda" / f"{name}.cu" for name in ("kernels", "binary_kernels"))
 RESULTS = Path(__file__).parent / "results"
 BASELINE = RESULTS / "device_cost.json"
-OBJECT, SAID = "kernels.o", "said.txt"
+OBJECTS, SAID = tuple(f"{source.stem}.o" for source in SOURCES), "said.txt"
 ARCHITECTURES = ("80", "90", "100")  # the default of setup.py
 TOLERANCE = 1.05  # of the count on record
 RATES = (4.2e12, 3.0e12)  # bytes a second: an H200, an H100
@@ -72,10 +72,24 @@ THREADS: tuple[tuple[str, int], ...] = (
     ("", 256),
 )
 
-# Those whose threads do a number for a row, not for a logit.
-OF_ROWS = (
-    r"\b(LossBody|NormBody|ClassesBody|RanksBody|SortBody|RowStepsBody|list_groups|group_rows)\b"
+# Logits of a thread where they are not its share of a row.
+LOGITS: tuple[tuple[str, int], ...] = (
+    (r"\bBinary(Span|Tile|Scale)Body\b", 64),
+    (r"\bBinaryMomentsBody\b", 128),
+    (r"\bBinaryGuessBody\b", 32),
 )
+
+# Those whose threads do a number for a row, or for a class, not for a logit.
+OF_ROWS = (
+    r"\b(LossBody|NormBody|ClassesBody|RanksBody|SortBody|RowStepsBody|list_groups|group_rows"
+    r"|BinaryLossBody|BinaryNormBody|BinaryStepsBody)\b"
+)
+
+# Those that read some rows only, and how many.
+SOME_ROWS: tuple[tuple[str, int], ...] = ((r"\bBinaryGuessBody\b", 256),)
+
+# Those that walk down columns, logit by logit, in loops that take exponentials of what is in memory.
+COLUMNS = r"\bBinary(Guess|Moments)Body\b"
 
 ALONE = "LPL, 10 steps, a class a row"  # a form's name
 
@@ -91,7 +105,20 @@ def _rows(set: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return (f"RowBody<T, {set}u>", "NormBody", "LossBody"), again
 
 
+def _labelled(
+    sweep: str, labels: str, moments: str = ""
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The same of multi-label losses, with moments under a learned perturbation."""
+    again = f"Binary{sweep}Body<T, {labels}>"
+    forward = again, "BinaryLossBody"
+    if moments:
+        learns = "BinaryGuessBody<T>", f"BinaryMomentsBody<T, {moments}>", "BinaryStepsBody<T>"
+        forward = (*learns, *forward)
+    return forward, ("BinaryScaleBody<T>", f"16:{again}")
+
+
 _GROUPING = "ClassesBody", "RanksBody"
+
 CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "plain, a margin, φ": _rows(0),
     "plain, by statistics": (("sums:RowBody<T, 0u>",), ("GradientBody<T, 0u>",)),
@@ -102,6 +129,11 @@ CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "norm, with tables": _rows(5),
     "penalty": _rows(8),
     "everything": _rows(63),
+    "BCE": _labelled("Span", "T"),
+    "BCE, bool labels": _labelled("Span", "Bool"),
+    "BCE, everything": _labelled("Tile", "Any, true"),
+    "BCE, LPL, 10 steps": _labelled("Tile", "T, false", "T"),
+    "BCE, LPL, 10 steps, bool labels": _labelled("Tile", "Bool, false", "Bool"),
     ALONE: (
         (*_GROUPING, "LearnedStatisticsBody<T, 0u>", "RowStepsBody", "SweptBody<T>"),
         ("LearnedGradientBody<T, 0u>",),
@@ -114,6 +146,8 @@ CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 # What is launched lest the host waits for the device, and ends at once: where the upstream gradient
 # is 1, in forms whose forward has written the gradient; where every row has a class of its own.
 IDLE_UPSTREAM = r"^(rescale_rows|scale_rows|.*ScaleBody.*)$"
+# … and where a gradient of 16 bits is made anew.
+IDLE_ANEW = r".*\bBinaryScaleBody<(__half|__nv_bfloat16)>"
 IDLE_ALONE = (
     r"^(list_groups|weigh_rows|split_columns|gather_heads|take_group_steps|move_tail|finish_groups"
     r"|sweeping_steps|resident_steps|.*Group\w*Body.*|.*SweptBody.*)$"
@@ -133,7 +167,7 @@ class Kernel:
     instructions: float
     mufu: float
     rare: float
-    memory: float  # bytes: the logits once, if they are read, and all that is written
+    memory: float  # bytes: logits and labels once, if they are read, and all that is written
     l2: float  # bytes: all that is read and written
     registers: int
     shared: int  # bytes, static and dynamic
@@ -191,7 +225,10 @@ def of_code(
             CLASSES logits where the kernel copies rows on chip.
     """
     size = SIZES[dtype]
-    cost = sass.cost(code, size)
+    labels = label_bytes(name, size)
+    # labels as wide as the logits are loaded as these are
+    columns = re.search(COLUMNS, name) is not None
+    cost = sass.cost(code, size * (2 if columns and labels == size else 1), columns=columns)
     count, mufu = cost.per_logit(logits)
     loads = cost.bytes_per_logit(logits, "LDG", "LD")
     writes = cost.bytes_per_logit(logits, "STG", "ST")
@@ -201,6 +238,7 @@ def of_code(
         shared = row // math.ceil((row + resources.shared) / _OPTIN[arch]) if row else 0
     on_chip = shared + resources.shared
     each = 1 / CLASSES if re.search(OF_ROWS, name) else 1.0
+    each *= next((rows / ROWS for pattern, rows in SOME_ROWS if re.search(pattern, name)), 1.0)
     loops = []
     for loop in cost.loops:
         done = loop.instructions * loop.turns_per_logit
@@ -218,7 +256,7 @@ def of_code(
         instructions=count * each,
         mufu=mufu * each,
         rare=cost.rare_per_logit(logits) * each,
-        memory=(min(loads + copies, size) + writes) * each,
+        memory=(min(loads + copies, size + labels) + writes) * each,
         l2=(loads + copies + writes) * each,
         registers=resources.registers,
         shared=on_chip,
@@ -246,6 +284,20 @@ def beside(registers: int, shared: int, threads: int, arch: str) -> int:
     return min(of_registers, of_shared, _THREADS // (32 * warps), _MOST_BLOCKS)
 
 
+def label_bytes(name: str, size: int) -> int:
+    """Bytes of a label that a multi-label kernel reads beside each logit of `size` bytes."""
+    found = re.search(r"\bBinary(?:Span|Tile|Moments)Body<\w+, (\w+)", name)
+    if found:
+        return {"Bool": 1, "float": 4}.get(found[1], size)
+    return size if re.search(r"\bBinary(Guess|Labels)Body\b", name) else 0
+
+
+def logits_of(name: str) -> float:
+    """Those of a thread."""
+    found = next((logits for pattern, logits in LOGITS if re.search(pattern, name)), None)
+    return found or CLASSES / threads_of(name)
+
+
 def threads_of(name: str) -> int:
     return next(threads for pattern, threads in THREADS if re.search(pattern, name))
 
@@ -259,19 +311,22 @@ def dtype_of(name: str) -> str:
     return "fp32"
 
 
-def object_kernels(path: Path, arch: str) -> Iterator[Kernel]:
-    """All kernels of an object, in the order of their names."""
-    found = {sass.demangled(name): value for name, value in sass.functions(path).items()}
+def object_kernels(arch: str, *paths: Path) -> Iterator[Kernel]:
+    """All kernels of objects, in the order of their names."""
+    found = {
+        sass.demangled(name): value
+        for path in paths
+        for name, value in sass.functions(path).items()
+    }
     for name, (code, resources) in sorted(found.items()):
-        threads = threads_of(name)
         yield of_code(
             name,
             code,
             resources,
             arch=arch,
             dtype=dtype_of(name),
-            threads=threads,
-            logits=CLASSES / threads,
+            threads=threads_of(name),
+            logits=logits_of(name),
         )
 
 
@@ -282,18 +337,17 @@ def nvcc() -> str | None:
     return os.environ.get("NVCC") or shutil.which("nvcc")
 
 
-def compile_cuda(arch: str, folder: Path, source: Path = SOURCE) -> None:
-    """Leaves an object with machine code and PTX, and what the compiler said, in a folder."""
+def compile_cuda(arch: str, folder: Path, sources: Iterable[Path] = SOURCES) -> None:
+    """Leaves objects with machine code and PTX, and what the compiler said, in a folder."""
     code = f"arch=compute_{arch},code=[sm_{arch},compute_{arch}]"
-    command = [
-        *(str(nvcc()), "-std=c++17", "-O3", "-gencode", code, "-Xptxas", "-v"),
-        *("-c", str(source), "-o", str(folder / OBJECT)),
-    ]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    said = done.stdout + done.stderr
-    if done.returncode:
-        raise RuntimeError(f"nvcc failed: {said[-4000:]}")
-    (folder / SAID).write_text(said)
+    flags = *(str(nvcc()), "-std=c++17", "-O3", "-gencode", code, "-Xptxas", "-v"), "-c"
+    with open(folder / SAID, "w") as said:
+        for source in sources:
+            command = [*flags, str(source), "-o", str(folder / f"{source.stem}.o")]
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            said.write(done.stdout + done.stderr)
+            if done.returncode:
+                raise RuntimeError(f"nvcc failed: {(done.stdout + done.stderr)[-4000:]}")
 
 
 def compile_triton(arch: str, folder: Path) -> None:
@@ -403,7 +457,7 @@ def of_pattern(kernels: Iterable[Kernel], pattern: str, dtype: str) -> list[Kern
     """The kernels that a pattern of the table CUDA names for an element type."""
     *marks, pattern = pattern.split(":")
     typed = "<T" in pattern
-    name = re.escape(pattern.replace("<T", f"<{DTYPES[dtype]}"))
+    name = re.escape(re.sub(r"\bT\b", DTYPES[dtype], pattern))
     wanted = dtype if typed else _accumulates(dtype)
     found = [
         kernel
@@ -460,7 +514,9 @@ def forms(uses: Iterable[Use]) -> Iterator[Form]:
     for use in uses:
         grouped.setdefault((use.form, use.dtype), []).append(use)
     for (name, dtype), of_form in grouped.items():
-        rows = [use for use in of_form if not (name.startswith(ALONE) and _idle(IDLE_ALONE, use))]
+        rows = [use for use in of_form if not _idle(IDLE_ANEW, use)]
+        if name.startswith(ALONE):
+            rows = [use for use in rows if not _idle(IDLE_ALONE, use)]
         forward = [use.kernel for use in rows if not use.backward]
         backward = [use.kernel for use in rows if use.backward]
         launches = len(of_form)
@@ -649,7 +705,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.object:
         if reason := without_tool():
             made.error(reason)
-        kernels = list(object_kernels(options.object, options.arch))
+        kernels = list(object_kernels(options.arch, options.object))
         _show_kernels(out, options.object.name, kernels, options.kernel)
         return
     backends = options.backends.split(",")
@@ -664,7 +720,7 @@ def main(arguments: list[str] | None = None) -> None:
             kernels = []
             if backend == "cuda":
                 compile_cuda(options.arch, Path(folder))
-                kernels = list(object_kernels(Path(folder) / OBJECT, options.arch))
+                kernels = list(object_kernels(options.arch, *(Path(folder) / name for name in OBJECTS)))
                 uses = cuda_uses(kernels)
             else:
                 compile_triton(options.arch, Path(folder))

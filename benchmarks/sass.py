@@ -637,9 +637,14 @@ def _walks_alone(code: list[Instruction]) -> bool:
     return bool(sizes) and _stride(code) < _WARP * sum(sizes)
 
 
-def cost(code: list[Instruction], element: int) -> Cost:
-    """Of a kernel whose logits have `element` bytes."""
-    return _Counting(graph(code), element).cost(
+def cost(code: list[Instruction], element: int, *, columns: bool = False) -> Cost:
+    """Of a kernel whose logits have `element` bytes.
+
+    Args:
+        columns: the kernel walks down columns, logit by logit; its loops without special functions,
+            or with numbers from on chip, are the block's, not of logits.
+    """
+    return _Counting(graph(code), element, columns).cost(
         any(one.base.startswith("UBLKCP") for one in code),
     )
 
@@ -647,8 +652,8 @@ def cost(code: list[Instruction], element: int) -> Cost:
 class _Counting:
     """The loops of a kernel, counted from the inside out."""
 
-    def __init__(self, blocks: list[Block], element: int) -> None:
-        self.blocks, self.element = blocks, element
+    def __init__(self, blocks: list[Block], element: int, columns: bool) -> None:
+        self.blocks, self.element, self.columns = blocks, element, columns
         self.reached = set(_order(0, {k: block.next for k, block in enumerate(blocks)}))
         self.bodies = {
             head: body for head, body in natural_loops(blocks).items() if head in self.reached
@@ -697,6 +702,7 @@ class _Counting:
             for key in path.work
         )
         walks = waits or rows or _walks_alone(code)
+        walks = walks or (self.columns and (not path.mufu or path.work["LDS"] > 0))
         self.loops[head] = Loop(
             self.blocks[head].code[0].address,
             self._depth(head),

@@ -50,7 +50,8 @@ def compare(backend: str, arch: str, found: dict[str, list[float]]) -> None:
 def test_no_cuda_kernel_takes_five_per_cent_more_than_on_record(once: Once, arch: str) -> None:
     needs("cuda")
     folder = once(f"cuda-{arch}", functools.partial(device_cost.compile_cuda, arch))
-    kernels = list(device_cost.object_kernels(folder / device_cost.OBJECT, arch))
+    objects = (folder / name for name in device_cost.OBJECTS)
+    kernels = list(device_cost.object_kernels(arch, *objects))
     uses = device_cost.cuda_uses(kernels)
     # what the table of forms names is there: a kernel that was renamed is missed
     assert {use.form for use in uses} == set(device_cost.CUDA)
