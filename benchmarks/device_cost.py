@@ -88,7 +88,7 @@ OF_ROWS = (
 # Those that read some rows only, and how many.
 SOME_ROWS: tuple[tuple[str, int], ...] = ((r"\bBinaryGuessBody\b", 256),)
 
-# Those that walk down columns, logit by logit, in loops that take exponentials of what is in memory.
+# Those that walk down columns, logit by logit.
 COLUMNS = r"\bBinary(Guess|Moments)Body\b"
 
 ALONE = "LPL, 10 steps, a class a row"  # a form's name
@@ -110,7 +110,7 @@ def _labelled(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The same of multi-label losses, with moments under a learned perturbation."""
     again = f"Binary{sweep}Body<T, {labels}>"
-    forward = again, "BinaryLossBody"
+    forward: tuple[str, ...] = again, "BinaryLossBody"
     if moments:
         learns = "BinaryGuessBody<T>", f"BinaryMomentsBody<T, {moments}>", "BinaryStepsBody<T>"
         forward = (*learns, *forward)
@@ -720,7 +720,9 @@ def main(arguments: list[str] | None = None) -> None:
             kernels = []
             if backend == "cuda":
                 compile_cuda(options.arch, Path(folder))
-                kernels = list(object_kernels(options.arch, *(Path(folder) / name for name in OBJECTS)))
+                kernels = list(
+                    object_kernels(options.arch, *(Path(folder) / name for name in OBJECTS))
+                )
                 uses = cuda_uses(kernels)
             else:
                 compile_triton(options.arch, Path(folder))

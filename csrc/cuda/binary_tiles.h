@@ -150,10 +150,11 @@ struct BinaryTileBody {
         }
         u += uint64_t(kBatch) * u_step, y += uint64_t(kBatch) * y_step;
         take<kBatch>(i, step, us, ys, there);
-        if (!kGrad) continue;
+        if constexpr (kGrad) {
 #pragma unroll
-        for (int k = 0; k < kBatch; ++k) store(grad[uint64_t(k) * grad_step], us[k]);
-        grad += uint64_t(kBatch) * grad_step;
+          for (int k = 0; k < kBatch; ++k) store(grad[uint64_t(k) * grad_step], us[k]);
+          grad += uint64_t(kBatch) * grad_step;
+        }
       }
 #pragma unroll 1
       for (; i < end; i += step) {

@@ -28,7 +28,13 @@ from ...problem import MEAN, NONE, Problem, accumulate_dtype, divides
 from ..buffers import gradients, new, table_places
 from ..contract import Choose, Form, Forward, Gradients, leaves_terms
 from ..native import DTYPES, PARTS, Outputs, Sizes, replaced
-from .binary import binary_forward, binary_gradient, binary_perturbation, binary_rescale_
+from .binary import (
+    binary_forward,
+    binary_gradient,
+    binary_perturbation,
+    binary_rescale_,
+    steps_left,
+)
 from .module import Scratch, native, queue
 
 __all__ = [
@@ -48,6 +54,7 @@ __all__ = [
     "rescale_",
     "rounds",
     "settle",
+    "steps_left",
     "unavailable",
     "unsupported",
 ]
