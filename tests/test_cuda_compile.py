@@ -81,11 +81,11 @@ def labelled_budget(kernel: Labelled) -> Use:
         registers = 128 if kernel.everything else 64 if kernel.body == "Span" else 80
     if kernel.body in ("Scale", "Labels", "Norm", "Loss"):
         registers = 64 if kernel.type != "double" else 80
-    moments = 8 * 20 * 32 * 4 + 1024 * 4  # of eight warps, and masks of rows
+    moments = 8 * 24 * 32 * 4 + 1024 * 4  # of eight warps, and masks of rows
     own = {
         "Moments": moments,
-        "Guess": moments + 2 * 20 * 32 * 4,
-        "Steps": moments + 2 * 20 * 32 * 8 + 2048,
+        "Guess": moments + 2 * 24 * 32 * 4,
+        "Steps": moments + 2 * 24 * 32 * 8 + 2048,
         **dict.fromkeys(("Norm", "Loss"), 4096),
     }
     return Use(registers, 4096 + own.get(kernel.body, 0), 0)

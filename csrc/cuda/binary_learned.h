@@ -17,7 +17,7 @@
 
 namespace lpl {
 
-constexpr int kFours = 5;  // moments are found by fours: C_4k·C_j = ½·(C_4k+j + C_4k−j)
+constexpr int kFours = 6;  // moments are found by fours: C_4k·C_j = ½·(C_4k+j + C_4k−j)
 constexpr int kSums = 4 * kFours, kLastMoment = kSums - 1;
 constexpr double kLargestMiss = 1.5e-7;  // of δ, which is to have the digits of a float
 constexpr int kLegs = 16;                // centres of a class
@@ -113,8 +113,8 @@ struct ClassWalk {
     while (taken < steps.count) {
       const float rho = std::tanh(float(d - centre) / 4), least = std::fabs(rho);
       const float r2 = rho * rho, r4 = r2 * r2, r8 = r4 * r4;
-      static_assert(kLastMoment == 19, "the powers that are left out");
-      const double missed = miss + growth * double((1 + least) * (r8 * r8 * r2 * least));
+      static_assert(kLastMoment == 23, "the powers that are left out");
+      const double missed = miss + growth * double((1 + least) * (r8 * r8 * r4 * r2 * least));
       if (!(missed <= allowed)) return;  // nor where it is nan
       miss = missed;
       d += steps.size * double(sigma(mean, rho));
@@ -131,7 +131,7 @@ struct ClassWalk {
       end += steps.size * double(rate > 0 ? rate < 1 ? rate : 1.0f : 0.0f);
     }
     const double each = steps.growth() * std::fabs(steps.size) * steps.count / kSums;
-    const double nearest = std::exp(std::log(kLargestMiss / 8 / each) / kLastMoment);
+    const double nearest = std::exp(std::log(kLargestMiss / 2 / each) / kLastMoment);
     const double most = 4 * std::atanh(nearest < 0.6 ? nearest : 0.6);
     double ahead = std::fabs(end - d) / 2;
     ahead = ahead < most ? ahead : most;
@@ -230,21 +230,26 @@ class Moments {
     uint32_t positive[kMostRows / kRowsOfMask][kWide];  // rows that a thread has seen, by masks
   };
 
-  // store(side, n, place of the column, sum). `centre` of negatives and positives; `goes` where the
-  // column's are wanted. Barriers.
+  // store(side, n, place of the column, sum), of negatives and of positives. `goes` where these are
+  // wanted of the column. Barriers.
   template <typename Team, typename Store>
   LPL_DEVICE static void sum(Team& team, Shared& shared, const LabelledColumn<T, Label>& column,
-                             const RowsOf& rows, const float* centre, bool goes, Store store) {
+                             const RowsOf& rows, const float* centre, const bool* goes,
+                             Store store) {
     const int wide = team.crew(), lane = team.place() % wide, crew = team.place() / wide;
     const int crews = team.places() / wide, masks = (rows.count + kRowsOfMask - 1) / kRowsOfMask;
     MomentSums sums;
-    if (goes)
-      for (int k = crew; k < masks; k += crews)
-        shared.positive[k][lane] = negatives(column, rows, k * kRowsOfMask, centre[0], sums);
+    for (int k = crew; k < masks; k += crews) {
+      const int first = k * kRowsOfMask;
+      if (goes[0])
+        shared.positive[k][lane] = negatives(column, rows, first, centre[0], sums);
+      else if (goes[1])
+        shared.positive[k][lane] = labelled(column, rows, first);
+    }
     share(team, shared, sums, 0, store);
     sums = MomentSums();
     // of which there are few
-    if (goes)
+    if (goes[1])
       for (int k = crew; k < masks; k += crews)
         positives(column, rows, k * kRowsOfMask, shared.positive[k][lane], centre[1], sums);
     share(team, shared, sums, 1, store);
@@ -281,6 +286,19 @@ class Moments {
       float zero;
       const float one = column.positive(i, zero);
       found |= add(k, column.logit(i), one, zero);
+    }
+    return found;
+  }
+
+  // The same without adding any.
+  LPL_DEVICE static uint32_t labelled(const LabelledColumn<T, Label>& column, const RowsOf& rows,
+                                      int first) {
+    const int rest = rows.count - first, count = rest < kRowsOfMask ? rest : kRowsOfMask;
+    uint32_t found = 0;
+#pragma unroll 8
+    for (int k = 0; k < count; ++k) {
+      float zero;
+      found |= uint32_t(column.positive(rows.at(first + k), zero) != 0) << k;
     }
     return found;
   }
@@ -357,8 +375,8 @@ struct BinaryGuessBody {
     const i64 step = p.n < 2 * kGuessed ? 1 : p.n / kGuessed;
     const i64 count = p.n / step < kMostRows ? p.n / step : kMostRows;
     const float about[2] = {0, 0};
-    Moments::sum(team, shared.moments, own.column, RowsOf{0, step, int(count)}, about,
-                 own.exists && p.steps[own.j] != 0,
+    const bool goes = own.exists && p.steps[own.j] != 0, both[2] = {goes, goes};
+    Moments::sum(team, shared.moments, own.column, RowsOf{0, step, int(count)}, about, both,
                  [&](int side, int n, int at, float sum) { shared.total[side][n][at] = sum; });
     const int side = team.place() / own.wide;
     for (int s = side; s < 2; s += team.places() / own.wide) {
@@ -389,11 +407,12 @@ struct BinaryMomentsBody {
     const i64 begin = i64(chunk) * chunks.rows, rest = p.n - begin;
     const float* centres = static_cast<const float*>(call.scratch.centre);
     float centre[2] = {0, 0};
+    const bool goes = own.exists && p.steps[own.j] != 0, both[2] = {goes, goes};
     if (own.exists)
       for (int side = 0; side < 2; ++side) centre[side] = centres[side * p.c + own.j];
     Moments::sum(team, team.template shared<Shared>(0), own.column,
-                 RowsOf{begin, 1, int(rest < chunks.rows ? rest : chunks.rows)}, centre,
-                 own.exists && p.steps[own.j] != 0, [&](int side, int n, int at, float sum) {
+                 RowsOf{begin, 1, int(rest < chunks.rows ? rest : chunks.rows)}, centre, both,
+                 [&](int side, int n, int at, float sum) {
                    const i64 j = own.first + at;
                    if (j < p.c) partial_of(call, chunks.count, side, n, chunk)[j] = sum;
                  });
@@ -461,8 +480,8 @@ struct BinaryStepsBody {
           shared.total[k / own.wide / kSums][k / own.wide % kSums][k % own.wide] = 0;
         team.sync();
         const float centre[2] = {shared.centre[0][own.lane], shared.centre[1][own.lane]};
-        const bool goes =
-            shared.taken[0][own.lane] < steps.count || shared.taken[1][own.lane] < steps.count;
+        const bool goes[2] = {shared.taken[0][own.lane] < steps.count,
+                              shared.taken[1][own.lane] < steps.count};
         for (i64 begin = 0; begin < p.n; begin += kMostRows) {
           const i64 rest = p.n - begin;
           Moments::sum(team, shared.moments, own.column,

@@ -27,13 +27,13 @@ LPL_DEVICE inline double reciprocal_of(double x) {
   return 1 / x;
 }
 
-// e^−|s|. Logits of 16 bits have no digits that one rounding of s·log₂e would cost.
+// e^x. Beside logits of 16 bits there are no digits that one rounding of x·log₂e would cost.
 template <typename T, typename Acc>
-LPL_DEVICE inline Acc far_exp(Acc s) {
+LPL_DEVICE inline Acc exp_of(Acc x) {
   if constexpr (sizeof(T) == 2)
-    return exp2_of(-std::fabs(s) * kLog2E);
+    return exp2_of(x * kLog2E);
   else
-    return std::exp(-std::fabs(s));
+    return std::exp(x);
 }
 
 // x, with the other sign if `flips` is the sign's bit.
@@ -87,7 +87,8 @@ class PlainLoss {
 
   // A hard label, by the sign's bit where it is 1: dL/dz.
   LPL_DEVICE Acc hard(Acc z, uint32_t positive) {
-    const Acc s = flipped(z, positive), e = far_exp<T>(s), inverse = reciprocal_of(1 + e);
+    const Acc s = flipped(z, positive), e = exp_of<T>(-std::fabs(s)),
+              inverse = reciprocal_of(1 + e);
     far_ += positive_part(s);
     near_.add(e);
     return flipped((s > 0 ? inverse : e * inverse) * pull_, positive);
@@ -95,7 +96,7 @@ class PlainLoss {
 
   // Any label; a side without mass counts nothing, however infinite its loss.
   LPL_DEVICE Acc soft(Acc z, Acc y) {
-    const Acc e = far_exp<T>(z), inverse = reciprocal_of(1 + e), other = 1 - y;
+    const Acc e = exp_of<T>(-std::fabs(z)), inverse = reciprocal_of(1 + e), other = 1 - y;
     const Acc away = z > 0 ? other : y, toward = z > 0 ? y : other;
     far_ += away == 0 ? Acc(0) : away * std::fabs(z);
     near_.add(e);
@@ -120,13 +121,13 @@ struct SideLoss {
 
 template <typename T, typename Acc = typename AccumulateOf<T>::type>
 LPL_DEVICE inline SideLoss<Acc> side_loss(Acc s, Phi phi, Acc parameter) {
-  const Acc e = far_exp<T>(s), inverse = reciprocal_of(1 + e);
+  const Acc e = exp_of<T>(-std::fabs(s)), inverse = reciprocal_of(1 + e);
   const Acc sigma = s > 0 ? inverse : e * inverse;
   const Acc low = std::log1p(e), ell = positive_part(s) + low;
   if (phi == Phi::log) return {ell, sigma};
   if (phi == Phi::focal) {
     const Acc log_sigma = (s < 0 ? s : Acc(0)) - low;
-    const Acc factor = parameter == 2 ? sigma * sigma : std::exp(parameter * log_sigma);
+    const Acc factor = parameter == 2 ? sigma * sigma : exp_of<T>(parameter * log_sigma);
     const Acc rest = s > 0 ? e * inverse : inverse;
     return {factor * ell, factor * std::fma(parameter * ell, rest, sigma)};
   }

@@ -225,8 +225,8 @@ struct BinaryTileBody {
         if (p_.sample_weight) all = static_cast<const Acc*>(p_.sample_weight)[i];
         if (p_.inverse_count) {
           const Acc mass = static_cast<const Acc*>(call_.scratch.masses)[i];
-          const Acc ratio = mass > 0 ? balance_ / mass : Acc(INFINITY);
-          const Acc away = std::exp(Acc(p_.beta) * (Acc(p_.mu) - ratio));
+          const Acc ratio = mass > 0 ? balance_ * reciprocal_of(mass) : Acc(INFINITY);
+          const Acc away = exp_of<T>(Acc(p_.beta) * (Acc(p_.mu) - ratio));
           all *= Acc(p_.alpha) + reciprocal_of(1 + away);
         }
         value *= all;
