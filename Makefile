@@ -19,7 +19,7 @@ bench: $(VENV)/test.done  ## time every backend against eager and torch.compile
 
 # a device compiles over a thousand Triton kernels for the file that tests all backends
 gpu: PROCESSES = 12
-gpu: TESTS = $(addprefix tests/test_,device.py backends.py multilabel_backends.py cuda.py cuda_groups.py rounding.py seam.py)
+gpu: TESTS = $(addprefix tests/test_,device.py backends.py multilabel_backends.py cuda.py cuda_groups.py cuda_binary.py rounding.py seam.py)
 gpu: $(VENV)/gpu.done  ## on a CUDA machine: what concerns it of the tests, and the GPU tables, on one page of benchmarks/results
 	rm -f build/tests.xml  # of an earlier run
 	$(PYTEST) --dist=worksteal --junitxml=build/tests.xml $(ARGS) $(TESTS); tested=$$?; \
@@ -30,7 +30,7 @@ sanitize: $(VENV)/gpu.done  ## on a CUDA machine: the CUDA backend's tests under
 	for tool in memcheck racecheck initcheck synccheck; do \
 	  LPL_FUSED_POISON=0 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 	    --kernel-name kns=lpl --target-processes all \
-	    $(BIN)/python -m pytest tests/test_cuda.py tests/test_cuda_groups.py $(ARGS) || exit 1; \
+	    $(BIN)/python -m pytest tests/test_cuda.py tests/test_cuda_groups.py tests/test_cuda_binary.py $(ARGS) || exit 1; \
 	done
 
 lint: $(VENV)/dev.done

@@ -17,7 +17,8 @@ from test_cuda import DEVICE, ON_HOST, SHAPES, backend, use_shape
 from torch import Tensor
 
 from lpl_fused import Focal, reference, testing
-from lpl_fused import functional as LF
+from lpl_fused.backends.cuda.module import BinaryScratch
+from lpl_fused.backends.native import BinaryOutputs, BinarySizes
 from lpl_fused.problem import MEAN, NONE, SUM, BinaryOptions, BinaryProblem
 
 __all__ = ["use_shape"]  # a fixture
@@ -328,15 +329,12 @@ def test_soft_labels_outside_of_0_and_1() -> None:
 
 
 def test_rows_that_are_too_far_apart() -> None:
-    memory = torch.zeros((1 << 24) + 8, dtype=BF16, device=DEVICE)
-    rows = torch.as_strided(memory, (2, 5), (1 << 24, 1))
-    places = 256 if DEVICE != "cpu" else 4
-    if places * (1 << 24) < 1 << 32:
-        rows = torch.as_strided(memory, (1, 5), (1 << 24, 1))  # nothing to complain of
-        assert LF.binary_cross_entropy_with_logits(rows, rows, backend="cuda").isfinite()
-        return
-    with pytest.raises(RuntimeError, match="too far apart for multi-label kernels"):
-        LF.binary_cross_entropy_with_logits(rows, rows, backend="cuda")
+    """Are refused before anything is read."""
+    problem = problem_of("plain")
+    sizes = BinarySizes.of(problem)._replace(row_stride=1 << 31)
+    outputs = BinaryOutputs(grad=problem.input.clone(), upstream=problem.input.new_ones(()).float())
+    with pytest.raises(RuntimeError, match="2147483648 elements are too far apart"):
+        backend._native().binary_cross_entropy(problem, sizes, outputs, BinaryScratch(), 0)
 
 
 def test_soft_labels_take_the_dear_way_alone() -> None:
