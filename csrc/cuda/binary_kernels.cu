@@ -94,7 +94,7 @@ void run_binary(BinaryWork work, const BinaryCall& call, uintptr_t stream) {
 }
 
 BinaryRoom binary_room(const BinaryProblem& p) {
-  return room_of(p, kThreads);
+  return room_of(p, BinaryLauncher::places());
 }
 #endif
 
