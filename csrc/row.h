@@ -12,8 +12,8 @@ enum class Penalty : int32_t { none = 0, relu = 1, phr = 2, p2 = 3, p3 = 4 };
 enum class Reduction : int32_t { none = 0, mean = 1, sum = 2 };
 
 // Why a call gave nothing: a label out of range, or steps through which the kernels do not
-// differentiate.
-enum class Fault : int32_t { none = 0, target = 1, row_index = 2, through = 3 };
+// differentiate, an upstream gradient that is not finite.
+enum class Fault : int32_t { none = 0, target = 1, row_index = 2, through = 3, upstream = 4 };
 
 // The tensors of a problem beside logits and target, null where absent.
 #define LPL_PARTS(X)                                                                  \

@@ -181,6 +181,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if metafunc.definition.get_closest_marker("multilabel"):
             names = [name for name in BACKENDS if has_multilabel(name)]
         metafunc.parametrize("backend", [*names, REFERENCE], indirect=True)
+    if "named" in metafunc.fixturenames:  # what a caller may ask for where there are CPU tensors
+        metafunc.parametrize("named", ["auto", *(n for n in EXPECTED if device_of(n) == "cpu")])
 
 
 @pytest.fixture

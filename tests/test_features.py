@@ -217,7 +217,7 @@ def test_torch_is_left_only_what_it_can_do() -> None:
 
     call = softmax._left_to_torch(newer)
     input, target = torch.randn(N, C, requires_grad=True), torch.arange(N) % C
-    for off in ({}, {"unheard": 0.0}, {"phi": "log", "weight": None}, {"ignore_index": 3}):
+    for off in ({}, {"unheard": 0.0}, {"phi": "log", "weight": None}, {"ignore_index": -3}):
         call(input, target, **off)
     assert not ours
     for on in ({"unheard": 0.5}, {"unheard": torch.zeros(1)}, {"phi": FOCAL}, {"weight": target}):

@@ -44,7 +44,6 @@ def test_is_torchs_to_the_bit(
     left_to_torch: list[bool], reduction: str, dtype: torch.dtype
 ) -> None:
     logits, target = batch(dtype=dtype)
-    target[3] = -7
     keywords: dict[str, Any] = {"ignore_index": -7, "reduction": reduction}
     found = LF.cross_entropy(logits, target, **keywords)
     assert left_to_torch
@@ -80,6 +79,17 @@ def test_a_table_of_a_wrong_shape_gets_our_message(left_to_torch: list[bool]) ->
     with pytest.raises(ValueError, match="offset: expected shape"):
         LF.cross_entropy(logits, target, perturbation=Perturbation(offset=torch.zeros(1)))
     assert not left_to_torch
+
+
+def test_ignored_rows_are_ours(left_to_torch: list[bool]) -> None:
+    """Torch's gradient of one with nan is nan."""
+    logits, target = batch()
+    target[3] = -7
+    loss = LF.cross_entropy(logits, target, ignore_index=-7)
+    assert not left_to_torch
+    exact = F.cross_entropy(logits, target, ignore_index=-7)
+    torch.testing.assert_close(loss, exact)
+    torch.testing.assert_close(*(torch.autograd.grad(each, logits)[0] for each in (loss, exact)))
 
 
 def test_the_module_goes_the_same_way(left_to_torch: list[bool]) -> None:

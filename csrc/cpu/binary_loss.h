@@ -311,7 +311,8 @@ class BinaryCall {
     LPL_SIMD
     for (int32_t j = 0; j < size; ++j) {
       const Acc grad = scratch.grads[0][j] + scratch.grads[1][j];
-      b.grad[j] = store<T>(upstream ? grad * upstream[j] : grad);
+      const bool there = all || b.label[j] == b.label[j];  // else 0, whatever comes from upstream
+      b.grad[j] = store<T>(upstream && there ? grad * upstream[j] : grad);
       b.loss[j] = scratch.losses[0][j] + scratch.losses[1][j];
     }
     return total;

@@ -4,6 +4,8 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "dispatch.h"
 #include "memory.h"
 #include "paths.h"
@@ -94,8 +96,8 @@ py::tuple gradient(const py::tuple& problem, const py::tuple& sizes, const py::t
 }
 
 // grad (n, c), contiguous, times factors of its accumulate dtype, 0-dim (stride 0) or (n,); in
-// place.
-void scale_rows(const py::object& grad, const py::object& factors, int64_t n, int64_t c, int dtype,
+// place. False, and nothing done, where a factor is not finite.
+bool scale_rows(const py::object& grad, const py::object& factors, int64_t n, int64_t c, int dtype,
                 int64_t stride, int32_t threads) {
   Problem problem;
   problem.n = n;
@@ -107,7 +109,13 @@ void scale_rows(const py::object& grad, const py::object& factors, int64_t n, in
   out.grad_rows = lpl::data(factors);
   out.grad_rows_stride = stride;
   py::gil_scoped_release unlocked;
-  lpl::kernels().scale_rows(problem, out);
+  return lpl::kernels().scale_rows(problem, out).fault == lpl::Fault::none;
+}
+
+// Whether a label is among (n,) labels.
+bool has_label(const py::object& labels, int64_t n, int64_t label) {
+  const auto* from = static_cast<const int64_t*>(lpl::data(labels));
+  return std::find(from, from + n, label) != from + n;
 }
 
 // Gives the classes (solved, swept).
@@ -165,6 +173,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("learned_perturbation", &learned_perturbation);
   m.def("sweep", &sweep);
   m.def("scale_rows", &scale_rows);
+  m.def("has_label", &has_label);
   m.def("reduce", &reduce);
   m.def("perturbed", &perturbed);
   m.def("gradient", &gradient);

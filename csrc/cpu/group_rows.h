@@ -71,7 +71,7 @@ class GroupRows {
   double lift(i64 r) const { return rows_[r].lift; }  // log of the target's mass in such units
 
   // Sweeps all rows once; place(i) says where the exponentials of a row may stay, or null. False
-  // where there is nan.
+  // where there is nan, or a row that is −inf throughout, whose softmax is nan.
   template <typename Place>
   bool sweep(const Group& group, int threads, Place place) {
     label_ = group.label;
@@ -106,7 +106,8 @@ class GroupRows {
                     swept.norm.factor,
                     rivals ? 1 / swept.rest : 0,
                     rivals ? std::min(lift, 700.0) : 0};
-        finite = finite && swept.rest < INFINITY && swept.own == swept.own;
+        const bool something = rivals || swept.own > std::numeric_limits<Acc>::lowest();
+        finite = finite && swept.rest < INFINITY && swept.own == swept.own && something;
       }
     }
     return finite;

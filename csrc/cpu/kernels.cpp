@@ -134,13 +134,16 @@ Status sweep_of_type(const Problem& p, const Outputs& out) {
 }
 
 // Finished gradients times an upstream gradient, each row by its own or all, whatever their rows,
-// by one. From the last to the first: those written last are still in the caches.
+// by one; nothing is done, and a fault said, where one is not finite, which ignored rows must not
+// hear of. From the last to the first: those written last are still in the caches.
 template <typename T>
 Status scale_rows_of_type(const Problem& p, const Outputs& out) {
   using Acc = typename AccumulateOf<T>::type;
   const Acc* factors = static_cast<const Acc*>(out.grad_rows);
   const bool one = out.grad_rows_stride == 0;
   if (one && *factors == 1) return {};
+  for (i64 i = 0; i < (one ? 1 : p.n); ++i)
+    if (!std::isfinite(factors[i * out.grad_rows_stride])) return {Fault::upstream, i, 0, 0};
   const i64 all = p.n * p.c, length = one ? 4 * kBlock : p.c;
   const i64 pieces = length > 0 ? (all + length - 1) / length : 0;
   const int threads = Call<T>(p).threads_for(all);

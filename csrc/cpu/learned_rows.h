@@ -103,6 +103,10 @@ void run_learned(const Call<T>& call, const Plan<T>& plan, const Learned<T>& lea
         const i64 i = group.rows[0];
         switch (solver.state(lane)) {
           case State::unmoved: row(thread, i, nullptr); break;
+          case State::lost:
+            std::fill(delta.begin(), delta.end(), Acc(NAN));
+            row(thread, i, delta.data());
+            break;
           case State::solved:
             ++rows_solved;
             if (solved(thread, i, solver, lane)) break;

@@ -65,6 +65,7 @@ class RowLoss {
     Pull pull{};
     pull.labels = 1;
     pull.label[0] = y;
+    pull.counts[0] = true;
     const Acc mass = call_.weight(y);
     // in units of the larger of the two masses, which float always holds
     const double unit = std::max(solved.rest, solved.own), log_unit = std::log(unit);
@@ -113,6 +114,7 @@ class RowLoss {
     Acc loss, share;
     i64 label[2];
     Acc at_label[2];
+    bool counts[2];  // it has a share of the target: a weight of 0 hides no nan
     int labels;
   };
 
@@ -148,12 +150,14 @@ class RowLoss {
     for (int k = 0; k < (p_.other ? 2 : 1); ++k) {
       const i64 y = labels[k][i];
       if (call_.ignored(y)) continue;
-      const Acc m = (k ? 1 - call_.share(i) : call_.share(i)) * call_.weight(y);
+      const Acc share = k ? 1 - call_.share(i) : call_.share(i), m = share * call_.weight(y);
       if (pull.labels == 1 && pull.label[0] == y) {
         mass[0] += m;
+        pull.counts[0] |= share != 0;
         continue;
       }
       pull.label[pull.labels] = y;
+      pull.counts[pull.labels] = share != 0;
       from[pull.labels] = k;
       mass[pull.labels++] = m;
     }
@@ -190,7 +194,7 @@ class RowLoss {
     for (int k = 0; k < pull.labels; ++k) {
       const Acc ell = cross_entropy_of(lift[k], own[k], rest[k]);
       const PhiValue<Acc> phi = phi_of(ell, p_.phi, Acc(p_.phi_parameter));
-      if (mass[k] != 0) pull.loss += mass[k] * (phi.value + Acc(p_.z_loss) * lse * lse);
+      if (pull.counts[k]) pull.loss += mass[k] * (phi.value + Acc(p_.z_loss) * lse * lse);
       slope[k] = mass[k] * phi.slope;
       strength += slope[k] + mass[k] * pressure;
     }

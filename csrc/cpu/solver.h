@@ -32,8 +32,9 @@ struct Solved {
   }
 };
 
-// A row that the solver has: it does not move, its solution is not accepted (yet), or it is.
-enum class State { unmoved, open, solved };
+// A row that the solver has: it has no direction, or does not move, its solution is not accepted
+// (yet), or it is.
+enum class State { lost, unmoved, open, solved };
 
 template <typename T>
 class Solver {
@@ -55,9 +56,13 @@ class Solver {
     const i64 y = call_.p.target[i];
     const auto swept = call_.exponentials(i, nullptr, y, z, capped, e);
     Solved<Acc>& row = rows_[lane];
-    // without rivals, or with nan among them, there is no direction to move in
-    states_[lane] = swept.rest > 0 && swept.rest < INFINITY ? State::open : State::unmoved;
-    if (states_[lane] == State::unmoved) return;
+    // without rivals nothing moves; with nan or +inf, or −inf throughout, a softmax is nan
+    const bool own = swept.own > std::numeric_limits<Acc>::lowest() && swept.own < INFINITY;
+    const bool rivals = swept.rest > 0 && swept.rest < INFINITY;
+    states_[lane] = rivals && swept.own < INFINITY ? State::open
+                    : own && swept.rest == 0       ? State::unmoved
+                                                   : State::lost;
+    if (states_[lane] != State::open) return;
     e[y] = 0;
     row.e = e;
     row.inverse = 1 / swept.rest;

@@ -122,9 +122,10 @@ class Backend(Protocol):
         gradient, which saves finding δ twice."""
         ...
 
-    def rescale_(self, problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
+    def rescale_(self, problem: Problem, forward: Forward, upstream: Tensor) -> Tensor | None:
         """`forward.grad` for an upstream of `upstream`, 0-dim or (N,) for reduction "none", in its
-        place."""
+        place. None, with nothing done, where the backend sees that it is not finite: ignored rows,
+        which are not told here, must not hear of it."""
         ...
 
     def learned_gradient(
@@ -153,7 +154,8 @@ class BinaryBackend(Protocol):
 
     def binary_rescale_(
         self, problem: BinaryProblem, forward: Forward, upstream: Tensor
-    ) -> Tensor: ...
+    ) -> Tensor | None:
+        """As `rescale_`, of labels that are missing."""
 
     def binary_perturbation(self, problem: BinaryProblem) -> Tensor:
         """(2, C), as reference.sigmoid.learned_perturbation."""

@@ -199,7 +199,7 @@ def _forward_after(problem: Problem, choose: Choose) -> Forward:
     return Forward(loss, None, None, grad, problem.steps)
 
 
-def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
+def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor | None:
     grad, norm = forward.grad, forward.norm
     assert grad is not None
     if not _narrow(grad) or _scales_exactly(upstream):
@@ -221,13 +221,19 @@ def _scales_exactly(upstream: Tensor) -> bool:
     return bool(((part == 0) | (part == 0.5) | ~upstream.isfinite()).all())
 
 
-def _scaled_(grad: Tensor, upstream: Tensor) -> Tensor:
-    """grad (N, C) times the upstream gradient, 0-dim or (N,), in place."""
+def _scaled_(grad: Tensor, upstream: Tensor) -> Tensor | None:
+    """grad (N, C) times the upstream gradient, 0-dim or (N,), in place; None where that is not
+    finite."""
     stride = upstream.stride(0) if upstream.dim() else 0
     n, classes = grad.shape
     dtype, threads = DTYPES[grad.dtype], torch.get_num_threads()
-    _native().scale_rows(grad, upstream, n, classes, dtype, stride, threads)
-    return grad
+    done = _native().scale_rows(grad, upstream, n, classes, dtype, stride, threads)
+    return grad if done else None
+
+
+def has_label(labels: Tensor, label: int) -> bool:
+    """Whether a label is among (N,) labels, contiguous and int64."""
+    return bool(_native().has_label(labels, labels.shape[0], label))
 
 
 def _recomputed(problem: Problem, upstream: Tensor, grad: Tensor) -> Tensor:
@@ -374,13 +380,17 @@ def _binary_gradient(problem: BinaryProblem, upstream: Tensor, grad: Tensor) -> 
     return grad
 
 
-def binary_rescale_(problem: BinaryProblem, forward: Forward, upstream: Tensor) -> Tensor:
+def binary_rescale_(problem: BinaryProblem, forward: Forward, upstream: Tensor) -> Tensor | None:
     grad, norm = forward.grad, forward.norm
     assert grad is not None
     if _narrow(grad) and not _scales_exactly(upstream):
         assert norm is not None
         return _binary_gradient(problem, upstream / norm, grad)
-    return _scaled_(grad, upstream) if upstream.dim() == 0 else grad.mul_(upstream)
+    if upstream.dim() == 0:
+        return _scaled_(grad, upstream)
+    if problem.options.missing and not upstream.isfinite().all():
+        return None
+    return grad.mul_(upstream)
 
 
 def binary_perturbation(problem: BinaryProblem) -> Tensor:

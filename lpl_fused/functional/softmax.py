@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import ops, reference
 from ..algebra.sweep import with_steps
-from ..backends import OVERRIDE, REFERENCE, SMALL, resolve
+from ..backends import OVERRIDE, REFERENCE, SMALL, cpp, resolve
 from ..backends.contract import Choose, Forward
 from ..norm import Norm, numbers_of
 from ..ops.dispatch import AUTO, checked_form
@@ -25,7 +25,7 @@ from ..penalty import MarginPenalty
 from ..perturbation import Perturbation
 from ..phi import Phi
 from ..problem import TABLES, NotDifferentiable, Options, Problem
-from ..tracing import direct, tangent
+from ..tracing import direct, readable, tangent
 from ..validation import (
     MixedTarget,
     Shaped,
@@ -63,7 +63,12 @@ def _left_to_torch(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
             ignore_index = keywords.get("ignore_index", -100)
             reduction = keywords.get("reduction", "mean")
             z = _moved(input, keywords.get("perturbation"))
-            if z is not None and type(ignore_index) is int and reduction != "none":
+            if (
+                z is not None
+                and type(ignore_index) is int
+                and reduction != "none"
+                and not _ignores(target, ignore_index)
+            ):
                 try:
                     return F.cross_entropy(z, target, None, None, ignore_index, None, reduction)
                 except (TypeError, ValueError, IndexError):
@@ -104,6 +109,15 @@ def _small(input: Tensor, target: Tensor) -> bool:
         and input.shape[0] == target.numel()
         and not torch.compiler.is_compiling()
     )
+
+
+def _ignores(target: Tensor, ignore_index: int) -> bool:
+    """Whether a row is ignored, where torch's gradient makes nan of logits that are not finite."""
+    if not -(2**63) <= ignore_index < 2**63:
+        return True
+    if direct(target) and target.is_contiguous() and resolve("auto", "cpu", torch.float32) == "cpp":
+        return cpp.has_label(target, ignore_index)
+    return not readable(target) or bool((target == ignore_index).any())
 
 
 def _moved(input: Tensor, perturbation: Perturbation | None) -> Tensor | None:

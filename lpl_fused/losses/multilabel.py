@@ -284,10 +284,11 @@ class DistributionBalancedLoss(MultiLabelLoss):
         if self.weighting_mode != "by-class":
             y = self._positives(labels, weight)
             count, n = y.sum(-1), 1 / inverse_count
+            some = count.where(count > 0, 1.0)  # what `where` leaves out has no gradient of nan
             if self.weighting_mode == "average-weight":
-                weight = y @ weight / count
+                weight = y @ weight / some
             elif self.weighting_mode == "average-count":
-                weight = self._weight_of(y @ n / count)
+                weight = self._weight_of(y @ n / some)
             else:
                 weight = self._weight_of(n.where(y > 0, math.inf).amin(-1))
             weight = weight.where(count > 0, 1.0)[..., None]

@@ -154,19 +154,34 @@ _apply = super(torch.autograd.Function, BinaryCrossEntropy).apply
 def _backward(ctx: Any, grad_loss: Tensor) -> Tensor:
     held, ctx.held = ctx.held, None
     if held is not None and held[0].input.element_size() > 2:  # as in softmax.py
-        return load_binary(ctx.backend).binary_rescale_(held[0], held[1], grad_loss)
+        grad = load_binary(ctx.backend).binary_rescale_(held[0], held[1], grad_loss)
+        if grad is not None:
+            return grad
+        problem = _problem(ctx.saved_tensors[:-1], ctx.options)
+        return _scaled_past_missing(problem, held[1].grad, grad_loss)
     *tensors, first = ctx.saved_tensors  # raises where one was changed since
     problem = _problem(tensors, ctx.options)
     if ctx.sweeps:
         if first is not None:  # nobody could hold it
-            return first * grad_loss.to(first.dtype)  # type: ignore[no-any-return]
+            return _scaled_past_missing(problem, first, grad_loss)
         # the buffer may have gone to an earlier backward
         swept = _forward(problem, ctx.backend, True) if held is None else held[1]
-        return load_binary(ctx.backend).binary_rescale_(problem, swept, grad_loss)
+        grad = load_binary(ctx.backend).binary_rescale_(problem, swept, grad_loss)
+        return _scaled_past_missing(problem, swept.grad, grad_loss) if grad is None else grad
     upstream = grad_loss.contiguous() if grad_loss.dim() else grad_loss / first
     if ctx.past and direct(upstream):
         return load_binary(ctx.backend).binary_gradient(problem, upstream)
     return _gradient_op(*packed(problem, ctx.backend), upstream)  # type: ignore[no-any-return]
+
+
+def _scaled_past_missing(problem: BinaryProblem, grad: Tensor | None, upstream: Tensor) -> Tensor:
+    """As softmax._scaled_past_ignored: of missing labels it stays 0."""
+    assert grad is not None
+    scaled = (grad * upstream).to(grad.dtype)
+    options, labels = problem.options, problem.target
+    if not options.missing:
+        return scaled
+    return scaled.masked_fill(labels.isnan() | (labels == options.ignored), 0)
 
 
 def _problem(tensors: Sequence[Tensor | None], options: BinaryOptions) -> BinaryProblem:

@@ -247,18 +247,24 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     held, ctx.held = ctx.held, None
     if held is not None and held[0].input.element_size() > 2:
         # scaled as it is; asking for what is saved would cost as much as the kernel of few logits
-        return _only_input(ctx, load(ctx.backend).rescale_(held[0], held[1], grad_loss))
+        grad = load(ctx.backend).rescale_(held[0], held[1], grad_loss)
+        if grad is None:
+            problem = _problem(ctx.saved_tensors[:-2], ctx.options)
+            grad = _scaled_past_ignored(problem, held[1].grad, grad_loss)
+        return _only_input(ctx, grad)
     saved = ctx.saved_tensors  # raises where one was changed since
     state = saved[len(saved) - ctx.state :]
     *tensors, first, terms = saved[: len(saved) - ctx.state]
     problem = _problem(tensors, ctx.options)
     if ctx.sweeps:
         if first is not None:  # nobody could hold it
-            factor = grad_loss[:, None] if grad_loss.dim() else grad_loss
-            return _only_input(ctx, first * factor.to(first.dtype))
+            return _only_input(ctx, _scaled_past_ignored(problem, first, grad_loss))
         # the buffer may have gone to an earlier backward
         swept = _swept_again(ctx, problem) if held is None else held[1]
-        return _only_input(ctx, load(ctx.backend).rescale_(problem, swept, grad_loss))
+        scaled = load(ctx.backend).rescale_(problem, swept, grad_loss)
+        if scaled is None:
+            scaled = _scaled_past_ignored(problem, swept.grad, grad_loss)
+        return _only_input(ctx, scaled)
     upstream = grad_loss
     if not grad_loss.dim():
         upstream = (grad_loss / first).expand(problem.input.shape[0])
@@ -282,6 +288,20 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
             grads[field] = grad
     inputs = len(ctx.needs_input_grad) - _BEFORE_TENSORS
     return (*[None] * _BEFORE_TENSORS, *grads[:inputs])
+
+
+def _scaled_past_ignored(problem: Problem, grad: Tensor | None, upstream: Tensor) -> Tensor:
+    """The gradient for an upstream of 1 times an upstream that may be nan or infinite: of ignored
+    rows it stays 0."""
+    assert grad is not None
+    factor = upstream[:, None] if upstream.dim() else upstream
+    scaled = (grad * factor).to(grad.dtype)
+    if problem.dense:
+        return scaled
+    nothing = problem.target == problem.options.ignore_index
+    if problem.other is not None:
+        nothing = nothing & (problem.other == problem.options.ignore_index)
+    return scaled.masked_fill(nothing[:, None], 0)
 
 
 def _gradient_past(

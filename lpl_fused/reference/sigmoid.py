@@ -101,7 +101,9 @@ def row_class_weights(problem: BinaryProblem, y: Tensor) -> Tensor | None:
     weight = None
     if problem.inverse_count is not None:
         mass = (y * problem.inverse_count).sum(1, keepdim=True)
-        ratio = torch.where(mass > 0, problem.inverse_count / mass, torch.inf)
+        some = mass > 0  # the branch that torch.where leaves out must not divide by 0 either
+        ratio = problem.inverse_count / torch.where(some, mass, 1.0)
+        ratio = torch.where(some, ratio, torch.inf)
         options = problem.options
         weight = options.alpha + torch.sigmoid(options.beta * (ratio - options.mu))
     if problem.sample_weight is not None:

@@ -288,8 +288,7 @@ def counted_rows(problem: Problem) -> Tensor:
 def penalties(problem: Problem, counted: Tensor) -> Tensor:
     """(N,) penalties of the rows that count, 0 for the others: see `lpl_fused.penalty`."""
     options = problem.options
-    # garbage in ignored rows (padding) must not reach the gradient as 0·nan
-    u = problem.input.to(accumulate_dtype(problem.input.dtype)).masked_fill(~counted[:, None], 0)
+    u = problem.input
     excess = (u.amax(1, keepdim=True) - u - options.penalty_margin) / options.penalty_unit
     strength = options.penalty_strength
     values = value_of(excess, options.penalty, strength, problem.multiplier, problem.rho)
@@ -302,14 +301,19 @@ def cross_entropy(problem: Problem) -> Tensor:
         _KNOWN.demand(problem)
     check_labels(problem)
     # once, so that a 16-bit gradient is rounded once, however many ways lead to the logits
-    problem = problem._replace(input=problem.input.to(accumulate_dtype(problem.input.dtype)))
+    input = problem.input.to(accumulate_dtype(problem.input.dtype))
+    nothing = None
+    if not problem.dense:
+        # garbage in ignored rows (padding) must not reach the gradient as 0·nan
+        nothing = ~counted_rows(problem)[:, None]
+        input = input.masked_fill(nothing, 0)
+    problem = problem._replace(input=input)
     z = perturb(problem)
     if problem.steps is not None:
         delta, slot = learned_perturbation(problem, differentiable=problem.options.through)
         z = z + delta[slot]
-    if not problem.dense and problem.other is None:
-        # garbage in ignored rows (padding) must not reach the gradient as 0·nan
-        z = z.masked_fill((problem.target == problem.options.ignore_index)[:, None], 0)
+    if nothing is not None:
+        z = z.masked_fill(nothing, 0)  # nor that of tables
     loss = row_losses(problem, z)
     reduction = problem.options.reduction
     value = loss if reduction == NONE else loss.sum()
