@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .arguments import POSITIVE, Integer, Number
+
 ABSTAIN = -1
 _MOST_TERMS = 100_000  # of the continued fraction; 10⁹ votes take some 4,000
 
@@ -48,21 +50,31 @@ class SmoothedClassifier:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        if not self.sigma > 0:
-            raise ValueError(f"sigma: expected a number > 0, got {self.sigma}")
+        POSITIVE("sigma", self.sigma)
+        Integer(least=1)("num_classes", self.num_classes)
+        Integer(least=1)("batch_size", self.batch_size)
 
     @torch.no_grad()
     def votes(self, x: Tensor, num: int) -> Tensor:
         """(C,) int64: how often each class won among `num` draws of N(x, σ²I).
 
+        A draw whose logits hold a nan votes for nobody: the votes are then fewer than `num`.
+
         Args:
             x: one input, without a batch dimension.
         """
+        num = Integer(least=0)("num", num)
         counts = torch.zeros(self.num_classes, dtype=torch.int64, device=x.device)
         for start in range(0, num, self.batch_size):
             shape = (min(self.batch_size, num - start), *x.shape)
             noise = torch.randn(shape, generator=self.generator, dtype=x.dtype, device=x.device)
-            winner = self.model(x + self.sigma * noise).argmax(1)
+            logits = self.model(x + self.sigma * noise)
+            if logits.shape != (len(noise), self.num_classes):
+                raise ValueError(
+                    f"model: expected logits {(len(noise), self.num_classes)}, got"
+                    f" {tuple(logits.shape)}"
+                )
+            winner = logits.argmax(1)[~logits.isnan().any(1)]
             counts += torch.bincount(winner, minlength=self.num_classes)
         return counts
 
@@ -91,6 +103,7 @@ def certified(votes: int, total: int, sigma: float, alpha: float = 0.001) -> flo
     Raises:
         ValueError: numbers out of range.
     """
+    sigma = POSITIVE("sigma", sigma)
     p = clopper_pearson_lower(votes, total, alpha)
     return None if p < 0.5 else sigma * NormalDist().inv_cdf(p)
 
@@ -100,6 +113,7 @@ def voted(counts: Tensor, alpha: float = 0.001) -> int:
 
     Abstains if the two-sided binomial test of the two largest counts has p > α.
     """
+    alpha = Number(above=0, most=1)("alpha", alpha)
     (most, second), order = torch.topk(counts, 2)
     p = min(1.0, 2 * binomial_tail(int(most), int(most + second), 0.5))
     return ABSTAIN if p > alpha else int(order[0])
@@ -109,12 +123,12 @@ def clopper_pearson_lower(successes: int, trials: int, alpha: float) -> float:
     """The p at which P(Binomial(trials, p) ≥ successes) = α: lower bound of confidence 1 − α.
 
     Raises:
-        ValueError: not 0 ≤ successes ≤ trials, trials ≥ 1, 0 < α < 1.
+        ValueError: not 0 ≤ successes ≤ trials, trials ≥ 1, 0 < α ≤ 1/2: above it the bound would
+            lie above the share of successes.
     """
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"expected 0 <= successes <= trials, got {successes} of {trials}")
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha: expected a number in (0, 1), got {alpha}")
+    alpha = Number(above=0, most=0.5)("alpha", alpha)
     if successes == 0:
         return 0.0
     if successes == trials:

@@ -2,43 +2,99 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
+from .arguments import (
+    POSITIVE,
+    SHARE,
+    Choice,
+    Integer,
+    Maybe,
+    Number,
+    real_number,
+    shown,
+    whole_number,
+)
 from .tracing import readable
 
-Counts = Sequence[float] | Tensor | Any  # a list, a tensor or an array, one number per class
+# a list, a tensor or an array, one number per class; or a Counter or dict of class indices
+Counts = Sequence[float] | Mapping[int, float] | Tensor | Any
 
 
 def checked_counts(
-    cls_num_list: Counts, *, minimum: float = 0, name: str = "cls_num_list"
+    cls_num_list: Counts,
+    *,
+    minimum: float = 0,
+    filled: bool = False,
+    name: str = "cls_num_list",
 ) -> Tensor:
     """`cls_num_list` as a float64 tensor (C,); `name` is what messages call it.
 
+    A Counter or dict has a count for each class index; those below the largest that it lacks are 0.
+
+    Classes without samples: an equation that has a value at n = 0 takes them as they are. For those
+    that have none, `filled` takes them as if they had as many as the rarest class that has any,
+    which leaves the extremes of the counts, and so the tables of all other classes, alone.
+
     Raises:
-        ValueError: not one number per class, or a count that is not finite or below `minimum`.
+        TypeError: no counts at all.
+        ValueError: not one number per class, or a count that is not finite or below `minimum`
+            (beside `filled`: neither 0 nor at least 1).
     """
-    counts = on_cpu(cls_num_list).detach().to("cpu", torch.float64)
+    counts = count_tensor(cls_num_list, name).detach().to("cpu", torch.float64)
     if counts.dim() != 1 or counts.numel() == 0:
         raise ValueError(
             f"{name}: expected one count per class, shape (C,), got {tuple(counts.shape)}"
         )
-    bad = ~torch.isfinite(counts) | (counts < minimum)
+    low = ((counts < 1) & (counts != 0)) if filled else (counts < minimum)
+    bad = ~torch.isfinite(counts) | low
     if bad.any():
         index = int(bad.nonzero()[0])
         raise ValueError(
-            f"{name}: expected finite counts >= {minimum:g}, got {counts[index].item():g}"
+            f"{name}: expected finite counts{' 0 or' if filled else ''}"
+            f" >= {1 if filled else minimum:g}"
+            f", got {counts[index].item():g}"
             f" for class {index}"
         )
     if counts.sum() == 0:
         raise ValueError(f"{name}: expected at least one class with samples, got all 0")
+    if filled:
+        counts = torch.where(counts == 0, counts[counts > 0].min(), counts)
     return counts
+
+
+def count_tensor(counts: Counts, name: str) -> Tensor:
+    """Counts of any kind as a real tensor."""
+    expected = "one count per class, as a list, array, tensor, Counter or dict of class indices"
+    if isinstance(counts, Mapping):
+        indices = [whole_number(key) for key in counts]
+        if not indices or any(index is None or not 0 <= index < 1 << 31 for index in indices):
+            raise ValueError(f"{name}: expected {expected}, got {shown(counts)}")
+        listed = [0] * (max(index for index in indices if index is not None) + 1)
+        for index, count in zip(indices, counts.values(), strict=True):
+            assert index is not None
+            listed[index] = count
+        counts = listed
+    if isinstance(counts, (str, bytes)) or not (
+        isinstance(counts, (Tensor, list, tuple, range)) or hasattr(counts, "__array__")
+    ):
+        raise TypeError(f"{name}: expected {expected}, got {shown(counts)}")
+    try:
+        found = on_cpu(counts)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}: expected {expected}, got {shown(counts)}") from error
+    if found.is_complex() or found.dtype == torch.bool:
+        raise TypeError(f"{name}: expected {expected}, got {found.dtype}")
+    return found
 
 
 def on_cpu(values: Any) -> Tensor:
@@ -47,39 +103,45 @@ def on_cpu(values: Any) -> Tensor:
     return values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
 
 
-def class_counts(labels: Any, num_classes: int | None = None) -> Tensor:
+def class_counts(
+    labels: Any, num_classes: int | None = None, *, class_of: Mapping[int, int] | None = None
+) -> Tensor:
     """Training images per class, (C,) int64, ready to be a loss's `cls_num_list`.
 
     Args:
         labels: class indices as a tensor, list or array; or a data set with `targets`, `labels` or
-            (torchvision's INaturalist) `index`; or the path of an iNaturalist / COCO annotation
-            JSON file, whose `annotations[*].category_id` are counted. No image is opened.
+            (torchvision's INaturalist) `index`; a `Subset`, `random_split` or `ConcatDataset` of
+            such; a `TensorDataset` of inputs and labels; or the path of an iNaturalist / COCO
+            annotation JSON file, whose `annotations[*].category_id` are counted. No image is
+            opened.
         num_classes: C; left out, the highest label + 1.
+        class_of: which class each label is, where labels are no class indices: COCO's categories
+            start at 1 and have gaps.
 
     Raises:
         TypeError: no labels found in what was given.
-        ValueError: a negative label, or one not below `num_classes`.
+        ValueError: a negative label, one not below `num_classes`, one that `class_of` lacks; an
+            annotation file whose categories are not 0, 1, 2, … without `class_of`.
     """
+    num_classes = Maybe(Integer(least=1))("num_classes", num_classes)
     if isinstance(labels, (str, PathLike)):
         with open(labels) as file:
-            labels = [entry["category_id"] for entry in json.load(file)["annotations"]]
-    elif not isinstance(labels, (Tensor, list, tuple)):
-        if hasattr(labels, "targets"):
-            labels = labels.targets
-        elif hasattr(labels, "labels"):
-            labels = labels.labels
-        elif isinstance(getattr(labels, "index", None), list):
-            labels = [label for label, _ in labels.index]
-    try:
-        indices = on_cpu(labels)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            "labels: expected class indices, a data set with .targets, .labels or .index, or the"
-            f" path of an annotation file, got {type(labels).__name__}"
-        ) from error
-    if indices.is_floating_point() or indices.is_complex():
-        raise TypeError(f"labels: expected integers, got {indices.dtype}")
-    indices = indices.reshape(-1).long()
+            content = json.load(file)
+        labels = [entry["category_id"] for entry in content["annotations"]]
+        known = sorted(entry["id"] for entry in content.get("categories", ()))
+        if class_of is None and known and known != list(range(len(known))):
+            raise ValueError(
+                "class_of: expected a mapping from category ids to class indices, as these are not"
+                f" 0 to {len(known) - 1} but {shown(known)}; for instance"
+                " {id: index for index, id in enumerate(sorted(ids))}, got None"
+            )
+    indices = _labels_of(labels)
+    if class_of is not None:
+        values, where = indices.unique(return_inverse=True)
+        missing = [value for value in values.tolist() if value not in class_of]
+        if missing:
+            raise ValueError(f"class_of: expected a class for every label, none for {missing[0]}")
+        indices = torch.tensor([class_of[value] for value in values.tolist()]).long()[where]
     if indices.numel() and int(indices.min()) < 0:
         raise ValueError(f"labels: expected class indices >= 0, got {int(indices.min())}")
     counts = torch.bincount(indices, minlength=num_classes or 0)
@@ -89,6 +151,40 @@ def class_counts(labels: Any, num_classes: int | None = None) -> Tensor:
             f", got {counts.numel() - 1}"
         )
     return counts
+
+
+def _labels_of(labels: Any) -> Tensor:
+    """(n,) int64: the labels of what `class_counts` takes."""
+    if isinstance(labels, Subset):
+        return _labels_of(labels.dataset)[torch.as_tensor(labels.indices, device="cpu").long()]
+    if isinstance(labels, ConcatDataset):
+        return torch.cat([_labels_of(part) for part in labels.datasets])
+    given = labels
+    if isinstance(labels, TensorDataset):
+        *inputs, labels = labels.tensors
+        if not inputs or labels.dim() != 1:
+            labels = None
+    elif not isinstance(labels, (Tensor, list, tuple, range)):
+        if hasattr(labels, "targets"):
+            labels = labels.targets
+        elif hasattr(labels, "labels"):
+            labels = labels.labels
+        elif isinstance(getattr(labels, "index", None), list):
+            labels = [label for label, _ in labels.index]
+    # what merely has __getitem__ is asked for nothing: to open every image may take hours
+    indices = None
+    if isinstance(labels, (Tensor, list, tuple, range)) or hasattr(labels, "__array__"):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            indices = on_cpu(labels)
+    if indices is None:
+        raise TypeError(
+            "labels: expected class indices, a data set with .targets, .labels or .index, or the"
+            f" path of an annotation file, got {type(given).__name__}; of another data set pass the"
+            " labels, [label for _, label in dataset]"
+        )
+    if (indices.is_floating_point() or indices.is_complex()) and indices.numel():
+        raise TypeError(f"labels: expected integers, got {indices.dtype}")
+    return indices.reshape(-1).long()
 
 
 def effective_number(counts: Tensor, beta: float) -> Tensor:
@@ -108,8 +204,7 @@ def effective_number_weights(cls_num_list: Counts, beta: float = 0.9999) -> Tens
     Raises:
         ValueError: `beta` outside [0, 1); bad counts.
     """
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta: expected a number in [0, 1), got {beta}")
+    beta = Number(least=0, below=1)("beta", beta)
     counts = checked_counts(cls_num_list)
     weights = torch.where(counts > 0, 1 / effective_number(counts, beta), 0.0)
     return (weights * (len(counts) / weights.sum())).float()
@@ -135,21 +230,31 @@ def difficulty_weights(difficulty: Tensor, tau: float | str = "dynamic") -> Tens
         raise ValueError(
             f"difficulty: expected numbers in [0, 1], got {float(d.min())} to {float(d.max())}"
         )
+    tau = checked_tau("tau", tau)
     contrast = (1 - d.min()) / (1 - d.max() + 0.01)
     if tau == "dynamic":
         exponent = 2 * torch.sigmoid(contrast - 1)
     elif tau == "dynamic-cifar":
         exponent = torch.sigmoid(contrast)
-    elif isinstance(tau, (int, float)) and 0 <= tau < math.inf:
-        exponent = torch.as_tensor(tau, dtype=d.dtype)
     else:
-        raise ValueError(
-            f'tau: expected a finite number >= 0, "dynamic" or "dynamic-cifar", got {tau!r}'
-        )
+        exponent = torch.tensor(tau, dtype=d.dtype)
     weights = d**exponent
     if not weights.any():
         return torch.ones_like(weights)
     return weights * (len(weights) / weights.sum())
+
+
+def checked_tau(name: str, tau: Any) -> float | str:
+    """τ of `difficulty_weights`, as a check."""
+    expected = 'a finite number >= 0, "dynamic" or "dynamic-cifar"'
+    if isinstance(tau, str) and tau in ("dynamic", "dynamic-cifar"):
+        return tau
+    number = real_number(tau)
+    if number is None and not isinstance(tau, str):
+        raise TypeError(f"{name}: expected {expected}, got {shown(tau)}")
+    if number is None or not 0 <= number < math.inf:
+        raise ValueError(f"{name}: expected {expected}, got {shown(tau)}")
+    return number
 
 
 def label_aware_smoothing(
@@ -176,11 +281,7 @@ def label_aware_smoothing(
     Raises:
         ValueError: bad counts, numbers or `shape`.
     """
-    for name, value in (("head", head), ("tail", tail)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
-    if not 0 < power < math.inf:
-        raise ValueError(f"power: expected a finite number > 0, got {power}")
+    head, tail, power = SHARE("head", head), SHARE("tail", tail), POSITIVE("power", power)
     counts = checked_counts(cls_num_list)
     low, high = counts.min(), counts.max()
     r = (counts - low) / (high - low) if high > low else torch.ones_like(counts)
@@ -190,9 +291,7 @@ def label_aware_smoothing(
         "convex": 1 - torch.cos(math.pi / 2 * r),
         "exp": r**power,
     }
-    if shape not in curves:
-        raise ValueError(f"shape: expected one of {list(curves)}, got {shape!r}")
-    return tail + (head - tail) * curves[shape]
+    return tail + (head - tail) * curves[Choice(*curves)("shape", shape)]
 
 
 def class_mean(values: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .arguments import NOT_NEGATIVE, POSITIVE, Choice, Integer
 from .class_stats import class_counts
 
 _WEIGHTINGS = ("uniform", "similarity", "label-aware")
@@ -24,8 +25,7 @@ def tukey(features: Tensor, power: float = 0.9) -> Tensor:
     Raises:
         ValueError: a negative feature, or `power` not positive.
     """
-    if not 0 < power < math.inf:
-        raise ValueError(f"power: expected a finite number > 0, got {power}")
+    power = POSITIVE("power", power)
     if (features < 0).any():
         raise ValueError(f"features: expected numbers >= 0, got {float(features.min())}")
     return features**power
@@ -91,20 +91,15 @@ def calibrated_features(
             f"{tuple(target.shape)}"
         )
     counts = class_counts(target, num_classes)
+    neighbours, num_head = Integer()("neighbours", neighbours), Integer()("num_head", num_head)
     if not 1 <= neighbours <= num_head <= len(counts):
         raise ValueError(
             f"neighbours, num_head: expected 1 <= neighbours <= num_head <= {len(counts)} classes,"
             f" got {neighbours}, {num_head}"
         )
-    if weighting not in _WEIGHTINGS:
-        raise ValueError(f"weighting: expected one of {_WEIGHTINGS}, got {weighting!r}")
-    for name, value in (
-        ("instance_weight", instance_weight),
-        ("spread", spread),
-        ("jitter", jitter),
-    ):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+    Choice(*_WEIGHTINGS)("weighting", weighting)
+    instance_weight = NOT_NEGATIVE("instance_weight", instance_weight)
+    spread, jitter = NOT_NEGATIVE("spread", spread), NOT_NEGATIVE("jitter", jitter)
     order = torch.argsort(counts, descending=True, stable=True)
     head, tail = order[:num_head], order[num_head:]
     if counts[head].min() < 2:

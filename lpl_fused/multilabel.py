@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .arguments import POSITIVE, REAL, Choice, Maybe, Number
 from .perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from .phi import Phi, coded
 from .problem import NONE, REDUCTIONS, BinaryOptions, BinaryProblem, accumulate_dtype
@@ -30,21 +31,16 @@ class Weight(NamedTuple):
 def binary_options(
     reduction: str, phi: Phi, ignore_index: float | None, rebalance: RebalancedWeight | None = None
 ) -> BinaryOptions:
-    if reduction not in REDUCTIONS:
-        raise ValueError(f'reduction: expected "none", "mean" or "sum", got {reduction!r}')
+    Choice(*REDUCTIONS)("reduction", reduction)
     code, parameter = coded(phi)
     options = BinaryOptions(REDUCTIONS[reduction], code, phi_parameter=parameter)
-    if ignore_index is not None:
-        if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, float)):
-            raise TypeError(f"ignore_index: expected a number or None, got {ignore_index!r}")
-        options = options._replace(missing=True, ignored=float(ignore_index))
+    ignored = Maybe(Number(infinite=True))("ignore_index", ignore_index)
+    if ignored is not None:
+        options = options._replace(missing=True, ignored=ignored)
     if rebalance is not None:
         if not isinstance(rebalance, RebalancedWeight):
             raise TypeError(f"rebalance: expected a RebalancedWeight, got {rebalance!r}")
-        numbers = {name: float(getattr(rebalance, name)) for name in ("alpha", "beta", "mu")}
-        for name, value in numbers.items():
-            if not math.isfinite(value):
-                raise ValueError(f"{name}: expected a finite number, got {value}")
+        numbers = {name: REAL(name, getattr(rebalance, name)) for name in ("alpha", "beta", "mu")}
         options = options._replace(**numbers)  # type: ignore[arg-type]
     return options
 
@@ -170,11 +166,9 @@ class MultiLabel:
             inverse: float | Tensor = temperature.reshape(()).to(self.device, self.accumulate)
             inverse = 1 / inverse
         else:
-            if not 0 < float(temperature) < math.inf:
-                raise ValueError(f"temperature: expected a finite number > 0, got {temperature}")
-            if float(temperature) == 1:
+            inverse = 1.0 / POSITIVE("temperature", temperature)
+            if inverse == 1:
                 return scale, offset
-            inverse = 1.0 / float(temperature)
         if scale is None:
             scale = torch.ones(self.classes, dtype=self.accumulate, device=self.device)
         return scale * inverse, None if offset is None else offset * inverse

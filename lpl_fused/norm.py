@@ -9,9 +9,10 @@ The gradient passes through the norm: dL/du = f·g + f'(n)·⟨g, u⟩·∇n for
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from .arguments import POSITIVE, Choice, Number, shown
 
 FORMS = ("paper", "official")
 NORM_OFFSET = 1e-7  # what the authors of LogitClip and LogitNorm add to the norm
@@ -51,11 +52,9 @@ class LogitClip:
     form: str = "paper"
 
     def __post_init__(self) -> None:
-        _check_tau(self.tau)
-        if not self.p >= 1:
-            raise ValueError(f"p: expected a norm's exponent >= 1 or inf, got {self.p}")
-        if self.form not in FORMS:
-            raise ValueError(f'form: expected "paper" or "official", got {self.form!r}')
+        POSITIVE("tau", self.tau)
+        Number(least=1, infinite=True)("p", self.p)
+        Choice(*FORMS)("form", self.form)
 
     def numbers(self) -> Numbers:
         tau, p = float(self.tau), float(self.p)
@@ -80,7 +79,7 @@ class LogitNorm:
     tau: float = 0.04
 
     def __post_init__(self) -> None:
-        _check_tau(self.tau)
+        POSITIVE("tau", self.tau)
 
     def numbers(self) -> Numbers:
         return Numbers(2.0, 0.0, 1 / float(self.tau), NORM_OFFSET)
@@ -95,9 +94,10 @@ def numbers_of(norm: Norm | None) -> Numbers:
         return Numbers(0.0, 0.0, 1.0, 0.0)
     if isinstance(norm, (LogitClip, LogitNorm)):
         return norm.numbers()
-    raise TypeError(f"norm: expected LogitClip(...), LogitNorm(...) or None, got {norm!r}")
+    raise TypeError(f"norm: expected LogitClip(...), LogitNorm(...) or None, got {shown(norm)}")
 
 
-def _check_tau(tau: float) -> None:
-    if not 0 < tau < math.inf:
-        raise ValueError(f"tau: expected a finite number > 0, got {tau}")
+def checked_norm(name: str, norm: Any) -> Norm | None:
+    """`norm` as a check (see `arguments`)."""
+    numbers_of(norm)
+    return norm  # type: ignore[no-any-return]

@@ -7,11 +7,12 @@ on the raw logits u, with P one of four kinds.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .arguments import FLAG, NOT_NEGATIVE, POSITIVE, Choice
 
 NONE, RELU, PHR, P2, P3 = range(5)
 KINDS = {"relu": RELU, "phr": PHR, "p2": P2, "p3": P3}
@@ -48,12 +49,10 @@ class MarginPenalty:
     rho: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind: expected one of {list(KINDS)}, got {self.kind!r}")
-        if not 0 < self.margin < math.inf:
-            raise ValueError(f"margin: expected a finite number > 0, got {self.margin}")
-        if not 0 <= self.strength < math.inf:
-            raise ValueError(f"strength: expected a finite number >= 0, got {self.strength}")
+        Choice(*KINDS)("kind", self.kind)
+        POSITIVE("margin", self.margin)
+        NOT_NEGATIVE("strength", self.strength)
+        FLAG("normalize", self.normalize)
         for name, table in (("multiplier", self.multiplier), ("rho", self.rho)):
             if (table is None) != (self.kind == "relu"):
                 expected = "none" if self.kind == "relu" else "a (C,) tensor"

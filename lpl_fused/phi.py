@@ -6,12 +6,13 @@ Every member maps ℓ ≥ 0 to φ(ℓ); the gradient of the row is φ'(ℓ)·(p 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from .arguments import NOT_NEGATIVE, REAL, SHARE, Number, shown
 
 LOG, POWER, FOCAL, POLY1 = range(4)
 
@@ -33,11 +34,10 @@ class Alpha:
     alpha: float = 2.0
 
     def __post_init__(self) -> None:
-        if not self.alpha > 0:
-            raise ValueError(f"Alpha: alpha must be in (0, inf], got {self.alpha}")
+        Number(above=0, infinite=True)("alpha", self.alpha)
 
     def coded(self) -> tuple[int, float]:
-        kappa = 1.0 - 1.0 / self.alpha
+        kappa = 1.0 - 1.0 / float(self.alpha)
         return (LOG, 0.0) if kappa == 0 else (POWER, kappa)
 
 
@@ -55,8 +55,7 @@ class GCE:
     q: float = 0.7
 
     def __post_init__(self) -> None:
-        if not 0 <= self.q <= 1:
-            raise ValueError(f"GCE: q must be in [0, 1], got {self.q}")
+        SHARE("q", self.q)
 
     def coded(self) -> tuple[int, float]:
         return (LOG, 0.0) if self.q == 0 else (POWER, float(self.q))
@@ -76,8 +75,7 @@ class Focal:
     gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gamma < math.inf:
-            raise ValueError(f"Focal: gamma must be finite and >= 0, got {self.gamma}")
+        NOT_NEGATIVE("gamma", self.gamma)
 
     def coded(self) -> tuple[int, float]:
         return (LOG, 0.0) if self.gamma == 0 else (FOCAL, float(self.gamma))
@@ -97,8 +95,7 @@ class Poly1:
     epsilon: float = 2.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.epsilon):
-            raise ValueError(f"Poly1: epsilon must be finite, got {self.epsilon}")
+        REAL("epsilon", self.epsilon)
 
     def coded(self) -> tuple[int, float]:
         return (LOG, 0.0) if self.epsilon == 0 else (POLY1, float(self.epsilon))
@@ -109,13 +106,19 @@ Phi = Literal["log"] | Alpha | GCE | Focal | Poly1
 
 def coded(phi: Phi) -> tuple[int, float]:
     """The pair (code, parameter) under which kernels know `phi`."""
-    if phi == "log":
+    if isinstance(phi, str) and phi == "log":
         return LOG, 0.0
     if isinstance(phi, (Alpha, GCE, Focal, Poly1)):
         return phi.coded()
     raise TypeError(
-        f"phi: expected 'log', Alpha(...), GCE(...), Focal(...) or Poly1(...), got {phi!r}"
+        f"phi: expected 'log', Alpha(...), GCE(...), Focal(...) or Poly1(...), got {shown(phi)}"
     )
+
+
+def checked_phi(name: str, phi: Any) -> Phi:
+    """`phi` as a check (see `arguments`)."""
+    coded(phi)
+    return phi  # type: ignore[no-any-return]
 
 
 def exponent_limit(dtype: torch.dtype) -> float:

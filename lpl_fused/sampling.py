@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from .arguments import CONSUMED, POSITIVE, REAL, live
 from .class_stats import Counts, checked_counts, difficulty_weights
 from .losses.module import LossModule
 from .problem import accumulate_dtype, label_range_error
@@ -55,7 +56,7 @@ class UniMix(LossModule):
     own batch.
 
     Args:
-        cls_num_list: (C,) training samples per class, each ≥ 1.
+        cls_num_list: (C,) training samples per class; 0: see `class_stats.checked_counts`.
         alpha: α > 0, default 0.8, the authors'.
         tau: τ, default −0.1, the authors' CIFAR-100-LT (CIFAR-10-LT: −0.5); < 0 prefers the rare.
 
@@ -67,14 +68,14 @@ class UniMix(LossModule):
         TypeError: at the call, dtypes other than these.
     """
 
+    arguments: ClassVar = {"cls_num_list": CONSUMED, "alpha": live(POSITIVE), "tau": live(REAL)}
+
     counts: Tensor
 
     def __init__(self, cls_num_list: Counts, alpha: float = 0.8, tau: float = -0.1) -> None:
         super().__init__()
-        if not 0 < alpha < math.inf or not math.isfinite(tau):
-            raise ValueError(f"alpha, tau: expected finite, alpha > 0, got {alpha}, {tau}")
-        self.alpha, self.tau = float(alpha), float(tau)
-        counts = checked_counts(cls_num_list, minimum=1)
+        self.alpha, self.tau = alpha, tau
+        counts = checked_counts(cls_num_list, filled=True)
         self.register_buffer("counts", counts, persistent=False)
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
+from .arguments import Integer
 from .distributed import all_sum, world_size
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -48,9 +49,10 @@ class Susceptibility(nn.Module):
         self, num_classes: int, loss: Loss = functional.cross_entropy, *, seed: int = 0
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
-        self.num_classes, self.loss, self.seed = num_classes, loss, seed
+        if not callable(loss):
+            raise TypeError(f"loss: expected a function of logits and labels, got {loss!r}")
+        self.num_classes = Integer(least=1)("num_classes", num_classes)
+        self.loss, self.seed = loss, Integer()("seed", seed)
         for name in ("total", "first", "last"):
             self.register_buffer(name, torch.tensor(0.0, dtype=torch.float64))
         self.register_buffer("probes", torch.tensor(0))

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .arguments import NOT_NEGATIVE, POSITIVE, REAL, SHARE, Choice, Integer
+from .arguments import OFF_OR_NOT_NEGATIVE as _OFF
 from .norm import Norm, numbers_of
 from .penalty import KINDS, MarginPenalty
 from .perturbation import Perturbation
@@ -42,8 +44,8 @@ def call_options(
     ignore_index: int,
     phi: Phi,
     label_smoothing: float | Tensor,
-    z_loss: float,
-    softcap: float,
+    z_loss: float | None,
+    softcap: float | None,
     norm: Norm | None = None,
 ) -> Options:
     """The options of a call, looked up where they were checked before: training repeats them."""
@@ -62,18 +64,14 @@ def _call_options(
     ignore_index: int,
     phi: Phi,
     label_smoothing: float | Tensor,
-    z_loss: float,
-    softcap: float,
+    z_loss: float | None,
+    softcap: float | None,
     norm: Norm | None = None,
 ) -> Options:
-    if reduction not in REDUCTIONS:
-        raise ValueError(f'reduction: expected "none", "mean" or "sum", got {reduction!r}')
-    smoothing = 0.0 if isinstance(label_smoothing, Tensor) else float(label_smoothing)
-    if not 0 <= smoothing <= 1:
-        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
-    for name, value in (("z_loss", z_loss), ("softcap", softcap)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+    Choice(*REDUCTIONS)("reduction", reduction)
+    by_class = isinstance(label_smoothing, Tensor) and label_smoothing.dim() > 0
+    smoothing = 0.0 if by_class else SHARE("label_smoothing", label_smoothing)
+    z_loss, softcap = _OFF("z_loss", z_loss), _OFF("softcap", softcap)
     code, parameter = coded(phi)
     numbers = numbers_of(norm)
     # every field: torch.compile takes default numbers for inputs of the graph, and fails to find
@@ -84,8 +82,8 @@ def _call_options(
         phi=code,
         phi_parameter=parameter,
         label_smoothing=smoothing,
-        z_loss=float(z_loss),
-        softcap=float(softcap),
+        z_loss=z_loss,
+        softcap=softcap,
         norm_p=numbers.p,
         norm_limit=numbers.limit,
         norm_gain=numbers.gain,
@@ -108,18 +106,11 @@ _known_options = functools.lru_cache(maxsize=256, typed=True)(_call_options)
 
 
 def integer(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name}: expected an int, got {value!r}")
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ValueError(f"{name}: expected an int of 64 bits, got {value}")
-    return value
+    return value if isinstance(value, torch.SymInt) else Integer()(name, value)
 
 
 def checked_step_size(value: float) -> float:
-    value = float(value)
-    if not 0 <= value < math.inf:
-        raise ValueError(f"step_size: expected a finite number >= 0, got {value}")
-    return value
+    return NOT_NEGATIVE("step_size", value)
 
 
 def checked_normalizer(
@@ -223,7 +214,8 @@ class Shaped:
 
     def _per_row(self, name: str, value: Tensor | float) -> Tensor:
         if not isinstance(value, Tensor):
-            value = torch.tensor(float(value), dtype=self.accumulate, device=self.device)
+            number = REAL(name, value)
+            value = torch.tensor(number, dtype=self.accumulate, device=self.device)
         if not value.is_floating_point():
             raise TypeError(f"{name}: expected a floating tensor or a number, got {value.dtype}")
         if value.dim() == 0:
@@ -347,10 +339,7 @@ class Shaped:
             tables = {"scale": ones, **tables}
             tables = {name: table * inverse for name, table in tables.items()}
             return {**tables, "row_index": row_index}, 1.0
-        temperature = float(temperature)
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature: expected a finite number > 0, got {temperature}")
-        return {**tables, "row_index": row_index}, 1.0 / temperature
+        return {**tables, "row_index": row_index}, 1.0 / POSITIVE("temperature", temperature)
 
     def restore(self, loss: Tensor, options: Options) -> Tensor:
         return loss.reshape(tuple(self.loss_shape)) if options.reduction == NONE else loss

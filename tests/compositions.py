@@ -303,11 +303,12 @@ def cdb(call: Call, u: Tensor) -> Tensor:
 
 
 def influence(call: Call, u: Tensor) -> Tensor:
-    loss, _ = row_losses(call, perturbed(call, u))
+    loss, _ = row_losses(call, perturbed(call, u), weight=torch.ones(C, dtype=torch.float64))
     weight = 1 / torch.tensor(COUNTS).to(u)
     weight = (weight / weight.mean())[call.label()]
     factor = 1000 / (-2 * torch.expm1(-loss) * call.extra["feature_norm"].to(u) + 1e-3)
-    return reduced(call, weight * factor * loss * call.counted(), call.counted())
+    given = class_weights(call, u)
+    return reduced(call, given * weight * factor * loss * call.counted(), call.counted())
 
 
 def clipped(call: Call, u: Tensor) -> Tensor:
@@ -552,7 +553,7 @@ ENTRIES: dict[str, Entry] = {
     "IBLoss": Entry(
         plain(losses.IBLoss, COUNTS, start_epoch=0),
         influence,
-        {**INDICES, **OWN_PHI, **OWN_WEIGHT, **SMOOTHING, "z_loss": "z_loss"},
+        {**INDICES, **OWN_PHI, **SMOOTHING, "z_loss": "z_loss"},
         ("feature_norm",),
     ),
     "ABSGDLoss": Entry(based(losses.ABSGDLoss, 2.0), absgd, ROWS_ALONE),

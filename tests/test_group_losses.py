@@ -91,7 +91,7 @@ def test_binary_scaling_by_group(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: losses.GroupVSLoss([3, 0]), "cls_num_list"),
+        (lambda: losses.GroupVSLoss([3, 0]), "group_num_list"),
         (lambda: losses.GroupVSLoss(GROUPS, iota="la"), "iota.*'la'"),
         (lambda: losses.GroupVSLoss(GROUPS, form="code"), "form.*'code'"),
         (lambda: losses.GroupVSLoss(GROUPS)(LOGITS, LABELS, torch.tensor([0, 4])), r"\[0, 4\), got 4"),

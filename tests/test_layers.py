@@ -12,12 +12,13 @@ import lpl_fused
 
 PACKAGE = Path(lpl_fused.__file__).parent
 # what numbers, codes and fields mean, and who looks at tensors
-SHARED = {"problem", "paths", "norm", "penalty", "phi", "tracing"}
+SHARED = {"arguments", "problem", "paths", "norm", "penalty", "phi", "tracing"}
 MAY = {
+    "arguments": set(),
     "problem": {"norm"},
-    "norm": set(),
-    "penalty": set(),
-    "phi": set(),
+    "norm": {"arguments"},
+    "penalty": {"arguments"},
+    "phi": {"arguments"},
     "tracing": set(),
     "paths": {"problem"},
     "algebra": {"algebra", *SHARED},

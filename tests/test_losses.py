@@ -85,14 +85,17 @@ def test_logit_adjustment_in_float64_is_exact() -> None:
 
 
 def test_empty_classes() -> None:
-    """Logit adjustment keeps a class without samples finite, balanced softmax masks it."""
+    """Logit adjustment keeps a class without samples finite, balanced softmax masks it; whose
+    equation has no value there, takes it as the rarest class that has any."""
     logits, target = LOGITS[:1], LABELS[:1]
     assert losses.LogitAdjustedLoss([5, 5, 0])(logits, target).isfinite()
     masked = losses.BalancedSoftmaxLoss([5, 5, 0])(logits, target)
     torch.testing.assert_close(masked, F.cross_entropy(logits[:, :2], target))
     for make in (losses.LDAMLoss, losses.VSLoss, losses.CDTLoss, losses.LPLLoss):
-        with pytest.raises(ValueError, match=r"cls_num_list.*>= 1, got 0 for class 2"):
-            make([5, 5, 0])
+        rarest = make([5, 5, 5])(LOGITS[:1], target)
+        assert torch.equal(make([5, 5, 0])(LOGITS[:1], target), rarest)
+        with pytest.raises(ValueError, match=r"cls_num_list.*>= 1, got 0.5 for class 2"):
+            make([5, 5, 0.5])
 
 
 @pytest.mark.parametrize(

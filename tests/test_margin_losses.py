@@ -169,7 +169,7 @@ def test_a_perturbation_under_the_learned_one() -> None:
     ("call", "message"),
     [
         (lambda: losses.CosFaceLoss(s=0.0), "s: .*got 0"),
-        (lambda: losses.ArcFaceLoss(m=4.0), r"m: .*\[0, pi\], got 4"),
+        (lambda: losses.ArcFaceLoss(m=4.0), r"m: .*\[0, 3.14159\], got 4"),
         (lambda: losses.ArcFaceLoss()(COSINES, torch.softmax(COSINES, 1)), "class probabilities"),
         (lambda: losses.ArcFaceLoss()(COSINES, MixedTarget(LABELS, LABELS, 0.5)), "ArcFaceLoss.*mixed"),
         (lambda: losses.ArcFaceLoss()(COSINES, LABELS[:1]), "shape"),

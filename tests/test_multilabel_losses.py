@@ -168,10 +168,10 @@ def test_degenerate_counts(weighting: str | None) -> None:
     ("match", "keywords"),
     [
         ("num_samples: expected at least 2 and every count, got 50", {"num_samples": 50}),
-        ("weighting: expected one of 'rebalance'", {"weighting": "none"}),
-        ("weighting_mode: expected one of 'by-class'", {"weighting_mode": "average"}),
+        ('weighting: expected "rebalance"', {"weighting": "none"}),
+        ('weighting_mode: expected "by-class"', {"weighting_mode": "average"}),
         ("weighting_mode: needs a weighting by class", {"weighting_mode": "min-count"}),
-        ("weight_norm: expected one of 'by-row'", {"weight_norm": True}),
+        ('weight_norm: expected "by-row"', {"weight_norm": True}),
         ("weight_norm: needs a weighting", {"weight_norm": "by-row", "weighting": None}),
         ("neg_scale: expected", {"neg_scale": 0.0}),
         ("balance: expected", {"balance": -1.0}),

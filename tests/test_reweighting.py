@@ -168,7 +168,7 @@ def test_bad_input() -> None:
         (lambda: losses.CDBLoss(2).update(torch.tensor([0.5, 1.5])), r"difficulty.*\[0, 1\]"),
         (lambda: losses.IBLoss(alpha=0.0), "alpha.*> 0"),
         (lambda: losses.IBLoss(phi=Focal(2.0)), "compose.*phi"),
-        (lambda: losses.IBLoss([1, 0]), "cls_num_list.*>= 1"),
+        (lambda: losses.IBLoss([1, -1]), "cls_num_list.*0 or >= 1"),
         (lambda: losses.IBLoss()(LOGITS, torch.softmax(LOGITS, 1), torch.ones(2)), "indices"),
         (lambda: losses.IBLoss()(LOGITS, LABELS, torch.ones(3)), "feature_norm.*(2,).*(3,)"),
     ):

@@ -141,7 +141,7 @@ def test_noise_goes_with_soft_targets_shapes_and_equal_counts() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: losses.GCLLoss([5, 0]), "cls_num_list"),
+        (lambda: losses.GCLLoss([5, -1]), "cls_num_list"),
         (lambda: losses.GCLLoss(COUNTS, m=0.1)(COSINES, COSINES.softmax(1)), "margin"),
         (lambda: losses.BLVLoss(COUNTS, -1.0), "sigma.*got -1"),
         (lambda: losses.SeesawLoss(0), "num_classes.*got 0"),

@@ -57,14 +57,20 @@ def reason_against(
 # autograd.Function in Python; measured on 2 cores with AVX2.
 SMALL = 100_000
 
-OVERRIDE = os.environ.get("LPL_FUSED_BACKEND", "auto")  # what "auto" means, where it is set
+# what "auto" means, where the environment says it
+OVERRIDE = os.environ.get("LPL_FUSED_BACKEND") or "auto"
 
 
 @functools.cache
 def preferred(device: str, dtype: torch.dtype, multilabel: bool = False) -> str:
     """The backend that "auto" means; cached, so what is installed is looked at once a process."""
     if OVERRIDE != "auto":
-        return resolve(OVERRIDE, device, dtype, multilabel)
+        try:
+            return resolve(OVERRIDE, device, dtype, multilabel)
+        except (ValueError, RuntimeError) as error:
+            raise type(error)(
+                f"LPL_FUSED_BACKEND={OVERRIDE!r} in the environment: {error}"
+            ) from None
     for name in PREFERENCE.get(device, ()):
         if reason_against(name, device, dtype, multilabel) is None:
             return name

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import ops, reference
+from ..arguments import FLAG
 from ..backends import REFERENCE, resolve
 from ..multilabel import MultiLabel, Weight, binary_options
 from ..ops.dispatch import FORMS, INPLACE, checked_form
@@ -136,7 +137,7 @@ def lpl_binary_cross_entropy_with_logits(
     call = MultiLabel(input, target)
     options = binary_options(reduction, phi, ignore_index, rebalance)
     options = options._replace(step_size=checked_step_size(step_size))
-    if normalize:
+    if FLAG("normalize", normalize):
         normalized = _normalized_steps(call, steps, options, perturbation)
         problem = call.problem(options, normalized, rebalance, normalizer=normalizer)
     else:
@@ -167,7 +168,7 @@ def lpl_binary_perturbation(
     call = MultiLabel(input, target)
     options = binary_options("mean", "log", ignore_index)
     options = options._replace(step_size=checked_step_size(step_size))
-    if normalize:
+    if FLAG("normalize", normalize):
         delta = call.steps(steps).to(call.accumulate) * options.step_size
         return -delta, delta
     problem = call.problem(options, perturbation, steps=steps)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import ops, reference
 from ..algebra.sweep import with_steps
+from ..arguments import FLAG, OFF_OR_NOT_NEGATIVE
 from ..backends import OVERRIDE, REFERENCE, SMALL, cpp, resolve
 from ..backends.contract import Choose, Forward
 from ..norm import Norm, numbers_of
@@ -159,8 +160,8 @@ def cross_entropy(
     normalizer: float | Tensor | None = None,
     label_smoothing: float | Tensor = 0.0,
     phi: Phi = "log",
-    z_loss: float = 0.0,
-    softcap: float = 0.0,
+    z_loss: float | None = 0.0,
+    softcap: float | None = 0.0,
     norm: Norm | None = None,
     penalty: MarginPenalty | None = None,
     sample_weight: Tensor | None = None,
@@ -198,8 +199,8 @@ def cross_entropy(
         label_smoothing: ε in [0, 1], or a (C,) tensor, ε by target class (MiSLAS): t becomes
             (1 − ε)·t + ε/C.
         phi: "log", or `Alpha`, `GCE`, `Focal`, `Poly1`.
-        z_loss: ≥ 0, weight of the squared logsumexp (PaLM uses 1e-4).
-        softcap: > 0 bounds the logits before the perturbation (Gemma 2 uses 30); 0 does not.
+        z_loss: ≥ 0, weight of the squared logsumexp (PaLM uses 1e-4); None is 0.
+        softcap: > 0 bounds the logits before the perturbation (Gemma 2 uses 30); 0 and None do not.
         norm: `LogitClip` or `LogitNorm`, T(u) = u·f(‖u‖_p), before the softcap; None leaves u.
         penalty: a `MarginPenalty` P_i of each row, on the raw logits, 0 where the label is ignored.
             No weight touches it: the mean is over the rows that count, the sum and "none" add P_i.
@@ -266,8 +267,8 @@ def lpl_cross_entropy(
     normalizer: float | Tensor | None = None,
     label_smoothing: float | Tensor = 0.0,
     phi: Phi = "log",
-    z_loss: float = 0.0,
-    softcap: float = 0.0,
+    z_loss: float | None = 0.0,
+    softcap: float | None = 0.0,
     norm: Norm | None = None,
     sample_weight: Tensor | None = None,
     gradient: str = "auto",
@@ -307,8 +308,8 @@ def lpl_cross_entropy(
     options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
     options = options._replace(
         step_size=checked_step_size(step_size),
-        normalize=bool(normalize),
-        through=bool(through_perturbation),
+        normalize=FLAG("normalize", normalize),
+        through=FLAG("through_perturbation", through_perturbation),
     )
     choose = None
     if callable(steps) and not isinstance(steps, Tensor):
@@ -341,7 +342,7 @@ def lpl_perturbation(
     normalize: bool = False,
     perturbation: Perturbation | None = None,
     ignore_index: int = -100,
-    softcap: float = 0.0,
+    softcap: float | None = 0.0,
     norm: Norm | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -355,9 +356,14 @@ def lpl_perturbation(
         delta: (G, C), their perturbations; float32, float64 for float64 input.
     """
     shaped = Shaped(input, target)
-    options = Options(ignore_index=integer("ignore_index", ignore_index), softcap=float(softcap))
+    options = Options(
+        ignore_index=integer("ignore_index", ignore_index),
+        softcap=OFF_OR_NOT_NEGATIVE("softcap", softcap),
+    )
     options = options.with_norm(numbers_of(norm))
-    options = options._replace(step_size=checked_step_size(step_size), normalize=bool(normalize))
+    options = options._replace(
+        step_size=checked_step_size(step_size), normalize=FLAG("normalize", normalize)
+    )
     problem = shaped.problem(options, perturbation, steps=steps)
     backend = _resolve(backend, problem)
     with torch.no_grad():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..arguments import POSITIVE, REAL, Number, live
 from ..perturbation import Perturbation
 from ..problem import accumulate_dtype
 from ..row_transforms import arc_margin, class_dim
@@ -30,11 +31,11 @@ class CosFaceLoss(CrossEntropyLoss):
         ValueError: `s` not positive; a target that is not class indices, when called.
     """
 
+    arguments: ClassVar = {"s": live(POSITIVE), "m": live(REAL)}
+
     def __init__(self, s: float = 64.0, m: float = 0.4, **keywords: Any) -> None:
         super().__init__(**keywords)
-        if not 0 < s < math.inf:
-            raise ValueError(f"s: expected a finite number > 0, got {s}")
-        self.s, self.m = float(s), float(m)
+        self.s, self.m = s, m
 
     def perturbation(self, logits: Tensor) -> Perturbation:
         classes = logits.shape[class_dim(logits)]
@@ -72,13 +73,11 @@ class ArcFaceLoss(CrossEntropyLoss):
         ValueError: bad `s` or `m`; a target that is not class indices, when called.
     """
 
+    arguments: ClassVar = {"s": live(POSITIVE), "m": live(Number(least=0, most=math.pi))}
+
     def __init__(self, s: float = 64.0, m: float = 0.5, **keywords: Any) -> None:
         super().__init__(**keywords)
-        if not 0 < s < math.inf:
-            raise ValueError(f"s: expected a finite number > 0, got {s}")
-        if not 0 <= m <= math.pi:
-            raise ValueError(f"m: expected an angle in [0, pi], got {m}")
-        self.s, self.m = float(s), float(m)
+        self.s, self.m = s, m
 
     def perturbation(self, logits: Tensor) -> Perturbation:
         return Perturbation(temperature=1 / self.s)

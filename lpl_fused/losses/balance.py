@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..arguments import (
+    CLASS_WEIGHTS,
+    CONSUMED,
+    NOT_NEGATIVE,
+    REAL,
+    Choice,
+    Number,
+    fixed,
+    live,
+    rebuilding,
+)
 from ..class_stats import Counts, checked_counts, class_mean, effective_number_weights
 from ..perturbation import Perturbation
 from ..validation import Target
@@ -31,11 +42,18 @@ class LogitAdjustedLoss(CrossEntropyLoss):
         ValueError: bad counts.
     """
 
+    arguments: ClassVar = {"cls_num_list": CONSUMED, "tau": rebuilding(REAL)}
+
     def __init__(self, cls_num_list: Counts, tau: float = 1.0, **keywords: Any) -> None:
         super().__init__(**keywords)
-        counts = checked_counts(cls_num_list)
-        self.tau = float(tau)
-        self.register_table("offset", torch.log((counts / counts.sum()) ** self.tau + 1e-12))
+        self._counts = checked_counts(cls_num_list)
+        self.tau = tau
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        prior = self._counts / self._counts.sum()
+        self.register_table("offset", torch.log(prior**self.tau + 1e-12))
 
     def perturbation(self, logits: Tensor) -> Perturbation:
         return Perturbation(offset=self.table("offset", logits))
@@ -55,6 +73,8 @@ class BalancedSoftmaxLoss(CrossEntropyLoss):
         ValueError: bad counts.
     """
 
+    arguments: ClassVar = {"cls_num_list": CONSUMED}
+
     def __init__(self, cls_num_list: Counts, **keywords: Any) -> None:
         super().__init__(**keywords)
         self.register_table("offset", torch.log(checked_counts(cls_num_list)))
@@ -71,7 +91,7 @@ class BayiasLoss(CrossEntropyLoss):
     with the raw logits. Cost: tables, that of plain cross-entropy.
 
     Args:
-        cls_num_list: (C,) training samples per class, each ≥ 1.
+        cls_num_list: (C,) training samples per class; 0: see `class_stats.checked_counts`.
         test_prior: (C,) π' > 0, up to a factor; default uniform, the authors'.
         **keywords: of `CrossEntropyLoss`.
 
@@ -79,11 +99,13 @@ class BayiasLoss(CrossEntropyLoss):
         ValueError: bad counts or prior.
     """
 
+    arguments: ClassVar = {"cls_num_list": CONSUMED, "test_prior": CONSUMED}
+
     def __init__(
         self, cls_num_list: Counts, test_prior: Counts | None = None, **keywords: Any
     ) -> None:
         super().__init__(**keywords)
-        counts = checked_counts(cls_num_list, minimum=1)
+        counts = checked_counts(cls_num_list, filled=True)
         prior = torch.ones_like(counts)
         if test_prior is not None:
             prior = checked_counts(test_prior, name="test_prior")
@@ -108,7 +130,7 @@ class LADELoss(CrossEntropyLoss):
     plain PyTorch.
 
     Args:
-        cls_num_list: (C,) training samples per class, each ≥ 1.
+        cls_num_list: (C,) training samples per class; 0: see `class_stats.checked_counts`.
         lader_weight: w ≥ 0, default 0.1, the authors' (iNaturalist: 0.05).
         regularizer: r ≥ 0, default 0.1, the authors' (iNaturalist: 0.5).
         **keywords: of `CrossEntropyLoss`; `reduction` is "mean". The class indices of the target
@@ -118,6 +140,13 @@ class LADELoss(CrossEntropyLoss):
         ValueError: bad counts, numbers or reduction; a target that is not class indices.
     """
 
+    arguments: ClassVar = {
+        "cls_num_list": CONSUMED,
+        "lader_weight": live(NOT_NEGATIVE),
+        "regularizer": live(NOT_NEGATIVE),
+        "reduction": live(Choice("mean")),  # R couples the batch
+    }
+
     def __init__(
         self,
         cls_num_list: Counts,
@@ -126,16 +155,9 @@ class LADELoss(CrossEntropyLoss):
         **keywords: Any,
     ) -> None:
         super().__init__(**keywords)
-        if self.reduction != "mean":
-            raise ValueError(
-                f'reduction: expected "mean", R couples the batch, got {self.reduction!r}'
-            )
-        for name, value in (("lader_weight", lader_weight), ("regularizer", regularizer)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
-        counts = checked_counts(cls_num_list, minimum=1)
+        counts = checked_counts(cls_num_list, filled=True)
         prior = counts / counts.sum()
-        self.lader_weight, self.regularizer = float(lader_weight), float(regularizer)
+        self.lader_weight, self.regularizer = lader_weight, regularizer
         self.register_table("prior", prior)
         self.register_table("offset", torch.log(prior + 1e-9))
 
@@ -180,5 +202,12 @@ class ClassBalancedLoss(CrossEntropyLoss):
         ValueError: bad counts or `beta`.
     """
 
+    arguments: ClassVar = {
+        "cls_num_list": CONSUMED,
+        "beta": fixed(Number(least=0, below=1)),
+        "weight": fixed(CLASS_WEIGHTS),
+    }
+
     def __init__(self, cls_num_list: Counts, beta: float = 0.9999, **keywords: Any) -> None:
         super().__init__(weight=effective_number_weights(cls_num_list, beta), **keywords)
+        self.beta = beta

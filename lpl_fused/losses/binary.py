@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..phi import Alpha, Phi, coded
+from ..arguments import Number, fixed, live, rebuilding
+from ..phi import Alpha, Phi, checked_phi, coded
 from ..phi import value_of as phi_of
-from ..problem import REDUCTIONS, accumulate_dtype
+from ..problem import accumulate_dtype
 from ..tracing import readable
+from .cross_entropy import REDUCTION
 from .module import LossModule
 from .rows import reduced
 
@@ -25,15 +27,14 @@ class BinaryLoss(LossModule):
         phi: "log", or `Alpha`, `GCE`, `Focal`, `Poly1`.
     """
 
+    arguments: ClassVar = {"reduction": REDUCTION, "phi": live(checked_phi)}
+
     def __init__(self, *, reduction: str = "mean", phi: Phi = "log") -> None:
         super().__init__()
-        if reduction not in REDUCTIONS:
-            raise ValueError(f'reduction: expected "none", "mean" or "sum", got {reduction!r}')
         self.reduction, self.phi = reduction, phi
-        self._code, self._parameter = coded(phi)
 
     def phi_of(self, ell: Tensor) -> Tensor:
-        return phi_of(ell, self._code, self._parameter)
+        return phi_of(ell, *coded(self.phi))
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}, phi={self.phi!r}"
@@ -57,8 +58,18 @@ class BinaryAlphaLoss(BinaryLoss):
             nan on CUDA).
     """
 
+    arguments: ClassVar = {
+        "alpha": rebuilding(Number(above=0, infinite=True)),
+        "phi": fixed(checked_phi),
+    }
+
     def __init__(self, alpha: float = 2.0, **keywords: Any) -> None:
         super().__init__(phi=Alpha(alpha), **keywords)
+        self.alpha = alpha
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        self.derived("phi", Alpha(self.alpha))
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         f = input.to(accumulate_dtype(input.dtype))

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .. import functional
+from ..arguments import (
+    CONSUMED,
+    FLAG,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Choice,
+    Integer,
+    Number,
+    Pair,
+    fixed,
+    live,
+    shown,
+)
 from ..class_stats import Counts, label_aware_smoothing
 from ..distributed import all_sum
 from ..penalty import KINDS, MarginPenalty, slope_of, value_of
@@ -17,7 +30,8 @@ from ..problem import REDUCTIONS, accumulate_dtype
 from ..row_transforms import class_dim
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
-from .module import LossModule, counted
+from .module import LossModule, counted, of_part
+from .multilabel import MultiLabelLoss
 
 
 class LabelAwareSmoothingLoss(CrossEntropyLoss):
@@ -34,6 +48,15 @@ class LabelAwareSmoothingLoss(CrossEntropyLoss):
         ValueError: bad counts, numbers or `shape`; at the call, a target of class probabilities.
     """
 
+    arguments: ClassVar = {
+        "cls_num_list": CONSUMED,
+        "head": CONSUMED,
+        "tail": CONSUMED,
+        "shape": CONSUMED,
+        "power": CONSUMED,
+        "label_smoothing": fixed(Number(least=0, most=0)),
+    }
+
     smoothing: Tensor
 
     def __init__(
@@ -47,8 +70,6 @@ class LabelAwareSmoothingLoss(CrossEntropyLoss):
         **keywords: Any,
     ) -> None:
         super().__init__(**keywords)
-        if isinstance(self.label_smoothing, Tensor) or self.label_smoothing != 0:
-            raise ValueError("label_smoothing: this loss brings its own, by class")
         smoothing = label_aware_smoothing(cls_num_list, head, tail, shape=shape, power=power)
         self.register_buffer("smoothing", smoothing, persistent=False)
 
@@ -59,19 +80,31 @@ class LabelAwareSmoothingLoss(CrossEntropyLoss):
 _PENALTIES = ("phr", "p2", "p3")
 
 
+def _reducing(name: str, base: Any) -> nn.Module:
+    """A base loss, as a check."""
+    if not isinstance(base, nn.Module):
+        raise TypeError(f"{name}: expected a loss, a module, got {shown(base)}")
+    if getattr(base, "reduction", None) not in REDUCTIONS or isinstance(base, MultiLabelLoss):
+        raise ValueError(f"{name}: expected a loss of rows with a reduction, got {shown(base)}")
+    return base
+
+
 class _MarginLoss(LossModule):
     """base(u, y) + the mean over rows and classes of a penalty on max_k u_k − u_j − m."""
+
+    arguments: ClassVar = {"base": live(_reducing), "margin": live(POSITIVE)}
+
+    reduction = of_part("reduction")
+
+    @property
+    def ignore_index(self) -> int:
+        """That of the base; where it knows none, torch's default."""
+        return getattr(self.base, "ignore_index", -100)
 
     def __init__(self, base: nn.Module | None, margin: float) -> None:
         super().__init__()
         self.base = CrossEntropyLoss() if base is None else base
-        self.reduction = getattr(self.base, "reduction", None)
-        self.ignore_index = getattr(self.base, "ignore_index", -100)
-        if self.reduction not in REDUCTIONS:
-            raise ValueError(f"base: expected a loss with a reduction, got {self.base!r}")
-        if not 0 < margin < math.inf:
-            raise ValueError(f"margin: expected a finite number > 0, got {margin}")
-        self.margin = float(margin)
+        self.margin = margin
 
     def margin_penalty(self) -> MarginPenalty:
         """The second term."""
@@ -112,6 +145,14 @@ class _MarginLoss(LossModule):
         return loss + (total / rows.sum() if self.reduction == "mean" else total)
 
 
+def _bounds(name: str, value: Any) -> tuple[float, float]:
+    """Of a parameter that evolves, as a check."""
+    low, high = Pair(POSITIVE)(name, value)
+    if low > high:
+        raise ValueError(f"{name}: expected 0 < lower <= upper < inf, got {(low, high)}")
+    return low, high
+
+
 class MbLSLoss(_MarginLoss):
     """Margin-based label smoothing (Liu et al., 2022), for raw logits u of C classes:
 
@@ -130,13 +171,13 @@ class MbLSLoss(_MarginLoss):
         ValueError: bad numbers or `base`.
     """
 
+    arguments: ClassVar = {"alpha": live(NOT_NEGATIVE)}
+
     def __init__(
         self, alpha: float = 0.1, margin: float = 10.0, base: nn.Module | None = None
     ) -> None:
         super().__init__(base, margin)
-        if not 0 <= alpha < math.inf:
-            raise ValueError(f"alpha: expected a finite number >= 0, got {alpha}")
-        self.alpha = float(alpha)
+        self.alpha = alpha
 
     def margin_penalty(self) -> MarginPenalty:
         return MarginPenalty(margin=self.margin, strength=self.alpha)
@@ -185,6 +226,16 @@ class CALSLoss(_MarginLoss):
         RuntimeError: `update` without observed rows.
     """
 
+    arguments: ClassVar = {
+        "num_classes": CONSUMED,
+        "penalty": CONSUMED,
+        "kind": fixed(Choice(*_PENALTIES)),
+        "normalize": live(FLAG),
+        "multiplier_bounds": fixed(_bounds),
+        "rho_bounds": fixed(_bounds),
+        "rho_every": live(Integer(least=0)),
+    }
+
     multiplier: Tensor
     rho: Tensor
     last_violation: Tensor
@@ -205,23 +256,13 @@ class CALSLoss(_MarginLoss):
         rho_every: int = 10,
     ) -> None:
         super().__init__(base, margin)
-        if penalty not in _PENALTIES:
-            raise ValueError(f"penalty: expected one of {list(_PENALTIES)}, got {penalty!r}")
-        for name, (low, high) in (
-            ("multiplier_bounds", multiplier_bounds),
-            ("rho_bounds", rho_bounds),
-        ):
-            if not 0 < low <= high < math.inf:
-                raise ValueError(f"{name}: expected 0 < lower <= upper < inf, got {(low, high)}")
-        if num_classes < 1 or rho_every < 0:
-            raise ValueError(
-                f"num_classes, rho_every: expected >= 1 and >= 0, got {num_classes}, {rho_every}"
-            )
-        self.kind, self.normalize, self.rho_every = penalty, normalize, rho_every
+        num_classes = Integer(least=1)("num_classes", num_classes)
+        self.kind = Choice(*_PENALTIES)("penalty", penalty)
+        self.normalize, self.rho_every = normalize, rho_every
         self.multiplier_bounds, self.rho_bounds = multiplier_bounds, rho_bounds
         per_class = torch.ones(num_classes, dtype=torch.float64)
-        self.register_buffer("multiplier", per_class * multiplier_bounds[0])
-        self.register_buffer("rho", per_class * rho_bounds[0])
+        self.register_buffer("multiplier", per_class * self.multiplier_bounds[0])
+        self.register_buffer("rho", per_class * self.rho_bounds[0])
         # nothing is above infinity: ρ waits for a second epoch
         self.register_buffer("last_violation", per_class * math.inf)
         self.register_buffer("updates", torch.tensor(0))

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from .. import functional
-from ..norm import Norm
+from ..arguments import (
+    CLASS_WEIGHTS,
+    NOT_NEGATIVE,
+    OFF_OR_NOT_NEGATIVE,
+    SHARE,
+    Choice,
+    Either,
+    Integer,
+    RealTensor,
+    fixed,
+    live,
+    rebuilding,
+)
+from ..backends import BACKENDS, REFERENCE
+from ..norm import Norm, checked_norm
+from ..ops.dispatch import FORMS
 from ..perturbation import Perturbation, chained
-from ..phi import Focal, Phi
+from ..phi import Focal, Phi, checked_phi
 from ..problem import REDUCTIONS
 from ..validation import Target
 from .module import LossModule
+
+REDUCTION = live(Choice(*REDUCTIONS))
+GRADIENT = live(Choice(*FORMS))
+BACKEND = live(Choice("auto", *BACKENDS, REFERENCE))
+_SMOOTHING = Either(SHARE, RealTensor(1, "a tensor (C,), one number in [0, 1] per class"))
 
 
 class CrossEntropyLoss(LossModule):
@@ -26,12 +46,30 @@ class CrossEntropyLoss(LossModule):
         ignore_index, reduction, label_smoothing, phi, z_loss, norm, gradient, backend: as in
             `functional.cross_entropy`.
 
+    Every argument may be assigned later, and acts on the next call as if it had been given here.
+
     Called with `perturbation=…` it applies those tables after its own (logit-adjusted CosFace,
     say); see `Perturbation.then`. Called with `normalizer=…`, beside reduction "sum", it divides by
     that: see `functional.cross_entropy`.
 
     Shapes: logits (C,), (N, C) or (N, C, d1, …); targets as in `functional.cross_entropy`.
+
+    Raises:
+        TypeError, ValueError: a bad argument, or one assigned later: the message names it.
+        AttributeError: assigned to what a loss that builds on this one holds fixed.
     """
+
+    arguments: ClassVar = {
+        "weight": live(CLASS_WEIGHTS),
+        "ignore_index": live(Integer()),
+        "reduction": REDUCTION,
+        "label_smoothing": live(_SMOOTHING),
+        "phi": live(checked_phi),
+        "z_loss": live(OFF_OR_NOT_NEGATIVE),
+        "norm": live(checked_norm),
+        "gradient": GRADIENT,
+        "backend": BACKEND,
+    }
 
     weight: Tensor | None
 
@@ -49,9 +87,7 @@ class CrossEntropyLoss(LossModule):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if reduction not in REDUCTIONS:
-            raise ValueError(f'reduction: expected "none", "mean" or "sum", got {reduction!r}')
-        self.register_buffer("weight", weight)
+        self.register_weight("weight", weight)
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.label_smoothing = label_smoothing
@@ -109,5 +145,12 @@ class FocalLoss(CrossEntropyLoss):
             class-balanced focal loss.
     """
 
+    arguments: ClassVar = {"gamma": rebuilding(NOT_NEGATIVE), "phi": fixed(checked_phi)}
+
     def __init__(self, gamma: float = 2.0, **keywords: Any) -> None:
         super().__init__(phi=Focal(gamma), **keywords)
+        self.gamma = gamma
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        self.derived("phi", Focal(self.gamma))

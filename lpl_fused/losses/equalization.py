@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .. import reference
+from ..arguments import (
+    CLASS_WEIGHTS,
+    CONSUMED,
+    POSITIVE,
+    REAL,
+    SHARE,
+    Integer,
+    fixed,
+    live,
+)
 from ..class_stats import Counts, checked_counts
 from ..distributed import all_sum
 from ..perturbation import Perturbation, chained
@@ -41,15 +51,19 @@ class SoftmaxEQLLoss(CrossEntropyLoss):
         ValueError: bad counts, λ or γ; a target that is not class indices, when called.
     """
 
+    arguments: ClassVar = {
+        "cls_num_list": CONSUMED,
+        "threshold": fixed(POSITIVE),
+        "gamma": live(SHARE),
+    }
+
     rare: Tensor
 
     def __init__(
         self, cls_num_list: Counts, threshold: float, gamma: float = 0.9, **keywords: Any
     ) -> None:
         super().__init__(**keywords)
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma: expected a number in [0, 1], got {gamma}")
-        self.threshold, self.gamma = float(threshold), float(gamma)
+        self.threshold, self.gamma = threshold, gamma
         self.register_buffer("rare", rare_classes(cls_num_list, threshold), persistent=False)
 
     def forward(  # type: ignore[override]
@@ -88,6 +102,12 @@ class OneVsRestLoss(BinaryLoss):
     with `perturbation=…` z is perturbed. Plain PyTorch, half a dozen sweeps over the rows.
     """
 
+    arguments: ClassVar = {
+        "num_classes": fixed(Integer(least=1)),
+        "weight": live(CLASS_WEIGHTS),
+        "ignore_index": live(Integer()),
+    }
+
     weight: Tensor | None
 
     def __init__(
@@ -100,10 +120,8 @@ class OneVsRestLoss(BinaryLoss):
         phi: Phi = "log",
     ) -> None:
         super().__init__(reduction=reduction, phi=phi)
-        if num_classes < 1:
-            raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
         self.num_classes, self.ignore_index = num_classes, ignore_index
-        self.register_buffer("weight", weight)
+        self.register_weight("weight", weight)
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """(w⁺, w⁻), each (C,)."""
@@ -155,12 +173,14 @@ class EQLLoss(OneVsRestLoss):
         ValueError: bad counts or λ; a target that is not class indices, when called.
     """
 
+    arguments: ClassVar = {"cls_num_list": CONSUMED, "threshold": fixed(POSITIVE)}
+
     rare: Tensor
 
     def __init__(self, cls_num_list: Counts, threshold: float = 0.00177, **keywords: Any) -> None:
         rare = rare_classes(cls_num_list, threshold)
         super().__init__(len(rare), **keywords)
-        self.threshold = float(threshold)
+        self.threshold = threshold
         self.register_buffer("rare", rare, persistent=False)
 
     def weights(self) -> tuple[Tensor, Tensor]:
@@ -190,6 +210,8 @@ class EQLv2Loss(OneVsRestLoss):
         ValueError: `num_classes` < 1; a target that is not class indices, when called.
     """
 
+    arguments: ClassVar = {"gamma": live(REAL), "mu": live(REAL), "alpha": live(REAL)}
+
     positive: Tensor
     negative: Tensor
 
@@ -202,9 +224,9 @@ class EQLv2Loss(OneVsRestLoss):
         **keywords: Any,
     ) -> None:
         super().__init__(num_classes, **keywords)
-        self.gamma, self.mu, self.alpha = float(gamma), float(mu), float(alpha)
-        self.register_buffer("positive", torch.zeros(num_classes, dtype=torch.float64))
-        self.register_buffer("negative", torch.zeros(num_classes, dtype=torch.float64))
+        self.gamma, self.mu, self.alpha = gamma, mu, alpha
+        self.register_buffer("positive", torch.zeros(self.num_classes, dtype=torch.float64))
+        self.register_buffer("negative", torch.zeros(self.num_classes, dtype=torch.float64))
 
     def weights(self) -> tuple[Tensor, Tensor]:
         ratio = self.positive / (self.negative + 1e-10)
@@ -229,7 +251,6 @@ class EQLv2Loss(OneVsRestLoss):
 
 
 def rare_classes(cls_num_list: Counts, threshold: float) -> Tensor:
-    if not 0 < threshold < math.inf:
-        raise ValueError(f"threshold: expected a finite number > 0, got {threshold}")
+    threshold = POSITIVE("threshold", threshold)
     counts = checked_counts(cls_num_list)
     return counts / counts.sum() < threshold

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..class_stats import Counts, checked_counts, on_cpu
+from ..arguments import CONSUMED, POSITIVE, REAL, Choice, Maybe, RealTensor, fixed, live, rebuilding
+from ..class_stats import Counts, checked_counts, count_tensor
 from ..norm import FORMS
 from ..perturbation import Perturbation
 from ..problem import accumulate_dtype
@@ -18,6 +19,8 @@ from ..tracing import readable
 from .binary import BinaryLoss, binary_labels
 from .cross_entropy import CrossEntropyLoss
 from .rows import blanked, class_indices, reduced
+
+_IOTAS = "log", "power", "none"
 
 
 class GroupVSLoss(CrossEntropyLoss):
@@ -46,6 +49,14 @@ class GroupVSLoss(CrossEntropyLoss):
             that is not class indices.
     """
 
+    arguments: ClassVar = {
+        "group_num_list": CONSUMED,
+        "gamma": rebuilding(REAL),
+        "tau": rebuilding(REAL),
+        "iota": CONSUMED,
+        "form": live(Choice(*FORMS)),
+    }
+
     def __init__(
         self,
         group_num_list: Counts,
@@ -57,12 +68,16 @@ class GroupVSLoss(CrossEntropyLoss):
         **keywords: Any,
     ) -> None:
         super().__init__(**keywords)
-        counts = checked_counts(group_num_list, minimum=1)
-        if form not in FORMS:
-            raise ValueError(f'form: expected "paper" or "official", got {form!r}')
-        self.gamma, self.tau, self.iota_kind, self.form = float(gamma), float(tau), iota, form
+        self._counts = checked_counts(group_num_list, minimum=1, name="group_num_list")
+        self.gamma, self.tau, self.form = gamma, tau, form
+        self.iota_kind = Choice(*_IOTAS)("iota", iota)
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        counts = self._counts
         self.register_table("delta", (counts / counts.max()) ** self.gamma)
-        self.register_table("iota", group_offsets(counts, self.gamma, self.tau, iota))
+        self.register_table("iota", group_offsets(counts, self.gamma, self.tau, self.iota_kind))
 
     def forward(  # type: ignore[override]
         self,
@@ -109,6 +124,15 @@ class BinaryVSLoss(BinaryLoss):
             nan on CUDA).
     """
 
+    arguments: ClassVar = {
+        "cls_num_list": CONSUMED,
+        "gamma": rebuilding(REAL),
+        "tau": rebuilding(REAL),
+        "s": live(POSITIVE),
+        "form": fixed(Choice(*FORMS)),
+        "weight": fixed(Maybe(RealTensor(None, "a tensor of the shape of cls_num_list"))),
+    }
+
     weight: Tensor | None
 
     def __init__(
@@ -123,25 +147,28 @@ class BinaryVSLoss(BinaryLoss):
         **keywords: Any,
     ) -> None:
         super().__init__(**keywords)
-        given = on_cpu(cls_num_list)
+        given = count_tensor(cls_num_list, "cls_num_list")
         if given.dim() not in (1, 2) or given.shape[0] != 2:
             raise ValueError(
                 f"cls_num_list: expected shape (2,) or (2, G), got {tuple(given.shape)}"
             )
-        if form not in FORMS:
-            raise ValueError(f'form: expected "paper" or "official", got {form!r}')
+        self.form = form
+        self.register_weight("weight", weight)
         if weight is not None and weight.shape != given.shape:
             raise ValueError(
                 f"weight: expected shape {tuple(given.shape)}, got {tuple(weight.shape)}"
             )
-        self.s = float((1.0 if form == "paper" else 30.0) if s is None else s)
-        if not 0 < self.s < math.inf:
-            raise ValueError(f"s: expected a finite number > 0, got {s}")
-        counts = checked_counts(given.reshape(-1), minimum=1).reshape(given.shape)
-        self.form, self.groups = form, given.shape[1] if given.dim() == 2 else 0
-        self.register_table("delta", (counts / counts.max()) ** gamma)
-        self.register_table("iota", group_offsets(counts, gamma, tau, "log"))
-        self.register_buffer("weight", weight)
+        self.s = (1.0 if form == "paper" else 30.0) if s is None else s
+        self._counts = checked_counts(given.reshape(-1), filled=True).reshape(given.shape)
+        self.groups = given.shape[1] if given.dim() == 2 else 0
+        self.gamma, self.tau = gamma, tau
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        counts = self._counts
+        self.register_table("delta", (counts / counts.max()) ** self.gamma)
+        self.register_table("iota", group_offsets(counts, self.gamma, self.tau, "log"))
 
     def forward(self, input: Tensor, target: Tensor, group: Tensor | None = None) -> Tensor:
         if (group is None) != (self.groups == 0):
@@ -171,9 +198,7 @@ def group_offsets(counts: Tensor, gamma: float, tau: float, iota: str) -> Tensor
         return -tau * torch.log(counts / counts.sum())
     if iota == "power":
         return (counts / counts.max()) ** -gamma
-    if iota == "none":
-        return torch.zeros_like(counts)
-    raise ValueError(f'iota: expected "log", "power" or "none", got {iota!r}')
+    return torch.zeros_like(counts)
 
 
 def by_group(table: Tensor, label: Tensor, group: Tensor) -> Tensor:

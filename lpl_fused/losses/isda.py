@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..arguments import CONSUMED, NOT_NEGATIVE, Choice, Integer, Number, live
 from ..class_stats import present_classes
 from ..distributed import all_rows
 from ..perturbation import Perturbation, chained
@@ -66,6 +66,14 @@ class ISDALoss(CrossEntropyLoss):
         ValueError: bad numbers or shapes; a target that is not class indices.
     """
 
+    arguments: ClassVar = {
+        "num_classes": CONSUMED,
+        "num_features": CONSUMED,
+        "strength": live(NOT_NEGATIVE),
+        "decay": live(Number(above=0, most=1)),
+        "dtype": CONSUMED,
+    }
+
     seen: Tensor
     mean: Tensor
     covariance: Tensor
@@ -82,18 +90,12 @@ class ISDALoss(CrossEntropyLoss):
         **keywords: Any,
     ) -> None:
         super().__init__(**keywords)
-        if num_classes < 1 or num_features < 1:
-            raise ValueError(
-                "num_classes, num_features: expected at least 1"
-                f", got {num_classes} and {num_features}"
-            )
-        if covariance not in ("diagonal", "full"):
-            raise ValueError(f'covariance: expected "diagonal" or "full", got {covariance!r}')
-        if not 0 < decay <= 1:
-            raise ValueError(f"decay: expected a number in (0, 1], got {decay}")
-        if not 0 <= strength < math.inf:
-            raise ValueError(f"strength: expected a finite number >= 0, got {strength}")
-        self.strength, self.decay, self.full = float(strength), float(decay), covariance == "full"
+        num_classes = Integer(least=1)("num_classes", num_classes)
+        num_features = Integer(least=1)("num_features", num_features)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype: expected a floating torch.dtype, got {dtype!r}")
+        self.strength, self.decay = strength, decay
+        self.full = Choice("diagonal", "full")("covariance", covariance) == "full"
         shape = (num_classes, num_features)
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(shape, dtype=dtype))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..arguments import CONSUMED, POSITIVE, REAL, live, rebuilding
 from ..class_stats import Counts, checked_counts
 from ..perturbation import Perturbation
 from .cross_entropy import CrossEntropyLoss
@@ -19,23 +20,28 @@ class LDAMLoss(CrossEntropyLoss):
     Cost: tables, that of plain cross-entropy.
 
     Args:
-        cls_num_list: (C,) training samples per class, each ≥ 1.
+        cls_num_list: (C,) training samples per class; 0: see `class_stats.checked_counts`.
         max_m: the rarest class's margin, default 0.5, the authors'.
         s: scale of margin and logits alike, default 30, the authors'.
         **keywords: of `CrossEntropyLoss`.
 
     Raises:
-        ValueError: bad counts, a class without samples, `s` not positive.
+        ValueError: bad counts, `s` not positive.
     """
+
+    arguments: ClassVar = {"cls_num_list": CONSUMED, "max_m": rebuilding(REAL), "s": live(POSITIVE)}
 
     def __init__(
         self, cls_num_list: Counts, max_m: float = 0.5, s: float = 30.0, **keywords: Any
     ) -> None:
         super().__init__(**keywords)
-        if not s > 0:
-            raise ValueError(f"s: expected a number > 0, got {s}")
-        margins = checked_counts(cls_num_list, minimum=1) ** -0.25
-        self.max_m, self.s = float(max_m), float(s)
+        self._counts = checked_counts(cls_num_list, filled=True)
+        self.max_m, self.s = max_m, s
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        margins = self._counts**-0.25
         self.register_table("margin", margins * (self.max_m / margins.max()))
 
     def perturbation(self, logits: Tensor) -> Perturbation:

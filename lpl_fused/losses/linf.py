@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..arguments import (
+    CONSUMED,
+    NOT_NEGATIVE,
+    POSITIVE,
+    REAL,
+    SHARE,
+    Choice,
+    Number,
+    fixed,
+    live,
+)
+from ..norm import checked_norm
 from ..perturbation import Perturbation
+from ..phi import checked_phi
 from ..problem import accumulate_dtype
 from ..row_transforms import class_dim
 from .cross_entropy import CrossEntropyLoss
@@ -43,6 +55,18 @@ class LInfHingeLoss(CrossEntropyLoss):
         ValueError: bad numbers; a target that is not class indices, when called.
     """
 
+    arguments: ClassVar = {
+        "epsilon": live(POSITIVE),
+        "mix": live(SHARE),
+        # a hinge has none of these
+        "label_smoothing": fixed(SHARE),
+        "phi": fixed(checked_phi),
+        "z_loss": fixed(NOT_NEGATIVE),
+        "norm": fixed(checked_norm),
+        "gradient": fixed(Choice("auto")),
+        "backend": fixed(Choice("auto")),
+    }
+
     def __init__(
         self,
         epsilon: float,
@@ -53,9 +77,7 @@ class LInfHingeLoss(CrossEntropyLoss):
         reduction: str = "mean",
     ) -> None:
         super().__init__(weight, ignore_index=ignore_index, reduction=reduction)
-        if not 0 <= mix <= 1:
-            raise ValueError(f"mix: expected a number in [0, 1], got {mix}")
-        self.epsilon, self.mix = checked_epsilon(epsilon), float(mix)
+        self.epsilon, self.mix = epsilon, mix
 
     def forward(  # type: ignore[override]
         self, input: Tensor, target: Tensor, *, perturbation: Perturbation | None = None
@@ -95,6 +117,13 @@ class LInfMixtureLoss(CrossEntropyLoss):
         ValueError: bad numbers; a target that is not class indices, when called.
     """
 
+    arguments: ClassVar = {
+        "epsilon": live(POSITIVE),
+        "strength": live(NOT_NEGATIVE),
+        "clip": live(Number(above=0, infinite=True)),
+        "scale": CONSUMED,
+    }
+
     def __init__(
         self,
         epsilon: float,
@@ -104,12 +133,8 @@ class LInfMixtureLoss(CrossEntropyLoss):
         **keywords: Any,
     ) -> None:
         super().__init__(**keywords)
-        if not 0 <= strength < math.inf:
-            raise ValueError(f"strength: expected a finite number >= 0, got {strength}")
-        if not clip > 0:
-            raise ValueError(f"clip: expected a number > 0, got {clip}")
-        self.epsilon, self.strength, self.clip = checked_epsilon(epsilon), strength, clip
-        self.s = nn.Parameter(torch.tensor(float(scale)))
+        self.epsilon, self.strength, self.clip = epsilon, strength, clip
+        self.s = nn.Parameter(torch.tensor(REAL("scale", scale)))
 
     def perturbation(self, logits: Tensor) -> Perturbation:
         s = self.s.to(accumulate_dtype(logits.dtype))  # products with other tables lose no digits
@@ -124,9 +149,3 @@ class LInfMixtureLoss(CrossEntropyLoss):
         weights = row_weights(target, label, hinge, self)
         hinge = reduced(weights * hinge, weights, self.reduction)
         return hinge + self.strength * super().forward(input, target, perturbation=perturbation)
-
-
-def checked_epsilon(epsilon: float) -> float:
-    if not 0 < epsilon < math.inf:
-        raise ValueError(f"epsilon: expected a finite number > 0, got {epsilon}")
-    return float(epsilon)

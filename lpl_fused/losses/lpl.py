@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .. import functional
+from ..arguments import (
+    CONSUMED,
+    FLAG,
+    NOT_NEGATIVE,
+    POSITIVE,
+    REAL,
+    Choice,
+    Either,
+    Maybe,
+    Number,
+    Pair,
+    fixed,
+    live,
+    real_number,
+    rebuilding,
+    shown,
+    whole_number,
+)
 from ..class_stats import Counts, checked_counts, class_mean
 from ..perturbation import Perturbation, chained
 from ..validation import Target
@@ -17,6 +35,15 @@ from .lpl_official import VARIANTS, official_cross_entropy
 # (step_size α, ε, Δε of head and tail) where none is given: the official CIFAR10-LT script
 # (α 0.15, 0.6·10 and 10 steps) and the official balanced script (α 0.01, 40 and 0.1·40 steps).
 _DEFAULTS = {"long-tail": (0.15, 0.0, (0.9, 1.5)), "balanced": (0.01, 0.4, (0.04, 0.04))}
+
+
+_SPAN = Either(NOT_NEGATIVE, Pair(NOT_NEGATIVE))
+
+
+def _span(name: str, value: Any) -> tuple[float, float]:
+    """(lowered, raised) from one number or two, as a check."""
+    found = _SPAN(name, value)
+    return found if isinstance(found, tuple) else (found, found)
 
 
 class LPLLoss(CrossEntropyLoss):
@@ -40,8 +67,8 @@ class LPLLoss(CrossEntropyLoss):
     Args:
         cls_num_list: (C,) training samples per class ("balanced" uses only how many classes).
         split: "long-tail" or "balanced".
-        head: classes that are lowered, a number (int) or a share (float) of all; default 0.4 (the
-            official 4 of 10 and 40 of 100). "long-tail" alone.
+        head: classes that are lowered, a number (an integer type) or a share (a floating type) of
+            all; default 0.4 (the official 4 of 10 and 40 of 100). "long-tail" alone.
         epsilon: ε ≥ 0, the fixed part of the bound; default 0 ("long-tail") or 0.4 ("balanced").
         delta_epsilon: Δε ≥ 0, the varied part, one number or a pair (head, tail) / (lowered,
             raised); default (0.9, 1.5) or 0.04. 0 makes all bounds equal.
@@ -56,9 +83,26 @@ class LPLLoss(CrossEntropyLoss):
         through_perturbation: differentiate through the steps (reference backend).
         **keywords: of `CrossEntropyLoss`.
 
+    `epsilon`, `delta_epsilon`, `step_size` and `tau` may be assigned: the steps follow.
+
     Raises:
         ValueError: bad counts, split, bounds or variant.
     """
+
+    arguments: ClassVar = {
+        "cls_num_list": CONSUMED,
+        "split": fixed(Choice(*_DEFAULTS)),
+        "head": CONSUMED,
+        "epsilon": rebuilding(NOT_NEGATIVE),
+        "delta_epsilon": rebuilding(_span),
+        "step_size": rebuilding(POSITIVE),
+        "normalize": live(FLAG),
+        "tau": rebuilding(REAL),
+        "statistics": fixed(Choice("batch", "ema")),
+        "momentum": live(Number(least=0, below=1)),
+        "variant": fixed(Maybe(Choice(*VARIANTS))),
+        "through_perturbation": live(FLAG),
+    }
 
     counts: Tensor
     mean_probability: Tensor
@@ -83,38 +127,40 @@ class LPLLoss(CrossEntropyLoss):
         **keywords: Any,
     ) -> None:
         super().__init__(**keywords)
-        if split not in _DEFAULTS:
-            raise ValueError(f'split: expected "long-tail" or "balanced", got {split!r}')
-        if statistics not in ("batch", "ema"):
-            raise ValueError(f'statistics: expected "batch" or "ema", got {statistics!r}')
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum: expected a number in [0, 1), got {momentum}")
-        if variant is not None and variant not in VARIANTS:
-            raise ValueError(f"variant: expected one of {sorted(VARIANTS)}, got {variant!r}")
-        if variant is not None and (epsilon, delta_epsilon, step_size) != (None, None, None):
-            raise ValueError("variant: brings its own epsilon, delta_epsilon and step_size")
-        counts = checked_counts(cls_num_list, minimum=1 if split == "long-tail" else 0)
-        default_step, default_epsilon, default_span = _DEFAULTS[split]
-        self.split, self.statistics, self.momentum = split, statistics, float(momentum)
+        self.split, self.statistics, self.momentum = split, statistics, momentum
         self.normalize, self.variant = normalize, variant
         self.through_perturbation = through_perturbation
-        self.step_size = _positive("step_size", default_step if step_size is None else step_size)
-        self.epsilon = _not_negative("epsilon", default_epsilon if epsilon is None else epsilon)
-        span = default_span if delta_epsilon is None else delta_epsilon
-        pair = span if isinstance(span, tuple) else (span, span)
-        self.delta_epsilon = (
-            _not_negative("delta_epsilon", pair[0]),
-            _not_negative("delta_epsilon", pair[1]),
+        if variant is not None and (epsilon, delta_epsilon, step_size) != (None, None, None):
+            raise ValueError("variant: brings its own epsilon, delta_epsilon and step_size")
+        counts = checked_counts(cls_num_list, filled=split == "long-tail")
+        default_step, default_epsilon, default_span = _DEFAULTS[split]
+        self.step_size = default_step if step_size is None else step_size
+        self.epsilon = default_epsilon if epsilon is None else epsilon
+        self.delta_epsilon = _span(
+            "delta_epsilon", default_span if delta_epsilon is None else delta_epsilon
         )
-        self.tau = float(tau)
-        self.register_table("offset", self.tau * torch.log(counts / counts.sum() + 1e-12))
+        self.tau = tau
+        self._counts = counts
         self.register_buffer("counts", counts, persistent=False)
         self.num_head = _head_size(head, len(counts))
-        if split == "long-tail":
-            self.register_buffer("steps", self.long_tail_steps(counts), persistent=False)
+        self._build()
         if statistics == "ema":
             self.register_buffer("mean_probability", torch.zeros(len(counts)))
             self.register_buffer("seen", torch.zeros(len(counts), dtype=torch.bool))
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        if self.variant is not None:
+            raise ValueError("variant: brings its own bounds, nothing else can be assigned")
+        self._build()
+
+    def _build(self) -> None:
+        counts = self._counts
+        self.register_table("offset", self.tau * torch.log(counts / counts.sum() + 1e-12))
+        if self.split == "long-tail":
+            old = self._buffers.get("steps")
+            steps = self.long_tail_steps(counts).to(counts.device if old is None else old.device)
+            self.register_buffer("steps", steps, persistent=False)
 
     def perturbation(self, logits: Tensor) -> Perturbation | None:
         return Perturbation(offset=self.table("offset", logits)) if self.tau else None
@@ -213,19 +259,10 @@ class LPLLoss(CrossEntropyLoss):
 
 
 def _head_size(head: int | float, classes: int) -> int:
-    size = round(head * classes) if isinstance(head, float) else head
-    if not 0 <= size <= classes:
-        raise ValueError(f"head: expected a share in [0, 1] or 0 to {classes} classes, got {head}")
-    return size
-
-
-def _positive(name: str, value: float) -> float:
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name}: expected a finite number > 0, got {value}")
-    return float(value)
-
-
-def _not_negative(name: str, value: float) -> float:
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
-    return float(value)
+    expected = f"a share in [0, 1] or 0 to {classes} classes"
+    size, share = whole_number(head), real_number(head)
+    if share is None:
+        raise TypeError(f"head: expected {expected}, got {shown(head)}")
+    if not 0 <= share <= (1 if size is None else classes):
+        raise ValueError(f"head: expected {expected}, got {shown(head)}")
+    return round(share * classes) if size is None else size

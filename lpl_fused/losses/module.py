@@ -3,21 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..arguments import Integer, Rule, rebuilding
 from ..problem import accumulate_dtype
 from ..validation import Target
 
 
 class LossModule(nn.Module):
-    """A module whose buffers follow devices, never dtypes."""
+    """A module whose buffers follow devices, never dtypes, and whose attributes keep their word.
+
+    Every argument of a constructor has a `Rule` in `arguments`, of this class or of one above it.
+    What is assigned later is checked as in the constructor, and then either acts on the next call,
+    as if the loss had been made with it, or is refused with an AttributeError. What evolves
+    (buffers) is no argument and has no rule.
+    """
+
+    arguments: ClassVar[dict[str, Rule]] = {}
+    rules: ClassVar[dict[str, Rule]] = {}
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls.rules = {
+            name: rule
+            for kind in reversed(cls.__mro__)
+            for name, rule in vars(kind).get("arguments", {}).items()
+        }
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        rule = self.rules.get(name)
+        if rule is None:
+            super().__setattr__(name, value)
+            return
+        if rule.check is not None and isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, rule.check(name, value))  # its setter knows where
+            return
+        buffers = self.__dict__.get("_buffers", {})
+        known = name in self.__dict__ or buffers.get(name) is not None
+        if rule.check is None or (known and not rule.assignable):
+            raise AttributeError(
+                f"{name}: read-only, {type(self).__name__} is made of it; make another one"
+            )
+        before = self.__dict__.get(name)
+        super().__setattr__(name, rule.check(name, value))
+        if known and rule.rebuilds:
+            try:
+                self.rebuild()
+            except (TypeError, ValueError):
+                object.__setattr__(self, name, before)
+                raise
+
+    def rebuild(self) -> None:
+        """Makes anew, from the attributes, what is made of them; constructors end in it."""
+
+    def derived(self, name: str, value: Any) -> None:
+        """Sets what is read-only for others, as it follows from another attribute."""
+        object.__setattr__(self, name, value)
+
+    def register_weight(self, name: str, value: Tensor | None) -> None:
+        """A buffer that is an argument, too."""
+        check = self.rules[name].check
+        assert check is not None
+        self.register_buffer(name, check(name, value))
 
     def register_table(self, name: str, values: Tensor) -> None:
-        """Keeps a table in both precisions, so that float64 logits meet float64 tables."""
-        self.register_buffer(f"{name}_float32", values.float(), persistent=False)
-        self.register_buffer(f"{name}_float64", values.double(), persistent=False)
+        """Keeps a table in both precisions, so that float64 logits meet float64 tables.
+
+        Registered again, it stays where it was."""
+        for dtype in (torch.float32, torch.float64):
+            full = f"{name}_{str(dtype).removeprefix('torch.')}"
+            old = self._buffers.get(full)
+            device = values.device if old is None else old.device
+            self.register_buffer(full, values.to(device, dtype), persistent=False)
 
     def table(self, name: str, logits: Tensor) -> Tensor:
         double = accumulate_dtype(logits.dtype) == torch.float64
@@ -38,30 +98,46 @@ class LossModule(nn.Module):
         return self
 
 
-class DeferredStart(nn.Module):
+class DeferredStart(LossModule):
     """A loss whose second stage begins at `start_epoch`: call `set_epoch` once per epoch.
 
     The epoch is a Python number, so that no step waits for a device; it is part of `state_dict`.
     """
 
+    arguments: ClassVar = {"start_epoch": rebuilding(Integer(least=0))}
+
     def start_at(self, start_epoch: int) -> None:
         """To be called by `__init__`; epoch 0 is the current one."""
-        if start_epoch < 0:
-            raise ValueError(f"start_epoch: expected an epoch >= 0, got {start_epoch}")
         self.start_epoch = start_epoch
         self.set_epoch(0)
 
+    def rebuild(self) -> None:
+        super().rebuild()
+        self.set_epoch(self.epoch)
+
     def set_epoch(self, epoch: int) -> None:
         """The epoch that begins, from 0."""
-        self.epoch = epoch
+        self.epoch = Integer()("epoch", epoch)
         # a flag beside the number: torch.compile guards on what it reads, and this seldom changes
-        self.started = epoch >= self.start_epoch
+        self.started = self.epoch >= self.start_epoch
 
     def get_extra_state(self) -> dict[str, int]:
         return {"epoch": self.epoch}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
         self.set_epoch(state["epoch"])
+
+
+def of_part(name: str, part: str = "base") -> Any:
+    """A property of a wrapper that is its part's: read there, and assigned there."""
+
+    def read(self: Any) -> Any:
+        return getattr(getattr(self, part), name)
+
+    def write(self: Any, value: Any) -> None:
+        setattr(getattr(self, part), name, value)
+
+    return property(read, write, doc=f"`{name}` of `{part}`.")
 
 
 def counted(target: Target, ignore_index: int) -> Tensor:

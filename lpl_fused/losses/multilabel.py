@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .. import functional
+from ..arguments import (
+    CONSUMED,
+    FLAG,
+    POSITIVE,
+    REAL,
+    Choice,
+    Integer,
+    Maybe,
+    Number,
+    RealTensor,
+    fixed,
+    live,
+    rebuilding,
+    shown,
+)
 from ..class_stats import Counts, checked_counts, effective_number
 from ..perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
-from ..phi import Focal, Phi
-from ..problem import REDUCTIONS
+from ..phi import Focal, Phi, checked_phi
+from .cross_entropy import BACKEND, GRADIENT, REDUCTION
 from .lpl import LPLLoss
-from .module import LossModule
+from .module import LossModule, of_part
 
 AnyPerturbation = Perturbation | BinaryPerturbation
 
@@ -29,7 +44,19 @@ class MultiLabelLoss(LossModule):
         weight, pos_weight: as in `torch.nn.BCEWithLogitsLoss`; buffers.
         ignore_index, reduction, phi, gradient, backend: as in
             `functional.binary_cross_entropy_with_logits`.
+
+    Every argument may be assigned later, as of `CrossEntropyLoss`.
     """
+
+    arguments: ClassVar = {
+        "weight": live(Maybe(RealTensor())),
+        "pos_weight": live(Maybe(RealTensor())),
+        "ignore_index": live(Maybe(Number(infinite=True))),
+        "reduction": REDUCTION,
+        "phi": live(checked_phi),
+        "gradient": GRADIENT,
+        "backend": BACKEND,
+    }
 
     weight: Tensor | None
     pos_weight: Tensor | None
@@ -46,10 +73,8 @@ class MultiLabelLoss(LossModule):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if reduction not in REDUCTIONS:
-            raise ValueError(f'reduction: expected "none", "mean" or "sum", got {reduction!r}')
-        self.register_buffer("weight", weight)
-        self.register_buffer("pos_weight", pos_weight)
+        self.register_weight("weight", weight)
+        self.register_weight("pos_weight", pos_weight)
         self.ignore_index, self.reduction = ignore_index, reduction
         self.phi, self.gradient, self.backend = phi, gradient, backend
 
@@ -76,6 +101,12 @@ class MultiLabelLoss(LossModule):
         if own is None or perturbation is None:
             return perturbation if own is None else own
         return BinaryPerturbation.of(own).then(perturbation)
+
+    def beneath(
+        self, logits: Tensor, labels: Tensor, perturbation: AnyPerturbation | None
+    ) -> AnyPerturbation | None:
+        """All that this loss does to the logits: what LPL on top of it finds there."""
+        return self.tables(logits, perturbation)
 
     def forward(
         self,
@@ -105,20 +136,25 @@ class MultiLabelLDAMLoss(MultiLabelLoss):
     Cost: tables, one sweep.
 
     Args:
-        cls_num_list: (C,) positive training samples per class, ≥ 1.
+        cls_num_list: (C,) positive training samples per class.
         max_m: margin of the rarest class, default 0.5; s: scale, default 1 (raw logits).
         **keywords: of `MultiLabelLoss`.
     """
+
+    arguments: ClassVar = {"cls_num_list": CONSUMED, "max_m": rebuilding(REAL), "s": live(POSITIVE)}
 
     def __init__(
         self, cls_num_list: Counts, max_m: float = 0.5, s: float = 1.0, **keywords: Any
     ) -> None:
         super().__init__(**keywords)
-        if not 0 < s < math.inf:
-            raise ValueError(f"s: expected a finite number > 0, got {s}")
-        counts = checked_counts(cls_num_list, minimum=1)
-        self.s = float(s)
-        self.register_table("margin", max_m * (counts / counts.min()) ** -0.25)
+        self._counts = checked_counts(cls_num_list, filled=True)
+        self.s, self.max_m = s, max_m
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        counts = self._counts
+        self.register_table("margin", self.max_m * (counts / counts.min()) ** -0.25)
 
     def perturbation(self, logits: Tensor) -> AnyPerturbation | None:
         return Perturbation(margin=self.table("margin", logits), temperature=1 / self.s)
@@ -170,9 +206,31 @@ class DistributionBalancedLoss(MultiLabelLoss):
         cb_beta: β' in [0, 1), default 0.9, the authors'.
         **keywords: of `MultiLabelLoss`, but `phi`.
 
+    Its own arguments are read-only, those of `MultiLabelLoss` may be assigned.
+
     Raises:
         ValueError: bad counts, weighting or numbers.
     """
+
+    arguments: ClassVar = {
+        "cls_num_list": CONSUMED,
+        "num_samples": fixed(Integer(least=2)),
+        "weighting": fixed(Maybe(Choice(*WEIGHTINGS))),
+        "weighting_mode": fixed(Choice(*WEIGHTING_MODES)),
+        "weight_norm": fixed(Maybe(Choice(*WEIGHT_NORMS))),
+        "ntr": fixed(FLAG),
+        "focal": fixed(FLAG),
+        "alpha": fixed(REAL),
+        "beta": fixed(REAL),
+        "mu": fixed(REAL),
+        "neg_scale": fixed(POSITIVE),
+        "init_bias": fixed(REAL),
+        "ntr_bias_div": fixed(FLAG),
+        "gamma": fixed(Number(least=0)),
+        "balance": fixed(POSITIVE),
+        "cb_beta": fixed(Number(least=0, below=1)),
+        "phi": fixed(checked_phi),
+    }
 
     def __init__(
         self,
@@ -197,39 +255,33 @@ class DistributionBalancedLoss(MultiLabelLoss):
     ) -> None:
         super().__init__(phi=Focal(gamma) if focal else "log", **keywords)
         counts = checked_counts(cls_num_list)
-        if num_samples < 2 or counts.max() > num_samples:
+        self.num_samples = num_samples
+        if counts.max() > self.num_samples:
             raise ValueError(
                 f"num_samples: expected at least 2 and every count, got {num_samples} beside a"
                 f" count of {counts.max().item():g}"
             )
-        for name, value, choices in (
-            ("weighting", weighting, (*WEIGHTINGS, None)),
-            ("weighting_mode", weighting_mode, WEIGHTING_MODES),
-            ("weight_norm", weight_norm, (*WEIGHT_NORMS, None)),
-        ):
-            if value not in choices:
-                expected = ", ".join(map(repr, choices))
-                raise ValueError(f"{name}: expected one of {expected}, got {value!r}")
+        self.weighting, self.weighting_mode, self.ntr = weighting, weighting_mode, ntr
+        self.weight_norm, self.cb_beta, self.focal = weight_norm, cb_beta, focal
+        self.alpha, self.beta, self.mu, self.gamma = alpha, beta, mu, gamma
+        self.init_bias, self.ntr_bias_div = init_bias, ntr_bias_div
         if weighting_mode != "by-class" and weighting in ("rebalance", None):
             raise ValueError(f"weighting_mode: needs a weighting by class, got {weighting!r}")
         if weight_norm is not None and weighting is None:
             raise ValueError("weight_norm: needs a weighting, got None")
-        if not 0 <= cb_beta < 1:
-            raise ValueError(f"cb_beta: expected a number in [0, 1), got {cb_beta}")
-        if not 0 < neg_scale < math.inf:
-            raise ValueError(f"neg_scale: expected a finite number > 0, got {neg_scale}")
-        if not 0 < balance < math.inf:
-            raise ValueError(f"balance: expected a finite number > 0, got {balance}")
-        self.weighting, self.weighting_mode, self.ntr = weighting, weighting_mode, ntr
-        self.weight_norm, self.num_samples, self.cb_beta = weight_norm, num_samples, float(cb_beta)
-        self.numbers = {"alpha": alpha, "beta": beta, "mu": mu}
-        self.neg_scale = float(neg_scale) if ntr else 1.0
-        self.balance = float(balance) if focal else 1.0
-        counts = counts.clamp(1, num_samples - 1)
+        neg_scale, balance = POSITIVE("neg_scale", neg_scale), POSITIVE("balance", balance)
+        self.neg_scale = neg_scale if ntr else 1.0
+        self.balance = balance if focal else 1.0
+        counts = counts.clamp(1, self.num_samples - 1)
         self.register_table("inverse_count", 1 / counts)
-        bias = -torch.log(num_samples / counts - 1) * init_bias
+        bias = -torch.log(self.num_samples / counts - 1) * self.init_bias
         self.register_table("bias", bias / neg_scale if ntr_bias_div else bias)
         self.register_table("class_weight", self._weight_of(counts))
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """α, β and μ of the re-balanced weights."""
+        return {"alpha": self.alpha, "beta": self.beta, "mu": self.mu}
 
     def _weight_of(self, counts: Tensor) -> Tensor:
         """The weight of classes with so many samples, by a weighting by class."""
@@ -312,6 +364,13 @@ class DistributionBalancedLoss(MultiLabelLoss):
         return f"{parts}, balance={self.balance}, {super().extra_repr()}"
 
 
+def _multi_label(name: str, base: Any) -> MultiLabelLoss:
+    """A base, as a check."""
+    if not isinstance(base, MultiLabelLoss):
+        raise TypeError(f"{name}: expected a MultiLabelLoss, got {shown(base)}")
+    return base
+
+
 class MultiLabelLPLLoss(MultiLabelLoss):
     """Multi-label LPL: each class's logits perturbed by a δ⁺ and a δ⁻ learned in every batch.
 
@@ -325,6 +384,9 @@ class MultiLabelLPLLoss(MultiLabelLoss):
 
     In `eval()` mode there is no learned perturbation and no statistic is touched.
 
+    `reduction`, `weight` and the other arguments of `MultiLabelLoss` are the base's, read and
+    assigned there. The base may be such a loss itself: this one learns on what that one does.
+
     Args:
         cls_num_list: (C,) positive training samples per class.
         base: the loss beneath; default `MultiLabelLoss()`.
@@ -335,6 +397,31 @@ class MultiLabelLPLLoss(MultiLabelLoss):
     Raises:
         ValueError: as `LPLLoss`; keywords beside a base.
     """
+
+    arguments: ClassVar = {
+        **{
+            name: LPLLoss.arguments[name]
+            for name in ("cls_num_list", "head", "split", "statistics", "epsilon", "delta_epsilon")
+        },
+        **{name: LPLLoss.arguments[name] for name in ("step_size", "momentum", "normalize")},
+        "base": live(_multi_label),
+    }
+
+    # the base's
+    weight = of_part("weight")
+    pos_weight = of_part("pos_weight")
+    ignore_index = of_part("ignore_index")
+    reduction = of_part("reduction")
+    phi = of_part("phi")
+    gradient = of_part("gradient")
+    backend = of_part("backend")
+    # of how the steps are chosen
+    split = of_part("split", "bounds")
+    epsilon = of_part("epsilon", "bounds")
+    delta_epsilon = of_part("delta_epsilon", "bounds")
+    step_size = of_part("step_size", "bounds")
+    statistics = of_part("statistics", "bounds")
+    momentum = of_part("momentum", "bounds")
 
     def __init__(
         self,
@@ -353,7 +440,7 @@ class MultiLabelLPLLoss(MultiLabelLoss):
     ) -> None:
         if base is not None and keywords:
             raise ValueError(f"{next(iter(keywords))}: give it to the base")
-        super().__init__(**keywords)
+        LossModule.__init__(self)  # what MultiLabelLoss holds is the base's
         self.base = MultiLabelLoss(**keywords) if base is None else base
         self.bounds = LPLLoss(
             cls_num_list,
@@ -406,10 +493,35 @@ class MultiLabelLPLLoss(MultiLabelLoss):
             self.steps(input, target),
             step_size=self.bounds.step_size,
             normalize=self.normalize,
-            perturbation=self.base.tables(input, perturbation),
+            perturbation=self.base.beneath(input, target, perturbation),
             normalizer=normalizer,
             **self.base.keywords(input, target),
         )
+
+    def perturbation(self, logits: Tensor) -> AnyPerturbation | None:
+        return self.base.perturbation(logits)
+
+    def keywords(self, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+        return self.base.keywords(logits, labels)
+
+    def beneath(
+        self, logits: Tensor, labels: Tensor, perturbation: AnyPerturbation | None
+    ) -> AnyPerturbation | None:
+        under = self.base.beneath(logits, labels, perturbation)
+        if not self.training:
+            return under
+        sides = functional.lpl_binary_perturbation(
+            logits,
+            labels,
+            self.steps(logits, labels),
+            step_size=self.step_size,
+            normalize=self.normalize,
+            perturbation=under,
+            ignore_index=self.ignore_index,
+            backend=self.backend,
+        )
+        learned = BinaryPerturbation(*(Perturbation(offset=side) for side in sides))
+        return BinaryPerturbation.of(under).then(learned)
 
     def extra_repr(self) -> str:
         return f"normalize={self.normalize}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..arguments import CONSUMED, NOT_NEGATIVE, POSITIVE, REAL, live, rebuilding
 from ..class_stats import Counts, checked_counts
 from ..perturbation import Perturbation, chained
 from ..row_transforms import class_dim
@@ -23,12 +23,11 @@ class NoiseLoss(CrossEntropyLoss):
     there is none. Cost: one more row sweep, and the draw as large as the logits.
     """
 
-    def __init__(self, strength: Tensor, deviation: float, **keywords: Any) -> None:
+    arguments: ClassVar = {"cls_num_list": CONSUMED, "sigma": live(NOT_NEGATIVE)}
+
+    def __init__(self, sigma: float, **keywords: Any) -> None:
         super().__init__(**keywords)
-        if not 0 <= deviation < math.inf:
-            raise ValueError(f"sigma: expected a finite number >= 0, got {deviation}")
-        self.deviation = float(deviation)
-        self.register_table("strength", strength)
+        self.sigma = sigma
 
     def forward(
         self,
@@ -47,7 +46,7 @@ class NoiseLoss(CrossEntropyLoss):
             draw = torch.randn(
                 index.numel(), len(strength), dtype=strength.dtype, device=input.device
             )
-            noise = (draw * self.deviation).abs().clamp(max=1)
+            noise = (draw * self.sigma).abs().clamp(max=1)
             drawn = Perturbation(rows=noise * strength, row_index=index)
         tables = chained(drawn, self.after(input), perturbation)
         return super().forward(input, target, perturbation=tables, normalizer=normalizer)
@@ -65,15 +64,17 @@ class GCLLoss(NoiseLoss):
     Cost: one more row sweep, and a draw as large as the logits.
 
     Args:
-        cls_num_list: (C,) training samples per class, each ≥ 1.
+        cls_num_list: (C,) training samples per class; 0: see `class_stats.checked_counts`.
         s: scale > 0, default 30; nu: ν, default 0.5; m: margin, default 0; sigma: deviation of ε,
             default 1/3; all the authors' code.
         **keywords: of `CrossEntropyLoss`.
 
     Raises:
-        ValueError: bad counts, a class without samples, `s` not positive; with m ≠ 0 a target that
+        ValueError: bad counts, `s` not positive; with m ≠ 0 a target that
             is not class indices, when called.
     """
+
+    arguments: ClassVar = {"s": live(POSITIVE), "nu": rebuilding(REAL), "m": rebuilding(REAL)}
 
     def __init__(
         self,
@@ -84,11 +85,15 @@ class GCLLoss(NoiseLoss):
         sigma: float = 1 / 3,
         **keywords: Any,
     ) -> None:
-        logs = torch.log(checked_counts(cls_num_list, minimum=1))
-        if not 0 < s < math.inf:
-            raise ValueError(f"s: expected a finite number > 0, got {s}")
-        super().__init__(-nu * relative(logs.max() - logs), sigma, **keywords)
-        self.s, self.nu, self.m = float(s), float(nu), float(m)
+        super().__init__(sigma, **keywords)
+        self._counts = checked_counts(cls_num_list, filled=True)
+        self.s, self.nu, self.m = s, nu, m
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        logs = torch.log(self._counts)
+        self.register_table("strength", -self.nu * relative(logs.max() - logs))
         self.register_table("margin", torch.full_like(logs, self.m))
 
     def after(self, logits: Tensor) -> Perturbation:
@@ -103,17 +108,18 @@ class BLVLoss(NoiseLoss):
     classes' logits are raised. Cost: one more row sweep, and a draw as large as the logits.
 
     Args:
-        cls_num_list: (C,) training samples per class, each ≥ 1.
+        cls_num_list: (C,) training samples per class; 0: see `class_stats.checked_counts`.
         sigma: σ, default 4, the authors' code.
         **keywords: of `CrossEntropyLoss`.
 
     Raises:
-        ValueError: bad counts, a class without samples, bad σ.
+        ValueError: bad counts, bad σ.
     """
 
     def __init__(self, cls_num_list: Counts, sigma: float = 4.0, **keywords: Any) -> None:
-        counts = checked_counts(cls_num_list, minimum=1)
-        super().__init__(relative(torch.log(counts.sum() / counts)), sigma, **keywords)
+        super().__init__(sigma, **keywords)
+        counts = checked_counts(cls_num_list, filled=True)
+        self.register_table("strength", relative(torch.log(counts.sum() / counts)))
 
 
 def relative(values: Tensor) -> Tensor:

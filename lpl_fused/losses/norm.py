@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-from ..norm import LogitClip, LogitNorm
+from ..arguments import POSITIVE, Choice, Number, fixed, rebuilding
+from ..norm import FORMS, LogitClip, LogitNorm, checked_norm
 from .cross_entropy import CrossEntropyLoss
 
 
@@ -26,10 +27,22 @@ class LogitClipLoss(CrossEntropyLoss):
         ValueError: bad `tau`, `p` or `form`.
     """
 
+    arguments: ClassVar = {
+        "tau": rebuilding(POSITIVE),
+        "p": rebuilding(Number(least=1, infinite=True)),
+        "form": rebuilding(Choice(*FORMS)),
+        "norm": fixed(checked_norm),
+    }
+
     def __init__(
         self, tau: float = 1.0, p: float = 2.0, form: str = "paper", **keywords: Any
     ) -> None:
         super().__init__(norm=LogitClip(tau, p, form), **keywords)
+        self.tau, self.p, self.form = tau, p, form
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        self.derived("norm", LogitClip(self.tau, self.p, self.form))
 
 
 class LogitNormLoss(CrossEntropyLoss):
@@ -45,5 +58,12 @@ class LogitNormLoss(CrossEntropyLoss):
         ValueError: bad `tau`.
     """
 
+    arguments: ClassVar = {"tau": rebuilding(POSITIVE), "norm": fixed(checked_norm)}
+
     def __init__(self, tau: float = 0.04, **keywords: Any) -> None:
         super().__init__(norm=LogitNorm(tau), **keywords)
+        self.tau = tau
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        self.derived("norm", LogitNorm(self.tau))

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .. import functional
+from ..arguments import (
+    CLASS_WEIGHTS,
+    CONSUMED,
+    NOT_NEGATIVE,
+    REAL,
+    SHARE,
+    Choice,
+    Integer,
+    Number,
+    fixed,
+    live,
+    rebuilding,
+)
 from ..distributed import all_rows
+from ..norm import checked_norm
 from ..perturbation import Perturbation
-from ..phi import GCE, Alpha, Poly1
+from ..phi import GCE, Alpha, Poly1, checked_phi
 from ..row_transforms import class_dim
 from ..tracing import readable
 from .cross_entropy import CrossEntropyLoss
@@ -34,8 +48,18 @@ class AlphaLoss(CrossEntropyLoss):
         ValueError: `alpha` is not positive.
     """
 
+    arguments: ClassVar = {
+        "alpha": rebuilding(Number(above=0, infinite=True)),
+        "phi": fixed(checked_phi),
+    }
+
     def __init__(self, alpha: float = 2.0, **keywords: Any) -> None:
         super().__init__(phi=Alpha(alpha), **keywords)
+        self.alpha = alpha
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        self.derived("phi", Alpha(self.alpha))
 
 
 class GCELoss(CrossEntropyLoss):
@@ -51,8 +75,15 @@ class GCELoss(CrossEntropyLoss):
         ValueError: `q` outside [0, 1].
     """
 
+    arguments: ClassVar = {"q": rebuilding(SHARE), "phi": fixed(checked_phi)}
+
     def __init__(self, q: float = 0.7, **keywords: Any) -> None:
         super().__init__(phi=GCE(q), **keywords)
+        self.q = q
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        self.derived("phi", GCE(self.q))
 
 
 class TruncatedGCELoss(CrossEntropyLoss):
@@ -78,18 +109,25 @@ class TruncatedGCELoss(CrossEntropyLoss):
             sample numbers out of range (a device assertion on CUDA).
     """
 
+    arguments: ClassVar = {
+        "num_samples": CONSUMED,
+        "q": rebuilding(SHARE),
+        "k": live(Number(above=0, below=1)),
+        "phi": fixed(checked_phi),
+        "label_smoothing": fixed(Number(least=0, most=0)),
+    }
+
     kept: Tensor
 
     def __init__(self, num_samples: int, q: float = 0.7, k: float = 0.5, **keywords: Any) -> None:
         super().__init__(phi=GCE(q), **keywords)
-        if num_samples < 1:
-            raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
-        if not 0 < k < 1:
-            raise ValueError(f"k: expected a number in (0, 1), got {k}")
-        if isinstance(self.label_smoothing, Tensor) or self.label_smoothing != 0:
-            raise ValueError("label_smoothing: a truncated loss has one label per row")
-        self.q, self.k = float(q), float(k)
+        num_samples = Integer(least=1)("num_samples", num_samples)
+        self.q, self.k = q, k
         self.register_buffer("kept", torch.ones(num_samples, dtype=torch.bool))
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        self.derived("phi", GCE(self.q))
 
     @property
     def bound(self) -> float:
@@ -127,6 +165,7 @@ class TruncatedGCELoss(CrossEntropyLoss):
             ignore_index=self.ignore_index,
             reduction="none",
             phi=self.phi,
+            norm=self.norm,
             backend=self.backend,
         )
         numbers = self._indices(label, index)
@@ -164,8 +203,15 @@ class Poly1Loss(CrossEntropyLoss):
         ValueError: `epsilon` is not finite.
     """
 
+    arguments: ClassVar = {"epsilon": rebuilding(REAL), "phi": fixed(checked_phi)}
+
     def __init__(self, epsilon: float = 2.0, **keywords: Any) -> None:
         super().__init__(phi=Poly1(epsilon), **keywords)
+        self.epsilon = epsilon
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        self.derived("phi", Poly1(self.epsilon))
 
 
 class ZLoss(CrossEntropyLoss):
@@ -178,11 +224,19 @@ class ZLoss(CrossEntropyLoss):
         **keywords: of `CrossEntropyLoss`, `z_loss` apart.
 
     Raises:
-        ValueError: λ negative or not finite, when called.
+        ValueError: λ negative or not finite.
     """
 
+    arguments: ClassVar = {"strength": rebuilding(NOT_NEGATIVE), "z_loss": fixed(NOT_NEGATIVE)}
+
     def __init__(self, strength: float = 1e-4, **keywords: Any) -> None:
+        strength = NOT_NEGATIVE("strength", strength)
         super().__init__(z_loss=strength, **keywords)
+        self.strength = strength
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        self.derived("z_loss", self.strength)
 
 
 class T5XCrossEntropyLoss(CrossEntropyLoss):
@@ -202,6 +256,14 @@ class T5XCrossEntropyLoss(CrossEntropyLoss):
         ValueError: when called, ε or λ out of range, or a target that is not class indices.
     """
 
+    arguments: ClassVar = {
+        "label_smoothing": live(SHARE),
+        "weight": fixed(CLASS_WEIGHTS),
+        "phi": fixed(checked_phi),
+        "norm": fixed(checked_norm),
+        "gradient": fixed(Choice("auto")),
+    }
+
     def __init__(
         self,
         label_smoothing: float = 0.0,
@@ -211,8 +273,6 @@ class T5XCrossEntropyLoss(CrossEntropyLoss):
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
-        if isinstance(label_smoothing, Tensor):
-            raise TypeError("label_smoothing: expected one number for all classes, got a tensor")
         super().__init__(
             ignore_index=ignore_index,
             reduction=reduction,

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .. import functional
-from ..class_stats import Counts, checked_counts, difficulty_weights
+from ..arguments import (
+    CLASS_WEIGHTS,
+    CONSUMED,
+    FLAG,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Choice,
+    Integer,
+    fixed,
+    live,
+)
+from ..class_stats import Counts, checked_counts, checked_tau, difficulty_weights
 from ..distributed import all_sum
+from ..norm import checked_norm
 from ..perturbation import Perturbation, chained
+from ..phi import checked_phi
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
 from .module import DeferredStart, counted
-from .rows import class_indices
+from .rows import class_indices, expect_classes
 
 
 class CDBLoss(CrossEntropyLoss):
@@ -39,6 +51,13 @@ class CDBLoss(CrossEntropyLoss):
         ValueError: bad `num_classes`, `tau` or `normalization`.
     """
 
+    arguments: ClassVar = {
+        "num_classes": CONSUMED,
+        "tau": live(checked_tau),
+        "normalization": live(Choice("rows", "weight")),
+        "weight": fixed(CLASS_WEIGHTS),
+    }
+
     difficulty: Tensor
 
     def __init__(
@@ -49,12 +68,9 @@ class CDBLoss(CrossEntropyLoss):
         normalization: str = "rows",
         **keywords: Any,
     ) -> None:
-        if num_classes < 1:
-            raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
+        num_classes = Integer(least=1)("num_classes", num_classes)
         difficulty = torch.ones(num_classes, dtype=torch.float64, device="cpu")
         super().__init__(weight=difficulty_weights(difficulty, tau), **keywords)
-        if normalization not in ("rows", "weight"):
-            raise ValueError(f'normalization: expected "rows" or "weight", got {normalization!r}')
         self.tau, self.normalization = tau, normalization
         self.register_buffer("difficulty", difficulty)
 
@@ -84,7 +100,8 @@ class CDBLoss(CrossEntropyLoss):
             empty = int(((count <= 0) | right.isnan()).nonzero()[0])
             raise ValueError(f"accuracy: expected held-out samples of every class, none of {empty}")
         difficulty = 1 - right / count
-        self.weight = difficulty_weights(difficulty, self.tau)
+        assert self.weight is not None
+        self.weight.copy_(difficulty_weights(difficulty, self.tau))
         self.difficulty.copy_(difficulty)
 
     def forward(
@@ -118,14 +135,15 @@ class IBLoss(DeferredStart, CrossEntropyLoss):
     Cost: row losses and a light second step.
 
     Args:
-        cls_num_list: (C,) training samples per class, each ≥ 1; None: w = 1.
+        cls_num_list: (C,) training samples per class; None: w = 1.
         alpha: α > 0, default 1000, the authors' script.
         epsilon: ε > 0, default 1e-3, the authors'.
         start_epoch: see `set_epoch`; default 100, the authors'.
         detach: f is a constant in the backward pass. Default False: the authors' code
             differentiates it, ‖h‖₁ included.
-        **keywords: `ignore_index`, `reduction`, `backend` of `CrossEntropyLoss`. f needs p_y, so φ,
-            smoothing and z-loss do not compose.
+        **keywords: `weight`, `ignore_index`, `reduction`, `backend` of `CrossEntropyLoss`. `weight`
+            multiplies w·f·ℓ ("mean" divides by the number of rows, all the same). f needs p_y, so
+            φ, smoothing and z-loss do not compose.
 
     Called `loss(logits, target, feature_norm)`, class indices and ‖h_i‖₁ of the same shape.
     State: the epoch; nothing is to be reduced over ranks.
@@ -134,6 +152,19 @@ class IBLoss(DeferredStart, CrossEntropyLoss):
         ValueError: bad counts, numbers, target or shape of `feature_norm`; keywords that do not
             compose.
     """
+
+    arguments: ClassVar = {
+        "cls_num_list": CONSUMED,
+        "alpha": live(POSITIVE),
+        "epsilon": live(POSITIVE),
+        "detach": live(FLAG),
+        # do not compose
+        "label_smoothing": fixed(NOT_NEGATIVE),
+        "phi": fixed(checked_phi),
+        "z_loss": fixed(NOT_NEGATIVE),
+        "norm": fixed(checked_norm),
+        "gradient": fixed(Choice("auto")),
+    }
 
     def __init__(
         self,
@@ -145,21 +176,18 @@ class IBLoss(DeferredStart, CrossEntropyLoss):
         detach: bool = False,
         **keywords: Any,
     ) -> None:
-        allowed = {"ignore_index", "reduction", "backend"}
+        allowed = {"weight", "ignore_index", "reduction", "backend"}
         if not keywords.keys() <= allowed:
             raise ValueError(
                 f"expected keywords among {sorted(allowed)}, which compose with the influence, got "
                 f"{sorted(keywords.keys() - allowed)}"
             )
         super().__init__(**keywords)
-        for name, value in (("alpha", alpha), ("epsilon", epsilon)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name}: expected a finite number > 0, got {value}")
-        self.alpha, self.epsilon, self.detach = float(alpha), float(epsilon), detach
+        self.alpha, self.epsilon, self.detach = alpha, epsilon, detach
         self.start_at(start_epoch)
         self.balanced = cls_num_list is not None
         if cls_num_list is not None:
-            inverse = 1 / checked_counts(cls_num_list, minimum=1)
+            inverse = 1 / checked_counts(cls_num_list, filled=True)
             self.register_table("class_weight", inverse * (len(inverse) / inverse.sum()))
 
     def forward(  # type: ignore[override]
@@ -170,8 +198,10 @@ class IBLoss(DeferredStart, CrossEntropyLoss):
         *,
         perturbation: Perturbation | None = None,
     ) -> Tensor:
-        class_indices(input, target, self)
+        label = class_indices(input, target, self)
         assert isinstance(target, Tensor)
+        if self.balanced:
+            expect_classes(input, len(self.table("class_weight", input)))
         if feature_norm.shape != target.shape:
             raise ValueError(
                 f"feature_norm: expected one per row, shape {tuple(target.shape)}, got "
@@ -179,19 +209,20 @@ class IBLoss(DeferredStart, CrossEntropyLoss):
             )
         if not self.started or not self.training:
             return super().forward(input, target, perturbation=perturbation)
-        keywords = {**self.keywords(), "reduction": "none"}
+        keywords = {**self.keywords(), "reduction": "none", "weight": None}
         tables = chained(self.perturbation(input), perturbation)
         losses = functional.cross_entropy(input, target, perturbation=tables, **keywords)
         rows = counted(target, self.ignore_index)
         norm = torch.where(rows, feature_norm, 0).to(losses.dtype)
         factor = self.alpha / (-2 * torch.expm1(-losses) * norm + self.epsilon)
         if self.balanced:
-            # a label out of range has made its row nan (on a GPU) and must not be looked up
-            table = self.table("class_weight", losses)
-            factor = factor * table[target.clamp(0, len(table) - 1).long()]
+            # a label out of range has made its row nan (on a GPU) and is not looked up
+            factor = factor * self.table("class_weight", losses)[label]
         if self.detach:
             factor = factor.detach()
         losses = losses * factor
+        if self.weight is not None:
+            losses = losses * self.weight.to(losses.dtype)[label]
         if self.reduction == "none":
             return losses
         return losses.sum() / rows.sum() if self.reduction == "mean" else losses.sum()

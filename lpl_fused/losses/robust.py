@@ -7,10 +7,24 @@ they run on its kernels and compose with its tables, φ, weights and smoothing.
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..arguments import (
+    CONSUMED,
+    FLAG,
+    NOT_NEGATIVE,
+    POSITIVE,
+    REAL,
+    Maybe,
+    Number,
+    fixed,
+    live,
+    rebuilding,
+    shown,
+)
 from ..class_stats import Counts, checked_counts, class_mean
 from ..distributed import all_rows, all_sum, world_size
 from ..perturbation import Perturbation
@@ -19,16 +33,28 @@ from ..tracing import readable
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
 from .module import DeferredStart, LossModule, counted
+from .multilabel import MultiLabelLoss
+
+
+def _of_rows(name: str, base: Any) -> nn.Module:
+    """A base, as a check."""
+    if not isinstance(base, nn.Module):
+        raise TypeError(f"{name}: expected a loss, a module, got {shown(base)}")
+    if isinstance(base, MultiLabelLoss):
+        raise ValueError(f"{name}: expected a loss of one number per row, got {shown(base)}")
+    if getattr(base, "reduction", None) != "none":
+        raise ValueError(f'{name}: expected a loss with reduction="none", got {shown(base)}')
+    return base
 
 
 class _Rows(LossModule):
     """The row losses of a base, and which of them count."""
 
+    arguments: ClassVar = {"base": live(_of_rows)}
+
     def __init__(self, base: nn.Module | None) -> None:
         super().__init__()
         self.base = CrossEntropyLoss(reduction="none") if base is None else base
-        if getattr(self.base, "reduction", None) != "none":
-            raise ValueError(f'base: expected a loss with reduction="none", got {self.base!r}')
 
     def rows(
         self, input: Tensor, target: Target, perturbation: Perturbation | None
@@ -38,7 +64,19 @@ class _Rows(LossModule):
         keywords = {} if perturbation is None else {"perturbation": perturbation}
         losses = self.base(input, target, **keywords)
         rows = counted(target, getattr(self.base, "ignore_index", -100))
+        if not isinstance(losses, Tensor) or losses.shape != rows.shape:
+            raise ValueError(
+                f"base: expected one loss per row, shape {tuple(rows.shape)}, got {shown(losses)}"
+                f" of {type(self.base).__name__}"
+            )
         return losses.reshape(-1), rows.reshape(-1)
+
+
+def _not_zero(name: str, value: Any) -> float:
+    number = REAL(name, value)
+    if number == 0:
+        raise ValueError(f"{name}: expected a finite number other than 0, got {shown(value)}")
+    return number
 
 
 class ABSGDLoss(DeferredStart, _Rows):
@@ -72,6 +110,15 @@ class ABSGDLoss(DeferredStart, _Rows):
         ValueError: λ zero or not finite, γ or a out of range, `base` with another reduction.
     """
 
+    arguments: ClassVar = {
+        "lam": live(Maybe(_not_zero)),
+        "gamma": live(Number(above=0, most=1)),
+        "scale": live(POSITIVE),
+        "first_lam": live(Maybe(_not_zero)),
+        "bias_correction": live(FLAG),
+        "add_mean": live(FLAG),
+    }
+
     log_u: Tensor
     batches: Tensor
 
@@ -88,17 +135,8 @@ class ABSGDLoss(DeferredStart, _Rows):
         add_mean: bool = False,
     ) -> None:
         super().__init__(base)
-        for name, value in (("lam", lam), ("first_lam", first_lam)):
-            if value is not None and (value == 0 or not math.isfinite(value)):
-                raise ValueError(
-                    f"{name}: expected None or a finite number other than 0, got {value}"
-                )
-        if not 0 < gamma <= 1:
-            raise ValueError(f"gamma: expected a number in (0, 1], got {gamma}")
-        if not 0 < scale < math.inf:
-            raise ValueError(f"scale: expected a finite number > 0, got {scale}")
         self.lam, self.first_lam = lam, first_lam
-        self.gamma, self.scale = float(gamma), float(scale)
+        self.gamma, self.scale = gamma, scale
         self.bias_correction, self.add_mean = bias_correction, add_mean
         self.start_at(start_epoch)
         self.register_buffer("log_u", torch.tensor(-math.inf, dtype=torch.float64))
@@ -170,6 +208,14 @@ class GroupDROLoss(_Rows):
         TypeError: `group` is not integer.
     """
 
+    arguments: ClassVar = {
+        "group_counts": CONSUMED,
+        "step_size": live(NOT_NEGATIVE),
+        "adjustment": rebuilding(NOT_NEGATIVE),
+        "cvar": fixed(Maybe(Number(above=0, most=1))),
+        "momentum": live(Number(above=0, most=1)),
+    }
+
     log_q: Tensor
     running_loss: Tensor
     seen: Tensor
@@ -187,22 +233,23 @@ class GroupDROLoss(_Rows):
         momentum: float = 0.1,
     ) -> None:
         super().__init__(base)
-        for name, value in (("step_size", step_size), ("adjustment", adjustment)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
-        for name, fraction in (("cvar", cvar), ("momentum", momentum)):
-            if fraction is not None and not 0 < fraction <= 1:
-                raise ValueError(f"{name}: expected a number in (0, 1], got {fraction}")
         counts = checked_counts(group_counts, minimum=1, name="group_counts")
-        self.groups, self.step_size = len(counts), float(step_size)
-        self.cvar, self.momentum = cvar, float(momentum)
-        self.register_buffer("bonus", adjustment / counts.sqrt(), persistent=False)
+        self._counts, self.groups = counts, len(counts)
+        self.step_size, self.adjustment = step_size, adjustment
+        self.cvar, self.momentum = cvar, momentum
+        self.rebuild()
         self.register_buffer("share", counts / counts.sum(), persistent=False)
         if cvar is None:
             self.register_buffer("log_q", torch.full_like(counts, -math.log(self.groups)))
         else:
             self.register_buffer("running_loss", torch.zeros_like(counts))
             self.register_buffer("seen", torch.zeros(self.groups, dtype=torch.bool))
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        bonus, old = self.adjustment / self._counts.sqrt(), self._buffers.get("bonus")
+        bonus = bonus if old is None else bonus.to(old.device)
+        self.register_buffer("bonus", bonus, persistent=False)
 
     @property
     def q(self) -> Tensor:
@@ -223,8 +270,9 @@ class GroupDROLoss(_Rows):
         *,
         perturbation: Perturbation | None = None,
     ) -> Tensor:
+        shape = (target if isinstance(target, Tensor) else target[0]).shape
         losses, rows = self.rows(input, target, perturbation)
-        index = self._checked(group, losses, rows)
+        index = self._checked(group, shape, rows)
         with torch.no_grad():
             mean, count = class_mean(losses.double(), index, self.groups)
             total, count = all_sum(torch.stack([mean * count, count])).unbind(0)
@@ -245,13 +293,15 @@ class GroupDROLoss(_Rows):
         self.running_loss.copy_(torch.where(present, new, self.running_loss))
         self.seen.logical_or_(present)
 
-    def _checked(self, group: Tensor, losses: Tensor, rows: Tensor) -> Tensor:
+    def _checked(self, group: Tensor, shape: torch.Size, rows: Tensor) -> Tensor:
         """(M,) groups; G for what is no group, on a GPU, where it cannot be looked at, too."""
-        if group.is_floating_point() or group.dtype == torch.bool:
+        if not isinstance(group, Tensor):
+            raise TypeError(f"group: expected a tensor of integers, got {shown(group)}")
+        if group.is_floating_point() or group.is_complex() or group.dtype == torch.bool:
             raise TypeError(f"group: expected integers, got {group.dtype}")
-        if group.numel() != losses.numel():
+        if group.shape != shape:
             raise ValueError(
-                f"group: expected one per loss, {losses.numel()}, got shape {tuple(group.shape)}"
+                f"group: expected one per loss, shape {tuple(shape)}, got {tuple(group.shape)}"
             )
         group = group.reshape(-1).long()
         outside = ((group < 0) | (group >= self.groups)) & rows

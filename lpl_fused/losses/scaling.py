@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..arguments import CONSUMED, REAL, rebuilding
 from ..class_stats import Counts, checked_counts
 from ..perturbation import Perturbation
 from .cross_entropy import CrossEntropyLoss
@@ -19,21 +20,32 @@ class VSLoss(CrossEntropyLoss):
     label's. Cost: tables, that of plain cross-entropy.
 
     Args:
-        cls_num_list: (C,) training samples per class, each ≥ 1.
+        cls_num_list: (C,) training samples per class; 0: see `class_stats.checked_counts`.
         gamma: γ, default 0.3, the authors' code.
         tau: τ, default 1.0, the authors' code.
         **keywords: of `CrossEntropyLoss`; `weight` is the paper's ω.
 
     Raises:
-        ValueError: bad counts, or a class without samples.
+        ValueError: bad counts.
     """
+
+    arguments: ClassVar = {
+        "cls_num_list": CONSUMED,
+        "gamma": rebuilding(REAL),
+        "tau": rebuilding(REAL),
+    }
 
     def __init__(
         self, cls_num_list: Counts, gamma: float = 0.3, tau: float = 1.0, **keywords: Any
     ) -> None:
         super().__init__(**keywords)
-        counts = checked_counts(cls_num_list, minimum=1)
-        self.gamma, self.tau = float(gamma), float(tau)
+        self._counts = checked_counts(cls_num_list, filled=True)
+        self.gamma, self.tau = gamma, tau
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        counts = self._counts
         self.register_table("scale", (counts / counts.max()) ** self.gamma)
         self.register_table("offset", self.tau * torch.log(counts / counts.sum()))
 
@@ -47,19 +59,25 @@ class CDTLoss(CrossEntropyLoss):
     Cost: tables, that of plain cross-entropy.
 
     Args:
-        cls_num_list: (C,) training samples per class, each ≥ 1.
+        cls_num_list: (C,) training samples per class; 0: see `class_stats.checked_counts`.
         gamma: γ, default 0.3.
         **keywords: of `CrossEntropyLoss`.
 
     Raises:
-        ValueError: bad counts, or a class without samples.
+        ValueError: bad counts.
     """
+
+    arguments: ClassVar = {"cls_num_list": CONSUMED, "gamma": rebuilding(REAL)}
 
     def __init__(self, cls_num_list: Counts, gamma: float = 0.3, **keywords: Any) -> None:
         super().__init__(**keywords)
-        counts = checked_counts(cls_num_list, minimum=1)
-        self.gamma = float(gamma)
-        self.register_table("scale", (counts / counts.max()) ** self.gamma)
+        self._counts = checked_counts(cls_num_list, filled=True)
+        self.gamma = gamma
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        self.register_table("scale", (self._counts / self._counts.max()) ** self.gamma)
 
     def perturbation(self, logits: Tensor) -> Perturbation:
         return Perturbation(scale=self.table("scale", logits))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..arguments import CONSUMED, NOT_NEGATIVE, Integer, Number, live
 from ..distributed import all_sum
 from ..perturbation import Perturbation, chained
 from ..problem import accumulate_dtype
@@ -38,20 +39,21 @@ class SeesawLoss(CrossEntropyLoss):
         ValueError: bad numbers; a target that is not class indices, when called.
     """
 
+    arguments: ClassVar = {
+        "num_classes": CONSUMED,
+        "p": live(NOT_NEGATIVE),
+        "q": live(NOT_NEGATIVE),
+        "eps": live(Number(above=0, most=1)),
+    }
+
     seen: Tensor
 
     def __init__(
         self, num_classes: int, p: float = 0.8, q: float = 2.0, eps: float = 1e-2, **keywords: Any
     ) -> None:
         super().__init__(**keywords)
-        if num_classes < 1:
-            raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
-        for name, value in (("p", p), ("q", q)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
-        if not 0 < eps <= 1:
-            raise ValueError(f"eps: expected a number in (0, 1], got {eps}")
-        self.p, self.q, self.eps = float(p), float(q), float(eps)
+        num_classes = Integer(least=1)("num_classes", num_classes)
+        self.p, self.q, self.eps = p, q, eps
         # float32 would stop counting at 2²⁴ labels of a class
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.float64))
 
@@ -81,7 +83,7 @@ class SeesawLoss(CrossEntropyLoss):
             counted = (label == target) & (target != self.ignore_index)
             counted = counted.reshape(-1).to(self.seen.dtype)
             batch = torch.zeros_like(self.seen).index_add(0, label.reshape(-1), counted)
-            self.seen += all_sum(batch)
+            self.seen.add_(all_sum(batch))
         own = Perturbation(rows=self.rows(logits, label), row_index=numbered(label))
         tables = chained(own, perturbation)
         return super().forward(input, target, perturbation=tables, normalizer=normalizer)

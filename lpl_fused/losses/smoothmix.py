@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .. import functional
+from ..arguments import FLAG, NOT_NEGATIVE, Integer, Maybe, live
 from ..problem import accumulate_dtype
+from .cross_entropy import BACKEND
+from .module import LossModule
 
 
-class SmoothMixLoss(nn.Module):
+class SmoothMixLoss(LossModule):
     """SmoothMix (Jeong et al., 2021), for m noisy copies of clean and of mixed inputs:
 
         L = mean_ki CE(u_ki, y_i) + η·mean_ki 1[argmax F̂_i = y_i]·KL(t_i ‖ softmax(v_ki))
@@ -42,13 +45,17 @@ class SmoothMixLoss(nn.Module):
         ValueError: shapes that do not fit; bad η.
     """
 
+    arguments: ClassVar = {
+        "eta": live(NOT_NEGATIVE),
+        "detach_target": live(FLAG),
+        "backend": BACKEND,
+    }
+
     def __init__(
         self, eta: float = 5.0, *, detach_target: bool = False, backend: str = "auto"
     ) -> None:
         super().__init__()
-        if not 0 <= eta < math.inf:
-            raise ValueError(f"eta: expected a finite number >= 0, got {eta}")
-        self.eta, self.detach_target, self.backend = float(eta), detach_target, backend
+        self.eta, self.detach_target, self.backend = eta, detach_target, backend
 
     def forward(self, clean: Tensor, mixed: Tensor, lam: Tensor, target: Tensor) -> Tensor:
         if clean.dim() != 3 or clean.shape != mixed.shape:
@@ -124,6 +131,10 @@ def smoothmix_attack(
     """
     if bool((input < 0).any()) or bool((input > 1).any()):
         raise ValueError("input: expected values in [0, 1]")
+    steps, mix_step = Integer(least=1)("steps", steps), Integer()("mix_step", mix_step)
+    step_size = NOT_NEGATIVE("step_size", step_size)
+    max_norm = Maybe(NOT_NEGATIVE)("max_norm", max_norm)
+    mix_norm = Maybe(NOT_NEGATIVE)("mix_norm", mix_norm)
     if not 0 <= mix_step < steps:
         raise ValueError(f"mix_step: expected 0 <= mix_step < steps={steps}, got {mix_step}")
     if not noises:

@@ -1,0 +1,399 @@
+"""Every argument of every loss: wrong values are refused by name, and what is assigned later acts or
+is refused."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lpl_fused import GCE, Focal, LogitClip, LogitNorm, MarginPenalty, Poly1, certification, losses
+from lpl_fused import functional as LF
+from lpl_fused.losses.module import LossModule
+
+COUNTS = [50, 20, 10, 5, 2]
+C, N = len(COUNTS), 8
+KINDS = [
+    kind
+    for kind in map(vars(losses).get, losses.__all__)
+    if inspect.isclass(kind) and issubclass(kind, nn.Module)
+]
+# what a constructor needs
+NEEDED: dict[str, Any] = {
+    "cls_num_list": COUNTS,
+    "num_samples": 100,
+    "num_classes": C,
+    "num_features": 3,
+    "group_counts": [5, 5],
+    "group_num_list": [5, 3],
+    "epsilon": 0.5,
+    "threshold": 0.1,
+}
+# another value, by argument; where the kind of the argument does not say it
+OTHER: dict[str, Any] = {
+    "weight": torch.arange(1.0, C + 1),
+    "pos_weight": torch.arange(1.0, C + 1),
+    "phi": Poly1(0.5),
+    "norm": LogitClip(0.5),
+    "backend": "reference",
+    "gradient": "statistics",
+    "reduction": "sum",
+    "ignore_index": 1,
+    "split": "balanced",
+    "statistics": "ema",
+    "variant": "official-fixed",
+    "form": "official",
+    "iota": "power",
+    "lam": 2.0,
+    "first_lam": 3.0,
+    "cvar": 0.5,
+    "penalty": "p2",
+    "covariance": "full",
+    "dtype": torch.float64,
+    "normalization": "weight",
+    "tau": 0.75,
+    "shape": "linear",
+    "weighting": "inverse",
+    "weighting_mode": "average-weight",
+    "weight_norm": "by-row",
+    "head": 2,
+    "multiplier_bounds": (0.1, 2.0),
+    "rho_bounds": (0.5, 3.0),
+    "test_prior": [1.0, 2, 3, 4, 5],
+    "delta_epsilon": (0.5, 0.7),
+    "epsilon": 0.25,
+    "step_size": 0.05,
+    "s": 7.0,
+    "p": 3.0,
+    "cls_num_list": [9, 8, 7, 6, 5],
+    "group_counts": [7, 3],
+    "group_num_list": [7, 3],
+    "num_samples": 200,
+    "num_classes": C,
+    "num_features": 3,
+    "threshold": 0.3,
+}
+
+
+def parameters(kind: type[nn.Module]) -> dict[str, Any]:
+    """Every argument of a constructor and its default, those of the classes above it included."""
+    found: dict[str, Any] = {}
+    for above in kind.__mro__:
+        if above is LossModule or above is nn.Module:
+            break
+        if "__init__" not in vars(above):
+            continue
+        signature = inspect.signature(above.__init__).parameters.values()  # type: ignore[misc]
+        own = [p for p in signature if p.name not in ("self", "keywords")]
+        found.update({p.name: p.default for p in own if p.name not in found})
+        if not any(p.kind is p.VAR_KEYWORD for p in signature):
+            break
+    return found
+
+
+def made(kind: type[nn.Module], **keywords: Any) -> Any:
+    names = inspect.signature(kind.__init__).parameters
+    needed = {
+        name: value
+        for name, value in NEEDED.items()
+        if name in names and names[name].default is inspect.Parameter.empty
+    }
+    if kind is losses.BinaryVSLoss:
+        needed["cls_num_list"] = [5, 3]
+    return kind(**{**needed, **keywords})
+
+
+def other(kind: type[nn.Module], name: str, default: Any) -> Any:
+    if kind is losses.BinaryVSLoss:
+        special = {"weight": torch.tensor([1.0, 2.0]), "cls_num_list": [7, 2]}
+        if name in special:
+            return special[name]
+    if name == "base":
+        multi = kind is losses.MultiLabelLPLLoss
+        return (
+            losses.MultiLabelLoss(phi=Focal(1.0))
+            if multi
+            else losses.CrossEntropyLoss(reduction="none", phi=GCE(0.5))
+        )
+    if name in OTHER:
+        return OTHER[name]
+    if isinstance(default, bool):
+        return not default
+    assert isinstance(default, (int, float)), (kind, name, default)
+    return default + 1 if isinstance(default, int) else default * 0.5 + 0.125
+
+
+def value(loss: Any) -> Tensor:
+    """Two steps of a loss, whatever it is called with, from one random state."""
+    torch.manual_seed(3)
+    logits, target = torch.randn(N, C), torch.tensor([0, 1, 2, 3, 4, 0, 1, 0])
+    features, weight = torch.randn(N, 3), torch.randn(C, 3)
+    more: tuple[Any, ...] = ()
+    kind = type(loss)
+    if issubclass(kind, losses.MultiLabelLoss):
+        arguments: tuple[Any, ...] = (logits, (torch.rand(N, C) < 0.5).float())
+    elif kind in (losses.BinaryAlphaLoss, losses.BinaryVSLoss):
+        arguments = (logits[:, 0], (target > 1).long())
+    elif kind is losses.SmoothMixLoss:
+        arguments = (torch.randn(2, N, C), torch.randn(2, N, C), torch.rand(N), target)
+    else:
+        more = {
+            losses.TruncatedGCELoss: (torch.arange(N),),
+            losses.IBLoss: (features.abs().sum(1),),
+            losses.ISDALoss: (features, weight),
+            losses.GroupVSLoss: (target % 2,),
+            losses.GroupDROLoss: (target % 2,),
+        }.get(kind, ())
+        arguments = (logits, target, *more)
+    if hasattr(loss, "set_epoch"):
+        loss.set_epoch(100)
+    if kind is losses.TruncatedGCELoss:
+        loss.update(*arguments)
+    if kind is losses.CDBLoss:
+        loss.update(torch.linspace(0.2, 0.9, C))
+    if kind is losses.CALSLoss:
+        for _ in range(2):
+            loss.observe(5 * logits)
+            loss.update()
+    return torch.stack([loss(*arguments).double().sum() for _ in range(2)])
+
+
+ARGUMENTS = [(kind, name) for kind in KINDS for name in parameters(kind)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), ARGUMENTS, ids=[f"{k.__name__}-{n}" for k, n in ARGUMENTS]
+)
+def test_what_is_assigned_acts_as_if_it_had_been_given_or_is_refused(
+    kind: type[nn.Module], name: str
+) -> None:
+    given = other(kind, name, parameters(kind)[name])
+    fixed: dict[str, Any] = {}
+    if kind is losses.IBLoss and name != "start_epoch":
+        fixed = {"start_epoch": 0}
+    try:
+        expected = value(made(kind, **{**fixed, name: given}))
+    except (TypeError, ValueError):  # this loss is not made with it: it must not be assigned either
+        with pytest.raises((AttributeError, TypeError, ValueError), match=name):
+            setattr(made(kind, **fixed), name, given)
+        return
+    loss = made(kind, **fixed)
+    before = copy.deepcopy(loss)
+    try:
+        setattr(loss, name, given)
+    except (AttributeError, TypeError, ValueError) as error:
+        refused = str(error)
+    else:
+        refused = ""
+    if refused:
+        assert name in refused
+        torch.testing.assert_close(value(loss), value(before), rtol=0, atol=0)  # nothing happened
+        return
+    torch.testing.assert_close(value(loss), expected, rtol=1e-6, atol=1e-6)
+
+
+WRONG = ["x", [0.5, 0.5, 0.5], {}, object(), math.nan, 1j]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), ARGUMENTS, ids=[f"{k.__name__}-{n}" for k, n in ARGUMENTS]
+)
+def test_a_wrong_value_is_refused_by_name_in_the_constructor_and_afterwards(
+    kind: type[nn.Module], name: str
+) -> None:
+    loss = made(kind)
+    for wrong in WRONG:
+        if isinstance(wrong, list) and name in ("cls_num_list", "group_counts", "test_prior"):
+            wrong = [[0.5]]
+        if isinstance(wrong, list) and name == "group_num_list":
+            wrong = [math.nan]
+        with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b"):
+            made(kind, **{name: wrong})
+        with pytest.raises((AttributeError, TypeError, ValueError), match=rf"\b{name}\b"):
+            setattr(loss, name, wrong)
+
+
+def test_every_argument_of_every_loss_has_a_rule() -> None:
+    for kind in KINDS:
+        rules = kind.rules  # type: ignore[attr-defined]
+        without = set(parameters(kind)) - set(rules) - {"covariance"}  # that is a buffer's name
+        assert not without, kind
+
+
+def test_numbers_of_numpy_and_tensors_of_one_number_are_numbers() -> None:
+    expected = losses.LPLLoss(COUNTS, head=0.4).steps
+    for head in (np.float32(0.4), torch.tensor(0.4), 2, np.int64(2), torch.tensor(2)):
+        assert torch.equal(losses.LPLLoss(COUNTS, head=head).steps, expected)
+    pair = losses.LPLLoss(COUNTS, delta_epsilon=[0.9, 1.5])  # type: ignore[arg-type]
+    assert torch.equal(pair.steps, expected)
+    logits, target = torch.randn(2, 3), torch.tensor([0, -1])
+    plain = LF.cross_entropy(logits, target, ignore_index=-1)
+    assert torch.equal(LF.cross_entropy(logits, target, ignore_index=np.int64(-1)), plain)
+    with pytest.raises(TypeError, match="head: .*True"):
+        losses.LPLLoss(COUNTS, head=True)
+
+
+FUNCTIONS = {
+    LF.cross_entropy: (torch.randn(4, 3), torch.tensor([0, 1, 2, 0])),
+    LF.lpl_cross_entropy: (
+        torch.randn(4, 3),
+        torch.tensor([0, 1, 2, 0]),
+        torch.ones(3, dtype=torch.int32),
+    ),
+    LF.lpl_perturbation: (
+        torch.randn(4, 3),
+        torch.tensor([0, 1, 2, 0]),
+        torch.ones(3, dtype=torch.int32),
+    ),
+    LF.binary_cross_entropy_with_logits: (torch.randn(4, 3), torch.ones(4, 3)),
+    LF.lpl_binary_cross_entropy_with_logits: (
+        torch.randn(4, 3),
+        torch.ones(4, 3),
+        torch.ones(3, dtype=torch.int32),
+    ),
+    LF.lpl_binary_perturbation: (
+        torch.randn(4, 3),
+        torch.ones(4, 3),
+        torch.ones(3, dtype=torch.int32),
+    ),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_function_refuses_a_wrong_value_by_name(function: Any, grad: bool) -> None:
+    given = FUNCTIONS[function]
+    signature = inspect.signature(function).parameters
+    needed = {"step_size": 0.1} if "step_size" in signature else {}
+    for index, name in enumerate(signature):
+        for wrong in ("x", [0.5], {}, object(), 1j):
+            arguments = [given[0].clone().requires_grad_(grad), *given[1:]]
+            keywords = {**needed}
+            if index < len(arguments):
+                arguments[index] = wrong
+            else:
+                keywords[name] = wrong
+            with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b"):
+                function(*arguments, **keywords)
+
+
+@pytest.mark.parametrize("rows", [4, 2000])
+@pytest.mark.parametrize("way", ["auto", "reference"])
+def test_none_is_off_whatever_the_size(rows: int, way: str) -> None:
+    logits = torch.randn(rows, 100, requires_grad=True)
+    target = torch.zeros(rows, dtype=torch.long)
+    plain = LF.cross_entropy(logits, target, backend=way)
+    off = LF.cross_entropy(logits, target, z_loss=None, softcap=None, backend=way)
+    torch.testing.assert_close(off, plain)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda wrong: Focal(wrong),
+        lambda wrong: GCE(wrong),
+        lambda wrong: Poly1(wrong),
+        lambda wrong: LogitClip(wrong),
+        lambda wrong: LogitNorm(wrong),
+        lambda wrong: MarginPenalty(margin=wrong),
+    ],
+)
+@pytest.mark.parametrize("wrong", [math.nan, "x", None, [1.0], math.inf])
+def test_a_family_refuses_a_wrong_number_by_name(make: Any, wrong: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="(gamma|q|epsilon|tau|margin): expected"):
+        make(wrong)
+
+
+@pytest.mark.parametrize(("value", "chosen"), [("", "runs"), ("CPP", "LPL_FUSED_BACKEND='CPP'")])
+def test_the_environment_s_backend_is_named(
+    value: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import subprocess
+    import sys
+
+    call = (
+        "import torch, lpl_fused.functional as LF;"
+        "LF.cross_entropy(torch.randn(2, 3), torch.tensor([0, 1])); print('runs')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", call],
+        env={**os.environ, "LPL_FUSED_BACKEND": value},
+        capture_output=True,
+        text=True,
+    )
+    assert chosen in run.stdout + run.stderr
+
+
+def test_wrappers_answer_for_their_base() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, C), (torch.rand(6, C) < 0.5).float()
+    loss = losses.MultiLabelLPLLoss(COUNTS, losses.MultiLabelLoss(reduction="none"))
+    assert loss.reduction == "none"
+    assert loss(logits, labels).shape == logits.shape
+    loss.reduction = "mean"
+    before = loss(logits, labels)
+    loss.weight = torch.full((C,), 5.0)
+    torch.testing.assert_close(loss(logits, labels), 5 * before)
+    assert losses.MbLSLoss(base=losses.CrossEntropyLoss(reduction="sum")).reduction == "sum"
+
+
+def test_lpl_on_lpl_learns_on_what_the_other_does() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, C), (torch.rand(6, C) < 0.5).float()
+    balanced = losses.DistributionBalancedLoss(COUNTS, 100)
+    inner = losses.MultiLabelLPLLoss(COUNTS, balanced, step_size=0.1, epsilon=0.3)
+    outer = losses.MultiLabelLPLLoss(COUNTS, inner, step_size=0.2)
+    under = inner.beneath(logits, labels, None)
+    expected = LF.lpl_binary_cross_entropy_with_logits(
+        logits,
+        labels,
+        outer.steps(logits, labels),
+        step_size=0.2,
+        normalize=True,
+        perturbation=under,
+        **balanced.keywords(logits, labels),
+    )
+    torch.testing.assert_close(outer(logits, labels), expected)
+    assert outer(logits, labels) != inner(logits, labels)
+    outer.eval()
+    torch.testing.assert_close(outer(logits, labels), balanced(logits, labels))
+
+
+@pytest.mark.parametrize(
+    "base", [losses.MultiLabelLoss(reduction="none"), nn.BCEWithLogitsLoss(reduction="none")]
+)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda base, u, y: losses.ABSGDLoss(base=base)(u, y),
+        lambda base, u, y: losses.GroupDROLoss([5, 5], base)(u, y, torch.zeros(6).long()),
+    ],
+    ids=["absgd", "dro"],
+)
+def test_losses_of_logits_are_no_base_of_rows(base: nn.Module, call: Any) -> None:
+    logits, labels = torch.randn(6, C), torch.ones(6, C)
+    with pytest.raises(ValueError, match="base: expected"):
+        call(base, logits, labels)
+
+
+def test_a_group_per_row_of_the_losses_shape() -> None:
+    with pytest.raises(ValueError, match="group: .*shape"):
+        losses.GroupDROLoss([5, 5])(
+            torch.randn(6, C), torch.zeros(6, dtype=torch.long), torch.zeros(2, 3).long()
+        )
+
+
+def test_certification_refuses_what_is_out_of_range() -> None:
+    for name, wrong in (("sigma", -1.0), ("sigma", math.nan), ("alpha", 0.7), ("alpha", "x")):
+        keywords: dict[str, Any] = {"sigma": 0.5, "alpha": 0.001, name: wrong}
+        with pytest.raises((TypeError, ValueError), match=name):
+            certification.certified(99, 100, **keywords)
+    with pytest.raises(ValueError, match="batch_size"):
+        certification.SmoothedClassifier(lambda x: x, 0.5, 2, batch_size=-5)
