@@ -13,10 +13,11 @@
 namespace lpl {
 namespace {
 
-constexpr int kThreads = 256;        // of a block at most
-constexpr int kBatchThreads = 1024;  // of the one that sums over a batch
-constexpr int kPiecesOfThread = 16;  // before a block gets more threads
-constexpr int kRowsBeside = 2;       // on a multiprocessor, before a row is cut
+constexpr int kThreads = 256;         // of a block at most
+constexpr int kClusterThreads = 128;  // of one that shares a row: fewer wait at its barriers
+constexpr int kBatchThreads = 1024;   // of the one that sums over a batch
+constexpr int kPiecesOfThread = 16;   // before a block gets more threads
+constexpr int kRowsBeside = 2;        // on a multiprocessor, before a row is cut
 
 // How rows come on chip: not, line by line as their threads ask for them, or in bulk.
 enum class Fill : int { none, lines, bulk };
@@ -169,8 +170,9 @@ class Launcher {
       if (staged) fill = major >= 9 && copies_in_bulk() ? Fill::bulk : Fill::lines;
     }
     if (n > (i64(1) << 31) / blocks - 1) throw std::runtime_error("more rows than a grid has");
-    const int threads = std::min(threads_for((lines + blocks - 1) / blocks, n * blocks),
-                                 int(ThreadsOf<Body>::value));
+    const int most = blocks > 1 ? kClusterThreads : kThreads;
+    const int threads = std::min({threads_for((lines + blocks - 1) / blocks, n * blocks), most,
+                                  int(ThreadsOf<Body>::value)});
 
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(unsigned(n * blocks));

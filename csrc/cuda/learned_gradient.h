@@ -75,6 +75,12 @@ struct LearnedGradientBody {
     Acc series[kOrder];
 #pragma unroll
     for (int r = 0; r < kOrder; ++r) series[r] = from.series[r] * terms.strength;
+    // on their way while the series is at work
+    const int32_t* columns = head_columns_of(call, i);
+    const Acc* masses = head_numbers_of<Acc>(call, i);
+    const bool has_head = team.place() < from.heads;
+    const int column = has_head ? columns[team.place()] : 0;
+    const Acc mass = has_head ? masses[team.place()] : Acc(0);
     pieces.visit([&](int first, const Acc* u, auto kind) {
       Acc x[kSize];
       algebra.template perturb<kSize>(first, u, row, kind, x);
@@ -100,9 +106,8 @@ struct LearnedGradientBody {
       }
       store(out[j], dz);
     };
-    const int32_t* columns = head_columns_of(call, i);
-    const Acc* masses = head_numbers_of<Acc>(call, i);
-    for (int k = team.place(); k < from.heads; k += team.places())
+    if (has_head) put(column, mass * terms.strength);
+    for (int k = team.place() + team.places(); k < from.heads; k += team.places())
       put(columns[k], masses[k] * terms.strength);
     if (team.place() == 0) put(row.label, terms.part);
   }
