@@ -268,7 +268,7 @@ class Walk {
     if (crew_ < crews) {
       for (int at = lane_; at < heads_; at += width_) {
         Acc mean = 0;
-#pragma unroll 4
+#pragma unroll(sizeof(Acc) == 8 ? 1 : 4)
         for (i64 r = crew_; r < g_.count; r += crews)
           mean += g_.exact(r)[at] * g_.walked(r).inverse;
         all.means[crew_][at] = mean;

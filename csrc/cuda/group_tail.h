@@ -104,7 +104,7 @@ class TailGains {
           Tile tile{};
           tile.first = first;
           tile.end = end;
-          tile.whole = whole && rivals_.in_line();
+          tile.whole = kColumns > 1 && whole && rivals_.in_line();
           if (tile.whole)
             add_rows<true>(tile);
           else
@@ -136,9 +136,7 @@ class TailGains {
   }
 
  private:
-  static constexpr int kSums = kMoments + 1;  // of a row
-  // summed at a time
-  static constexpr int kRows = kMoments == kFirstNodes ? 16 / int(sizeof(Acc)) : 1;
+  static constexpr int kSums = kMoments + 1;    // of a row
   static constexpr double kLargestTail = 5e-3;  // B of an exact class is larger
 
   struct Tile {
@@ -166,7 +164,7 @@ class TailGains {
   template <bool kWhole>
   LPL_DEVICE void add_rows(Tile& tile) const {
     const int nodes = nodes_.count, count = int(g_.count);
-#pragma unroll(kNormalize || !kWhole ? 1 : 2)
+#pragma unroll(kNormalize || !kWhole || sizeof(T) > 2 ? 1 : 2)
     for (int r = share_.begin; r < count; r += share_.split) {
       const auto member = rivals_.member(r);
       Acc e[kColumns];
@@ -179,7 +177,7 @@ class TailGains {
         for (int v = 0; v < kColumns; ++v) tile.b[m][v] += way * e[v];
       }
       if (!kNormalize) continue;
-      const AtNodes<Acc> inverses = g_.inverses(round_, r);
+      const AtNodes<Acc>& inverses = g_.inverses(round_, r);
 #pragma unroll
       for (int m = 0; m < kSums; ++m) {
         const Acc speed = m <= nodes ? inverses.of[m] * member.inverse : Acc(0);
@@ -251,27 +249,19 @@ class TailGains {
   // Sums over columns.
   template <bool kWhole>
   LPL_DEVICE void add_columns(const Tile& tile, int part, bool begins) {
-    const int step = share_.split, count = int(g_.count);
-    for (int r = share_.begin; r < count; r += kRows * step) {
-      Acc sums[kRows * kSums] = {};
+    const int count = int(g_.count);
+    for (int r = share_.begin; r < count; r += share_.split) {
+      Acc sums[kSums] = {}, e[kColumns];
+      rivals_.template tile<kColumns, kWhole>(rivals_.member(r), tile.first, tile.end, e);
 #pragma unroll
-      for (int k = 0; k < kRows; ++k) {
-        if (r + k * step >= count) continue;
-        Acc e[kColumns];
-        rivals_.template tile<kColumns, kWhole>(rivals_.member(r + k * step), tile.first, tile.end,
-                                                e);
+      for (int v = 0; v < kColumns; ++v) {
+        sums[0] += tile.keeps[v] * e[v];
 #pragma unroll
-        for (int v = 0; v < kColumns; ++v) {
-          sums[k * kSums] += tile.keeps[v] * e[v];
-#pragma unroll
-          for (int m = 1; m < kSums; ++m) sums[k * kSums + m] += e[v] * tile.b[m - 1][v];
-        }
+        for (int m = 1; m < kSums; ++m) sums[m] += e[v] * tile.b[m - 1][v];
       }
-      team_.crew_sum_each(sums, [&](int at, Acc sum) {
-        const int member = r + at / kSums * step;
-        if (member >= count) return;
-        Acc& to = g_.sums(member, part).of[at % kSums];
-        sum *= g_.source(member).inverse;
+      team_.crew_sum_each(sums, [&](int m, Acc sum) {
+        Acc& to = g_.sums(r, part).of[m];
+        sum *= g_.source(r).inverse;
         to = begins ? sum : to + sum;
       });
     }
