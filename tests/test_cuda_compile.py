@@ -74,13 +74,19 @@ def budget(kernel: Kernel) -> Use:
     return Use(registers, 4096 + heads.get(kernel.body, 0), 0)
 
 
-def labelled_budget(kernel: Labelled) -> Use:
-    """Four blocks where logits have no tables, three that walk down columns, else two."""
+def labelled_budget(kernel: Labelled, arch: str) -> Use:
+    """Four blocks where logits have no tables, three that walk down columns, else two; one less
+    where the compiler for an architecture wants more registers."""
     registers = 255 if kernel.type == "double" else 128
-    if kernel.type != "double" and kernel.body in ("Span", "Tile", "Moments"):
-        registers = 128 if kernel.everything else 64 if kernel.body == "Span" else 80
+    if kernel.type != "double" and not kernel.everything:
+        blocks = {
+            "Span": 3 if arch == "100" else 4,
+            "Tile": 3,
+            "Moments": 2 if arch == "80" else 3,
+        }
+        registers = {2: 128, 3: 80, 4: 64}[blocks.get(kernel.body, 2)]
     if kernel.body in ("Scale", "Labels", "Norm", "Loss"):
-        registers = 64 if kernel.type != "double" else 80
+        registers = 80 if kernel.type == "double" or arch == "100" else 64
     moments = 8 * 24 * 32 * 4 + 1024 * 4  # of eight warps, and masks of rows
     own = {
         "Moments": moments,
@@ -186,7 +192,7 @@ def test_every_kernel_keeps_to_its_budget(compiled: tuple[str, tuple[Path, ...],
     assert set(found) == kernels() | labelled_kernels()
 
     def allowed(kernel: Kernel | Labelled) -> Use:
-        return budget(kernel) if isinstance(kernel, Kernel) else labelled_budget(kernel)
+        return budget(kernel) if isinstance(kernel, Kernel) else labelled_budget(kernel, arch)
 
     over = {
         kernel: use

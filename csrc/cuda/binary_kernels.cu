@@ -8,15 +8,21 @@ namespace {
 
 constexpr int kThreads = 256, kBatchThreads = 1024;
 
-// Blocks that must find room on a multiprocessor: see kernels.cu.
+// Blocks that must find room on a multiprocessor, see kernels.cu: one less where the compiler for
+// an architecture wants more registers than that leaves.
+#if defined(__CUDA_ARCH__)
+constexpr int kOfSpans = __CUDA_ARCH__ >= 1000 ? 3 : 4, kOfMoments = __CUDA_ARCH__ < 900 ? 2 : 3;
+#else
+constexpr int kOfSpans = 4, kOfMoments = 3;
+#endif
 template <typename Body>
 struct BinaryBlocksOf : std::integral_constant<int, 2> {};
 template <typename T, typename Label>
-struct BinaryBlocksOf<BinarySpanBody<T, Label>> : std::integral_constant<int, 4> {};
+struct BinaryBlocksOf<BinarySpanBody<T, Label>> : std::integral_constant<int, kOfSpans> {};
 template <typename T, typename Label>
 struct BinaryBlocksOf<BinaryTileBody<T, Label, false>> : std::integral_constant<int, 3> {};
 template <typename T, typename Label>
-struct BinaryBlocksOf<BinaryMomentsBody<T, Label>> : std::integral_constant<int, 3> {};
+struct BinaryBlocksOf<BinaryMomentsBody<T, Label>> : std::integral_constant<int, kOfMoments> {};
 
 template <typename Body>
 constexpr int binary_blocks() {

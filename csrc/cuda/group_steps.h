@@ -409,7 +409,7 @@ struct GroupGatherBody {
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
     const Group<Acc> group(call, place);
     if (!group.open) return;
-    const GroupRivals<T, kSet> rivals(call, group);
+    const GroupRivals<T, kSet, true> rivals(call, group);
     const i64 r = place - group.begin;
     const auto member = rivals.member(r);
     Acc* to = group.exact(r);

@@ -273,7 +273,7 @@ class TailGains {
   const Nodes<Acc>& nodes_;
   const Acc mean_;
   const Share<Team, Acc> share_;
-  const GroupRivals<T, kSet> rivals_;
+  const GroupRivals<T, kSet, true> rivals_;
 };
 
 // At the nodes of the last steps: the gains of the tail's mass in each row, and the squares of its
@@ -324,7 +324,7 @@ class LastOf {
     for (int v = 0; v < kColumns; ++v) b[v] = sums[0][v];
   }
 
-  const GroupRivals<T, kSet> rivals;
+  const GroupRivals<T, kSet, false> rivals;
   const Share<Team, Acc> share;
 
  private:

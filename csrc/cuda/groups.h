@@ -51,7 +51,7 @@ LPL_DEVICE inline i64 row_bytes(const Problem& p) {
 template <typename Acc>
 struct alignas(16) Source {  // of q
   Acc level, inverse;
-  const void* logits;
+  const void* logits;  // in the forward: the backward's may lie elsewhere
 };
 template <typename Acc>
 struct alignas(16) Masses {
@@ -260,8 +260,8 @@ struct Share {
   int each;         // columns of a part
 };
 
-// q of the rows of a class, from their logits.
-template <typename T, Set kSet>
+// q of the rows of a class, from their logits; `kHere`: these lie where Source says.
+template <typename T, Set kSet, bool kHere>
 class GroupRivals {
  public:
   using Acc = typename AccumulateOf<T>::type;
@@ -289,7 +289,7 @@ class GroupRivals {
       m.row = a_.row(i, nullptr);
       use_norm(a_, learned_row<Acc>(call_, i).terms, m.row);
     }
-    m.logits = static_cast<const T*>(source.logits);
+    m.logits = kHere ? static_cast<const T*>(source.logits) : a_.logits(g_.row(r));
     m.level = source.level;
     m.inverse = source.inverse;
     return m;
