@@ -294,12 +294,15 @@ class CALSLoss(_MarginLoss):
 
     @torch.no_grad()
     def observe(self, input: Tensor) -> None:
-        """Adds held-out logits, (N, C) or (N, C, d1, …) and no padding, to the epoch's sums."""
-        excess = self.excess(input)
+        """Adds held-out logits, (N, C) or (N, C, d1, …) and no padding, to the epoch's sums; rows
+        that are not finite are left out."""
+        excess = self.excess(input).reshape(-1, len(self.rho))
+        fit = excess.isfinite().all(1, keepdim=True)
+        excess = excess.masked_fill(~fit, 0)
         slope = self._elementwise(slope_of, excess).clamp(*self.multiplier_bounds)
-        sums = [part.reshape(-1, len(self.rho)).double().sum(0) for part in (slope, excess)]
+        sums = [part.double().masked_fill(~fit, 0).sum(0) for part in (slope, excess)]
         self.sums.add_(torch.stack(sums))
-        self.observed.add_(excess.numel() / len(self.rho))
+        self.observed.add_(fit.sum())
 
     @torch.no_grad()
     def update(self) -> None:

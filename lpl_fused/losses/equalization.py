@@ -194,7 +194,8 @@ class EQLv2Loss(OneVsRestLoss):
         w⁻_c = f(g_c) = σ(γ·(g_c − μ)),   w⁺_c = 1 + α·(1 − f(g_c))
         g_c  = Σ|positive gradients|/(Σ|negative gradients| + 1e-10), weighted, over all batches
 
-    Before the first batch all weights are 1. In `eval()` nothing is accumulated. With φ other than
+    Before the first batch all weights are 1. In `eval()` nothing is accumulated, nor of
+    a row with a nan. With φ other than
     "log" the gradients counted remain those of the plain BCE. Cost: one-vs-rest, half a dozen
     sweeps over the rows in plain PyTorch, and one for the sums.
 
@@ -237,6 +238,8 @@ class EQLv2Loss(OneVsRestLoss):
 
     def collect(self, z: Tensor, label: Tensor, weight: Tensor) -> None:
         positive, negative = self.weights()
+        spoilt = z.isnan().any(1, keepdim=True)
+        z, weight = z.masked_fill(spoilt, 0), weight.masked_fill(spoilt, 0)
         own = torch.sigmoid(-z.gather(1, label)) * weight  # |∂/∂z_y| = 1 − σ(z_y)
         others = (torch.sigmoid(z) * weight).scatter(1, label, 0.0)
         sums = torch.stack(
@@ -246,8 +249,8 @@ class EQLv2Loss(OneVsRestLoss):
             ]
         )
         sums = all_sum(sums)
-        self.positive += sums[0]
-        self.negative += sums[1]
+        self.positive.add_(sums[0])
+        self.negative.add_(sums[1])
 
 
 def rare_classes(cls_num_list: Counts, threshold: float) -> Tensor:

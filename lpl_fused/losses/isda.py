@@ -37,6 +37,7 @@ class ISDALoss(CrossEntropyLoss):
 
         w = k/(k + M),  Σ ← (1−w)Σ + wΣ_B + w(1−w)(μ−μ_B)(μ−μ_B)ᵀ,  μ ← (1−w)μ + wμ_B,  M ← M + k
 
+    over the k rows of the class whose features are finite,
     which is exactly the pooled covariance of all features of the class ever seen; the authors'
     forget nothing although features drift, `decay` < 1 multiplies M by it before each update of the
     class. In `eval()` there is neither update nor perturbation.
@@ -111,6 +112,7 @@ class ISDALoss(CrossEntropyLoss):
             return
         classes, slot = present_classes(label, len(self.seen), self.ignore_index)
         counted = (label != self.ignore_index) & (label >= 0) & (label < len(self.seen))
+        counted &= x.isfinite().all(1)
         x = torch.where(counted[:, None], x, 0)
         count = self.seen.new_zeros(len(classes)).index_add(0, slot, counted.to(self.seen.dtype))
         share = (1 / count.clamp(min=1)).to(x.dtype)

@@ -27,6 +27,7 @@ from ..arguments import (
     whole_number,
 )
 from ..class_stats import Counts, checked_counts, class_mean
+from ..distributed import all_sum
 from ..perturbation import Perturbation, chained
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
@@ -76,7 +77,8 @@ class LPLLoss(CrossEntropyLoss):
         normalize: unit-length steps, so that ‖δ_c‖₂ ≤ ε_c; False takes the paper's plain gradient.
         tau: τ, strength of logit adjustment under the perturbation (LA+LPL: 1.0). Default 0.0.
         statistics: "batch": q̄_c of the batch's classes; "ema": a running mean over batches of each
-            class, kept in `state_dict`. "balanced" alone.
+            class, kept in `state_dict`, of the samples of all ranks of torch.distributed (one
+            collective of 2·C numbers a batch). "balanced" alone. Rows that are nan count nothing.
         momentum: share of the old value in "ema", default 0.9.
         variant: None, or a name of `lpl_official.VARIANTS`: what the authors' scripts do, slips
             included, in plain PyTorch; their step sizes and bounds apply, ours above must be unset.
@@ -187,13 +189,17 @@ class LPLLoss(CrossEntropyLoss):
             target: the labels, of the same shape.
         """
         labels = target.reshape(-1).long()
-        labels = torch.where(labels == self.ignore_index, -1, labels)
-        return self.steps_of_means(
-            *class_mean(torch.exp(-row_losses.reshape(-1)), labels, len(self.counts))
-        )
+        p = torch.exp(-row_losses.reshape(-1))
+        labels = torch.where((labels == self.ignore_index) | p.isnan(), -1, labels)
+        return self.steps_of_means(*class_mean(p.nan_to_num(), labels, len(self.counts)))
 
     def steps_of_means(self, mean: Tensor, count: Tensor) -> Tensor:
         """The same from the batch's mean probabilities (C,) of the classes, and their samples."""
+        fit = mean.isfinite()
+        mean, count = mean.nan_to_num(0, 0, 0), count * fit
+        if self.statistics == "ema":
+            total, count = all_sum(torch.stack([mean * count, count.to(mean.dtype)])).unbind(0)
+            mean = total / count.clamp(min=1)
         present = count > 0
         known = present
         if self.statistics == "ema":

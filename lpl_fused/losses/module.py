@@ -85,6 +85,21 @@ class LossModule(nn.Module):
         assert found is not None
         return found
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **keywords: Any
+    ) -> None:
+        # what was None when the loss was made, and is a tensor in the state (LDAM-DRW's weight)
+        for name, buffer in self._buffers.items():
+            saved = state_dict.get(prefix + name)
+            if (
+                buffer is None
+                and saved is not None
+                and name not in self._non_persistent_buffers_set
+            ):
+                here = next((b.device for b in self._buffers.values() if b is not None), "cpu")
+                self._buffers[name] = torch.empty_like(saved, device=here)
+        super()._load_from_state_dict(state_dict, prefix, *arguments, **keywords)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LossModule:
         # .half() on a model must not round the tables of its loss, to_empty() not empty those that
         # no state holds: only devices are followed. What is on meta has no numbers to keep

@@ -153,7 +153,8 @@ class TruncatedGCELoss(CrossEntropyLoss):
     def update(
         self, input: Tensor, target: Tensor, index: Tensor, perturbation: Perturbation | None = None
     ) -> None:
-        """Keeps those of the given samples with φ(ℓ_i) < φ(−log k), prunes the others.
+        """Keeps those of the given samples with φ(ℓ_i) < φ(−log k), prunes the others; of a sample
+        whose loss is nan nothing changes.
 
         The authors sweep the training set from epoch 40 on, every 10th epoch, with the best model.
         """
@@ -169,7 +170,8 @@ class TruncatedGCELoss(CrossEntropyLoss):
             backend=self.backend,
         )
         numbers = self._indices(label, index)
-        fresh = torch.where(target == self.ignore_index, self.kept[numbers], value < self.bound)
+        unknown = (target == self.ignore_index) | value.isnan()
+        fresh = torch.where(unknown, self.kept[numbers], value < self.bound)
         self.kept[all_rows(numbers).flatten()] = all_rows(fresh).flatten()
 
     def forward(  # type: ignore[override]

@@ -88,7 +88,8 @@ class ABSGDLoss(DeferredStart, _Rows):
     large loss (imbalance), λ < 0 mutes them (label noise); γ = a = 1 is p = softmax(ℓ/λ). U starts
     at 0: the weights of the first batch sum to 1/(γ·a), in the long run to about 1/a. Where λ is
     None, and in `eval()` mode, it is the mean of the rows, and U rests. Class weights of `base` are
-    part of ℓ, as in the authors' code. Cost: row losses and a light second step.
+    part of ℓ, as in the authors' code. U leaves out rows of infinite or nan loss, the loss of their
+    batch does not. Cost: row losses and a light second step.
 
     Args:
         lam: λ ≠ 0, or None; default 0.5, the authors' tutorial.
@@ -149,7 +150,9 @@ class ABSGDLoss(DeferredStart, _Rows):
         lam = self.lam if self.started else self.first_lam
         if lam is None or not self.training:
             return losses.sum() / rows.sum()
-        weights = self._weights(losses.detach().double() / lam, rows)
+        finite = losses.detach().isfinite()
+        weights = self._weights(losses.detach().double() / lam, rows & finite)
+        weights = torch.where(rows & ~finite, 1.0, weights)  # seen in the loss of this batch alone
         return (weights.to(losses.dtype) * losses).sum()
 
     @torch.no_grad()
@@ -184,8 +187,9 @@ class GroupDROLoss(_Rows):
             ℓ̄_g ← (1 − momentum)·ℓ̄_g + momentum·ℓ_g                (the authors' "greedy")
 
     q is updated before it is used and is a constant in the backward pass. It is kept as a
-    logarithm: no group is lost to underflow. A group absent from the batch has ℓ_g = 0 there. In
-    `eval()` mode q and ℓ̄ rest. Cost: row losses and a light second step.
+    logarithm: no group is lost to underflow. A group absent from the batch has ℓ_g = 0 there; q
+    and ℓ̄ leave out rows of infinite or nan loss, the loss of their batch does not. In `eval()` mode
+    q and ℓ̄ rest. Cost: row losses and a light second step.
 
     Args:
         group_counts: (G,) training samples per group, each ≥ 1.
@@ -274,10 +278,13 @@ class GroupDROLoss(_Rows):
         losses, rows = self.rows(input, target, perturbation)
         index = self._checked(group, shape, rows)
         with torch.no_grad():
-            mean, count = class_mean(losses.double(), index, self.groups)
-            total, count = all_sum(torch.stack([mean * count, count])).unbind(0)
+            values = losses.double()
+            finite = torch.where(values.isfinite(), index, self.groups)
+            mean, fit = class_mean(values.nan_to_num(0, 0, 0), finite, self.groups)
+            _, count = class_mean(torch.ones_like(values), index, self.groups)
+            total, fit, count = all_sum(torch.stack([mean * fit, fit, count])).unbind(0)
             if self.training:
-                self._update(total / count.clamp(min=1), count > 0)
+                self._update(total / fit.clamp(min=1), fit > 0)
             by_group = self.q * world_size() / count.clamp(min=1)
             weights = torch.cat([by_group, by_group.new_full((1,), math.nan)])[index]
             weights = weights.masked_fill(~rows, 0).to(losses.dtype)
