@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .problem import accumulate_dtype
+
 
 class NormalizedLinear(nn.Module):
     """Cosine logits: u_j = ⟨x/‖x‖₂, w_j/‖w_j‖₂⟩, each in [−1, 1] (LDAM's last layer).
@@ -28,11 +30,16 @@ class NormalizedLinear(nn.Module):
         nn.init.normal_(self.weight)  # directions uniform on the sphere
 
     def forward(self, input: Tensor) -> Tensor:
-        normalize = nn.functional.normalize
-        return nn.functional.linear(normalize(input, dim=-1), normalize(self.weight, dim=-1))
+        return nn.functional.linear(_direction(input), _direction(self.weight))
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def _direction(x: Tensor) -> Tensor:
+    """x/‖x‖₂ in the dtype of x: of 16 bits by a norm in float32, where no square overflows."""
+    full = x.to(accumulate_dtype(x.dtype))
+    return nn.functional.normalize(full, dim=-1).to(x.dtype)
 
 
 class WeightScaling(nn.Module):

@@ -71,6 +71,11 @@ def batched() -> bool:
     return any(level.key() == vmap for level in stack)
 
 
+def recomputing() -> bool:
+    """Within a backward: activation checkpointing runs a forward again, which was counted once."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 def tangent(tensor: Tensor | None) -> Tensor | None:
     """That of a dual number in forward mode; None outside it."""
     if tensor is None or forward_ad._current_level < 0 or not tensor.is_floating_point():

@@ -25,6 +25,7 @@ from ..distributed import all_sum
 from ..perturbation import Perturbation, chained
 from ..phi import Phi
 from ..problem import Options, accumulate_dtype
+from ..tracing import recomputing
 from ..validation import Shaped
 from .binary import BinaryLoss
 from .cross_entropy import CrossEntropyLoss
@@ -123,6 +124,8 @@ class OneVsRestLoss(BinaryLoss):
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.register_weight("weight", weight)
 
+    _used: tuple[Tensor, Tensor] | None = None  # by the last forward, which may be run again
+
     def weights(self) -> tuple[Tensor, Tensor]:
         """(w⁺, w⁻), each (C,)."""
         raise NotImplementedError
@@ -147,12 +150,16 @@ class OneVsRestLoss(BinaryLoss):
         ignored = problem.target == self.ignore_index
         z = reference.perturb(problem).masked_fill(ignored[:, None], 0)
         y = label.reshape(-1, 1)
-        positive, negative = (table.to(z.dtype) for table in self.weights())
+        again = self.training and recomputing() and self._used is not None
+        used = self._used if again and self._used is not None else self.weights()
+        if self.training and not torch.compiler.is_compiling():
+            self._used = used
+        positive, negative = (table.to(z.dtype) for table in used)
         own = positive[y] * self.phi_of(-logsigmoid(z.gather(1, y)))
         others = negative * self.phi_of(-logsigmoid(-z))
         value = (own[:, 0] + others.scatter(1, y, 0.0).sum(1)).reshape(target.shape)
         weights = row_weights(target, label, value, self)
-        if self.training:
+        if self.training and not recomputing():
             with torch.no_grad():
                 self.collect(z, y, weights.nan_to_num().reshape(-1, 1))
         return reduced(value * weights, weights, self.reduction)

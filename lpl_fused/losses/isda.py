@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -13,17 +12,12 @@ from ..class_stats import present_classes
 from ..distributed import all_rows
 from ..perturbation import Perturbation, chained
 from ..problem import accumulate_dtype
+from ..tracing import recomputing
 from .cross_entropy import CrossEntropyLoss
+from .module import full_precision
 from .rows import as_rows, class_indices, expect_classes
 
 _OUTER_ELEMENTS = 1 << 22  # of outer products x xᵀ formed at a time
-
-
-def _autocasts(device: str) -> bool:
-    return torch.amp.is_autocast_available(device)
-
-
-_autocasts._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch 2.11 cannot trace it
 
 
 class ISDALoss(CrossEntropyLoss):
@@ -144,8 +138,9 @@ class ISDALoss(CrossEntropyLoss):
         """(R, C) Δ of the given classes, differentiable with respect to the classifier."""
         dtype = accumulate_dtype(classifier_weight.dtype)
         weight, sigma = classifier_weight.to(dtype), self.covariance[classes].to(dtype)
-        device = weight.device.type
-        with torch.autocast(device, enabled=False) if _autocasts(device) else nullcontext():
+        # only differences of its rows count: what they have in common would take the digits
+        weight = weight - weight.detach().mean(0)
+        with full_precision(weight.device):
             if self.full:
                 pairs: Tensor = _FullPairs.apply(weight, sigma, classes)
                 return 0.5 * self.strength * pairs
@@ -180,7 +175,8 @@ class ISDALoss(CrossEntropyLoss):
                 f"classifier_weight: expected shape {tuple(self.mean.shape)}"
                 f", got {tuple(classifier_weight.shape)}"
             )
-        self.update(x, label)
+        if not recomputing():
+            self.update(x, label)
         classes, slot = present_classes(label, len(self.seen), self.ignore_index)
         own = Perturbation(
             rows=self.rows(classes, classifier_weight), row_index=slot.reshape(target.shape)

@@ -29,6 +29,7 @@ from ..arguments import (
 from ..class_stats import Counts, checked_counts, class_mean
 from ..distributed import all_sum
 from ..perturbation import Perturbation, chained
+from ..tracing import recomputing
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
 from .lpl_official import VARIANTS, official_cross_entropy
@@ -202,12 +203,13 @@ class LPLLoss(CrossEntropyLoss):
             mean = total / count.clamp(min=1)
         present = count > 0
         known = present
-        if self.statistics == "ema":
+        if self.statistics == "ema" and not recomputing():
             mean = mean.to(self.mean_probability.dtype)
             running = self.momentum * self.mean_probability + (1 - self.momentum) * mean
             running = torch.where(self.seen, running, mean)
             self.mean_probability.copy_(torch.where(present, running, self.mean_probability))
             self.seen.logical_or_(present)
+        if self.statistics == "ema":
             mean, known = self.mean_probability, self.seen
         average = (mean * known).sum() / known.sum().clamp(min=1)
         gap = average - mean

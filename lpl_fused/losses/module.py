@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,19 @@ from torch import Tensor, nn
 from ..arguments import Integer, Rule, rebuilding
 from ..problem import accumulate_dtype
 from ..validation import Target
+
+
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
+
+
+_autocasts._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch 2.11 cannot trace it
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Products in the dtype of their tensors, whatever autocast says."""
+    kind = device.type
+    return torch.autocast(kind, enabled=False) if _autocasts(kind) else nullcontext()
 
 
 class LossModule(nn.Module):

@@ -29,7 +29,7 @@ from ..perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from ..phi import Focal, Phi, checked_phi
 from .cross_entropy import BACKEND, GRADIENT, REDUCTION
 from .lpl import LPLLoss
-from .module import LossModule, of_part
+from .module import LossModule, full_precision, of_part
 
 AnyPerturbation = Perturbation | BinaryPerturbation
 
@@ -302,6 +302,10 @@ class DistributionBalancedLoss(MultiLabelLoss):
         )
 
     def keywords(self, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+        with full_precision(logits.device):
+            return self._weighted_keywords(logits, labels)
+
+    def _weighted_keywords(self, logits: Tensor, labels: Tensor) -> dict[str, Any]:
         keywords = super().keywords(logits, labels)
         inverse = self.table("inverse_count", logits)
         own: Tensor | None = None

@@ -29,7 +29,7 @@ from ..class_stats import Counts, checked_counts, class_mean
 from ..distributed import all_rows, all_sum, world_size
 from ..perturbation import Perturbation
 from ..problem import label_range_error
-from ..tracing import readable
+from ..tracing import readable, recomputing
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
 from .module import DeferredStart, LossModule, counted
@@ -163,7 +163,7 @@ class ABSGDLoss(DeferredStart, _Rows):
         log_mean = torch.logsumexp(log_sums, 0) - counts.sum().log()
         old = self.log_u + (math.log1p(-self.gamma) if self.gamma < 1 else -math.inf)
         new = torch.logaddexp(old, log_mean + math.log(self.gamma * self.scale))
-        some = counts.sum() > 0
+        some = (counts.sum() > 0) & (not recomputing())
         self.log_u.copy_(torch.where(some, new, self.log_u))
         self.batches.add_(some)
         log_u = self.log_u
@@ -283,7 +283,7 @@ class GroupDROLoss(_Rows):
             mean, fit = class_mean(values.nan_to_num(0, 0, 0), finite, self.groups)
             _, count = class_mean(torch.ones_like(values), index, self.groups)
             total, fit, count = all_sum(torch.stack([mean * fit, fit, count])).unbind(0)
-            if self.training:
+            if self.training and not recomputing():
                 self._update(total / fit.clamp(min=1), fit > 0)
             by_group = self.q * world_size() / count.clamp(min=1)
             weights = torch.cat([by_group, by_group.new_full((1,), math.nan)])[index]

@@ -12,6 +12,7 @@ from ..arguments import CONSUMED, NOT_NEGATIVE, Integer, Number, live
 from ..distributed import all_sum
 from ..perturbation import Perturbation, chained
 from ..problem import accumulate_dtype
+from ..tracing import recomputing
 from .cross_entropy import CrossEntropyLoss
 from .rows import as_rows, blanked, class_indices, expect_classes, numbered
 
@@ -79,7 +80,7 @@ class SeesawLoss(CrossEntropyLoss):
         label = class_indices(input, target, self)
         logits = blanked(input, target, self.ignore_index)
         expect_classes(input, len(self.seen))
-        if self.training:
+        if self.training and not recomputing():
             counted = (label == target) & (target != self.ignore_index)
             counted = counted.reshape(-1).to(self.seen.dtype)
             batch = torch.zeros_like(self.seen).index_add(0, label.reshape(-1), counted)
