@@ -20,6 +20,9 @@ from .penalty import KINDS, MarginPenalty
 from .perturbation import Perturbation
 from .phi import Phi, coded
 from .problem import NONE, REDUCTIONS, SUM, TABLES, Options, Problem, accumulate_dtype
+from .tracing import readable
+
+_MOST_STEPS = 2**31 - 1  # that kernels count
 
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -301,6 +304,15 @@ class Shaped:
         if steps.is_floating_point() or steps.is_complex() or steps.dtype == torch.bool:
             raise TypeError(f"steps: expected signed integers, got {steps.dtype}")
         self._check("steps", steps, (self.classes,), ", one signed count per class")
+        if steps.dtype.itemsize > 4:
+            if readable(steps) and steps.numel():
+                # not modulo 2³²; on a GPU nobody waits to see them
+                far = steps.flatten()[steps.abs().argmax()]
+                if not -_MOST_STEPS <= far <= _MOST_STEPS:
+                    raise ValueError(
+                        f"steps: expected counts of at most {_MOST_STEPS} in size, got {far.item()}"
+                    )
+            steps = steps.clamp(-_MOST_STEPS, _MOST_STEPS)
         return steps.to(torch.int32).contiguous()
 
     def _tables(

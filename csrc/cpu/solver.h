@@ -99,7 +99,8 @@ class Solver {
       for (int lane = 0; lane < kLanes; ++lane) {
         if (!collected[lane]) continue;
         finish(lane);
-        const bool good = series_error(dose_[lane], rows_[lane].cut) <= tolerance();
+        const bool good =
+            series_error(dose_[lane], rows_[lane].cut) <= tolerance() && fits(rows_[lane].series);
         states_[lane] = good ? State::solved : State::open;
         expected_dose_[lane] = kRetryDose * dose_[lane];
       }
@@ -182,6 +183,7 @@ class Solver {
   static constexpr bool kPrecise = sizeof(Acc) == 8;
   static constexpr i64 kCache = 256 << 10;
   static constexpr int kAttempts = 3;
+  static constexpr double kFarthest = 500;  // as of classes with several rows
   static constexpr double kLoweringDose = 1.25, kRetryDose = 1.25;
   // Exponents up to which Taylor's polynomial of the 7th degree misses e^x by 4e-10, of the 13th by
   // 4e-20: more than 2^n times a reduced one, for half of the instructions.
@@ -192,9 +194,19 @@ class Solver {
   // The coefficients of the way back grow like the product of two series, so they get more room.
   double tolerance() const { return series_tolerance<Acc>() / (call_.p.through ? 64 : 1); }
 
-  // Power sums of the tail and the list of what stands out of it. False if too much does.
+  // Whether the coefficients are numbers of the type that a row is made of them in, with room for
+  // those of a logarithm. Steps that lower a row by 20 nats and more may have others: plain steps.
+  static bool fits(const double* series) {
+    const double most = sizeof(Acc) == 8 ? 1e290 : 1e30;
+    return std::all_of(series + 1, series + kOrder + 1,
+                       [most](double each) { return std::abs(each) < most; });
+  }
+
+  // Power sums of the tail and the list of what stands out of it. False if too much does, or if
+  // steps add up to more than exponents of a double hold.
   bool collect(int lane) {
     Solved<Acc>& row = rows_[lane];
+    if (!(call_.p.step_size * double(count_[lane]) <= kFarthest)) return false;
     row.cut = series_thresholds(expected_dose_[lane], tolerance());
     row.middling.clear();
     row.middling_q.clear();
