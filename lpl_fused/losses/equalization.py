@@ -256,6 +256,11 @@ class EQLv2Loss(OneVsRestLoss):
             ]
         )
         sums = all_sum(sums)
+        if torch.compiler.is_compiling():
+            # the compiled backward makes the weights again, from the sums that its forward was
+            # given: these must not be written over
+            self.positive, self.negative = self.positive + sums[0], self.negative + sums[1]
+            return
         self.positive.add_(sums[0])
         self.negative.add_(sums[1])
 

@@ -164,8 +164,12 @@ class ABSGDLoss(DeferredStart, _Rows):
         old = self.log_u + (math.log1p(-self.gamma) if self.gamma < 1 else -math.inf)
         new = torch.logaddexp(old, log_mean + math.log(self.gamma * self.scale))
         some = (counts.sum() > 0) & (not recomputing())
-        self.log_u.copy_(torch.where(some, new, self.log_u))
-        self.batches.add_(some)
+        log_u, batches = torch.where(some, new, self.log_u), self.batches + some
+        if torch.compiler.is_compiling():  # see `EQLv2Loss.collect`
+            self.log_u, self.batches = log_u, batches
+        else:
+            self.log_u.copy_(log_u)
+            self.batches.copy_(batches)
         log_u = self.log_u
         if self.bias_correction:
             log_u = log_u - torch.log1p(-torch.pow(1 - self.gamma, self.batches.double()))
