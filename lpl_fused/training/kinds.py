@@ -13,6 +13,7 @@ from .. import functional as LF
 from ..average_precision import MeanAveragePrecision, mean_average_precision
 from ..data import MULTI_LABEL, LabelSets, LongTailedData
 from ..evaluation import Accuracy, accuracy
+from ..losses import LADELoss
 
 Scores = Accuracy | MeanAveragePrecision
 
@@ -81,7 +82,10 @@ class SingleLabel(Kind):
     def perturbing(self, criterion: Any) -> Any:
         # Weights of rows, and terms that are added to a base, perturb no logits.
         criterion = getattr(criterion, "base", criterion)
-        criterion.reduction = "none"
+        if isinstance(criterion, LADELoss):  # a mean for its users: its term couples the batch
+            criterion.derived("reduction", "none")
+        else:
+            criterion.reduction = "none"
         return criterion
 
     def class_losses(
