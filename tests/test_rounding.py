@@ -143,3 +143,25 @@ def nearest_within(grad: torch.Tensor, exact: torch.Tensor, truncates: bool) -> 
     allowed = (1.0 if truncates else 0.5) * ulp + 32 * torch.finfo(torch.float32).eps * typical
     wrong = (grad.double() - exact).abs() > allowed
     assert not wrong.any(), f"{int(wrong.sum())} of {wrong.numel()} are not the nearest"
+
+
+@pytest.mark.parametrize("classes", [10, 64])
+@pytest.mark.parametrize("z_loss", [1e-2, 1e-6])
+def test_a_z_loss_keeps_its_digits_on_confident_rows(
+    backend: str, z_loss: float, classes: int
+) -> None:
+    """All that a label with all mass is left with: not what remains of 1 + z_loss − 1."""
+    logits = torch.full((2, classes), -60.0)
+    logits[:, 3] = 1.0
+    target = torch.tensor([3, 3])
+
+    def gradient(dtype: torch.dtype, backend: str) -> torch.Tensor:
+        device = testing.device_of(backend)
+        input = logits.to(device, dtype).requires_grad_()
+        loss = LF.cross_entropy(
+            input, target.to(device), z_loss=z_loss, reduction="sum", backend=backend
+        )
+        return torch.autograd.grad(loss, input)[0][:, 3].double().cpu()
+
+    exact = gradient(torch.float64, "reference")
+    torch.testing.assert_close(gradient(torch.float32, backend), exact, rtol=1e-6, atol=0)

@@ -190,17 +190,22 @@ class RowLoss {
   void settle(Pull& pull, const Acc* mass, const Acc* lift, const Acc* own, const Acc* rest,
               Acc total, Acc lse, Acc* slope) const {
     const Acc pressure = Acc(2 * p_.z_loss) * lse;
-    Acc strength = 0;
+    Acc strength = 0, push = 0;
     for (int k = 0; k < pull.labels; ++k) {
       const Acc ell = cross_entropy_of(lift[k], own[k], rest[k]);
       const PhiValue<Acc> phi = phi_of(ell, p_.phi, Acc(p_.phi_parameter));
       if (pull.counts[k]) pull.loss += mass[k] * (phi.value + Acc(p_.z_loss) * lse * lse);
       slope[k] = mass[k] * phi.slope;
-      strength += slope[k] + mass[k] * pressure;
+      push += mass[k] * pressure;
+      strength += slope[k];
     }
+    strength += push;
     pull.share = strength / total;
-    for (int k = 0; k < pull.labels; ++k)
-      pull.at_label[k] = ((strength - slope[k]) * own[k] - slope[k] * rest[k]) / total;
+    for (int k = 0; k < pull.labels; ++k) {
+      // all strength but the label's own, which would cancel where it has all mass
+      const Acc others = pull.labels == 2 ? slope[1 - k] + push : push;
+      pull.at_label[k] = (others * own[k] - slope[k] * rest[k]) / total;
+    }
   }
 
   // Smoothed labels or class probabilities: the target is spread over the row. Fills w.pull.
