@@ -26,13 +26,14 @@ Check = Callable[[str, Any], Any]
 
 @dataclass(frozen=True)
 class Number:
-    """A real number within bounds, never nan; infinite only if said so. Gives a float."""
+    """A real number within bounds; infinite, or nan, only if said so. Gives a float."""
 
     least: float | None = None  # value >= least
     above: float | None = None  # value > above
     most: float | None = None  # value <= most
     below: float | None = None  # value < below
     infinite: bool = False
+    nan: bool = False  # where it says something: nan too
 
     def __str__(self) -> str:
         low = self.least if self.above is None else self.above
@@ -47,10 +48,12 @@ class Number:
             return f"a finite number {'>' if self.least is None else '>='} {low:g}"
         if high is not None:
             return f"a finite number {'<' if self.most is None else '<='} {high:g}"
+        if self.nan:
+            return "a number or nan"
         return "a number" if self.infinite else "a finite number"
 
     def __call__(self, name: str, value: Any) -> float:
-        number = real_number(value)
+        number = value if type(value) is float else real_number(value)
         if number is None:
             raise TypeError(f"{name}: expected {self}, got {shown(value)}")
         if not self.holds(number):
@@ -58,8 +61,10 @@ class Number:
         return number
 
     def holds(self, number: float) -> bool:
+        if number != number:
+            return self.nan
         return (
-            (-math.inf < number < math.inf or (self.infinite and number == number))
+            (-math.inf < number < math.inf or self.infinite)
             and (self.least is None or number >= self.least)
             and (self.above is None or number > self.above)
             and (self.most is None or number <= self.most)

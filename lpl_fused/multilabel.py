@@ -28,13 +28,16 @@ class Weight(NamedTuple):
     by_logit: Tensor | None = None  # broadcasts to the logits
 
 
+MISSING = Maybe(Number(infinite=True, nan=True))  # the label of a class that nobody looked at
+
+
 def binary_options(
     reduction: str, phi: Phi, ignore_index: float | None, rebalance: RebalancedWeight | None = None
 ) -> BinaryOptions:
     Choice(*REDUCTIONS)("reduction", reduction)
     code, parameter = coded(phi)
     options = BinaryOptions(REDUCTIONS[reduction], code, phi_parameter=parameter)
-    ignored = Maybe(Number(infinite=True))("ignore_index", ignore_index)
+    ignored = MISSING("ignore_index", ignore_index)
     if ignored is not None:
         options = options._replace(missing=True, ignored=ignored)
     if rebalance is not None:

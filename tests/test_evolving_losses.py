@@ -225,6 +225,7 @@ def on_rank(rank: int, world: int, folder: str) -> None:
         results[name].append(dict(loss.named_buffers()))
     results["susceptibility"] = probed(rank, world)
     torch.save(results, f"{folder}/{rank}.pt")
+    torch.distributed.barrier()  # nobody leaves while another still talks to it
     torch.distributed.destroy_process_group()
 
 

@@ -25,6 +25,7 @@ from ..arguments import (
     shown,
 )
 from ..class_stats import Counts, checked_counts, effective_number
+from ..multilabel import MISSING
 from ..perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from ..phi import Focal, Phi, checked_phi
 from .cross_entropy import BACKEND, GRADIENT, REDUCTION
@@ -51,7 +52,7 @@ class MultiLabelLoss(LossModule):
     arguments: ClassVar = {
         "weight": live(Maybe(RealTensor())),
         "pos_weight": live(Maybe(RealTensor())),
-        "ignore_index": live(Maybe(Number(infinite=True))),
+        "ignore_index": live(MISSING),
         "reduction": REDUCTION,
         "phi": live(checked_phi),
         "gradient": GRADIENT,
