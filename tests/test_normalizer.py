@@ -15,7 +15,7 @@ from lpl_fused import functional as LF
 from lpl_fused.backends import load
 from lpl_fused.losses.lpl_official import VARIANTS
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "quick-start.md"
 
 
 def accumulated(
@@ -248,8 +248,8 @@ def test_modules_that_divide_by_themselves_refuse() -> None:
             criterion(draw.input(), draw.labels(), normalizer=4)
 
 
-def test_the_example_of_the_readme_runs() -> None:
-    (code,) = re.findall(r"```python\n([^`]*normalizer=[^`]*)```", README.read_text())
+def test_the_example_of_the_quick_start_is_one_batch() -> None:
+    (code,) = re.findall(r"```python\n([^`]*normalizer=[^`]*)```", PAGE.read_text())
     draw = Draw(12, 9, seed=1)
     model = torch.nn.Linear(5, 9).double()
     features, target = draw.normal(12, 5), draw.ignoring()

@@ -1,0 +1,108 @@
+"""What README and docs/ say: their examples run, their links lead somewhere."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [
+    page for page in (*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/**/*.md"))) if page.is_file()
+]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+# code in fences and between backticks, in which brackets are no links
+CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.DOTALL | re.MULTILINE)
+
+pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="no source tree here")
+
+
+def examples(text: str) -> list[tuple[int, str, str | None]]:
+    """(line, code, what it prints or None) of every Python block: a block of text right below it is
+    its output."""
+    fence = r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```$)?"
+    return [
+        (text.count("\n", 0, found.start()) + 2, found[1], found[2])
+        for found in re.finditer(fence, text, re.DOTALL | re.MULTILINE)
+    ]
+
+
+# One process has torch, and is copied for each page: a page has its own names and modules, and none
+# that another imported.
+RUNNER = """
+import contextlib, io, json, os, sys, traceback
+import torch
+torch.set_num_threads(1)
+for page, blocks in json.load(sys.stdin).items():
+    if os.fork():
+        os.wait()
+        continue
+    names = {"__name__": "__main__"}
+    said = ""
+    torch.manual_seed(0)
+    for line, code, expected in blocks:
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed):
+                exec(compile("\\n" * (line - 1) + code, page, "exec"), names)
+        except BaseException:
+            said = traceback.format_exc()
+            break
+        if expected is not None and printed.getvalue() != expected:
+            said = f"line {line}: printed\\n{printed.getvalue()}and not\\n{expected}"
+            break
+    os.write(1, (json.dumps([page, said]) + "\\n").encode())
+    os._exit(0)
+"""
+
+
+@functools.cache
+def outcomes() -> dict[str, str]:
+    """What went wrong on each page that has examples."""
+    found = {name: examples(page.read_text()) for name, page in zip(NAMES, PAGES, strict=True)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", RUNNER],
+        input=json.dumps({name: blocks for name, blocks in found.items() if blocks}),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(line) for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, p in zip(NAMES, PAGES, strict=True) if examples(p.read_text())]
+)
+def test_examples_run(name: str) -> None:
+    assert outcomes()[name] == ""
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as links name them."""
+    plain = CODE.sub(lambda found: "" if "\n" in found[0] else found[0], page.read_text())
+    titles = re.findall(r"^#+ (.*)$", plain, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", CODE.sub("", page.read_text())):
+        if link.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = link.partition("#")
+        goal = (page.parent / path).resolve() if path else page
+        assert goal.is_file(), link
+        if anchor:
+            assert anchor in anchors(goal), link
+
+
+def test_the_readme_is_short() -> None:
+    """It is a first look: what is longer belongs to a page."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
