@@ -145,7 +145,7 @@ CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 # What is launched lest the host waits for the device, and ends at once: where the upstream gradient
 # is 1, in forms whose forward has written the gradient; where every row has a class of its own.
-IDLE_UPSTREAM = r"^(rescale_rows|scale_rows|.*ScaleBody.*)$"
+IDLE_UPSTREAM = r"^(rescale_rows|scale_rows|scale_labels|.*ScaleBody.*)$"
 # … and where a gradient of 16 bits is made anew.
 IDLE_ANEW = r".*\bBinaryScaleBody<(__half|__nv_bfloat16)>"
 IDLE_ALONE = (

@@ -282,6 +282,9 @@ VARIANTS = {
     "multi-label, rescale, everything, 9605": MultilabelVariant(
         "rescale", BF16, 9605, MULTILABEL_ALL, MULTILABEL_TABLES
     ),
+    "multi-label, scale, everything, 9605": MultilabelVariant(
+        "rescale", FP32, 9605, MULTILABEL_ALL, MULTILABEL_TABLES
+    ),
     "multi-label lpl, rescale, 9605": MultilabelVariant("learned rescale", BF16, 9605, n=256),
     "multi-label δ, 9605": MultilabelVariant("delta", BF16, 9605, n=128),
 }
@@ -461,6 +464,7 @@ def test_every_kernel_is_compiled(reports: dict[str, list[Report]]) -> None:
         "resident_steps",
         "sweeping_steps",
         "binary_tiles",
+        "scale_labels",
         "row_masses",
         "binary_learned",
         "binary_moments",

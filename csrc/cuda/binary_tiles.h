@@ -38,8 +38,26 @@ struct BinaryScaleBody {
     if (sizeof(T) == 2 && !keeps_digits(factor)) return;
     const Spans& spans = call.spans;
     const i64 from = t * spans.length, rest = spans.size - from;
-    scale_row(team, static_cast<T*>(call.out.grad) + from,
-              int(rest < spans.length ? rest : spans.length), factor);
+    T* grad = static_cast<T*>(call.out.grad) + from;
+    const int count = int(rest < spans.length ? rest : spans.length);
+    if (call.p.missing && !(std::fabs(factor) < INFINITY))
+      return scale_known(team, call, from, grad, count, factor);
+    scale_row(team, grad, count, factor);
+  }
+
+ private:
+  // The gradient of a label that is not there stays 0, which must not become 0·inf.
+  template <typename Team>
+  LPL_DEVICE static void scale_known(Team& team, const BinaryCall& call, i64 from, T* grad,
+                                     int count, Acc factor) {
+    const BinaryProblem& p = call.p;
+    const Labels<Acc, Any> labels(p);
+    for (int k = team.place(); k < count; k += team.places()) {
+      const i64 i = (from + k) / p.c, j = (from + k) % p.c;
+      bool there;
+      labels.at(i * p.target_stride + j, there);
+      if (there) store(grad[k], load(grad[k]) * factor);
+    }
   }
 };
 
@@ -236,8 +254,8 @@ struct BinaryTileBody {
       const i64 at = i * p_.c + j_;
       if (p_.reduction == Reduction::none && call_.out.loss)
         static_cast<Acc*>(call_.out.loss)[at] = value;
-      // where no label counts the norm is 0, and so is every gradient
-      if (slope != 0) slope *= pull_;
+      if (!there) return 0;  // whatever comes from upstream, or the norm of no labels
+      slope *= pull_;
       return call_.out.upstream_each ? slope * static_cast<const Acc*>(call_.out.upstream)[at]
                                      : slope;
     }

@@ -6,6 +6,11 @@
 
 namespace lpl {
 
+// Whether row i counts nothing: the 0 that is its gradient must not become 0·inf.
+LPL_DEVICE inline bool is_ignored(const Problem& p, i64 i) {
+  return p.target && p.target[i] == p.ignore_index && (!p.other || p.other[i] == p.ignore_index);
+}
+
 // out.grad ← factor·out.grad, in place, where that rounds at most once; nothing to do where the
 // factor is 1. Gradients of 16 bits are rounded already, so that other factors need them anew.
 template <typename T>
@@ -17,6 +22,7 @@ struct ScaleBody {
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
     const Acc factor = factor_of<Acc>(call, i);
     if (factor == 1 || (sizeof(T) == 2 && !keeps_digits(factor))) return;
+    if (!(std::fabs(factor) < INFINITY) && is_ignored(call.p, i)) return;
     scale_row(team, static_cast<T*>(call.out.grad) + i * call.p.c, int(call.p.c), factor);
   }
 };

@@ -118,7 +118,8 @@ struct LearnedDeltaBody {
   using Shared = Nothing;
   using Acc = typename AccumulateOf<T>::type;
 
-  // δ of row i, into out.delta; of a row whose label is out of range there is none.
+  // δ of row i, into out.delta; of a row whose label is out of range, or that has no softmax, there
+  // is none.
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
     const LearnedRow<Acc>& from = learned_row<Acc>(call, i);
@@ -128,7 +129,8 @@ struct LearnedDeltaBody {
     Acc* delta = static_cast<Acc*>(call.out.delta) + i * call.p.c;
     TeamRow<Team, T, kAll, false> here(team, call, algebra, row);
     if (call.scratch.outcome[i] != kSolved) {
-      const Acc none = row.outside ? Acc(NAN) : Acc(0);
+      const bool lost = from.standing == Standing::settled && from.own != from.own;
+      const Acc none = row.outside || lost ? Acc(NAN) : Acc(0);
       here.fill(static_cast<Acc*>(call.out.delta), [&](int, Acc) { return none; });
       return;
     }

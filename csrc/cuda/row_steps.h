@@ -95,6 +95,10 @@ struct RowStepsBody {
       if (!(own_ <= level_)) level_ = own_;
       // nan is nobody's rival, and has none
       moves_ = beside > 0 && beside < INFINITY && own_ == own_;
+      // what has no softmax has no δ either
+      const bool lost =
+          !(beside < INFINITY) || own_ != own_ || (beside == 0 && std::fabs(own_) == INFINITY);
+      if (lost && row.steps != 0) own_change_ = NAN;
       if (!(level_ - level_ == 0)) level_ = 0;
     }
 

@@ -124,8 +124,11 @@ class Backend(Protocol):
 
     def rescale_(self, problem: Problem, forward: Forward, upstream: Tensor) -> Tensor | None:
         """`forward.grad` for an upstream of `upstream`, 0-dim or (N,) for reduction "none", in its
-        place. None, with nothing done, where the backend sees that it is not finite: ignored rows,
-        which are not told here, must not hear of it."""
+        place. Ignored rows must not hear of one that is not finite: None, with nothing done, where
+        the backend leaves it to its caller to see to that.
+
+        Of a problem with more than 16 bits it may know no more than the gradient, in the place of
+        the logits, the labels and the options."""
         ...
 
     def learned_gradient(

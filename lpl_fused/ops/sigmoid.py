@@ -131,7 +131,8 @@ class BinaryCrossEntropy(torch.autograd.Function):
         elif not ctx.past or kept_as_saved():
             ctx.save_for_backward(*tensors, found.grad)
         else:
-            of_shape = BinaryProblem(found.grad, GONE, options=options)  # type: ignore[arg-type]
+            labels = problem.target if options.missing else GONE
+            of_shape = BinaryProblem(found.grad, labels, options=options)  # type: ignore[arg-type]
             ctx.held = of_shape, Forward(GONE, found.norm, grad=found.grad, state=found.state)
             ctx.save_for_backward(*tensors, None)
         return found.loss

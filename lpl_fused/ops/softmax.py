@@ -212,7 +212,8 @@ class CrossEntropy(torch.autograd.Function):
             ctx.save_for_backward(*tensors, found.grad, None)
         else:
             # nothing that would keep the logits alive beside what is saved
-            of_shape = Problem(found.grad, GONE, options=options)  # type: ignore[arg-type]
+            labels = GONE if problem.dense else problem.target
+            of_shape = Problem(found.grad, labels, other=problem.other, options=options)  # type: ignore[arg-type]
             ctx.held = of_shape, Forward(GONE, found.norm, found.terms, found.grad, found.steps)
             ctx.save_for_backward(*tensors, None, None)
         return found.loss

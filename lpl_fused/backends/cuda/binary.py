@@ -50,19 +50,22 @@ def _gradient(
     return grad
 
 
-def binary_rescale_(problem: BinaryProblem, forward: Forward, upstream: Tensor) -> Tensor:
+def binary_rescale_(problem: BinaryProblem, forward: Forward, upstream: Tensor) -> Tensor | None:
     """Which factors would round a 16-bit gradient once more, so that it is made anew, the device
     decides."""
     grad, state = forward.grad, forward.state
     assert grad is not None
     if upstream.dim():
         if grad.element_size() > 2:
-            return grad.mul_(upstream)
+            return None if problem.options.missing else grad.mul_(upstream)
         return _gradient(problem, upstream, grad, state)
     upstream = upstream.to(accumulate_dtype(grad.dtype))
     if grad.element_size() > 2:
-        # the factor is all that is wanted of the problem, which may be no more than its shape
-        problem, scratch, delta = BinaryProblem(grad, grad), BinaryScratch(), None
+        scratch, delta = BinaryScratch(), None
+        if problem.options.missing:
+            problem = with_known_labels(problem)
+        else:  # no more than its shape
+            problem = BinaryProblem(grad, grad)
     else:
         problem = with_known_labels(problem)
         scratch, delta = _scratch(problem, state=state)

@@ -179,12 +179,18 @@ def read_tile(at, problem, dtype: tl.constexpr):
     here = problem.target + places_of(at, problem.target_stride)
     y = tl.load(here, mask=known, other=0).to(dtype)
     if problem.missing:
-        there = y == y
-        if problem.ignored is not None:
-            there = there & (y != problem.ignored)
-        known = known & there
+        known = known & is_there(y, problem.ignored)
         y = tl.where(known, y, 0)
     return u, y, known
+
+
+@triton.jit
+def is_there(y, ignored):
+    """Whether labels are none of the missing ones."""
+    there = y == y
+    if ignored is not None:
+        there = there & (y != ignored)
+    return there
 
 
 @triton.jit
@@ -318,19 +324,20 @@ def read_pull(wanted, dtype: tl.constexpr):
 
 
 @triton.jit
-def store_tile(found, at, pull, problem, wanted, FINITE: tl.constexpr):
-    """Stores losses and gradient of a tile, as wanted. FINITE: what derivatives are multiplied by
-    is; without a label that counts a norm is 0, and gradients are, too.
+def store_tile(found, known, at, pull, problem, wanted, FINITE: tl.constexpr):
+    """Stores losses and gradient of a tile, as wanted. FINITE: what all derivatives are multiplied
+    by is; gradients of labels that are missing are 0, whatever it be.
     """
     places = places_of(at, problem.classes)
     if wanted.losses is not None:
         tl.store(wanted.losses + places, loss_of(found, problem), mask=at.inside)
     if wanted.grad is not None:
         du = found.du * pull
-        if not FINITE:
-            du = tl.where(found.du == 0, 0, du)
-        if wanted.upstream is not None and wanted.each:
+        each: tl.constexpr = wanted.upstream is not None and wanted.each
+        if each:
             du = du * tl.load(wanted.upstream + places, mask=at.inside, other=0)
+        if problem.missing and (each or not FINITE):
+            du = tl.where(known, du, 0)
         tl.store(wanted.grad + places, du.to(wanted.grad.dtype.element_ty), mask=at.inside)
 
 
@@ -339,7 +346,32 @@ def scale_tile(at, factor, problem, wanted):
     """Multiplies a gradient that is there."""
     here = wanted.grad + places_of(at, problem.classes)
     du = tl.load(here, mask=at.inside, other=0).to(factor.dtype) * factor
-    tl.store(here, du.to(wanted.grad.dtype.element_ty), mask=at.inside)
+    known = at.inside
+    if problem.missing and (tl.abs(factor) < float("inf")) == 0:
+        _, _, known = read_tile(at, problem, factor.dtype)
+    tl.store(here, du.to(wanted.grad.dtype.element_ty), mask=known)
+
+
+@triton.jit
+def scale_labels(grad, upstream, classes, target, target_stride, ignored, BLOCK: tl.constexpr):
+    """grad (N, C) ← upstream·grad, in place. Where `target` (N, C) says that a label is missing its
+    gradient stays 0, whatever comes from upstream; None: none is. One program per row.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    factor = tl.load(upstream)
+    if factor == 1:
+        return
+    start = 0
+    while start < classes:
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < classes
+        here = grad + row * classes + columns
+        value = tl.load(here, mask=inside, other=0).to(factor.dtype) * factor
+        if target is not None and (tl.abs(factor) < float("inf")) == 0:
+            y = tl.load(target + row * target_stride + columns, mask=inside, other=0)
+            inside = inside & is_there(y.to(factor.dtype), ignored)
+        tl.store(here, value.to(grad.dtype.element_ty), mask=inside)
+        start += BLOCK
 
 
 @triton.jit
@@ -437,7 +469,7 @@ def do_tile(
     """Stores what is wanted of a tile; the sums with its losses, where these are wanted."""
     u, y, known = read_tile(at, problem, DTYPE)
     found = tile_terms(u, y, known, at, sides[0], sides[1], problem, form)
-    store_tile(found, at, pull, problem, wanted, FINITE)
+    store_tile(found, known, at, pull, problem, wanted, FINITE)
     if wanted.sums is not None:
         sums = added_loss(sums, found, problem)
     return sums
@@ -455,10 +487,7 @@ def row_masses(problem, masses, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
         y = tl.load(problem.target + row * problem.target_stride + columns, mask=inside, other=0)
         y = y.to(DTYPE)
         if problem.missing:
-            there = y == y
-            if problem.ignored is not None:
-                there = there & (y != problem.ignored)
-            y = tl.where(there, y, 0)
+            y = tl.where(is_there(y, problem.ignored), y, 0)
         total += y * tl.load(problem.inverse_count + columns, mask=inside, other=0)
         start += BLOCK
     tl.store(masses + tl.program_id(0), tl.sum(tl.sum(total, 1), 0))
@@ -828,14 +857,14 @@ def binary_learned(
         start = tl.zeros((), tl.int64)
         if RESIDENT:
             found = tile_terms(u, y, known, at, positive, negative, problem, problem.form)
-            store_tile(found, at, pull, problem, wanted, False)
+            store_tile(found, known, at, pull, problem, wanted, False)
             total += tl.sum(loss_of(found, problem), 0)[None, :]
         else:
             while start < problem.rows:
                 below = at_rows(start, lanes, columns, problem)
                 u, y, known = read_tile(below, problem, DTYPE)
                 found = tile_terms(u, y, known, below, positive, negative, problem, problem.form)
-                store_tile(found, below, pull, problem, wanted, False)
+                store_tile(found, known, below, pull, problem, wanted, False)
                 total += tl.sum(loss_of(found, problem), 0)[None, :]
                 start += ROWS
         if wanted.sums is not None:

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from .algebra import (
+    DENSE,
     Block,
     bounded,
     last_block,
@@ -97,6 +98,8 @@ def rescale_rows(problem, upstream, grad, BLOCK: tl.constexpr):
     index = tl.program_id(0).to(tl.int64)
     factor = tl.load(upstream.rows + index * upstream.stride)
     if scales_exactly(factor):
+        if problem.form != DENSE:
+            factor = heard(index, factor, problem.target, problem.other, problem.ignore_index)
         scale_row(index, factor, grad, problem.classes, BLOCK)
     else:
         live, row = read_row(index, problem, problem.terms.dtype.element_ty)
@@ -106,13 +109,32 @@ def rescale_rows(problem, upstream, grad, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def scale_rows(matrix, factors, stride, classes, EXACTLY: tl.constexpr, BLOCK: tl.constexpr):
-    """matrix[i] ← factors[i·stride]·matrix[i], in place; if EXACTLY, where nothing is rounded."""
+def scale_rows(
+    matrix, factors, stride, classes, target, other, ignore_index,
+    EXACTLY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """matrix[i] ← factors[i·stride]·matrix[i], in place; if EXACTLY, where nothing is rounded.
+    target and other (N,) are labels, each or None."""
     index = tl.program_id(0).to(tl.int64)
     factor = tl.load(factors + index * stride)
     if EXACTLY and scales_exactly(factor) == 0:
         return
+    if target is not None:
+        factor = heard(index, factor, target, other, ignore_index)
     scale_row(index, factor, matrix, classes, BLOCK)
+
+
+@triton.jit
+def heard(index, factor, target, other, ignore_index):
+    """The factor of a row's gradient; 1 where it is not finite and the row ignored, as the 0 that
+    stands there must not become 0·inf.
+    """
+    if (tl.abs(factor) < float("inf")) == 0:
+        ignored = tl.load(target + index) == ignore_index
+        if other is not None:
+            ignored = ignored & (tl.load(other + index) == ignore_index)
+        factor = tl.where(ignored, 1, factor)
+    return factor
 
 
 @triton.jit

@@ -336,6 +336,9 @@ def step_row(
     number = tl.where(alone, 0, tl.abs(signed))
     step = tl.where(signed > 0, 1.0, -1.0).to(dtype) * step_size
     moved = take_steps(rivals, own, z_head, number, step, NORMALIZE, LANES, ORDER)
+    # neither label nor rivals: what has no softmax has no δ either
+    nothing = alone & (tl.abs(own) == float("inf")) & (signed != 0)
+    lost = tl.where(nothing, float("nan"), 0.0).to(dtype)
 
     own += moved.own_change
     z_head += moved.change
@@ -358,10 +361,10 @@ def step_row(
         tl.store(losses + index, value)
         tl.store(here + 7, terms.strength)
         tl.store(here + 8, terms.part)
-    tl.store(here + 5, moved.own_change)
+    tl.store(here + 5, moved.own_change + lost)
     tl.store(here + 6, unit)
     for r in tl.static_range(ORDER):
-        tl.store(here + SERIES + r, moved.series[r])
+        tl.store(here + SERIES + r, moved.series[r] + lost)
     tl.store(state.changes + index * HEAD + lanes, moved.change, mask=listed)
     tl.store(state.outcome + index, SOLVED)
 

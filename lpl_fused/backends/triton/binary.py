@@ -82,8 +82,8 @@ def binary_gradient(problem: BinaryProblem, upstream: Tensor) -> Tensor:
     return grad
 
 
-def binary_rescale_(problem: BinaryProblem, forward: Forward, upstream: Tensor) -> Tensor:
-    from ..kernels.gradient import scale_rows
+def binary_rescale_(problem: BinaryProblem, forward: Forward, upstream: Tensor) -> Tensor | None:
+    from ..kernels.binary import scale_labels
 
     grad, norm = forward.grad, forward.norm
     assert grad is not None
@@ -97,11 +97,14 @@ def binary_rescale_(problem: BinaryProblem, forward: Forward, upstream: Tensor) 
         )
         _run(problem, grad=grad, known=known, upstream=anew, unless=unless)
     elif upstream.dim():
-        grad.mul_(upstream)
+        return None if problem.options.missing else grad.mul_(upstream)
     else:
         n, classes = grad.shape
-        meta = filling_meta(classes)
-        launching.launch(scale_rows, (n,), grad, upstream, 0, classes, EXACTLY=False, **meta)
+        labels: tuple[Any, ...] = None, None, None
+        if problem.options.missing:
+            labels = _labels(problem), problem.target.stride(0), _ignored(problem)
+        rows = grad, upstream, classes, *labels
+        launching.launch(scale_labels, (n,), *rows, **filling_meta(classes))
     return grad
 
 
@@ -248,20 +251,18 @@ def _arguments(problem: BinaryProblem, known: Learned | None = None) -> Any:
         return launching.number(problem, value)
 
     weighs = problem.inverse_count is not None
-    ignored = options.ignored
     return BinaryArguments(
         input=input,
         input_stride=input.stride(0),
         rows=input.shape[0],
         classes=input.shape[1],
         total=None,
-        # a bool is a byte to a kernel
-        target=target.view(torch.uint8) if target.dtype == torch.bool else target,
+        target=_labels(problem),
         target_stride=target.stride(0),
         form=form,
         even=constexpr(form is not SIDES and _EVEN.serves(problem)),
         missing=constexpr(bool(options.missing)),
-        ignored=number(ignored) if options.missing and ignored == ignored else None,
+        ignored=_ignored(problem) if options.missing else None,
         **{name: getattr(problem, name) for name in SIDE_TABLES},
         inverse_count=problem.inverse_count,
         delta=None if known is None else known.delta,
@@ -273,6 +274,18 @@ def _arguments(problem: BinaryProblem, known: Learned | None = None) -> Any:
         phi=constexpr(options.phi),
         phi_parameter=None if options.phi == LOG else number(options.phi_parameter),
     )
+
+
+def _labels(problem: BinaryProblem) -> Tensor:
+    """As a kernel reads them, to which a bool is a byte."""
+    target = problem.target
+    return target.view(torch.uint8) if target.dtype == torch.bool else target
+
+
+def _ignored(problem: BinaryProblem) -> Any:
+    """What labels that are missing say, beside nan."""
+    ignored = problem.options.ignored
+    return launching.number(problem, ignored) if ignored == ignored else None
 
 
 def _is_flat(problem: BinaryProblem) -> bool:

@@ -75,7 +75,9 @@ def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
     stride = upstream.stride(0) if upstream.dim() else 0
     norm = forward.norm if divides(problem) else None
     factors = Upstream(norm, upstream, stride)
-    scaled = (grad, upstream, stride, classes)
+    labels = None if problem.target.is_floating_point() else problem.target
+    ignored = labels, problem.other, problem.options.ignore_index
+    scaled = (grad, upstream, stride, classes, *ignored)
     meta = filling_meta(classes)
     if grad.element_size() > 2:
         launching.launch(scale_rows, (n,), *scaled, EXACTLY=False, **meta)
