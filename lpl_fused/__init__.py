@@ -1,5 +1,8 @@
 """Class-level logit perturbation at the cost of plain cross-entropy."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import functional, losses
 from .backends import backends, explain
 from .functional import MixedTarget
@@ -8,6 +11,17 @@ from .penalty import MarginPenalty
 from .perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from .phi import GCE, Alpha, Focal, Poly1
 from .version import __version__
+
+if TYPE_CHECKING:
+    from . import average_precision as average_precision
+    from . import certification as certification
+    from . import class_stats as class_stats
+    from . import evaluation as evaluation
+    from . import ladc as ladc
+    from . import linear as linear
+    from . import sampling as sampling
+    from . import schedules as schedules
+    from . import susceptibility as susceptibility
 
 __all__ = [
     "GCE",
@@ -27,3 +41,19 @@ __all__ = [
     "functional",
     "losses",
 ]
+
+# modules that are imported when they are first asked for
+_MODULES = (
+    *("average_precision", "certification", "class_stats", "evaluation", "ladc"),
+    *("linear", "sampling", "schedules", "susceptibility"),
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

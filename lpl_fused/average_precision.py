@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .evaluation import FEW_BELOW, MANY_ABOVE
+from .extras import needs_extra
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,13 @@ def mean_average_precision(
         many_above, few_below: as in `evaluation.accuracy`.
 
     Raises:
-        ModuleNotFoundError: torchmetrics is missing.
+        ModuleNotFoundError: torchmetrics is missing, of the extra "train".
         TypeError: scores that are not floating.
         ValueError: shapes that disagree, no example, nan among the scores, other labels than 0
             and 1, or `few_below` above `many_above + 1`.
     """
-    from torchmetrics.functional.classification import binary_average_precision
+    with needs_extra():
+        from torchmetrics.functional.classification import binary_average_precision
 
     counts = torch.as_tensor(cls_num_list).to(scores.device)
     _check(scores, target, counts, many_above, few_below)

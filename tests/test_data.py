@@ -112,7 +112,7 @@ def test_unknown_name() -> None:
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(
-        MissingExtraError, match=r"sklearn is missing: pip install lpl_fused\[train"
+        MissingExtraError, match=r'sklearn is missing: pip install "lpl_fused\[train\]"'
     ):
         load("digits")
 

@@ -51,6 +51,44 @@ def test_import_needs_torch_alone() -> None:
     assert run(code).strip() == "[]"
 
 
+MODULES = (
+    *("average_precision", "certification", "class_stats", "evaluation", "ladc"),
+    *("linear", "sampling", "schedules", "susceptibility"),
+)
+
+
+def test_modules_come_when_they_are_asked_for() -> None:
+    """And with each of them nothing that is not installed with torch."""
+    code = f"""
+import sys, lpl_fused
+early = [name for name in {MODULES} if f"lpl_fused.{{name}}" in sys.modules]
+shown = [name for name in {MODULES} if name not in dir(lpl_fused)]
+found = [getattr(lpl_fused, name).__name__ for name in {MODULES}]
+print(early, shown, found == [f"lpl_fused.{{name}}" for name in {MODULES}])
+"""
+    early, rest = run(code).split("] ", 1)
+    assert rest.strip() == "[] True"
+    assert "sampling" not in early  # others are what losses are made of
+
+
+def test_what_is_no_module_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'lpl_fused' has no attribute 'schedule'"):
+        lpl_fused.schedule  # noqa: B018
+
+
+def test_a_missing_package_names_its_extra() -> None:
+    code = """
+import sys
+sys.modules["torchmetrics"] = None
+import torch, lpl_fused
+try:
+    lpl_fused.average_precision.mean_average_precision(torch.rand(2, 2), torch.eye(2), [1, 1])
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    assert run(code).strip() == 'torchmetrics is missing: pip install "lpl_fused[train]"'
+
+
 BLOCKED = """
 import sys
 sys.modules.update(dict.fromkeys({blocked}))  # None there makes an import fail

@@ -7,7 +7,7 @@ the system's and libgomp, the GPU architectures in it (by cuobjdump). Then for e
 interpreter with torch and the test extra's packages: the wheel is installed into a folder of its
 own, its modules are imported (a driver is not needed), one libgomp is in the process, and tests run
 in a folder without the package's source: SOME, or `--tests all`, or `none`. Needs
-`pip install ".[wheels]"`.
+`pip install --group wheels`.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ from .native import (
     Outputs,
     Sizes,
     load,
+    not_built,
     with_known_labels,
 )
 
@@ -105,7 +106,7 @@ def unavailable() -> str | None:
     try:
         _native()
     except ImportError as error:
-        return f"its native module was not built ({error}); reinstall with a C++ compiler at hand"
+        return not_built(error, "a C++ compiler")
     return None
 
 

@@ -166,6 +166,14 @@ def load(name: str, *records: Any) -> ModuleType:
     return module
 
 
+def not_built(error: ImportError, needs: str) -> str:
+    """Why a native module is missing, and what to do about it."""
+    return (
+        f"its native module was not built ({error}); reinstall with {needs} at hand and"
+        " --no-cache-dir, since pip keeps what it built"
+    )
+
+
 _NUMBERS = {
     "Terms": list(Terms._fields),
     **{part.__name__: part.numbers() for part in PARTS.values()},

@@ -9,14 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .base import (
-    PROFILES,
-    DataError,
-    LongTailedData,
-    MissingExtraError,
-    long_tail_counts,
-    needs_extra,
-)
+from ..extras import MissingExtraError, needs_extra
+from .base import PROFILES, DataError, LongTailedData, long_tail_counts
 from .labels import LabelSets
 
 NAMES = ("glyphs", "digits", "tokens", "tags", "folder")

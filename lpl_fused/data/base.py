@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -12,15 +10,10 @@ from torch import Tensor
 from .labels import LabelSets, class_counts
 
 PROFILES = ("exp", "zipf")
-_EXTRA_PACKAGES = frozenset({"matplotlib", "numpy", "PIL", "rich", "sklearn", "torchmetrics"})
 
 
 class DataError(ValueError):
     """The data asked for cannot be made: a wrong option, a missing folder, an unreadable image."""
-
-
-class MissingExtraError(ModuleNotFoundError):
-    """A package of the `train` extra is not installed."""
 
 
 @dataclass(frozen=True)
@@ -131,17 +124,3 @@ def long_tail_counts(
     else:
         exponent = (rank + 1).log() / torch.tensor(num_classes, dtype=torch.float64).log()
     return (largest * torch.exp(-log_imbalance * exponent)).round().long()
-
-
-@contextmanager
-def needs_extra() -> Iterator[None]:
-    """Say which `pip install` helps where a package of the `train` extra is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in _EXTRA_PACKAGES:
-            raise MissingExtraError(
-                f"{package} is missing: pip install lpl_fused[train]", name=error.name
-            ) from error
-        raise

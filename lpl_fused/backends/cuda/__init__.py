@@ -27,7 +27,7 @@ from ...algebra.terms import Terms
 from ...problem import MEAN, NONE, Problem, accumulate_dtype, divides
 from ..buffers import gradients, new, table_places
 from ..contract import Choose, Form, Forward, Gradients, leaves_terms
-from ..native import DTYPES, PARTS, Outputs, Sizes, replaced
+from ..native import DTYPES, PARTS, Outputs, Sizes, not_built, replaced
 from .binary import (
     binary_forward,
     binary_gradient,
@@ -81,7 +81,7 @@ def unavailable() -> str | None:
     try:
         device = _native().device
     except ImportError as error:
-        return f"its native module was not built ({error}); reinstall with nvcc at hand"
+        return not_built(error, "nvcc")
     return None if device == "cpu" or torch.cuda.is_available() else "no GPU"
 
 
