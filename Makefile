@@ -6,7 +6,7 @@ PROCESSES ?= 4
 PYTEST = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=$(PROCESSES)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test bench gpu sanitize lint clean
+.PHONY: train test bench docs gpu sanitize lint clean
 
 train: $(VENV)/train.done  ## train on embedded data, compare losses, print the table, draw the plot
 	$(BIN)/lpl-fused train $(ARGS)
@@ -16,6 +16,10 @@ test: $(VENV)/test.done  ## the whole suite; what needs a GPU skips and says so
 
 bench: $(VENV)/test.done  ## time every backend against eager and torch.compile
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+docs: $(VENV)/docs.done  ## the documentation as a site in build/site; a warning or a dead link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict $(ARGS)
+	@echo build/site/index.html
 
 # a device compiles over a thousand Triton kernels for the file that tests all backends
 gpu: PROCESSES = 12
@@ -55,6 +59,11 @@ $(VENV)/torch.done: constraints.txt | $(BIN)/python
 $(VENV)/train.done $(VENV)/test.done $(VENV)/dev.done: export LPL_FUSED_CUDA ?= 0
 $(VENV)/train.done $(VENV)/test.done $(VENV)/dev.done: $(VENV)/%.done: $(VENV)/torch.done pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/*)
 	$(PIP) -c constraints.txt -e ".[$*]"
+	touch $@
+
+# tools alone: the site is made from the text of the package
+$(VENV)/docs.done: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -c constraints.txt --group docs
 	touch $@
 
 # PYTHON's own CUDA torch and its triton, wherever they are: of an environment that PYTHON is in,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import re
 import subprocess
@@ -10,6 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import lpl_fused
+from lpl_fused import functional, losses
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -106,3 +110,22 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_readme_is_short() -> None:
     """It is a first look: what is longer belongs to a page."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_the_reference_lists_every_public_name() -> None:
+    """A name without an entry, and an entry whose name is gone."""
+    listed = {
+        name
+        for page in ROOT.glob("docs/reference/*.md")
+        for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)
+    }
+    public = {f"lpl_fused.losses.{name}" for name in losses.__all__}
+    public |= {f"lpl_fused.functional.{name}" for name in functional.__all__}
+    public |= {f"lpl_fused.{name}" for name in lpl_fused.__all__}
+    elsewhere = {"__version__", "functional", "losses"}
+    assert public - listed - {f"lpl_fused.{name}" for name in elsewhere} == {
+        "lpl_fused.functional.MixedTarget"  # lpl_fused.MixedTarget
+    }
+    for name in listed:
+        module, _, last = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), last), name
