@@ -18,7 +18,7 @@ bench: $(VENV)/test.done  ## time every backend against eager and torch.compile
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 docs: $(VENV)/docs.done  ## the documentation as a site in build/site; a warning or a dead link fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 	@echo build/site/index.html
 
 # a device compiles over a thousand Triton kernels for the file that tests all backends
