@@ -1,6 +1,6 @@
 """Hooks of mkdocs.yml: pages and pictures of the repository outside docs/ belong to the site, too.
 
-README.md is the site's first page. Whatever a page links to, records of benchmarks and the changelog,
+README.md is the site's first page. Whatever a page links to, records of benchmarks and changes,
 say, is a page or a file of the site, at its place in the repository; what is in docs/ moves up one
 level, and links follow. So one text serves the repository and the site, and mkdocs checks links.
 """
