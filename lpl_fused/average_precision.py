@@ -59,6 +59,12 @@ def mean_average_precision(
         TypeError: scores that are not floating.
         ValueError: shapes that disagree, no example, nan among the scores, other labels than 0
             and 1, or `few_below` above `many_above + 1`.
+
+    Examples:
+        >>> scores = torch.tensor([[3.0, 0.0], [1.0, 2.0], [2.0, 1.0]])
+        >>> labels = torch.tensor([[1, 0], [0, 1], [1, 1]])
+        >>> lpl_fused.average_precision.mean_average_precision(scores, labels, [500, 5]).per_class
+        tensor([1., 1.], dtype=torch.float64)
     """
     with needs_extra():
         from torchmetrics.functional.classification import binary_average_precision

@@ -41,6 +41,13 @@ class SmoothedClassifier:
 
     Raises:
         ValueError: `sigma` not positive.
+
+    Examples:
+        >>> model = torch.nn.Linear(4, 3).eval()
+        >>> smoothed = lpl_fused.certification.SmoothedClassifier(model, sigma=0.25, num_classes=3)
+        >>> smoothed.votes(torch.rand(4), 100).sum()
+        tensor(100)
+        >>> label, radius = smoothed.certify(torch.rand(4), n0=10, n=100)
     """
 
     model: Callable[[Tensor], Tensor]
@@ -102,6 +109,12 @@ def certified(votes: int, total: int, sigma: float, alpha: float = 0.001) -> flo
 
     Raises:
         ValueError: numbers out of range.
+
+    Examples:
+        >>> round(lpl_fused.certification.certified(votes=990, total=1000, sigma=0.25), 4)
+        0.4945
+        >>> lpl_fused.certification.certified(votes=50_100, total=100_000, sigma=0.25) is None
+        True
     """
     sigma = POSITIVE("sigma", sigma)
     p = clopper_pearson_lower(votes, total, alpha)
@@ -112,6 +125,10 @@ def voted(counts: Tensor, alpha: float = 0.001) -> int:
     """The class with most of the votes `counts` (C,), or ABSTAIN where the second may be as likely.
 
     Abstains if the two-sided binomial test of the two largest counts has p > α.
+
+    Examples:
+        >>> lpl_fused.certification.voted(torch.tensor([90, 10, 0]))
+        0
     """
     alpha = Number(above=0, most=1)("alpha", alpha)
     (most, second), order = torch.topk(counts, 2)
@@ -125,6 +142,10 @@ def clopper_pearson_lower(successes: int, trials: int, alpha: float) -> float:
     Raises:
         ValueError: not 0 ≤ successes ≤ trials, trials ≥ 1, 0 < α ≤ 1/2: above it the bound would
             lie above the share of successes.
+
+    Examples:
+        >>> round(lpl_fused.certification.clopper_pearson_lower(990, 1000, alpha=0.001), 4)
+        0.976
     """
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"expected 0 <= successes <= trials, got {successes} of {trials}")
@@ -143,7 +164,12 @@ def clopper_pearson_lower(successes: int, trials: int, alpha: float) -> float:
 
 
 def binomial_tail(successes: int, trials: int, p: float) -> float:
-    """P(Binomial(n, p) ≥ k), the regularised incomplete beta function I_p(k, n − k + 1)."""
+    """P(Binomial(n, p) ≥ k), the regularised incomplete beta function I_p(k, n − k + 1).
+
+    Examples:
+        >>> round(lpl_fused.certification.binomial_tail(8, 10, p=0.5), 4)
+        0.0547
+    """
     if successes <= 0:
         return 1.0
     if p <= 0 or p >= 1:

@@ -49,6 +49,12 @@ def checked_counts(
         TypeError: no counts at all.
         ValueError: not one number per class, or a count that is not finite or below `minimum`
             (beside `filled`: neither 0 nor at least 1).
+
+    Examples:
+        >>> lpl_fused.class_stats.checked_counts({0: 100, 2: 5})
+        tensor([100.,   0.,   5.], dtype=torch.float64)
+        >>> lpl_fused.class_stats.checked_counts([100, 0, 5], filled=True)
+        tensor([100.,   5.,   5.], dtype=torch.float64)
     """
     counts = count_tensor(cls_num_list, name).detach().to("cpu", torch.float64)
     if counts.dim() != 1 or counts.numel() == 0:
@@ -122,6 +128,13 @@ def class_counts(
         TypeError: no labels found in what was given.
         ValueError: a negative label, one not below `num_classes`, one that `class_of` lacks; an
             annotation file whose categories are not 0, 1, 2, … without `class_of`.
+
+    Examples:
+        >>> lpl_fused.class_stats.class_counts([0, 0, 2, 0])
+        tensor([3, 0, 1])
+        >>> dataset = torch.utils.data.TensorDataset(torch.rand(3, 8), torch.tensor([1, 1, 0]))
+        >>> lpl_fused.class_stats.class_counts(dataset, num_classes=3)
+        tensor([1, 2, 0])
     """
     num_classes = Maybe(Integer(least=1))("num_classes", num_classes)
     if isinstance(labels, (str, PathLike)):
@@ -188,7 +201,12 @@ def _labels_of(labels: Any) -> Tensor:
 
 
 def effective_number(counts: Tensor, beta: float) -> Tensor:
-    """(1 − β^n)/(1 − β) of each count n (Cui et al.), without cancellation as β → 1."""
+    """(1 − β^n)/(1 − β) of each count n (Cui et al.), without cancellation as β → 1.
+
+    Examples:
+        >>> lpl_fused.class_stats.effective_number(torch.tensor([100.0, 10.0, 1.0]), beta=0.9)
+        tensor([9.9997, 6.5132, 1.0000])
+    """
     if beta == 0:
         return torch.ones_like(counts)
     return -torch.expm1(counts * math.log(beta)) / (1 - beta)
@@ -203,6 +221,10 @@ def effective_number_weights(cls_num_list: Counts, beta: float = 0.9999) -> Tens
 
     Raises:
         ValueError: `beta` outside [0, 1); bad counts.
+
+    Examples:
+        >>> lpl_fused.class_stats.effective_number_weights([100, 10, 1], beta=0.9)
+        tensor([0.2393, 0.3674, 2.3932])
     """
     beta = Number(least=0, below=1)("beta", beta)
     counts = checked_counts(cls_num_list)
@@ -222,6 +244,10 @@ def difficulty_weights(difficulty: Tensor, tau: float | str = "dynamic") -> Tens
 
     Raises:
         ValueError: bad shape, difficulty outside [0, 1] or nan, bad `tau`.
+
+    Examples:
+        >>> lpl_fused.class_stats.difficulty_weights(torch.tensor([0.1, 0.5, 0.9]), tau=1.0)
+        tensor([0.2000, 1.0000, 1.8000], dtype=torch.float64)
     """
     d = on_cpu(difficulty).double()
     if d.dim() != 1 or d.numel() == 0:
@@ -280,6 +306,10 @@ def label_aware_smoothing(
 
     Raises:
         ValueError: bad counts, numbers or `shape`.
+
+    Examples:
+        >>> lpl_fused.class_stats.label_aware_smoothing([100, 10, 1], head=0.3, tail=0.0)
+        tensor([0.3000, 0.0427, 0.0000], dtype=torch.float64)
     """
     head, tail, power = SHARE("head", head), SHARE("tail", tail), POSITIVE("power", power)
     counts = checked_counts(cls_num_list)
@@ -305,6 +335,11 @@ def class_mean(values: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor
     Returns:
         mean: (C,), 0 for classes without samples.
         count: (C,) of the same dtype.
+
+    Examples:
+        >>> values, target = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 0, 2])
+        >>> lpl_fused.class_stats.class_mean(values, target, num_classes=3)
+        (tensor([1.5000, 0.0000, 4.0000]), tensor([2., 0., 1.]))
     """
     present = (target >= 0) & (target < num_classes)
     index = torch.where(present, target, num_classes)
@@ -328,6 +363,10 @@ def present_classes(
     Returns:
         classes: (R,) int64, ascending in front of the fill.
         slot: (N,) int64, in [0, R).
+
+    Examples:
+        >>> lpl_fused.class_stats.present_classes(torch.tensor([4, 1, 4]), num_classes=5)
+        (tensor([1, 4]), tensor([1, 0, 1]))
     """
     counted = (target != ignore_index) & (target >= 0) & (target < num_classes)
     label = torch.where(counted, target, num_classes)

@@ -72,6 +72,12 @@ def accuracy(
         TypeError: `input` is neither 2-d floating nor 1-d integer, or `target` is not integer.
         ValueError: lengths or the number of classes disagree, a target or prediction lies outside
             `[0, C)`, or `few_below` exceeds `many_above + 1` (a class would be both).
+
+    Examples:
+        >>> logits, target = torch.eye(3)[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 2])
+        >>> found = lpl_fused.evaluation.accuracy(logits, target, torch.tensor([500, 50, 5]))
+        >>> found.overall, found.many, found.medium, found.few
+        (0.75, 1.0, 1.0, 0.0)
     """
     counts = torch.as_tensor(cls_num_list).to(target.device)
     num_classes = _check_class_vector(counts)
@@ -135,6 +141,13 @@ def relative_loss_variation(
     Raises:
         TypeError: a loss is not of a floating dtype, or `target` not of an integer one.
         ValueError: the three differ in length, or a target lies outside `[0, C)`.
+
+    Examples:
+        >>> target = torch.tensor([0, 0, 1])
+        >>> lpl_fused.evaluation.relative_loss_variation(
+        ...     torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.5, 1.0, 6.0]), target, num_classes=2
+        ... )
+        tensor([-0.5000,  0.5000], dtype=torch.float64)
     """
     for name, values in (("loss", loss), ("perturbed_loss", perturbed_loss)):
         if values.ndim != 1 or not values.is_floating_point():
@@ -176,6 +189,11 @@ def average_k_threshold(
         TypeError: scores that are not floating; no `num_samples` for an iterable.
         ValueError: bad shapes, nan, K out of range or n·K < 1, more or fewer samples than
             `num_samples`.
+
+    Examples:
+        >>> p = torch.tensor([[0.9, 0.05, 0.05], [0.4, 0.35, 0.25], [0.5, 0.3, 0.2]])
+        >>> lpl_fused.evaluation.average_k_threshold(p, k=2)
+        tensor(0.2250)
     """
     if isinstance(scores, Tensor):
         scores = scores.split(256)
@@ -220,6 +238,13 @@ def average_k_sets(scores: Tensor, threshold: Tensor | float, *, min_size: int =
     Raises:
         TypeError, ValueError: scores that are not floating, not `(N, C)` or nan; `min_size` not in
             `[0, C]`.
+
+    Examples:
+        >>> p = torch.tensor([[0.9, 0.05, 0.05], [0.4, 0.35, 0.25], [0.5, 0.3, 0.2]])
+        >>> lpl_fused.evaluation.average_k_sets(p, 0.225)
+        tensor([[ True, False, False],
+                [ True,  True,  True],
+                [ True,  True, False]])
     """
     _check_scores(scores)
     if not 0 <= min_size <= scores.shape[1]:
@@ -258,6 +283,11 @@ def average_k_accuracy(
 
     Raises:
         TypeError, ValueError: as `average_k_sets`; a target of another shape or out of range.
+
+    Examples:
+        >>> p = torch.tensor([[0.9, 0.05, 0.05], [0.4, 0.35, 0.25], [0.5, 0.3, 0.2]])
+        >>> lpl_fused.evaluation.average_k_accuracy(p, torch.tensor([0, 2, 1]), 0.225)
+        AverageK(accuracy=1.0, mean_size=2.0, empty=0.0)
     """
     sets = average_k_sets(scores, threshold, min_size=min_size)
     if target.is_floating_point():

@@ -24,6 +24,10 @@ def tukey(features: Tensor, power: float = 0.9) -> Tensor:
 
     Raises:
         ValueError: a negative feature, or `power` not positive.
+
+    Examples:
+        >>> lpl_fused.ladc.tukey(torch.tensor([0.0, 1.0, 4.0]), power=0.5)
+        tensor([0., 1., 2.])
     """
     power = POSITIVE("power", power)
     if (features < 0).any():
@@ -82,6 +86,12 @@ def calibrated_features(
     Raises:
         TypeError: dtypes other than these.
         ValueError: shapes or numbers out of range; a head class with fewer than 2 samples.
+
+    Examples:
+        >>> features, target = torch.rand(9, 4), torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2])
+        >>> new, labels = lpl_fused.ladc.calibrated_features(features, target, num_head=2)
+        >>> labels  # class 2 now has as many as class 0
+        tensor([2, 2])
     """
     if not features.is_floating_point():
         raise TypeError(f"features: expected a floating dtype, got {features.dtype}")

@@ -18,6 +18,12 @@ class NormalizedLinear(nn.Module):
 
     Shapes: (…, in_features) → (…, out_features). A zero vector gives zeros (‖·‖ is bounded below by
     1e-12, as in `torch.nn.functional.normalize`).
+
+    Examples:
+        >>> layer = lpl_fused.linear.NormalizedLinear(16, 5)
+        >>> cosines = layer(torch.randn(8, 16))
+        >>> cosines.shape, bool((cosines.abs() <= 1).all())
+        (torch.Size([8, 5]), True)
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -52,6 +58,11 @@ class WeightScaling(nn.Module):
         num_classes: C.
 
     Shapes: (N, C) → (N, C).
+
+    Examples:
+        >>> layer = lpl_fused.linear.WeightScaling(3)
+        >>> layer(torch.tensor([[2.0, 1.0, 0.0]])).detach()
+        tensor([[2., 1., 0.]])
     """
 
     def __init__(self, num_classes: int) -> None:

@@ -31,6 +31,12 @@ class Perturbation:
 
     Tables are kept in float32 (float64 beside float64 logits) whatever the dtype of the logits;
     shapes and dtypes are checked when the perturbation meets its logits.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
+        >>> moved = lpl_fused.Perturbation(margin=torch.tensor([0.1, 0.2, 0.5]), temperature=0.5)
+        >>> LF.cross_entropy(logits, target, perturbation=moved)
+        tensor(5.1328)
     """
 
     scale: Tensor | None = None
@@ -92,6 +98,13 @@ class BinaryPerturbation:
     Args:
         positive: what positives undergo.
         negative: what negatives undergo.
+
+    Examples:
+        >>> logits, labels = torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.0]])
+        >>> rare = lpl_fused.Perturbation(offset=torch.tensor([-1.0, -1.0]))
+        >>> both = lpl_fused.BinaryPerturbation(positive=rare)  # negatives stay as they are
+        >>> LF.binary_cross_entropy_with_logits(logits, labels, reduction="none", perturbation=both)
+        tensor([[0.9741, 0.9741]])
     """
 
     positive: Perturbation | None = None
@@ -154,6 +167,12 @@ class RebalancedWeight:
     Args:
         inverse_count: (C,), v: finite, ≥ 0.
         alpha, beta, mu: default 0.1, 10 and 0.2, the authors' for COCO-MLT (VOC-MLT: mu 0.3).
+
+    Examples:
+        >>> logits, labels = torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 1.0]])
+        >>> weight = lpl_fused.RebalancedWeight(1 / torch.tensor([100.0, 5.0]))
+        >>> LF.binary_cross_entropy_with_logits(logits, labels, reduction="none", rebalance=weight)
+        tensor([[0.1322, 0.5212]])
     """
 
     inverse_count: Tensor

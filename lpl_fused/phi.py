@@ -29,6 +29,11 @@ class Alpha:
 
     Raises:
         ValueError: `alpha` is not positive.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
+        >>> LF.cross_entropy(logits, target, phi=lpl_fused.Alpha(2.0))
+        tensor(1.3999)
     """
 
     alpha: float = 2.0
@@ -50,6 +55,11 @@ class GCE:
 
     Raises:
         ValueError: `q` is outside [0, 1].
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
+        >>> LF.cross_entropy(logits, target, phi=lpl_fused.GCE(0.7))
+        tensor(1.1637)
     """
 
     q: float = 0.7
@@ -70,6 +80,11 @@ class Focal:
 
     Raises:
         ValueError: `gamma` is negative or not finite.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
+        >>> LF.cross_entropy(logits, target, phi=lpl_fused.Focal(2.0))
+        tensor(1.9936)
     """
 
     gamma: float = 2.0
@@ -90,6 +105,11 @@ class Poly1:
 
     Raises:
         ValueError: `epsilon` is not finite.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
+        >>> LF.cross_entropy(logits, target, phi=lpl_fused.Poly1(2.0))
+        tensor(4.2275)
     """
 
     epsilon: float = 2.0

@@ -32,6 +32,11 @@ def difficulty_sampling_weights(
     Raises:
         TypeError: `target` is not integer.
         ValueError: a class out of range; bad `difficulty` or `tau`.
+
+    Examples:
+        >>> target, difficulty = torch.tensor([0, 0, 1]), torch.tensor([0.2, 0.8])
+        >>> lpl_fused.sampling.difficulty_sampling_weights(target, difficulty, tau=1.0)
+        tensor([0.2000, 0.2000, 1.6000], dtype=torch.float64)
     """
     weights = difficulty_weights(difficulty, tau).to(target.device)
     _check_classes(target, len(weights))
@@ -66,6 +71,12 @@ class UniMix(LossModule):
     Raises:
         ValueError: bad counts, α or τ; at the call, lengths that disagree, a class out of range.
         TypeError: at the call, dtypes other than these.
+
+    Examples:
+        >>> mix = lpl_fused.sampling.UniMix([100, 10, 1])
+        >>> images, mixed = mix(torch.rand(4, 3, 8, 8), torch.tensor([0, 0, 1, 2]))
+        >>> losses.BayiasLoss([100, 10, 1])(torch.zeros(4, 3), mixed).shape
+        torch.Size([])
     """
 
     arguments: ClassVar = {"cls_num_list": CONSUMED, "alpha": live(POSITIVE), "tau": live(REAL)}

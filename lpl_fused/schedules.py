@@ -26,6 +26,12 @@ def drw_weights(cls_num_list: Counts, epoch: int, start_epoch: int, beta: float 
 
     Raises:
         ValueError: bad counts or `beta`.
+
+    Examples:
+        >>> lpl_fused.schedules.drw_weights([100, 10, 1], epoch=0, start_epoch=160)
+        tensor([1., 1., 1.])
+        >>> lpl_fused.schedules.drw_weights([100, 10, 1], epoch=160, start_epoch=160)
+        tensor([0.0272, 0.2704, 2.7025])
     """
     if epoch < start_epoch:
         return torch.ones(len(checked_counts(cls_num_list)))
@@ -33,12 +39,22 @@ def drw_weights(cls_num_list: Counts, epoch: int, start_epoch: int, beta: float 
 
 
 def warm_up(value: float, epoch: int, epochs: int = 10) -> float:
-    """value·min(1, (epoch + 1)/epochs): SmoothMix's η, epochs counted from 0; default its 10."""
+    """value·min(1, (epoch + 1)/epochs): SmoothMix's η, epochs counted from 0; default its 10.
+
+    Examples:
+        >>> [lpl_fused.schedules.warm_up(5.0, epoch) for epoch in (0, 4, 9, 20)]
+        [0.5, 2.5, 5.0, 5.0]
+    """
     return value * min(1.0, (epoch + 1) / epochs)
 
 
 def isda_strength(epoch: float, epochs: int, strength: float = 0.5) -> float:
-    """λ₀·epoch/epochs (ISDA); λ₀ defaults to the authors' 0.5 for CIFAR, 7.5 being ImageNet's."""
+    """λ₀·epoch/epochs (ISDA); λ₀ defaults to the authors' 0.5 for CIFAR, 7.5 being ImageNet's.
+
+    Examples:
+        >>> lpl_fused.schedules.isda_strength(epoch=80, epochs=160)
+        0.25
+    """
     return strength * epoch / epochs
 
 
@@ -46,17 +62,31 @@ def progress(epoch: float, start: float, end: float) -> float:
     """How much of [start, end] has passed, in [0, 1]; 1 where it is empty. Epochs may be fractions.
 
     ℓ∞-dist-net v2: r = progress(epoch, 100, 1250) of 1300 epochs for λ and p.
+
+    Examples:
+        >>> [lpl_fused.schedules.progress(epoch, 100, 200) for epoch in (0, 150, 300)]
+        [0.0, 0.5, 1.0]
     """
     return 1.0 if end <= start else min(max((epoch - start) / (end - start), 0.0), 1.0)
 
 
 def geometric(first: float, last: float, ratio: float) -> float:
-    """first·(last/first)^ratio: λ of ℓ∞-dist-net v2, 0.1 to 0.001 by default of the authors."""
+    """first·(last/first)^ratio: λ of ℓ∞-dist-net v2, 0.1 to 0.001 by default of the authors.
+
+    Examples:
+        >>> round(lpl_fused.schedules.geometric(0.1, 0.001, 0.5), 6)
+        0.01
+    """
     return first * math.exp(math.log(last / first) * ratio)
 
 
 def lp_exponent(ratio: float, first: float = 8.0, last: float = 1000.0) -> float:
-    """p of ℓ∞-dist-net v2's layers: geometric, ∞ at the end where `last` ≥ 100."""
+    """p of ℓ∞-dist-net v2's layers: geometric, ∞ at the end where `last` ≥ 100.
+
+    Examples:
+        >>> [lpl_fused.schedules.lp_exponent(ratio) for ratio in (0.0, 1.0)]
+        [8.0, inf]
+    """
     return math.inf if ratio >= 1 and last >= 100 else geometric(first, last, ratio)
 
 
@@ -64,6 +94,10 @@ def smooth_ramp(value: float, ratio: float, smooth: float = 0.0) -> float:
     """ε of ℓ∞-dist-net v2: linear in `ratio`; with `smooth` in (0, 1), its first part, quartic.
 
     Value and slope are continuous where the parts meet.
+
+    Examples:
+        >>> [lpl_fused.schedules.smooth_ramp(0.3, ratio) for ratio in (0.0, 0.5, 1.0)]
+        [0.0, 0.15, 0.3]
     """
     if smooth == 0:
         return value * ratio

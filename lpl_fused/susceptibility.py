@@ -38,6 +38,15 @@ class Susceptibility(nn.Module):
 
     Raises:
         ValueError: `num_classes` below 1.
+
+    Examples:
+        >>> model = torch.nn.Linear(4, 3)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> memory = lpl_fused.susceptibility.Susceptibility(num_classes=3)
+        >>> for epoch in range(2):  # beside the training, which is left as it is
+        ...     _ = memory.probe(model, optimizer, torch.randn(8, 4))
+        >>> memory.zeta > 0
+        True
     """
 
     total: Tensor

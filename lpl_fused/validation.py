@@ -32,6 +32,12 @@ class MixedTarget(NamedTuple):
     """Two labels per sample (mixup, CutMix, UniMix): `lam` of `target`, 1 − `lam` of `other`.
 
     Shapes: `target` and `other` as class indices, `lam` the same shape or 0-dim or a number.
+
+    Examples:
+        >>> logits, lam = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0.75])
+        >>> mixed = lpl_fused.MixedTarget(torch.tensor([0]), torch.tensor([2]), lam)
+        >>> LF.cross_entropy(logits, mixed)  # 0.75·0.4076 + 0.25·2.4076
+        tensor(0.9076)
     """
 
     target: Tensor

@@ -105,7 +105,12 @@ resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def backends() -> dict[str, str]:
-    """Every backend, and "available" or the reason why it is not."""
+    """Every backend, and "available" or the reason why it is not.
+
+    Examples:
+        >>> lpl_fused.backends()["reference"]
+        'available'
+    """
     report = {name: load(name).unavailable() or "available" for name in BACKENDS}
     return {**report, REFERENCE: "available"}
 
@@ -116,6 +121,11 @@ def explain(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float
     Args:
         device: the logits' device, "cpu" or "cuda".
         dtype: the logits' dtype.
+
+    Examples:
+        >>> print(lpl_fused.explain())
+        backend="auto" on cpu torch.float32 runs: ...
+          reference plain PyTorch, always there; slower, defines what is correct
     """
     kind = torch.device(device).type
     chosen = resolve("auto", kind, dtype)

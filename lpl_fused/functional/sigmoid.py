@@ -82,6 +82,11 @@ def binary_cross_entropy_with_logits(
         ValueError: wrong shape, device, table length or number.
         RuntimeError: a backend asked for by name that cannot run here, or cannot differentiate
             what requires grad.
+
+    Examples:
+        >>> logits, labels = torch.tensor([[0.5, -1.0]]), torch.tensor([[1.0, -1.0]])
+        >>> LF.binary_cross_entropy_with_logits(logits, labels, ignore_index=-1)  # one is missing
+        tensor(0.4741)
     """
     call = MultiLabel(input, target)
     options = binary_options(reduction, phi, ignore_index, rebalance)
@@ -133,6 +138,13 @@ def lpl_binary_cross_entropy_with_logits(
 
     Returns, Raises:
         as `binary_cross_entropy_with_logits`; also TypeError for `steps` that are not integers.
+
+    Examples:
+        >>> logits, labels = torch.tensor([[0.5]]), torch.tensor([[1.0]])
+        >>> LF.lpl_binary_cross_entropy_with_logits(
+        ...     logits, labels, torch.tensor([3]), step_size=0.1, normalize=True
+        ... )
+        tensor(0.5981)
     """
     call = MultiLabel(input, target)
     options = binary_options(reduction, phi, ignore_index, rebalance)
@@ -164,6 +176,13 @@ def lpl_binary_perturbation(
     Returns:
         (δ⁺, δ⁻), each (C,); float32, float64 for float64 input. A side of a class that no label of
         the batch is on has 0 (with `normalize` what it would have: it needs no labels).
+
+    Examples:
+        >>> logits, labels = torch.tensor([[0.5]]), torch.tensor([[1.0]])
+        >>> LF.lpl_binary_perturbation(
+        ...     logits, labels, torch.tensor([3]), step_size=0.1, normalize=True
+        ... )
+        (tensor([-0.3000]), tensor([0.3000]))
     """
     call = MultiLabel(input, target)
     options = binary_options("mean", "log", ignore_index)

@@ -235,6 +235,15 @@ def cross_entropy(
         RuntimeError: a backend asked for by name that cannot run here, or cannot differentiate
             what requires grad: beside the logits and the tables of the perturbation only the
             reference does, which "auto" takes for it.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
+        >>> LF.cross_entropy(logits, target)
+        tensor(2.4076)
+        >>> prior = torch.tensor([100.0, 10.0, 1.0]) / 111
+        >>> adjusted = lpl_fused.Perturbation(offset=prior.log())
+        >>> LF.cross_entropy(logits, target, perturbation=adjusted, phi=lpl_fused.Focal(2.0))
+        tensor(6.6253)
     """
     shaped = Shaped(input, target)
     options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
@@ -303,6 +312,14 @@ def lpl_cross_entropy(
 
     Returns, Raises:
         as `cross_entropy`; also TypeError for `steps` that are not integers.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0])
+        >>> steps = torch.tensor([5, 0, 0])  # raise the loss of class 0
+        >>> LF.lpl_cross_entropy(logits, target, steps, step_size=0.1, normalize=True)
+        tensor(0.6687)
+        >>> LF.lpl_cross_entropy(logits, target, -steps, step_size=0.1, normalize=True)
+        tensor(0.2373)
     """
     shaped = Shaped(input, target)
     options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
@@ -354,6 +371,14 @@ def lpl_perturbation(
     Returns:
         classes: (G,) int64, the classes present in the batch, ascending.
         delta: (G, C), their perturbations; float32, float64 for float64 input.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0])
+        >>> classes, delta = LF.lpl_perturbation(
+        ...     logits, target, torch.tensor([5, 0, 0]), step_size=0.1, normalize=True
+        ... )
+        >>> classes, delta
+        (tensor([0]), tensor([[-0.3928,  0.2928,  0.1000]]))
     """
     shaped = Shaped(input, target)
     options = Options(

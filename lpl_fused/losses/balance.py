@@ -40,6 +40,14 @@ class LogitAdjustedLoss(CrossEntropyLoss):
 
     Raises:
         ValueError: bad counts.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
+        >>> losses.LogitAdjustedLoss([100, 10, 1])(logits, target)  # cross-entropy: 2.4076
+        tensor(6.6426)
+        >>> prior = torch.tensor([100, 10, 1]) / 111
+        >>> torch.nn.functional.cross_entropy(logits + prior.log(), target)  # the same
+        tensor(6.6426)
     """
 
     arguments: ClassVar = {"cls_num_list": CONSUMED, "tau": rebuilding(REAL)}
@@ -71,6 +79,11 @@ class BalancedSoftmaxLoss(CrossEntropyLoss):
 
     Raises:
         ValueError: bad counts.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
+        >>> losses.BalancedSoftmaxLoss([100, 10, 1])(logits, target)
+        tensor(6.6426)
     """
 
     arguments: ClassVar = {"cls_num_list": CONSUMED}
@@ -97,6 +110,11 @@ class BayiasLoss(CrossEntropyLoss):
 
     Raises:
         ValueError: bad counts or prior.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
+        >>> losses.BayiasLoss([100, 10, 1], test_prior=[0.5, 0.3, 0.2])(logits, target)
+        tensor(5.7516)
     """
 
     arguments: ClassVar = {"cls_num_list": CONSUMED, "test_prior": CONSUMED}
@@ -138,6 +156,11 @@ class LADELoss(CrossEntropyLoss):
 
     Raises:
         ValueError: bad counts, numbers or reduction; a target that is not class indices.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]] * 2), torch.tensor([0, 2])
+        >>> losses.LADELoss([100, 10, 1])(logits, target)
+        tensor(3.2896)
     """
 
     arguments: ClassVar = {
@@ -200,6 +223,14 @@ class ClassBalancedLoss(CrossEntropyLoss):
 
     Raises:
         ValueError: bad counts or `beta`.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]] * 2), torch.tensor([0, 2])
+        >>> criterion = losses.ClassBalancedLoss([100, 10, 1], beta=0.9)
+        >>> criterion.weight
+        tensor([0.2393, 0.3674, 2.3932])
+        >>> criterion(logits, target)
+        tensor(2.2258)
     """
 
     arguments: ClassVar = {

@@ -56,6 +56,11 @@ class BinaryAlphaLoss(BinaryLoss):
     Raises:
         ValueError: `alpha` not positive; shapes that differ; targets outside [0, 1] (on the CPU;
             nan on CUDA).
+
+    Examples:
+        >>> logits, target = torch.tensor([2.0, -1.0]), torch.tensor([0.0, 0.0])
+        >>> losses.BinaryAlphaLoss(alpha=0.5, reduction="none")(logits, target)  # e^u
+        tensor([7.3891, 0.3679])
     """
 
     arguments: ClassVar = {

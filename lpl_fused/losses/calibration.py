@@ -46,6 +46,12 @@ class LabelAwareSmoothingLoss(CrossEntropyLoss):
 
     Raises:
         ValueError: bad counts, numbers or `shape`; at the call, a target of class probabilities.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]] * 2), torch.tensor([0, 2])
+        >>> criterion = losses.LabelAwareSmoothingLoss([100, 10, 1], reduction="none")
+        >>> criterion(logits, target)  # the rarest class is not smoothed: 2.4076
+        tensor([0.7076, 2.4076])
     """
 
     arguments: ClassVar = {
@@ -169,6 +175,11 @@ class MbLSLoss(_MarginLoss):
 
     Raises:
         ValueError: bad numbers or `base`.
+
+    Examples:
+        >>> logits, target = torch.tensor([[12.0, 1.0, 0.0]]), torch.tensor([0])
+        >>> losses.MbLSLoss(alpha=0.1, margin=10.0)(logits, target)  # 0.1·(1 + 2)/3, and ℓ
+        tensor(0.1000)
     """
 
     arguments: ClassVar = {"alpha": live(NOT_NEGATIVE)}
@@ -224,6 +235,16 @@ class CALSLoss(_MarginLoss):
     Raises:
         ValueError: bad numbers, `penalty` or `base`.
         RuntimeError: `update` without observed rows.
+
+    Examples:
+        >>> logits, target = torch.tensor([[12.0, 1.0, 0.0]]), torch.tensor([0])
+        >>> criterion = losses.CALSLoss(num_classes=3)
+        >>> criterion.observe(torch.tensor([[15.0, 0.0, 0.0]]))  # held-out logits, once per epoch
+        >>> criterion.update()
+        >>> criterion.multiplier
+        tensor([1.0000e-06, 5.0000e-01, 5.0000e-01], dtype=torch.float64)
+        >>> criterion(logits, target)
+        tensor(0.0584)
     """
 
     arguments: ClassVar = {

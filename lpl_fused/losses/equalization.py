@@ -50,6 +50,14 @@ class SoftmaxEQLLoss(CrossEntropyLoss):
 
     Raises:
         ValueError: bad counts, λ or γ; a target that is not class indices, when called.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
+        >>> criterion = losses.SoftmaxEQLLoss([100, 10, 1], threshold=0.1, gamma=1.0)
+        >>> criterion(logits, torch.tensor([0]))  # both rivals are rare
+        tensor(0.)
+        >>> criterion(logits, target)
+        tensor(2.1269)
     """
 
     arguments: ClassVar = {
@@ -178,6 +186,11 @@ class EQLLoss(OneVsRestLoss):
 
     Raises:
         ValueError: bad counts or λ; a target that is not class indices, when called.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
+        >>> losses.EQLLoss([100, 10, 1], threshold=0.1)(logits, target)
+        tensor(2.8201)
     """
 
     arguments: ClassVar = {"cls_num_list": CONSUMED, "threshold": fixed(POSITIVE)}
@@ -216,6 +229,16 @@ class EQLv2Loss(OneVsRestLoss):
 
     Raises:
         ValueError: `num_classes` < 1; a target that is not class indices, when called.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
+        >>> criterion = losses.EQLv2Loss(num_classes=3)
+        >>> criterion(logits, target)
+        tensor(4.1333)
+        >>> criterion.positive
+        tensor([0.0000, 0.0000, 0.5000], dtype=torch.float64)
+        >>> criterion.negative
+        tensor([0.8808, 0.7311, 0.0000], dtype=torch.float64)
     """
 
     arguments: ClassVar = {"gamma": live(REAL), "mu": live(REAL), "alpha": live(REAL)}

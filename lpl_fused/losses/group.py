@@ -47,6 +47,12 @@ class GroupVSLoss(CrossEntropyLoss):
     Raises:
         ValueError: bad counts, `iota` or `form`; groups out of range (CPU; nan on CUDA); a target
             that is not class indices.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
+        >>> group = torch.tensor([1])  # a rare one
+        >>> losses.GroupVSLoss([90, 10])(logits, target, group)
+        tensor(3.8268)
     """
 
     arguments: ClassVar = {
@@ -122,6 +128,11 @@ class BinaryVSLoss(BinaryLoss):
     Raises:
         ValueError: bad counts, form or scale; `group` left out or not wanted; soft labels (CPU;
             nan on CUDA).
+
+    Examples:
+        >>> logits, target = torch.tensor([2.0, -1.0]), torch.tensor([0, 1])
+        >>> losses.BinaryVSLoss([90, 10], reduction="none")(logits, target)
+        tensor([2.2203, 2.8778])
     """
 
     arguments: ClassVar = {

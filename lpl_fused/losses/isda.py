@@ -59,6 +59,14 @@ class ISDALoss(CrossEntropyLoss):
 
     Raises:
         ValueError: bad numbers or shapes; a target that is not class indices.
+
+    Examples:
+        >>> features, target = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0])
+        >>> classifier = torch.nn.Linear(2, 3)
+        >>> criterion = losses.ISDALoss(num_classes=3, num_features=2)
+        >>> loss = criterion(classifier(features), target, features, classifier.weight)
+        >>> criterion.covariance[0]
+        tensor([0.2500, 1.0000])
     """
 
     arguments: ClassVar = {

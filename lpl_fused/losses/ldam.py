@@ -27,6 +27,11 @@ class LDAMLoss(CrossEntropyLoss):
 
     Raises:
         ValueError: bad counts, `s` not positive.
+
+    Examples:
+        >>> cosines, target = torch.tensor([[0.6, 0.2, -0.1]] * 2), torch.tensor([0, 2])
+        >>> losses.LDAMLoss([100, 10, 1], reduction="none")(cosines, target)
+        tensor([7.0535e-04, 3.6000e+01])
     """
 
     arguments: ClassVar = {"cls_num_list": CONSUMED, "max_m": rebuilding(REAL), "s": live(POSITIVE)}

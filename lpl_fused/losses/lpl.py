@@ -90,6 +90,16 @@ class LPLLoss(CrossEntropyLoss):
 
     Raises:
         ValueError: bad counts, split, bounds or variant.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]] * 2), torch.tensor([0, 2])
+        >>> criterion = losses.LPLLoss([100, 10, 1], reduction="none")
+        >>> criterion.steps  # lowers the first class's loss, raises that of the rarest
+        tensor([-6,  1, 10])
+        >>> criterion(logits, target)
+        tensor([0.1504, 4.2626])
+        >>> criterion.eval()(logits, target)  # cross-entropy
+        tensor([0.4076, 2.4076])
     """
 
     arguments: ClassVar = {

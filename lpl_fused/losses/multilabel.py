@@ -47,6 +47,11 @@ class MultiLabelLoss(LossModule):
             `functional.binary_cross_entropy_with_logits`.
 
     Every argument may be assigned later, as of `CrossEntropyLoss`.
+
+    Examples:
+        >>> logits, labels = torch.tensor([[0.5, -1.0]]), torch.tensor([[1.0, 0.0]])
+        >>> losses.MultiLabelLoss(reduction="none")(logits, labels)
+        tensor([[0.4741, 0.3133]])
     """
 
     arguments: ClassVar = {
@@ -140,6 +145,11 @@ class MultiLabelLDAMLoss(MultiLabelLoss):
         cls_num_list: (C,) positive training samples per class.
         max_m: margin of the rarest class, default 0.5; s: scale, default 1 (raw logits).
         **keywords: of `MultiLabelLoss`.
+
+    Examples:
+        >>> logits, labels = torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 1.0]])
+        >>> losses.MultiLabelLDAMLoss([100, 1], reduction="none")(logits, labels)
+        tensor([[0.5367, 0.6931]])
     """
 
     arguments: ClassVar = {"cls_num_list": CONSUMED, "max_m": rebuilding(REAL), "s": live(POSITIVE)}
@@ -211,6 +221,11 @@ class DistributionBalancedLoss(MultiLabelLoss):
 
     Raises:
         ValueError: bad counts, weighting or numbers.
+
+    Examples:
+        >>> logits, labels = torch.tensor([[0.5, -1.0]]), torch.tensor([[1.0, 1.0]])
+        >>> losses.DistributionBalancedLoss([100, 5], 200, reduction="none")(logits, labels)
+        tensor([[0.0377, 1.8690]])
     """
 
     arguments: ClassVar = {
@@ -401,6 +416,14 @@ class MultiLabelLPLLoss(MultiLabelLoss):
 
     Raises:
         ValueError: as `LPLLoss`; keywords beside a base.
+
+    Examples:
+        >>> logits, labels = torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 1.0]])
+        >>> criterion = losses.MultiLabelLPLLoss([100, 1], reduction="none")
+        >>> criterion(logits, labels)
+        tensor([[0.2204, 1.3133]])
+        >>> criterion.eval()(logits, labels)  # binary cross-entropy
+        tensor([[0.4741, 0.4741]])
     """
 
     arguments: ClassVar = {

@@ -25,6 +25,11 @@ class LogitClipLoss(CrossEntropyLoss):
 
     Raises:
         ValueError: bad `tau`, `p` or `form`.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
+        >>> losses.LogitClipLoss(tau=1.0)(logits, target)  # cross-entropy: 2.4076
+        tensor(1.6114)
     """
 
     arguments: ClassVar = {
@@ -56,6 +61,13 @@ class LogitNormLoss(CrossEntropyLoss):
 
     Raises:
         ValueError: bad `tau`.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
+        >>> losses.LogitNormLoss(tau=0.5)(logits, target)
+        tensor(2.2437)
+        >>> losses.LogitNormLoss(tau=0.5)(3 * logits, target)
+        tensor(2.2437)
     """
 
     arguments: ClassVar = {"tau": rebuilding(POSITIVE), "norm": fixed(checked_norm)}

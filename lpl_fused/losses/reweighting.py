@@ -49,6 +49,14 @@ class CDBLoss(CrossEntropyLoss):
 
     Raises:
         ValueError: bad `num_classes`, `tau` or `normalization`.
+
+    Examples:
+        >>> criterion = losses.CDBLoss(num_classes=3, tau=1.0)
+        >>> criterion.update(torch.tensor([0.9, 0.5, 0.1]))  # held-out accuracies, once per epoch
+        >>> criterion.weight
+        tensor([0.2000, 1.0000, 1.8000], dtype=torch.float64)
+        >>> criterion(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2]))
+        tensor(4.3337)
     """
 
     arguments: ClassVar = {
@@ -151,6 +159,12 @@ class IBLoss(DeferredStart, CrossEntropyLoss):
     Raises:
         ValueError: bad counts, numbers, target or shape of `feature_norm`; keywords that do not
             compose.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
+        >>> feature_norm = torch.tensor([4.0])
+        >>> losses.IBLoss([100, 10, 1], start_epoch=0)(logits, target, feature_norm)
+        tensor(893.7319)
     """
 
     arguments: ClassVar = {

@@ -109,6 +109,13 @@ class ABSGDLoss(DeferredStart, _Rows):
 
     Raises:
         ValueError: λ zero or not finite, γ or a out of range, `base` with another reduction.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]] * 2), torch.tensor([0, 2])
+        >>> losses.ABSGDLoss(lam=1.0, gamma=1.0)(logits, target)  # the mean: 1.4076
+        tensor(2.1692)
+        >>> losses.ABSGDLoss(lam=-1.0, gamma=1.0)(logits, target)
+        tensor(0.6460)
     """
 
     arguments: ClassVar = {
@@ -214,6 +221,14 @@ class GroupDROLoss(_Rows):
         ValueError: bad counts, numbers, `base` or shape of `group`; a group out of range (on CUDA
             it makes its row nan instead).
         TypeError: `group` is not integer.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]] * 2), torch.tensor([0, 2])
+        >>> criterion = losses.GroupDROLoss([90, 10], step_size=1.0)
+        >>> criterion(logits, target, group=torch.tensor([0, 1]))
+        tensor(2.1692)
+        >>> criterion.q
+        tensor([0.1192, 0.8808], dtype=torch.float64)
     """
 
     arguments: ClassVar = {

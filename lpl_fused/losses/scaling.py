@@ -27,6 +27,11 @@ class VSLoss(CrossEntropyLoss):
 
     Raises:
         ValueError: bad counts.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
+        >>> losses.VSLoss([100, 10, 1], gamma=0.3, tau=1.0)(logits, target)
+        tensor(6.6286)
     """
 
     arguments: ClassVar = {
@@ -65,6 +70,11 @@ class CDTLoss(CrossEntropyLoss):
 
     Raises:
         ValueError: bad counts.
+
+    Examples:
+        >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
+        >>> losses.CDTLoss([100, 10, 1], gamma=0.3)(logits, target)
+        tensor(2.3066)
     """
 
     arguments: ClassVar = {"cls_num_list": CONSUMED, "gamma": rebuilding(REAL)}

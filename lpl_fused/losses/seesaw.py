@@ -38,6 +38,13 @@ class SeesawLoss(CrossEntropyLoss):
 
     Raises:
         ValueError: bad numbers; a target that is not class indices, when called.
+
+    Examples:
+        >>> criterion = losses.SeesawLoss(num_classes=3)
+        >>> criterion(torch.tensor([[2.0, 1.0, 0.0]] * 2), torch.tensor([0, 2]))
+        tensor(3.2293)
+        >>> criterion.seen
+        tensor([1., 0., 1.], dtype=torch.float64)
     """
 
     arguments: ClassVar = {

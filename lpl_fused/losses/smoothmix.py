@@ -43,6 +43,15 @@ class SmoothMixLoss(LossModule):
 
     Raises:
         ValueError: shapes that do not fit; bad η.
+
+    Examples:
+        >>> model, target = torch.nn.Linear(4, 3), torch.tensor([0, 2])
+        >>> x, noises = torch.rand(2, 4), [0.25 * torch.randn(2, 4) for _ in range(2)]
+        >>> clean, adversary = losses.smoothmix_attack(model, x, target, noises)
+        >>> mixed, lam = losses.smoothmix_inputs(clean, adversary)
+        >>> u, v = (torch.stack([model(z + noise) for noise in noises]) for z in (clean, mixed))
+        >>> losses.SmoothMixLoss()(u, v, lam, target).shape
+        torch.Size([])
     """
 
     arguments: ClassVar = {
@@ -128,6 +137,13 @@ def smoothmix_attack(
 
     Raises:
         ValueError: values outside [0, 1]; `mix_step` not in [0, steps); no noise.
+
+    Examples:
+        >>> model = torch.nn.Linear(4, 3)
+        >>> x, noises = torch.rand(2, 4), [0.25 * torch.randn(2, 4) for _ in range(2)]
+        >>> clean, adversary = losses.smoothmix_attack(model, x, torch.tensor([0, 2]), noises)
+        >>> torch.equal(clean, x), adversary.shape
+        (True, torch.Size([2, 4]))
     """
     if bool((input < 0).any()) or bool((input > 1).any()):
         raise ValueError("input: expected values in [0, 1]")
@@ -166,7 +182,13 @@ def smoothmix_attack(
 
 
 def smoothmix_inputs(clean: Tensor, adversary: Tensor) -> tuple[Tensor, Tensor]:
-    """(1 − λ)·clean + λ·adversary and λ (N,), drawn from U(0, ½) for each sample."""
+    """(1 − λ)·clean + λ·adversary and λ (N,), drawn from U(0, ½) for each sample.
+
+    Examples:
+        >>> mixed, lam = losses.smoothmix_inputs(torch.zeros(2, 4), torch.ones(2, 4))
+        >>> torch.equal(mixed, lam[:, None].expand(2, 4)), bool((lam <= 0.5).all())
+        (True, True)
+    """
     lam = torch.rand(len(clean), dtype=clean.dtype, device=clean.device) / 2
     share = lam.view(-1, *[1] * (clean.dim() - 1))
     return (1 - share) * clean + share * adversary, lam
