@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
+import re
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from .version import __version__
 
@@ -29,11 +32,20 @@ _SETTINGS = (
 _DATA_OPTIONS = {
     "path": "path",
     "image_size": "image_size",
+    "skip_broken": "skip_broken",
     "classes": "num_classes",
     "imbalance": "imbalance",
     "profile": "profile",
     "largest": "largest",
     "train_samples": "train_samples",
+}
+
+
+_MOST_SEEDS = 10_000
+# What messages call by its keyword, and the command line by an option.
+_WORDS = {
+    **{keyword: f"--{name.replace('_', '-')}" for name, keyword in _DATA_OPTIONS.items()},
+    **{name: f"--{name.replace('_', '-')}" for name in (*_SETTINGS, "loss", "output")},
 }
 
 
@@ -44,8 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, without the usage's forty."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lpl-fused", description="Fused losses with class-level logit perturbation."
     )
     parser.add_argument("--version", action="version", version=f"lpl_fused {__version__}")
@@ -94,8 +113,15 @@ def _parser() -> argparse.ArgumentParser:
         choices=("glyphs", "digits", "tokens", "tags", "folder"),
         help="default: glyphs; tags is multi-label",
     )
-    data.add_argument("--path", help="folder of images: PATH/CLASS/… or PATH/train, PATH/test")
+    data.add_argument(
+        "--path", help="folder of images: PATH/CLASS/… or PATH/train/CLASS/…, PATH/test/CLASS/…"
+    )
     data.add_argument("--image-size", type=int, help="side of the folder's images (default: 32)")
+    data.add_argument(
+        "--skip-broken",
+        action="store_true",
+        help="folder: leave out images that cannot be read, and classes left without any",
+    )
     data.add_argument(
         "--classes",
         type=int,
@@ -143,6 +169,10 @@ def _seeds(text: str) -> range:
         raise argparse.ArgumentTypeError(f"expected a seed or FIRST-LAST, got {text!r}") from None
     if not seeds:
         raise argparse.ArgumentTypeError(f"the range {text!r} is empty")
+    if seeds.stop > 1 << 63 or seeds.stop - seeds.start > _MOST_SEEDS:
+        raise argparse.ArgumentTypeError(
+            f"expected at most {_MOST_SEEDS} seeds below 2**63, got {text!r}"
+        )
     return seeds
 
 
@@ -153,9 +183,16 @@ def _loss_option(text: str) -> tuple[str, str, Any]:
     if not (equals and dot and loss and option):
         raise argparse.ArgumentTypeError(f"expected LOSS.OPTION=VALUE, got {text!r}")
     try:
-        return loss, option, ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-        return loss, option, value
+        found = ast.literal_eval(value)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        found = value
+    try:
+        json.dumps(found)
+    except (TypeError, ValueError):
+        raise argparse.ArgumentTypeError(
+            f"expected a number, a word or a tuple of them, got {text!r}"
+        ) from None
+    return loss, option, found
 
 
 def _explain(arguments: argparse.Namespace) -> int:
@@ -187,16 +224,32 @@ def _train(arguments: argparse.Namespace) -> int:
         if "list_losses" in given:
             print("\n".join(f"{name:<17} {text}" for name, text in compare.list_losses()))
             return 0
-        return compare.run(
-            _settings(given),
-            losses=given.get("loss"),
-            seeds=[seed for part in given["seeds"] for seed in part] if "seeds" in given else None,
-            output=given.get("output"),
-            resume=given.get("resume"),
-        )
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return compare.run(
+                _settings(given),
+                losses=given.get("loss"),
+                seeds=[s for part in given["seeds"] for s in part] if "seeds" in given else None,
+                output=given.get("output"),
+                resume=given.get("resume"),
+            )
     except (DataError, MissingExtraError, SettingsError) as error:
-        print(f"lpl-fused train: error: {error}", file=sys.stderr)
+        print(f"lpl-fused train: error: {_in_options(str(error))}", file=sys.stderr)
         return 2
+
+
+def _in_options(message: str) -> str:
+    """A message about a keyword as one about the option that gives it."""
+    message = re.sub(r"^loss_options\.(?=\w)", "--set ", message)
+    # a word by itself may be anything, what has an underscore is a keyword
+    return re.sub(
+        r"^\w+(?=: )|\b[a-z]+_[a-z]+\b", lambda found: _WORDS.get(found[0], found[0]), message
+    )
+
+
+def _warn(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """A warning in one line, without that of the source."""
+    print(f"lpl-fused train: warning: {message}", file=sys.stderr)
 
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:

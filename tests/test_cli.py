@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -462,8 +466,8 @@ def test_changed_environment_is_told(done: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--loss", "ce", "mse"), "loss must be one of ce, .*, la, .*; got 'mse'"),
-        (("--set", "mse.tau=1"), "loss must be one of ce, .*, la, .*; got 'mse'"),
+        (("--loss", "ce", "mse"), "--loss: expected one of ce, .*, la, .*, got 'mse'"),
+        (("--set", "mse.tau=1"), "--loss: expected one of ce, .*, la, .*, got 'mse'"),
         (("--set", "la.gamma=1"), "loss 'la' has no option 'gamma'; it has tau, label_smoothing"),
         (("--loss", "la", "--set", "la.tau=much"), "loss 'la' with options {'tau': 'much'}"),
         (("--loss", "lpl", "--set", "lpl.split=odd"), "split: expected .* got 'odd'"),
@@ -484,18 +488,32 @@ def test_changed_environment_is_told(done: Path, capsys: pytest.CaptureFixture[s
         ),
         (
             ("--data", "tags", "--largest", "10"),
-            "data 'tags' has no option 'largest'; it has num_classes",
+            "data 'tags' has no option 'largest'; it has --classes",
         ),
         (("--data", "tokens", "--imbalance", "10"), "'tokens' has no option 'imbalance'"),
-        (("--classes", "5"), "data 'digits' has no option 'num_classes'"),
-        (("--imbalance", "1000"), "imbalance must lie between 1 .* and 100"),
-        (("--largest", "0"), "imbalance must lie between 1"),
-        (("--epochs", "0"), "epochs: expected at least 1, got 0"),
-        (("--batch-size", "1"), "batch_size: expected at least 3, got 1"),
-        (("--lr", "nan"), "lr: expected a finite number > 0, got nan"),
-        (("--weight-decay", "-1"), "weight_decay: expected a finite number >= 0, got -1.0"),
-        (("--threads", "0"), "threads: expected at least 1, got 0"),
-        (("--many-above", "3", "--few-below", "9"), "few_below"),
+        (("--classes", "5"), "data 'digits' has no option '--classes'"),
+        (("--imbalance", "1000"), r"--imbalance: expected 1 \(balanced\) to 100"),
+        (("--imbalance", "nan"), "--imbalance: expected a finite number >= 1, got nan"),
+        (("--largest", "0"), "--largest: expected an int >= 1, got 0"),
+        (("--largest", "101"), "--largest: digits has 100 .*, got 101"),
+        (("--epochs", "0"), "--epochs: expected an int >= 1, got 0"),
+        (("--batch-size", "1"), "--batch-size: expected an int >= 3, got 1"),
+        (("--lr", "nan"), "--lr: expected a finite number > 0, got nan"),
+        (("--weight-decay", "-1"), "--weight-decay: expected a finite number >= 0, got -1.0"),
+        (("--threads", "0"), r"--threads: expected an int in \[1, 1024\] or None, got 0"),
+        (("--threads", str(10**9)), "--threads: expected"),
+        (("--many-above", "-3"), "--many-above: expected an int >= 0, got -3"),
+        (("--few-below", "-3"), "--few-below: expected an int >= 0, got -3"),
+        (("--many-above", "3", "--few-below", "9"), "--few-below: expected at most"),
+        (("--loss", "ce", "--set", "la.tau=2"), "--set la.tau: .* compared .ce., got one of 'la'"),
+        (("--output", ""), "--output: expected a folder, got ''"),
+        (("--device", "meta"), "device 'meta' with backend 'auto' cannot run"),
+        (("--data", "glyphs", "--classes", "1"), "--classes: expected an int >= 2"),
+        (("--data", "tokens", "--train-samples", "0"), "--train-samples: expected an int >= 1"),
+        (("--data", "folder", "--path", "."), "holds no class folders with images"),
+        (("--data", "folder", "--path", ".", "--image-size", "0"), "--image-size: expected an int"),
+        (("--skip-broken",), "data 'digits' has no option '--skip-broken'"),
+        (("--loss", "ce", "--path", "."), "data 'digits' has no option 'path'"),
         (("--device", "gpu"), "device 'gpu' with backend 'auto' cannot run"),
         (("--backend", "cpu"), "device 'cpu' with backend 'cpu' cannot run: backend: expected one"),
         (("--resume", "absent.json"), "absent.json is not the record of a run"),
@@ -524,6 +542,14 @@ def test_bad_input_is_named(
         (("--seeds", "one"), "expected a seed or FIRST-LAST, got 'one'"),
         (("--set", "tau=1"), "expected LOSS.OPTION=VALUE, got 'tau=1'"),
         (("--data", "cifar"), "invalid choice: 'cifar'"),
+        (("--seeds", "-1"), "expected a seed or FIRST-LAST, got '-1'"),
+        (("--seeds", "0-1000000000000"), "expected at most 10000 seeds below 2\\*\\*63"),
+        (("--seeds", str(2**63)), "expected at most 10000 seeds below 2\\*\\*63"),
+        (("--set", "la.tau={1, 2}"), "expected a number, a word or a tuple of them"),
+        (("--epochs", "many"), "argument --epochs: invalid int value: 'many'"),
+        (("--lr",), "argument --lr: expected one argument"),
+        (("--loss",), "argument --loss: expected at least one argument"),
+        (("--colour", "red"), "unrecognized arguments: --colour red"),
     ],
 )
 def test_misspelt_options_are_named(
@@ -532,7 +558,9 @@ def test_misspelt_options_are_named(
     with pytest.raises(SystemExit) as stopped:
         run("train", *arguments)
     assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert len(error.splitlines()) == 1, "not the usage of all options"
 
 
 def test_a_finished_run_is_not_overwritten(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -562,9 +590,274 @@ def test_resume_refuses_other_settings(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"format": 0}', '{"format": 1, "settings": {"data": "digits"}}']
+    "text",
+    [
+        *("", "[]", "{}", "null", '"run"', '{"format": 0}', "[" * 100_000, "9" * 5000),
+        '{"format": 1, "settings": {"data": "digits"}}',
+    ],
 )
 def test_foreign_json_is_no_record(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(SettingsError, match=r"run\.json is not the record of a run"):
         Record.load(tmp_path / "run.json")
+
+
+def test_what_is_no_text_is_no_record(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path / "run.json", tmp_path, tmp_path / "absent.json"):
+        with pytest.raises(SettingsError, match="is not the record of a run"):
+            Record.load(path)
+
+
+def changed(content: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
+    """A copy with another value; Ellipsis takes it out."""
+    content = copy.deepcopy(content)
+    *path, last = (int(part) if part.isdigit() else part for part in where.split("/"))
+    place: Any = content
+    for part in path:
+        place = place[str(part) if isinstance(place, dict) else part]
+    last = str(last) if isinstance(place, dict) else last
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return content
+
+
+EDITS = [
+    *[(name, value) for name in ("losses", "seeds", "results") for value in (None, "ce", {}, [[]])],
+    *[(name, 7) for name in ("settings", "environment", "data", "class_counts")],
+    *[(name, ...) for name in ("settings", "losses", "results", "data", "environment")],
+    *[("format", value) for value in (0, 2, "1", None)],
+    *[("note", "mine"), ("losses", ["ce", "zzz"]), ("losses", ["ce", "ce"]), ("losses", ["db"])],
+    *[("seeds", value) for value in ([0], ["x"], [0, 0, 1], [-1], [1.0, 0], [2**63])],
+    *[("class_counts/0", value) for value in (None, [], [1, 2], ["a"] * 10, [-1] * 10, [0] * 10)],
+    *[("class_counts/0", ...), ("class_counts", {"x": [1]})],
+    *[("settings/data", value) for value in ("cifar", None, "tags", "folder", [])],
+    *[("settings/epochs", value) for value in ("2", 0, 2.5, None, True, 2**70)],
+    *[("settings/lr", value) for value in ("x", 0, None)],
+    *[("settings/device", 3), ("settings/backend", None), ("settings/threads", "all")],
+    *[("settings/epochs", ...), ("settings/extra", 1), ("settings/few_below", 10**6)],
+    *[("settings/data_options", value) for value in ([], {"imbalance": "x"}, {"classes": 3}, None)],
+    *[("settings/loss_options", value) for value in ([], {"la": 3}, {"la": {"x": 1}}, {"q": {}})],
+    *[("results/0", value) for value in (None, [], {}, "x")],
+    *[("results/0/loss", value) for value in ("la", None, [], "zzz", ...)],
+    *[("results/0/seed", value) for value in (7, "0", None, [], 1)],
+    *[("results/1/overall", value) for value in ("high", [], True, {})],
+    *[("results/1/class_accuracy", value) for value in (None, [], [0.5] * 9, ["x"] * 10, 1, ...)],
+    *[("results/1/loss_variation", value) for value in ([0.5] * 11, {}, ...)],
+    *[("data/classes", value) for value in (None, "10", -1, ...)],
+    *[("data/balanced_test", 1), ("environment/device", ...), ("environment/threads", ...)],
+]
+
+
+@pytest.mark.parametrize(("where", "value"), EDITS, ids=[f"{w}={v}"[:40] for w, v in EDITS])
+def test_an_edited_record_is_refused_in_one_line(
+    where: str, value: Any, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(changed(read(finished), where, value)))
+    before = path.read_bytes()
+    assert run("train", "--resume", path, "--loss", "vs") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"lpl-fused train: error: {path} is not the record of a run: ")
+    assert len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before
+
+
+def test_a_record_of_another_name_is_not_written_beside(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (done / "run.json").read_bytes()
+    (done / "run.json").rename(done / "older.json")
+    assert run("train", "--resume", done / "older.json", "--loss", "vs") == 2
+    assert "expected a run.json" in capsys.readouterr().err
+    assert (done / "older.json").read_bytes() == before
+
+
+def test_records_in_the_repository_are_read() -> None:
+    found = sorted((Path(__file__).parents[1] / "benchmarks/results/training").glob("*.json"))
+    assert found
+    for path in found:
+        assert Record.load(path).results
+
+
+def test_numbers_that_json_has_not_are_kept(done: Path) -> None:
+    record = Record.load(done / "run.json")
+    record.settings.loss_options["lpl"] = {"epsilon": math.inf, "variant": None}
+    record.results[0]["loss_variation"][:3] = [math.inf, -math.inf, math.nan]
+    record.save(done / "run.json")
+    json.loads((done / "run.json").read_text(), parse_constant=pytest.fail)
+    again = Record.load(done / "run.json")
+    assert again.settings.loss_options == {"lpl": {"epsilon": math.inf, "variant": None}}
+    assert again.settings.threads == record.settings.threads
+    assert str(again.results) == str(record.results)
+
+
+def test_other_data_than_those_of_the_finished_runs_are_told(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = read(done)
+    content["class_counts"]["0"].reverse()
+    (done / "run.json").write_text(json.dumps(content))
+    before = (done / "run.json").read_bytes()
+    assert run("train", "--resume", done / "run.json", "--loss", "vs") == 2
+    assert "the data are not those of the finished runs: seed 0 had" in capsys.readouterr().err
+    assert (done / "run.json").read_bytes() == before
+
+
+# a full disk, two runs at once, broken data
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_keeps_what_was_there(
+    call: str, done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file.name: file.read_bytes() for file in done.iterdir()}
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        assert run("train", "--resume", done / "run.json", "--loss", "vs", "--seeds", 0) == 2
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
+    assert len(lines) == 2, printed.err
+    for line, name in zip(lines, ("plot.png", "run.json"), strict=True):
+        assert line == (
+            f"lpl-fused train: error: {done / name} cannot be written: No space left on device;"
+            " it is as it was before"
+        )
+    assert "vs" in printed.out, "what was trained is in the table at least"
+    assert {file.name: file.read_bytes() for file in done.iterdir()} == before
+    assert run("train", "--resume", done / "run.json", "--loss", "vs", "--seeds", 0) == 0
+
+
+def test_a_limit_on_files_is_a_full_disk(tmp_path: Path) -> None:
+    """Without a patch: a process that may write no more than a few bytes."""
+    code = (
+        "import resource, signal, sys; from lpl_fused.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "import matplotlib.font_manager\n"  # writes its cache
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))\n"
+        f"sys.exit(main({[*QUICK, '--loss', 'ce', '--seeds', '0', '--output', str(tmp_path / 'o')]}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert f"{tmp_path / 'o' / 'run.json'} cannot be written: File too large" in done.stderr
+    assert list((tmp_path / "o").iterdir()) == []
+
+
+def test_two_runs_in_one_folder(
+    tmp_path: Path, done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second is told; a killed run leaves no lock, and what it had finished is resumed to the
+    bit."""
+    folder = tmp_path / "shared"
+    code = (
+        "import sys, time; from lpl_fused.cli import main; from lpl_fused.training import compare\n"
+        "train, calls = compare.train, []\n"
+        "def stuck(*a, **k):\n"
+        "    calls.append(a)\n"
+        "    if len(calls) == 3:\n"
+        "        print('stuck', flush=True); time.sleep(600)\n"
+        "    return train(*a, **k)\n"
+        "compare.train = stuck\n"
+        "main(sys.argv[1:])"
+    )
+    pairs = ("--loss", "ce", "la+lpl", "--seeds", "0-1")
+    command = [sys.executable, "-c", code, *QUICK, *pairs, "--output", str(folder)]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None
+        assert any("stuck" in line for line in first.stdout)
+        before = (folder / "run.json").read_bytes()
+        assert run("train", "--resume", folder / "run.json") == 2
+        assert f"{folder} is in use: another run is writing there" in capsys.readouterr().err
+        assert run(*QUICK, "--loss", "ce", "--output", folder) == 2
+        assert (folder / "run.json").read_bytes() == before
+    finally:
+        first.kill()
+        first.wait()
+    assert len(read(folder)["results"]) == 2
+    assert run("train", "--resume", folder / "run.json") == 0
+    assert untimed(read(folder)["results"]) == untimed(read(done)["results"])
+
+
+def test_a_run_that_was_faster_is_not_overwritten(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another run finished in the folder while this one loaded its data."""
+    folder = tmp_path / "raced"
+
+    def slowly(*arguments: Any, **keywords: Any) -> LongTailedData:
+        if not folder.exists():
+            shutil.copytree(done, folder)
+        return load(*arguments, **keywords)
+
+    monkeypatch.setattr(compare, "load", slowly)
+    assert run(*QUICK, "--loss", "ce", "--seeds", 0, "--output", folder) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert (folder / "run.json").read_bytes() == (done / "run.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_text("mine"), "--output: expected a folder, got the file"),
+        (lambda path: (path.mkdir(), (path / "plot.png").write_text("mine")), "holds a plot.png"),
+        (lambda path: path.parent.joinpath("out").symlink_to("out"), "cannot be made"),
+    ],
+)
+def test_an_output_that_cannot_be_is_named(
+    make: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "out")
+    assert run(*QUICK, "--loss", "ce", "--seeds", 0, "--output", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1, error
+
+
+def test_a_broken_image_is_told_or_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, number in (("blue", 6), ("red", 5)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(number):
+            Image.new("RGB", (8, 8), name).save(tmp_path / "data" / name / f"{i}.png")
+    for i in (1, 3):
+        (tmp_path / "data" / "red" / f"{i}.png").write_bytes(b"broken")
+    folder = ("train", "--data", "folder", "--path", tmp_path / "data", "--image-size", 8)
+    folder = (*folder, "--loss", "ce", "--seeds", 0, "--epochs", 1, "--output", tmp_path / "out")
+    assert run(*folder) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert "has 2 faults (--skip-broken leaves them out)" in lines[0]
+    assert len(lines) == 3
+    assert not (tmp_path / "out").exists()
+    assert run(*folder, "--skip-broken") == 0
+    assert "left out, seed 0: 2" in capsys.readouterr().out
+    record = read(tmp_path / "out")
+    assert record["data"]["left_out"] == 2
+    assert record["settings"]["data_options"]["skip_broken"] is True
+
+
+def test_a_damaged_cache_is_told_in_one_line(
+    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ("--loss", "bce", "--seeds", 0, "--epochs", 1)
+    assert run(*TAGS, *out, "--output", tmp_path / "first") == 0
+    (cache,) = (tmp_path / "cache" / "lpl_fused").iterdir()
+    cache.write_bytes(cache.read_bytes()[:1000])
+    capsys.readouterr()
+    # pytest makes errors of the package's warnings
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert run(*TAGS, *out, "--output", tmp_path / "second") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"lpl-fused train: warning: {cache} is unreadable (BadZipFile")
+    assert untimed(read(tmp_path / "second")["results"]) == untimed(
+        read(tmp_path / "first")["results"]
+    )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import pickle
 import subprocess
 import sys
 import sysconfig
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -62,11 +67,12 @@ def test_imbalance_one_is_balanced() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((10, 100, 100, "linear"), "profile must be one of exp, zipf; got 'linear'"),
-        ((1, 100, 100), "at least 2 classes; got 1"),
-        ((10, 100, 0.5), "imbalance must lie between 1 .* and 100 .*; got 0.5"),
-        ((10, 100, 101), "imbalance must lie between 1 .* and 100 .*; got 101"),
-        ((10, 100, float("nan")), "got nan"),
+        ((10, 100, 100, "linear"), 'profile: expected "exp" or "zipf", got \'linear\''),
+        ((1, 100, 100), "num_classes: expected an int >= 2, got 1"),
+        ((10, 100, 0.5), "imbalance: expected a finite number >= 1, got 0.5"),
+        ((10, 100, 101), "imbalance: expected 1 .* to 100 .*, got 101"),
+        ((10, 100, float("nan")), "imbalance: .* got nan"),
+        ((10, 0, 1), "largest: expected an int >= 1, got 0"),
     ],
 )
 def test_profile_errors(arguments: tuple[int, int, float, str], message: str) -> None:
@@ -105,7 +111,7 @@ def test_inconsistent_data_are_refused(
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(DataError, match="one of glyphs, digits, tokens, tags, folder; got 'cifar'"):
+    with pytest.raises(DataError, match='name: expected "glyphs", .* or "folder", got \'cifar\''):
         load("cifar")
 
 
@@ -195,7 +201,7 @@ def test_all_glyphs_are_the_default(sprites: Sprites, monkeypatch: pytest.Monkey
     available = len(sprites.class_names)
     data = load("glyphs", imbalance=2.0, largest=2)
     assert data.num_classes == available
-    with pytest.raises(DataError, match=f"glyphs has {available} classes; 6000 were asked for"):
+    with pytest.raises(DataError, match=f"num_classes: glyphs has {available}, got 6000"):
         load("glyphs", num_classes=6000)
 
 
@@ -247,6 +253,76 @@ def test_broken_cache_is_rendered_anew(few_sprites: Sprites) -> None:
     assert torch.equal(load_sprites().images, few_sprites.images)
 
 
+def test_a_cache_of_any_damage_is_made_anew(few_sprites: Sprites) -> None:
+    load_sprites()
+    path = cache_file()
+    good = path.read_bytes()
+    with np.load(path) as stored:
+        arrays = dict(stored)
+
+    def archive(**changed: object) -> bytes:
+        buffer = io.BytesIO()
+        kept = {name: value for name, value in {**arrays, **changed}.items() if value is not None}
+        np.savez(buffer, **kept)  # type: ignore[arg-type]
+        return buffer.getvalue()
+
+    def array(value: object) -> bytes:
+        buffer = io.BytesIO()
+        np.save(buffer, np.asarray(value))
+        return buffer.getvalue()
+
+    plain = archive()
+    pixel = plain.index(bytes([200] * 9)) + 4
+    method = good.index(b"PK\x01\x02") + 10  # of compression, in the central directory
+    damaged = {
+        "empty": b"",
+        "cut": good[: len(good) // 2],
+        "of zeros": bytes(len(good)),
+        "method": good[:method] + b"\x63" + good[method + 1 :],
+        "encrypted": good[: method - 2] + b"\x01" + good[method - 1 :],
+        "a pixel": plain[:pixel] + b"\x07" + plain[pixel + 1 :],
+        "an array": array(np.arange(9)),
+        "an object": pickle.dumps({"images": 1}),
+        "text": b"<html>Not found</html>",
+        "one missing": archive(codes=None),
+        "objects": archive(images=np.array([{}, []], dtype=object)),
+        "floats": archive(images=arrays["images"].astype(np.float32)),
+        "another size": archive(images=arrays["images"][:, :8]),
+        "fewer": archive(classes=arrays["classes"][:-1]),
+        "a class too many": archive(classes=arrays["classes"] + 1),
+        "unordered": archive(classes=arrays["classes"][::-1]),
+        "no classes": archive(codes=arrays["codes"][:0]),
+        "no character": archive(codes=arrays["codes"] + 2**31),
+    }
+    for name, content in damaged.items():
+        path.write_bytes(content)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            found = load_sprites()
+        assert len(warned) == 1, name
+        assert "is unreadable" in str(warned[0].message), name
+        assert torch.equal(found.images, few_sprites.images), name
+        with np.load(path) as stored:
+            assert all(np.array_equal(stored[key], arrays[key]) for key in arrays), name
+    path.unlink()
+    path.mkdir()
+    with (
+        pytest.warns(UserWarning, match="is unreadable"),
+        pytest.warns(UserWarning, match="is not cached"),
+    ):
+        assert torch.equal(load_sprites().images, few_sprites.images)
+
+
+def test_a_full_disk_leaves_no_cache(few_sprites: Sprites, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.warns(UserWarning, match="is not cached, .*: .*No space left on device"):
+        assert torch.equal(load_sprites().images, few_sprites.images)
+    assert list(cache_file().parent.iterdir()) == []
+
+
 def test_unwritable_cache_is_only_a_warning(
     few_sprites: Sprites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +368,7 @@ def test_digits_follow_the_seed() -> None:
 
 
 def test_digits_cannot_have_more_images_than_there_are() -> None:
-    with pytest.raises(DataError, match="100 training images per class; got 500"):
+    with pytest.raises(DataError, match="largest: .* 100 training images per class, got 500"):
         load("digits", largest=500)
 
 
@@ -340,8 +416,8 @@ def test_tokens_follow_the_seed(library: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 5}, "has 4 tokens that occur more than 3 times; 5 were asked for"),
-        ({"num_classes": 4, "train_samples": 3}, "train_samples is 3, num_classes is 4"),
+        ({"num_classes": 5}, "num_classes: .* has 4 tokens that occur more than 3 times, got 5"),
+        ({"num_classes": 4, "train_samples": 3}, "train_samples: expected .* 4 classes, got 3"),
     ],
 )
 def test_token_errors(library: Path, options: dict[str, int], message: str) -> None:
@@ -403,9 +479,12 @@ def test_folder_follows_the_seed(tmp_path: Path) -> None:
     assert any(not torch.equal(first.test_inputs, other) for other in others)
 
 
-@pytest.mark.parametrize("test_name", ["test", "val"])
-def test_folder_takes_a_split_as_it_is(tmp_path: Path, test_name: str) -> None:
-    for split, numbers in (("train", (7, 3)), (test_name, (2, 4))):
+@pytest.mark.parametrize(
+    ("train_name", "test_name"),
+    [("train", "test"), ("train", "val"), ("Train", "VALID"), ("TRAIN", "validation")],
+)
+def test_folder_takes_a_split_as_it_is(tmp_path: Path, train_name: str, test_name: str) -> None:
+    for split, numbers in ((train_name, (7, 3)), (test_name, (2, 4))):
         for name, number in zip(("x", "y"), numbers, strict=True):
             for i in range(number):
                 paint(tmp_path / split / name / "deeper" / f"{i}.jpg")
@@ -415,7 +494,191 @@ def test_folder_takes_a_split_as_it_is(tmp_path: Path, test_name: str) -> None:
     assert data.test_inputs.shape == (6, 3, 16, 16)
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+def test_a_test_split_goes_before_a_validation_split(tmp_path: Path) -> None:
+    for split, number in (("train", 3), ("valid", 2), ("test", 1)):
+        for name in "xy":
+            for i in range(number):
+                paint(tmp_path / split / name / f"{i}.png")
+    assert sizes_of_test(load("folder", path=tmp_path)).tolist() == [1, 1]
+    (tmp_path / "Test").mkdir()
+    with pytest.raises(DataError, match="has Test and test: which of them"):
+        load("folder", path=tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("car", "ship", "train"):
+        for i in range(2):
+            paint(tmp_path / name / f"{i}.png")
+    assert load("folder", path=tmp_path).class_names == ("car", "ship", "train")
+
+
+def test_train_without_test_says_how_to_have_one_drawn(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for i in range(2):
+            paint(tmp_path / "train" / name / f"{i}.png")
+    with pytest.raises(DataError, match=f"give {tmp_path}/train to have a test set drawn from it"):
+        load("folder", path=tmp_path)
+    assert load("folder", path=tmp_path / "train").num_classes == 2
+
+
+def test_hidden_files_and_folders_are_no_data(tree: Path) -> None:
+    expected = load("folder", path=tree)
+    for copy in (
+        tree / "ant" / ".ipynb_checkpoints" / "0-checkpoint.png",
+        tree / ".Trash" / "0.png",
+        tree / "__MACOSX" / "ant" / "0.png",
+    ):
+        paint(copy)
+    (tree / "ant" / "._0.png").write_bytes(b"\0\5\x16\7" + bytes(60))
+    (tree / "ant" / "Thumbs.db").write_bytes(bytes(60))
+    assert_same(load("folder", path=tree), expected)
+
+
+RAMP = np.linspace(0, 1, 64 * 64).reshape(64, 64)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "suffix"),
+    [
+        ((RAMP * 65535).astype(np.uint16), "png"),
+        ((RAMP * 65535).astype(np.uint16), "tif"),
+        ((RAMP * 65535).astype(">u2"), "tif"),
+        (RAMP.astype(np.float32), "tiff"),
+        (RAMP.astype(np.float32).T, "TIF"),
+    ],
+)
+def test_more_than_eight_bits_are_scaled_by_their_range(
+    tmp_path: Path, pixels: np.ndarray, suffix: str
+) -> None:
+    plain = np.moveaxis(RAMP * 255, *((0, 1) if suffix == "TIF" else (0, 0)))
+    for name, array, ending in (
+        ("deep", pixels, suffix),
+        ("plain", plain.round().astype(np.uint8), "png"),
+    ):
+        for i in range(2):
+            file = tmp_path / name / f"{i}.{ending}"
+            file.parent.mkdir(exist_ok=True)
+            Image.fromarray(array).save(file)
+    deep, shallow = load("folder", path=tmp_path).train_inputs.int()
+    assert (deep - shallow).abs().max() <= 1
+    assert deep.float().mean().round() == 128
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.full((8, 8), 200, np.float32), r"expected numbers in \[0, 1\], got 200 to 200"),
+        (np.full((8, 8), -0.5, np.float32), r"expected numbers in \[0, 1\], got -0.5"),
+        (np.full((8, 8), np.nan, np.float32), r"expected numbers in \[0, 1\], got nan"),
+        (np.full((8, 8), 70000, np.int32), "32 bits have no range"),
+    ],
+)
+def test_pixels_of_unknown_range_are_refused(tree: Path, pixels: np.ndarray, message: str) -> None:
+    Image.fromarray(pixels).save(tree / "bee" / "new.tif")
+    with pytest.raises(DataError, match=f"cannot read the image .*new.tif: .*{message}"):
+        load("folder", path=tree)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
+def test_what_is_transparent_stands_on_white(tmp_path: Path, mode: str) -> None:
+    # black below, seen in the middle alone
+    image = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (8, 8, 24, 24))
+    if mode in ("P", "PA"):
+        image = image.quantize(4) if mode == "P" else image.convert("P").convert("PA")
+    elif mode == "LA":
+        image = image.convert("LA")
+    for name in "xy":
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            if mode == "PA":  # no file format that we read keeps it
+                image.convert("RGBA").save(tmp_path / name / f"{i}.png")
+            else:
+                image.save(tmp_path / name / f"{i}.png")
+    found = load("folder", path=tmp_path).train_inputs[0]
+    assert (found[:, 16, 16] == 0).all()
+    assert (found[:, 2, 2] == 255).all()
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "jpg", "png", "ppm", "tif", "webp"])
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.6])
+def test_a_truncated_image_is_named(tree: Path, suffix: str, kept: float) -> None:
+    file = tree / "bee" / f"cut.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file)
+    file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
+    with pytest.raises(DataError, match=rf"cannot read the image .*cut\.{suffix}"):
+        load("folder", path=tree)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 0}, r"image_size: expected an int in \[1, 4096\], got 0"),
+        ({"image_size": 10**9}, "image_size: .* got 1000000000"),
+        ({"path": ""}, "path: expected the path of a folder of images, got ''"),
+    ],
+)
+def test_folder_options_are_named(tree: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load("folder", **{"path": tree, **options})
+
+
+def test_all_faults_are_told_at_once_or_left_out(tree: Path) -> None:
+    for i in (2, 7):
+        (tree / "bee" / f"{i}.png").write_bytes(b"broken")
+    (tree / "dog").mkdir()
+    paint(tree / "elk" / "0.png")
+    (tree / "fox").mkdir()
+    (tree / "fox" / "0.png").write_bytes(b"")
+    with pytest.raises(DataError) as told:
+        load("folder", path=tree)
+    lines = str(told.value).splitlines()
+    assert lines[0] == f"{tree} has 6 faults (skip_broken leaves them out):"
+    for words in (
+        "bee/2.png",
+        "bee/7.png",
+        "'dog' has no images",
+        "'elk' has 1 image",
+        "fox/0.png",
+    ):
+        assert sum(words in line for line in lines) == 1, words
+    assert sum("'fox' has no image that can be read" in line for line in lines) == 1
+
+    data = load("folder", path=tree, skip_broken=True)
+    assert data.class_names == ("ant", "bee", "cat")
+    assert data.cls_num_list.tolist() == [19, 7, 4]
+    assert [f"  {fault}" for fault in data.left_out] == lines[1:]
+    assert load("folder", path=tree / "..", skip_broken=True).left_out != data.left_out
+
+
+def test_faults_of_a_split_are_told_at_once_or_left_out(tmp_path: Path) -> None:
+    for split, names in (("train", "vxyz"), ("test", "wxyz")):
+        for name in names:
+            paint(tmp_path / split / name / "0.png")
+    (tmp_path / "test" / "z" / "0.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match="has 4 faults") as told:
+        load("folder", path=tmp_path)
+    assert "'v' has images in" in str(told.value)
+    assert "'w' has images in" in str(told.value)
+    data = load("folder", path=tmp_path, skip_broken=True)
+    assert data.class_names == ("x", "y")
+    assert len(data.left_out) == 4
+
+
+def test_many_faults_are_counted(tree: Path) -> None:
+    for i in range(10):
+        (tree / "bee" / f"{i}.png").write_bytes(b"broken")
+        (tree / "ant" / f"{i}.png").write_bytes(b"broken")
+        (tree / "ant" / f"{i + 10}.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match="has 32 faults") as told:
+        load("folder", path=tree)
+    assert str(told.value).splitlines()[-1] == "  … and 12 more"
+    with pytest.raises(DataError, match="is left with 1 classes; at least 2 are needed"):
+        load("folder", path=tree, skip_broken=True)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK"])
 def test_folder_reads_any_colour_mode(tmp_path: Path, mode: str) -> None:
     suffix = "tiff" if mode == "CMYK" else "png"
     for name in ("x", "y"):
@@ -489,3 +752,11 @@ def a_truncated_image(tree: Path) -> Path:
 def test_folder_errors(tree: Path, spoil, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(DataError, match=message):
         load("folder", path=spoil(tree))
+
+
+def test_an_unreadable_module_is_named(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(library / "cache"))
+    (library / "odd.py").write_bytes(b"# coding: latin-99\nx = 1\n")
+    for name in ("tokens", "tags"):
+        with pytest.raises(DataError, match=r"standard library's .*odd\.py cannot be read"):
+            load(name, num_classes=4)

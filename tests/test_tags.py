@@ -227,9 +227,7 @@ def test_errors(library: Path) -> None:
         load("tags", num_classes=2)
     fill(library)
     for bad in (1, 10_000):
-        with pytest.raises(
-            DataError, match=f"identifiers in training functions.* num_classes is {bad}"
-        ):
+        with pytest.raises(DataError, match=f"num_classes: expected .*, got {bad}"):
             load("tags", num_classes=bad)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..arguments import Choice, Integer, Number
 from .labels import LabelSets, class_counts
 
 PROFILES = ("exp", "zipf")
@@ -31,6 +32,7 @@ class LongTailedData:
         test_targets: `(M,)` int64, or `LabelSets`.
         class_names: one name per class; its length is the number of classes C.
         words: number of words, where inputs are bags of them, 1 to `words`, filled up with 0.
+        left_out: what of the user's data was not taken, and why.
 
     `cls_num_list`, `(C,)` int64, is counted from `train_targets`.
 
@@ -46,6 +48,7 @@ class LongTailedData:
     test_targets: Tensor | LabelSets
     class_names: tuple[str, ...]
     words: int | None = None
+    left_out: tuple[str, ...] = ()
     cls_num_list: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,15 +110,19 @@ def long_tail_counts(
     Raises:
         DataError: unknown profile, fewer than two classes, `imbalance` not a finite number ≥ 1,
             or larger than `largest` (the rarest class would be left without an example).
+        TypeError: no numbers at all.
     """
-    if profile not in PROFILES:
-        raise DataError(f"profile must be one of {', '.join(PROFILES)}; got {profile!r}")
-    if num_classes < 2:
-        raise DataError(f"a classification task needs at least 2 classes; got {num_classes}")
-    if not 1.0 <= imbalance <= largest:
+    try:
+        num_classes = Integer(least=2)("num_classes", num_classes)
+        largest = Integer(least=1)("largest", largest)
+        imbalance = Number(least=1)("imbalance", imbalance)
+        Choice(*PROFILES)("profile", profile)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    if imbalance > largest:
         raise DataError(
-            f"imbalance must lie between 1 (balanced) and {largest} (the number of training "
-            f"examples of the most frequent class); got {imbalance}"
+            f"imbalance: expected 1 (balanced) to {largest} (the number of training "
+            f"examples of the most frequent class), got {imbalance:g}"
         )
     rank = torch.arange(num_classes, dtype=torch.float64)
     log_imbalance = torch.tensor(imbalance, dtype=torch.float64).log()

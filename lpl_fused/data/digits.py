@@ -32,7 +32,9 @@ def load_digits(
     from sklearn import datasets
 
     if largest > LARGEST_CLASS:
-        raise DataError(f"digits has {LARGEST_CLASS} training images per class; got {largest}")
+        raise DataError(
+            f"largest: digits has {LARGEST_CLASS} training images per class, got {largest}"
+        )
     counts = long_tail_counts(NUM_CLASSES, largest, imbalance, profile)
     bunch = datasets.load_digits()
     images = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)[:, None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,121 +16,225 @@ from .base import DataError, LongTailedData
 IMAGE_SIZE = 32
 TEST_FRACTION = 0.2  # of the smallest class, when the tree has no test split of its own
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-_TEST_NAMES = ("test", "val")
+_TRAIN_NAME = "train"
+_TEST_NAMES = ("test", "val", "valid", "validation")  # the first of them that is there
+_MOST_FAULTS = 20  # that a message lists
+
+_Files = Mapping[str, list[Path]]
+_Images = dict[str, list[Tensor]]
 
 
-def load_folder(path: str | Path, seed: int = 0, image_size: int = IMAGE_SIZE) -> LongTailedData:
+def load_folder(
+    path: str | Path, seed: int = 0, image_size: int = IMAGE_SIZE, skip_broken: bool = False
+) -> LongTailedData:
     """Images in class folders: `(3, image_size, image_size)` uint8, scaled and cropped square.
 
     Two layouts, with the images anywhere below their class folder:
 
-        PATH/train/CLASS/…, PATH/test/CLASS/… (or val)      the split is taken as it is
-        PATH/CLASS/…                                        a balanced test set is drawn by `seed`:
-                                                            a fifth of the smallest class, at least
-                                                            one, from every class
+        PATH/train/CLASS/…, PATH/test/CLASS/…       the split is taken as it is; the test may be
+                                                    called test, val, valid or validation (the first
+                                                    of them that is there), in any letter case
+        PATH/CLASS/…                                a balanced test set is drawn by `seed`: a fifth
+                                                    of the smallest class, at least one, from every
+                                                    class
+
+    Names that begin with a dot, and `__MACOSX`, are no data. Numbers of 16 bits are scaled by their
+    range, floating ones are taken to lie in [0, 1]; what is transparent stands on white.
+
+    Args:
+        path: PATH.
+        seed: of the test set that is drawn.
+        image_size: side of the square.
+        skip_broken: leaves out images that cannot be read, and classes that then have no training
+            or no test image, instead of refusing all; `left_out` of the data says what.
 
     Raises:
-        DataError: PATH is missing or no folder, holds no class folders, a class has no training or
-            no test image, the test split has a class that training lacks, or an image cannot be
-            read (the message names the file).
+        DataError: PATH is missing or no folder, or holds no class folders; a class has no training
+            or no test image, the test split has a class that training lacks, or images cannot be
+            read (the message names all of them).
     """
     root = Path(path)
     if not root.is_dir():
         raise DataError(f"{root} is not a folder" if root.exists() else f"{root} does not exist")
-    test_root = next((root / name for name in _TEST_NAMES if (root / name).is_dir()), None)
-    if (root / "train").is_dir() and test_root is not None:
-        train_files = _class_files(root / "train")
-        test_files = _class_files(test_root)
-        _check_same_classes(root / "train", train_files, test_root, test_files)
+    faults: list[str] = []
+    splits = _splits(root)
+    found = [_class_files(folder, faults) for folder in splits]
+    if not all(any(files.values()) for files in found):
+        empty = next(f for f, files in zip(splits, found, strict=True) if not any(files.values()))
+        raise DataError(
+            f"{empty} holds no class folders with images: expected {empty}/CLASS/IMAGE with one of "
+            f"{' '.join(sorted(_SUFFIXES))}"
+        )
+    for folder, files in zip(splits, found, strict=True):
+        if len(files) < 2:
+            (only,) = files
+            hint = ""
+            if only.lower() == _TRAIN_NAME:
+                hint = f"; give {folder / only} to have a test set drawn from it"
+            raise DataError(f"{folder} holds a single class, {only!r}; at least 2 are needed{hint}")
+    read = [_read(files, image_size, faults) for files in found]
+    if len(splits) == 2:
+        train, test = _shared(splits, read, faults)
     else:
-        train_files, test_files = _draw_test(_class_files(root), seed)
-
-    train_inputs, train_targets = _read(train_files, image_size)
-    test_inputs, test_targets = _read(test_files, image_size)
+        train, test = _draw_test(read[0], seed, faults)
+    if faults and not skip_broken:
+        raise DataError(_listed(root, faults))
+    if len(train) < 2:
+        raise DataError(
+            f"{_listed(root, faults)}\n{root} is left with {len(train)} classes; at least 2 are"
+            " needed"
+        )
+    train_inputs, train_targets = _stacked(train)
+    test_inputs, test_targets = _stacked(test)
     return LongTailedData(
         name="folder",
         train_inputs=train_inputs,
         train_targets=train_targets,
         test_inputs=test_inputs,
         test_targets=test_targets,
-        class_names=tuple(train_files),
+        class_names=tuple(train),
+        left_out=tuple(faults),
     )
 
 
-def _class_files(root: Path) -> dict[str, list[Path]]:
+def _visible(name: str) -> bool:
+    """Whether it is data: no notebook's copies, no ._x.jpg beside x.jpg."""
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def _folders(root: Path) -> list[Path]:
+    try:
+        return sorted(p for p in root.iterdir() if _visible(p.name) and p.is_dir())
+    except OSError as error:
+        raise DataError(f"{root} cannot be listed: {error.strerror}") from error
+
+
+def _splits(root: Path) -> list[Path]:
+    """The folders of classes: those of training and test, or the one to draw a test from."""
+    by_name: dict[str, Path] = {}
+    for folder in _folders(root):
+        name = folder.name.lower()
+        if name in (_TRAIN_NAME, *_TEST_NAMES) and name in by_name:
+            raise DataError(f"{root} has {by_name[name].name} and {folder.name}: which of them?")
+        by_name[name] = folder
+    test = next((by_name[name] for name in _TEST_NAMES if name in by_name), None)
+    return [by_name[_TRAIN_NAME], test] if _TRAIN_NAME in by_name and test else [root]
+
+
+def _class_files(root: Path, faults: list[str]) -> dict[str, list[Path]]:
     """Image files of every class folder, by class name in sorted order."""
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    files = {
-        folder.name: sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
-        for folder in folders
-    }
-    if not any(files.values()):
-        raise DataError(
-            f"{root} holds no class folders with images: expected {root}/CLASS/IMAGE with one of "
-            f"{' '.join(sorted(_SUFFIXES))}"
-        )
-    if len(files) < 2:
-        raise DataError(f"{root} holds a single class, {folders[0].name!r}; at least 2 are needed")
-    for name, members in files.items():
-        if not members:
-            raise DataError(f"class {name!r} has no images: {root / name} holds none")
+    files = {folder.name: _image_files(folder, faults) for folder in _folders(root)}
+    if any(files.values()):
+        for name in [name for name, members in files.items() if not members]:
+            faults.append(f"class {name!r} has no images: {root / name} holds none")
     return files
 
 
-def _check_same_classes(
-    train_root: Path,
-    train_files: dict[str, list[Path]],
-    test_root: Path,
-    test_files: dict[str, list[Path]],
-) -> None:
-    for present, files, absent, others in (
-        (train_root, train_files, test_root, test_files),
-        (test_root, test_files, train_root, train_files),
+def _image_files(folder: Path, faults: list[str]) -> list[Path]:
+    def unlisted(error: OSError) -> None:
+        faults.append(f"{error.filename} cannot be listed: {error.strerror}")
+
+    found = []
+    for place, folders, names in os.walk(folder, onerror=unlisted):
+        folders[:] = filter(_visible, folders)
+        found += [
+            Path(place, name)
+            for name in names
+            if _visible(name) and Path(name).suffix.lower() in _SUFFIXES
+        ]
+    return sorted(found)
+
+
+def _shared(splits: list[Path], read: list[_Images], faults: list[str]) -> tuple[_Images, _Images]:
+    """The classes that have images in both splits."""
+    for (here, images), (there, others) in zip(
+        zip(splits, read, strict=True), zip(splits[::-1], read[::-1], strict=True), strict=True
     ):
-        missing = sorted(set(files) - set(others))
-        if missing:
-            raise DataError(
-                f"class {missing[0]!r} has images in {present} but none in {absent} "
-                f"({len(missing)} such classes)"
-            )
+        for name in images:
+            if name not in others:
+                faults.append(f"class {name!r} has images in {here} but none in {there}")
+    both = [name for name, images in read[0].items() if images and read[1].get(name)]
+    train, test = ({name: images[name] for name in both} for images in read)
+    return train, test
 
 
-def _draw_test(
-    files: dict[str, list[Path]], seed: int
-) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+def _draw_test(images: _Images, seed: int, faults: list[str]) -> tuple[_Images, _Images]:
     """Set the same number of images of every class aside for the test."""
-    for name, members in files.items():
-        if len(members) < 2:
-            raise DataError(
+    enough = {name: members for name, members in images.items() if len(members) > 1}
+    for name, members in images.items():
+        if len(members) == 1:
+            faults.append(
                 f"class {name!r} has 1 image, so none is left for the test: give it at least 2, "
                 "or provide train/ and test/ folders"
             )
-    size = max(1, int(TEST_FRACTION * min(map(len, files.values()))))
+    size = max(1, int(TEST_FRACTION * min(map(len, enough.values()), default=0)))
     generator = torch.Generator().manual_seed(seed)
     train, test = {}, {}
-    for name, members in files.items():
+    for name, members in enough.items():
         order = torch.randperm(len(members), generator=generator).tolist()
         test[name] = [members[i] for i in order[:size]]
         train[name] = [members[i] for i in order[size:]]
     return train, test
 
 
-def _read(files: dict[str, list[Path]], image_size: int) -> tuple[Tensor, Tensor]:
-    """All images `(N, 3, image_size, image_size)` uint8 and their classes `(N,)`, in sorted order
-    of the class names."""
-    ordered: list[tuple[int, Path]] = [
-        (cls, file) for cls, name in enumerate(sorted(files)) for file in files[name]
-    ]
-    images = torch.empty(len(ordered), 3, image_size, image_size, dtype=torch.uint8)
-    for i, (_, file) in enumerate(ordered):
-        images[i] = _read_image(file, image_size)
-    return images, torch.tensor([cls for cls, _ in ordered])
+def _listed(root: Path, faults: list[str]) -> str:
+    """All faults, for a message: one is told by itself."""
+    if len(faults) == 1:
+        return faults[0]
+    lines = faults[:_MOST_FAULTS]
+    if len(faults) > len(lines):
+        lines = [*lines, f"… and {len(faults) - len(lines)} more"]
+    return "\n  ".join([f"{root} has {len(faults)} faults (skip_broken leaves them out):", *lines])
+
+
+def _read(files: _Files, image_size: int, faults: list[str]) -> _Images:
+    """The images of every class that can be read."""
+    images: _Images = {}
+    for name, members in files.items():
+        images[name] = []
+        for file in members:
+            try:
+                images[name].append(_read_image(file, image_size))
+            except DataError as error:
+                faults.append(str(error))
+        if members and not images[name]:
+            faults.append(f"class {name!r} has no image that can be read")
+    return images
+
+
+def _stacked(images: _Images) -> tuple[Tensor, Tensor]:
+    """All images `(N, 3, image_size, image_size)` and their classes `(N,)`."""
+    members: Iterable[Tensor] = (image for of_class in images.values() for image in of_class)
+    sizes = torch.tensor([len(of_class) for of_class in images.values()])
+    return torch.stack(list(members)), torch.arange(len(images)).repeat_interleave(sizes)
 
 
 def _read_image(file: Path, image_size: int) -> Tensor:
     try:
-        with Image.open(file) as image:
-            square = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (image_size,) * 2)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with Image.open(file) as opened:
+            image = ImageOps.exif_transpose(opened)
+            image = _eight_bits(image, opened.format)
+            if image.has_transparency_data:
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image.convert("RGBA"))
+            square = ImageOps.fit(image.convert("RGB"), (image_size,) * 2)
+    except Exception as error:  # there is no end to what decoders make of a damaged file
         raise DataError(f"cannot read the image {file}: {error}") from error
     return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)
+
+
+def _eight_bits(image: Image.Image, kind: str | None) -> Image.Image:
+    """Grey of more than 8 bits, which Pillow would clip at 255; others as they are."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
+        white = 65535  # older Pillows call that of 16-bit PNG "I"
+    elif image.mode == "F":
+        white = 1
+    elif image.mode == "I":
+        raise ValueError("whole numbers of 32 bits have no range; save it with 8 or 16 bits")
+    else:
+        return image
+    pixels = np.asarray(image).astype(np.float64)
+    low, high = pixels.min(), pixels.max()
+    if not 0 <= low <= high <= white:  # nan, too
+        raise ValueError(f"expected numbers in [0, {white}], got {low:g} to {high:g}")
+    return Image.fromarray((pixels * (255 / white)).round().astype(np.uint8))

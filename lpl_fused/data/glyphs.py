@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import DataError, LongTailedData, long_tail_counts
-from .cache import Arrays, cache_folder, cached
+from .cache import Arrays, cache_folder, cached, expect
 
 POINT_SIZE = 18
 CANVAS = 40  # pixels; the widest 18-point character of the twelve faces takes 36
@@ -76,7 +76,7 @@ def load_glyphs(
     if num_classes is None:
         num_classes = available
     if num_classes > available:
-        raise DataError(f"glyphs has {available} classes; {num_classes} were asked for")
+        raise DataError(f"num_classes: glyphs has {available}, got {num_classes}")
     counts = long_tail_counts(num_classes, largest, imbalance, profile)
     order = torch.randperm(available, generator=torch.Generator().manual_seed(0))[:num_classes]
     names = tuple(sprites.class_names[i] for i in order.tolist())
@@ -156,11 +156,21 @@ def cache_file() -> Path:
 
 def load_sprites() -> Sprites:
     """The rendered characters, from the cache or, the first time, from the fonts (seconds)."""
-    arrays = cached(cache_file(), ("images", "classes", "codes"), _rendered)
+    return _sprites(cached(cache_file(), ("images", "classes", "codes"), _rendered, _sprites))
+
+
+def _sprites(arrays: Arrays) -> Sprites:
+    """Of the arrays that `_rendered` gives; ValueError where they cannot be these."""
+    expect(arrays, images=(np.uint8, 3), classes=(np.int64, 1), codes=(np.integer, 1))
+    images, classes, codes = (arrays[name] for name in ("images", "classes", "codes"))
+    if images.shape[1:] != (CANVAS, CANVAS) or len(images) != len(classes):
+        raise ValueError(f"images has shape {images.shape}, classes {classes.shape}")
+    if len(codes) == 0 or not np.array_equal(np.unique(classes), np.arange(len(codes))):
+        raise ValueError(f"classes are not 0 to {len(codes) - 1}")
+    if (np.diff(classes) < 0).any():
+        raise ValueError("classes do not ascend")
     return Sprites(
-        torch.from_numpy(arrays["images"]),
-        torch.from_numpy(arrays["classes"]),
-        tuple(map(chr, arrays["codes"].tolist())),
+        torch.from_numpy(images), torch.from_numpy(classes), tuple(map(chr, codes.tolist()))
     )
 
 

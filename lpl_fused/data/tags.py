@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from .base import DataError, LongTailedData
-from .cache import Arrays, cache_folder, cached
+from .cache import Arrays, cache_folder, cached, expect
 from .labels import LabelSets, offsets_of
-from .stdlib import source_files
+from .stdlib import readable_source, source_files
 
 NUM_CLASSES = 1000
 TEST_SHARE = 0.2
@@ -78,8 +78,8 @@ def load_tags(seed: int = 0, num_classes: int = NUM_CLASSES) -> LongTailedData:
     available = int((frequency > 0).sum())
     if not 2 <= num_classes <= available:
         raise DataError(
-            f"tags has {available} identifiers in training functions, and a classification task "
-            f"needs at least 2; num_classes is {num_classes}"
+            f"num_classes: expected 2 to {available}, the identifiers in training functions, got "
+            f"{num_classes}"
         )
     # identifiers are in alphabetical order, which a stable sort keeps among equals
     kept = frequency.argsort(descending=True, stable=True)[:num_classes]
@@ -119,30 +119,45 @@ def _restricted(sets: LabelSets, kept: Tensor) -> LabelSets:
 
 
 def _tensors(arrays: Arrays) -> tuple[Tensor, Tensor, LabelSets]:
-    """Unit of each function, its bag of words, and its identifiers."""
-    return (
-        torch.from_numpy(arrays["unit"]).long(),
-        torch.from_numpy(arrays["bags"]).long(),
-        LabelSets(
-            torch.from_numpy(arrays["offsets"]),
-            torch.from_numpy(arrays["classes"]).long(),
-            len(arrays["identifiers"]),
-        ),
+    """Unit of each function, its bag of words, and its identifiers; ValueError where the arrays
+    cannot be those of `_numbered`."""
+    expect(arrays, **_ARRAYS)
+    unit, bags = (torch.from_numpy(arrays[name]).long() for name in ("unit", "bags"))
+    sets = LabelSets(
+        torch.from_numpy(arrays["offsets"]),
+        torch.from_numpy(arrays["classes"]).long(),
+        len(arrays["identifiers"]),
     )
+    if bags.shape != (len(unit), LENGTH) or len(sets) != len(unit):
+        raise ValueError(f"{len(unit)} units, bags of shape {bags.shape}, {len(sets)} sets")
+    for name, numbers, most in (
+        ("unit", unit, len(arrays["units"]) - 1),
+        ("bags", bags, len(arrays["words"])),
+    ):
+        if numbers.numel() and not (numbers.min() >= 0 and numbers.max() <= most):
+            raise ValueError(f"{name}: expected 0 to {most}")
+    return unit, bags, sets
 
 
-_ARRAYS = ("units", "words", "identifiers", "unit", "bags", "offsets", "classes")
+_ARRAYS = {
+    **dict.fromkeys(("units", "words", "identifiers"), (np.str_, 1)),
+    **dict.fromkeys(("unit", "offsets", "classes"), (np.integer, 1)),
+    "bags": (np.integer, 2),
+}
 
 
 def _load_functions() -> Arrays:
     """The functions as arrays, from the cache or, the first time, from the source (seconds)."""
-    files = [(path, parts, path.read_bytes()) for path, parts in source_files()]
+    files = []
+    for path, parts in source_files():
+        with readable_source(path):
+            files.append((path, parts, path.read_bytes()))
     digest = hashlib.blake2b(digest_size=8)
     for _, parts, source in files:
         digest.update(f"{'/'.join(parts)}:{len(source)}:".encode() + source)
     version = ".".join(map(str, sys.version_info[:3]))  # another version may parse otherwise
     path = cache_folder() / f"tags-v{_CACHE_VERSION}-py{version}-{digest.hexdigest()}.npz"
-    return cached(path, _ARRAYS, lambda: _numbered(_examples(files)))
+    return cached(path, tuple(_ARRAYS), lambda: _numbered(_examples(files)), _tensors)
 
 
 def _numbered(examples: Iterable[_Example]) -> Arrays:
@@ -167,9 +182,9 @@ def _numbered(examples: Iterable[_Example]) -> Arrays:
         row[: len(bag)] = bag
     sets = [sorted(class_number[name] for name in f.identifiers) for f in functions]
     return {
-        "units": np.array(units),
-        "words": np.array(words),
-        "identifiers": np.array(identifiers),
+        "units": np.array(units, dtype=np.str_),
+        "words": np.array(words, dtype=np.str_),
+        "identifiers": np.array(identifiers, dtype=np.str_),
         "unit": np.array([unit_number[function.unit] for function in functions], dtype=np.int32),
         "bags": bags,
         "offsets": np.cumsum([0, *map(len, sets)], dtype=np.int64),
@@ -179,7 +194,7 @@ def _numbered(examples: Iterable[_Example]) -> Arrays:
 
 def _examples(files: Iterable[tuple[Path, tuple[str, ...], bytes]]) -> Iterator[_Example]:
     for path, parts, source in files:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), readable_source(path):
             warnings.simplefilter("ignore")  # escapes that a later Python refuses
             tree = ast.parse(source, filename=str(path))
         unit = "/".join(parts)

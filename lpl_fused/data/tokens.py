@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .base import DataError, LongTailedData
-from .stdlib import source_files
+from .stdlib import readable_source, source_files
 
 NUM_CLASSES = 10_000
 CONTEXT = 4
@@ -47,16 +47,16 @@ def load_tokens(
     """
     if train_samples < num_classes:
         raise DataError(
-            f"tokens needs at least one training example per class: train_samples is "
-            f"{train_samples}, num_classes is {num_classes}"
+            f"train_samples: expected at least one for each of {num_classes} classes, got "
+            f"{train_samples}"
         )
     files = _tokenised_files()
     frequency = Counter(token for file in files for token in file)
     usable = [item for item in frequency.items() if item[1] > TEST_PER_CLASS]
     if len(usable) < num_classes:
         raise DataError(
-            f"the standard library's source has {len(usable)} tokens that occur more than "
-            f"{TEST_PER_CLASS} times; {num_classes} were asked for"
+            f"num_classes: the standard library's source has {len(usable)} tokens that occur more "
+            f"than {TEST_PER_CLASS} times, got {num_classes}"
         )
     usable.sort(key=lambda item: (-item[1], item[0]))
     names = tuple(token for token, _ in usable[:num_classes])
@@ -86,7 +86,10 @@ def load_tokens(
 def _tokenised_files() -> list[list[str]]:
     files = []
     for path, _ in source_files():
-        with tokenize.open(path) as file:  # honours the file's coding declaration
+        with (
+            readable_source(path),
+            tokenize.open(path) as file,
+        ):  # honours the file's coding declaration
             files.append(_TOKEN.findall(file.read()))
     return files
 

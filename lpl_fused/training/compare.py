@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +24,11 @@ from .record import Record, environment
 from .report import table
 from .settings import RunSettings, SettingsError
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 RECORD_NAME = "run.json"
 PLOT_NAME = "plot.png"
 DEFAULT_DATA = "glyphs"
@@ -29,6 +36,7 @@ DEFAULT_SEEDS = (0, 1, 2)
 FAILED = 2
 INTERRUPTED = 130  # the shell's status of a program ended by Ctrl-C
 
+_MOST_LEFT_OUT = 20  # faults of the data that are listed
 _TABLE_WIDTH = 110  # where the output is no terminal whose width is known
 
 
@@ -65,51 +73,125 @@ def run(
         resumed comparison tries the run again.
 
     Raises:
-        SettingsError, DataError: before any training; nothing is written.
+        SettingsError, DataError: before any training, nothing is written; or a file could not be
+            written, which leaves it as it was, and what was finished before in it.
     """
     console = Console()
-    if resume is not None:
-        if output is not None:
-            raise SettingsError("a resumed run is written where it was: leave the output out")
-        record, folder = Record.load(Path(resume)), Path(resume).parent
-        record.settings.check_unchanged(given)
-        record.settings.check_losses(losses or ())
-        _check_backend(record.settings)
-        record.extend(losses or (), seeds or ())
-        _note_changed_environment(record, console)
-    else:
-        settings = _new_settings(given)
-        settings.check_losses(losses or ())
-        _check_backend(settings)
-        record = Record(settings, [], [], environment=environment(settings))
-        record.extend(losses or record.kind.default_losses, seeds or DEFAULT_SEEDS)
-        folder = Path(output or f"runs/{settings.data}-{time.strftime('%Y%m%d-%H%M%S')}")
-        if (folder / RECORD_NAME).exists():
-            raise SettingsError(
-                f"{folder} already holds a run: resume {folder / RECORD_NAME}, or choose another"
-            )
+    with contextlib.ExitStack() as locks:
+        if resume is not None:
+            if output is not None:
+                raise SettingsError("a resumed run is written where it was: leave the output out")
+            path = Path(resume)
+            if path.is_file():  # locked before it is read: nobody may write it in between
+                locks.enter_context(_alone(path.parent))
+            record, folder = Record.load(path), path.parent
+            if path.name != RECORD_NAME:
+                raise SettingsError(f"expected a {RECORD_NAME}, which is written anew, got {path}")
+            record.settings.check_losses(losses or ())
+            record.settings.check_unchanged(given)
+            _check_backend(record.settings)
+            record.extend(losses or (), seeds or ())
+            _note_changed_environment(record, console)
+        else:
+            settings = _new_settings(given)
+            settings.check_losses(losses or ())
+            record = Record(settings, [], [], environment={})
+            record.extend(losses or record.kind.default_losses, seeds or DEFAULT_SEEDS)
+            _check_loss_options(record)
+            _check_backend(settings)
+            record.environment = environment(settings)
+            if output is None:
+                output = f"runs/{settings.data}-{time.strftime('%Y%m%d-%H%M%S')}"
+            if output == "":
+                raise SettingsError("output: expected a folder, got ''")
+            folder = Path(output)
+            _check_free(folder)
+        return _trained(record, folder, console, locks, new=resume is None)
 
+
+def _trained(
+    record: Record, folder: Path, console: Console, locks: contextlib.ExitStack, new: bool
+) -> int:
+    """The status of the comparison that `run` has prepared."""
+    status = 0
     try:
         with _threads(record.settings.threads):
-            _train_all(record, folder, console)
+            _train_all(record, folder, console, locks, new)
     except KeyboardInterrupt:
         console.print("[yellow]interrupted[/yellow]")
         if not record.results:
             console.print("no run was finished; nothing is written")
-        return INTERRUPTED
+        status = INTERRUPTED
     finally:
-        if record.results:
-            _report(record, folder, console)
+        if record.results and not _report(record, folder, console):
+            status = FAILED
+    if status == INTERRUPTED:
+        return status
     for failure in record.failures:
-        print(f"lpl-fused train: error: {failure['error']}", file=sys.stderr)
-    return FAILED if record.failures else 0
+        _tell(failure["error"])
+        status = FAILED
+    return status
 
 
-def _report(record: Record, folder: Path, console: Console) -> None:
-    save_plot(record, folder / PLOT_NAME)
+def _tell(error: object) -> None:
+    print(f"lpl-fused train: error: {error}", file=sys.stderr)
+
+
+def _report(record: Record, folder: Path, console: Console) -> bool:
+    """Print the table and draw the plot; whether that could be written."""
     wide = console if console.is_terminal else Console(width=_TABLE_WIDTH)
     wide.print(table(record))
+    try:
+        with _written(folder / PLOT_NAME):
+            save_plot(record, folder / PLOT_NAME)
+    except SettingsError as error:  # that of the record, where there is one, is worth more
+        _tell(error)
+        return False
     console.print(f"written: {folder / RECORD_NAME}, {folder / PLOT_NAME}", soft_wrap=True)
+    return True
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Name the file that could not be written; `replacing` leaves the earlier one."""
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(
+            f"{path} cannot be written: {error.strerror or error}; it is as it was before"
+        ) from error
+
+
+def _check_free(folder: Path) -> None:
+    """Raise SettingsError where results cannot be written, or would replace others."""
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"output: expected a folder, got the file {folder}")
+    for name in (RECORD_NAME, PLOT_NAME):
+        if (folder / name).exists():
+            what = f"a run: resume {folder / RECORD_NAME}" if name == RECORD_NAME else f"a {name}"
+            raise SettingsError(f"{folder} already holds {what}, or choose another")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other comparisons out of the folder, until the process ends at the latest.
+
+    On a file system without locks, or where Python has none, nobody is kept out.
+    """
+    if fcntl is None:
+        yield
+        return
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SettingsError(f"{folder} is in use: another run is writing there") from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(place)  # and with it the lock
 
 
 def _new_settings(given: Mapping[str, Any]) -> RunSettings:
@@ -123,12 +205,15 @@ def _check_backend(settings: RunSettings) -> None:
     """Name a device or backend that cannot run before the data are loaded."""
     try:
         device = torch.device(settings.device)
+        if device.type == "meta":
+            raise ValueError("tensors there have no numbers")
         torch.empty(0, device=device)
         resolve(settings.backend, device.type, torch.float32)
     except (RuntimeError, ValueError, AssertionError) as error:
         # torch asserts where it was built without CUDA
+        reason = str(error).partition("\n")[0]
         raise SettingsError(
-            f"device {settings.device!r} with backend {settings.backend!r} cannot run: {error}"
+            f"device {settings.device!r} with backend {settings.backend!r} cannot run: {reason}"
         ) from error
 
 
@@ -156,7 +241,9 @@ def _note_changed_environment(record: Record, console: Console) -> None:
         )
 
 
-def _train_all(record: Record, folder: Path, console: Console) -> None:
+def _train_all(
+    record: Record, folder: Path, console: Console, locks: contextlib.ExitStack, new: bool
+) -> None:
     """Train the pairs that are missing, seed by seed so that all losses share a seed's data."""
     pending = {seed: record.missing_losses(seed) for seed in record.seeds}
     pairs = sum(map(len, pending.values()))
@@ -170,8 +257,15 @@ def _train_all(record: Record, folder: Path, console: Console) -> None:
             progress.update(bar, description=f"{record.settings.data}, seed {seed}")
             data = load(record.settings.data, seed=seed, **record.settings.data_options)
             record.describe_data(data, seed)
+            if data.left_out:
+                console.print(f"left out, seed {seed}: {len(data.left_out)}")
+                console.print(*data.left_out[:_MOST_LEFT_OUT], sep="\n", markup=False)
             _check_losses(record, data, losses, seed)
-            _make(folder)
+            if new:
+                _make(folder)
+                locks.enter_context(_alone(folder))
+                _check_free(folder)  # another run may have been faster
+                new = False
             steps = record.settings.epochs * steps_per_epoch(data, record.settings)
             progress.update(bar, total=pairs * steps)
             for loss in losses:
@@ -186,7 +280,8 @@ def _train_all(record: Record, folder: Path, console: Console) -> None:
                         console.print_exception()
                 else:
                     record.add(loss, seed, trained)
-                record.save(folder / RECORD_NAME)
+                with _written(folder / RECORD_NAME):
+                    record.save(folder / RECORD_NAME)
 
 
 def _make(folder: Path) -> None:
@@ -194,6 +289,18 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SettingsError(f"the output folder {folder} cannot be made: {error}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):  # better now than after the first training
+        raise SettingsError(f"the output folder {folder} cannot be written to")
+
+
+def _check_loss_options(record: Record) -> None:
+    """Raise SettingsError where options are given of a loss that is not compared."""
+    for loss, options in record.settings.loss_options.items():
+        if loss not in record.losses:
+            raise SettingsError(
+                f"loss_options.{loss}.{next(iter(options))}: expected an option of a loss that is "
+                f"compared ({', '.join(record.losses)}), got one of {loss!r}"
+            )
 
 
 def _check_losses(record: Record, data: LongTailedData, losses: Sequence[str], seed: int) -> None:

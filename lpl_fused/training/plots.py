@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from ..atomic import replacing
 from .record import Record
 
 _BINS = 10
@@ -26,10 +27,11 @@ _BARS = {"overall": "#000000", "many": "#0072B2", "medium": "#009E73", "few": "#
 
 def save_plot(record: Record, path: Path) -> None:
     """Write the PNG: by class frequency, or, for more losses than there are colours, by loss."""
-    if len(record.finished_losses()) > len(_COLOURS):
-        _bars(record).savefig(path, dpi=110)
-    else:
-        _curves(record).savefig(path, dpi=130)
+    many = len(record.finished_losses()) > len(_COLOURS)
+    with replacing(path) as temporary:
+        (_bars if many else _curves)(record).savefig(
+            temporary, format="png", dpi=110 if many else 130
+        )
 
 
 def _bars(record: Record) -> Figure:

@@ -12,15 +12,17 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..arguments import FLAG, Integer, Number, shown
 from ..atomic import replacing
 from ..data import LongTailedData
 from ..data.labels import LabelSets, class_counts
 from ..version import __version__
 from .kinds import Kind, kind_of
 from .loop import DivergedError, Trained
-from .settings import RunSettings, SettingsError
+from .settings import RunSettings, SettingsError, names_and_values
 
 FORMAT = 1
+SEED = Integer(least=0)
 TIMES = ("step_ms", "loss_ms")
 
 
@@ -82,8 +84,17 @@ class Record:
         return list(dict.fromkeys(result["loss"] for result in self.results))
 
     def describe_data(self, data: LongTailedData, seed: int) -> None:
-        """Note the class counts of `seed` and, once, the sizes."""
+        """Note the class counts of `seed` and the sizes.
+
+        Raises:
+            SettingsError: the counts were others when runs of that seed were finished.
+        """
         counts = data.cls_num_list
+        if self.class_counts.get(seed, counts.tolist()) != counts.tolist():
+            raise SettingsError(
+                f"the data are not those of the finished runs: seed {seed} had "
+                f"{shown(self.class_counts[seed])} examples per class, now {shown(counts.tolist())}"
+            )
         self.class_counts[seed] = counts.tolist()
         test_counts = class_counts(data.test_targets, data.num_classes)
         many, few = counts > self.settings.many_above, counts < self.settings.few_below
@@ -99,6 +110,8 @@ class Record:
             "few_classes": int(few.sum()),
             "balanced_test": bool((test_counts == test_counts[0]).all()),
         }
+        if data.left_out:
+            self.data_summary["left_out"] = len(data.left_out)
         if isinstance(data.train_targets, LabelSets):
             judged = test_counts > 0
             self.data_summary |= {
@@ -154,32 +167,105 @@ class Record:
             "failures": self.failures,
             "results": self.results,
         }
+        text = json.dumps(_storable(content), allow_nan=False)
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps(_nan_to_none(content), allow_nan=False), "utf-8")
+            temporary.write_text(text, "utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Record:
         """Read a record back.
 
         Raises:
-            SettingsError: the file is missing, is no record, or is one of another version.
+            SettingsError: the file is missing, is no record, is one of another version, or was
+                changed so that it no longer is what a comparison writes.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            found = content["format"]
+            if not isinstance(content, dict):
+                raise TypeError(f"expected an object, got {shown(content)}")
+            found = content.get("format")
             if found != FORMAT:
                 raise ValueError(f"its format is {found}, this version reads {FORMAT}")
-            return cls(
-                settings=RunSettings.from_json(content["settings"]),
-                losses=content["losses"],
-                seeds=content["seeds"],
-                class_counts={int(k): v for k, v in content["class_counts"].items()},
-                results=[_none_to_nan(result) for result in content["results"]],
-                data_summary=content["data"],
-                environment=content["environment"],
+            # the summary is made anew, and older records have no failures
+            differing = (_FIELDS ^ set(content)) - {"summary", "failures"}
+            if differing:
+                raise ValueError(f"missing or unknown: {', '.join(sorted(differing))}")
+            settings = names_and_values("settings", content["settings"])
+            record = cls(
+                settings=RunSettings.from_json(_restored(settings, null=None)),
+                losses=_list("losses", content["losses"]),
+                seeds=_list("seeds", content["seeds"]),
+                class_counts=_counts(content["class_counts"]),
+                results=_list("results", _restored(content["results"], null=math.nan)),
+                data_summary=names_and_values("data", content["data"]),
+                environment=names_and_values("environment", content["environment"]),
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            record.check()
+            return record
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise SettingsError(f"{path} is not the record of a run: {error}") from error
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError where something is not what a comparison writes."""
+        for name, wanted in (("losses", self.losses), ("seeds", self.seeds)):
+            if len(set(map(str, wanted))) != len(wanted):
+                raise ValueError(f"{name}: expected each once, got {shown(wanted)}")
+        for seed in self.seeds:
+            SEED("seeds", seed)
+        self.settings.check_losses(self.losses)
+        pairs = set()
+        for number, result in enumerate(self.results):
+            where = f"results[{number}]"
+            names_and_values(where, result)
+            pair = result.get("loss"), result.get("seed")
+            if pair[0] not in self.losses or pair[1] not in self.seeds or pair in pairs:
+                raise ValueError(f"{where}: expected a loss and seed of the run, once, got {pair}")
+            pairs.add(pair)
+            classes = len(self.class_counts.get(result["seed"], ()))
+            for name in (*self.kind.measures, *TIMES):
+                _NUMBER(f"{where}.{name}", result.get(name))
+            for name in (self.kind.by_class, "loss_variation"):
+                values = _list(f"{where}.{name}", result.get(name))
+                if len(values) != classes:
+                    raise ValueError(
+                        f"{where}.{name}: expected one number for each of {classes} classes, got "
+                        f"{len(values)}"
+                    )
+                for value in values:
+                    _NUMBER(f"{where}.{name}", value)
+        if self.results:
+            for name in _SIZES:
+                _COUNT(f"data.{name}", self.data_summary.get(name))
+            FLAG("data.balanced_test", self.data_summary.get("balanced_test"))
+            for name in ("device", "threads"):
+                if name not in self.environment:
+                    raise ValueError(f"environment.{name}: expected what it was, got nothing")
+
+
+_FIELDS = {
+    *("format", "settings", "losses", "seeds", "environment", "data", "class_counts", "results"),
+}
+_SIZES = (
+    *("classes", "train_examples", "test_examples", "largest_class", "smallest_class"),
+    *("many_classes", "medium_classes", "few_classes"),
+)
+_COUNT, _POSITIVE_COUNT = Integer(least=0), Integer(least=1)
+_NUMBER = Number(infinite=True, nan=True)
+
+
+def _list(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{name}: expected a list, got {shown(value)}")
+    return value
+
+
+def _counts(stored: Any) -> dict[int, list[int]]:
+    """The class counts by seed."""
+    counts = {}
+    for seed, of_classes in names_and_values("class_counts", stored).items():
+        where = f"class_counts.{seed}"
+        counts[int(seed)] = [_POSITIVE_COUNT(where, n) for n in _list(where, of_classes)]
+    return counts
 
 
 def _described(loss: str, seed: int, error: Exception) -> str:
@@ -200,18 +286,26 @@ def environment(settings: RunSettings) -> dict[str, Any]:
     }
 
 
-def _nan_to_none(value: Any) -> Any:
-    """nan is no JSON: null stands for it."""
+# what JSON has no numbers for
+_WORDS = {"Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def _storable(value: Any) -> Any:
+    """nan and the infinities are no JSON: null and words stand for them."""
     if isinstance(value, dict):
-        return {key: _nan_to_none(item) for key, item in value.items()}
+        return {key: _storable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_nan_to_none(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [_storable(item) for item in value]
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return next((word for word, number in _WORDS.items() if number == value), None)
 
 
-def _none_to_nan(value: Any) -> Any:
+def _restored(value: Any, null: float | None) -> Any:
     if isinstance(value, dict):
-        return {key: _none_to_nan(item) for key, item in value.items()}
+        return {key: _restored(item, null) for key, item in value.items()}
     if isinstance(value, list):
-        return [_none_to_nan(item) for item in value]
-    return math.nan if value is None else value
+        return [_restored(item, null) for item in value]
+    if isinstance(value, str):
+        return _WORDS.get(value, value)
+    return null if value is None else value

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..arguments import NOT_NEGATIVE, POSITIVE, Check, Choice, Integer, Maybe, shown
+from ..data import NAMES, check_options
 from ..evaluation import FEW_BELOW, MANY_ABOVE
 from .kinds import kind_of
 from .recipes import RECIPES
@@ -19,7 +20,7 @@ _DATA_OPTIONS: dict[str, dict[str, Any]] = {
     "digits": {"imbalance": 100.0, "profile": "exp", "largest": 100},
     "tokens": {"num_classes": 10_000, "train_samples": 250_000},
     "tags": {"num_classes": 1000},
-    "folder": {"path": None, "image_size": 32},
+    "folder": {"path": None, "image_size": 32, "skip_broken": False},
 }
 _TRAINING: dict[str, dict[str, Any]] = {
     # One thread: small steps gain little from more, and threads that wait for each other at every
@@ -37,6 +38,34 @@ _TRAINING: dict[str, dict[str, Any]] = {
     "tokens": {"epochs": 3, "batch_size": 256, "lr": 1.0, "weight_decay": 1e-5, "threads": 1},
     "tags": {"epochs": 20, "batch_size": 128, "lr": 0.1, "weight_decay": 1e-2, "threads": 1},
     "folder": {"epochs": 30, "batch_size": 64, "lr": 0.05},
+}
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"{name}: expected a name, got {shown(value)}")
+    return value
+
+
+def names_and_values(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise TypeError(f"{name}: expected names and values, got {shown(value)}")
+    return value
+
+
+_CHECKS: dict[str, Check] = {
+    "epochs": Integer(least=1),
+    # Batches of equal size hold at least 2 examples then, which batch normalisation needs.
+    "batch_size": Integer(least=3),
+    "lr": POSITIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "device": _text,
+    "threads": Maybe(Integer(least=1, most=1024)),
+    "backend": _text,
+    "many_above": Integer(least=0),
+    "few_below": Integer(least=0),
+    "data_options": names_and_values,
+    "loss_options": names_and_values,
 }
 
 
@@ -64,7 +93,8 @@ class RunSettings:
         loss_options: keywords of single losses, `{loss: {keyword: value}}`.
 
     Raises:
-        SettingsError: a number out of range; an option that the data or a loss does not have.
+        SettingsError: a number out of range or of another type; an option that the data or a loss
+            does not have.
     """
 
     data: str
@@ -81,30 +111,12 @@ class RunSettings:
     loss_options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # Batches of equal size hold at least 2 examples then, which batch normalisation needs.
-        for name, least in (("epochs", 1), ("batch_size", 3), ("threads", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise SettingsError(f"{name}: expected at least {least}, got {value}")
-        if not 0 < self.lr < math.inf:
-            raise SettingsError(f"lr: expected a finite number > 0, got {self.lr}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise SettingsError(
-                f"weight_decay: expected a finite number >= 0, got {self.weight_decay}"
-            )
+        self._check_values()
         if self.few_below > self.many_above + 1:
             raise SettingsError(
                 f"few_below: expected at most many_above + 1 = {self.many_above + 1}, so that no "
                 f"class is both few- and many-shot, got {self.few_below}"
             )
-        for option in self.data_options:
-            if option not in _DATA_OPTIONS[self.data]:
-                raise SettingsError(
-                    f"data {self.data!r} has no option {option!r}; it has "
-                    f"{', '.join(_DATA_OPTIONS[self.data])}"
-                )
-        if self.data == "folder" and not self.data_options.get("path"):
-            raise SettingsError("data 'folder' needs the path of a folder of images")
         self.check_losses(self.loss_options)
         for name, options in self.loss_options.items():
             known = RECIPES[name].known_options()
@@ -115,10 +127,30 @@ class RunSettings:
                         f"{', '.join(known) or 'none'}"
                     )
 
+    def _check_values(self) -> None:
+        try:
+            Choice(*NAMES)("data", self.data)
+            for name, check in _CHECKS.items():
+                object.__setattr__(self, name, check(name, getattr(self, name)))
+            if self.data == "folder" and self.data_options.get("path") is None:
+                raise SettingsError("data 'folder' needs the path of a folder of images")
+            options = check_options(self.data, self.data_options)
+            object.__setattr__(self, "data_options", options)
+            for loss, options in self.loss_options.items():
+                names_and_values(f"loss_options.{loss}", options)
+        except (TypeError, ValueError) as error:
+            raise SettingsError(str(error)) from error
+
     @classmethod
     def for_data(cls, data: str, given: Mapping[str, Any]) -> RunSettings:
         """The defaults of `data` with the `given` fields on top (`data_options` one by one)."""
-        options = {**_DATA_OPTIONS[data], **given.get("data_options", {})}
+        try:
+            options = {
+                **_DATA_OPTIONS[Choice(*NAMES)("data", data)],
+                **names_and_values("data_options", given.get("data_options", {})),
+            }
+        except (TypeError, ValueError) as error:
+            raise SettingsError(str(error)) from error
         return cls(data=data, **{**_TRAINING[data], **given, "data_options": options})
 
     def check_losses(self, losses: Iterable[str]) -> None:
@@ -127,7 +159,7 @@ class RunSettings:
         fitting = [n for n, recipe in RECIPES.items() if recipe.multi_label == kind.multi_label]
         for loss in losses:
             if loss not in RECIPES:
-                raise SettingsError(f"loss must be one of {', '.join(RECIPES)}; got {loss!r}")
+                raise SettingsError(f"loss: expected one of {', '.join(RECIPES)}, got {loss!r}")
             if loss not in fitting:
                 raise SettingsError(
                     f"data {self.data!r} is {kind.name}, loss {loss!r} is not; losses that fit: "
@@ -164,9 +196,9 @@ class RunSettings:
         loss_options = {
             loss: {
                 name: tuple(value) if isinstance(value, list) else value
-                for name, value in options.items()
+                for name, value in names_and_values(f"loss_options.{loss}", options).items()
             }
-            for loss, options in stored["loss_options"].items()
+            for loss, options in names_and_values("loss_options", stored["loss_options"]).items()
         }
         return cls(**{**stored, "loss_options": loss_options})
 
