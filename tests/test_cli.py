@@ -232,7 +232,7 @@ def test_missing_package_names_the_extra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert done.stderr.strip().endswith("rich is missing: pip install lpl_fused[train]")
+    assert done.stderr.strip().endswith('rich is missing: pip install "lpl_fused[train]"')
 
 
 # several labels
