@@ -174,6 +174,10 @@ class Shaped:
             self.loss_shape: Sequence[int] = ()
         else:
             self.loss_shape = (input.shape[0], *input.shape[2:])
+        self._take(input, target)
+
+    def _take(self, input: Tensor, target: Target) -> None:
+        """Target and logits, of which shape, dtype and device are known to be right."""
         self.device, self.dtype = input.device, input.dtype
         self.accumulate = accumulate_dtype(input.dtype)
 
@@ -189,7 +193,7 @@ class Shaped:
             raise TypeError(f"target: expected a tensor, got {type(target).__name__}")
         if target.is_floating_point() and self.other is None:
             self._check("target (class probabilities)", target, input.shape)
-            self.target = _as_rows(target, self.classes)
+            self.target = self._rows(target)
         else:
             self.target = self._labels("target", target)
         self.input = input
@@ -296,8 +300,9 @@ class Shaped:
             for name in ("multiplier", "rho"):
                 table = self._table(name, getattr(penalty, name))
                 fields[name] = None if table is None else table.detach()
-        rows = _as_rows(self.input, self.classes)
-        return Problem(rows, self.target, self.other, self.lam, options=options, **fields)
+        return Problem(
+            self._rows(self.input), self.target, self.other, self.lam, options=options, **fields
+        )
 
     def check_one_label(self) -> None:
         if self.target.is_floating_point() or self.other is not None:
@@ -359,8 +364,81 @@ class Shaped:
             return {**tables, "row_index": row_index}, 1.0
         return {**tables, "row_index": row_index}, 1.0 / POSITIVE("temperature", temperature)
 
+    def _rows(self, tensor: Tensor) -> Tensor:
+        """What has the logits' shape as (N, C)."""
+        return _as_rows(tensor, self.classes)
+
     def restore(self, loss: Tensor, options: Options) -> Tensor:
         return loss.reshape(tuple(self.loss_shape)) if options.reduction == NONE else loss
+
+
+class Projected(Shaped):
+    """Features (…, D) of logits (…, C) that nobody has made, the layer that makes them, and target.
+
+    `input` stands for the logits in all that asks for their shape, dtype and device; it has no
+    numbers. `dtype` is that of the products: autocast's, where that is on.
+    """
+
+    def __init__(
+        self, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Target
+    ) -> None:
+        given = {"input": input, "linear_weight": linear_weight}
+        if linear_bias is not None:
+            given["linear_bias"] = linear_bias
+        for name, tensor in given.items():
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+            if type(tensor).__name__ == "DTensor":
+                raise TypeError(f"{name}: a DTensor is not supported; pass its local part")
+            if tensor.dtype not in _FLOATING:
+                raise TypeError(
+                    f"{name}: expected float64, float32, bfloat16 or float16, got {tensor.dtype}"
+                )
+            if tensor.device != input.device:
+                raise ValueError(
+                    f"{name}: expected device {input.device}, as input, got {tensor.device}"
+                )
+        if input.dim() == 0:
+            raise ValueError("input: expected shape (D,) or (..., D), got a 0-dim tensor")
+        features = input.shape[-1]
+        if linear_weight.dim() != 2 or linear_weight.shape[1] != features:
+            raise ValueError(
+                f"linear_weight: expected shape (C, {features}), features as input has them, got"
+                f" {tuple(linear_weight.shape)}"
+            )
+        self.classes = linear_weight.shape[0]
+        if self.classes == 0:
+            raise ValueError(
+                "linear_weight: expected at least one class, got shape"
+                f" {tuple(linear_weight.shape)}"
+            )
+        if linear_bias is not None and linear_bias.shape != (self.classes,):
+            raise ValueError(
+                f"linear_bias: expected shape {(self.classes,)}, got {tuple(linear_bias.shape)}"
+            )
+        dtype = _product_dtype(given)
+        self.loss_shape = tuple(input.shape[:-1])
+        self.features = input.reshape(-1, features)
+        self.weight, self.bias = linear_weight, linear_bias
+        unmade = linear_weight.new_empty(self.classes, dtype=dtype)
+        self._take(unmade.expand(*self.loss_shape, self.classes), target)
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        """(…, C) as (N, C)."""
+        rows = tensor.reshape(-1, self.classes)
+        return rows if rows.stride(1) == 1 or self.classes == 1 else rows.contiguous()
+
+
+def _product_dtype(given: dict[str, Tensor]) -> torch.dtype:
+    """What `torch.nn.functional.linear` makes of these."""
+    input = given["input"]
+    kind, dtypes = input.device.type, {tensor.dtype for tensor in given.values()}
+    if torch.is_autocast_enabled(kind) and torch.float64 not in dtypes:
+        return torch.get_autocast_dtype(kind)
+    for name, tensor in given.items():
+        if tensor.dtype != input.dtype:
+            raise TypeError(f"{name}: expected {input.dtype}, as input, got {tensor.dtype}")
+    return input.dtype
 
 
 def _as_rows(tensor: Tensor, classes: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from ..phi import LOG
@@ -28,23 +28,28 @@ class Door(Protocol):
 
 def sweep(
     door: Door,
-    problems: Sequence[Problem],
+    problems: Iterable[Problem],
     join: Callable[[list[Part]], Part] | None = None,
+    *,
+    whole: Problem | None = None,
 ) -> Known:
     """Loss and terms of the rows of a problem whose columns come in parts, each of all rows.
 
     Args:
         door: a backend.
         problems: parts of one problem, of disjoint columns that are all columns together; see
-            `Problem.columns`.
+            `Problem.columns`. Gone through once a round, and none is held: they may be made as
+            they are asked for.
         join: makes one part of all; by default from the first to the last.
+        whole: the problem that they are parts of, whose logits nobody looks at; by default what
+            the first of them is needed for.
     """
-    one = problems[0]
+    one = next(iter(problems)) if whole is None else whole
     known = begin(one)
     for round in door.rounds(one):
         parts = [door.reduce(problem, round, known) for problem in problems]
-        whole = functools.reduce(lambda a, b: a.join(b), parts) if join is None else join(parts)
-        known = door.settle(one, round, whole, known)
+        all_ = functools.reduce(lambda a, b: a.join(b), parts) if join is None else join(parts)
+        known = door.settle(one, round, all_, known)
     return known
 
 

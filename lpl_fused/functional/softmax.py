@@ -330,7 +330,7 @@ def lpl_cross_entropy(
     )
     choose = None
     if callable(steps) and not isinstance(steps, Tensor):
-        choose = _chooser(shaped, steps)
+        choose = chooser(shaped, steps)
     given = None if choose else steps
     problem = shaped.problem(
         options,
@@ -405,15 +405,15 @@ def _run(problem: Problem, backend: str, choose: Choose | None = None, form: str
     """The loss on a backend that was resolved."""
     learns = torch.is_grad_enabled() and ops.tables_learn(problem)
     if choose is not None and (learns or backend == REFERENCE):
-        problem, choose = _with_steps(problem, backend, choose), None
+        problem, choose = with_chosen_steps(problem, backend, choose), None
     if backend == REFERENCE:
         return reference.cross_entropy(problem)
     if problem.steps is not None and learns:
-        problem = _with_fixed_delta(problem, backend)
+        problem = ops.with_fixed_delta(problem, backend)
     return ops.cross_entropy(problem, backend, choose, form)
 
 
-def _chooser(shaped: Shaped, steps: Choose) -> Choose:
+def chooser(shaped: Shaped, steps: Choose) -> Choose:
     shaped.check_one_label()
 
     def choose(losses: Tensor) -> Tensor:
@@ -423,7 +423,7 @@ def _chooser(shaped: Shaped, steps: Choose) -> Choose:
     return choose
 
 
-def _with_steps(problem: Problem, backend: str, choose: Choose) -> Problem:
+def with_chosen_steps(problem: Problem, backend: str, choose: Choose) -> Problem:
     """The problem with its steps, chosen after a sweep of their own."""
     if backend != REFERENCE:
         return ops.with_chosen_steps(problem, backend, choose)
@@ -443,7 +443,7 @@ def _through_perturbation(
         raise ValueError(f"gradient: {form!r} can not be chosen beside through_perturbation")
     fused = _resolve(backend, problem)
     if choose is not None:
-        problem = _with_steps(problem, fused, choose)
+        problem = with_chosen_steps(problem, fused, choose)
     moves = tangent(problem.input) is not None
     if fused == REFERENCE or not (torch.is_grad_enabled() or moves):
         return _run(problem, fused)
@@ -467,22 +467,6 @@ def _through_perturbation(
     elif backend != "auto":
         raise NotDifferentiable(f'through_perturbation: {reason}; use backend="auto"')
     return _run(problem, REFERENCE)
-
-
-def _with_fixed_delta(problem: Problem, backend: str) -> Problem:
-    """The same problem with its learned δ handed over as rows, beside which tables may learn."""
-    detached = [part.detach() if isinstance(part, Tensor) else part for part in problem]
-    delta, slot = ops.learned_perturbation(Problem(*detached), backend)  # type: ignore[arg-type]
-    delta = delta / problem.options.inverse_temperature
-    if problem.rows is None:
-        return problem._replace(rows=delta, row_index=slot, steps=None)
-    index = problem.row_index
-    if index is None:
-        ignored = problem.target == problem.options.ignore_index
-        index = problem.target.masked_fill(ignored, 0)
-    rows = problem.rows[index] + delta[slot]
-    each = torch.arange(slot.shape[0], device=slot.device)
-    return problem._replace(rows=rows, row_index=each, steps=None)
 
 
 # what no backend differentiates

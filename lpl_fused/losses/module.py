@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..arguments import Integer, Rule, rebuilding
+from ..ops.dispatch import full_precision as full_precision
 from ..problem import accumulate_dtype
 from ..validation import Target
-
-
-def _autocasts(device: str) -> bool:
-    return torch.amp.is_autocast_available(device)
-
-
-_autocasts._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch 2.11 cannot trace it
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Products in the dtype of their tensors, whatever autocast says."""
-    kind = device.type
-    return torch.autocast(kind, enabled=False) if _autocasts(kind) else nullcontext()
 
 
 class LossModule(nn.Module):

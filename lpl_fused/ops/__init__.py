@@ -2,20 +2,25 @@
 it runs.
 """
 
-from . import sigmoid
+from . import linear, sigmoid
+from .chunks import Layer
 from .softmax import (
     CrossEntropy,
     cross_entropy,
     learned_perturbation,
     tables_learn,
     with_chosen_steps,
+    with_fixed_delta,
 )
 
 __all__ = [
     "CrossEntropy",
+    "Layer",
     "cross_entropy",
     "learned_perturbation",
+    "linear",
     "sigmoid",
     "tables_learn",
     "with_chosen_steps",
+    "with_fixed_delta",
 ]

@@ -430,3 +430,19 @@ def tables_learn(problem: Problem) -> bool:
 def learned_perturbation(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
     """(delta, slot) of a problem with steps; not differentiable."""
     return _perturbation_op(*packed(problem, backend))  # type: ignore[no-any-return]
+
+
+def with_fixed_delta(problem: Problem, backend: str) -> Problem:
+    """The same problem with its learned δ handed over as rows, beside which tables may learn."""
+    detached = [part.detach() if isinstance(part, Tensor) else part for part in problem]
+    delta, slot = learned_perturbation(Problem(*detached), backend)  # type: ignore[arg-type]
+    delta = delta / problem.options.inverse_temperature
+    if problem.rows is None:
+        return problem._replace(rows=delta, row_index=slot, steps=None)
+    index = problem.row_index
+    if index is None:
+        ignored = problem.target == problem.options.ignore_index
+        index = problem.target.masked_fill(ignored, 0)
+    rows = problem.rows[index] + delta[slot]
+    each = torch.arange(slot.shape[0], device=slot.device)
+    return problem._replace(rows=rows, row_index=each, steps=None)

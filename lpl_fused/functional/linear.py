@@ -1,0 +1,230 @@
+"""A linear layer and its softmax loss at once: the logits are made in chunks, and nobody holds them
+all.
+
+What stands in `softmax.py` of the keywords holds here: these are its functions after
+`torch.nn.functional.linear`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import ops
+from ..arguments import FLAG, Integer, Maybe
+from ..backends import REFERENCE, resolve
+from ..backends.contract import Choose
+from ..norm import Norm
+from ..ops.dispatch import AUTO
+from ..penalty import MarginPenalty
+from ..perturbation import Perturbation
+from ..phi import Phi
+from ..problem import TABLES, Options, Problem
+from ..reference import cross_entropy as reference_cross_entropy
+from ..tracing import only_autograd_follows
+from ..validation import Projected, Target, call_options, checked_step_size
+from .softmax import chooser, with_chosen_steps
+
+__all__ = ["linear_cross_entropy", "linear_lpl_cross_entropy"]
+
+_MEMORY = Maybe(Integer(least=1))
+_FIXED = tuple(name for name in Problem._fields if name not in ("input", "options", *TABLES))
+_MADE = f'use backend="{REFERENCE}", which makes all logits'
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Target,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    perturbation: Perturbation | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    normalizer: float | Tensor | None = None,
+    label_smoothing: float | Tensor = 0.0,
+    phi: Phi = "log",
+    z_loss: float | None = 0.0,
+    softcap: float | None = 0.0,
+    norm: Norm | None = None,
+    penalty: MarginPenalty | None = None,
+    sample_weight: Tensor | None = None,
+    chunk_memory: int | None = None,
+    gradient: str = "auto",
+    backend: str = "auto",
+) -> Tensor:
+    r"""`cross_entropy` of the logits u = input·linear_weightᵀ + linear_bias, which are never held:
+
+        L = cross_entropy(linear(input, linear_weight, linear_bias), target, …)
+
+    They are made chunk by chunk. In the forward pass each chunk becomes its gradient where it is,
+    and that goes on to the layer: three products in all, as many as without, and no N×C memory.
+
+    Args:
+        input: features, shape (D,) or (…, D), as (N, D) or (N, T, D) of tokens; float64, float32,
+            bfloat16 or float16. Under autocast products are in its dtype, as those of `linear`.
+        linear_weight: (C, D), as that of `torch.nn.Linear`.
+        target: class indices, shape (…), one for each vector of features; or class probabilities,
+            shape (…, C); or a `MixedTarget` of indices. (The classes are the last dimension, where
+            `cross_entropy` has them second.)
+        linear_bias: (C,).
+        weight, perturbation, ignore_index, reduction, normalizer, label_smoothing, phi, z_loss,
+            softcap, norm, penalty, sample_weight: as in `cross_entropy`. Rows that are ignored
+            take part in no product.
+        chunk_memory: bytes, what the logits of a chunk may take. Default: half of what
+            `linear_weight` takes, at least 64 MiB; no less than one row, in any case.
+        gradient: "sweep": in the forward pass, for an upstream gradient of 1 by which the backward
+            multiplies. Not float16, not "none". "statistics": in the backward pass, which makes
+            the logits again (a fourth product), with no memory in between. "auto": the first where
+            it can be.
+        backend: as in `cross_entropy`. The reference makes the logits; so does "auto" where no
+            other backend runs.
+
+    Returns:
+        0-dim for "mean" and "sum", the shape of `target` for "none"; float32, float64 for float64
+        input. Gradients, for what requires one of input, layer and tables, come in their dtypes;
+        what requires none costs neither product nor memory. Of 16-bit weights they are summed over
+        chunks in float32. Differentiable once; backend="reference" differentiates twice.
+
+    Raises:
+        TypeError, ValueError: as `cross_entropy`.
+        RuntimeError: a transform of torch.func, forward mode, or a gradient of other tensors, which
+            only the reference serves; a backend asked for by name that cannot run here.
+
+    Example:
+        >>> hidden = torch.randn(4, 8, 16, requires_grad=True)
+        >>> head = torch.nn.Linear(16, 1000)
+        >>> labels = torch.randint(1000, (4, 8))
+        >>> loss = linear_cross_entropy(hidden, head.weight, labels, linear_bias=head.bias)
+        >>> loss.backward()
+    """
+    layer = Projected(input, linear_weight, linear_bias, target)
+    options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
+    problem = layer.problem(
+        options,
+        perturbation,
+        weight,
+        sample_weight,
+        label_smoothing,
+        penalty=penalty,
+        normalizer=normalizer,
+    )
+    return _run(layer, problem, options, chunk_memory, gradient, backend)
+
+
+def linear_lpl_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    steps: Tensor | Choose,
+    *,
+    step_size: float,
+    linear_bias: Tensor | None = None,
+    normalize: bool = False,
+    weight: Tensor | None = None,
+    perturbation: Perturbation | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    normalizer: float | Tensor | None = None,
+    label_smoothing: float | Tensor = 0.0,
+    phi: Phi = "log",
+    z_loss: float | None = 0.0,
+    softcap: float | None = 0.0,
+    norm: Norm | None = None,
+    sample_weight: Tensor | None = None,
+    chunk_memory: int | None = None,
+    gradient: str = "auto",
+    backend: str = "auto",
+) -> Tensor:
+    r"""`lpl_cross_entropy` of the logits u = input·linear_weightᵀ + linear_bias, never held.
+
+    Rows are taken in the order of their labels, so that a class and its δ are in one chunk. A class
+    with more rows than a chunk has is cut by columns, and its logits are made once for every round
+    of sums, five times or so; once, and all of them, where the steps of so many rows are not as
+    exact in sums as `lpl_cross_entropy` promises (float64, steps that go very far).
+
+    Args:
+        input, linear_weight, linear_bias, weight, perturbation, ignore_index, reduction,
+            normalizer, label_smoothing, phi, z_loss, softcap, norm, sample_weight, chunk_memory,
+            gradient, backend: as in `linear_cross_entropy`. Half as many rows fit in a chunk.
+        target: class indices, shape (…).
+        steps, step_size, normalize: as in `lpl_cross_entropy`. For a function that makes the steps
+            the logits are made once more.
+
+    Returns, Raises:
+        as `linear_cross_entropy`; also TypeError for `steps` that are not integers. On a GPU the
+        host waits to see how many rows each class has, where they do not fit in one chunk.
+
+    Example:
+        >>> hidden = torch.randn(32, 16, requires_grad=True)
+        >>> head = torch.nn.Linear(16, 100, bias=False)
+        >>> steps = torch.full((100,), 10)
+        >>> labels = torch.randint(100, (32,))
+        >>> loss = linear_lpl_cross_entropy(hidden, head.weight, labels, steps, step_size=0.1)
+        >>> loss.backward()
+    """
+    layer = Projected(input, linear_weight, linear_bias, target)
+    options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
+    options = options._replace(
+        step_size=checked_step_size(step_size), normalize=FLAG("normalize", normalize)
+    )
+    choose = None
+    if callable(steps) and not isinstance(steps, Tensor):
+        choose = chooser(layer, steps)
+    problem = layer.problem(
+        options,
+        perturbation,
+        weight,
+        sample_weight,
+        label_smoothing,
+        None if choose else steps,  # type: ignore[arg-type]
+        normalizer=normalizer,
+    )
+    return _run(layer, problem, options, chunk_memory, gradient, backend, choose)
+
+
+def _run(
+    layer: Projected,
+    problem: Problem,
+    options: Options,
+    memory: int | None,
+    form: str,
+    backend: str,
+    choose: Choose | None = None,
+) -> Tensor:
+    memory = _MEMORY("chunk_memory", memory)
+    chosen = resolve(backend, layer.device.type, layer.dtype)
+    if chosen == REFERENCE:
+        if form != AUTO:
+            raise ValueError(
+                f"gradient: {form!r} is for fused backends; the reference, which runs here, is"
+                " differentiated by autograd"
+            )
+        logits = F.linear(layer.features, layer.weight, layer.bias)
+        problem = problem._replace(input=logits)
+        if choose is not None:
+            problem = with_chosen_steps(problem, REFERENCE, choose)
+        return layer.restore(reference_cross_entropy(problem), options)
+    _check_followed(layer, problem)
+    given = ops.Layer(layer.features, layer.weight, layer.bias, layer.dtype, memory or 0)
+    return layer.restore(ops.linear.cross_entropy(given, problem, chosen, choose, form), options)
+
+
+def _check_followed(layer: Projected, problem: Problem) -> None:
+    """Raises RuntimeError for what only operations of torch can follow."""
+    what = only_autograd_follows(
+        problem.input, (layer.features, layer.weight, layer.bias, *problem[1:-1])
+    )
+    if what is not None:
+        raise RuntimeError(f"{what}: logits in chunks cannot be looked into; {_MADE}")
+    if not torch.is_grad_enabled():
+        return
+    for name in _FIXED:
+        part = getattr(problem, name)
+        if part is not None and part.requires_grad:
+            raise RuntimeError(
+                f"{name} requires grad, but of logits in chunks only layer and tables are"
+                f" differentiated; {_MADE}"
+            )

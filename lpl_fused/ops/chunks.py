@@ -1,0 +1,445 @@
+"""A linear layer's logits chunk by chunk, and what becomes of each: nobody holds all of them.
+
+A chunk is some rows and all classes: product, loss and gradient where the logits were, two products
+that take the gradient further. Nothing is larger than a chunk but the gradients that are asked for.
+
+* Rows that are ignored come into no chunk, which the host has to see: on a GPU one wait a call. (A
+  stream that is captured has them in chunks, their features 0.)
+* A learned perturbation is of all rows of a class: rows are taken in the order of their labels, and
+  no class is in two chunks. One that is larger than a chunk is cut by columns, whose logits are
+  made anew in every round (algebra/sweep.py).
+* Of 16 bits the weight's gradient is summed over chunks in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..algebra.known import Known
+from ..algebra.rows import normalizer
+from ..algebra.sweep import sweep
+from ..algebra.terms import Terms
+from ..backends import load
+from ..problem import MEAN, NONE, SUM, TABLES, Problem, accumulate_dtype
+from .softmax import with_fixed_delta
+
+OF_LAYER = ("input", "weight", "bias")
+WANTED = (*OF_LAYER, *TABLES)  # what may want a gradient
+
+_BY_ROW = ("target", "other", "lam", "sample_weight", "row_index")
+# What the logits of a chunk may take where the caller does not say: half of what the weight takes,
+# whose gradient takes all of that, and no less than this
+_LEAST_MEMORY = 64 * 2**20
+# numbers of a part of the weight's gradient, on its way from 16 bits to a sum in float32
+_PART = 1 << 22
+_PART_OF_GPU = 1 << 25
+
+Index = slice | Tensor  # of rows
+
+
+class Layer(NamedTuple):
+    """What makes the logits: input·weightᵀ + bias, in `dtype`."""
+
+    input: Tensor  # (N, D)
+    weight: Tensor  # (C, D)
+    bias: Tensor | None  # (C,)
+    dtype: torch.dtype
+    memory: int  # bytes that a chunk's logits may take; 0: as many as seem right
+
+    def stand_in(self) -> Tensor:
+        """(N, C), of the logits' dtype, for all that asks for no numbers: there are none."""
+        empty = self.weight.new_empty(self.weight.shape[0], dtype=self.dtype)
+        return empty.expand(self.input.shape[0], -1)
+
+    @property
+    def widened(self) -> bool:
+        """By way of float32: a CPU multiplies float16 number by number."""
+        return self.dtype == torch.float16 and self.input.device.type == "cpu"
+
+
+class Chunks(NamedTuple):
+    """How a problem is cut."""
+
+    order: Tensor | None  # (M,) int64: the rows that are taken; None: all, as they come
+    runs: list[Run]  # numbered in that order
+    rows: int  # that fit in a chunk
+    blank: bool = False  # ignored rows are among them
+
+    def index(self, run: Run) -> Index:
+        here = slice(run.begin, run.end)
+        return here if self.order is None else self.order[here]
+
+
+class Run(NamedTuple):
+    """Rows that are taken at once."""
+
+    begin: int
+    end: int
+    cut: bool = False  # more than a chunk has, by columns
+
+
+def chunk_rows(layer: Layer, problem: Problem, tables: bool) -> int:
+    """Rows of a chunk, so that all are about the same; by shapes alone."""
+    (n, classes), size = problem.input.shape, layer.dtype.itemsize
+    memory = layer.memory or max(_LEAST_MEMORY, layer.weight.numel() * size // 2)
+    copies = 1
+    if problem.steps is not None:
+        # the gradient beside the logits; where tables learn δ as rows, and what is summed of it
+        wide = accumulate_dtype(layer.dtype).itemsize // size
+        copies = 2 + (4 * wide if tables else 0)
+    most = max(1, memory // (classes * size * copies))
+    return n if most >= n else -(-n // -(-n // most))
+
+
+def weight_sum_dtype(layer: Layer, problem: Problem, tables: bool) -> torch.dtype:
+    """What the weight's gradient is summed in: its products' own dtype where there is but one."""
+    one = problem.input.shape[0] <= chunk_rows(layer, problem, tables) and not layer.widened
+    return layer.dtype if one else accumulate_dtype(layer.dtype)
+
+
+def ignored_rows(problem: Problem) -> Tensor:
+    """(N,) bool."""
+    ignored = problem.target == problem.options.ignore_index
+    if problem.other is not None:
+        ignored = ignored & (problem.other == problem.options.ignore_index)
+    return ignored
+
+
+def cut(layer: Layer, problem: Problem, tables: bool) -> Chunks:
+    n, rows = problem.input.shape[0], chunk_rows(layer, problem, tables)
+    order, blank = None, False
+    if not problem.dense:
+        ignored = ignored_rows(problem)
+        if problem.target.is_cuda and torch.cuda.is_current_stream_capturing():
+            blank = True
+        elif ignored.any():
+            order = (~ignored).nonzero()[:, 0]
+    count = n if order is None else order.shape[0]
+    if problem.steps is None or count <= rows:
+        runs = [Run(begin, min(begin + rows, count)) for begin in range(0, count, max(rows, 1))]
+        return Chunks(order, runs, rows, blank)
+    if blank:
+        raise RuntimeError(
+            f"chunk_memory: expected room for all {n} rows while a CUDA graph is captured, as"
+            " nobody can wait to see which of them are of one class"
+        )
+    label = problem.target if order is None else problem.target[order]
+    label, sorting = label.sort(stable=True)
+    order = sorting if order is None else order[sorting]
+    return Chunks(order, _whole_classes(label, rows), rows)
+
+
+def _whole_classes(label: Tensor, rows: int) -> list[Run]:
+    """Runs of sorted labels, no class in two of them."""
+    runs, begin, end = [], 0, 0
+    for size in label.unique_consecutive(return_counts=True)[1].tolist():
+        if end > begin and end - begin + size > rows:
+            runs.append(Run(begin, end))
+            begin = end
+        end += size
+        if size > rows:
+            runs.append(Run(begin, end, cut=True))
+            begin = end
+    if end > begin:
+        runs.append(Run(begin, end))
+    return runs
+
+
+def _summed(problem: Problem) -> Problem:
+    """The problem as one whose chunks add up: a mean as a sum that is divided."""
+    if problem.options.reduction != MEAN:
+        return problem
+    options = problem.options._replace(reduction=SUM)
+    norm = normalizer(problem)
+    if not options.penalty:
+        return problem._replace(normalizer=norm, options=options)
+    # a penalty's mean is over the rows that count, whatever their weights
+    n = problem.input.shape[0]
+    counted = norm.new_full((), n) if problem.dense else (~ignored_rows(problem)).sum()
+    share = (counted / norm).to(norm.dtype).expand(n)
+    if problem.sample_weight is not None:
+        share = share * problem.sample_weight
+    return problem._replace(
+        normalizer=counted.to(norm.dtype), sample_weight=share.contiguous(), options=options
+    )
+
+
+def _rows_of(problem: Problem, rows: Index) -> Problem:
+    """The problem of some of the rows."""
+    given = {name: getattr(problem, name) for name in _BY_ROW}
+    taken = {name: value[rows] for name, value in given.items() if value is not None}
+    return problem._replace(input=problem.input[: taken["target"].shape[0]], **taken)
+
+
+class Sweep:
+    """Loss and gradients of a problem, chunk by chunk.
+
+    Args:
+        problem: its `input` the layer's `stand_in`.
+        backend: a fused one.
+        want: of WANTED, whose gradients are asked for.
+        upstream: 0-dim, or (N,) for reduction "none", beside the forward's `terms` where these were
+            kept: the gradients are for that, and there is no loss. None: for 1.
+        keep: the rows' terms, for a gradient by `upstream`.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        problem: Problem,
+        backend: str,
+        want: Sequence[str] = (),
+        upstream: Tensor | None = None,
+        terms: Tensor | None = None,
+        keep: bool = False,
+    ) -> None:
+        self._layer, self._backend, self._door = layer, backend, load(backend)
+        self._want = want
+        self._tables = [name for name in want if name in TABLES]
+        self._problem = problem = _summed(problem)
+        self._upstream, self._given, self._keep = upstream, terms, keep
+        self._dtype = accumulate_dtype(layer.dtype)
+        self._each = problem.options.reduction == NONE
+        n, device = problem.input.shape[0], problem.input.device
+        norm = problem.normalizer
+        self._norm = torch.ones((), dtype=self._dtype, device=device) if norm is None else norm
+        self._weight = layer.weight.to(layer.dtype)
+        self._bias = None if layer.bias is None else layer.bias.to(layer.dtype)
+        self._chunks = cut(layer, problem, bool(self._tables))
+        self._memory = self._weight.new_empty(0)
+        shape, of_sum = ((n,), self._dtype) if self._each else ((), torch.float64)
+        self._loss = torch.zeros(shape, dtype=of_sum, device=device)
+        self.terms = torch.empty(
+            (n if keep else 0, len(Terms._fields)), dtype=self._dtype, device=device
+        )
+        self._sums = {name: self._zeros(name) for name in want}
+
+    @property
+    def loss(self) -> Tensor:
+        """0-dim, or (N,) for reduction "none"; accumulate dtype."""
+        return self._loss.to(self._dtype)
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Those that are wanted, in that order."""
+        return [self._sums[name] for name in self._want]
+
+    def run(self) -> Sweep:
+        chunks = self._chunks
+        for run in chunks.runs:
+            rows = chunks.index(run)
+            problem, x = _rows_of(self._problem, rows), self._layer.input[rows]
+            if chunks.blank:
+                x = x.masked_fill(ignored_rows(problem)[:, None], 0)
+            x = x.to(self._layer.dtype)
+            if run.cut and self._by_columns(rows, x, problem):
+                continue
+            logits = self._logits(x, 0, problem.classes)
+            grad = self._differentiated(run, rows, problem._replace(input=logits))
+            if grad is not None:
+                self._store_input(rows, self._through_layer(x, grad, 0, None))
+        if not chunks.runs and not self._each:
+            self._loss = self._loss / self._norm  # nan, where a mean is of no rows
+        return self
+
+    # losses
+
+    def _differentiated(self, run: Run, rows: Index, problem: Problem) -> Tensor | None:
+        """The gradient of a chunk's logits, where the layer wants it; loss and tables are added."""
+        if problem.steps is None:
+            return self._known(run, rows, problem)
+        if not self._tables:
+            return self._learned(rows, problem)
+        index = problem.row_index
+        if problem.rows is not None and index is None:
+            index = problem.target.clamp(0, problem.rows.shape[0] - 1)
+        return self._known(run, rows, with_fixed_delta(problem, self._backend), index)
+
+    def _known(
+        self, run: Run, rows: Index, problem: Problem, index: Tensor | None = None
+    ) -> Tensor | None:
+        """By statistics, over the logits. `index`: what row each sample took of a table of rows
+        that its learned δ is in."""
+        here = slice(run.begin, run.end)
+        if self._given is None:
+            found = self._door.forward(problem, False, final=not (self._want or self._keep))
+            self._store_loss(rows, found.loss)
+            terms = found.terms
+            if self._keep:
+                assert terms is not None
+                self.terms[here] = terms
+        else:
+            terms = self._given[here]
+        if not self._want or self._keep:
+            return None
+        assert terms is not None
+        known, upstream = Known(terms), self._upstream_of(rows, problem.input.shape[0])
+        if self._tables:  # they read the logits
+            found_tables = self._door.gradient(problem, known, upstream, self._tables)
+            for name in self._tables:
+                if name == "rows" and index is not None:
+                    self._sums[name].index_add_(0, index, getattr(found_tables, name))
+                else:
+                    self._sums[name] += getattr(found_tables, name)
+        if len(self._tables) == len(self._want):
+            return None
+        self._door.gradient(problem, known, upstream, ["input"], problem.input)
+        return problem.input
+
+    def _learned(self, rows: Index, problem: Problem) -> Tensor | None:
+        """Of a learned perturbation, beside which no table learns."""
+        if not self._want or self._keep:
+            self._store_loss(rows, self._door.forward(problem, False, final=True).loss)
+            return None
+        by_state = bool(self._door.learned_state(problem))
+        state: tuple[Tensor, ...] = ()
+        if by_state or self._upstream is None:
+            found = self._door.forward(problem, not by_state)
+            self._store_loss(rows, found.loss)
+            if found.grad is not None:
+                return found.grad
+            state = found.state
+        upstream = self._upstream_of(rows, problem.input.shape[0])
+        return self._door.learned_gradient(problem, upstream, state)
+
+    def _by_columns(self, rows: Index, x: Tensor, problem: Problem) -> bool:
+        """Of a class that is larger than a chunk. False, with nothing done, where its steps are not
+        as exact as promised: its logits are made at once then, whatever they take."""
+        n, classes = problem.input.shape
+        columns = _Columns(self, x, problem, max(1, self._chunks.rows * classes // n))
+        known = sweep(self._door, columns, whole=problem)
+        assert known.loss is not None
+        assert known.learned is not None
+        if not bool(known.learned.exact.all()):
+            return False
+        loss = known.loss
+        self._store_loss(rows, loss if self._each else loss.double().sum() / self._norm)
+        if not self._want or self._keep:
+            return True
+        upstream, of_input = self._upstream_of(rows, n), None
+        for part in columns:
+            begin = part.options.first
+            if self._tables:
+                found = self._door.gradient(part, known, upstream, self._tables)
+                here = slice(begin, begin + part.input.shape[1])
+                for name in self._tables:
+                    place = self._sums[name]
+                    place[..., slice(None) if name == "margin" else here] += getattr(found, name)
+            self._door.gradient(part, known, upstream, ["input"], part.input)
+            of_input = self._through_layer(x, part.input, begin, of_input)
+        self._store_input(rows, of_input)
+        return True
+
+    def _upstream_of(self, rows: Index, n: int) -> Tensor:
+        """(n,): that of each row's loss."""
+        if self._upstream is None:
+            return self._norm.reciprocal().expand(n)
+        return self._upstream[rows] if self._each else (self._upstream / self._norm).expand(n)
+
+    def _store_loss(self, rows: Index, loss: Tensor) -> None:
+        if self._each:
+            self._loss[rows] = loss
+        else:
+            self._loss = self._loss + loss
+
+    # the layer's products
+
+    def _zeros(self, name: str) -> Tensor:
+        """Where a gradient is summed."""
+        dtype = self._dtype
+        if name == "input":
+            dtype = self._layer.dtype
+        elif name == "weight":
+            dtype = weight_sum_dtype(self._layer, self._problem, bool(self._tables))
+        like = getattr(self._layer if name in OF_LAYER else self._problem, name)
+        return torch.zeros(like.shape, dtype=dtype, device=like.device)
+
+    def _room(self, rows: int, columns: int) -> Tensor:
+        """Memory for the logits of a chunk, the same for all that fit in it."""
+        size = rows * columns
+        if self._memory.numel() < size:
+            self._memory = self._weight.new_empty(0)  # not both
+            self._memory = self._weight.new_empty(size)
+        return self._memory[:size].view(rows, columns)
+
+    def _parts(self, begin: int, end: int) -> Iterator[slice]:
+        """Runs of classes, whose part of the weight is no large tensor."""
+        most = _PART if self._weight.device.type == "cpu" else _PART_OF_GPU
+        step = max(1, most // max(1, self._weight.shape[1]))
+        return (slice(first, min(first + step, end)) for first in range(begin, end, step))
+
+    def _logits(self, x: Tensor, begin: int, end: int) -> Tensor:
+        """Of the classes from begin to end, (n, end − begin)."""
+        out = self._room(x.shape[0], end - begin)
+        weight, bias = self._weight, self._bias
+        if self._layer.widened:
+            x = x.float()
+            for part in self._parts(begin, end):
+                wide = None if bias is None else bias[part].float()
+                made = F.linear(x, weight[part].float(), wide)
+                out[:, part.start - begin : part.stop - begin] = made
+        elif bias is None:
+            torch.mm(x, weight[begin:end].t(), out=out)
+        else:
+            torch.addmm(bias[begin:end], x, weight[begin:end].t(), out=out)
+        return out
+
+    def _through_layer(
+        self, x: Tensor, grad: Tensor, begin: int, of_input: Tensor | None
+    ) -> Tensor | None:
+        """The gradient of logits from class `begin` on, taken to weight and bias; returns the
+        input's, on top of what other classes have given."""
+        end = begin + grad.shape[1]
+        if "weight" in self._want:
+            self._add_to_weight(x, grad, begin)
+        if "bias" in self._want:
+            self._sums["bias"][begin:end] += grad.sum(0, dtype=self._dtype)
+        if "input" not in self._want:
+            return None
+        if not self._layer.widened:
+            more = torch.mm(grad, self._weight[begin:end])
+            return more if of_input is None else of_input.to(self._dtype) + more
+        for part in self._parts(begin, end):
+            columns = grad[:, part.start - begin : part.stop - begin]
+            more = torch.mm(columns.float(), self._weight[part].float())
+            of_input = more if of_input is None else of_input + more
+        return of_input
+
+    def _add_to_weight(self, x: Tensor, grad: Tensor, begin: int) -> None:
+        total, widened = self._sums["weight"], self._layer.widened
+        end = begin + grad.shape[1]
+        if total.dtype == grad.dtype:
+            total[begin:end].addmm_(grad.t(), x)
+            return
+        x = x.float() if widened else x
+        for part in self._parts(begin, end):
+            columns = grad[:, part.start - begin : part.stop - begin].t()
+            if x.is_cuda:
+                more = torch.mm(columns, x, out_dtype=total.dtype)
+            else:
+                more = torch.mm(columns.float() if widened else columns, x)
+            total[part] += more
+
+    def _store_input(self, rows: Index, of_input: Tensor | None) -> None:
+        if of_input is not None:
+            total = self._sums["input"]
+            total[rows] = of_input.to(total.dtype)
+
+
+class _Columns:
+    """A problem by columns, whose logits are made when their turn comes, one where the last was."""
+
+    def __init__(self, sweep: Sweep, x: Tensor, problem: Problem, width: int) -> None:
+        self._sweep, self._x, self._problem, self._width = sweep, x, problem, width
+
+    def __iter__(self) -> Iterator[Problem]:
+        classes = self._problem.classes
+        for begin in range(0, classes, self._width):
+            end = min(begin + self._width, classes)
+            logits = self._sweep._logits(self._x, begin, end)
+            yield self._problem.columns(begin, end)._replace(input=logits)

@@ -1,0 +1,255 @@
+"""The operators of a linear layer with its loss: schemas, fakes, autograd. What they do: chunks.py.
+
+linear_cross_entropy(Layer, Problem, backend, want, keep) -> (loss, terms, gradients)
+    `Problem.input` is made anew: `Layer.stand_in`. `gradients`: of WANTED those that are
+    wanted, for an upstream of 1; with `keep` none, but the rows' terms where there are such
+linear_gradient(Layer, Problem, backend, want, terms, upstream) -> gradients
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algebra.sweep import with_steps
+from ..algebra.terms import Terms
+from ..backends.contract import Choose, Forward
+from ..problem import NONE, TABLES, Options, Problem, accumulate_dtype
+from ..tracing import direct, settled
+from .chunks import OF_LAYER, WANTED, Layer, Sweep, ignored_rows, weight_sum_dtype
+from .dispatch import AUTO, STATISTICS, SWEEP, Once, checked_form, full_precision, given, register
+
+# how a gradient comes about
+FORMS = AUTO, SWEEP, STATISTICS
+
+_SCHEMA = (
+    "Tensor input, Tensor weight, Tensor? bias, ScalarType dtype, int memory, Tensor target,"
+    " Tensor?[] parts, int[] codes, float[] numbers, str backend, bool[] want"
+)
+_LIBRARY = torch.library.Library("lpl_fused", "FRAGMENT")
+_LIBRARY.define(
+    f"linear_cross_entropy({_SCHEMA}, bool keep) -> (Tensor loss, Tensor terms, Tensor[] gradients)"
+)
+_LIBRARY.define(f"linear_gradient({_SCHEMA}, Tensor terms, Tensor upstream) -> Tensor[] gradients")
+
+
+def _packed(layer: Layer, problem: Problem, backend: str, want: Sequence[str]) -> tuple[Any, ...]:
+    _, target, *parts, options = problem
+    return (*layer, target, parts, *options.packed(), backend, [name in want for name in WANTED])
+
+
+def _unpacked(*packed: Any) -> tuple[Layer, Problem, str, list[str]]:
+    layer = Layer(*packed[:5])
+    target, parts, codes, numbers, backend, wanted = packed[5:]
+    problem = Problem(layer.stand_in(), target, *parts, Options.unpacked(codes, numbers))
+    return layer, problem, backend, [n for n, w in zip(WANTED, wanted, strict=True) if w]
+
+
+def _forward_kernel(*packed: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    layer, problem, backend, want = _unpacked(*packed[:-1])
+    with torch.no_grad(), full_precision(layer.input.device):
+        found = Sweep(layer, problem, backend, want, keep=packed[-1]).run()
+    return found.loss, found.terms, [] if packed[-1] else found.gradients
+
+
+def _gradient_kernel(*packed: Any) -> list[Tensor]:
+    layer, problem, backend, want = _unpacked(*packed[:-2])
+    terms, upstream = packed[-2:]
+    # of a learned perturbation there are none
+    kept = None if problem.steps is not None and not _tables(want) else terms
+    with torch.no_grad(), full_precision(layer.input.device):
+        return Sweep(layer, problem, backend, want, upstream, kept).run().gradients
+
+
+def _tables(want: Sequence[str]) -> bool:
+    return any(name in TABLES for name in want)
+
+
+def _forward_fake(*packed: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    layer, problem, _, want = _unpacked(*packed[:-1])
+    n, dtype = layer.input.shape[0], accumulate_dtype(layer.dtype)
+    shape = (n,) if problem.options.reduction == NONE else ()
+    loss = layer.weight.new_empty(shape, dtype=dtype)
+    terms = loss.new_empty((n if packed[-1] else 0, len(Terms._fields)))
+    return loss, terms, [] if packed[-1] else _fake_gradients(layer, problem, want)
+
+
+def _gradient_fake(*packed: Any) -> list[Tensor]:
+    layer, problem, _, want = _unpacked(*packed[:-2])
+    return _fake_gradients(layer, problem, want)
+
+
+def _fake_gradients(layer: Layer, problem: Problem, want: Sequence[str]) -> list[Tensor]:
+    dtypes = {
+        "input": layer.dtype,
+        "weight": weight_sum_dtype(layer, problem, _tables(want)),
+    }
+    found = []
+    for name in want:
+        like = getattr(layer if name in OF_LAYER else problem, name)
+        dtype = dtypes.get(name, accumulate_dtype(layer.dtype))
+        found.append(like.new_empty(tuple(like.shape), dtype=dtype))
+    return found
+
+
+_forward_op = register(_LIBRARY, "linear_cross_entropy", _forward_kernel, _forward_fake)
+_gradient_op = register(_LIBRARY, "linear_gradient", _gradient_kernel, _gradient_fake)
+
+
+def _forward(
+    layer: Layer, problem: Problem, backend: str, want: Sequence[str] = (), keep: bool = False
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    past = direct(*layer[:3], *problem[:-1])
+    run = _forward_kernel if past else _forward_op
+    return run(*_packed(layer, problem, backend, want), keep)  # type: ignore[no-any-return]
+
+
+_BEFORE_TENSORS = 5  # options, backend, form, dtype and memory
+_LAYER = len(OF_LAYER)
+# where the tables stand among the tensors of a problem, its input apart
+_TABLE_PLACES = [_LAYER + Problem._fields.index(name) - 1 for name in TABLES]
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Loss of a layer and a problem with the gradients of the layer and the tables, once
+    differentiable.
+
+    *By sweep* they come with the forward, for an upstream of 1, which the backward multiplies: a
+    chunk's logits are made once. *By statistics* the backward makes them again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        options: Options,
+        backend: str,
+        form: str,
+        dtype: torch.dtype,
+        memory: int,
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        layer, problem = _of(tensors, options, dtype, memory)
+        ctx.numbers, ctx.backend = (options, dtype, memory), backend
+        ctx.sweeps = sweeps_by(form, problem)
+        loss, terms, found = _forward(
+            layer, problem, backend, _wanted(ctx.needs_input_grad), not ctx.sweeps
+        )
+        ctx.tensors = len(tensors)
+        ctx.save_for_backward(*tensors, terms, *found)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        grad_loss = settled(grad_loss)
+        if not torch.is_grad_enabled():
+            return _backward(ctx, grad_loss)
+        # as the loss of logits
+        with torch.no_grad():
+            grads = _backward(ctx, grad_loss)
+        anchors = [tensor for tensor in ctx.saved_tensors if tensor is not None]
+        return tuple(g if g is None else Once.apply(g, grad_loss, *anchors) for g in grads)
+
+
+def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    tensors, terms, found = saved[: ctx.tensors], saved[ctx.tensors], saved[ctx.tensors + 1 :]
+    layer, problem = _of(tensors, *ctx.numbers)
+    want = _wanted(ctx.needs_input_grad)
+    if not ctx.sweeps:
+        past = direct(*layer[:3], *problem[:-1], upstream)
+        run = _gradient_kernel if past else _gradient_op
+        # a float64 loss may be asked for a gradient by a float32 one
+        upstream = upstream.to(accumulate_dtype(layer.dtype))
+        found = run(*_packed(layer, problem, ctx.backend, want), terms, upstream)
+    grads: list[Tensor | None] = [None] * (len(ctx.needs_input_grad) - _BEFORE_TENSORS)
+    for name, grad in zip(want, found, strict=True):
+        like = getattr(layer if name in OF_LAYER else problem, name)
+        if ctx.sweeps:
+            grad = _scaled(grad, upstream, like.dtype)
+            if name == "input" and not problem.dense:
+                # an upstream that is nan or infinite is none of ignored rows
+                grad = grad.masked_fill(ignored_rows(problem)[:, None], 0)
+        place = _LAYER_AND_TABLES[name]
+        grads[place] = grad.to(like.dtype)
+    return (*[None] * _BEFORE_TENSORS, *grads)
+
+
+_LAYER_AND_TABLES = {
+    **{name: place for place, name in enumerate(OF_LAYER)},
+    **dict(zip(TABLES, _TABLE_PLACES, strict=True)),
+}
+_PIECE = 1 << 22  # numbers that are between two dtypes at once
+
+
+def _scaled(grad: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    """grad·upstream, multiplied in the upstream's dtype and rounded once."""
+    if grad.dtype == upstream.dtype == dtype:
+        return grad * upstream
+    if torch.compiler.is_compiling():
+        return (grad.to(upstream.dtype) * upstream).to(dtype)
+    scaled = torch.empty(grad.shape, dtype=dtype, device=grad.device)
+    step = max(1, _PIECE // max(1, grad[:1].numel()))
+    for begin in range(0, grad.shape[0], step):
+        here = slice(begin, begin + step)
+        scaled[here] = grad[here].to(upstream.dtype) * upstream
+    return scaled
+
+
+def _wanted(needs: Sequence[bool]) -> list[str]:
+    needs = needs[_BEFORE_TENSORS:]
+    return [n for n, place in _LAYER_AND_TABLES.items() if place < len(needs) and needs[place]]
+
+
+def _of(
+    tensors: Sequence[Tensor | None], options: Options, dtype: torch.dtype, memory: int
+) -> tuple[Layer, Problem]:
+    layer = Layer(*tensors[:_LAYER], dtype, memory)  # type: ignore[arg-type]
+    return layer, Problem(layer.stand_in(), *tensors[_LAYER:], options=options)  # type: ignore[arg-type]
+
+
+def sweeps_by(form: str, problem: Problem) -> bool:
+    """Whether the gradients come with the forward.
+
+    float16 whose small gradients live only after the upstream factor (a loss scaler's) was applied,
+    and rows that have an upstream of their own, have to wait for it.
+
+    Raises:
+        ValueError: what the caller has chosen cannot be.
+    """
+    checked_form(form, FORMS)
+    reason = None
+    if problem.input.dtype == torch.float16:
+        reason = "would lose small gradients of float16"
+    elif problem.options.reduction == NONE:
+        reason = 'is for one upstream gradient, not for reduction="none"'
+    if form == SWEEP and reason is not None:
+        raise ValueError(f'gradient: "sweep" {reason}')
+    return form != STATISTICS and reason is None
+
+
+def cross_entropy(
+    layer: Layer, problem: Problem, backend: str, choose: Choose | None = None, form: str = AUTO
+) -> Tensor:
+    """The loss of a layer and a problem (of whose `input` only the dtype is asked for),
+    differentiable with respect to the layer and to the problem's tables."""
+    sweeps_by(form, problem)
+    if choose is not None:
+        problem = _with_chosen_steps(layer, problem, backend, choose)
+    tensors = (*layer[:_LAYER], *given(problem)[1:])
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        numbers = problem.options, backend, form, layer.dtype, layer.memory
+        return LinearCrossEntropy.apply(*numbers, *tensors)  # type: ignore[no-any-return]
+    return _forward(layer, problem, backend)[0]
+
+
+def _with_chosen_steps(layer: Layer, problem: Problem, backend: str, choose: Choose) -> Problem:
+    """The problem with the steps that `choose` makes, after products of their own."""
+
+    def forward(problem: Problem, want_grad: bool, *, final: bool) -> Forward:
+        return Forward(_forward(layer, problem, backend)[0])
+
+    with torch.no_grad():
+        return with_steps(forward, problem, choose)
