@@ -423,6 +423,11 @@ class Projected(Shaped):
         unmade = linear_weight.new_empty(self.classes, dtype=dtype)
         self._take(unmade.expand(*self.loss_shape, self.classes), target)
 
+    @property
+    def logits(self) -> Tensor:
+        """(N, C), without numbers, as `input`."""
+        return self._rows(self.input)
+
     def _rows(self, tensor: Tensor) -> Tensor:
         """(…, C) as (N, C)."""
         rows = tensor.reshape(-1, self.classes)

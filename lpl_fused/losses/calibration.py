@@ -28,7 +28,7 @@ from ..distributed import all_sum
 from ..penalty import KINDS, MarginPenalty, slope_of, value_of
 from ..problem import REDUCTIONS, accumulate_dtype
 from ..row_transforms import class_dim
-from ..validation import Target
+from ..validation import Projected, Target
 from .cross_entropy import CrossEntropyLoss
 from .module import LossModule, counted, of_part
 from .multilabel import MultiLabelLoss
@@ -130,9 +130,44 @@ class _MarginLoss(LossModule):
         u = input.to(accumulate_dtype(input.dtype)).movedim(min(input.dim() - 1, 1), -1)
         return (u.amax(-1, keepdim=True) - u - self.margin) / self.margin_penalty().unit
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:
+    def _fused_base(self) -> CrossEntropyLoss | None:
+        """The base, where it only chooses tables and keywords."""
         base = self.base
-        if isinstance(base, CrossEntropyLoss) and type(base).forward is CrossEntropyLoss.forward:
+        plain = isinstance(base, CrossEntropyLoss)
+        return base if plain and type(base).forward is CrossEntropyLoss.forward else None  # type: ignore[return-value]
+
+    def linear(  # type: ignore[override]
+        self,
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Target,
+        linear_bias: Tensor | None = None,
+        *,
+        chunk_memory: int | None = None,
+    ) -> Tensor:
+        """As that of `CrossEntropyLoss`, of such a base."""
+        base = self._fused_base()
+        if base is None:
+            return super().linear(input, linear_weight, target, linear_bias)
+        layer = Projected(input, linear_weight, linear_bias, target)
+        self._expect_classes(layer.logits)
+        return functional.linear_cross_entropy(
+            input,
+            linear_weight,
+            target,
+            linear_bias=linear_bias,
+            perturbation=base.linear_perturbation(layer),
+            penalty=self.margin_penalty(),
+            chunk_memory=chunk_memory,
+            **base.keywords(),
+        )
+
+    def _expect_classes(self, input: Tensor) -> None:
+        """Raises ValueError where the logits are not of the loss's classes."""
+
+    def forward(self, input: Tensor, target: Target) -> Tensor:
+        base = self._fused_base()
+        if base is not None:
             return functional.cross_entropy(
                 input,
                 target,

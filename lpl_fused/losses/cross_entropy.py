@@ -26,7 +26,7 @@ from ..ops.dispatch import FORMS
 from ..perturbation import Perturbation, chained
 from ..phi import Focal, Phi, checked_phi
 from ..problem import REDUCTIONS
-from ..validation import Target
+from ..validation import Projected, Target
 from .module import LossModule
 
 REDUCTION = live(Choice(*REDUCTIONS))
@@ -50,7 +50,8 @@ class CrossEntropyLoss(LossModule):
 
     Called with `perturbation=…` it applies those tables after its own (logit-adjusted CosFace,
     say); see `Perturbation.then`. Called with `normalizer=…`, beside reduction "sum", it divides by
-    that: see `functional.cross_entropy`.
+    that: see `functional.cross_entropy`. `linear` takes features and a classifier's weight in place
+    of logits; losses that look at these refuse it by name.
 
     Shapes: logits (C,), (N, C) or (N, C, d1, …); targets as in `functional.cross_entropy`.
 
@@ -136,6 +137,44 @@ class CrossEntropyLoss(LossModule):
         return functional.cross_entropy(
             input, target, perturbation=tables, normalizer=normalizer, **self.keywords()
         )
+
+    def linear(  # type: ignore[override]
+        self,
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Target,
+        linear_bias: Tensor | None = None,
+        *,
+        perturbation: Perturbation | None = None,
+        normalizer: float | Tensor | None = None,
+        chunk_memory: int | None = None,
+    ) -> Tensor:
+        """The loss of the logits input·linear_weightᵀ + linear_bias, which nobody holds: they come
+        in chunks, see `functional.linear_cross_entropy`, which says what shapes there are.
+
+        Raises:
+            NotImplementedError: a loss that builds on this one and looks at the logits themselves.
+        """
+        if type(self).forward is not CrossEntropyLoss.forward:
+            return super().linear(input, linear_weight, target, linear_bias)
+        return functional.linear_cross_entropy(
+            input,
+            linear_weight,
+            target,
+            linear_bias=linear_bias,
+            perturbation=self.linear_perturbation(
+                Projected(input, linear_weight, linear_bias, target), perturbation
+            ),
+            normalizer=normalizer,
+            chunk_memory=chunk_memory,
+            **self.keywords(),
+        )
+
+    def linear_perturbation(
+        self, layer: Projected, after: Perturbation | None = None
+    ) -> Perturbation | None:
+        """The tables of this loss for a layer's logits, and those that come after them."""
+        return chained(self.perturbation(layer.logits), after)
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, phi={self.phi!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +31,7 @@ from ..class_stats import Counts, checked_counts, class_mean
 from ..distributed import all_sum
 from ..perturbation import Perturbation, chained
 from ..tracing import recomputing
-from ..validation import Target
+from ..validation import Projected, Target
 from .cross_entropy import CrossEntropyLoss
 from .lpl_official import VARIANTS, official_cross_entropy
 
@@ -252,13 +253,10 @@ class LPLLoss(CrossEntropyLoss):
                 self.num_head,
                 keywords=self.keywords(),
             )
-        labels = target
         return functional.lpl_cross_entropy(
             input,
             target,
-            self.steps
-            if self.split == "long-tail"
-            else lambda row_losses: self.balanced_steps(row_losses, labels),
+            self._steps_of(target),
             step_size=self.step_size,
             normalize=self.normalize,
             through_perturbation=self.through_perturbation,
@@ -266,6 +264,52 @@ class LPLLoss(CrossEntropyLoss):
             normalizer=normalizer,
             **self.keywords(),
         )
+
+    def linear(  # type: ignore[override]
+        self,
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Target,
+        linear_bias: Tensor | None = None,
+        *,
+        perturbation: Perturbation | None = None,
+        normalizer: float | Tensor | None = None,
+        chunk_memory: int | None = None,
+    ) -> Tensor:
+        """As that of `CrossEntropyLoss`; in training not of a variant, nor through the steps."""
+        layer = Projected(input, linear_weight, linear_bias, target)
+        keywords = {
+            "linear_bias": linear_bias,
+            "perturbation": self.linear_perturbation(layer, perturbation),
+            "normalizer": normalizer,
+            "chunk_memory": chunk_memory,
+            **self.keywords(),
+        }
+        if not self.training:
+            return functional.linear_cross_entropy(input, linear_weight, target, **keywords)
+        for name in ("variant", "through_perturbation"):
+            if getattr(self, name):
+                raise NotImplementedError(
+                    f"LPLLoss with {name}={getattr(self, name)!r} goes over all logits step by"
+                    " step, it has no `linear`"
+                )
+        layer.check_one_label()
+        assert isinstance(target, Tensor)
+        return functional.linear_lpl_cross_entropy(
+            input,
+            linear_weight,
+            target,
+            self._steps_of(target),
+            step_size=self.step_size,
+            normalize=self.normalize,
+            **keywords,
+        )
+
+    def _steps_of(self, target: Tensor) -> Tensor | Callable[[Tensor], Tensor]:
+        """The steps (C,), or what makes them from the losses of the rows."""
+        if self.split == "long-tail":
+            return self.steps
+        return lambda row_losses: self.balanced_steps(row_losses, target)
 
     def extra_repr(self) -> str:
         if self.variant is not None:

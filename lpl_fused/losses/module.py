@@ -60,6 +60,25 @@ class LossModule(nn.Module):
     def rebuild(self) -> None:
         """Makes anew, from the attributes, what is made of them; constructors end in it."""
 
+    def linear(
+        self,
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Target,
+        linear_bias: Tensor | None = None,
+        **keywords: Any,
+    ) -> Tensor:
+        """The loss of the logits input·linear_weightᵀ + linear_bias, which nobody holds: see
+        `functional.linear_cross_entropy`.
+
+        Raises:
+            NotImplementedError: this loss looks at the logits themselves.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} looks at the logits themselves, it has no `linear`; call it"
+            " with torch.nn.functional.linear(input, linear_weight, linear_bias)"
+        )
+
     def derived(self, name: str, value: Any) -> None:
         """Sets what is read-only for others, as it follows from another attribute."""
         object.__setattr__(self, name, value)

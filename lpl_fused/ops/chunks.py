@@ -70,7 +70,7 @@ class Chunks(NamedTuple):
     rows: int  # that fit in a chunk
     blank: bool = False  # ignored rows are among them
 
-    def index(self, run: Run) -> Index:
+    def rows_of(self, run: Run) -> Index:
         here = slice(run.begin, run.end)
         return here if self.order is None else self.order[here]
 
@@ -169,7 +169,7 @@ def _summed(problem: Problem) -> Problem:
     )
 
 
-def _rows_of(problem: Problem, rows: Index) -> Problem:
+def _of_rows(problem: Problem, rows: Index) -> Problem:
     """The problem of some of the rows."""
     given = {name: getattr(problem, name) for name in _BY_ROW}
     taken = {name: value[rows] for name, value in given.items() if value is not None}
@@ -232,8 +232,8 @@ class Sweep:
     def run(self) -> Sweep:
         chunks = self._chunks
         for run in chunks.runs:
-            rows = chunks.index(run)
-            problem, x = _rows_of(self._problem, rows), self._layer.input[rows]
+            rows = chunks.rows_of(run)
+            problem, x = _of_rows(self._problem, rows), self._layer.input[rows]
             if chunks.blank:
                 x = x.masked_fill(ignored_rows(problem)[:, None], 0)
             x = x.to(self._layer.dtype)

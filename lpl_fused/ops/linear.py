@@ -44,7 +44,7 @@ def _packed(layer: Layer, problem: Problem, backend: str, want: Sequence[str]) -
 def _unpacked(*packed: Any) -> tuple[Layer, Problem, str, list[str]]:
     layer = Layer(*packed[:5])
     target, parts, codes, numbers, backend, wanted = packed[5:]
-    problem = Problem(layer.stand_in(), target, *parts, Options.unpacked(codes, numbers))
+    problem = Problem(layer.stand_in(), target, *parts, Options.unpacked(codes, numbers))  # type: ignore[call-arg]
     return layer, problem, backend, [n for n, w in zip(WANTED, wanted, strict=True) if w]
 
 
@@ -206,8 +206,8 @@ def _wanted(needs: Sequence[bool]) -> list[str]:
 def _of(
     tensors: Sequence[Tensor | None], options: Options, dtype: torch.dtype, memory: int
 ) -> tuple[Layer, Problem]:
-    layer = Layer(*tensors[:_LAYER], dtype, memory)  # type: ignore[arg-type]
-    return layer, Problem(layer.stand_in(), *tensors[_LAYER:], options=options)  # type: ignore[arg-type]
+    layer = Layer(*tensors[:_LAYER], dtype, memory)  # type: ignore
+    return layer, Problem(layer.stand_in(), *tensors[_LAYER:], options=options)  # type: ignore
 
 
 def sweeps_by(form: str, problem: Problem) -> bool:
@@ -238,7 +238,7 @@ def cross_entropy(
     sweeps_by(form, problem)
     if choose is not None:
         problem = _with_chosen_steps(layer, problem, backend, choose)
-    tensors = (*layer[:_LAYER], *given(problem)[1:])
+    tensors = (layer.input, layer.weight, layer.bias, *given(problem)[1:])
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         numbers = problem.options, backend, form, layer.dtype, layer.memory
         return LinearCrossEntropy.apply(*numbers, *tensors)  # type: ignore[no-any-return]
