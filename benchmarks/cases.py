@@ -53,11 +53,11 @@ def modes(device_type: str) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Loss:
     """A loss as the command line names it: ce, la, vs, ldam, smoothing, focal, logitclip,
-    logitnorm, mbls, cals, linear-ce (cross-entropy of features @ weightᵀ), lplK; then its labels.
+    logitnorm, mbls, cals, lplK, and of features @ weightᵀ linear-ce, linear-lplK; then its labels.
     Or a multi-label one, without more: bce, db (the distribution-balanced loss), bce-lplK.
 
     Attributes:
-        kind: the name without the rest; "lpl" and "bce-lpl" for every K.
+        kind: the name without the rest; "lpl", "linear-lpl" and "bce-lpl" for every K.
         steps: K, the steps of the learned perturbation; 0 for the other losses.
         labels: "uniform"; "-zipf": the class of rank r has probability ∝ 1/r; "-unique": every row
             has a class of its own; "-one": all rows have the same.
@@ -72,17 +72,17 @@ class Loss:
         if found := re.fullmatch(r"bce|db|bce-lpl([1-9]\d{0,3})", name):
             return Loss("bce-lpl", int(found[1])) if found[1] else Loss(name)
         found = re.fullmatch(
-            rf"(?:({'|'.join(KINDS)})|lpl(\d{{1,4}}))(?:-(zipf|unique|one))?", name
+            rf"(?:({'|'.join(KINDS)})|((?:linear-)?lpl)(\d{{1,4}}))(?:-(zipf|unique|one))?", name
         )
-        if found is None or found[2] == "0":
+        if found is None or found[3] == "0":
             kinds = ", ".join(KINDS)
             expected = (
-                f"{kinds} or lplK with K >= 1, then -zipf, -unique, -one or"
+                f"{kinds}, lplK or linear-lplK with K >= 1, then -zipf, -unique, -one or"
                 " nothing; or bce, db or bce-lplK"
             )
             raise ValueError(f"loss: expected {expected}, got {name!r}")
-        kind, steps, labels = found.groups()
-        return Loss(kind or "lpl", int(steps or 0), labels or "uniform")
+        kind, learned, steps, labels = found.groups()
+        return Loss(kind or learned, int(steps or 0), labels or "uniform")
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ class Loss:
 
     @property
     def linear(self) -> bool:
-        return self.kind == "linear-ce"
+        return self.kind in ("linear-ce", "linear-lpl")
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class Batch(NamedTuple):
     norm: Norm | None = None
     penalty: MarginPenalty | None = None
     counts: Tensor | None = None  # (C,) training samples, which "db" is made from
-    weight: Tensor | None = None  # (C, FEATURES), of "linear-ce"
+    weight: Tensor | None = None  # (C, FEATURES), of linear losses
     phi: Phi = "log"
 
     @property

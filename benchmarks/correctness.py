@@ -99,18 +99,25 @@ def _linear_truth(batch: Batch, weight: Tensor) -> Result:
     n = len(batch.target)
     wide = weight.double().requires_grad_()
     total = torch.zeros((), dtype=torch.float64, device=weight.device)
-    grads: list[Tensor] = []
+    grad = torch.empty_like(batch.logits, dtype=torch.float64)
     grad_of_weight = torch.zeros_like(wide)
     size = max(1, _CHUNK // len(weight))
-    for features, target in zip(batch.logits.split(size), batch.target.split(size), strict=True):
-        part = features.double().requires_grad_()
-        logits = F.linear(part, wide)
-        loss = LF.cross_entropy(logits, target, backend="reference", reduction="sum") / n
-        grad, of_weight = torch.autograd.grad(loss, (part, wide), batch.upstream.double())
-        grads.append(grad)
+    chunks = torch.arange(n, device=weight.device).split(size)
+    keywords: dict[str, Any] = {"backend": "reference", "reduction": "sum"}
+    for index in chunks if batch.steps is None else whole_classes(batch.target, size):
+        part = batch.logits[index].double().requires_grad_()
+        logits, target = F.linear(part, wide), batch.target[index]
+        if batch.steps is None:
+            loss = LF.cross_entropy(logits, target, **keywords)
+        else:
+            loss = LF.lpl_cross_entropy(
+                logits, target, batch.steps, step_size=STEP_SIZE, **keywords
+            )
+        found = torch.autograd.grad(loss / n, (part, wide), batch.upstream.double())
+        grad[index], of_weight = found
         grad_of_weight += of_weight
-        total += loss.detach()
-    return Result(total, (torch.cat(grads), grad_of_weight))
+        total += loss.detach() / n
+    return Result(total, (grad, grad_of_weight))
 
 
 def _multilabel_truth(case: Case, batch: Batch) -> Result:

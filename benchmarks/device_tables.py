@@ -85,7 +85,7 @@ def _entries() -> tuple[Entry, ...]:
         ("512x8142 fp32 lpl10-unique", both),
         *((f"{shape} ce", ("compile",)) for shape in (*plain, *small)),
         ("4096x9605 bf16 bce", ("compile",)),
-        (f"{main} linear-ce", (*both, "liger-linear", "cut-cross-entropy")),
+        (f"{main} linear-ce", (*both, "liger-linear", "quack-linear", "cut-cross-entropy")),
     ]
     return tuple(Entry(Case.parse(*words.split()), timed) for words, timed in made)
 

@@ -64,7 +64,7 @@ def _of_logits(name: str, module: str, function: str, *, smooths: bool) -> Provi
 
 
 def _is_linear(case: Case) -> bool:
-    return case.loss.linear
+    return case.loss.kind == "linear-ce"
 
 
 def _of_features(name: str, module: str, function: str) -> Provider:
@@ -130,6 +130,7 @@ PEERS = (
     _of_features(
         "liger-linear", "liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy"
     ),
+    _of_features("quack-linear", "quack.linear_cross_entropy", "chunked_linear_cross_entropy"),
     _of_features("cut-cross-entropy", "cut_cross_entropy", "linear_cross_entropy"),
     Provider("torch-linear", _torch_linear, _torch_linear_absent, _is_linear),
     OFFICIAL,

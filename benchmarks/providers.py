@@ -95,8 +95,16 @@ def _eager(case: Case, batch: Batch) -> Criterion:
         balanced, step = baselines.distribution_balanced, baselines.binary_pgd_step
         return _plain_multilabel(case, batch, balanced, bce, step)
     if case.loss.linear:
-        return lambda x, w: baselines.linear_cross_entropy(x, w, batch.target)
+        return _of_features(case, batch, F.linear, _of_rows(batch))
     return composed(case, batch, _of_rows(batch))
+
+
+def _of_features(
+    case: Case, batch: Batch, linear: Callable[[Tensor, Tensor], Tensor], loss: baselines.Loss
+) -> Criterion:
+    """A classifier's last layer, and the loss of its logits."""
+    of_logits = composed(case, batch, loss)
+    return lambda x, w: of_logits(linear(x, w))
 
 
 def _of_rows(batch: Batch) -> baselines.Loss:
@@ -122,7 +130,7 @@ def _compiled(case: Case, batch: Batch) -> Criterion:
             baselines.binary_pgd_step,
         )
         return _plain_multilabel(case, batch, *map(compiled, parts))
-    if case.loss.linear:
+    if case.loss.linear and batch.steps is None:
         linear = compiled(baselines.linear_cross_entropy)
         return lambda x, w: linear(x, w, batch.target)
     if batch.steps is not None:
@@ -133,6 +141,8 @@ def _compiled(case: Case, batch: Batch) -> Criterion:
             loss=compiled(F.cross_entropy),
         )
         target, steps, most = batch.target, batch.steps, case.loss.steps
+        if case.loss.linear:
+            return lambda x, w: lpl(F.linear(x, w), target, steps, STEP_SIZE, most)
         return lambda u: lpl(u, target, steps, STEP_SIZE, most)
     loss = compiled(functools.partial(baselines.cross_entropy, loss=_of_rows(batch)))
     what = _of_loss(batch)
@@ -146,7 +156,7 @@ def fused(backend: str, gradient: str = "auto") -> Callable[[Case, Batch], Crite
         if case.loss.multilabel:
             return fused_multilabel(case, batch, backend)
         if case.loss.linear:
-            return lambda x, w: LF.cross_entropy(F.linear(x, w), batch.target, backend=backend)
+            return fused_linear(batch, backend)
         if batch.steps is not None:
             target, steps = batch.target, batch.steps
             return lambda u: LF.lpl_cross_entropy(
@@ -165,6 +175,16 @@ def fused(backend: str, gradient: str = "auto") -> Callable[[Case, Batch], Crite
         return lambda u: LF.cross_entropy(u, target, **keywords)
 
     return criterion
+
+
+def fused_linear(batch: Batch, backend: str) -> Criterion:
+    """A layer and its loss, of this library."""
+    target, steps = batch.target, batch.steps
+    if steps is None:
+        return lambda x, w: LF.linear_cross_entropy(x, w, target, backend=backend)
+    return lambda x, w: LF.linear_lpl_cross_entropy(
+        x, w, target, steps, step_size=STEP_SIZE, backend=backend
+    )
 
 
 def fused_multilabel(case: Case, batch: Batch, backend: str, **keywords: Any) -> Criterion:
@@ -223,11 +243,15 @@ def without_plain(name: str) -> str:
 def _eager_plain(case: Case, batch: Batch) -> Criterion:
     if case.loss.multilabel:
         return lambda u: F.binary_cross_entropy_with_logits(u, batch.target)
+    if case.loss.linear:
+        return lambda x, w: baselines.linear_cross_entropy(x, w, batch.target)
     return lambda u: F.cross_entropy(u, batch.target)
 
 
 def _fused_plain(backend: str) -> Provider:
     def criterion(case: Case, batch: Batch) -> Criterion:
+        if case.loss.linear:
+            return fused_linear(batch._replace(steps=None), backend)
         plain = LF.binary_cross_entropy_with_logits if case.loss.multilabel else LF.cross_entropy
         return lambda u: plain(u, batch.target, backend=backend)
 

@@ -79,8 +79,9 @@ _NOTES_ON = {
   a CPU it is what the process has resident, in whole pages: rough where the logits are few.
 """,
     "linear-ce": """\
-* "linear-ce": cross-entropy of features (N, 512) times a weight (C, 512), with the gradients of
-  both; least traffic and copy are theirs, and peak memory counts logits where they are formed.
+* "linear-ce" and "linear-lplK": the loss of features (N, 512) times a weight (C, 512), with
+  the gradients of both; least traffic and copy are theirs, and peak memory counts logits where they
+  are formed.
 """,
     "liger": """\
 * Liger's forward writes the gradient, over the logits that it was given: it is timed on logits of

@@ -35,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument(
         "--losses",
         type=_list,
-        help="of ce,la,vs,ldam,smoothing,focal,linear-ce,lplK[-zipf|-unique|-one],bce,db,bce-lplK",
+        help="of ce,la,vs,ldam,smoothing,focal,linear-ce,[linear-]lplK[-zipf|-unique|-one],bce,db,"
+        "bce-lplK",
     )
     which.add_argument(
         "--providers",

@@ -34,6 +34,7 @@ CE_SHAPES = ("128x10", "8192x10", *COMMON_SHAPES, "1024x50257")
 TOKEN_SHAPES = ("1024x32000", "8192x128000")
 
 # Features and a classifier's weight in place of logits, as rows of tokens have them.
+LINEAR_LOSSES = ("linear-ce", "linear-lpl10")
 LINEAR_SHAPES = ("512x8142", "1024x32000")
 GPU_LINEAR_SHAPES = ("8192x32000", "8192x128256")
 
@@ -78,8 +79,8 @@ def multilabel_cases(device: str) -> list[Case]:
 def linear_cases(device: str) -> list[Case]:
     """The classifier's layer and the loss together, in bfloat16 on a GPU."""
     if device == "cuda":
-        return product(GPU_LINEAR_SHAPES, ["bf16"], ["linear-ce"])
-    return product(LINEAR_SHAPES, ["fp32"], ["linear-ce"])
+        return product(GPU_LINEAR_SHAPES, ["bf16"], LINEAR_LOSSES)
+    return product(LINEAR_SHAPES, ["fp32"], LINEAR_LOSSES)
 
 
 def all_cases(device: str) -> list[Case]:

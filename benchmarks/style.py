@@ -20,6 +20,7 @@ _COLOURS = {
     "liger": "#D55E00",
     "quack": "#F0E442",
     "liger-linear": "#882255",
+    "quack-linear": "#999933",
     "cut-cross-entropy": "#44AA99",
     "torch-linear": "#AA4499",
     "official": "#661100",
@@ -37,10 +38,11 @@ _LABELS = {
     "liger": "Liger",
     "quack": "QuACK",
     "liger-linear": "Liger, fused linear",
+    "quack-linear": "QuACK, chunked linear",
     "torch-linear": "torch, chunked linear",
     "official": "LPL as published",
 }
-_MARKERS = "osD^v<>Ph*Xpd8"
+_MARKERS = "osD^v<>Ph*XpHd8"
 NUMBER = FuncFormatter(lambda value, _: f"{value:g}")
 
 

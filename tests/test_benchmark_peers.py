@@ -25,6 +25,7 @@ FUNCTIONS = {
     "liger": ("liger_kernel.transformers.functional", "liger_cross_entropy"),
     "quack": ("quack.cross_entropy", "cross_entropy"),
     "liger-linear": ("liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy"),
+    "quack-linear": ("quack.linear_cross_entropy", "chunked_linear_cross_entropy"),
     "cut-cross-entropy": ("cut_cross_entropy", "linear_cross_entropy"),
 }
 Installed = Callable[..., list[tuple[tuple[Any, ...], dict[str, Any]]]]
@@ -86,7 +87,7 @@ def test_label_smoothing_goes_to_who_knows_it(installed: Installed) -> None:
     assert not BY_NAME["quack"].solves(case)
 
 
-@pytest.mark.parametrize("peer", ["liger-linear", "cut-cross-entropy"])
+@pytest.mark.parametrize("peer", ["liger-linear", "quack-linear", "cut-cross-entropy"])
 def test_a_peer_of_features_gets_them_and_the_weight(peer: str, installed: Installed) -> None:
     calls = installed(peer, _linear)
     case = Case.parse("48x130", "fp32", "linear-ce")
@@ -102,13 +103,14 @@ def test_a_peer_of_features_gets_them_and_the_weight(peer: str, installed: Insta
 def test_who_solves_what() -> None:
     solved = {
         loss: {p.name for p in PEERS if p.solves(Case.parse("48x130", "fp32", loss))}
-        for loss in ("ce", "smoothing", "lpl3", "linear-ce", "bce", "bce-lpl3")
+        for loss in ("ce", "smoothing", "lpl3", "linear-ce", "linear-lpl3", "bce", "bce-lpl3")
     }
     assert solved == {
         "ce": {"liger", "quack"},
         "smoothing": {"liger"},
         "lpl3": {"liger", "quack", "official"},
-        "linear-ce": {"liger-linear", "cut-cross-entropy", "torch-linear"},
+        "linear-ce": {"liger-linear", "quack-linear", "cut-cross-entropy", "torch-linear"},
+        "linear-lpl3": set(),
         "bce": set(),
         "bce-lpl3": set(),
     }
