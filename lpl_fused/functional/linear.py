@@ -93,12 +93,15 @@ def linear_cross_entropy(
         RuntimeError: a transform of torch.func, forward mode, or a gradient of other tensors, which
             only the reference serves; a backend asked for by name that cannot run here.
 
-    Example:
-        >>> hidden = torch.randn(4, 8, 16, requires_grad=True)
-        >>> head = torch.nn.Linear(16, 1000)
-        >>> labels = torch.randint(1000, (4, 8))
-        >>> loss = linear_cross_entropy(hidden, head.weight, labels, linear_bias=head.bias)
+    Examples:
+        >>> hidden, labels = torch.tensor([[[1.0, 2.0], [0.0, 0.0]]]), torch.tensor([[2, -100]])
+        >>> weight = torch.eye(3, 2, requires_grad=True)
+        >>> loss = LF.linear_cross_entropy(hidden, weight, labels)
+        >>> loss
+        tensor(2.4076, grad_fn=<...>)
         >>> loss.backward()
+        >>> weight.grad.shape
+        torch.Size([3, 2])
     """
     layer = Projected(input, linear_weight, linear_bias, target)
     options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
@@ -157,13 +160,11 @@ def linear_lpl_cross_entropy(
         as `linear_cross_entropy`; also TypeError for `steps` that are not integers. On a GPU the
         host waits to see how many rows each class has, where they do not fit in one chunk.
 
-    Example:
-        >>> hidden = torch.randn(32, 16, requires_grad=True)
-        >>> head = torch.nn.Linear(16, 100, bias=False)
-        >>> steps = torch.full((100,), 10)
-        >>> labels = torch.randint(100, (32,))
-        >>> loss = linear_lpl_cross_entropy(hidden, head.weight, labels, steps, step_size=0.1)
-        >>> loss.backward()
+    Examples:
+        >>> hidden, labels = torch.tensor([[1.0, 2.0]]), torch.tensor([0])
+        >>> steps = torch.tensor([5, 0, 0])  # raise the loss of class 0
+        >>> LF.linear_lpl_cross_entropy(hidden, torch.eye(3, 2), labels, steps, step_size=0.1)
+        tensor(1.9984)
     """
     layer = Projected(input, linear_weight, linear_bias, target)
     options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)

@@ -10,11 +10,11 @@ from torch import Tensor
 from ..arguments import CONSUMED, NOT_NEGATIVE, Choice, Integer, Number, live
 from ..class_stats import present_classes
 from ..distributed import all_rows
+from ..ops.dispatch import full_precision
 from ..perturbation import Perturbation, chained
 from ..problem import accumulate_dtype
 from ..tracing import recomputing
 from .cross_entropy import CrossEntropyLoss
-from .module import full_precision
 from .rows import as_rows, class_indices, expect_classes
 
 _OUTER_ELEMENTS = 1 << 22  # of outer products x xᵀ formed at a time

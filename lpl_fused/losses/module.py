@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import Integer, Rule, rebuilding
-from ..ops.dispatch import full_precision as full_precision
 from ..problem import accumulate_dtype
 from ..validation import Target
 

@@ -26,11 +26,12 @@ from ..arguments import (
 )
 from ..class_stats import Counts, checked_counts, effective_number
 from ..multilabel import MISSING
+from ..ops.dispatch import full_precision
 from ..perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from ..phi import Focal, Phi, checked_phi
 from .cross_entropy import BACKEND, GRADIENT, REDUCTION
 from .lpl import LPLLoss
-from .module import LossModule, full_precision, of_part
+from .module import LossModule, of_part
 
 AnyPerturbation = Perturbation | BinaryPerturbation
 
