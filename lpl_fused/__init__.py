@@ -1,4 +1,14 @@
-"""Class-level logit perturbation at the cost of plain cross-entropy."""
+"""Class-level logit perturbation at the cost of plain cross-entropy.
+
+Losses are in `losses`, as modules, and in `functional`, as functions; everything around them is in
+modules that are imported when they are first asked for (`lpl_fused.evaluation`).
+
+    criterion = losses.LPLLoss(counts, tau=1.0)  # was: torch.nn.CrossEntropyLoss()
+    loss = criterion(logits, target)
+
+Examples in docstrings have `import torch, lpl_fused` and `from lpl_fused import functional as LF,
+losses` before them.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
