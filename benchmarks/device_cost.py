@@ -39,6 +39,7 @@ from rich.table import Table
 import lpl_fused
 
 from . import sass, triton_launches
+from .options import pattern
 from .triton_launches import Launch
 
 ROOT = Path(__file__).parent.parent
@@ -689,7 +690,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--arch", choices=ARCHITECTURES, default="90", help="default: 90")
     made.add_argument("--backends", default="cuda,triton", help="of cuda,triton")
     made.add_argument("--record", action="store_true", help="make the counts the baseline")
-    made.add_argument("--kernel", default="", metavar="REGEX", help="shows these kernels' loops")
+    made.add_argument(
+        "--kernel", type=pattern, default="", metavar="REGEX", help="shows these kernels' loops"
+    )
     made.add_argument(
         "--object", type=Path, help="counts the kernels of this object, cubin or library instead"
     )
@@ -703,6 +706,8 @@ def main(arguments: list[str] | None = None) -> None:
     out = Console(width=200)
     sections: list[Section] = []
     if options.object:
+        if not options.object.is_file():
+            made.error(f"--object: {options.object} is no file")
         if reason := without_tool():
             made.error(reason)
         kernels = list(object_kernels(options.arch, options.object))

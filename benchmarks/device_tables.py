@@ -38,6 +38,7 @@ from . import device_cost, records, sass
 from .cases import COPY, Batch, Case, draw
 from .measure import admit
 from .memory import peak_bytes
+from .options import SECONDS, of, pattern
 from .providers import Criterion, Provider, by_statistics, providers
 from .steps import copy_step, steps
 from .suite import Suite
@@ -693,7 +694,9 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--seconds", type=float, default=150, help="of the whole run; default: 150")
+    made.add_argument(
+        "--seconds", type=of(float, SECONDS), default=150, help="of the whole run; default: 150"
+    )
     made.add_argument(
         "--out", type=Path, help="folder of records and page (default: benchmarks/results/<device>)"
     )
@@ -701,7 +704,9 @@ def parser() -> argparse.ArgumentParser:
         "--tests", type=Path, help="what pytest --junitxml wrote here, to stand on the page as well"
     )
     made.add_argument("--commit", help="what is measured, where no git says it")
-    made.add_argument("--only", default="", metavar="REGEX", help="cases whose name has it")
+    made.add_argument(
+        "--only", type=pattern, default="", metavar="REGEX", help="cases whose name has it"
+    )
     made.add_argument(
         "--warm", type=int, default=0, metavar="PROCESSES", help="that compile everything before"
     )

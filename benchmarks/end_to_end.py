@@ -28,6 +28,7 @@ from . import records, report
 from .cases import Batch, Case, draw
 from .measure import Conditions, Entrant, admit
 from .memory import peak_bytes
+from .options import SECONDS, THREADS, device, of, written
 from .providers import EAGER, EAGER_CE, Criterion, Provider, providers
 from .records import STEP, Record, Timing, default_folder
 from .steps import Step
@@ -205,34 +206,43 @@ def main(arguments: list[str] | None = None) -> None:
         "--losses", nargs="+", default=list(LOSSES), help="as benchmarks.run names them"
     )
     made.add_argument("--providers", nargs="+", choices=list(providers()), default=list(PROVIDERS))
-    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    made.add_argument("--threads", type=int, default=torch.get_num_threads())
-    made.add_argument("--budget", type=float, default=2.0, help="seconds for each provider")
+    made.add_argument(
+        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    made.add_argument("--threads", type=of(int, THREADS), default=torch.get_num_threads())
+    made.add_argument(
+        "--budget", type=of(float, SECONDS), default=2.0, help="seconds for each provider"
+    )
     made.add_argument(
         "--output", type=Path, help="folder (default: benchmarks/results/<device>-steps)"
     )
     options = made.parse_args(arguments)
-    device = torch.device(options.device)
+    try:
+        for loss in options.losses:
+            Case.parse("8x16", "fp32", loss)
+    except ValueError as error:
+        made.error(str(error))
     torch.set_num_threads(options.threads)
-    environment = records.environment(device, options.threads)
-    sampler = sampler_for(device, options.threads)
-    conditions = Conditions(device, sampler, environment, options.budget, float("inf"), (STEP,))
+    place = options.device
+    environment = records.environment(place, options.threads)
+    sampler = sampler_for(place, options.threads)
+    conditions = Conditions(place, sampler, environment, options.budget, float("inf"), (STEP,))
     known = providers()
     entrants = [known[name] for name in dict.fromkeys([EAGER.name, *options.providers])]
     default = default_folder(environment)
     folder: Path = options.output or default.with_name(f"{default.name}-steps")
-    folder.mkdir(parents=True, exist_ok=True)
-
     found: list[Record] = []
     console = report.console()
-    for name in options.data:
-        with console.status(f"{name}: data and model"):
-            task = Task.of(name, device)
-        for loss in options.losses:
-            with console.status(f"{name}: {loss}"):
-                found += measure(task, task.case(loss), entrants, conditions)
-            records.write(found, folder / records.FILE)
-    show(found, folder, console)
+    with written(made):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in options.data:
+            with console.status(f"{name}: data and model"):
+                task = Task.of(name, place)
+            for loss in options.losses:
+                with console.status(f"{name}: {loss}"):
+                    found += measure(task, task.case(loss), entrants, conditions)
+                records.write(found, folder / records.FILE)
+        show(found, folder, console)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import torch
 
 import lpl_fused
+from lpl_fused.atomic import replacing
 
 from .cases import Case
 
@@ -203,9 +205,40 @@ def write(records: Iterable[Record], path: Path) -> None:
         json.dumps({name: getattr(record, name) for name in FIELDS}, allow_nan=False)
         for record in records
     )
-    path.write_text("".join(f"{line}\n" for line in lines))
+    text = "".join(f"{line}\n" for line in lines)
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a file that `write` wrote."""
-    return [Record(**json.loads(line)) for line in path.read_text().splitlines()]
+    """The records of a file that `write` wrote.
+
+    Raises:
+        ValueError: it is not such a file, or holds no record.
+    """
+    found = []
+    try:
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            found.append(_checked(json.loads(line), f"line {number}"))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} holds no records: {error}") from error
+    if not found:
+        raise ValueError(f"{path} holds no records")
+    return found
+
+
+_TYPES = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(Record).items()}
+
+
+def _checked(content: object, where: str) -> Record:
+    if not isinstance(content, dict):
+        raise TypeError(f"{where}: expected a record")
+    try:
+        record = Record(**content)
+    except TypeError as error:
+        raise TypeError(f"{where}: {error}") from None
+    for name, allowed in _TYPES.items():
+        value = getattr(record, name)
+        if not isinstance(value, (*allowed, int) if float in allowed else allowed):
+            raise TypeError(f"{where}: {name}: got {value!r}")
+    return record

@@ -19,6 +19,7 @@ from lpl_fused.backends import REFERENCE
 from . import plots, suite
 from .cases import COPY, modes
 from .measure import BOTH
+from .options import written
 from .providers import COMPILE, EAGER, is_plain, without_plain
 from .records import ABSENT, FILE, OK, SLOW, STEP, Record, read
 
@@ -312,10 +313,15 @@ def main(arguments: list[str] | None = None) -> None:
     for folder in folders:
         if not (folder / FILE).is_file():
             made.error(f"expected a folder with {FILE}, got {folder}")
+    try:
+        found = [read(folder / FILE) for folder in folders]
+    except ValueError as error:
+        made.error(str(error))
     out = console()
-    for folder in folders:
-        written = show(read(folder / FILE), folder, out)
-        out.print(f"{folder}: {', '.join(path.name for path in written)}", markup=False)
+    for folder, kept in zip(folders, found, strict=True):
+        with written(made):
+            pages = show(kept, folder, out)
+        out.print(f"{folder}: {', '.join(path.name for path in pages)}", markup=False)
 
 
 if __name__ == "__main__":

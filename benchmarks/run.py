@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from . import cases, records, report, selections, suite
 from .cases import Case, modes
 from .measure import BOTH, Conditions, measure, out_of_memory
+from .options import PATIENCE, SECONDS, THREADS, device, of, written
 from .peers import OFFICIAL
 from .providers import AUTO, COMPILE, EAGER, Provider, providers
 from .records import Record
@@ -48,12 +49,14 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--modes", type=_list, help="of forward, backward, …; forward + backward is always timed"
     )
-    how.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    how.add_argument("--threads", type=int, default=torch.get_num_threads())
-    how.add_argument("--budget", type=float, help="seconds for each provider and mode")
+    how.add_argument(
+        "--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    how.add_argument("--threads", type=of(int, THREADS), default=torch.get_num_threads())
+    how.add_argument("--budget", type=of(float, SECONDS), help="seconds for each provider and mode")
     how.add_argument(
         "--patience",
-        type=float,
+        type=of(float, PATIENCE),
         default=0.6,
         help="seconds; a provider whose call takes longer is timed forward + backward alone",
     )
@@ -81,10 +84,10 @@ def selected(options: argparse.Namespace) -> list[Case]:
     if options.quick:
         return selections.quick_cases()
     if options.sweep:
-        return selections.sweep_cases(options.device)
+        return selections.sweep_cases(options.device.type)
     if options.lpl:
-        return selections.lpl_cases(options.device)
-    return (selections.all_cases if options.all else selections.default_cases)(options.device)
+        return selections.lpl_cases(options.device.type)
+    return (selections.all_cases if options.all else selections.default_cases)(options.device.type)
 
 
 # Takes minutes a case; is one of the backends.
@@ -107,7 +110,7 @@ def contestants(options: argparse.Namespace) -> list[Provider]:
 
 def modes_of(options: argparse.Namespace) -> tuple[str, ...]:
     """The modes that the options ask for; forward + backward is always among them."""
-    known = modes(options.device)
+    known = modes(options.device.type)
     wanted = (BOTH,) if options.sweep and options.modes is None else options.modes or known
     unknown = [mode for mode in wanted if mode not in known]
     if unknown:
@@ -156,24 +159,23 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         made.error(str(error))
     console = report.console()
-    device = torch.device(options.device)
     torch.set_num_threads(options.threads)
-    environment = records.environment(device, options.threads)
+    environment = records.environment(options.device, options.threads)
     budget = options.budget or (0.02 if options.quick else 0.3)
-    sampler = sampler_for(device, options.threads)
-    conditions = Conditions(device, sampler, environment, budget, options.patience, taken)
+    sampler = sampler_for(options.device, options.threads)
+    conditions = Conditions(options.device, sampler, environment, budget, options.patience, taken)
     folder = options.output or records.default_folder(environment)
-    folder.mkdir(parents=True, exist_ok=True)
     data = folder / records.FILE
-    suite.write(tests, folder)
-
-    found = measure_all(
-        chosen, entrants, conditions, console, lambda kept: records.write(kept, data)
-    )
-    written = [data, *report.show(found, folder, console)]
+    with written(made):
+        folder.mkdir(parents=True, exist_ok=True)
+        suite.write(tests, folder)
+        found = measure_all(
+            chosen, entrants, conditions, console, lambda kept: records.write(kept, data)
+        )
+        pages = [data, *report.show(found, folder, console)]
     if options.markdown:
-        console.print(written[-1].read_text(), markup=False)
-    console.print(f"written: {', '.join(path.name for path in written)}")
+        console.print(pages[-1].read_text(), markup=False)
+    console.print(f"written: {', '.join(path.name for path in pages)}")
 
 
 if __name__ == "__main__":

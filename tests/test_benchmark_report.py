@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,6 +145,46 @@ def test_a_folder_without_records_is_named(
         report.main([str(tmp_path)])
     assert stopped.value.code == 2
     assert f"expected a folder with results.jsonl, got {tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda line: "", "holds no records"),
+        (lambda line: "<html>", "holds no records: "),
+        (lambda line: "[1]", "line 1: expected a record"),
+        (lambda line: "{}", "line 1: "),
+        (lambda line: line[: len(line) // 2], "holds no records: "),
+        (lambda line: line.replace('"rows": ', '"rows": "x", "row": '), "line 1: .*'row'"),
+        (lambda line: re.sub(r'"rows": \d+', '"rows": "many"', line), "line 1: rows: got 'many'"),
+        (lambda line: re.sub(r'"median_ms": [\d.]+', '"median_ms": []', line), "median_ms: got"),
+    ],
+)
+def test_damaged_records_are_named_and_left_alone(
+    spoil: Callable[[str], str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / records.FILE
+    committed = sorted((ROOT / "benchmarks" / "results").glob(f"*/{records.FILE}"))[0]
+    timed = next(line for line in committed.read_text().splitlines() if '"status": "ok"' in line)
+    file.write_text(spoil(timed))
+    with pytest.raises(SystemExit) as stopped:
+        report.main([str(tmp_path)])
+    assert stopped.value.code == 2
+    assert re.search(f"{file} .*{message}", capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir()] == [records.FILE]
+
+
+def test_a_full_disk_keeps_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    file = tmp_path / records.FILE
+    file.write_text("earlier")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        records.write([], file)
+    assert file.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_what_only_some_pages_need_is_said_where_it_is_needed() -> None:

@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from matplotlib import image
 
-from benchmarks import records, run, selections
+from benchmarks import device_cost, device_tables, end_to_end, records, run, selections
 from benchmarks.cases import COPY, modes
 
 ROOT = Path(__file__).parent.parent
@@ -109,6 +110,17 @@ def test_results_name_neither_machine_nor_folder(quick: tuple[Path, str]) -> Non
         ),
         (["--losses", "arcface"], "loss: expected ce, la"),
         (["--providers", "jax"], "providers: expected some of eager"),
+        (["--modes", "sideways"], "modes: expected some of forward"),
+        (["--threads", "0"], "argument --threads: expected an int in [1, 1024], got '0'"),
+        (["--threads", "two"], "argument --threads: expected an int in [1, 1024], got 'two'"),
+        (["--budget", "nan"], "argument --budget: expected a finite number > 0, got 'nan'"),
+        (["--budget", "0"], "argument --budget: expected a finite number > 0, got '0'"),
+        (["--patience", "-1"], "argument --patience: expected a number in (0, inf], got '-1'"),
+        (["--device", "gpu"], "argument --device: 'gpu' cannot be used"),
+        (["--device", "meta"], "argument --device: 'meta' cannot be used: expected cpu or cuda"),
+        (["--device", "cuda:99"], "argument --device: 'cuda:99' cannot be used"),
+        (["--tests", "absent.xml"], "expected a report of pytest --junitxml, got absent.xml"),
+        (["--quick", "--output", __file__], f"cannot be written: {__file__}: File exists"),
     ],
 )
 def test_bad_options_are_explained(
@@ -116,6 +128,28 @@ def test_bad_options_are_explained(
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         run.main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        (end_to_end, ["--threads", "0"], "argument --threads: expected"),
+        (end_to_end, ["--losses", "arcface"], "loss: expected ce, la"),
+        (end_to_end, ["--data", "tags"], "invalid choice: 'tags'"),
+        (end_to_end, ["--device", "gpu"], "argument --device: 'gpu' cannot be used"),
+        (device_cost, ["--kernel", "("], "argument --kernel: expected a regular expression"),
+        (device_cost, ["--object", "absent.o"], "--object: absent.o is no file"),
+        (device_tables, ["--only", "*"], "argument --only: expected a regular expression"),
+        (device_tables, ["--seconds", "nan"], "argument --seconds: expected a finite number"),
+    ],
+)
+def test_bad_options_of_other_commands_are_explained(
+    command: ModuleType, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command.main(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import build_wheel, wheel_index
+from tools import build_wheel, check_wheel, wheel_index
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = "lpl_fused-1.2.3-cp311-cp311-manylinux_2_28_x86_64.whl"
@@ -90,6 +90,49 @@ def test_no_index_of_nothing_or_of_what_is_no_wheel(tmp_path: Path) -> None:
         wheel_index.write(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("tool", "arguments", "message"),
+    [
+        ("wheel_index", ["absent"], "expected wheels in absent, found none"),
+        ("wheel_index", ["named"], "wheel filename"),
+        ("wheel_index", ["zipped"], "not a zip file"),
+        ("wheel_index", ["empty"], "expected a wheel, with its metadata"),
+        ("check_wheel", ["absent.whl"], "absent.whl is no wheel"),
+        ("check_wheel", [f"absent/{CPU}"], "is no wheel: .*No such file"),
+        ("check_wheel", [f"zipped/{CPU}"], "is no wheel: .*not a zip file"),
+        ("check_wheel", [f"empty/{CPU}", "--python", "absent"], "--python: absent is no program"),
+        ("build_wheel", ["rocm6"], "expected cpu or cu and a CUDA version such as cu130, got"),
+        ("build_wheel", ["cu130"], "CUDA 13.0: no .*absent-nvcc"),
+        ("build_wheel", ["cpu", "--out", f"zipped/{CPU}"], "--out: expected a folder"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(
+    tool: str,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for folder in ("named", "zipped", "empty"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "named" / "bad.whl").write_text("x")
+    (tmp_path / "zipped" / CPU).write_text("x")
+    with zipfile.ZipFile(tmp_path / "empty" / CPU, "w"):
+        pass
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NVCC", str(tmp_path / "absent-nvcc"))
+    monkeypatch.setattr(sys, "argv", [tool, *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        {"wheel_index": wheel_index, "check_wheel": check_wheel, "build_wheel": build_wheel}[
+            tool
+        ].main()
+    assert stopped.value.code == 2
+    assert re.search(message, capsys.readouterr().err.splitlines()[-1])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 # -- the build -------------------------------------------------------------------------------------
 
 
@@ -109,16 +152,16 @@ def test_local_version_is_one_of_wheels_alone() -> None:
 
 def test_cuda_release() -> None:
     assert build_wheel.cuda_release("cu130") == "13.0"
-    with pytest.raises(SystemExit, match="expected cpu or cu"):
+    with pytest.raises(ValueError, match="expected cpu or cu"):
         build_wheel.cuda_release("13.0")
 
 
 def test_nvcc_of_another_release_builds_nothing(tmp_path: Path) -> None:
     nvcc = str(script(tmp_path / "nvcc", "echo Cuda compilation tools, release 13.2, V13.2.78"))
     assert build_wheel.nvcc_of_release("13.2", nvcc) == nvcc
-    with pytest.raises(SystemExit, match=r"expected nvcc 13\.0, .* is 13\.2"):
+    with pytest.raises(ValueError, match=r"expected nvcc 13\.0, .* is 13\.2"):
         build_wheel.nvcc_of_release("13.0", nvcc)
-    with pytest.raises(SystemExit, match=r"no .*/absent"):
+    with pytest.raises(ValueError, match=r"no .*/absent"):
         build_wheel.nvcc_of_release("13.0", str(tmp_path / "absent"))
 
 

@@ -29,7 +29,7 @@ def cuda_release(label: str) -> str:
     """ "cu130" → "13.0"."""
     found = re.fullmatch(r"cu(\d\d)(\d)", label)
     if found is None:
-        raise SystemExit(f"expected cpu or cu and a CUDA version such as cu130, got {label!r}")
+        raise ValueError(f"expected cpu or cu and a CUDA version such as cu130, got {label!r}")
     return ".".join(found.groups())
 
 
@@ -37,13 +37,17 @@ def nvcc_of_release(release: str, nvcc: str | None) -> str:
     """The path of `nvcc`, once it has said that it is of this release."""
     path = shutil.which(nvcc or "nvcc")
     if path is None:
-        raise SystemExit(
+        raise ValueError(
             f"CUDA {release}: no {nvcc or 'nvcc on PATH'}; name one with NVCC, or --nvcc-from-pypi"
         )
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    try:
+        asked = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ValueError(f"expected nvcc {release}, {path} does not run: {error}") from error
+    said = asked.stdout
     found = re.search(r"release (\d+\.\d+)", said)
     if found is None or found[1] != release:
-        raise SystemExit(f"expected nvcc {release}, {path} is {found[1] if found else said}")
+        raise ValueError(f"expected nvcc {release}, {path} is {found[1] if found else said}")
     return path
 
 
@@ -53,7 +57,7 @@ def nvcc_from_pypi(release: str, folder: Path) -> str:
     subprocess.run([*pip, f"{TOOLKIT}=={release}.*"], check=True)
     found = sorted(folder.glob("nvidia/*/bin/nvcc"))
     if not found:
-        raise SystemExit(f"PyPI's toolkit of CUDA {release} has no nvcc; name another with NVCC")
+        raise ValueError(f"PyPI's toolkit of CUDA {release} has no nvcc; name another with NVCC")
     return str(found[0])
 
 
@@ -88,15 +92,23 @@ def main() -> None:
     parser.add_argument("--nvcc-from-pypi", action="store_true", help=f"install {TOOLKIT}")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="default: dist/")
     options = parser.parse_args()
+    if options.out.exists() and not options.out.is_dir():
+        parser.error(f"--out: expected a folder, got the file {options.out}")
     nvcc = None
     with tempfile.TemporaryDirectory() as folder:
-        if options.label != "cpu":
-            release = cuda_release(options.label)
-            named = os.environ.get("NVCC")
-            if options.nvcc_from_pypi:
-                named = nvcc_from_pypi(release, Path(folder))
-            nvcc = nvcc_of_release(release, named)
-        build(options.label, nvcc, options.out)
+        try:
+            if options.label != "cpu":
+                release = cuda_release(options.label)
+                named = os.environ.get("NVCC")
+                if options.nvcc_from_pypi:
+                    named = nvcc_from_pypi(release, Path(folder))
+                nvcc = nvcc_of_release(release, named)
+        except ValueError as error:
+            parser.error(str(error))
+        try:
+            build(options.label, nvcc, options.out)
+        except subprocess.CalledProcessError as error:  # which has said why
+            raise SystemExit(f"{error.cmd[2]} ended with status {error.returncode}") from error
 
 
 if __name__ == "__main__":

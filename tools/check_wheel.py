@@ -23,6 +23,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from packaging.utils import parse_wheel_filename
@@ -160,7 +161,13 @@ def main() -> None:
     parser.add_argument("--tests", choices=["none", "some", "all"], default="some")
     options = parser.parse_args()
     tests = {"none": [], "some": [*SOME], "all": [*ALL]}[options.tests]
-    wrong = problems(options.wheel, [arch for arch in options.archs.split(";") if arch])
+    for python in options.python:
+        if shutil.which(os.path.abspath(python)) is None and shutil.which(python) is None:
+            parser.error(f"--python: {python} is no program")
+    try:
+        wrong = problems(options.wheel, [arch for arch in options.archs.split(";") if arch])
+    except (OSError, ValueError, zipfile.BadZipFile, ELFError) as error:
+        parser.error(f"{options.wheel} is no wheel: {error}")
     for python in options.python:
         wrong += installed(options.wheel, python, tests)
     for line in wrong:

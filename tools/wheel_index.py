@@ -39,7 +39,10 @@ def link(wheel: Path, base: str) -> str:
     """The line of one file: where it is, its hash, the Pythons that it is for."""
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     with zipfile.ZipFile(wheel) as archive:
-        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        names = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
+        if len(names) != 1:
+            raise zipfile.BadZipFile(f"expected a wheel, with its metadata, got {wheel.name}")
+        (name,) = names
         python = BytesParser().parsebytes(archive.read(name))["Requires-Python"]
     requires = f' data-requires-python="{html.escape(python)}"' if python else ""
     address = f"{base}/{quote(wheel.name)}#sha256={digest}"  # "+" has to be quoted
@@ -52,6 +55,7 @@ def write(folder: Path, url: str | None = None) -> list[Path]:
     Raises:
         FileNotFoundError: there are none.
         packaging.utils.InvalidWheelFilename: a .whl whose name is not that of a wheel.
+        zipfile.BadZipFile: a .whl that is none.
     """
     variants: dict[str, dict[str, list[Path]]] = {}
     for wheel in sorted(folder.glob("*.whl")):
@@ -60,16 +64,20 @@ def write(folder: Path, url: str | None = None) -> list[Path]:
         projects.setdefault(canonicalize_name(name), []).append(wheel)
     if not variants:
         raise FileNotFoundError(f"expected wheels in {folder}, found none")
-    made, lines = [], []
+    made: list[Path] = []
+    lines: list[str] = []
+    pages: dict[Path, tuple[str, list[str]]] = {}  # written once all wheels are read
     for variant, projects in variants.items():
         for project, wheels in projects.items():
             made.append(folder / variant / project / "index.html")
-            title = f"{project} {variant}"
-            page(made[-1], title, [link(wheel, (url or "../..").rstrip("/")) for wheel in wheels])
+            links = [link(wheel, (url or "../..").rstrip("/")) for wheel in wheels]
+            pages[made[-1]] = f"{project} {variant}", links
             address = f'<a href="{variant}/{project}/">{variant}</a>'
             lines.append(f"<p>{address}: pip install {project} --extra-index-url …/{variant}</p>")
     made.append(folder / "index.html")
-    page(made[-1], "Wheels", lines)
+    pages[made[-1]] = "Wheels", lines
+    for path, (title, body) in pages.items():
+        page(path, title, body)
     return made
 
 
@@ -80,7 +88,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--url", help="where the wheels are, if not in the folder")
     options = parser.parse_args()
-    for path in write(options.folder, options.url):
+    try:
+        made = write(options.folder, options.url)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        parser.error(str(error))
+    for path in made:
         print(path)
 
 
