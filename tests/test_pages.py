@@ -107,9 +107,82 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(goal), link
 
 
+README = (ROOT / "README.md").read_text() if PAGES else ""
+RESULTS = ROOT / "benchmarks" / "results"
+
+
 def test_the_readme_is_short() -> None:
     """It is a first look: what is longer belongs to a page."""
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+    assert len(README.splitlines()) <= 120
+
+
+def test_every_loss_is_listed() -> None:
+    kinds = [name for name in losses.__all__ if name[0].isupper()]
+    assert f"lists all {len(kinds)} with" in README
+    lists = [ROOT / "docs" / page for page in ("which-loss.md", "losses/multi-label.md")]
+    text = "".join(page.read_text() for page in lists)
+    assert [name for name in kinds if f"`{name}" not in text] == []
+
+
+def cpu(folder: str, case: str, field: str) -> float:
+    lines = map(json.loads, (RESULTS / folder / "results.jsonl").read_text().splitlines())
+    return next(
+        line[field]
+        for line in lines
+        if (line["case"], line["provider"], line["mode"]) == (case, "cpp", "both")
+    )
+
+
+def gpu(case: str, over: str) -> float:
+    """Of "auto", which is Triton, over eager for the case `over`."""
+    lines = map(json.loads, (RESULTS / "nvidia-h200" / "device.jsonl").read_text().splitlines())
+    us = {
+        (line["case"], line["provider"]): line["device_us"]
+        for line in lines
+        if line["upstream"] == "1"
+    }
+    return us[f"8192x32000 bf16 {case}", "triton"] / us[f"8192x32000 bf16 {over}", "eager"]
+
+
+LPL50 = ("amd-epyc-2-threads-lpl", "512x8142 fp32 lpl50-unique")
+
+
+@pytest.mark.parametrize(
+    ("row", "loss"),
+    [
+        *(("cross-entropy", "ce"), ("logit adjustment", "la"), ("VS", "vs"), ("LDAM", "ldam")),
+        ("LogitClip", "logitclip"),
+        ("LPL, 50 steps, every row another class", "lpl50-unique"),
+        ("… over PyTorch's *plain* cross-entropy", "plain"),
+    ],
+)
+def test_what_it_costs_is_what_was_recorded(row: str, loss: str) -> None:
+    """To the digits that the README shows."""
+    (cells,) = re.findall(rf"^\| {re.escape(row)} \| (\S+) \| (\S+) \|$", README, re.MULTILINE)
+    if loss == "plain":
+        found = cpu(*LPL50, "ratio_to_eager_ce"), gpu("lpl50-unique", "ce")
+    elif loss == "lpl50-unique":
+        found = cpu(*LPL50, "ratio_to_eager"), gpu(loss, loss)
+    else:
+        found = (
+            cpu("amd-epyc-2-threads", f"512x8142 fp32 {loss}", "ratio_to_eager"),
+            gpu(loss, loss),
+        )
+    for cell, number in zip(cells, found, strict=True):
+        assert cell == f"{number:.{len(cell.partition('.')[2])}f}"
+
+
+def test_the_accuracies_are_what_was_recorded() -> None:
+    summary = json.loads((RESULTS / "training" / "glyphs.json").read_text())["summary"]
+
+    def percent(part: str, digits: int) -> list[str]:
+        means = [100 * summary[loss][part]["mean"] for loss in ("ce", "la", "la+lpl")]
+        return [f"{mean:.{digits}f} %" for mean in means]
+
+    text = " ".join(README.split())
+    assert "plain cross-entropy {}, the other two {} and {};".format(*percent("overall", 1)) in text
+    assert "fewer than 20 images {}, {} and {}.".format(*percent("few", 0)) in text
+    assert "{} become {} and {}.".format(*percent("many", 0)) in text
 
 
 def test_the_reference_lists_every_public_name() -> None:
