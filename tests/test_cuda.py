@@ -261,6 +261,7 @@ def test_a_finished_gradient_by_any_factor(form: str) -> None:
             )
         else:
             expected = finished * factor
+            expected[asked.target == -100] = 0  # whatever comes from upstream
         # the factor may be rounded once more before than after
         torch.testing.assert_close(found, expected, rtol=2**-8, atol=0, equal_nan=True)
         if not anew:
