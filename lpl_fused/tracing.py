@@ -3,14 +3,19 @@ watches what is done with them (a trace, a mode, a transform, a subclass)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_PLAIN = {Tensor, torch.nn.Parameter}
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PLAIN = {Tensor, torch.nn.Parameter}
 
 
 def direct(*tensors: Tensor | None) -> bool:
@@ -24,7 +29,7 @@ def direct(*tensors: Tensor | None) -> bool:
         return False
     there = [tensor for tensor in tensors if tensor is not None]
     return (
-        _PLAIN.issuperset(map(type, there))
+        PLAIN.issuperset(map(type, there))
         and not any(map(Tensor.is_neg, there))
         and not any(map(Tensor._is_zerotensor, there))
         and not torch._C._len_torch_dispatch_stack()
@@ -38,7 +43,7 @@ def readable(tensor: Tensor) -> bool:
     return (
         tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
-        and type(tensor) in _PLAIN
+        and type(tensor) in PLAIN
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._get_tracing_state() is None
         and not batched()
@@ -82,6 +87,24 @@ def tangent(tensor: Tensor | None) -> Tensor | None:
         return None
     found: Tensor | None = forward_ad.unpack_dual(tensor).tangent
     return found
+
+
+def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, which torch.compile leaves as it is: a graph breaks around it. As
+    torch.compiler.disable, but without its import of torch._dynamo before anybody compiles."""
+    disabled: list[Callable[P, R]] = []
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **keywords: P.kwargs) -> R:
+        compiler = sys.modules.get("torch._dynamo")
+        if compiler is None:
+            return function(*arguments, **keywords)
+        if not disabled:
+            disabled.append(compiler.disable(function))
+        return disabled[0](*arguments, **keywords)
+
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return call
 
 
 def only_autograd_follows(input: Tensor, others: Iterable[Tensor | None]) -> str | None:

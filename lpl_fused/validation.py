@@ -152,6 +152,8 @@ def checked_normalizer(
 class Shaped:
     """Logits and target flattened to rows, and the way back."""
 
+    of_some_classes = False  # others may have the classes of these rows: there may be none here
+
     def __init__(self, input: Tensor, target: Target) -> None:
         if not isinstance(input, Tensor):
             raise TypeError(f"input: expected a tensor, got {type(input).__name__}")
@@ -168,7 +170,7 @@ class Shaped:
                 "input: expected shape (C,), (N, C) or (N, C, d1, ...), got a 0-dim tensor"
             )
         self.classes = input.shape[0 if input.dim() == 1 else 1]
-        if self.classes == 0:
+        if self.classes == 0 and not self.of_some_classes:
             raise ValueError(f"input: expected at least one class, got shape {tuple(input.shape)}")
         if input.dim() == 1:
             self.loss_shape: Sequence[int] = ()
@@ -451,5 +453,5 @@ def _as_rows(tensor: Tensor, classes: int) -> Tensor:
     if tensor.dim() == 1:
         tensor = tensor[None]
     elif tensor.dim() > 2:
-        tensor = tensor.movedim(1, -1).reshape(-1, classes)
+        tensor = tensor.movedim(1, -1).flatten(0, -2)
     return tensor if tensor.stride(1) == 1 or classes == 1 else tensor.contiguous()

@@ -25,6 +25,10 @@ MAY = {
     "reference": {"reference", "algebra", *SHARED},
     "backends": {"backends", "algebra", *SHARED},
     "ops": {"ops", "backends", "algebra", *SHARED},
+    "sharded": {
+        *("sharded", "ops", "backends", "reference", "algebra", *SHARED),
+        *("perturbation", "validation"),
+    },
 }
 HEAVY = {"triton", "numpy", "matplotlib", "PIL", "rich", "sklearn", "torchmetrics"}
 

@@ -164,6 +164,12 @@ def settle(problem: Problem, round: Round, part: Tail, known: Known) -> Known:
     )
 
 
+def open_rows(known: Known) -> Tensor:
+    """(N,) bool: of classes with several rows whose steps were not accepted yet."""
+    assert known.walk is not None
+    return (known.walk.steps > 0) & ~known.walk.done
+
+
 def joined(problem: Problem, known: Known) -> Known:
     """What the walks made of rows, beside what became of rows alone in their class."""
     assert known.walk is not None
@@ -184,6 +190,7 @@ def joined(problem: Problem, known: Known) -> Known:
             lift=torch.where(grouped, walk.lift + own, alone.lift),
             rest=torch.where(grouped, walk.rest, alone.rest),
             exact=torch.where(grouped, walk.done | lost, alone.exact),
+            grouped=True,
         )
     )
 

@@ -62,6 +62,9 @@ class Learned(NamedTuple):
     lift: Tensor  # log of the label's mass, in units of the rivals' before the steps, as `rest`
     rest: Tensor  # the rivals' mass
     exact: Tensor  # bool; False where the error's bound exceeds the tolerance
+    left: Tensor | None = None  # (S,) int64: rows whose δ somebody else has found
+    left_delta: Tensor | None = None  # (S, W), accumulate dtype: theirs, of the problem's columns
+    grouped: bool = False  # classes may have several rows: `way` is looked at
 
     def mass(self) -> Mass:
         """What a sweep of the row under δ would find, of problems whose target is one label."""
@@ -240,8 +243,7 @@ def delta(problem: Problem, known: Known, perturbed: Perturbed) -> Tensor | None
     label = Rows.of(problem).label[:, None] - first
     columns, change = found.columns - first, found.change
     result = problem.input.new_empty((n, width), dtype=dtype)
-    grouped = known.walk is not None
-    classes = Classes.of(problem) if grouped else None
+    classes = Classes.of(problem) if found.grouped else None
     shift, inverse = found.shift[:, None].to(dtype), found.inverse[:, None].to(dtype)
     size = max(1, CHUNK // max(1, n))
     for begin in range(0, width, size):
@@ -262,4 +264,7 @@ def delta(problem: Problem, known: Known, perturbed: Perturbed) -> Tensor | None
             here = (place >= begin) & (place < end)
             wide.scatter_(1, torch.where(here, place - begin, end - begin), value.to(dtype))
         result[:, begin:end] = wide[:, :-1]
+    if found.left is not None:
+        assert found.left_delta is not None
+        result[found.left] = found.left_delta
     return result

@@ -144,3 +144,11 @@ class Classes(NamedTuple):
         """Of (N,); nan prevails."""
         lowest = torch.full_like(values, -torch.inf)
         return lowest.scatter_reduce(0, self.slot, values, "amax")[self.slot]
+
+
+def present(problem: Problem, slot: Tensor) -> tuple[Tensor, Tensor]:
+    """(the classes of a batch (G,), ascending; a row of each), by the first row of every row's
+    class."""
+    live = problem.target != problem.options.ignore_index
+    classes, group = torch.unique(problem.target[live], return_inverse=True)
+    return classes, torch.empty_like(classes).scatter_(0, group, slot[live])

@@ -78,6 +78,11 @@ def settle(problem: Problem, round: Round, part: Part, known: Known) -> Known:
     last = round.kind is Kind.GROUP and round.turn == groups.TURNS - 1
     if problem.input.shape[0] > 1 and not last:
         return known
+    return stepped(problem, known)
+
+
+def stepped(problem: Problem, known: Known) -> Known:
+    """What is known once no more steps are taken: of classes that are open still, nothing exact."""
     if known.walk is not None:
         known = groups.joined(problem, known)
     if _settled_by_steps(problem):

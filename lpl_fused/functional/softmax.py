@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import ops, reference
+from .. import ops, reference, sharded
+from ..algebra.rows import present
 from ..algebra.sweep import with_steps
 from ..arguments import FLAG, OFF_OR_NOT_NEGATIVE
 from ..backends import OVERRIDE, REFERENCE, SMALL, cpp, resolve
@@ -25,8 +26,9 @@ from ..ops.dispatch import AUTO, checked_form
 from ..penalty import MarginPenalty
 from ..perturbation import Perturbation
 from ..phi import Phi
-from ..problem import TABLES, NotDifferentiable, Options, Problem
-from ..tracing import direct, readable, tangent
+from ..problem import NONE, TABLES, NotDifferentiable, Options, Problem
+from ..sharded import Built, is_sharded
+from ..tracing import PLAIN, direct, readable, tangent
 from ..validation import (
     MixedTarget,
     Shaped,
@@ -166,6 +168,7 @@ def cross_entropy(
     penalty: MarginPenalty | None = None,
     sample_weight: Tensor | None = None,
     gradient: str = "auto",
+    process_group: Any = None,
     backend: str = "auto",
 ) -> Tensor:
     r"""Softmax cross-entropy of class-level perturbed logits, fused with its backward.
@@ -216,6 +219,13 @@ def cross_entropy(
             of float64, float32 and bfloat16 where no table learns (C++: for "none", too, but for 16
             bits; CUDA: not beside a scale or an offset, of which several rows then share what is
             read), else "statistics".
+        process_group: a `torch.distributed.ProcessGroup`, or a DeviceMesh of one dimension, whose
+            ranks have some of the classes each, in the order of their ranks: `input` (and class
+            probabilities) are of this rank's, which may be none; labels are those of all classes,
+            and they, weights of rows and options are the same on all ranks. Tables and `weight` are
+            of all classes or, on every rank, of its own. Every rank gets the same loss, and the
+            gradient of its own logits. DTensor logits, Shard(1), need no such word. See
+            docs/scale.md.
         backend: "auto", "cpp", "triton", "cuda" or "reference"; see `lpl_fused.explain()`. "auto"
             leaves to torch's function what it can do, too, and does faster: a mean or sum, plain or
             by scale and offset, with gradient of (N, C) float32 or float64 logits on the CPU, at
@@ -245,20 +255,29 @@ def cross_entropy(
         >>> LF.cross_entropy(logits, target, perturbation=adjusted, phi=lpl_fused.Focal(2.0))
         tensor(6.6253)
     """
+
+    def build(shaped: Shaped) -> Built:
+        options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
+        problem = shaped.problem(
+            options,
+            perturbation,
+            weight,
+            sample_weight,
+            label_smoothing,
+            penalty=penalty,
+            normalizer=normalizer,
+        )
+        found = _resolve(backend, problem)
+        if gradient != AUTO:
+            check_form(gradient, shaped.input, found)
+        return Built(problem, found)
+
+    if (process_group is not None or type(input) not in PLAIN) and is_sharded(input, process_group):
+        return sharded.cross_entropy("cross_entropy", input, target, process_group, gradient, build)
     shaped = Shaped(input, target)
-    options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
-    problem = shaped.problem(
-        options,
-        perturbation,
-        weight,
-        sample_weight,
-        label_smoothing,
-        penalty=penalty,
-        normalizer=normalizer,
-    )
-    backend = _resolve(backend, problem)
-    check_form(gradient, input, backend)
-    return shaped.restore(_run(problem, backend, form=gradient), options)
+    problem, found, _ = build(shaped)
+    loss = _run(problem, found, form=gradient)
+    return shaped.restore(loss, problem.options) if problem.options.reduction == NONE else loss
 
 
 def lpl_cross_entropy(
@@ -281,6 +300,7 @@ def lpl_cross_entropy(
     norm: Norm | None = None,
     sample_weight: Tensor | None = None,
     gradient: str = "auto",
+    process_group: Any = None,
     backend: str = "auto",
 ) -> Tensor:
     r"""Cross-entropy under the learned class-level logit perturbation (LPL; Li, Su, Wu, Zhang).
@@ -296,7 +316,8 @@ def lpl_cross_entropy(
 
     Args:
         input, weight, perturbation, ignore_index, reduction, normalizer, label_smoothing, phi,
-            z_loss, softcap, norm, sample_weight, gradient, backend: as in `cross_entropy`. Ignored
+            z_loss, softcap, norm, sample_weight, gradient, process_group, backend: as in
+            `cross_entropy`. Ignored
             rows take no part in δ. "auto" is "statistics" where the backend leaves the numbers that
             δ is made of; else that finds δ twice. Not "inplace".
         target: class indices.
@@ -321,33 +342,45 @@ def lpl_cross_entropy(
         >>> LF.lpl_cross_entropy(logits, target, -steps, step_size=0.1, normalize=True)
         tensor(0.2373)
     """
+
+    def build(shaped: Shaped) -> Built:
+        options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
+        options = options._replace(
+            step_size=checked_step_size(step_size),
+            normalize=FLAG("normalize", normalize),
+            through=FLAG("through_perturbation", through_perturbation),
+        )
+        choose = None
+        if callable(steps) and not isinstance(steps, Tensor):
+            choose = chooser(shaped, steps)
+        given = None if choose else steps
+        problem = shaped.problem(
+            options,
+            perturbation,
+            weight,
+            sample_weight,
+            label_smoothing,
+            given,  # type: ignore[arg-type]
+            normalizer=normalizer,
+        )
+        if through_perturbation:  # who runs is seen with its gradient
+            return Built(problem, backend, choose)
+        found = _resolve(backend, problem)
+        if gradient != AUTO:
+            check_form(gradient, shaped.input, found)
+        return Built(problem, found, choose)
+
+    if (process_group is not None or type(input) not in PLAIN) and is_sharded(input, process_group):
+        return sharded.cross_entropy(
+            "lpl_cross_entropy", input, target, process_group, gradient, build
+        )
     shaped = Shaped(input, target)
-    options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
-    options = options._replace(
-        step_size=checked_step_size(step_size),
-        normalize=FLAG("normalize", normalize),
-        through=FLAG("through_perturbation", through_perturbation),
-    )
-    choose = None
-    if callable(steps) and not isinstance(steps, Tensor):
-        choose = chooser(shaped, steps)
-    given = None if choose else steps
-    problem = shaped.problem(
-        options,
-        perturbation,
-        weight,
-        sample_weight,
-        label_smoothing,
-        given,  # type: ignore[arg-type]
-        normalizer=normalizer,
-    )
+    problem, found, choose = build(shaped)
     if through_perturbation:
-        loss = _through_perturbation(problem, backend, choose, gradient)
+        loss = _through_perturbation(problem, found, choose, gradient)
     else:
-        backend = _resolve(backend, problem)
-        check_form(gradient, input, backend)
-        loss = _run(problem, backend, choose, gradient)
-    return shaped.restore(loss, options)
+        loss = _run(problem, found, choose, gradient)
+    return shaped.restore(loss, problem.options) if problem.options.reduction == NONE else loss
 
 
 def lpl_perturbation(
@@ -361,6 +394,7 @@ def lpl_perturbation(
     ignore_index: int = -100,
     softcap: float | None = 0.0,
     norm: Norm | None = None,
+    process_group: Any = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The δ that `lpl_cross_entropy` uses, for inspection; not differentiable.
@@ -380,24 +414,27 @@ def lpl_perturbation(
         >>> classes, delta
         (tensor([0]), tensor([[-0.3928,  0.2928,  0.1000]]))
     """
-    shaped = Shaped(input, target)
-    options = Options(
-        ignore_index=integer("ignore_index", ignore_index),
-        softcap=OFF_OR_NOT_NEGATIVE("softcap", softcap),
-    )
-    options = options.with_norm(numbers_of(norm))
-    options = options._replace(
-        step_size=checked_step_size(step_size), normalize=FLAG("normalize", normalize)
-    )
-    problem = shaped.problem(options, perturbation, steps=steps)
-    backend = _resolve(backend, problem)
+
+    def build(shaped: Shaped) -> Built:
+        options = Options(
+            ignore_index=integer("ignore_index", ignore_index),
+            softcap=OFF_OR_NOT_NEGATIVE("softcap", softcap),
+        )
+        options = options.with_norm(numbers_of(norm))
+        options = options._replace(
+            step_size=checked_step_size(step_size), normalize=FLAG("normalize", normalize)
+        )
+        problem = shaped.problem(options, perturbation, steps=steps)
+        return Built(problem, _resolve(backend, problem))
+
+    if (process_group is not None or type(input) not in PLAIN) and is_sharded(input, process_group):
+        return sharded.lpl_perturbation(input, target, process_group, build)
+    problem, found, _ = build(Shaped(input, target))
     with torch.no_grad():
-        find = reference if backend == REFERENCE else ops
-        arguments = () if backend == REFERENCE else (backend,)
+        find = reference if found == REFERENCE else ops
+        arguments = () if found == REFERENCE else (found,)
         delta, slot = find.learned_perturbation(problem, *arguments)
-        present = problem.target != options.ignore_index
-        classes, group = torch.unique(problem.target[present], return_inverse=True)
-        leader = torch.empty_like(classes).scatter_(0, group, slot[present])
+        classes, leader = present(problem, slot)
         return classes, delta[leader]
 
 

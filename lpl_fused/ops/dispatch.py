@@ -163,3 +163,25 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Products in the dtype of their tensors, whatever autocast says."""
     kind = device.type
     return torch.autocast(kind, enabled=False) if _autocasts(kind) else nullcontext()
+
+
+def once_backward(
+    ctx: Any, upstream: Tensor, backward: Callable[[Any, Tensor], tuple[Tensor | None, ...]]
+) -> tuple[Tensor | None, ...]:
+    """`backward(ctx, upstream)`, which nobody differentiates; `ctx.in_place`: not twice, either."""
+    if ctx.in_place:
+        if ctx.spent:
+            raise RuntimeError(
+                'gradient="inplace": a second backward, but where the logits were is their gradient'
+            )
+        if torch.is_grad_enabled():
+            raise RuntimeError('gradient="inplace" can not be differentiated (create_graph)')
+        ctx.spent = True
+    if not torch.is_grad_enabled():
+        return backward(ctx, upstream)
+    # create_graph=True. once_differentiable would let a constant upstream pass, and with it a
+    # second derivative without the loss's own part; it also costs every backward 10 µs
+    with torch.no_grad():
+        grads = backward(ctx, upstream)
+    anchors = [tensor for tensor in ctx.saved_tensors if tensor is not None]
+    return tuple(g if g is None else Once.apply(g, upstream, *anchors) for g in grads)

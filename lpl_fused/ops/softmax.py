@@ -38,9 +38,9 @@ from .dispatch import (
     SCHEMA,
     SWEEP,
     Moved,
-    Once,
     given,
     kept_as_saved,
+    once_backward,
     packed,
     register,
     sweeps_by,
@@ -221,23 +221,9 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         grad_loss = settled(grad_loss)
-        if ctx.in_place:
-            if ctx.spent:
-                raise RuntimeError(
-                    'gradient="inplace": a second backward, but where the logits were is their'
-                    " gradient"
-                )
-            if torch.is_grad_enabled():
-                raise RuntimeError('gradient="inplace" can not be differentiated (create_graph)')
-            ctx.spent = True
-        if not torch.is_grad_enabled():
-            return _backward(ctx, grad_loss)
-        # create_graph=True. once_differentiable would let a constant upstream pass, and with it a
-        # second derivative without the loss's own part; it also costs every backward 10 µs
-        with torch.no_grad():
-            grads = _backward(ctx, grad_loss)
-        anchors = [tensor for tensor in ctx.saved_tensors if tensor is not None]
-        return tuple(g if g is None else Once.apply(g, grad_loss, *anchors) for g in grads)
+        if ctx.in_place or torch.is_grad_enabled():
+            return once_backward(ctx, grad_loss, _backward)
+        return _backward(ctx, grad_loss)
 
 
 # past what Function.apply does for functorch, which runs on the reference
@@ -280,7 +266,9 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     want = [needed[field] for field in (0, *_TABLE_FIELDS)]
     found: Sequence[Tensor | None]
     if past:
-        found = _gradient_past(problem, ctx.backend, terms, upstream, want, ctx.in_place)
+        names = [name for name, wanted in zip(Gradients._fields, want, strict=True) if wanted]
+        module = load(ctx.backend)
+        found = gradient_past(problem, module, Known(terms), upstream, names, ctx.in_place)
     else:
         found = _gradient_op(*packed(problem, ctx.backend), terms, upstream, want)
     grads: list[Tensor | None] = [None] * len(tensors)
@@ -305,25 +293,23 @@ def _scaled_past_ignored(problem: Problem, grad: Tensor | None, upstream: Tensor
     return scaled.masked_fill(nothing[:, None], 0)
 
 
-def _gradient_past(
+def gradient_past(
     problem: Problem,
-    backend: str,
-    terms: Tensor,
+    module: Any,
+    known: Known,
     upstream: Tensor,
-    want: Sequence[bool],
+    names: Sequence[str],
     in_place: bool,
 ) -> Gradients:
     """`_gradient_op` past the dispatcher; `in_place`: that of the logits where they are."""
-    known, module = Known(terms), load(backend)
-    names = [name for name, wanted in zip(Gradients._fields, want, strict=True) if wanted]
     if not in_place:
-        return module.gradient(problem, known, upstream, names)
-    found = Gradients()
-    if names[1:]:  # they read the logits
-        found = module.gradient(problem, known, upstream, names[1:])
+        return module.gradient(problem, known, upstream, names)  # type: ignore[no-any-return]
+    found, tables = Gradients(), [name for name in names if name != "input"]
+    if tables:  # they read the logits
+        found = module.gradient(problem, known, upstream, tables)
     # sharing memory and version with what autograd saved, for all who still want the logits
     logits = problem.input.detach()
-    module.gradient(problem._replace(input=logits), known, upstream, names[:1], logits)
+    module.gradient(problem._replace(input=logits), known, upstream, ["input"], logits)
     torch.autograd.graph.increment_version(logits)
     return found._replace(input=logits)
 

@@ -32,7 +32,7 @@ def check_labels(problem: Problem) -> None:
     """Raises RangeError for a label or row index out of range; on the CPU alone (no GPU sync)."""
     if not readable(problem.input):
         return
-    classes = problem.input.shape[1]
+    classes = problem.classes
     ignore = problem.options.ignore_index
     for labels in () if problem.dense else (problem.target, problem.other):
         if labels is None or not readable(labels):

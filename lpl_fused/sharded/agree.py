@@ -1,0 +1,495 @@
+"""Who has which classes, and whether all ranks ask for the same: one collective of some hundred
+numbers before any other. What is wrong on one rank, or differs between two, is an error on all.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor, distributed
+from torch.nn import functional as F
+
+from ..ops.dispatch import AUTO, FORMS
+from ..perturbation import Perturbation
+from ..problem import REDUCTIONS, Options, Problem
+from ..reference import check_labels
+from ..tracing import direct
+from ..validation import Shaped, Target
+
+# fields of a problem by what is made of a rank's own part of them: needed of columns alone, of
+# which all others may be anything; or of every row's label, wherever its column is
+_OF_COLUMNS = "scale", "offset", "margin", "rows", "multiplier", "rho"
+_OF_LABELS = "weight", "smoothing", "steps"
+_TABLES = (*_OF_COLUMNS, *_OF_LABELS)
+_OF_ROWS = "target", "other", "lam", "sample_weight", "row_index", "normalizer"
+_TEXT = 320  # bytes of a message that others get to see
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class Shards(NamedTuple):
+    """How the classes lie on the ranks of a group."""
+
+    group: distributed.ProcessGroup
+    rank: int  # in the group
+    widths: tuple[int, ...]  # classes of each rank, in their order
+
+    @property
+    def first(self) -> int:
+        return sum(self.widths[: self.rank])
+
+    @property
+    def classes(self) -> int:
+        return sum(self.widths)
+
+
+class HasProblem(Protocol):
+    @property
+    def problem(self) -> Problem: ...
+
+
+B = TypeVar("B", bound=HasProblem)
+
+
+class Call(NamedTuple, Generic[B]):
+    """What a rank has of a call that all agreed on."""
+
+    built: B
+    problem: Problem  # of its columns, numbered among all
+    shards: Shards
+    restored: Callable[[Tensor], Tensor]  # makes of a loss what the caller gets
+
+
+# -- what a caller may hand over ---------------------------------------------------------------
+
+
+def is_dtensor(value: Any) -> bool:
+    return type(value).__name__ == "DTensor"
+
+
+def is_sharded(input: Any, process_group: Any) -> bool:
+    """Whether a call is about the classes of several ranks. A group of one is as none.
+
+    Raises:
+        as `group_of`.
+    """
+    if process_group is None:
+        return is_dtensor(input)
+    return is_dtensor(input) or distributed.get_world_size(group_of(process_group)) > 1
+
+
+def group_of(process_group: Any) -> distributed.ProcessGroup:
+    """The group that a caller means.
+
+    Raises:
+        RuntimeError: torch.distributed is not there.
+        TypeError, ValueError: no group, a mesh of several dimensions, a group without this rank.
+    """
+    if not distributed.is_available():
+        raise RuntimeError("process_group: this torch was built without torch.distributed")
+    if type(process_group).__name__ == "DeviceMesh":
+        if process_group.ndim != 1:
+            raise ValueError(
+                f"process_group: expected a mesh of one dimension, got {process_group.ndim}"
+            )
+        process_group = process_group.get_group()
+    # what new_group gives to who is not in the group is a number
+    outside = distributed.is_initialized() and (
+        process_group == distributed.GroupMember.NON_GROUP_MEMBER
+    )
+    if not outside and not isinstance(process_group, distributed.ProcessGroup):
+        raise TypeError(
+            "process_group: expected a ProcessGroup of torch.distributed (group.WORLD is that of"
+            f" all ranks), or a mesh of one dimension, got {type(process_group).__name__}"
+        )
+    if outside or distributed.get_rank(process_group) < 0:
+        raise ValueError(
+            f"process_group: rank {distributed.get_rank()} is not in this group; only its members"
+            " may call"
+        )
+    return process_group  # type: ignore[no-any-return]
+
+
+def _unpacked(input: Any) -> tuple[Any, Callable[[Tensor], Tensor]]:
+    """(this rank's logits, what becomes of the loss): that of DTensor logits is a DTensor which all
+    ranks have."""
+    if not is_dtensor(input):
+        return input, lambda loss: loss
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh, placements = input.device_mesh, input.placements
+    dim = 0 if input.dim() == 1 else 1
+    if len(placements) != 1 or not placements[0].is_shard(dim):
+        raise ValueError(
+            f"input: expected a DTensor whose classes are sharded, Shard({dim}), over a mesh of one"
+            f" dimension, got {tuple(placements)}; of rows that are sharded pass input.to_local()"
+        )
+
+    def back(loss: Tensor) -> Tensor:
+        found: Tensor = DTensor.from_local(loss, mesh, [Replicate()], run_check=False)
+        return found
+
+    return input.to_local(), back
+
+
+def _local(name: str, value: Any) -> Any:
+    """What this rank has of a table or of labels."""
+    if not is_dtensor(value):
+        return value
+    if any(placement.is_partial() for placement in value.placements):
+        raise ValueError(f"{name}: expected no partial DTensor, got {tuple(value.placements)}")
+    return value.to_local()
+
+
+@dataclass
+class _Reduction:
+    """Whether the gradient of a table is summed over the ranks: known once they have agreed."""
+
+    group: Any = None
+
+
+class _Whole(torch.autograd.Function):
+    """A table that every rank has whole, of whose gradient each finds its own columns'."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, reduction: _Reduction) -> Tensor:
+        ctx.reduction = reduction
+        return table.view_as(table)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        group = ctx.reduction.group
+        if group is not None:
+            device = device_of(group, grad.device)
+            total = grad.to(device, copy=True).contiguous()
+            distributed.all_reduce(total, group=group)
+            grad = total.to(grad.device)
+        return grad, None
+
+
+class _Part(Shaped):
+    """Logits of some classes; tables may be of these or of all, which is settled later."""
+
+    of_some_classes = True
+
+    def __init__(self, input: Tensor, target: Target) -> None:
+        self.reductions: dict[str, _Reduction] = {}
+        super().__init__(input, _local("target", target))
+
+        self.agreed = False  # how many classes there are is known
+
+    def _labels(self, name: str, labels: Tensor) -> Tensor:
+        return super()._labels(name, _local(name, labels))
+
+    def _per_row(self, name: str, value: Tensor | float) -> Tensor:
+        return super()._per_row(name, _local(name, value))
+
+    def _table(self, name: str, value: Tensor | None, rows: bool = False) -> Tensor | None:
+        value = _local(name, value)
+        if isinstance(value, Tensor):
+            own, self.classes = self.classes, value.shape[-1] if value.dim() else -1
+            try:
+                return super()._table(name, self._learning(name, value), rows)
+            finally:
+                self.classes = own
+        return super()._table(name, value, rows)
+
+    def _learning(self, name: str, value: Tensor) -> Tensor:
+        if not (value.requires_grad and torch.is_grad_enabled()):
+            return value
+        reduction = self.reductions.setdefault(name, _Reduction())
+        return _Whole.apply(value, reduction)  # type: ignore
+
+    def steps(self, steps: Tensor) -> Tensor:
+        steps = _local("steps", steps)
+        if self.agreed or not isinstance(steps, Tensor) or steps.dim() != 1:
+            return super().steps(steps)
+        own, self.classes = self.classes, steps.shape[0]
+        try:
+            return super().steps(steps)
+        finally:
+            self.classes = own
+
+    def _tables(
+        self, perturbation: Perturbation, *, one_label: bool
+    ) -> tuple[dict[str, Tensor | None], float]:
+        p = perturbation
+        if isinstance(p, Perturbation):
+            by_label = p.rows is not None and p.row_index is None
+            if by_label:
+                raise ValueError(
+                    "rows: beside process_group they need a row_index (for one row per class pass"
+                    " the target)"
+                )
+            if isinstance(p.temperature, Tensor):
+                temperature = self._learning("temperature", _local("temperature", p.temperature))
+                p = Perturbation(p.scale, p.offset, p.margin, p.rows, p.row_index, temperature)
+        return super()._tables(p, one_label=one_label)
+
+
+# -- what ranks tell each other ------------------------------------------------------------------
+
+
+@dataclass
+class _Said:
+    """The numbers that a rank tells, and what they are called. What must be the same has a name."""
+
+    names: list[str] = field(default_factory=list)
+    values: list[int] = field(default_factory=list)
+
+    def add(self, name: str, value: int | float | bool) -> None:
+        self.names.append(name)
+        if isinstance(value, float):
+            (value,) = struct.unpack("q", struct.pack("d", value))
+        self.values.append(int(value))
+
+
+def _checksum(values: Tensor) -> Tensor:
+    """0-dim int64: differs where numbers differ, or their order."""
+    bits = values.detach().reshape(-1).contiguous()
+    if bits.is_floating_point():
+        bits = bits.view(torch.int64 if bits.dtype == torch.float64 else torch.int32)
+    bits = bits.long()
+    odd = 2 * torch.arange(bits.numel(), device=bits.device) + 1
+    # a multiplication that mixes, modulo 2⁶⁴
+    return ((bits + 0x2545F491) * (odd * 0x2545F4914F6CDD1D)).sum()
+
+
+def _told(kind: str, problem: Problem | None, form: str) -> _Said:
+    """The header, the same length whatever there is to say."""
+    said = _Said()
+    nothing = problem is None
+    said.add("failed", nothing)
+    said.add("classes", -1 if nothing else problem.input.shape[1])  # type: ignore[union-attr]
+    for name in _TABLES:
+        table = None if problem is None else getattr(problem, name)
+        said.add(f"length of {name}", -1 if table is None else table.shape[-1])
+    said.add("=function", _KINDS.index(kind))
+    said.add("=rows of input", -1 if nothing else problem.input.shape[0])  # type: ignore[union-attr]
+    said.add("=dtype of input", -1 if nothing else _DTYPES.index(problem.input.dtype))  # type: ignore[union-attr]
+    options = Options() if problem is None else problem.options
+    for name in Options._fields:
+        said.add(f"={name}", getattr(options, name))
+    for name in Problem._fields[:-1]:
+        part = None if problem is None else getattr(problem, name)
+        said.add(f"={name}: given or not", part is not None)
+        learns = part is not None and part.requires_grad and torch.is_grad_enabled()
+        said.add(f"={name}: requires grad or not", learns)
+    rows = None if problem is None else problem.rows
+    said.add("=number of rows of perturbation.rows", -1 if rows is None else rows.shape[0])
+    dense = problem is not None and problem.dense
+    said.add("=class probabilities or not", dense)
+    said.add("=gradient", FORMS.index(form) if form in FORMS else -1)
+    return said
+
+
+_KINDS = ("cross_entropy", "lpl_cross_entropy", "lpl_perturbation")
+
+
+def device_of(group: distributed.ProcessGroup, device: torch.device) -> torch.device:
+    """Where the group's collectives take tensors of this device."""
+    config = str(distributed.get_backend_config(group))
+    engines = dict(pair.split(":") for pair in config.split(","))
+    engine = engines.get(device.type)
+    if engine is not None and (device.type == "cpu" or engine != "gloo"):
+        return device  # gloo gathers on the CPU alone
+    if "cpu" in engines:
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def gathered(message: Tensor, group: distributed.ProcessGroup) -> list[Tensor]:
+    """Every rank's message, of the same length on all, in their order: one collective."""
+    if distributed.get_world_size(group) == 1:
+        return [message]
+    sent = message.to(device_of(group, message.device))
+    found = [torch.empty_like(sent) for _ in range(distributed.get_world_size(group))]
+    distributed.all_gather(found, sent, group=group)
+    return [each.to(message.device) for each in found]
+
+
+def agreed(
+    kind: str,
+    input: Any,
+    target: Target,
+    process_group: Any,
+    build: Callable[[Shaped], B],
+    form: str = AUTO,
+) -> Call[B]:
+    """What this rank has of a call, once all ranks have said what they have.
+
+    Args:
+        kind: the function that was called.
+        build: makes the problem of this rank's columns from its validated logits and target.
+        form: of dispatch.FORMS.
+
+    Raises:
+        ValueError, TypeError: as the function itself raises, on all ranks; what differs between
+            ranks.
+    """
+    built, shaped, error = None, None, None
+    if is_dtensor(input) and process_group is None:
+        process_group = input.device_mesh
+    group = group_of(process_group)
+    try:
+        logits, back = _unpacked(input)
+        shaped = _Part(logits, target)
+        built = build(shaped)
+        _refuse(built.problem)
+    except Exception as raised:
+        error, built = raised, None
+    problem = None if built is None else built.problem
+    said = _told(kind, problem, form)
+    device = input.device if isinstance(input, Tensor) else torch.device("cpu")
+    numbers = _exchanged(said, problem, error, group, device)
+    if error is not None:
+        raise error
+    assert built is not None
+    assert problem is not None
+    assert shaped is not None
+    _compare(said, numbers)
+    widths = tuple(row[said.names.index("classes")] for row in numbers)
+    shards = Shards(group, distributed.get_rank(group), widths)
+    if shards.classes == 0:
+        raise ValueError("input: expected at least one class on some rank, got none on any")
+    problem = _whole(problem, shards, said, numbers, shaped)
+    check_labels(problem)
+    shaped.classes, shaped.agreed = shards.classes, True
+    options = problem.options
+    return Call(built, problem, shards, lambda loss: back(shaped.restore(loss, options)))
+
+
+def _refuse(problem: Problem) -> None:
+    """What shards can not do."""
+    if not direct(*problem[:-1]):
+        raise RuntimeError(
+            "process_group: classes over ranks are for plain tensors in eager mode, not within"
+            " torch.func, a trace or a mode"
+        )
+    if problem.options.through:
+        raise ValueError("through_perturbation: not beside process_group")
+    if torch.is_grad_enabled():
+        learn = ("input", "scale", "offset", "margin", "rows")
+        for name in Problem._fields[:-1]:
+            part = getattr(problem, name)
+            if part is not None and part.requires_grad and name not in learn:
+                raise ValueError(f"{name}: requires grad, which has none beside process_group")
+            tables = part is not None and part.requires_grad and name != "input"
+            if tables and problem.steps is not None:
+                raise ValueError(
+                    f"{name}: tables do not learn beside a learned perturbation and process_group"
+                )
+
+
+def _exchanged(
+    said: _Said,
+    problem: Problem | None,
+    error: Exception | None,
+    group: distributed.ProcessGroup,
+    device: torch.device,
+) -> list[list[int]]:
+    """What every rank has said. Raises what another rank failed with."""
+    text = b"" if error is None else str(error).encode()[:_TEXT]
+    words = list(struct.unpack(f"{_TEXT // 8}q", text.ljust(_TEXT, b"\0")))
+    checks = [None if problem is None else getattr(problem, name) for name in _OF_ROWS]
+    sums = [
+        torch.zeros((), dtype=torch.int64, device=device)
+        if each is None or each.dim() > 1  # class probabilities are of a rank's columns
+        else _checksum(each)
+        for each in checks
+    ]
+    message = torch.cat(
+        [torch.tensor(said.values + words, device=device), torch.stack(sums).to(device)]
+    )
+    numbers = [row.tolist() for row in gathered(message, group)]
+    failed = [row for row in range(len(numbers)) if numbers[row][0]]
+    if failed and error is None:
+        begin = len(said.values)
+        row = numbers[failed[0]][begin : begin + _TEXT // 8]
+        what = struct.pack(f"{_TEXT // 8}q", *row).rstrip(b"\0").decode(errors="replace")
+        raise ValueError(f"on rank {failed[0]} of the group: {what}")
+    return numbers
+
+
+def _compare(said: _Said, numbers: Sequence[Sequence[int]]) -> None:
+    """Raises ValueError where ranks ask for different things."""
+    begin = len(said.values) + _TEXT // 8
+    places = [(name[1:], k) for k, name in enumerate(said.names) if name.startswith("=")]
+    places += [(f"{name} (its numbers)", begin + k) for k, name in enumerate(_OF_ROWS)]
+    for name, place in places:
+        for rank, row in enumerate(numbers):
+            if row[place] != numbers[0][place]:
+                raise ValueError(
+                    f"process_group: {name} must be the same on all ranks, but differs:"
+                    f" {_shown(name, numbers[0][place])} on rank 0,"
+                    f" {_shown(name, row[place])} on rank {rank}"
+                )
+
+
+def _shown(name: str, value: int) -> str:
+    if name == "function":
+        return _KINDS[value]
+    if name == "dtype of input":
+        return str(_DTYPES[value])
+    if name == "gradient":
+        return repr(FORMS[value])
+    if name == "reduction":
+        return repr(list(REDUCTIONS)[value])
+    if isinstance(Options._field_defaults.get(name), float):
+        return str(struct.unpack("d", struct.pack("q", value))[0])
+    if name.endswith("or not"):
+        return str(bool(value))
+    return f"checksum {value & 0xFFFFFFFF:08x}" if name.endswith("numbers)") else str(value)
+
+
+def _whole(
+    problem: Problem, shards: Shards, said: _Said, numbers: Sequence[Sequence[int]], shaped: _Part
+) -> Problem:
+    """The problem, numbered among all classes, with its tables as long as there are classes."""
+    classes, first, width = shards.classes, shards.first, shards.widths[shards.rank]
+    fields: dict[str, Any] = {
+        "options": problem.options._replace(first=first, classes=classes),
+    }
+    if len(shards.widths) == 1:
+        return problem._replace(**fields) if width else problem
+    asked = []
+    for name in _TABLES:
+        place = said.names.index(f"length of {name}")
+        lengths = [row[place] for row in numbers]
+        if lengths[0] < 0:
+            continue
+        if all(length == classes for length in lengths):
+            if name in shaped.reductions:
+                shaped.reductions[name].group = shards.group
+            continue
+        for rank, length in enumerate(lengths):
+            if length != shards.widths[rank]:
+                raise ValueError(
+                    f"{name}: expected all {classes} classes on every rank, or on each its own,"
+                    f" {shards.widths[rank]} on rank {rank}, which has {length}"
+                )
+        table = getattr(problem, name)
+        if name in _OF_COLUMNS:
+            fields[name] = F.pad(table, (first, classes - first - width))
+        else:
+            asked.append(name)
+    if "temperature" in shaped.reductions:
+        shaped.reductions["temperature"].group = shards.group
+    if asked:
+        fields.update(_joined(problem, shards, asked))
+    return problem._replace(**fields)
+
+
+def _joined(problem: Problem, shards: Shards, names: list[str]) -> dict[str, Tensor]:
+    """Tables that rows look up by label, from every rank's part: one collective."""
+    most = max(shards.widths)
+    own = torch.stack([getattr(problem, name).detach().double() for name in names])
+    parts = gathered(F.pad(own, (0, most - own.shape[1])), shards.group)
+    whole = torch.cat([part[:, :w] for part, w in zip(parts, shards.widths, strict=True)], 1)
+    return {
+        name: row.to(getattr(problem, name).dtype)
+        for name, row in zip(names, whole.unbind(0), strict=True)
+    }
