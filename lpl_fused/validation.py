@@ -367,8 +367,14 @@ class Shaped:
         return {**tables, "row_index": row_index}, 1.0 / POSITIVE("temperature", temperature)
 
     def _rows(self, tensor: Tensor) -> Tensor:
-        """What has the logits' shape as (N, C)."""
-        return _as_rows(tensor, self.classes)
+        """What has the logits' shape as (N, C) with unit stride along C; a copy only where the
+        layout needs one."""
+        if tensor.dim() == 1:
+            tensor = tensor[None]
+        elif tensor.dim() > 2:
+            tensor = tensor.movedim(1, -1).flatten(0, -2)
+        unit = tensor.stride(1) == 1 or self.classes == 1
+        return tensor if unit else tensor.contiguous()
 
     def restore(self, loss: Tensor, options: Options) -> Tensor:
         return loss.reshape(tuple(self.loss_shape)) if options.reduction == NONE else loss
@@ -446,12 +452,3 @@ def _product_dtype(given: dict[str, Tensor]) -> torch.dtype:
         if tensor.dtype != input.dtype:
             raise TypeError(f"{name}: expected {input.dtype}, as input, got {tensor.dtype}")
     return input.dtype
-
-
-def _as_rows(tensor: Tensor, classes: int) -> Tensor:
-    """(N, C) with unit stride along C; a copy only where the layout needs one."""
-    if tensor.dim() == 1:
-        tensor = tensor[None]
-    elif tensor.dim() > 2:
-        tensor = tensor.movedim(1, -1).flatten(0, -2)
-    return tensor if tensor.stride(1) == 1 or classes == 1 else tensor.contiguous()

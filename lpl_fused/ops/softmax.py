@@ -148,6 +148,8 @@ _perturbation_op = register(
 )
 
 _TABLE_FIELDS = tuple(Problem._fields.index(name) for name in TABLES)
+# Gradients, and the fields of a problem that they are of
+_OF_GRADIENTS = tuple(zip(Gradients._fields, (0, *_TABLE_FIELDS), strict=True))
 _BEFORE_TENSORS = (
     4  # options, backend, choose and form stand before the tensors in CrossEntropy.apply
 )
@@ -263,17 +265,17 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
             learned = _learned_gradient_op(*packed(problem, ctx.backend), upstream, state)
         return _only_input(ctx, learned)
     needed = (*ctx.needs_input_grad[_BEFORE_TENSORS:], *[False] * len(Problem._fields))
-    want = [needed[field] for field in (0, *_TABLE_FIELDS)]
+    names = [name for name, field in _OF_GRADIENTS if needed[field]]
     found: Sequence[Tensor | None]
     if past:
-        names = [name for name, wanted in zip(Gradients._fields, want, strict=True) if wanted]
         module = load(ctx.backend)
         found = gradient_past(problem, module, Known(terms), upstream, names, ctx.in_place)
     else:
+        want = [name in names for name in Gradients._fields]
         found = _gradient_op(*packed(problem, ctx.backend), terms, upstream, want)
     grads: list[Tensor | None] = [None] * len(tensors)
-    for field, wanted, grad in zip((0, *_TABLE_FIELDS), want, found, strict=True):
-        if wanted:
+    for (name, field), grad in zip(_OF_GRADIENTS, found, strict=True):
+        if name in names:
             grads[field] = grad
     inputs = len(ctx.needs_input_grad) - _BEFORE_TENSORS
     return (*[None] * _BEFORE_TENSORS, *grads[:inputs])
