@@ -201,3 +201,10 @@ def test_the_reference_lists_every_public_name() -> None:
     for name in listed:
         module, _, last = name.rpartition(".")
         assert hasattr(importlib.import_module(module), last), name
+
+
+def test_what_goes_with_what_is_what_is_tested() -> None:
+    """`python -m docs.combinations` writes the page anew."""
+    from docs import combinations
+
+    assert combinations.PAGE.read_text() == combinations.page()
