@@ -1,35 +1,64 @@
-"""Sums over the ranks of torch.distributed; on one process, without it, nothing happens."""
+"""Sums over the ranks of torch.distributed; on one process, without it, nothing happens.
+
+`group` is a ProcessGroup that this process is of; None: all ranks.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
+from .arguments import shown
 
-def world_size() -> int:
+
+def world_size(group: Any = None) -> int:
     """Number of ranks; 1 where torch.distributed is not initialised."""
-    return distributed.get_world_size() if _running() else 1
+    return distributed.get_world_size(group) if _running() else 1
 
 
-def all_sum(tensor: Tensor) -> Tensor:
+def all_sum(tensor: Tensor, group: Any = None) -> Tensor:
     """Sum over the ranks, the same on each; every rank must call it. Not differentiable."""
     if not _running():
         return tensor
     total = tensor.detach().clone()
-    distributed.all_reduce(total)
+    distributed.all_reduce(total, group=group)
     return total
 
 
-def all_rows(tensor: Tensor) -> Tensor:
-    """(ranks, …): every rank's tensor, the same on each; every rank must call it.
+def all_rows(tensor: Tensor, group: Any = None) -> Tensor:
+    """(ranks, …): every rank's tensor, of one shape, the same on each; every rank must call it.
 
     Not differentiable.
     """
     if not _running():
         return tensor[None]
-    rows = [torch.empty_like(tensor) for _ in range(world_size())]
-    distributed.all_gather(rows, tensor.detach().contiguous())
+    rows = [torch.empty_like(tensor) for _ in range(world_size(group))]
+    distributed.all_gather(rows, tensor.detach().contiguous(), group=group)
     return torch.stack(rows)
+
+
+def joined_rows(tensor: Tensor, group: Any = None) -> Tensor:
+    """(N of all ranks, …): the rows of one rank after those of another, however many each has.
+
+    Every rank must call it, and waits for the numbers of rows. Not differentiable.
+    """
+    if not _running():
+        return tensor
+    sizes = all_rows(torch.tensor([len(tensor)], device=tensor.device), group).flatten().tolist()
+    room = tensor.new_zeros((max(sizes), *tensor.shape[1:]))
+    room[: len(tensor)] = tensor.detach()
+    gathered = all_rows(room, group)
+    return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+
+
+def checked_group(name: str, value: Any) -> Any:
+    """A ProcessGroup that this process is of, as a check of an argument."""
+    kind = getattr(distributed, "ProcessGroup", None)
+    if kind is None or not isinstance(value, kind):
+        raise TypeError(f"{name}: expected a ProcessGroup of this rank, got {shown(value)}")
+    return value
 
 
 def _running() -> bool:

@@ -21,6 +21,7 @@ from ..arguments import (
 )
 from ..class_stats import Counts, checked_counts, class_mean, effective_number_weights
 from ..perturbation import Perturbation
+from ..problem import accumulate_dtype
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
 from .rows import class_indices
@@ -192,6 +193,7 @@ class LADELoss(CrossEntropyLoss):
     ) -> Tensor:
         class_indices(input, target, self)
         assert isinstance(target, Tensor)
+        input = input.to(accumulate_dtype(input.dtype))  # the sum of two gradients is rounded
         loss = super().forward(input, target, perturbation=perturbation)
         return loss + self.lader_weight * self.lader(input, target)
 

@@ -24,13 +24,12 @@ from ..arguments import (
     shown,
 )
 from ..class_stats import Counts, label_aware_smoothing
-from ..distributed import all_sum
 from ..penalty import KINDS, MarginPenalty, slope_of, value_of
 from ..problem import REDUCTIONS, accumulate_dtype
 from ..row_transforms import class_dim
 from ..validation import Projected, Target
 from .cross_entropy import CrossEntropyLoss
-from .module import LossModule, counted, of_part
+from .module import LossModule, Reducing, counted, of_part
 from .multilabel import MultiLabelLoss
 
 
@@ -175,6 +174,7 @@ class _MarginLoss(LossModule):
                 penalty=self.margin_penalty(),
                 **base.keywords(),
             )
+        input = input.to(accumulate_dtype(input.dtype))  # the sum of two gradients is rounded
         loss: Tensor = self.base(input, target)
         rows = counted(target, self.ignore_index)
         # garbage in ignored rows (padding) must not reach the gradient as 0·nan
@@ -232,7 +232,7 @@ class MbLSLoss(_MarginLoss):
         return f"alpha={self.alpha}, margin={self.margin}"
 
 
-class CALSLoss(_MarginLoss):
+class CALSLoss(Reducing, _MarginLoss):
     """Class-adaptive calibration, CALS-ALM (Liu et al., 2023), for raw logits u of C classes:
 
         h_ij = (max_k u_ik − u_ij − m)/m,   L = base + mean_ij P(h_ij, λ_j, ρ_j)
@@ -262,6 +262,7 @@ class CALSLoss(_MarginLoss):
         multiplier_bounds: of λ, which starts at the lower one; default (1e-6, 1e6), the authors'.
         rho_bounds: of ρ, which starts at the lower one; default (1, 10), the authors'.
         rho_every: epochs between updates of ρ, 0 for none; default 10, the authors'.
+        process_group: of `Reducing`.
 
     State: `multiplier`, `rho`, `last_violation`, `updates` and the sums of an epoch under way.
     Under torch.distributed `update` all_reduces sums and counts: every rank must call it, with
@@ -310,8 +311,9 @@ class CALSLoss(_MarginLoss):
         multiplier_bounds: tuple[float, float] = (1e-6, 1e6),
         rho_bounds: tuple[float, float] = (1.0, 10.0),
         rho_every: int = 10,
+        process_group: Any = None,
     ) -> None:
-        super().__init__(base, margin)
+        super().__init__(base, margin, process_group=process_group)
         num_classes = Integer(least=1)("num_classes", num_classes)
         self.kind = Choice(*_PENALTIES)("penalty", penalty)
         self.normalize, self.rho_every = normalize, rho_every
@@ -363,7 +365,7 @@ class CALSLoss(_MarginLoss):
     @torch.no_grad()
     def update(self) -> None:
         """Ends the epoch: new λ and, when their turn has come, new ρ."""
-        total = all_sum(torch.cat([self.sums.reshape(-1), self.observed.reshape(1)]))
+        total = self.all_sum(torch.cat([self.sums.reshape(-1), self.observed.reshape(1)]))
         if total[-1] == 0:
             raise RuntimeError("update: expected held-out logits shown to observe before, got none")
         slope, violation = (total[:-1] / total[-1]).reshape(2, -1)

@@ -21,7 +21,6 @@ from ..arguments import (
     live,
 )
 from ..class_stats import Counts, checked_counts
-from ..distributed import all_sum
 from ..perturbation import Perturbation, chained
 from ..phi import Phi
 from ..problem import Options, accumulate_dtype
@@ -29,6 +28,7 @@ from ..tracing import recomputing
 from ..validation import Shaped
 from .binary import BinaryLoss
 from .cross_entropy import CrossEntropyLoss
+from .module import Reducing
 from .rows import class_indices, expect_classes, numbered, reduced, row_weights
 
 
@@ -142,7 +142,7 @@ class OneVsRestLoss(BinaryLoss):
         """Called in training, without gradient, with the logits z (N, C) that the loss saw.
 
         Args:
-            label, weight: (N, 1); weight 0 for rows that do not count.
+            label, weight: (N, 1); weight 0 for rows that do not count, or whose loss is not finite.
         """
 
     def forward(
@@ -169,7 +169,8 @@ class OneVsRestLoss(BinaryLoss):
         weights = row_weights(target, label, value, self)
         if self.training and not recomputing():
             with torch.no_grad():
-                self.collect(z, y, weights.nan_to_num().reshape(-1, 1))
+                fit = value.isfinite() & weights.isfinite()
+                self.collect(z, y, weights.masked_fill(~fit, 0).reshape(-1, 1))
         return reduced(value * weights, weights, self.reduction)
 
 
@@ -208,24 +209,23 @@ class EQLLoss(OneVsRestLoss):
         return torch.ones_like(kept), kept
 
 
-class EQLv2Loss(OneVsRestLoss):
+class EQLv2Loss(Reducing, OneVsRestLoss):
     """Equalisation loss v2 (Tan et al., 2021): one-vs-rest BCE balanced by accumulated gradients.
 
         w⁻_c = f(g_c) = σ(γ·(g_c − μ)),   w⁺_c = 1 + α·(1 − f(g_c))
         g_c  = Σ|positive gradients|/(Σ|negative gradients| + 1e-10), weighted, over all batches
 
-    Before the first batch all weights are 1. In `eval()` nothing is accumulated, nor of
-    a row with a nan. With φ other than
-    "log" the gradients counted remain those of the plain BCE. Cost: one-vs-rest, half a dozen
-    sweeps over the rows in plain PyTorch, and one for the sums.
+    Before the first batch all weights are 1. In `eval()` nothing is accumulated, nor of rows whose
+    loss is not finite. With φ other than "log" the gradients counted remain those of the plain BCE.
+    Cost: one-vs-rest, half a dozen sweeps over the rows in plain PyTorch, and one for the sums.
 
     State: `positive`, `negative` (C,), the sums. With torch.distributed both are summed over ranks
-    in every batch, as in the authors' code, so that all ranks hold the same.
+    in every batch, as in the authors' code, so that all ranks hold the same; see `Reducing`.
 
     Args:
         num_classes: C.
         gamma: γ, default 12; mu: μ, default 0.8; alpha: α, default 4; the authors'.
-        **keywords: of `OneVsRestLoss`.
+        **keywords: `process_group`, and those of `OneVsRestLoss`.
 
     Raises:
         ValueError: `num_classes` < 1; a target that is not class indices, when called.
@@ -268,8 +268,7 @@ class EQLv2Loss(OneVsRestLoss):
 
     def collect(self, z: Tensor, label: Tensor, weight: Tensor) -> None:
         positive, negative = self.weights()
-        spoilt = z.isnan().any(1, keepdim=True)
-        z, weight = z.masked_fill(spoilt, 0), weight.masked_fill(spoilt, 0)
+        z = z.masked_fill(weight == 0, 0)
         own = torch.sigmoid(-z.gather(1, label)) * weight  # |∂/∂z_y| = 1 − σ(z_y)
         others = (torch.sigmoid(z) * weight).scatter(1, label, 0.0)
         sums = torch.stack(
@@ -278,7 +277,7 @@ class EQLv2Loss(OneVsRestLoss):
                 others.sum(0).double() * negative,
             ]
         )
-        sums = all_sum(sums)
+        sums = self.all_sum(sums)
         if torch.compiler.is_compiling():
             # the compiled backward makes the weights again, from the sums that its forward was
             # given: these must not be written over

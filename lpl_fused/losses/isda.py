@@ -9,18 +9,18 @@ from torch import Tensor
 
 from ..arguments import CONSUMED, NOT_NEGATIVE, Choice, Integer, Number, live
 from ..class_stats import present_classes
-from ..distributed import all_rows
 from ..ops.dispatch import full_precision
 from ..perturbation import Perturbation, chained
 from ..problem import accumulate_dtype
 from ..tracing import recomputing
 from .cross_entropy import CrossEntropyLoss
+from .module import Reducing, product
 from .rows import as_rows, class_indices, expect_classes
 
 _OUTER_ELEMENTS = 1 << 22  # of outer products x xᵀ formed at a time
 
 
-class ISDALoss(CrossEntropyLoss):
+class ISDALoss(Reducing, CrossEntropyLoss):
     """Implicit semantic data augmentation (Wang et al., 2019): L = CE(u_j + Δ_{y,j}, y).
 
         Δ_{y,j} = (λ/2)·(w_j − w_y)ᵀ Σ_y (w_j − w_y)
@@ -43,7 +43,7 @@ class ISDALoss(CrossEntropyLoss):
 
     State: `seen` (C,) float64, `mean` (C, A), `covariance` (C, A) or (C, A, A). With
     torch.distributed the ranks' features are gathered, so that all hold the same estimates, those
-    of the whole batch (the authors' are per process); ranks must bring batches of one size.
+    of the whole batch (the authors' are per process), for which they wait; see `Reducing`.
 
     Args:
         num_classes: C.
@@ -52,7 +52,7 @@ class ISDALoss(CrossEntropyLoss):
         covariance: "diagonal" (default; the authors' ImageNet code) or "full" (their CIFAR code).
         decay: in (0, 1], default 1.0: nothing is forgotten.
         dtype: of the estimates, default float32.
-        **keywords: of `CrossEntropyLoss`.
+        **keywords: `process_group`, and those of `CrossEntropyLoss`.
 
     Called `loss(logits, target, features, classifier_weight)`; features (N, A), or (N, A, d1, …)
     beside such logits, classifier_weight (C, A).
@@ -108,8 +108,8 @@ class ISDALoss(CrossEntropyLoss):
     @torch.no_grad()
     def update(self, features: Tensor, target: Tensor) -> None:
         """Takes a batch, features (N, A) and labels (N,), into the estimates."""
-        x = all_rows(features.to(self.mean.dtype)).flatten(0, 1)
-        label = all_rows(target).flatten()
+        x = self.joined_rows(features.to(self.mean.dtype))
+        label = self.joined_rows(target)
         if len(x) == 0:
             return
         classes, slot = present_classes(label, len(self.seen), self.ignore_index)
@@ -148,14 +148,13 @@ class ISDALoss(CrossEntropyLoss):
         weight, sigma = classifier_weight.to(dtype), self.covariance[classes].to(dtype)
         # only differences of its rows count: what they have in common would take the digits
         weight = weight - weight.detach().mean(0)
-        with full_precision(weight.device):
-            if self.full:
-                pairs: Tensor = _FullPairs.apply(weight, sigma, classes)
-                return 0.5 * self.strength * pairs
-            own = weight[classes]
-            scaled = sigma * own
-            rows = sigma @ weight.square().t() - 2 * scaled @ weight.t()
-            rows = 0.5 * self.strength * (rows + (scaled * own).sum(1, keepdim=True))
+        if self.full:
+            pairs: Tensor = _FullPairs.apply(weight, sigma, classes)
+            return 0.5 * self.strength * pairs
+        own = weight[classes]
+        scaled = sigma * own
+        rows = product(sigma, weight.square().t()) - 2 * product(scaled, weight.t())
+        rows = 0.5 * self.strength * (rows + (scaled * own).sum(1, keepdim=True))
         return rows.scatter(1, classes[:, None], 0.0)  # exactly, where rounding left a trace
 
     def forward(  # type: ignore[override]
@@ -202,7 +201,7 @@ class _FullPairs(torch.autograd.Function):
         rows = weight.new_empty(len(classes), len(weight))
         for row, own, covariance in zip(rows, weight[classes], sigma, strict=True):
             difference = weight - own
-            row.copy_(((difference @ covariance) * difference).sum(1))
+            row.copy_((product(difference, covariance) * difference).sum(1))
         return rows
 
     @staticmethod
@@ -212,7 +211,7 @@ class _FullPairs(torch.autograd.Function):
         total = torch.zeros_like(weight)
         owns = torch.zeros_like(weight[classes])
         for r, own in enumerate(weight[classes]):
-            part = 2 * grad[r][:, None] * ((weight - own) @ sigma[r])
+            part = 2 * grad[r][:, None] * product(weight - own, sigma[r])
             total += part
             owns[r] = -part.sum(0)
         return total.index_add(0, classes, owns), None, None

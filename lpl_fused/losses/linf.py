@@ -154,6 +154,7 @@ class LInfMixtureLoss(CrossEntropyLoss):
         self, input: Tensor, target: Tensor, *, perturbation: Perturbation | None = None
     ) -> Tensor:
         label = class_indices(input, target, self)
+        input = input.to(accumulate_dtype(input.dtype))  # the sum of two gradients is rounded
         margins = certified_margins(blanked(input, target, self.ignore_index), label, self.epsilon)
         hinge = margins.amax(class_dim(input)).clamp(0, self.clip)
         weights = row_weights(target, label, hinge, self)

@@ -28,12 +28,12 @@ from ..arguments import (
     whole_number,
 )
 from ..class_stats import Counts, checked_counts, class_mean
-from ..distributed import all_sum
 from ..perturbation import Perturbation, chained
 from ..tracing import recomputing
 from ..validation import Projected, Target
 from .cross_entropy import CrossEntropyLoss
 from .lpl_official import VARIANTS, official_cross_entropy
+from .module import Reducing
 
 # (step_size α, ε, Δε of head and tail) where none is given: the official CIFAR10-LT script
 # (α 0.15, 0.6·10 and 10 steps) and the official balanced script (α 0.01, 40 and 0.1·40 steps).
@@ -49,7 +49,7 @@ def _span(name: str, value: Any) -> tuple[float, float]:
     return found if isinstance(found, tuple) else (found, found)
 
 
-class LPLLoss(CrossEntropyLoss):
+class LPLLoss(Reducing, CrossEntropyLoss):
     """Logit perturbation learned per class (Li, Su, Wu, Zhang, 2022): CE(u + τ·log π + δ_y, y).
 
     δ_c is found in every batch by K_c = ⌊ε_c/α⌋ steps that raise (S_c = +1) or lower (S_c = −1) the
@@ -80,12 +80,13 @@ class LPLLoss(CrossEntropyLoss):
         tau: τ, strength of logit adjustment under the perturbation (LA+LPL: 1.0). Default 0.0.
         statistics: "batch": q̄_c of the batch's classes; "ema": a running mean over batches of each
             class, kept in `state_dict`, of the samples of all ranks of torch.distributed (one
-            collective of 2·C numbers a batch). "balanced" alone. Rows that are nan count nothing.
+            collective of 2·C numbers a batch; see `Reducing`). "balanced" alone. Rows whose loss is
+            not finite count nothing.
         momentum: share of the old value in "ema", default 0.9.
         variant: None, or a name of `lpl_official.VARIANTS`: what the authors' scripts do, slips
             included, in plain PyTorch; their step sizes and bounds apply, ours above must be unset.
         through_perturbation: differentiate through the steps (reference backend).
-        **keywords: of `CrossEntropyLoss`.
+        **keywords: `process_group`, and those of `CrossEntropyLoss`.
 
     `epsilon`, `delta_epsilon`, `step_size` and `tau` may be assigned: the steps follow.
 
@@ -201,16 +202,18 @@ class LPLLoss(CrossEntropyLoss):
             target: the labels, of the same shape.
         """
         labels = target.reshape(-1).long()
-        p = torch.exp(-row_losses.reshape(-1))
-        labels = torch.where((labels == self.ignore_index) | p.isnan(), -1, labels)
-        return self.steps_of_means(*class_mean(p.nan_to_num(), labels, len(self.counts)))
+        ell = row_losses.reshape(-1)
+        fit = ell.isfinite()
+        labels = torch.where(fit & (labels != self.ignore_index), labels, -1)
+        p = torch.exp(-ell.masked_fill(~fit, 0))
+        return self.steps_of_means(*class_mean(p, labels, len(self.counts)))
 
     def steps_of_means(self, mean: Tensor, count: Tensor) -> Tensor:
         """The same from the batch's mean probabilities (C,) of the classes, and their samples."""
         fit = mean.isfinite()
         mean, count = mean.nan_to_num(0, 0, 0), count * fit
         if self.statistics == "ema":
-            total, count = all_sum(torch.stack([mean * count, count.to(mean.dtype)])).unbind(0)
+            total, count = self.all_sum(torch.stack([mean * count, count.to(mean.dtype)])).unbind(0)
             mean = total / count.clamp(min=1)
         present = count > 0
         known = present

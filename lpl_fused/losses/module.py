@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..arguments import Integer, Rule, rebuilding
+from ..arguments import Integer, Maybe, Rule, live, rebuilding
+from ..distributed import all_rows, all_sum, checked_group, joined_rows, world_size
 from ..problem import accumulate_dtype
 from ..validation import Target
 
@@ -105,19 +107,28 @@ class LossModule(nn.Module):
         return found
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **keywords: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        *arguments: Any,
+        **keywords: Any,
     ) -> None:
-        # what was None when the loss was made, and is a tensor in the state (LDAM-DRW's weight)
+        # an argument that is None has no key: it was None when the loss was made, and is a tensor
+        # in the state (LDAM-DRW's weight), or the state is of before that
         for name, buffer in self._buffers.items():
+            if name not in self.rules or not self.rules[name].assignable:
+                continue
             saved = state_dict.get(prefix + name)
-            if (
-                buffer is None
-                and saved is not None
-                and name not in self._non_persistent_buffers_set
-            ):
+            if buffer is None and saved is not None:
                 here = next((b.device for b in self._buffers.values() if b is not None), "cpu")
                 self._buffers[name] = torch.empty_like(saved, device=here)
-        super()._load_from_state_dict(state_dict, prefix, *arguments, **keywords)
+            elif buffer is not None and saved is None and strict:
+                self._buffers[name] = None
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, *arguments, **keywords
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LossModule:
         # .half() on a model must not round the tables of its loss, to_empty() not empty those that
@@ -160,6 +171,43 @@ class DeferredStart(LossModule):
 
     def set_extra_state(self, state: dict[str, int]) -> None:
         self.set_epoch(state["epoch"])
+
+
+class Reducing(LossModule):
+    """A loss whose state is that of all ranks together.
+
+    Args:
+        process_group: the ranks that share it, a ProcessGroup that this one is of; default None,
+            all of torch.distributed where that is initialised. Every rank of it calls the loss as
+            often as the others, with as many rows as it has, or none. Copies share the group; like
+            those of torch, a loss that has one is not pickled (its `state_dict` is).
+    """
+
+    arguments: ClassVar = {"process_group": live(Maybe(checked_group))}
+
+    def __init__(self, *arguments: Any, process_group: Any = None, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.process_group = process_group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reducing:
+        memo[id(self.process_group)] = self.process_group
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return made
+
+    def all_sum(self, tensor: Tensor) -> Tensor:
+        return all_sum(tensor, self.process_group)
+
+    def all_rows(self, tensor: Tensor) -> Tensor:
+        return all_rows(tensor, self.process_group)
+
+    def joined_rows(self, tensor: Tensor) -> Tensor:
+        return joined_rows(tensor, self.process_group)
+
+    @property
+    def ranks(self) -> int:
+        return world_size(self.process_group)
 
 
 def of_part(name: str, part: str = "base") -> Any:

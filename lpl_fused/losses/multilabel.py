@@ -31,7 +31,7 @@ from ..perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from ..phi import Focal, Phi, checked_phi
 from .cross_entropy import BACKEND, GRADIENT, REDUCTION
 from .lpl import LPLLoss
-from .module import LossModule, of_part
+from .module import LossModule, Reducing, full_precision, of_part
 
 AnyPerturbation = Perturbation | BinaryPerturbation
 
@@ -412,7 +412,8 @@ class MultiLabelLPLLoss(MultiLabelLoss):
         cls_num_list: (C,) positive training samples per class.
         base: the loss beneath; default `MultiLabelLoss()`.
         normalize: steps of length α, closed form; False takes the plain gradient's.
-        split, head, epsilon, delta_epsilon, step_size, statistics, momentum: of `LPLLoss`.
+        split, head, epsilon, delta_epsilon, step_size, statistics, momentum, process_group: of
+            `LPLLoss`; running means leave out positives whose logit is not finite.
         **keywords: of `MultiLabelLoss`, for the default base alone.
 
     Raises:
@@ -433,6 +434,7 @@ class MultiLabelLPLLoss(MultiLabelLoss):
             for name in ("cls_num_list", "head", "split", "statistics", "epsilon", "delta_epsilon")
         },
         **{name: LPLLoss.arguments[name] for name in ("step_size", "momentum", "normalize")},
+        "process_group": Reducing.arguments["process_group"],
         "base": live(_multi_label),
     }
 
@@ -451,6 +453,7 @@ class MultiLabelLPLLoss(MultiLabelLoss):
     step_size = of_part("step_size", "bounds")
     statistics = of_part("statistics", "bounds")
     momentum = of_part("momentum", "bounds")
+    process_group = of_part("process_group", "bounds")
 
     def __init__(
         self,
@@ -465,6 +468,7 @@ class MultiLabelLPLLoss(MultiLabelLoss):
         step_size: float | None = None,
         statistics: str = "batch",
         momentum: float = 0.9,
+        process_group: Any = None,
         **keywords: Any,
     ) -> None:
         if base is not None and keywords:
@@ -480,6 +484,7 @@ class MultiLabelLPLLoss(MultiLabelLoss):
             step_size=step_size,
             statistics=statistics,
             momentum=momentum,
+            process_group=process_group,
         )
         self.normalize = normalize
 
@@ -488,6 +493,9 @@ class MultiLabelLPLLoss(MultiLabelLoss):
         if self.bounds.split == "long-tail":
             return self.bounds.steps
         with torch.no_grad():
+            if self.bounds.statistics == "ema":
+                fit = input.isfinite()
+                input, target = input.masked_fill(~fit, 0), target.masked_fill(~fit, 0)
             y = target.reshape(-1, input.shape[-1])
             present = (
                 y > 0 if self.base.ignore_index is None else (y > 0) & (y != self.base.ignore_index)

@@ -22,13 +22,13 @@ from ..arguments import (
     live,
     rebuilding,
 )
-from ..distributed import all_rows
 from ..norm import checked_norm
 from ..perturbation import Perturbation
 from ..phi import GCE, Alpha, Poly1, checked_phi
 from ..row_transforms import class_dim
 from ..tracing import readable
 from .cross_entropy import CrossEntropyLoss
+from .module import Reducing
 from .rows import class_indices, reduced, row_weights
 
 
@@ -96,7 +96,7 @@ class GCELoss(CrossEntropyLoss):
         self.derived("phi", GCE(self.q))
 
 
-class TruncatedGCELoss(CrossEntropyLoss):
+class TruncatedGCELoss(Reducing, CrossEntropyLoss):
     """Truncated GCE (Zhang & Sabuncu, 2018): L_i = v_i·(φ(ℓ_i) − φ(−log k)), φ = (1 − p^q)/q.
 
     v_i ∈ {0, 1} says whether training sample i is kept: all are at first, `update` keeps those with
@@ -104,13 +104,13 @@ class TruncatedGCELoss(CrossEntropyLoss):
     Cost: that of plain cross-entropy, and of one more where `update` is called.
 
     State: `kept` (num_samples,). With torch.distributed `update` is collective and leaves all ranks
-    with the same `kept`; ranks must bring batches of one size.
+    with the same `kept`; see `Reducing`.
 
     Args:
         num_samples: of the training set.
         q: in [0, 1], default 0.7, the paper's; 0 is the truncated log loss.
         k: in (0, 1), default 0.5, the paper's.
-        **keywords: of `CrossEntropyLoss`; `label_smoothing` must stay 0.
+        **keywords: `process_group`, and those of `CrossEntropyLoss`; `label_smoothing` must stay 0.
 
     Called `loss(logits, target, index)`, `index` the sample numbers, of the target's shape.
 
@@ -173,8 +173,8 @@ class TruncatedGCELoss(CrossEntropyLoss):
     def update(
         self, input: Tensor, target: Tensor, index: Tensor, perturbation: Perturbation | None = None
     ) -> None:
-        """Keeps those of the given samples with φ(ℓ_i) < φ(−log k), prunes the others; of a sample
-        whose loss is nan nothing changes.
+        """Keeps those of the given samples with ℓ_i < −log k, prunes the others; of a sample whose
+        ℓ is not finite nothing changes.
 
         The authors sweep the training set from epoch 40 on, every 10th epoch, with the best model.
         """
@@ -185,14 +185,14 @@ class TruncatedGCELoss(CrossEntropyLoss):
             perturbation=perturbation,
             ignore_index=self.ignore_index,
             reduction="none",
-            phi=self.phi,
             norm=self.norm,
             backend=self.backend,
         )
         numbers = self._indices(label, index)
-        unknown = (target == self.ignore_index) | value.isnan()
-        fresh = torch.where(unknown, self.kept[numbers], value < self.bound)
-        self.kept[all_rows(numbers).flatten()] = all_rows(fresh).flatten()
+        unknown = (target == self.ignore_index) | ~value.isfinite()
+        fresh = torch.where(unknown, self.kept[numbers], value < -math.log(self.k))
+        numbers, fresh = numbers.flatten(), fresh.flatten()
+        self.kept[self.joined_rows(numbers)] = self.joined_rows(fresh)
 
     def forward(  # type: ignore[override]
         self,

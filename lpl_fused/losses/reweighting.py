@@ -20,17 +20,16 @@ from ..arguments import (
     live,
 )
 from ..class_stats import Counts, checked_counts, checked_tau, difficulty_weights
-from ..distributed import all_sum
 from ..norm import checked_norm
 from ..perturbation import Perturbation, chained
 from ..phi import checked_phi
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
-from .module import DeferredStart, counted
+from .module import DeferredStart, Reducing, counted
 from .rows import class_indices, expect_classes
 
 
-class CDBLoss(CrossEntropyLoss):
+class CDBLoss(Reducing, CrossEntropyLoss):
     """CDB-W (Sinha et al., 2020): L = mean_i w_{y_i}·ℓ_i, w_c ∝ d_c^τ, Σw = C, d_c = 1 − acc_c.
 
     Call `update` once per epoch with the accuracies on a balanced held-out set; before that all
@@ -42,10 +41,12 @@ class CDBLoss(CrossEntropyLoss):
             authors' README has 1.5.
         normalization: what "mean" divides by: "rows", default, the authors' CIFAR code, or
             "weight", Σ_i w_{y_i}, their ImageNet-LT code and torch's.
-        **keywords: of `CrossEntropyLoss`, `weight` apart. φ = `Focal` is CDB-Focal.
+        **keywords: `process_group`, and those of `CrossEntropyLoss`, `weight` apart. φ = `Focal` is
+            CDB-Focal.
 
     State: `difficulty` and `weight`. Every rank of torch.distributed must call `update`, with what
-    it has seen; accuracies are averaged by `samples`, so that all ranks weigh alike.
+    it has seen; accuracies are averaged by `samples`, so that all ranks weigh alike; see
+    `Reducing`.
 
     Raises:
         ValueError: bad `num_classes`, `tau` or `normalization`.
@@ -103,7 +104,7 @@ class CDBLoss(CrossEntropyLoss):
                 f"{tuple(count.shape)}"
             )
         right = torch.where(count > 0, values * count, 0)
-        right, count = all_sum(torch.stack([right, count])).unbind(0)
+        right, count = self.all_sum(torch.stack([right, count])).unbind(0)
         if (count <= 0).any() or right.isnan().any():
             empty = int(((count <= 0) | right.isnan()).nonzero()[0])
             raise ValueError(f"accuracy: expected held-out samples of every class, none of {empty}")

@@ -26,13 +26,12 @@ from ..arguments import (
     shown,
 )
 from ..class_stats import Counts, checked_counts, class_mean
-from ..distributed import all_rows, all_sum, world_size
 from ..perturbation import Perturbation
 from ..problem import label_range_error
 from ..tracing import readable, recomputing
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
-from .module import DeferredStart, LossModule, counted
+from .module import DeferredStart, Reducing, counted
 from .multilabel import MultiLabelLoss
 
 
@@ -47,13 +46,13 @@ def _of_rows(name: str, base: Any) -> nn.Module:
     return base
 
 
-class _Rows(LossModule):
+class _Rows(Reducing):
     """The row losses of a base, and which of them count."""
 
     arguments: ClassVar = {"base": live(_of_rows)}
 
-    def __init__(self, base: nn.Module | None) -> None:
-        super().__init__()
+    def __init__(self, base: nn.Module | None, process_group: Any) -> None:
+        super().__init__(process_group=process_group)
         self.base = CrossEntropyLoss(reduction="none") if base is None else base
 
     def rows(
@@ -100,6 +99,7 @@ class ABSGDLoss(DeferredStart, _Rows):
         first_lam: λ before that; default None (their scripts: 10, or 200, which means None).
         bias_correction: divides U by 1 − (1 − γ)^t after t batches, as Adam does: Σp starts at 1/a.
         add_mean: adds 1/B to every p_i (the authors' label-noise script).
+        process_group: of `Reducing`.
 
     State: `log_u`, `batches`, the epoch. Under torch.distributed U is that of all ranks' rows (one
     all_gather of two numbers per batch; the authors' is each process's own), and p is scaled so
@@ -141,8 +141,9 @@ class ABSGDLoss(DeferredStart, _Rows):
         first_lam: float | None = None,
         bias_correction: bool = False,
         add_mean: bool = False,
+        process_group: Any = None,
     ) -> None:
-        super().__init__(base)
+        super().__init__(base, process_group)
         self.lam, self.first_lam = lam, first_lam
         self.gamma, self.scale = gamma, scale
         self.bias_correction, self.add_mean = bias_correction, add_mean
@@ -166,7 +167,7 @@ class ABSGDLoss(DeferredStart, _Rows):
     def _weights(self, exponent: Tensor, rows: Tensor) -> Tensor:
         exponent = exponent.masked_fill(~rows, -math.inf)
         local = torch.stack([torch.logsumexp(exponent, 0), rows.sum().double()])
-        log_sums, counts = all_rows(local).unbind(1)
+        log_sums, counts = self.all_rows(local).unbind(1)
         log_mean = torch.logsumexp(log_sums, 0) - counts.sum().log()
         old = self.log_u + (math.log1p(-self.gamma) if self.gamma < 1 else -math.inf)
         new = torch.logaddexp(old, log_mean + math.log(self.gamma * self.scale))
@@ -198,9 +199,9 @@ class GroupDROLoss(_Rows):
             ℓ̄_g ← (1 − momentum)·ℓ̄_g + momentum·ℓ_g                (the authors' "greedy")
 
     q is updated before it is used and is a constant in the backward pass. It is kept as a
-    logarithm: no group is lost to underflow. A group absent from the batch has ℓ_g = 0 there; q
-    and ℓ̄ leave out rows of infinite or nan loss, the loss of their batch does not. In `eval()` mode
-    q and ℓ̄ rest. Cost: row losses and a light second step.
+    logarithm: no group is lost to underflow. A group absent from the batch has ℓ_g = 0 there (where
+    all are, nothing changes). q and ℓ̄ leave out rows of infinite or nan loss, the loss of their
+    batch does not; in `eval()` mode they rest. Cost: row losses and a light second step.
 
     Args:
         group_counts: (G,) training samples per group, each ≥ 1.
@@ -209,6 +210,7 @@ class GroupDROLoss(_Rows):
         adjustment: ≥ 0, the generalisation adjustment C, default 0.
         cvar: α in (0, 1] or None; the authors' greedy variant has 0.2.
         momentum: share of the new loss in ℓ̄, default 0.1, the authors' γ. `cvar` alone.
+        process_group: of `Reducing`.
 
     Called `loss(logits, target, group)`, `group` (…) integer in [0, G) of the losses' shape; with
     `perturbation=…` it hands that to `base`.
@@ -254,8 +256,9 @@ class GroupDROLoss(_Rows):
         adjustment: float = 0.0,
         cvar: float | None = None,
         momentum: float = 0.1,
+        process_group: Any = None,
     ) -> None:
-        super().__init__(base)
+        super().__init__(base, process_group)
         counts = checked_counts(group_counts, minimum=1, name="group_counts")
         self._counts, self.groups = counts, len(counts)
         self.step_size, self.adjustment = step_size, adjustment
@@ -301,10 +304,10 @@ class GroupDROLoss(_Rows):
             finite = torch.where(values.isfinite(), index, self.groups)
             mean, fit = class_mean(values.nan_to_num(0, 0, 0), finite, self.groups)
             _, count = class_mean(torch.ones_like(values), index, self.groups)
-            total, fit, count = all_sum(torch.stack([mean * fit, fit, count])).unbind(0)
+            total, fit, count = self.all_sum(torch.stack([mean * fit, fit, count])).unbind(0)
             if self.training and not recomputing():
                 self._update(total / fit.clamp(min=1), fit > 0)
-            by_group = self.q * world_size() / count.clamp(min=1)
+            by_group = self.q * self.ranks / count.clamp(min=1)
             weights = torch.cat([by_group, by_group.new_full((1,), math.nan)])[index]
             weights = weights.masked_fill(~rows, 0).to(losses.dtype)
         return (weights * losses).sum()
@@ -312,7 +315,8 @@ class GroupDROLoss(_Rows):
     def _update(self, mean: Tensor, present: Tensor) -> None:
         if self.cvar is None:
             raised = self.log_q + self.step_size * (mean + self.bonus)
-            self.log_q.copy_(raised - torch.logsumexp(raised, 0))
+            raised = raised - torch.logsumexp(raised, 0)
+            self.log_q.copy_(torch.where(present.any(), raised, self.log_q))
             return
         new = self.running_loss.lerp(mean, self.momentum)
         new = torch.where(self.seen, new, mean)

@@ -9,32 +9,33 @@ import torch
 from torch import Tensor
 
 from ..arguments import CONSUMED, NOT_NEGATIVE, Integer, Number, live
-from ..distributed import all_sum
 from ..perturbation import Perturbation, chained
 from ..problem import accumulate_dtype
 from ..tracing import recomputing
 from .cross_entropy import CrossEntropyLoss
+from .module import Reducing
 from .rows import as_rows, blanked, class_indices, expect_classes, numbered
 
 
-class SeesawLoss(CrossEntropyLoss):
+class SeesawLoss(Reducing, CrossEntropyLoss):
     """Seesaw loss (Wang et al., 2021): L = CE(u_j + log M_{y,j} + log K_ij, y).
 
         M_{y,j} = min(1, N_j/N_y)^p                mitigation: spares classes rarer than y
         K_ij    = max(1, p_ij/max(p_iy, ε))^q      compensation: presses those preferred to y
 
     p_i = softmax(u_i), held constant in both. N counts the labels seen in training, this batch
-    included, at least 1 each. In `eval()` nothing is counted. The single softmax of classification;
-    detection's objectness branch is left out. Cost: one more row sweep, and rows as large as the
-    logits.
+    included, at least 1 each; rows whose −log p_iy is not finite are left out, and in `eval()` all.
+    The single softmax of classification; detection's objectness branch is left out. Cost: one more
+    row sweep, and rows as large as the logits.
 
     State: `seen` (C,). With torch.distributed the counts are summed over ranks (one collective of C
-    numbers per batch), so that all ranks hold the same (the authors' code counts per process).
+    numbers per batch), so that all ranks hold the same (the authors' code counts per process); see
+    `Reducing`.
 
     Args:
         num_classes: C.
         p: ≥ 0, default 0.8; q: ≥ 0, default 2.0; eps: ε > 0, default 1e-2; the authors'.
-        **keywords: of `CrossEntropyLoss`.
+        **keywords: `process_group`, and those of `CrossEntropyLoss`.
 
     Raises:
         ValueError: bad numbers; a target that is not class indices, when called.
@@ -68,11 +69,11 @@ class SeesawLoss(CrossEntropyLoss):
     @torch.no_grad()
     def rows(self, input: Tensor, label: Tensor) -> Tensor:
         """log M + log K for every row of logits, (N, C)."""
-        u = as_rows(input).to(accumulate_dtype(input.dtype))
-        y = label.reshape(-1, 1)
-        seen = self.seen.clamp(min=1).to(u.dtype)
+        return self._rows(_log_softmax(input), label.reshape(-1, 1))
+
+    def _rows(self, log_p: Tensor, y: Tensor) -> Tensor:
+        seen = self.seen.clamp(min=1).to(log_p.dtype)
         mitigation = self.p * (seen / seen[y]).clamp(max=1).log()
-        log_p = torch.log_softmax(u, 1)
         own = log_p.gather(1, y).clamp(min=math.log(self.eps))
         return mitigation + self.q * (log_p - own).clamp(min=0)
 
@@ -87,11 +88,19 @@ class SeesawLoss(CrossEntropyLoss):
         label = class_indices(input, target, self)
         logits = blanked(input, target, self.ignore_index)
         expect_classes(input, len(self.seen))
-        if self.training and not recomputing():
-            counted = (label == target) & (target != self.ignore_index)
-            counted = counted.reshape(-1).to(self.seen.dtype)
-            batch = torch.zeros_like(self.seen).index_add(0, label.reshape(-1), counted)
-            self.seen.add_(all_sum(batch))
-        own = Perturbation(rows=self.rows(logits, label), row_index=numbered(label))
+        with torch.no_grad():
+            log_p, y = _log_softmax(logits), label.reshape(-1, 1)
+            if self.training and not recomputing():
+                counted = (label == target) & (target != self.ignore_index)
+                counted = counted.reshape(-1) & log_p.gather(1, y)[:, 0].isfinite()
+                batch = torch.zeros_like(self.seen)
+                batch.index_add_(0, y[:, 0], counted.to(batch.dtype))
+                self.seen.add_(self.all_sum(batch))
+            own = Perturbation(rows=self._rows(log_p, y), row_index=numbered(label))
         tables = chained(own, perturbation)
         return super().forward(input, target, perturbation=tables, normalizer=normalizer)
+
+
+def _log_softmax(input: Tensor) -> Tensor:
+    """(N, C) log p of logits of any shape."""
+    return torch.log_softmax(as_rows(input).to(accumulate_dtype(input.dtype)), 1)

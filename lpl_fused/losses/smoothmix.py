@@ -79,9 +79,10 @@ class SmoothMixLoss(LossModule):
                 f" and {tuple(target.shape)}"
             )
         labels = target.repeat(copies)
+        clean = clean.to(accumulate_dtype(clean.dtype))  # the sum of two gradients is rounded
         rows = clean.reshape(-1, classes)
         loss = functional.cross_entropy(rows, labels, backend=self.backend)
-        average = torch.softmax(clean.to(accumulate_dtype(clean.dtype)), 2).mean(0)
+        average = torch.softmax(clean, 2).mean(0)
         kept = (average.argmax(1) == target).to(average.dtype)
         share = lam.to(average.dtype)[:, None]
         soft = (1 - share) * average + share / classes
