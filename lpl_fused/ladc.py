@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .arguments import NOT_NEGATIVE, POSITIVE, Choice, Integer
 from .class_stats import class_counts
+from .precision import full_precision
 
 _WEIGHTINGS = ("uniform", "similarity", "label-aware")
 
@@ -115,43 +116,44 @@ def calibrated_features(
     if counts[head].min() < 2:
         raise ValueError(f"num_head: expected head classes with >= 2 samples, got {num_head}")
 
-    x = features.to(torch.promote_types(features.dtype, torch.float32))
-    means = torch.stack([x[target == h].mean(0) for h in head])  # (num_head, A)
-    factors: dict[int, Tensor] = {}
+    with full_precision(features.device):
+        x = features.to(torch.promote_types(features.dtype, torch.float32))
+        means = torch.stack([x[target == h].mean(0) for h in head])  # (num_head, A)
+        factors: dict[int, Tensor] = {}
 
-    def factor(h: int) -> Tensor:
-        """F (min(n_h, A), A) with FᵀF = Σ_h."""
-        if h not in factors:
-            own = x[target == head[h]]
-            upper = torch.linalg.qr(own - means[h], mode="r").R
-            factors[h] = upper / math.sqrt(len(own) - 1)
-        return factors[h]
+        def factor(h: int) -> Tensor:
+            """F (min(n_h, A), A) with FᵀF = Σ_h."""
+            if h not in factors:
+                own = x[target == head[h]]
+                upper = torch.linalg.qr(own - means[h], mode="r").R
+                factors[h] = upper / math.sqrt(len(own) - 1)
+            return factors[h]
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=x.dtype, device=x.device)
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=x.dtype, device=x.device)
 
-    generated, labels = [x[:0]], [target[:0].long()]
-    for t in tail[counts[tail] > 0].sort().values.tolist():
-        own = x[target == t]
-        size = int(counts.max()) - len(own)
-        similarity = nn.functional.cosine_similarity(own.mean(0)[None], means)
-        near = similarity.topk(neighbours).indices
-        omega = torch.ones_like(similarity[near])
-        if weighting != "uniform":
-            omega = similarity[near].clamp(min=torch.finfo(x.dtype).eps)
-        if weighting == "label-aware":
-            omega = omega * counts[head][near]
-        omega = omega * (neighbours / omega.sum())
-        seeds = torch.randperm(len(own), generator=generator, device=x.device)
-        seeds = seeds[torch.arange(size, device=x.device) % len(own)]
-        drawn = (omega @ means[near] + instance_weight * own[seeds]) / (
-            neighbours + instance_weight
-        )
-        for share, h in zip((omega / neighbours).sqrt(), near.tolist(), strict=True):
-            drawn = drawn + share * (normal(size, len(factor(h))) @ factor(h))
-        width = 1 if shared_spread else x.shape[1]  # one number for all entries is 11ᵀ
-        drawn = drawn + math.sqrt(spread) * normal(size, width)
-        drawn = drawn + math.sqrt(jitter) * normal(size, x.shape[1])
-        generated.append(drawn)
-        labels.append(torch.full((size,), t, device=x.device))
-    return torch.cat(generated).to(features.dtype), torch.cat(labels)
+        generated, labels = [x[:0]], [target[:0].long()]
+        for t in tail[counts[tail] > 0].sort().values.tolist():
+            own = x[target == t]
+            size = int(counts.max()) - len(own)
+            similarity = nn.functional.cosine_similarity(own.mean(0)[None], means)
+            near = similarity.topk(neighbours).indices
+            omega = torch.ones_like(similarity[near])
+            if weighting != "uniform":
+                omega = similarity[near].clamp(min=torch.finfo(x.dtype).eps)
+            if weighting == "label-aware":
+                omega = omega * counts[head][near]
+            omega = omega * (neighbours / omega.sum())
+            seeds = torch.randperm(len(own), generator=generator, device=x.device)
+            seeds = seeds[torch.arange(size, device=x.device) % len(own)]
+            drawn = (omega @ means[near] + instance_weight * own[seeds]) / (
+                neighbours + instance_weight
+            )
+            for share, h in zip((omega / neighbours).sqrt(), near.tolist(), strict=True):
+                drawn = drawn + share * (normal(size, len(factor(h))) @ factor(h))
+            width = 1 if shared_spread else x.shape[1]  # one number for all entries is 11ᵀ
+            drawn = drawn + math.sqrt(spread) * normal(size, width)
+            drawn = drawn + math.sqrt(jitter) * normal(size, x.shape[1])
+            generated.append(drawn)
+            labels.append(torch.full((size,), t, device=x.device))
+        return torch.cat(generated).to(features.dtype), torch.cat(labels)

@@ -63,8 +63,10 @@ def arc_margin(input: Tensor, label: Tensor, margin: float) -> Tensor:
     u = input.to(accumulate_dtype(input.dtype))
     column = label.unsqueeze(dim)
     cosine = u.gather(dim, column)
-    # at θ = 0 and where rounding left |cos θ| > 1 the sine is constant: no 1/sin θ in the gradient
-    sine = (1 - cosine.square()).clamp(min=torch.finfo(u.dtype).eps).sqrt()
+    # where θ = 0 or rounding left |cos θ| > 1 the sine is 0, constant: no 1/sin θ in the gradient
+    square = (1 - cosine) * (1 + cosine)
+    some = square > 0
+    sine = torch.where(some, torch.where(some, square, 1).sqrt(), 0)
     rotated = cosine * math.cos(margin) - sine * math.sin(margin)
     beyond = cosine - margin * math.sin(margin)  # sin(π − m) = sin m
     return u.scatter(dim, column, torch.where(cosine > -math.cos(margin), rotated, beyond))

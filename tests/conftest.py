@@ -92,8 +92,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ranks = {name: rank for rank, name in enumerate(LONG)}
     items.sort(key=lambda item: ranks.get(item.path.name, len(LONG)))
     for item in items:
-        if "architectures" in item.keywords and not config.option.markexpr:
-            item.add_marker(pytest.mark.skip(reason="run with -m architectures"))
+        for rare in ("architectures", "compilers"):
+            if rare in item.keywords and not config.option.markexpr:
+                item.add_marker(pytest.mark.skip(reason=f"run with -m {rare}"))
     if torch.cuda.is_available():
         return
     for item in items:

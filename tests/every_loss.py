@@ -7,10 +7,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from compositions import COUNTS, ENTRIES, GROUP_COUNTS, A, C, Call, Entry, G
+from compositions import COUNTS, ENTRIES, GROUP_COUNTS, A, C, Call, Entry, G, plain
 from torch import Tensor, nn
 
 from lpl_fused import losses, schedules
@@ -122,6 +123,17 @@ class Subject:
     lead: Callable[[Any, Batch], None] | None = None
     cosines: bool = False
 
+    @property
+    def evolves(self) -> bool:
+        """Whether a call changes the state."""
+        loss = self.make()
+        before = states(loss)
+        self.step(loss, self.batch(0), lead=False)
+        return any(
+            isinstance(value, Tensor) and not torch.equal(value, before[key])
+            for key, value in states(loss).items()
+        )
+
     def batch(self, step: int, n: int = 8) -> Batch:
         return batch(step, n, cosines=self.cosines)
 
@@ -148,7 +160,7 @@ class Subject:
             self.lead(loss, batch)
         arguments = self.leaves(batch)
         torch.manual_seed(batch.step)
-        value = (call or loss)(*arguments.values())
+        value = (loss if call is None else call)(*arguments.values())
         wanted = {name: leaf for name, leaf in arguments.items() if leaf.requires_grad}
         wanted.update(loss.named_parameters())
         loss.zero_grad()
@@ -214,11 +226,12 @@ def of_entry(name: str, entry: Entry) -> Subject:
         group = {
             key: keywords.pop(key) for key in ("process_group",) if keywords.get(key) is not None
         }
-        loss = entry.make(Call(rows, torch.zeros(SAMPLES).long(), {**start, **keywords}, extra=extra))  # fmt: skip
+        loss = maker(Call(rows, torch.zeros(SAMPLES).long(), {**start, **keywords}, extra=extra))  # fmt: skip
         for key, value in group.items():
             setattr(loss, key, value)
         return loss
 
+    maker = plain(losses.CDBLoss, C, 1.5) if name == "CDBLoss" else entry.make  # that is trained
     couples = "none" in entry.refuses
     base_rows = "mean" in entry.refuses and not couples
     start = {"reduction": "none"} if base_rows else {}
@@ -283,7 +296,11 @@ VARIANTS: dict[str, Subject] = {
                 "weighting_mode": "average-weight",
                 "weight_norm": "by-row",
             },
-            ", by batch": {"weight_norm": "by-batch"},
+            ", by batch": {
+                "weighting": "inverse",
+                "weighting_mode": "average-weight",
+                "weight_norm": "by-batch",
+            },
         }.items()
     },
     "MultiLabelLPLLoss": Subject(
@@ -302,9 +319,38 @@ SUBJECTS: dict[str, Subject] = {
 }
 
 
-def evolving() -> list[str]:
-    """Those with a state: their kinds know the step before."""
-    return [name for name, subject in SUBJECTS.items() if list(subject.make().state_dict())]
+def state_of(name: str) -> list[str]:
+    """What the state of a loss has after its user's first steps."""
+    subject = SUBJECTS[name]
+    loss = subject.make()
+    for step in range(2):
+        subject.step(loss, subject.batch(step))
+    held = loss.state_dict()
+    extra = [key for key in held if key.endswith("_extra_state")]
+    return [key for key in held if key not in extra] + (["epoch"] if extra else [])
+
+
+# Why a loss and its gradient are not what one process on all rows has; its state is all the same.
+OWN_ROWS = "each rank learns δ from its own rows"
+OWN_DRAWS = "each rank draws its own random numbers"
+TELLS = {
+    "LPLLoss": OWN_ROWS,
+    "LPLLoss, balanced": OWN_ROWS,
+    "LPLLoss, official": OWN_ROWS,
+    "LPLLoss, running means": OWN_ROWS,
+    "MultiLabelLPLLoss, running means": OWN_ROWS,
+    "GCLLoss": OWN_DRAWS,
+    "BLVLoss": OWN_DRAWS,
+    "SoftmaxEQLLoss": OWN_DRAWS,
+    "LADELoss": "the regulariser is that of the rank's own rows, as in the authors' code",
+    "SmoothMixLoss": "both means are over the rank's own rows: equal shares average to the whole",
+    "DistributionBalancedLoss, by batch": "weights are divided by the largest of the rank's own rows",
+}
+# Of the state: sums of an epoch under way
+UNDER_WAY = {"CALSLoss": ("sums", "observed")}
+UNDER_WAY_NOTE = (
+    "`sums` and `observed` are a rank's own until `update` joins them: save between epochs"
+)
 
 
 def poisoned(whole: Batch, bad: float) -> tuple[Batch, Batch]:
@@ -344,3 +390,55 @@ def nothing_counts(whole: Batch) -> Batch:
         return tensor
 
     return whole.changed(change)
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "losses_and_transforms.md"
+HEAD = """# Losses under transforms
+
+What training does to a loss beside calling it: compile it, run it again in the backward, spread it over
+ranks, save and resume it, hand it a bad batch, wrap it in autocast. `tests/test_every_loss.py` leads
+every loss through several steps of each, and compares loss, gradient and state with the plain run's:
+
+* **compiled**: `torch.compile`, aot_eager and inductor, batches of changing size, weights that come later.
+* **checkpointed**: `torch.utils.checkpoint`, re-entrant and not, one backward after each call. Nothing
+  counts twice. Two calls before one backward are not told apart: the second one's state is what the first
+  is run again with.
+* **resumed**: `state_dict` saved after every step, through `torch.load(weights_only=True)`, into a fresh
+  loss and into one in a later phase; `deepcopy`, `pickle`. What a recipe assigns once an epoch (ISDA's
+  `strength`, say) it assigns again; `weight` is in the state, and where it is not it was None.
+* **bad batch**: a row with nan or infinity, a row whose label has no likelihood at all, a batch that is
+  ignored as a whole. The state takes up rows of finite loss alone (multi-label: positives whose logit is finite;
+  ISDA: rows whose features are); the loss of that batch hides nothing. TruncatedGCE leaves `kept` as it was.
+* **autocast**: float16 and bfloat16, around the loss and around the backward. Products inside a loss run in
+  float32, a gradient is rounded once.
+* **ranks**: two of torch.distributed, of equal shares, unequal ones, and one without rows. The state is
+  that of one process with all rows, on every rank. So are the losses of rows and their gradients
+  (`reduction="none"`), and the average over ranks of ABSGD's and group DRO's loss, unless a note says
+  what is a rank's own. A mean is that of the rank's rows, as torch's. Statistics are those of the ranks of
+  `process_group`, all by default; each calls the loss as often as the others.
+
+Modules follow devices, never dtypes: `.half()` on a model rounds no table of its loss. Tensors that were
+given as options move along.
+
+"""
+
+
+def page() -> str:
+    """The table, of what the tests compare."""
+    notes = list(dict.fromkeys([*TELLS.values(), *UNDER_WAY]))
+    lines = ["| loss | state | compiled, checkpointed, resumed, bad batch, autocast | ranks |"]
+    lines.append("|---|---|---|---|")
+    for name in sorted(SUBJECTS):
+        state = ", ".join(f"`{key}`" for key in state_of(name)) or "none"
+        note = TELLS.get(name, name if name in UNDER_WAY else None)
+        mark = "equal" if note is None else f"see {notes.index(note) + 1}"
+        lines.append(f"| `{name.partition(',')[0]}`{''.join(name.partition(',')[1:])} | {state} | equal | {mark} |")  # fmt: skip
+    said = [
+        f"{number}. {UNDER_WAY_NOTE if note in UNDER_WAY else note[0].upper() + note[1:]}."
+        for number, note in enumerate(notes, 1)
+    ]
+    return HEAD + "\n".join(lines) + "\n\n" + "\n".join(said) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

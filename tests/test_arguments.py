@@ -78,6 +78,7 @@ OTHER: dict[str, Any] = {
     "num_classes": C,
     "num_features": 3,
     "threshold": 0.3,
+    "process_group": "none here: test_ranks.py has some",
 }
 
 
@@ -90,7 +91,11 @@ def parameters(kind: type[nn.Module]) -> dict[str, Any]:
         if "__init__" not in vars(above):
             continue
         signature = inspect.signature(above.__init__).parameters.values()  # type: ignore[misc]
-        own = [p for p in signature if p.name not in ("self", "keywords")]
+        own = [
+            p
+            for p in signature
+            if p.name not in ("self", "keywords") and p.kind is not p.VAR_POSITIONAL
+        ]
         found.update({p.name: p.default for p in own if p.name not in found})
         if not any(p.kind is p.VAR_KEYWORD for p in signature):
             break

@@ -4,19 +4,32 @@ gradient and state are the plain run's, or `TELLS` says by name why they are not
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import inspect
 import io
 import pickle
+import traceback
 from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from compositions import A, C
 from every_loss import (
+    LEAVES,
+    PAGE,
+    ROWS_SECOND,
+    SHARED,
     SUBJECTS,
+    TELLS,
+    UNDER_WAY,
     Batch,
     Subject,
     nothing_counts,
+    page,
     poisoned,
     states,
     without_spoilt_labels,
@@ -24,8 +37,12 @@ from every_loss import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lpl_fused import losses
+from lpl_fused.susceptibility import Susceptibility
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = (8, 8, 5, 9)
+EVOLVING = [name for name, subject in SUBJECTS.items() if subject.evolves]
 every = pytest.mark.parametrize("name", SUBJECTS)
 Found = dict[str, Any]
 
@@ -158,3 +175,222 @@ def test_under_autocast(name: str, dtype: torch.dtype) -> None:
             torch.testing.assert_close(found[key].float(), value, **gradient, msg=lambda m, k=key: f"{k}: {m}")  # fmt: skip
         same(states(low), states(plain), rtol=1e-6, atol=1e-7)
         same(states(wide), states(plain), rtol=1e-6, atol=1e-7)
+
+
+# rows of two ranks, of a batch of 8
+SPLITS = {
+    "equal": (range(4), range(4, 8)),
+    "uneven": (range(6), range(6, 8)),
+    "one empty": (range(8), range(0)),
+    "a group of its own": (range(3), range(3, 8)),
+}
+RANKS = 2
+AVERAGED = ("ABSGDLoss", "GroupDROLoss")  # as DDP averages gradients, of which they know
+
+
+def of_rows(subject: Subject, **keywords: Any) -> nn.Module:
+    return subject.make(**(subject.by_row or {}), **keywords)
+
+
+def led(subject: Subject, loss: nn.Module, part: Callable[[Batch], Batch]) -> list[Found]:
+    """Three steps, and the state after each."""
+    found = []
+    for step in range(3):
+        found.append({**subject.step(loss, part(subject.batch(step))), "state": states(loss)})
+    return found
+
+
+def on_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=RANKS,
+        timeout=timedelta(seconds=60),
+    )
+    alone = [torch.distributed.new_group([member]) for member in range(RANKS)][rank]
+    found: Found = {}
+    for split, rows in SPLITS.items():
+        for name, subject in SUBJECTS.items():
+            group = {"process_group": alone} if split == "a group of its own" else {}
+            loss = of_rows(subject, **(group if hasattr(subject.make(), "process_group") else {}))
+            mine = list(rows[rank])
+            try:
+                found[split, name] = led(subject, loss, lambda b, m=mine: b.share(m, rank, RANKS))
+            except Exception:  # of all that fails, not of the first alone
+                found[split, name] = traceback.format_exc()
+    found["susceptibility"] = probed(rank, RANKS)
+    torch.save(found, f"{folder}/{rank}.pt")
+    torch.distributed.barrier()  # nobody leaves while another still talks to it
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(once: Callable[[str, Callable[[Path], None]], Path]) -> list[Found]:
+    """What every loss came to on two ranks, of every split."""
+
+    def make(folder: Path) -> None:
+        torch.multiprocessing.spawn(on_rank, (str(folder),), nprocs=RANKS)
+
+    folder = once("ranks", make)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(RANKS)]
+
+
+def probed(rank: int, world: int) -> float:
+    """r of a linear model on the batch of a rank; its labels are drawn by rank."""
+    torch.manual_seed(0)
+    net = nn.Linear(A, C)
+    tracker = Susceptibility(C, seed=0 if world > 1 else rank << 32)
+    input = torch.randn(8, A, generator=torch.Generator().manual_seed(rank))
+    return tracker.probe(net, torch.optim.SGD(net.parameters(), lr=0.1), input)
+
+
+def test_susceptibility_on_two_ranks(ranks: list[Found]) -> None:
+    r = sum(probed(rank, 1) for rank in range(RANKS)) / RANKS
+    assert [part["susceptibility"] for part in ranks] == pytest.approx([r] * RANKS)
+
+
+def joined_state(name: str, parts: list[Found], part: Found) -> Found:
+    """Of one rank, with the sums under way of all."""
+    under_way = {
+        key: sum(other["state"][key] for other in parts) for key in UNDER_WAY.get(name, ())
+    }
+    return {**part["state"], **under_way}
+
+
+@every
+@pytest.mark.parametrize("split", SPLITS)
+def test_on_two_ranks(name: str, split: str, ranks: list[Found]) -> None:
+    """State, and where README calls it that of all ranks loss and gradient: those of one process
+    that has all rows. Within a group of one, those of one process that has its rows."""
+    subject = SUBJECTS[name]
+    found = [rank[split, name] for rank in ranks]
+    for part in found:
+        assert isinstance(part, list), part
+    near = {"rtol": 1e-5, "atol": 1e-6}
+    if split == "a group of its own":
+        for rank, part in enumerate(found):
+            rows = list(SPLITS[split][rank])
+            alone = led(subject, of_rows(subject), lambda b, r=rank, m=rows: b.share(m, r, RANKS))
+            for one, other in zip(part, alone, strict=True):
+                same(one.pop("state"), other.pop("state"), **near)
+                same(one, other, **near)
+        return
+    whole = led(subject, of_rows(subject), lambda batch: batch)
+    differs = []
+    for step, expected in enumerate(whole):
+        parts = [part[step] for part in found]
+        state = expected.pop("state")
+        for part in parts:
+            same(joined_state(name, parts, part), state, f"step {step}", **near)
+        together = joined(name, parts, expected)
+        if name not in TELLS:
+            same(together, expected, f"step {step}", **near)
+        differs.append(any((together[k] - v).abs().max() > 1e-4 for k, v in expected.items()))
+    assert name not in TELLS or split != "equal" or any(differs)  # what is told is so
+
+
+def joined(name: str, parts: list[Found], like: Found) -> Found:
+    """Losses and gradients of rows beside each other, those of what all share added."""
+    found = {}
+    for key, value in like.items():
+        several = [part[key] for part in parts]
+        of_rows = (key == "loss" or key in LEAVES) and key not in SHARED and value.dim() > 0
+        found[key] = torch.cat(several, int(key in ROWS_SECOND)) if of_rows else sum(several)
+        if name.startswith(AVERAGED):
+            found[key] = found[key] / RANKS
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "compiler"),
+    [
+        pytest.param(
+            name,
+            compiler,
+            marks=[] if name in EVOLVING and compiler == "aot_eager" else pytest.mark.compilers,
+        )
+        for name in SUBJECTS
+        for compiler in ("aot_eager", "inductor")
+    ],
+)
+def test_compiled(name: str, compiler: str) -> None:
+    """Batches of other sizes, a weight that comes later: what is compiled anew goes on."""
+    subject = SUBJECTS[name]
+    torch._dynamo.reset()
+    eager, inner = subject.make(), subject.make()
+    compiled = torch.compile(inner, backend=compiler)
+    with torch._inductor.config.patch(fallback_random=True):  # draws are torch's own
+        for t, step in enumerate(batches(subject)):
+            if subject.lead is not None:
+                subject.lead(inner, step)
+            came = subject.step(inner, step, compiled, lead=False)
+            same(came, subject.step(eager, step), f"step {t}", rtol=1e-5, atol=1e-6)
+            same(states(inner), states(eager), f"step {t}", rtol=1e-6, atol=1e-7)
+
+
+CASTS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "half": lambda module: module.half(),
+    "bfloat16": lambda module: module.bfloat16(),
+    "double": lambda module: module.double(),
+    "type": lambda module: module.type(torch.float16),
+    "to": lambda module: module.to(torch.float16),
+}
+
+
+def tensors(loss: nn.Module) -> Found:
+    """Buffers, and options that are tensors."""
+    found: Found = dict(loss.named_buffers())
+    for path, module in loss.named_modules():
+        options = {name: vars(module).get(name) for name in getattr(module, "rules", ())}
+        found.update({f"{path}.{k}": v for k, v in options.items() if isinstance(v, Tensor)})
+    return found
+
+
+def optioned(subject: Subject) -> nn.Module:
+    """The loss after a step, with such options as it takes."""
+    loss = subject.make()
+    subject.step(loss, subject.batch(0))
+    for name in ("weight", "label_smoothing"):
+        with contextlib.suppress(AttributeError, TypeError, ValueError):
+            setattr(loss, name, torch.linspace(0.1, 0.2, C))
+    return loss
+
+
+@every
+def test_follows_devices_never_dtypes(name: str) -> None:
+    """`.half()` on a model rounds no table, count or option; parameters are cast as torch's are."""
+    for cast in CASTS.values():
+        loss = optioned(SUBJECTS[name])
+        before = copy.deepcopy(tensors(loss))
+        model = cast(nn.Sequential(loss, nn.Linear(1, 1)))
+        same(tensors(loss), before)
+        assert all(p.dtype == model[1].weight.dtype for p in loss.parameters())
+    loss.to("meta")
+    assert all(value.is_meta for value in [*tensors(loss).values(), *loss.parameters()])
+
+
+@every
+def test_made_on_meta_as_large_models_are(name: str) -> None:
+    """Made without memory, given room, loaded: goes on as one that was made on the CPU."""
+    subject = SUBJECTS[name]
+    made = subject.make()
+    subject.step(made, subject.batch(0))
+    with torch.device("meta"):
+        loss = subject.make()
+    loss.to_empty(device="cpu").load_state_dict(made.state_dict())
+    same(tensors(loss), tensors(made))
+    step = subject.batch(1)
+    same(subject.step(loss, step), subject.step(made, step))
+
+
+def test_every_loss_is_walked() -> None:
+    classes = {name for name in losses.__all__ if inspect.isclass(getattr(losses, name))}
+    assert {name.partition(",")[0] for name in SUBJECTS} == classes
+    for name, subject in SUBJECTS.items():
+        assert type(subject.make()).__name__ == name.partition(",")[0]
+
+
+def test_the_page_is_that_of_the_tests() -> None:
+    assert PAGE.read_text() == page(), "made by: python tests/every_loss.py"

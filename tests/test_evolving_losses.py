@@ -1,11 +1,8 @@
-"""Losses that evolve: saved and loaded, moved, in half precision, compiled, on several ranks."""
+"""Losses that evolve: their stage, in half precision, in one graph, on the meta device."""
 
 from __future__ import annotations
 
-import copy
-import io
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +10,6 @@ from cases import Draw
 from torch import Tensor, nn
 
 from lpl_fused import losses
-from lpl_fused.susceptibility import Susceptibility
 
 CLASSES, GROUPS = 5, 3
 COUNTS = [100, 50, 20, 5, 1]
@@ -79,51 +75,12 @@ EVOLVING: dict[str, tuple[Callable[[], nn.Module], Step]] = {
 }
 
 
-@pytest.mark.parametrize("name", EVOLVING)
-def test_continues_bit_by_bit_from_a_checkpoint(name: str) -> None:
-    """Through a file, after each of the first steps, into a module that has seen other data."""
-    make, step = EVOLVING[name]
-    for saved_after in (1, 2, 3):
-        loss = make()
-        for t in range(saved_after):
-            step(loss, t)
-        file = io.BytesIO()
-        torch.save(loss.state_dict(), file)
-        file.seek(0)
-        again = make()
-        step(again, 77)
-        again.load_state_dict(torch.load(file, weights_only=True))
-        for t in range(saved_after, 6):
-            a, b = step(loss, t), step(again, t)
-            assert torch.equal(a, b), (saved_after, t)
-        fresh = make()  # what was loaded mattered: a fresh one would go on otherwise
-        if name != "ib":  # its stage is set anew in every step here
-            assert not torch.equal(step(fresh, 5), a)
-        state = again.state_dict()
-        for key, value in loss.state_dict().items():
-            same = torch.equal(value, state[key]) if isinstance(value, Tensor) else value == state[key]  # fmt: skip
-            assert same, key
-
-
 def test_the_stage_is_part_of_the_state() -> None:
     for make in (lambda: losses.ABSGDLoss(start_epoch=3), lambda: losses.IBLoss(start_epoch=3)):
         loss, again = make(), make()
         loss.set_epoch(3)
         again.load_state_dict(loss.state_dict())
         assert again.started and again.epoch == 3
-
-
-@pytest.mark.parametrize("name", EVOLVING)
-def test_state_is_not_rounded_and_follows_the_device(name: str) -> None:
-    """model.half() leaves what a loss has gathered as it is; .to() moves it."""
-    make, step = EVOLVING[name]
-    loss = make()
-    step(loss, 1)
-    before = copy.deepcopy(dict(loss.named_buffers()))
-    nn.Sequential(loss).half().bfloat16()
-    for key, buffer in loss.named_buffers():
-        assert torch.equal(buffer, before[key]) and buffer.dtype == before[key].dtype, key
-    assert all(buffer.device.type == "meta" for buffer in loss.to("meta").buffers())
 
 
 RESTING: dict[str, tuple[Callable[[], nn.Module], Step]] = {
@@ -210,72 +167,3 @@ def test_no_step_looks_at_a_value(name: str) -> None:
     assert logits.grad is not None and logits.grad.device.type == "meta"
     if name == "cals":
         loss.observe(logits.detach())
-
-
-def on_rank(rank: int, world: int, folder: str) -> None:
-    """One rank's share: rows rank::world of every batch, its gradients averaged as DDP does."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world
-    )
-    torch.set_num_threads(1)
-    results = {}
-    for name in RANKED:
-        loss = EVOLVING[name][0]()
-        results[name] = [distributed_step(name, loss, t, rank, world) for t in range(3)]
-        results[name].append(dict(loss.named_buffers()))
-    results["susceptibility"] = probed(rank, world)
-    torch.save(results, f"{folder}/{rank}.pt")
-    torch.distributed.barrier()  # nobody leaves while another still talks to it
-    torch.distributed.destroy_process_group()
-
-
-RANKED = ["absgd", "group dro", "group cvar", "cdb", "cals"]
-
-
-def distributed_step(name: str, loss: nn.Module, t: int, rank: int, world: int) -> Tensor:
-    """The loss averaged over ranks; the ranks' shares differ in size."""
-    logits, target = batch(t, Tensor.double, n=15)
-    own = slice(rank, None, world)
-    group = torch.arange(15) * 7 % GROUPS
-    arguments = [group[own]] if name.startswith("group") else []
-    value = loss(logits[own], target[own], *arguments)
-    if name == "cdb":
-        # accuracies of this rank's held-out samples, classes in unequal parts
-        right = Draw(1, CLASSES, t).uniform(2, CLASSES)
-        samples = torch.arange(1, 11).reshape(2, 5)
-        if world == 1:
-            loss.update((right * samples).sum(0) / samples.sum(0), samples.sum(0))
-        else:
-            loss.update(right[rank], samples[rank])
-    if name == "cals":
-        loss.observe(logits[own])
-        loss.update()
-    if world > 1:
-        value = value.detach()
-        torch.distributed.all_reduce(value)
-    return value.detach() / world
-
-
-def probed(rank: int, world: int) -> float:
-    """r of a linear model on the batch of a rank; its labels are drawn by rank."""
-    torch.manual_seed(0)
-    net = nn.Linear(6, CLASSES)
-    tracker = Susceptibility(CLASSES, seed=0 if world > 1 else rank << 32)
-    input = Draw(8, 6, seed=rank).input().float()
-    return tracker.probe(net, torch.optim.SGD(net.parameters(), lr=0.1), input)
-
-
-def test_ranks_together_are_one_process(tmp_path: Path) -> None:
-    """Values and states of two ranks with unequal shares against those of one process."""
-    torch.multiprocessing.spawn(on_rank, (2, str(tmp_path)), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    r = (probed(0, 1) + probed(1, 1)) / 2
-    assert [part["susceptibility"] for part in ranks] == pytest.approx([r, r])
-    for name in RANKED:
-        loss = EVOLVING[name][0]()
-        alone = [distributed_step(name, loss, t, 0, 1) for t in range(3)]
-        for found in (ranks[0][name], ranks[1][name]):
-            if name in ("absgd", "group dro", "group cvar"):  # the others average plain means
-                torch.testing.assert_close(found[:3], alone, rtol=1e-12, atol=0)
-            for key, buffer in loss.named_buffers():
-                torch.testing.assert_close(found[3][key], buffer, rtol=1e-12, atol=0, msg=f"{name} {key}")  # fmt: skip

@@ -166,37 +166,3 @@ def test_labels_nobody_looks_at(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(value[others], rest)
     for mine, expected in zip(loss.buffers(), alone.buffers(), strict=True):
         torch.testing.assert_close(mine, expected)
-
-
-FURTHER = {
-    "logit-adjusted": lambda: losses.LogitAdjustedLoss(COUNTS),
-    "ldam": lambda: losses.LDAMLoss(COUNTS),
-    "vs": lambda: losses.VSLoss(COUNTS),
-    "lpl": lambda: losses.LPLLoss(COUNTS),
-    "cals": lambda: losses.CALSLoss(C),
-    "absgd": lambda: losses.ABSGDLoss(),
-    "cdb": lambda: losses.CDBLoss(C),
-    "multi-label": lambda: losses.MultiLabelLoss(),
-    "multi-label-ldam": lambda: losses.MultiLabelLDAMLoss(COUNTS),
-    "distribution-balanced": lambda: losses.DistributionBalancedLoss(COUNTS, 60),
-    "multi-label-lpl": lambda: losses.MultiLabelLPLLoss(COUNTS, losses.MultiLabelLoss()),
-}
-
-
-@pytest.mark.parametrize("name", [*MODULES, *FURTHER])
-def test_made_on_meta_as_large_models_are(name: str) -> None:
-    """Made without memory, given room, loaded: what it is as it was made on the CPU."""
-    make = {**MODULES, **FURTHER}[name]
-    made = make()
-    saved = made.state_dict()
-    with torch.device("meta"):
-        loss = make()
-    loss.to_empty(device="cpu").load_state_dict(saved)
-    for kind in ("named_buffers", "named_parameters"):
-        expected = dict(getattr(made, kind)())
-        found = dict(getattr(loss, kind)())
-        assert found.keys() == expected.keys()
-        for key, value in found.items():
-            assert value.dtype == expected[key].dtype, key
-            assert value.device.type == "cpu", key
-            torch.testing.assert_close(value, expected[key], rtol=0, atol=0, equal_nan=True)

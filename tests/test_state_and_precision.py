@@ -1,70 +1,17 @@
-"""What evolves counts once under checkpointing; products within a loss keep their digits whatever
-autocast and 16 bits do around it."""
+"""Products within a loss keep their digits whatever autocast and 16 bits do around it."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lpl_fused import losses
+from lpl_fused.ladc import calibrated_features
 from lpl_fused.linear import NormalizedLinear
-
-N, C = 8, 10
-LABELS = torch.randint(0, C, (N,), generator=torch.Generator().manual_seed(2))
-GROUPS, FEATURES = (
-    torch.arange(N) % 2,
-    torch.randn(N, 3, generator=torch.Generator().manual_seed(3)),
-)
-WEIGHT = torch.randn(C, 3, generator=torch.Generator().manual_seed(4))
-EMA: dict[str, Any] = {"split": "balanced", "statistics": "ema"}
-Call = Callable[[Any, Tensor], Tensor]
-LOSSES: dict[str, tuple[Callable[[], nn.Module], Call]] = {
-    "seesaw": (lambda: losses.SeesawLoss(C), lambda loss, u: loss(u, LABELS)),
-    "eqlv2": (lambda: losses.EQLv2Loss(C), lambda loss, u: loss(u, LABELS)),
-    "absgd": (lambda: losses.ABSGDLoss(), lambda loss, u: loss(u, LABELS)),
-    "dro": (lambda: losses.GroupDROLoss([5, 5]), lambda loss, u: loss(u, LABELS, GROUPS)),
-    "dro, cvar": (
-        lambda: losses.GroupDROLoss([5, 5], cvar=0.5),
-        lambda loss, u: loss(u, LABELS, GROUPS),
-    ),
-    "lpl": (lambda: losses.LPLLoss([1] * C, **EMA), lambda loss, u: loss(u, LABELS)),
-    "multi-label lpl": (
-        lambda: losses.MultiLabelLPLLoss([1] * C, **EMA),
-        lambda loss, u: loss(u, nn.functional.one_hot(LABELS, C).float()),
-    ),
-    "isda": (
-        lambda: losses.ISDALoss(C, 3),
-        lambda loss, u: loss(u, LABELS, FEATURES, WEIGHT),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_checkpointed_step_counts_once(name: str) -> None:
-    make, call = LOSSES[name]
-    found = []
-    for wrapped in (False, True):
-        loss = make()
-        for step in range(3):
-            x = torch.randn(N, C, generator=torch.Generator().manual_seed(step))
-            x.requires_grad_()
-            matrix = torch.eye(C, requires_grad=True)
-
-            def segment(x: Tensor, loss: nn.Module = loss, matrix: Tensor = matrix) -> Tensor:
-                return call(loss, x @ matrix)  # run again, as its backward wants x
-
-            value = checkpoint(segment, x, use_reentrant=False) if wrapped else segment(x)
-            value.backward()
-        state = {k: v for k, v in loss.state_dict().items() if isinstance(v, Tensor)}
-        found.append((state, value.detach(), x.grad))
-    assert found[0][0]
-    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-7)
+from lpl_fused.row_transforms import arc_margin
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -116,3 +63,30 @@ def test_cosines_of_16_bits_neither_overflow_nor_divide_by_0(mixed: bool) -> Non
         )
     assert torch.equal(zero, torch.zeros_like(zero))
     torch.testing.assert_close(long, short, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_calibrated_features_do_not_follow_autocast(dtype: torch.dtype) -> None:
+    made = torch.Generator().manual_seed(0)
+    target = torch.tensor([0] * 9 + [1] * 7 + [2] * 2)
+    features = torch.randn(len(target), 4, generator=made) + 3
+    draws = [torch.Generator().manual_seed(1) for _ in range(2)]
+    plain = calibrated_features(features, target, 2, generator=draws[0])
+    with torch.autocast("cpu", dtype=dtype):
+        found = calibrated_features(features, target, 2, generator=draws[1])
+    torch.testing.assert_close(found, plain, rtol=1e-6, atol=0)
+
+
+def test_cosines_near_1_keep_the_digits_of_the_plain_formula() -> None:
+    cosine = torch.cat([1 - 2.0 ** -torch.arange(1.0, 25.0), torch.ones(1)])
+    label = torch.zeros(len(cosine), dtype=torch.int64)
+    rows = torch.stack([cosine, torch.zeros_like(cosine)], 1)
+    came = arc_margin(rows, label, 0.5)[:, 0].double()
+    truth = torch.cos(torch.acos(cosine.double()) + 0.5)
+    plain = torch.cos(torch.acos(cosine) + 0.5).double()
+    error, allowed = (came - truth).abs(), (plain - truth).abs()
+    assert (error <= allowed.clamp(min=torch.finfo(torch.float32).eps)).all()
+    rows[-1] = 1 + 1e-6  # rounding may leave that
+    rows.requires_grad_()
+    arc_margin(rows, label, 0.5).sum().backward()
+    assert rows.grad.isfinite().all()

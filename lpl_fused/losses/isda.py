@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ..arguments import CONSUMED, NOT_NEGATIVE, Choice, Integer, Number, live
 from ..class_stats import present_classes
-from ..ops.dispatch import full_precision
 from ..perturbation import Perturbation, chained
+from ..precision import product
 from ..problem import accumulate_dtype
 from ..tracing import recomputing
 from .cross_entropy import CrossEntropyLoss
-from .module import Reducing, product
+from .module import Reducing
 from .rows import as_rows, class_indices, expect_classes
 
 _OUTER_ELEMENTS = 1 << 22  # of outer products x xᵀ formed at a time

@@ -140,6 +140,12 @@ class LossModule(nn.Module):
             assert moved is not None
             own = moved if buffer.is_meta else buffer
             self._buffers[name] = own.to(moved.device, buffer.dtype)
+        for name in self.rules:  # options that are tensors and no buffers
+            option = self.__dict__.get(name)
+            if isinstance(option, Tensor):
+                moved = fn(option)
+                own = moved if option.is_meta else option
+                object.__setattr__(self, name, own.to(moved.device, option.dtype))
         return self
 
 

@@ -26,12 +26,12 @@ from ..arguments import (
 )
 from ..class_stats import Counts, checked_counts, effective_number
 from ..multilabel import MISSING
-from ..ops.dispatch import full_precision
 from ..perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from ..phi import Focal, Phi, checked_phi
+from ..precision import full_precision
 from .cross_entropy import BACKEND, GRADIENT, REDUCTION
 from .lpl import LPLLoss
-from .module import LossModule, Reducing, full_precision, of_part
+from .module import LossModule, Reducing, of_part
 
 AnyPerturbation = Perturbation | BinaryPerturbation
 
@@ -368,8 +368,10 @@ class DistributionBalancedLoss(MultiLabelLoss):
         return weight if self.weight_norm is None else weight / self._largest(weight)
 
     def _largest(self, weight: Tensor) -> Tensor:
-        """(…, 1) or 0-dim: the largest of each row of weights, or of all."""
-        return weight.amax(-1, keepdim=True) if self.weight_norm == "by-row" else weight.max()
+        """(…, 1) or 0-dim: the largest of each row of weights, or of all; 1 if there are none."""
+        if self.weight_norm == "by-row":
+            return weight.amax(-1, keepdim=True)
+        return weight.max() if weight.numel() else weight.new_ones(())
 
     def _largest_rebalanced(self, labels: Tensor, inverse_count: Tensor) -> Tensor:
         """(…, 1) or 0-dim: the largest re-balanced weight of each row, or of the batch."""

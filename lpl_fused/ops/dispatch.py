@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -150,19 +149,6 @@ class Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
         raise RuntimeError(ONCE)
-
-
-def _autocasts(device: str) -> bool:
-    return torch.amp.is_autocast_available(device)
-
-
-_autocasts._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch 2.11 cannot trace it
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Products in the dtype of their tensors, whatever autocast says."""
-    kind = device.type
-    return torch.autocast(kind, enabled=False) if _autocasts(kind) else nullcontext()
 
 
 def once_backward(

@@ -17,10 +17,11 @@ from torch import Tensor
 from ..algebra.sweep import with_steps
 from ..algebra.terms import Terms
 from ..backends.contract import Choose, Forward
+from ..precision import full_precision
 from ..problem import NONE, TABLES, Options, Problem, accumulate_dtype
 from ..tracing import direct, settled
 from .chunks import OF_LAYER, WANTED, Layer, Sweep, ignored_rows, weight_sum_dtype
-from .dispatch import AUTO, STATISTICS, SWEEP, Once, checked_form, full_precision, given, register
+from .dispatch import AUTO, STATISTICS, SWEEP, Once, checked_form, given, register
 
 # how a gradient comes about
 FORMS = AUTO, SWEEP, STATISTICS
