@@ -263,7 +263,7 @@ def difficulty_weights(difficulty: Tensor, tau: float | str = "dynamic") -> Tens
     elif tau == "dynamic-cifar":
         exponent = torch.sigmoid(contrast)
     else:
-        exponent = torch.tensor(tau, dtype=d.dtype)
+        exponent = torch.tensor(tau, dtype=d.dtype, device=d.device)
     weights = d**exponent
     if not weights.any():
         return torch.ones_like(weights)
