@@ -228,6 +228,7 @@ def test_native_module_needs_neither_torch_nor_cuda() -> None:
     linked = subprocess.run(
         ["ldd", load("cpp")._native().__file__], capture_output=True, text=True, check=True
     ).stdout
+    linked = re.sub(r"\(0x[0-9a-f]+\)", "", linked)  # addresses may spell a name
     assert not re.search("torch|c10|cuda", linked)
     assert len(re.findall(r"libgomp\S* =>", linked)) <= 1
 
