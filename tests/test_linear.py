@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from cases import Draw, cross_entropy_cases, lpl_cases, penalty_cases, table_cases
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -308,6 +309,46 @@ def test_ignored_rows_take_part_in_no_product(monkeypatch: pytest.MonkeyPatch) -
         assert not grad[ignored].any()
 
 
+def test_nobody_waits_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ignored rows are in the chunks then, and what is in them still touches nothing."""
+    layer = Layer.draw(N, C).to(torch.float32)
+    target = Draw(N, C, seed=27).ignoring()
+    layer.hidden[target == -100] = torch.nan
+    chosen = torch.ones(C).int()
+    for steps in (None, chosen):
+        case = Case(torch.empty(0), target, {} if steps is None else {"step_size": 0.3}, steps)
+        found = []
+        for captures in (False, True):
+            monkeypatch.setattr(chunks, "_captures", lambda _, captures=captures: captures)
+            leaves = leaves_of(case, layer)
+            more = {} if steps is not None else {"chunk_memory": ROWS * C * 4}
+            loss = run(case, leaves, True, **more)
+            found.append([loss, *torch.autograd.grad(loss, list(leaves.values()))])
+        assert all(part.isfinite().all() for part in found[1])
+        torch.testing.assert_close(found[0], found[1])
+    with pytest.raises(RuntimeError, match="chunk_memory: expected room for all 24 rows"):
+        run(case, leaves, True, chunk_memory=1)
+
+
+@pytest.mark.parametrize("form", ["sweep", "statistics"])
+def test_checkpoints_and_what_is_saved_elsewhere(form: str) -> None:
+    layer = Layer.draw(N, C).to(torch.float32)
+    case = Case(torch.empty(0), Draw(N, C, seed=28).labels())
+    leaves = leaves_of(case, layer)
+
+    def loss() -> Tensor:
+        return run(case, leaves, True, gradient=form, chunk_memory=ROWS * C * 4)
+
+    expected = torch.autograd.grad(loss(), list(leaves.values()))
+    with torch.autograd.graph.save_on_cpu():
+        saved = torch.autograd.grad(loss(), list(leaves.values()))
+    again = torch.utils.checkpoint.checkpoint(loss, use_reentrant=False)
+    again = torch.autograd.grad(again, list(leaves.values()))
+    for grad, other, third in zip(expected, saved, again, strict=True):
+        assert torch.equal(grad, other)
+        assert torch.equal(grad, third)
+
+
 @pytest.mark.parametrize("shape", [(), (6,), (2, 3), (2, 3, 2)])
 @pytest.mark.parametrize("dense", [False, True])
 def test_shapes(shape: tuple[int, ...], dense: bool) -> None:
@@ -482,8 +523,14 @@ def test_fakes() -> None:
 def test_operators() -> None:
     layer = Layer.draw(N, C).to(torch.float32)
     target = Draw(N, C, seed=25).ignoring()
-    problem = Problem(torch.empty(N, C), target, offset=torch.randn(C))
-    for want in (["input", "weight", "bias", "offset"], ["weight"]):
+    tables = Problem(torch.empty(N, C), target, offset=torch.randn(C))
+    steps = torch.ones(C, dtype=torch.int32)
+    learned = tables._replace(offset=None, steps=steps)
+    for problem, want in (
+        (tables, ["input", "weight", "bias", "offset"]),
+        (tables, ["weight"]),
+        (learned, ["input", "bias"]),
+    ):
         for memory_ in (0, 4 * C * ROWS):
             given = chunks.Layer(*layer, torch.float32, memory_)
             packed = linear._packed(given, problem, "cpp", want)

@@ -144,3 +144,17 @@ def test_bad_input_is_said_as_by_the_function() -> None:
         losses.LPLLoss(COUNTS).linear(hidden, head.weight, torch.rand(3, N // 3, C))
     with pytest.raises(ValueError, match="input: expected 4 classes"):
         losses.CALSLoss(4).linear(hidden, head.weight, target)
+
+
+@pytest.mark.parametrize("name", ["ldam", "lpl-balanced"])
+def test_compiled(name: str) -> None:
+    torch._dynamo.reset()
+    hidden, head, target = data()
+    loss = HAVE[name]()
+
+    def step() -> Tensor:
+        return loss.linear(hidden, head.weight, target, head.bias, chunk_memory=100)
+
+    torch.testing.assert_close(
+        torch.compile(step, fullgraph=True, backend="aot_eager")(), step(), rtol=0, atol=0
+    )

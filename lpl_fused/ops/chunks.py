@@ -36,7 +36,7 @@ _BY_ROW = ("target", "other", "lam", "sample_weight", "row_index")
 # whose gradient takes all of that, and no less than this
 _LEAST_MEMORY = 64 * 2**20
 # numbers of a part of the weight's gradient, on its way from 16 bits to a sum in float32
-_PART = 1 << 22
+_PART = 1 << 20
 _PART_OF_GPU = 1 << 25
 
 Index = slice | Tensor  # of rows
@@ -110,12 +110,17 @@ def ignored_rows(problem: Problem) -> Tensor:
     return ignored
 
 
+def _captures(tensor: Tensor) -> bool:
+    """Whether a CUDA graph takes down what is done, so that the host sees no numbers."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def cut(layer: Layer, problem: Problem, tables: bool) -> Chunks:
     n, rows = problem.input.shape[0], chunk_rows(layer, problem, tables)
     order, blank = None, False
     if not problem.dense:
         ignored = ignored_rows(problem)
-        if problem.target.is_cuda and torch.cuda.is_current_stream_capturing():
+        if _captures(problem.target):
             blank = True
         elif ignored.any():
             order = (~ignored).nonzero()[:, 0]

@@ -182,7 +182,7 @@ _LAYER_AND_TABLES = {
     **{name: place for place, name in enumerate(OF_LAYER)},
     **dict(zip(TABLES, _TABLE_PLACES, strict=True)),
 }
-_PIECE = 1 << 22  # numbers that are between two dtypes at once
+_PIECE = 1 << 20  # numbers that are between two dtypes at once
 
 
 def _scaled(grad: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
