@@ -194,6 +194,48 @@ def test_composes_or_says_why_not(name: str) -> None:
     any_composition()
 
 
+# those that know no other reduction than theirs apart
+SUMS = [name for name, entry in ENTRIES.items() if "sum" not in entry.refuses]
+UNDIVIDED = (
+    "LPLLoss, official",
+    *(
+        name
+        for name in SUMS
+        if "normalizer"
+        not in inspect.signature(getattr(losses, name.partition(",")[0]).forward).parameters
+    ),
+)
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_a_sum_is_divided_or_says_why_not(name: str) -> None:
+    random, entry = Draw(4, C, 0), ENTRIES[name]
+    call = Call(random.input(), random.labels(), {"reduction": "sum"})
+    call.extra = {
+        "index": torch.arange(4),
+        "group": torch.arange(4) % G,
+        "feature_norm": 1 + random.uniform(4),
+        "features": random.normal(4, A),
+        "classifier_weight": random.normal(C, A),
+        "label": call.label(),
+    }
+
+    def found(**keywords: object) -> Tensor:
+        torch.manual_seed(0)
+        further = [call.extra[name] for name in entry.further]
+        return entry.make(call)(call.logits, call.target, *further, **keywords)  # type: ignore[no-any-return]
+
+    if name in UNDIVIDED:
+        with pytest.raises((TypeError, ValueError), match="normalizer"):
+            found(normalizer=4)
+    else:
+        torch.testing.assert_close(found(normalizer=4), found() / 4)
+
+
+def test_penalties_are_divided_with_the_loss() -> None:
+    assert not {"MbLSLoss", "CALSLoss"} & {*UNDIVIDED}
+
+
 def test_every_loss_is_composed() -> None:
     """Those of one label; test_multilabel.py has the others."""
     named = {name: getattr(losses, name) for name in losses.__all__}

@@ -218,6 +218,9 @@ COUNTS = [40, 20, 10, 8, 6, 5, 4, 3, 2]
         losses.GCLLoss(COUNTS, reduction="sum").eval(),
         losses.SeesawLoss(9, reduction="sum").eval(),
         losses.SoftmaxEQLLoss(COUNTS, 0.1, reduction="sum").eval(),
+        losses.MbLSLoss(0.3, 0.2, base=losses.CrossEntropyLoss(reduction="sum")),
+        losses.MbLSLoss(0.3, 0.2, base=losses.LPLLoss(COUNTS, reduction="sum")),
+        losses.CALSLoss(9, base=losses.LogitAdjustedLoss(COUNTS, reduction="sum"), margin=0.5),
     ],
     ids=lambda module: type(module).__name__,
 )
@@ -242,6 +245,8 @@ def test_modules_that_divide_by_themselves_refuse() -> None:
     for criterion in (
         losses.CrossEntropyLoss(),
         losses.CDBLoss(9),
+        losses.MbLSLoss(),
+        losses.MbLSLoss(base=losses.LPLLoss(COUNTS)),
         losses.LPLLoss(COUNTS, variant=next(iter(VARIANTS)), reduction="sum"),
     ):
         with pytest.raises(ValueError, match="normalizer"):

@@ -27,7 +27,7 @@ from ..class_stats import Counts, label_aware_smoothing
 from ..penalty import KINDS, MarginPenalty, slope_of, value_of
 from ..problem import REDUCTIONS, accumulate_dtype
 from ..row_transforms import class_dim
-from ..validation import Projected, Target
+from ..validation import Projected, Target, checked_normalizer
 from .cross_entropy import CrossEntropyLoss
 from .module import LossModule, Reducing, counted, of_part
 from .multilabel import MultiLabelLoss
@@ -142,6 +142,7 @@ class _MarginLoss(LossModule):
         target: Target,
         linear_bias: Tensor | None = None,
         *,
+        normalizer: float | Tensor | None = None,
         chunk_memory: int | None = None,
     ) -> Tensor:
         """As that of `CrossEntropyLoss`, of such a base."""
@@ -157,6 +158,7 @@ class _MarginLoss(LossModule):
             linear_bias=linear_bias,
             perturbation=base.linear_perturbation(layer),
             penalty=self.margin_penalty(),
+            normalizer=normalizer,
             chunk_memory=chunk_memory,
             **base.keywords(),
         )
@@ -164,7 +166,9 @@ class _MarginLoss(LossModule):
     def _expect_classes(self, input: Tensor) -> None:
         """Raises ValueError where the logits are not of the loss's classes."""
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:
+    def forward(
+        self, input: Tensor, target: Target, *, normalizer: float | Tensor | None = None
+    ) -> Tensor:
         base = self._fused_base()
         if base is not None:
             return functional.cross_entropy(
@@ -172,9 +176,11 @@ class _MarginLoss(LossModule):
                 target,
                 perturbation=base.perturbation(input),
                 penalty=self.margin_penalty(),
+                normalizer=normalizer,
                 **base.keywords(),
             )
         input = input.to(accumulate_dtype(input.dtype))  # the sum of two gradients is rounded
+        divisor = checked_normalizer(normalizer, REDUCTIONS[self.reduction], input)
         loss: Tensor = self.base(input, target)
         rows = counted(target, self.ignore_index)
         # garbage in ignored rows (padding) must not reach the gradient as 0·nan
@@ -183,7 +189,9 @@ class _MarginLoss(LossModule):
         if self.reduction == "none":
             return loss + penalty
         total = penalty.sum()
-        return loss + (total / rows.sum() if self.reduction == "mean" else total)
+        if self.reduction == "mean":
+            return loss + total / rows.sum()
+        return loss + total if divisor is None else (loss + total) / divisor
 
 
 def _bounds(name: str, value: Any) -> tuple[float, float]:
@@ -206,7 +214,7 @@ class MbLSLoss(_MarginLoss):
         alpha: α ≥ 0, default 0.1, the authors'.
         margin: m > 0, default 10, the authors'.
         base: a loss; its reduction holds for both terms, its weights and tables for the first.
-            Default cross-entropy.
+            Default cross-entropy. A call's `normalizer`, beside its reduction "sum", divides both.
 
     Raises:
         ValueError: bad numbers or `base`.
@@ -255,7 +263,7 @@ class CALSLoss(Reducing, _MarginLoss):
     Args:
         num_classes: C.
         base: a loss; its reduction holds for both terms, its weights and tables for the first.
-            Default cross-entropy.
+            Default cross-entropy. A call's `normalizer`, beside its reduction "sum", divides both.
         margin: m > 0, default 10, the authors' runs (their configuration file: 20).
         penalty: default "phr", the authors'.
         normalize: divides h by m; default True, the authors'.
@@ -341,9 +349,11 @@ class CALSLoss(Reducing, _MarginLoss):
         self._expect_classes(input)
         return super().excess(input)
 
-    def forward(self, input: Tensor, target: Target) -> Tensor:
+    def forward(
+        self, input: Tensor, target: Target, *, normalizer: float | Tensor | None = None
+    ) -> Tensor:
         self._expect_classes(input)
-        return super().forward(input, target)
+        return super().forward(input, target, normalizer=normalizer)
 
     def _expect_classes(self, input: Tensor) -> None:
         if input.shape[class_dim(input)] != len(self.rho):
