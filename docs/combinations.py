@@ -37,7 +37,8 @@ END = """
   of it.
 * `BinaryAlphaLoss`, `BinaryVSLoss` (one logit), `SmoothMixLoss` (two kinds of logits) and the
   losses for [several labels](losses/multi-label.md) take what their docstrings say.
-* Which of them go without logits: [classes that do not fit](scale.md).
+* Which of them go without logits: [classes that do not fit](scale.md). What compiling, resuming,
+  ranks and autocast do to them: [losses under transforms](losses_and_transforms.md).
 """
 
 
