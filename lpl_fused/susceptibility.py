@@ -85,8 +85,9 @@ class Susceptibility(nn.Module):
         batch_size: int | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> float:
-        """r of one batch; model, gradients, optimizer and torch's random number generators are left
-        as they were, bit by bit; the step is taken with a copy of the scaler.
+        """r of one batch; model, gradients, optimizer, torch's random number generators and a loss
+        that is a module, with what it gathers, are left as they were, bit by bit; the step is taken
+        with a copy of the scaler.
 
         Args:
             model: called `model(input)` in training mode, as in training; gives logits (N, C).
@@ -100,7 +101,8 @@ class Susceptibility(nn.Module):
             ValueError: logits of another shape than (N, C).
         """
         size = len(input) if batch_size is None else batch_size
-        with _restored(model, optimizer), torch.enable_grad():
+        parts = [model, self.loss] if isinstance(self.loss, nn.Module) else [model]
+        with _restored(parts, optimizer), torch.enable_grad():
             model.train()
             logits = model(input)
             if logits.shape != (size, self.num_classes):
@@ -138,10 +140,10 @@ class Susceptibility(nn.Module):
 
 
 @contextmanager
-def _restored(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def _restored(parts: list[nn.Module], optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Everything a step changes is as before on leaving, in the same tensors."""
     groups = optimizer.param_groups
-    parameters = {id(p): p for p in model.parameters()}
+    parameters = {id(p): p for part in parts for p in part.parameters()}
     parameters.update({id(p): p for group in groups for p in group["params"]})
     values = [(p, p.detach().clone()) for p in parameters.values()]
     # their content too: DistributedDataParallel may let them lie in buckets it writes into
@@ -150,11 +152,12 @@ def _restored(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[No
     # a module may put another tensor in a buffer's place: the place is what is restored
     buffers = [
         (module, name, buffer, buffer.clone())
-        for module in model.modules()
+        for part in parts
+        for module in part.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for part in parts for module in part.modules()]
     # the optimizer works on copies meanwhile; loading a state_dict would cast its state to the
     # dtype of its parameters
     state = dict(optimizer.state)

@@ -50,6 +50,7 @@ OTHER: dict[str, Any] = {
     "variant": "official-fixed",
     "form": "official",
     "iota": "power",
+    "delta": "none",
     "lam": 2.0,
     "first_lam": 3.0,
     "cvar": 0.5,

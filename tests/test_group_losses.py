@@ -21,15 +21,17 @@ from lpl_fused import losses
 GROUPS = [700, 30, 250, 20]
 
 
+@pytest.mark.parametrize("kind", ["power", "none"])
 @pytest.mark.parametrize("iota", ["log", "power", "none"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_group_scaling_is_the_equation(dtype: torch.dtype, iota: str) -> None:
+def test_group_scaling_is_the_equation(dtype: torch.dtype, iota: str, kind: str) -> None:
     draw = Draw(24, 3, seed=5)
     target, group = draw.labels(), torch.randint(4, (24,), generator=draw.generator)
     n = torch.tensor(GROUPS).double()
     delta = (n / n.max()) ** 0.3
     offsets = {"log": -0.8 * torch.log(n / n.sum()), "power": 1 / delta, "none": 0 * n}[iota]
-    loss = losses.GroupVSLoss(GROUPS, 0.3, 0.8, iota=iota, reduction="none")
+    delta = torch.ones_like(delta) if kind == "none" else delta
+    loss = losses.GroupVSLoss(GROUPS, 0.3, 0.8, iota=iota, delta=kind, reduction="none")
     assert_equation(
         lambda u: loss(u, target, group),
         lambda u: cross_entropy(

@@ -73,6 +73,18 @@ def test_step_indices(name, classes, most, head, where, expected) -> None:  # ty
     assert index[list(where)].tolist() == expected
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_heads_are_the_scripts(name: str) -> None:
+    lowered = {
+        classes: losses.LPLLoss(range(classes, 0, -1), variant=name).num_head
+        for classes in (10, 100)
+    }
+    expected = {10: 3, 100: 27} if name == "official-la-long-tail" else {10: 4, 100: 40}
+    assert lowered == expected
+    assert losses.LPLLoss(range(100, 0, -1), variant=name, head=0.5).num_head == 50
+    assert losses.LPLLoss(range(100, 0, -1)).num_head == 40
+
+
 def test_rounded_index_wraps_to_the_last_snapshot() -> None:
     """1000 classes, imbalance 256: 142 classes get index −1, the strongest snapshot."""
     counts = torch.tensor([int(1280 * 256 ** (-i / 999)) for i in range(1000)]).double()

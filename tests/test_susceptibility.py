@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,46 @@ def test_another_loss_and_another_place_for_a_buffer() -> None:
     tracker = Susceptibility(CLASSES, losses.FocalLoss(2.0))
     assert tracker.probe(net, optimizer, torch.ones(5, 6)) != 0
     assert net.calls is place and place == 0
+
+
+class Tempered(nn.Module):
+    """A loss that learns a number, and counts its calls in a buffer that it puts anew."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(2.0))
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return F.cross_entropy(logits / self.temperature, labels)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda: losses.SeesawLoss(CLASSES),
+        lambda: losses.EQLv2Loss(CLASSES),
+        lambda: losses.ABSGDLoss(),
+        lambda: losses.LPLLoss([1] * CLASSES, split="balanced", statistics="ema"),
+        Tempered,
+    ],
+)
+def test_noise_is_nothing_that_a_loss_remembers(loss: Callable[[], nn.Module]) -> None:
+    net, criterion = model(), loss()
+    optimizer = torch.optim.SGD([*net.parameters(), *criterion.parameters()], 0.1)
+    logits, labels = torch.randn(8, CLASSES, requires_grad=True), torch.randint(CLASSES, (8,))
+    criterion(logits, labels).backward()  # something to remember, and a gradient
+    states = [criterion.state_dict(), [p.grad for p in criterion.parameters()]]
+    before, expected = copy.deepcopy(states), copy.deepcopy(criterion)(logits, labels)
+    places = list(criterion.buffers())
+    probe = Susceptibility(CLASSES, criterion)
+    assert probe.probe(net, optimizer, torch.randn(16, 6)) != 0
+    assert_same([criterion.state_dict(), [p.grad for p in criterion.parameters()]], before)
+    assert all(a is b for a, b in zip(criterion.buffers(), places, strict=True))
+    torch.testing.assert_close(criterion(logits, labels), expected, rtol=0, atol=0)
 
 
 def test_continuation_from_state() -> None:

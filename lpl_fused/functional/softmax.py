@@ -202,7 +202,9 @@ def cross_entropy(
         label_smoothing: ε in [0, 1], or a (C,) tensor, ε by target class (MiSLAS): t becomes
             (1 − ε)·t + ε/C.
         phi: "log", or `Alpha`, `GCE`, `Focal`, `Poly1`.
-        z_loss: ≥ 0, weight of the squared logsumexp (PaLM uses 1e-4); None is 0.
+        z_loss: ≥ 0, weight of the squared logsumexp (PaLM uses 1e-4); None is 0. Class and sample
+            weights multiply it as they do ℓ, and the mean divides both alike (Liger's kernel adds
+            it to a row without the class weight).
         softcap: > 0 bounds the logits before the perturbation (Gemma 2 uses 30); 0 and None do not.
         norm: `LogitClip` or `LogitNorm`, T(u) = u·f(‖u‖_p), before the softcap; None leaves u.
         penalty: a `MarginPenalty` P_i of each row, on the raw logits, 0 where the label is ignored.

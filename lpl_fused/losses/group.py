@@ -21,12 +21,13 @@ from .cross_entropy import CrossEntropyLoss
 from .rows import blanked, class_indices, reduced
 
 _IOTAS = "log", "power", "none"
+_DELTAS = "power", "none"
 
 
 class GroupVSLoss(CrossEntropyLoss):
     """Group-sensitive vector scaling (Kini et al., 2021): L = CE(Δ_g·u − ι_g·e_y, y), g = g_i.
 
-        Δ_g = (n_g/n_max)^γ
+        Δ_g = (n_g/n_max)^γ           delta "power"
         ι_g = −τ·log(n_g/Σn)      iota "log"
         ι_g = (n_g/n_max)^{−γ}    iota "power"
 
@@ -38,6 +39,7 @@ class GroupVSLoss(CrossEntropyLoss):
         gamma: γ, default 0.3, the authors' code.
         tau: τ, default 1.0, the authors' code. "log" alone.
         iota: "log" (default) or "power"; the authors' code knows both; or "none", ι = 0.
+        delta: "power" (default), or "none", Δ = 1: with iota "power" the authors' additive mode.
         form: "paper" (default): ι on the target's logit. "official": ι on all logits of the row as
             in the authors' code, where softmax does not see it.
         **keywords: of `CrossEntropyLoss`; `weight` is by class.
@@ -45,8 +47,8 @@ class GroupVSLoss(CrossEntropyLoss):
     Called `loss(logits, target, group)`, `group` indices of the target's shape.
 
     Raises:
-        ValueError: bad counts, `iota` or `form`; groups out of range (CPU; nan on CUDA); a target
-            that is not class indices.
+        ValueError: bad counts, `iota`, `delta` or `form`; groups out of range (CPU; nan on CUDA); a
+            target that is not class indices.
 
     Examples:
         >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
@@ -60,6 +62,7 @@ class GroupVSLoss(CrossEntropyLoss):
         "gamma": rebuilding(REAL),
         "tau": rebuilding(REAL),
         "iota": CONSUMED,
+        "delta": CONSUMED,
         "form": live(Choice(*FORMS)),
     }
 
@@ -70,6 +73,7 @@ class GroupVSLoss(CrossEntropyLoss):
         tau: float = 1.0,
         *,
         iota: str = "log",
+        delta: str = "power",
         form: str = "paper",
         **keywords: Any,
     ) -> None:
@@ -77,12 +81,14 @@ class GroupVSLoss(CrossEntropyLoss):
         self._counts = checked_counts(group_num_list, minimum=1, name="group_num_list")
         self.gamma, self.tau, self.form = gamma, tau, form
         self.iota_kind = Choice(*_IOTAS)("iota", iota)
+        self.delta_kind = Choice(*_DELTAS)("delta", delta)
         self.rebuild()
 
     def rebuild(self) -> None:
         super().rebuild()
         counts = self._counts
-        self.register_table("delta", (counts / counts.max()) ** self.gamma)
+        gamma = self.gamma if self.delta_kind == "power" else 0.0
+        self.register_table("delta", (counts / counts.max()) ** gamma)
         self.register_table("iota", group_offsets(counts, self.gamma, self.tau, self.iota_kind))
 
     def forward(  # type: ignore[override]

@@ -71,7 +71,8 @@ class LPLLoss(Reducing, CrossEntropyLoss):
         cls_num_list: (C,) training samples per class ("balanced" uses only how many classes).
         split: "long-tail" or "balanced".
         head: classes that are lowered, a number (an integer type) or a share (a floating type) of
-            all; default 0.4 (the official 4 of 10 and 40 of 100). "long-tail" alone.
+            all; default 0.4 (the official 4 of 10 and 40 of 100), of the variant
+            "official-la-long-tail" 0.27 (27 of 100). "long-tail" alone.
         epsilon: ε ≥ 0, the fixed part of the bound; default 0 ("long-tail") or 0.4 ("balanced").
         delta_epsilon: Δε ≥ 0, the varied part, one number or a pair (head, tail) / (lowered,
             raised); default (0.9, 1.5) or 0.04. 0 makes all bounds equal.
@@ -129,7 +130,7 @@ class LPLLoss(Reducing, CrossEntropyLoss):
         cls_num_list: Counts,
         *,
         split: str = "long-tail",
-        head: int | float = 0.4,
+        head: int | float | None = None,
         epsilon: float | None = None,
         delta_epsilon: float | tuple[float, float] | None = None,
         step_size: float | None = None,
@@ -157,6 +158,8 @@ class LPLLoss(Reducing, CrossEntropyLoss):
         self.tau = tau
         self._counts = counts
         self.register_buffer("counts", counts, persistent=False)
+        if head is None:
+            head = 0.4 if variant is None else VARIANTS[variant].head
         self.num_head = _head_size(head, len(counts))
         self._build()
         if statistics == "ema":

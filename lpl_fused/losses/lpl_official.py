@@ -43,6 +43,7 @@ class Variant:
     adjusted: bool = False
     head_factor: float = 0.0
     tail_factor: float = 1.0
+    head: float = 0.4  # share of the classes that are lowered: 4 of 10, 40 of 100
 
 
 VARIANTS = {
@@ -57,7 +58,14 @@ VARIANTS = {
         0.01, 40, "index", "long-tail", differentiable=True, head_factor=0.2
     ),
     "official-la-long-tail": Variant(  # lpl-longtail-100/la_lpl_cifar100.py
-        0.2, 50, "index", "long-tail", differentiable=True, adjusted=True, head_factor=0.2
+        0.2,
+        50,
+        "index",
+        "long-tail",
+        differentiable=True,
+        adjusted=True,
+        head_factor=0.2,
+        head=0.27,
     ),
 }
 

@@ -42,7 +42,9 @@ class CDBLoss(Reducing, CrossEntropyLoss):
         normalization: what "mean" divides by: "rows", default, the authors' CIFAR code, or
             "weight", Σ_i w_{y_i}, their ImageNet-LT code and torch's.
         **keywords: `process_group`, and those of `CrossEntropyLoss`, `weight` apart. φ = `Focal` is
-            CDB-Focal.
+            CDB-Focal, differentiated as a whole; the authors' code takes (1 − p)^γ for a constant,
+            which gives another gradient (that of `functional.cross_entropy` with it as
+            `sample_weight`, summed).
 
     State: `difficulty` and `weight`. Every rank of torch.distributed must call `update`, with what
     it has seen; accuracies are averaged by `samples`, so that all ranks weigh alike; see
