@@ -26,6 +26,7 @@ from .arguments import (
 )
 from .tracing import readable
 
+_INDEX = Integer(least=0)
 # a list, a tensor or an array, one number per class; or a Counter or dict of class indices
 Counts = Sequence[float] | Mapping[int, float] | Tensor | Any
 
@@ -120,14 +121,16 @@ def class_counts(
             such; a `TensorDataset` of inputs and labels; or the path of an iNaturalist / COCO
             annotation JSON file, whose `annotations[*].category_id` are counted. No image is
             opened.
-        num_classes: C; left out, the highest label + 1.
+        num_classes: C; left out, the number of categories that a file lists, or else the highest
+            label + 1.
         class_of: which class each label is, where labels are no class indices: COCO's categories
             start at 1 and have gaps.
 
     Raises:
         TypeError: no labels found in what was given.
-        ValueError: a negative label, one not below `num_classes`, one that `class_of` lacks; an
-            annotation file whose categories are not 0, 1, 2, … without `class_of`.
+        ValueError: a negative label, one not below `num_classes`, one that `class_of` lacks; a file
+            of another kind; an annotation file whose categories, or, where it lists none and
+            `num_classes` is left out, whose labels are not 0, 1, 2, … without `class_of`.
 
     Examples:
         >>> lpl_fused.class_stats.class_counts([0, 0, 2, 0])
@@ -138,18 +141,22 @@ def class_counts(
     """
     num_classes = Maybe(Integer(least=1))("num_classes", num_classes)
     if isinstance(labels, (str, PathLike)):
-        with open(labels) as file:
-            content = json.load(file)
-        labels = [entry["category_id"] for entry in content["annotations"]]
-        known = sorted(entry["id"] for entry in content.get("categories", ()))
-        if class_of is None and known and known != list(range(len(known))):
+        labels, known = _annotated(labels)
+        found = known or sorted(set(labels))
+        # without a list of categories nobody knows whether a gap is a class without samples
+        gaps = found != list(range(len(found))) and (known or num_classes is None)
+        if class_of is None and gaps:
             raise ValueError(
                 "class_of: expected a mapping from category ids to class indices, as these are not"
-                f" 0 to {len(known) - 1} but {shown(known)}; for instance"
-                " {id: index for index, id in enumerate(sorted(ids))}, got None"
+                f" 0 to {len(found) - 1} but {shown(found)}; for instance"
+                " {id: index for index, id in enumerate(sorted(ids))}"
+                f"{'' if known else ', or num_classes, if they are class indices'}, got None"
             )
+        if class_of is None and known and num_classes is None:
+            num_classes = len(known)
     indices = _labels_of(labels)
     if class_of is not None:
+        _check_mapping(class_of)
         values, where = indices.unique(return_inverse=True)
         missing = [value for value in values.tolist() if value not in class_of]
         if missing:
@@ -164,6 +171,33 @@ def class_counts(
             f", got {counts.numel() - 1}"
         )
     return counts
+
+
+def _check_mapping(class_of: Any) -> None:
+    if not isinstance(class_of, Mapping):
+        raise TypeError(f"class_of: expected a mapping of labels to classes, got {shown(class_of)}")
+    for value in class_of.values():
+        _INDEX("class_of", value)
+
+
+def _annotated(path: str | PathLike[str]) -> tuple[list[int], list[int]]:
+    """The category of each annotation of a file, and the categories that it lists, sorted."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+        labels = [entry["category_id"] for entry in content["annotations"]]
+        known = sorted(entry["id"] for entry in content.get("categories", ()))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"labels: expected an annotation file with annotations[*].category_id, got {path}:"
+            f" {type(error).__name__}: {error}"
+        ) from error
+    for number in (*labels, *known):
+        if whole_number(number) is None:
+            raise ValueError(
+                f"labels: expected integer category ids, got {shown(number)} in {path}"
+            )
+    return labels, known
 
 
 def _labels_of(labels: Any) -> Tensor:

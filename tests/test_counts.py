@@ -164,3 +164,51 @@ def test_categories_with_gaps_need_a_mapping(tmp_path: Path) -> None:
     content["categories"] = [{"id": k} for k in range(10)]
     path.write_text(json.dumps(content))
     assert class_counts(path).tolist() == [0, 1, 0, 0, 1, 0, 0, 0, 0, 3]
+    for wrong in (3, [1], {1: "x", 4: 1, 9: 2}, {1: -1, 4: 1, 9: 2}, {1: 0.5, 4: 1, 9: 2}):
+        with pytest.raises((TypeError, ValueError), match="class_of: expected"):
+            class_counts(path, class_of=wrong)  # type: ignore[arg-type]
+
+
+def test_gaps_without_a_list_of_categories_need_a_mapping_or_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "annotations.json"
+
+    def write(*labels: Any) -> None:
+        path.write_text(json.dumps({"annotations": [{"category_id": k} for k in labels]}))
+
+    write(1, 3, 3, 2)  # COCO starts at 1: no class 0 was meant
+    for gaps in ((1, 3, 3, 2), (0, 2, 2), (90,)):
+        write(*gaps)
+        with pytest.raises(ValueError, match=r"class_of: .* or num_classes, if they are class ind"):
+            class_counts(path)
+        mapping = {label: index for index, label in enumerate(sorted(set(gaps)))}
+        assert class_counts(path, class_of=mapping).tolist() == [
+            gaps.count(label) for label in sorted(set(gaps))
+        ]
+    write(0, 2, 2)
+    assert class_counts(path, 4).tolist() == [1, 0, 2, 0]
+    write(1, 3, 3, 2)
+    with pytest.raises(ValueError, match="below num_classes=3"):
+        class_counts(path, 3)
+    write(0, 1, 1)
+    assert class_counts(path).tolist() == [1, 2]
+    write(0, "dog")
+    with pytest.raises(ValueError, match="labels: expected integer category ids, got 'dog'"):
+        class_counts(path)
+
+
+def test_classes_without_samples_are_those_of_the_categories(tmp_path: Path) -> None:
+    path = tmp_path / "annotations.json"
+    content = {"categories": [{"id": k} for k in range(4)], "annotations": [{"category_id": 1}]}
+    path.write_text(json.dumps(content))
+    assert class_counts(path).tolist() == [0, 1, 0, 0]
+    assert class_counts(path, 6).tolist() == [0, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "7", '{"annotations": 3}', '{"annotations": [{"id": 1}]}', "[" * 10**5]
+)
+def test_a_file_of_another_kind_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "annotations.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="labels: expected an annotation file .*annotations.json"):
+        class_counts(path)
