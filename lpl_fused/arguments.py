@@ -225,6 +225,55 @@ class RealTensor:
         return value
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """A tensor of integers, or of floating numbers, of `dims` dimensions if that is said."""
+
+    floating: bool
+    dims: int | None = None
+    what: str = ""
+
+    def __str__(self) -> str:
+        kind = "floating numbers" if self.floating else "integers"
+        return f"a tensor of {kind}{self.what and ', ' + self.what}"
+
+    def __call__(self, name: str, value: Any) -> Tensor:
+        integers = isinstance(value, Tensor) and not (
+            value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
+        )
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        if not (floating if self.floating else integers):
+            raise TypeError(f"{name}: expected {self}, got {shown(value)}")
+        if self.dims is not None and value.dim() != self.dims:
+            raise ValueError(f"{name}: expected {self}, got shape {tuple(value.shape)}")
+        return value  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """Something of a class, which messages call `what`."""
+
+    kind: type | tuple[type, ...]
+    what: str
+
+    def __str__(self) -> str:
+        return self.what
+
+    def __call__(self, name: str, value: Any) -> Any:
+        if not isinstance(value, self.kind):
+            raise TypeError(f"{name}: expected {self}, got {shown(value)}")
+        return value
+
+
+def function(name: str, value: Any) -> Any:
+    """Something that can be called, as a check."""
+    if not callable(value):
+        raise TypeError(f"{name}: expected a function, got {shown(value)}")
+    return value
+
+
+CLASSES = Numbers(False, 1, "one class per sample, shape (N,)")
+GENERATOR = Maybe(Instance(torch.Generator, "a torch.Generator"))
 CLASS_WEIGHTS = Maybe(RealTensor(1, "a tensor (C,), one number per class"))
 FLAG = Flag()
 REAL = Number()
@@ -232,6 +281,7 @@ POSITIVE = Number(above=0)
 NOT_NEGATIVE = Number(least=0)
 OFF_OR_NOT_NEGATIVE = Off(NOT_NEGATIVE)
 SHARE = Number(least=0, most=1)
+BELOW_ONE = Number(least=0, below=1)
 
 
 class Rule(NamedTuple):

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .evaluation import FEW_BELOW, MANY_ABOVE
+from .arguments import Numbers, RealTensor
+from .class_stats import count_tensor
+from .evaluation import FEW_BELOW, MANY_ABOVE, check_borders
 from .extras import needs_extra
 
 
@@ -69,7 +71,9 @@ def mean_average_precision(
     with needs_extra():
         from torchmetrics.functional.classification import binary_average_precision
 
-    counts = torch.as_tensor(cls_num_list).to(scores.device)
+    Numbers(True, 2, "shape (N, C)")("scores", scores)
+    RealTensor(2, "a tensor of labels 0 and 1, shape (N, C)")("target", target)
+    counts = count_tensor(cls_num_list, "cls_num_list").to(scores.device)
     _check(scores, target, counts, many_above, few_below)
     labels, ranks = target.long(), _ranks(scores)
     # class by class: MultilabelAveragePrecision, which does the same, wants two labels at least
@@ -101,9 +105,8 @@ def _ranks(scores: Tensor) -> Tensor:
 
 
 def _check(scores: Tensor, target: Tensor, counts: Tensor, many_above: int, few_below: int) -> None:
-    if not scores.is_floating_point():
-        raise TypeError(f"scores: expected a floating dtype, got {scores.dtype}")
-    if scores.ndim != 2 or scores.numel() == 0:
+    check_borders(many_above, few_below)
+    if scores.numel() == 0:
         raise ValueError(f"scores: expected shape (N, C), not empty, got {tuple(scores.shape)}")
     if target.shape != scores.shape:
         raise ValueError(

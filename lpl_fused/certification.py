@@ -15,9 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import POSITIVE, Integer, Number
+from .arguments import GENERATOR, POSITIVE, REAL, Integer, Number, Numbers, function, shown
 
 ABSTAIN = -1
+_COUNT, _TRIALS = Integer(least=0), Integer(least=1)
+_ALPHA = Number(above=0, most=0.5)
+_SIGNIFICANCE = Number(above=0, most=1)
 _MOST_TERMS = 100_000  # of the continued fraction; 10⁹ votes take some 4,000
 
 
@@ -57,6 +60,8 @@ class SmoothedClassifier:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
+        function("model", self.model)
+        GENERATOR("generator", self.generator)
         POSITIVE("sigma", self.sigma)
         Integer(least=1)("num_classes", self.num_classes)
         Integer(least=1)("batch_size", self.batch_size)
@@ -70,7 +75,8 @@ class SmoothedClassifier:
         Args:
             x: one input, without a batch dimension.
         """
-        num = Integer(least=0)("num", num)
+        Numbers(True)("x", x)
+        num = _COUNT("num", num)
         counts = torch.zeros(self.num_classes, dtype=torch.int64, device=x.device)
         for start in range(0, num, self.batch_size):
             shape = (min(self.batch_size, num - start), *x.shape)
@@ -93,13 +99,15 @@ class SmoothedClassifier:
         Args:
             n0, n, alpha: defaults 100, 100,000 and 0.001, Cohen's and SmoothMix's.
         """
+        n0, n, alpha = _TRIALS("n0", n0), _TRIALS("n", n), _ALPHA("alpha", alpha)
         label = int(self.votes(x, n0).argmax())
         radius = certified(int(self.votes(x, n)[label]), n, self.sigma, alpha)
         return Certificate(ABSTAIN, 0.0) if radius is None else Certificate(label, radius)
 
     def predict(self, x: Tensor, n: int = 100_000, alpha: float = 0.001) -> int:
         """The class of one input from n votes, or ABSTAIN; see `voted`."""
-        return voted(self.votes(x, n), alpha)
+        _SIGNIFICANCE("alpha", alpha)
+        return voted(self.votes(x, _TRIALS("n", n)), alpha)
 
 
 def certified(votes: int, total: int, sigma: float, alpha: float = 0.001) -> float | None:
@@ -117,6 +125,8 @@ def certified(votes: int, total: int, sigma: float, alpha: float = 0.001) -> flo
         True
     """
     sigma = POSITIVE("sigma", sigma)
+    total = _TRIALS("total", total)
+    votes = Integer(least=0, most=total)("votes", votes)
     p = clopper_pearson_lower(votes, total, alpha)
     return None if p < 0.5 else sigma * NormalDist().inv_cdf(p)
 
@@ -130,7 +140,10 @@ def voted(counts: Tensor, alpha: float = 0.001) -> int:
         >>> lpl_fused.certification.voted(torch.tensor([90, 10, 0]))
         0
     """
-    alpha = Number(above=0, most=1)("alpha", alpha)
+    alpha = _SIGNIFICANCE("alpha", alpha)
+    Numbers(False, 1, "the votes of at least two classes")("counts", counts)
+    if len(counts) < 2 or counts.min() < 0:
+        raise ValueError(f"counts: expected votes of at least two classes, got {shown(counts)}")
     (most, second), order = torch.topk(counts, 2)
     p = min(1.0, 2 * binomial_tail(int(most), int(most + second), 0.5))
     return ABSTAIN if p > alpha else int(order[0])
@@ -147,9 +160,9 @@ def clopper_pearson_lower(successes: int, trials: int, alpha: float) -> float:
         >>> round(lpl_fused.certification.clopper_pearson_lower(990, 1000, alpha=0.001), 4)
         0.976
     """
-    if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(f"expected 0 <= successes <= trials, got {successes} of {trials}")
-    alpha = Number(above=0, most=0.5)("alpha", alpha)
+    trials = _TRIALS("trials", trials)
+    successes = Integer(least=0, most=trials)("successes", successes)
+    alpha = _ALPHA("alpha", alpha)
     if successes == 0:
         return 0.0
     if successes == trials:
@@ -170,8 +183,12 @@ def binomial_tail(successes: int, trials: int, p: float) -> float:
         >>> round(lpl_fused.certification.binomial_tail(8, 10, p=0.5), 4)
         0.0547
     """
+    successes, trials = Integer()("successes", successes), _COUNT("trials", trials)
+    p = REAL("p", p)
     if successes <= 0:
         return 1.0
+    if successes > trials:
+        return 0.0
     if p <= 0 or p >= 1:
         return float(p >= 1)
     a, b = float(successes), float(trials - successes + 1)

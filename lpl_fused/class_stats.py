@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from .arguments import (
+    BELOW_ONE,
     POSITIVE,
     SHARE,
     Choice,
@@ -91,14 +92,19 @@ def count_tensor(counts: Counts, name: str) -> Tensor:
             assert index is not None
             listed[index] = count
         counts = listed
-    if isinstance(counts, (str, bytes)) or not (
-        isinstance(counts, (Tensor, list, tuple, range)) or hasattr(counts, "__array__")
+    return _real_tensor(counts, name, expected)
+
+
+def _real_tensor(values: Any, name: str, expected: str) -> Tensor:
+    """Numbers of any kind as a tensor, bools and complex ones refused."""
+    if isinstance(values, (str, bytes)) or not (
+        isinstance(values, (Tensor, list, tuple, range)) or hasattr(values, "__array__")
     ):
-        raise TypeError(f"{name}: expected {expected}, got {shown(counts)}")
+        raise TypeError(f"{name}: expected {expected}, got {shown(values)}")
     try:
-        found = on_cpu(counts)
+        found = on_cpu(values)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name}: expected {expected}, got {shown(counts)}") from error
+        raise TypeError(f"{name}: expected {expected}, got {shown(values)}") from error
     if found.is_complex() or found.dtype == torch.bool:
         raise TypeError(f"{name}: expected {expected}, got {found.dtype}")
     return found
@@ -260,7 +266,7 @@ def effective_number_weights(cls_num_list: Counts, beta: float = 0.9999) -> Tens
         >>> lpl_fused.class_stats.effective_number_weights([100, 10, 1], beta=0.9)
         tensor([0.2393, 0.3674, 2.3932])
     """
-    beta = Number(least=0, below=1)("beta", beta)
+    beta = BELOW_ONE("beta", beta)
     counts = checked_counts(cls_num_list)
     weights = torch.where(counts > 0, 1 / effective_number(counts, beta), 0.0)
     return (weights * (len(counts) / weights.sum())).float()
@@ -283,7 +289,7 @@ def difficulty_weights(difficulty: Tensor, tau: float | str = "dynamic") -> Tens
         >>> lpl_fused.class_stats.difficulty_weights(torch.tensor([0.1, 0.5, 0.9]), tau=1.0)
         tensor([0.2000, 1.0000, 1.8000], dtype=torch.float64)
     """
-    d = on_cpu(difficulty).double()
+    d = _real_tensor(difficulty, "difficulty", "one number per class").double()
     if d.dim() != 1 or d.numel() == 0:
         raise ValueError(f"difficulty: expected shape (C,), got {tuple(d.shape)}")
     if not ((d >= 0) & (d <= 1)).all():

@@ -7,14 +7,22 @@ of it; average-K classification takes its softmax.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .arguments import CLASSES, POSITIVE, Instance, Integer, Maybe, Number, Numbers, shown
+from .class_stats import count_tensor
+
 MANY_ABOVE = 100
 FEW_BELOW = 20
+
+_TENSOR = Instance(Tensor, "a tensor")
+_BORDER = Number(infinite=True)
+_SCORES = Numbers(True, 2, "shape (N, C)")
+_ROW_LOSSES = Numbers(True, 1, "one loss per sample, shape (N,)")
 
 
 @dataclass(frozen=True)
@@ -79,18 +87,16 @@ def accuracy(
         >>> found.overall, found.many, found.medium, found.few
         (0.75, 1.0, 1.0, 0.0)
     """
-    counts = torch.as_tensor(cls_num_list).to(target.device)
+    _TENSOR("input", input)
+    CLASSES("target", target)
+    counts = count_tensor(cls_num_list, "cls_num_list").to(target.device)
     num_classes = _check_class_vector(counts)
-    if few_below > many_above + 1:
-        raise ValueError(
-            f"few_below must be at most many_above + 1, so that no class is both few- and "
-            f"many-shot; got few_below={few_below}, many_above={many_above}"
-        )
+    check_borders(many_above, few_below)
     if input.ndim == 2 and input.is_floating_point():
         if input.shape[1] != num_classes:
             raise ValueError(
-                f"cls_num_list has {num_classes} classes but the logits {tuple(input.shape)} "
-                f"have {input.shape[1]}"
+                f"cls_num_list has {num_classes} classes but input, the logits "
+                f"{tuple(input.shape)}, has {input.shape[1]}"
             )
         predictions = input.argmax(dim=1)
     elif input.ndim == 1 and _is_integer(input):
@@ -149,12 +155,10 @@ def relative_loss_variation(
         ... )
         tensor([-0.5000,  0.5000], dtype=torch.float64)
     """
+    CLASSES("target", target)
+    num_classes = Integer(least=1)("num_classes", num_classes)
     for name, values in (("loss", loss), ("perturbed_loss", perturbed_loss)):
-        if values.ndim != 1 or not values.is_floating_point():
-            raise TypeError(
-                f"{name} must be per-sample losses (N,) of a floating dtype; got shape "
-                f"{tuple(values.shape)}, {values.dtype}"
-            )
+        _ROW_LOSSES(name, values)
         _check_same_length(values, target, name)
     _check_labels(target, num_classes, "target")
     counted = loss > 0
@@ -195,8 +199,13 @@ def average_k_threshold(
         >>> lpl_fused.evaluation.average_k_threshold(p, k=2)
         tensor(0.2250)
     """
+    k = POSITIVE("k", k)
+    num_samples = Maybe(Integer(least=0))("num_samples", num_samples)
     if isinstance(scores, Tensor):
+        _check_scores(scores)
         scores = scores.split(256)
+    elif not isinstance(scores, Iterable) or isinstance(scores, (str, bytes, Mapping)):
+        raise TypeError(f"scores: expected a tensor or pieces of one, got {shown(scores)}")
     if isinstance(scores, (list, tuple)):
         num_samples = sum(len(piece) for piece in scores)
     elif num_samples is None:
@@ -247,8 +256,11 @@ def average_k_sets(scores: Tensor, threshold: Tensor | float, *, min_size: int =
                 [ True,  True, False]])
     """
     _check_scores(scores)
-    if not 0 <= min_size <= scores.shape[1]:
-        raise ValueError(f"min_size: expected 0 to C={scores.shape[1]}, got {min_size}")
+    min_size = Integer(least=0, most=scores.shape[1])("min_size", min_size)
+    if not isinstance(threshold, Tensor):
+        threshold = _BORDER("threshold", threshold)
+    elif threshold.dim() or not threshold.is_floating_point():
+        raise ValueError(f"threshold: expected {_BORDER}, got {shown(threshold)}")
     # in the precision of λ: compared in bfloat16, λ itself would be rounded
     sets = scores.to(torch.promote_types(scores.dtype, torch.float32)) >= threshold
     if min_size:
@@ -290,6 +302,7 @@ def average_k_accuracy(
         AverageK(accuracy=1.0, mean_size=2.0, empty=0.0)
     """
     sets = average_k_sets(scores, threshold, min_size=min_size)
+    _TENSOR("target", target)
     if target.is_floating_point():
         if target.shape != scores.shape:
             raise ValueError(
@@ -305,10 +318,7 @@ def average_k_accuracy(
 
 
 def _check_scores(scores: Tensor) -> None:
-    if not scores.is_floating_point():
-        raise TypeError(f"scores: expected a floating dtype, got {scores.dtype}")
-    if scores.ndim != 2:
-        raise ValueError(f"scores: expected shape (N, C), got {tuple(scores.shape)}")
+    _SCORES("scores", scores)
     if scores.isnan().any():
         raise ValueError("scores: expected numbers, got nan")
 
@@ -331,17 +341,23 @@ def _is_integer(tensor: Tensor) -> bool:
 def _check_class_vector(counts: Tensor) -> int:
     if counts.ndim != 1 or len(counts) == 0:
         raise ValueError(
-            f"cls_num_list must be a non-empty vector (C,); got shape {tuple(counts.shape)}"
+            "cls_num_list: expected one count per class, shape (C,), got shape "
+            f"{tuple(counts.shape)}"
         )
     return len(counts)
 
 
-def _check_labels(labels: Tensor, num_classes: int, name: str) -> None:
-    if labels.ndim != 1 or not _is_integer(labels):
-        raise TypeError(
-            f"{name}s must be classes (N,) of an integer dtype; got shape {tuple(labels.shape)}, "
-            f"{labels.dtype}"
+def check_borders(many_above: float, few_below: float) -> None:
+    """Raise where a class could be both few- and many-shot, or a border is no number."""
+    if _BORDER("few_below", few_below) > _BORDER("many_above", many_above) + 1:
+        raise ValueError(
+            "few_below: expected at most many_above + 1, so that no class is both few- and "
+            f"many-shot, got few_below={few_below}, many_above={many_above}"
         )
+
+
+def _check_labels(labels: Tensor, num_classes: int, name: str) -> None:
+    CLASSES(name, labels)
     outside = labels[(labels < 0) | (labels >= num_classes)]
     if len(outside):
         raise ValueError(f"{name} {int(outside[0])} is out of range for {num_classes} classes")

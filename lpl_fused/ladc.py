@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .arguments import NOT_NEGATIVE, POSITIVE, Choice, Integer
+from .arguments import CLASSES, FLAG, GENERATOR, NOT_NEGATIVE, POSITIVE, Choice, Integer, Numbers
 from .class_stats import class_counts
 from .precision import full_precision
 
@@ -31,6 +31,7 @@ def tukey(features: Tensor, power: float = 0.9) -> Tensor:
         tensor([0., 1., 2.])
     """
     power = POSITIVE("power", power)
+    Numbers(True)("features", features)
     if (features < 0).any():
         raise ValueError(f"features: expected numbers >= 0, got {float(features.min())}")
     return features**power
@@ -94,9 +95,11 @@ def calibrated_features(
         >>> labels  # class 2 now has as many as class 0
         tensor([2, 2])
     """
-    if not features.is_floating_point():
-        raise TypeError(f"features: expected a floating dtype, got {features.dtype}")
-    if features.dim() != 2 or target.shape != features.shape[:1]:
+    Numbers(True, 2, "shape (n, A)")("features", features)
+    CLASSES("target", target)
+    shared_spread = FLAG("shared_spread", shared_spread)
+    GENERATOR("generator", generator)
+    if target.shape != features.shape[:1]:
         raise ValueError(
             f"features, target: expected shapes (n, A) and (n,), got {tuple(features.shape)} and "
             f"{tuple(target.shape)}"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .arguments import Integer
 from .problem import accumulate_dtype
+
+_SIZE = Integer(least=1)
 
 
 class NormalizedLinear(nn.Module):
@@ -28,8 +31,9 @@ class NormalizedLinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.in_features = _SIZE("in_features", in_features)
+        self.out_features = _SIZE("out_features", out_features)
+        self.weight = nn.Parameter(torch.empty(self.out_features, self.in_features))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -67,7 +71,7 @@ class WeightScaling(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(num_classes))
+        self.scale = nn.Parameter(torch.ones(_SIZE("num_classes", num_classes)))
 
     def forward(self, input: Tensor) -> Tensor:
         return input * self.scale

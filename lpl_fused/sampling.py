@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .arguments import CONSUMED, POSITIVE, REAL, live
+from .arguments import CLASSES, CONSUMED, POSITIVE, REAL, Numbers, live
 from .class_stats import Counts, checked_counts, difficulty_weights
 from .losses.module import LossModule
 from .problem import accumulate_dtype, label_range_error
@@ -38,8 +38,9 @@ def difficulty_sampling_weights(
         >>> lpl_fused.sampling.difficulty_sampling_weights(target, difficulty, tau=1.0)
         tensor([0.2000, 0.2000, 1.6000], dtype=torch.float64)
     """
-    weights = difficulty_weights(difficulty, tau).to(target.device)
+    weights = difficulty_weights(difficulty, tau)
     _check_classes(target, len(weights))
+    weights = weights.to(target.device)
     label = target.long()
     counts = torch.bincount(label, minlength=len(weights))
     return (weights / counts.clamp(min=1))[label]
@@ -102,8 +103,8 @@ class UniMix(LossModule):
         return index, torch.where(lam > 1, lam - 1, lam)
 
     def forward(self, input: Tensor, target: Tensor) -> tuple[Tensor, MixedTarget]:
-        if not input.is_floating_point():
-            raise TypeError(f"input: expected a floating dtype, got {input.dtype}")
+        Numbers(True)("input", input)
+        CLASSES("target", target)
         if input.shape[:1] != target.shape:
             raise ValueError(
                 f"target: expected one class per sample, {input.shape[0]}, "
@@ -121,10 +122,7 @@ class UniMix(LossModule):
 
 def _check_classes(target: Tensor, num_classes: int) -> None:
     """Dtype, shape and, on the CPU (elsewhere it would synchronise), range."""
-    if target.is_floating_point() or target.dtype == torch.bool:
-        raise TypeError(f"target: expected integer class indices, got {target.dtype}")
-    if target.dim() != 1:
-        raise ValueError(f"target: expected shape (N,), got {tuple(target.shape)}")
+    CLASSES("target", target)
     if target.device.type == "cpu":
         outside = target[(target < 0) | (target >= num_classes)]
         if len(outside):

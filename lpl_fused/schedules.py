@@ -1,4 +1,7 @@
-"""What changes with the epoch, as pure functions of it."""
+"""What changes with the epoch, as pure functions of it.
+
+A number that is none, or out of range, is a TypeError or ValueError that names its argument.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from .arguments import BELOW_ONE, POSITIVE, REAL
 from .class_stats import Counts, checked_counts, effective_number_weights
 
 
@@ -33,7 +37,8 @@ def drw_weights(cls_num_list: Counts, epoch: int, start_epoch: int, beta: float 
         >>> lpl_fused.schedules.drw_weights([100, 10, 1], epoch=160, start_epoch=160)
         tensor([0.0272, 0.2704, 2.7025])
     """
-    if epoch < start_epoch:
+    if REAL("epoch", epoch) < REAL("start_epoch", start_epoch):
+        BELOW_ONE("beta", beta)
         return torch.ones(len(checked_counts(cls_num_list)))
     return effective_number_weights(cls_num_list, beta)
 
@@ -45,7 +50,8 @@ def warm_up(value: float, epoch: int, epochs: int = 10) -> float:
         >>> [lpl_fused.schedules.warm_up(5.0, epoch) for epoch in (0, 4, 9, 20)]
         [0.5, 2.5, 5.0, 5.0]
     """
-    return value * min(1.0, (epoch + 1) / epochs)
+    value, epoch_now = REAL("value", value), REAL("epoch", epoch)
+    return value * min(1.0, (epoch_now + 1) / POSITIVE("epochs", epochs))
 
 
 def isda_strength(epoch: float, epochs: int, strength: float = 0.5) -> float:
@@ -55,7 +61,8 @@ def isda_strength(epoch: float, epochs: int, strength: float = 0.5) -> float:
         >>> lpl_fused.schedules.isda_strength(epoch=80, epochs=160)
         0.25
     """
-    return strength * epoch / epochs
+    strength = REAL("strength", strength)
+    return strength * REAL("epoch", epoch) / POSITIVE("epochs", epochs)
 
 
 def progress(epoch: float, start: float, end: float) -> float:
@@ -67,6 +74,7 @@ def progress(epoch: float, start: float, end: float) -> float:
         >>> [lpl_fused.schedules.progress(epoch, 100, 200) for epoch in (0, 150, 300)]
         [0.0, 0.5, 1.0]
     """
+    epoch, start, end = REAL("epoch", epoch), REAL("start", start), REAL("end", end)
     return 1.0 if end <= start else min(max((epoch - start) / (end - start), 0.0), 1.0)
 
 
@@ -77,6 +85,8 @@ def geometric(first: float, last: float, ratio: float) -> float:
         >>> round(lpl_fused.schedules.geometric(0.1, 0.001, 0.5), 6)
         0.01
     """
+    first, last = POSITIVE("first", first), POSITIVE("last", last)
+    ratio = REAL("ratio", ratio)
     return first * math.exp(math.log(last / first) * ratio)
 
 
@@ -87,6 +97,8 @@ def lp_exponent(ratio: float, first: float = 8.0, last: float = 1000.0) -> float
         >>> [lpl_fused.schedules.lp_exponent(ratio) for ratio in (0.0, 1.0)]
         [8.0, inf]
     """
+    ratio, last = REAL("ratio", ratio), POSITIVE("last", last)
+    first = POSITIVE("first", first)
     return math.inf if ratio >= 1 and last >= 100 else geometric(first, last, ratio)
 
 
@@ -99,6 +111,8 @@ def smooth_ramp(value: float, ratio: float, smooth: float = 0.0) -> float:
         >>> [lpl_fused.schedules.smooth_ramp(0.3, ratio) for ratio in (0.0, 0.5, 1.0)]
         [0.0, 0.15, 0.3]
     """
+    value, ratio = REAL("value", value), REAL("ratio", ratio)
+    smooth = BELOW_ONE("smooth", smooth)
     if smooth == 0:
         return value * ratio
     k = 1 / ((4 - 3 * smooth) * smooth**3)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
-from .arguments import Integer
+from .arguments import Instance, Integer, Number, function, shown
 from .distributed import all_sum, world_size
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -58,10 +58,8 @@ class Susceptibility(nn.Module):
         self, num_classes: int, loss: Loss = functional.cross_entropy, *, seed: int = 0
     ) -> None:
         super().__init__()
-        if not callable(loss):
-            raise TypeError(f"loss: expected a function of logits and labels, got {loss!r}")
         self.num_classes = Integer(least=1)("num_classes", num_classes)
-        self.loss, self.seed = loss, Integer()("seed", seed)
+        self.loss, self.seed = function("loss", loss), Integer()("seed", seed)
         for name in ("total", "first", "last"):
             self.register_buffer(name, torch.tensor(0.0, dtype=torch.float64))
         self.register_buffer("probes", torch.tensor(0))
@@ -100,7 +98,22 @@ class Susceptibility(nn.Module):
         Raises:
             ValueError: logits of another shape than (N, C).
         """
-        size = len(input) if batch_size is None else batch_size
+        Instance(nn.Module, "a module")("model", model)
+        # wrappers of optimizers and scalers need not be of torch's classes
+        for name, value, methods in (
+            ("optimizer", optimizer, ("step", "param_groups", "state")),
+            ("scaler", scaler, ("scale", "step")),
+        ):
+            if name == "scaler" and value is None:
+                continue
+            if not all(hasattr(value, method) for method in methods):
+                raise TypeError(f"{name}: expected one of torch, got {shown(value)}")
+        if batch_size is None and not hasattr(input, "__len__"):
+            raise TypeError(
+                f"batch_size: expected the number of samples, as {type(input).__name__}"
+                " has no length, got None"
+            )
+        size = len(input) if batch_size is None else Integer(least=1)("batch_size", batch_size)
         parts = [model, self.loss] if isinstance(self.loss, nn.Module) else [model]
         with _restored(parts, optimizer), torch.enable_grad():
             model.train()
@@ -126,7 +139,9 @@ class Susceptibility(nn.Module):
 
     def add(self, r: Tensor | float) -> None:
         """Counts a variation r that was found otherwise."""
-        self.last.fill_(r)
+        self.last.fill_(
+            r if isinstance(r, Tensor) and r.dim() == 0 else Number(infinite=True)("r", r)
+        )
         if self.probes == 0:
             self.first.copy_(self.last)
         self.total.add_(self.last)

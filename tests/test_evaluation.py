@@ -78,10 +78,15 @@ COUNTS = torch.tensor([5, 5, 5])
         ((torch.zeros(4, 3), LABELS, COUNTS), {}, ValueError, "4 samples but target has 3"),
         ((torch.zeros(3), LABELS, COUNTS), {}, TypeError, r"got shape \(3,\), torch.float32"),
         ((torch.zeros(3, 3, 1), LABELS, COUNTS), {}, TypeError, "raw logits"),
-        ((LABELS, LABELS.float(), COUNTS), {}, TypeError, "targets must be classes"),
+        ((LABELS, LABELS.float(), COUNTS), {}, TypeError, "target: expected a tensor of integers"),
         ((LABELS, LABELS + 1, COUNTS), {}, ValueError, "target 3 is out of range for 3 classes"),
         ((LABELS - 1, LABELS, COUNTS), {}, ValueError, "prediction -1 is out of range"),
-        ((LABELS, LABELS, COUNTS[None]), {}, ValueError, "non-empty vector"),
+        (
+            (LABELS, LABELS, COUNTS[None]),
+            {},
+            ValueError,
+            "cls_num_list: expected one count per class",
+        ),
         ((LABELS, LABELS, COUNTS), {"many_above": 5, "few_below": 9}, ValueError, "few_below=9"),
     ],
 )
@@ -128,8 +133,16 @@ def test_logit_adjustment_raises_the_rare_and_lowers_the_frequent() -> None:
     [
         ((torch.ones(2), torch.ones(3), LABELS, 3), ValueError, "loss has 2 samples"),
         ((torch.ones(3), torch.ones(2), LABELS, 3), ValueError, "perturbed_loss has 2 samples"),
-        ((torch.ones(3), torch.tensor(1.0), LABELS, 3), TypeError, "perturbed_loss must be per-"),
-        ((torch.ones(3).long(), torch.ones(3), LABELS, 3), TypeError, "loss must be per-sample"),
+        (
+            (torch.ones(3), torch.tensor(1.0), LABELS, 3),
+            ValueError,
+            "perturbed_loss: expected a tensor of floating",
+        ),
+        (
+            (torch.ones(3).long(), torch.ones(3), LABELS, 3),
+            TypeError,
+            "loss: expected a tensor of floating",
+        ),
         ((torch.ones(3), torch.ones(3), LABELS, 2), ValueError, "target 2 is out of range"),
     ],
 )

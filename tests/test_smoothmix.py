@@ -181,6 +181,28 @@ def test_inputs_are_mixed_by_sample() -> None:
     assert lam.max() > 0.45
 
 
+def test_nan_votes_for_nobody() -> None:
+    """Of a model that fails everywhere, or on some draws, or for some classes."""
+    x = torch.zeros(3)
+
+    def model(failing: float) -> certification.SmoothedClassifier:
+        def logits(noisy: torch.Tensor) -> torch.Tensor:
+            found = torch.tensor([0.0, 1.0]).repeat(len(noisy), 1)
+            found[: round(failing * len(noisy)), 1] = math.nan
+            return found
+
+        return certification.SmoothedClassifier(logits, 0.5, 2, batch_size=100)
+
+    assert model(1.0).votes(x, 250).tolist() == [0, 0]
+    assert model(1.0).certify(x, 100, 1000) == (certification.ABSTAIN, 0.0)
+    assert model(1.0).predict(x, 1000) == certification.ABSTAIN
+    assert model(0.3).votes(x, 200).tolist() == [0, 140]
+    label, radius = model(0.3).certify(x, 100, 1000)
+    assert label == 1
+    close(torch.tensor(radius), certification.certified(700, 1000, 0.5), 1e-12)
+    assert model(0.6).certify(x, 100, 1000).label == certification.ABSTAIN
+
+
 def test_certificates() -> None:
     for votes, total, sigma, p, radius in (
         (100_000, 100_000, 0.5, 0.999931, 1.905728),
@@ -240,7 +262,7 @@ def test_votes_and_abstention() -> None:
         (lambda: losses.smoothmix_attack(None, LOGITS, LABELS, [LOGITS]), r"\[0, 1\]"),
         (lambda: losses.smoothmix_attack(None, LOGITS / 2, LABELS, [LOGITS], mix_step=4), "mix_step"),
         (lambda: losses.smoothmix_attack(None, LOGITS / 2, LABELS, []), "noises"),
-        (lambda: certification.certified(3, 2, 0.5), "3 of 2"),
+        (lambda: certification.certified(3, 2, 0.5), r"votes: expected an int in \[0, 2\], got 3"),
         (lambda: certification.SmoothedClassifier(abs, 0.0, 2), "sigma.*got 0"),
         (lambda: certification.certified(2, 3, 0.5, math.inf), "alpha.*inf"),
     ],

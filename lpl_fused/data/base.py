@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..arguments import Choice, Integer, Number
+from ..arguments import CLASSES, Choice, Integer, Maybe, Number, RealTensor, shown
 from .labels import LabelSets, class_counts
 
 PROFILES = ("exp", "zipf")
@@ -52,6 +52,19 @@ class LongTailedData:
     cls_num_list: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(f"name: expected a name, got {shown(self.name)}")
+        for name in ("train_inputs", "test_inputs"):
+            RealTensor()(name, getattr(self, name))
+        for name in ("train_targets", "test_targets"):
+            targets = getattr(self, name)
+            if not isinstance(targets, LabelSets):
+                CLASSES(name, targets)
+        for name in ("class_names", "left_out"):
+            names = getattr(self, name)
+            if not isinstance(names, tuple) or not all(isinstance(one, str) for one in names):
+                raise TypeError(f"{name}: expected a tuple of names, got {shown(names)}")
+        Maybe(Integer(least=1))("words", self.words)
         for part, inputs, targets in (
             ("train", self.train_inputs, self.train_targets),
             ("test", self.test_inputs, self.test_targets),

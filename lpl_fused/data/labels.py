@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..arguments import Integer, Numbers
+
 
 class LabelSets:
     """The classes of N examples, any number of them each; `sets[index]` is a multi-hot batch.
@@ -20,6 +22,9 @@ class LabelSets:
     """
 
     def __init__(self, offsets: Tensor, classes: Tensor, num_classes: int) -> None:
+        num_classes = Integer(least=1)("num_classes", num_classes)
+        Numbers(False, 1)("offsets", offsets)
+        Numbers(False, 1)("classes", classes)
         sizes = offsets.diff()
         if len(offsets) == 0 or offsets[0] != 0 or (sizes < 0).any():
             raise ValueError("offsets: expected numbers from 0 on that never fall")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..arguments import Choice, Instance, Integer, function
 from ..data import LabelSets, LongTailedData
 from ..data.labels import class_counts
 from ..evaluation import relative_loss_variation
@@ -57,6 +58,8 @@ class Prepared(NamedTuple):
 
 def steps_per_epoch(data: LongTailedData, settings: RunSettings) -> int:
     """Number of batches in an epoch: as few as hold all examples, of equal size to within one."""
+    Instance(LongTailedData, "data of `load`")("data", data)
+    Instance(RunSettings, "a RunSettings")("settings", settings)
     return math.ceil(len(data.train_targets) / settings.batch_size)
 
 
@@ -128,10 +131,14 @@ def train(
         on_step: called after every step.
 
     Raises:
-        KeyError: unknown loss.
-        TypeError, ValueError: as `prepare`.
+        TypeError, ValueError: unknown loss; as `prepare`.
         DivergedError: the loss is no longer finite.
     """
+    function("on_step", on_step)
+    Instance(LongTailedData, "data of `load`")("data", data)
+    Choice(*RECIPES)("loss", loss)
+    seed = Integer()("seed", seed)
+    Instance(RunSettings, "a RunSettings")("settings", settings)
     device = torch.device(settings.device)
     model, run, hooks = prepare(data, loss, seed, settings)
     body, head = parts(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..arguments import FLAG, Instance
 from ..data import LongTailedData
 from ..linear import NormalizedLinear
 
@@ -71,6 +72,8 @@ def build_model(data: LongTailedData, *, cosine_head: bool = False) -> nn.Module
         data: the inputs' shape and dtype, the pixel statistics and the number of classes.
         cosine_head: the last layer is a `NormalizedLinear`, so that logits are cosines (LDAM).
     """
+    Instance(LongTailedData, "data of `load`")("data", data)
+    cosine_head = FLAG("cosine_head", cosine_head)
     inputs = data.train_inputs
     if data.words is not None:
         width, features = 96, 128
