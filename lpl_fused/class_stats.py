@@ -20,7 +20,6 @@ from .arguments import (
     Choice,
     Integer,
     Maybe,
-    Number,
     real_number,
     shown,
     whole_number,

@@ -99,15 +99,9 @@ class Susceptibility(nn.Module):
             ValueError: logits of another shape than (N, C).
         """
         Instance(nn.Module, "a module")("model", model)
-        # wrappers of optimizers and scalers need not be of torch's classes
-        for name, value, methods in (
-            ("optimizer", optimizer, ("step", "param_groups", "state")),
-            ("scaler", scaler, ("scale", "step")),
-        ):
-            if name == "scaler" and value is None:
-                continue
-            if not all(hasattr(value, method) for method in methods):
-                raise TypeError(f"{name}: expected one of torch, got {shown(value)}")
+        _like("optimizer", optimizer, "step", "param_groups", "state")
+        if scaler is not None:
+            _like("scaler", scaler, "scale", "step")
         if batch_size is None and not hasattr(input, "__len__"):
             raise TypeError(
                 f"batch_size: expected the number of samples, as {type(input).__name__}"
@@ -139,9 +133,9 @@ class Susceptibility(nn.Module):
 
     def add(self, r: Tensor | float) -> None:
         """Counts a variation r that was found otherwise."""
-        self.last.fill_(
-            r if isinstance(r, Tensor) and r.dim() == 0 else Number(infinite=True)("r", r)
-        )
+        if not isinstance(r, Tensor) or r.dim() or r.is_complex():
+            r = Number(infinite=True)("r", r)
+        self.last.fill_(r)
         if self.probes == 0:
             self.first.copy_(self.last)
         self.total.add_(self.last)
@@ -152,6 +146,12 @@ class Susceptibility(nn.Module):
         seed = self.seed + int(self.probes) + (rank << 32)
         generator = torch.Generator().manual_seed(seed)
         return torch.randint(self.num_classes, (size,), generator=generator)
+
+
+def _like(name: str, value: Any, *parts: str) -> None:
+    """Raise where it lacks what torch's have; a wrapper need not be of torch's class."""
+    if not all(hasattr(value, part) for part in parts):
+        raise TypeError(f"{name}: expected one of torch, got {shown(value)}")
 
 
 @contextmanager
