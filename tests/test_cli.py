@@ -469,9 +469,16 @@ def test_changed_environment_is_told(done: Path, capsys: pytest.CaptureFixture[s
         (("--loss", "ce", "mse"), "--loss: expected one of ce, .*, la, .*, got 'mse'"),
         (("--set", "mse.tau=1"), "--loss: expected one of ce, .*, la, .*, got 'mse'"),
         (("--set", "la.gamma=1"), "loss 'la' has no option 'gamma'; it has tau, label_smoothing"),
-        (("--loss", "la", "--set", "la.tau=much"), "loss 'la' with options {'tau': 'much'}"),
-        (("--loss", "lpl", "--set", "lpl.split=odd"), "split: expected .* got 'odd'"),
-        (("--data", "folder"), "data 'folder' needs the path"),
+        (
+            ("--loss", "la", "--set", "la.tau=much"),
+            "--set la.tau: expected a finite number, got 'much'",
+        ),
+        (
+            ("--loss", "ib", "--set", "ib.z_loss=1"),
+            "loss 'ib' with options {'z_loss': 1}: .*z_loss",
+        ),
+        (("--loss", "lpl", "--set", "lpl.split=odd"), "--set lpl.split: expected .* got 'odd'"),
+        (("--data", "folder"), "--path: expected a folder of images, got none"),
         (("--data", "folder", "--path", "/does/not/exist"), "/does/not/exist does not exist"),
         (
             ("--data", "tags", "--loss", "bce", "la"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import sysconfig
 from typing import Any
@@ -359,3 +360,12 @@ def test_a_multi_label_loss_alone_learns_and_is_judged(tags: LongTailedData) -> 
     assert scores.overall == pytest.approx(float(scores.per_class[judged].mean()))
     chance = float(tags.test_targets.dense()[:, judged].mean())
     assert scores.overall > 3 * chance
+
+
+def test_a_loss_that_holds_samples_out_needs_some(data: LongTailedData) -> None:
+    few = torch.cat([(data.train_targets == label).nonzero()[:1, 0] for label in range(10)])
+    small = dataclasses.replace(
+        data, train_inputs=data.train_inputs[few], train_targets=data.train_targets[few]
+    )
+    with pytest.raises(ValueError, match="held out, and no class has enough"):
+        loop.prepare(small, "cals", 0, settings())

@@ -310,7 +310,10 @@ def _check_losses(record: Record, data: LongTailedData, losses: Sequence[str], s
         try:
             prepare(data, loss, seed, record.settings)
         except (TypeError, ValueError) as error:
-            raise SettingsError(f"loss {loss!r} with options {options}: {error}") from error
+            if str(error).partition(":")[0] in options:
+                raise SettingsError(f"loss_options.{loss}.{error}") from error
+            given = f" with options {options}" if options else ""
+            raise SettingsError(f"loss {loss!r}{given}: {error}") from error
 
 
 def _progress(console: Console) -> Progress:

@@ -215,6 +215,11 @@ class Pruned(Hook):
 class Observed(Hook):
     """Held-out logits after every epoch (CALS)."""
 
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        if len(run.held_out) == 0:
+            raise ValueError("it learns on samples that are held out, and no class has enough")
+
     def after_epoch(self, epoch: int) -> None:
         self.run.criterion.observe(self.run.predict(self.run.held_out))
         self.run.criterion.update()

@@ -133,7 +133,7 @@ class RunSettings:
             for name, check in _CHECKS.items():
                 object.__setattr__(self, name, check(name, getattr(self, name)))
             if self.data == "folder" and self.data_options.get("path") is None:
-                raise SettingsError("data 'folder' needs the path of a folder of images")
+                raise SettingsError("path: expected a folder of images, got none")
             options = check_options(self.data, self.data_options)
             object.__setattr__(self, "data_options", options)
             for loss, options in self.loss_options.items():
