@@ -93,7 +93,8 @@ class Integer:
         low = -(2**63) if self.least is None else self.least
         high = 2**63 - 1 if self.most is None else self.most
         if not low <= number <= high:
-            of = " of 64 bits" if low <= number or self.least is None else ""
+            unsaid = self.least is None if number < low else self.most is None
+            of = " of 64 bits" if unsaid else ""
             raise ValueError(f"{name}: expected {self}{of}, got {number}")
         return number
 

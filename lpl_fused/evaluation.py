@@ -95,8 +95,8 @@ def accuracy(
     if input.ndim == 2 and input.is_floating_point():
         if input.shape[1] != num_classes:
             raise ValueError(
-                f"cls_num_list has {num_classes} classes but input, the logits "
-                f"{tuple(input.shape)}, has {input.shape[1]}"
+                f"input: expected logits of {num_classes} classes, as many as cls_num_list has, "
+                f"got {tuple(input.shape)}"
             )
         predictions = input.argmax(dim=1)
     elif input.ndim == 1 and _is_integer(input):

@@ -123,7 +123,10 @@ def test_bad_input() -> None:
         (lambda: average_k_threshold(P[0], 1), r"\(N, C\)"),
         (lambda: average_k_threshold(P.masked_fill(P > 0.8, math.nan), 1), "nan"),
         (lambda: average_k_threshold(iter([P]), 1, num_samples=4), "4 rows of scores, got 3"),
-        (lambda: average_k_sets(P, threshold, min_size=4), "min_size.*C=3, got 4"),
+        (
+            lambda: average_k_sets(P, threshold, min_size=4),
+            r"min_size: expected an int in \[0, 3\], got 4",
+        ),
         (lambda: average_k_accuracy(P, labels + 1, threshold), "target 3 is out of range"),
         (lambda: average_k_accuracy(P, labels[:2], threshold), "2"),
         (lambda: average_k_accuracy(P, P[:2], threshold), r"\(2, 3\)"),

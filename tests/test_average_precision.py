@@ -96,14 +96,14 @@ def test_no_positive_at_all() -> None:
         (
             {"scores": torch.zeros(4, 3, dtype=torch.int64)},
             TypeError,
-            "floating dtype, got torch.int64",
+            "scores: expected a tensor of floating numbers, .* of torch.int64",
         ),
         (
             {"scores": torch.zeros(0, 3), "target": torch.zeros(0, 3)},
             ValueError,
             r"not empty, got \(0, 3\)",
         ),
-        ({"scores": torch.zeros(4)}, ValueError, r"expected shape \(N, C\)"),
+        ({"scores": torch.zeros(4)}, ValueError, r"scores: .*shape \(N, C\), got shape \(4,\)"),
         ({"target": torch.zeros(4, 2)}, ValueError, r"target: expected the shape \(4, 3\)"),
         ({"target": torch.full((4, 3), 2)}, ValueError, "labels 0 and 1"),
         ({"target": torch.full((4, 3), math.nan)}, ValueError, "labels 0 and 1"),

@@ -74,7 +74,12 @@ COUNTS = torch.tensor([5, 5, 5])
 @pytest.mark.parametrize(
     ("arguments", "keywords", "error", "message"),
     [
-        ((torch.zeros(3, 4), LABELS, COUNTS), {}, ValueError, "3 classes but the logits .* have 4"),
+        (
+            (torch.zeros(3, 4), LABELS, COUNTS),
+            {},
+            ValueError,
+            r"input: expected logits of 3 classes, .* got \(3, 4\)",
+        ),
         ((torch.zeros(4, 3), LABELS, COUNTS), {}, ValueError, "4 samples but target has 3"),
         ((torch.zeros(3), LABELS, COUNTS), {}, TypeError, r"got shape \(3,\), torch.float32"),
         ((torch.zeros(3, 3, 1), LABELS, COUNTS), {}, TypeError, "raw logits"),
