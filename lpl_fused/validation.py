@@ -415,7 +415,7 @@ class Projected(Shaped):
                 f" {tuple(linear_weight.shape)}"
             )
         self.classes = linear_weight.shape[0]
-        if self.classes == 0:
+        if self.classes == 0 and not self.of_some_classes:
             raise ValueError(
                 "linear_weight: expected at least one class, got shape"
                 f" {tuple(linear_weight.shape)}"
@@ -438,7 +438,7 @@ class Projected(Shaped):
 
     def _rows(self, tensor: Tensor) -> Tensor:
         """(…, C) as (N, C)."""
-        rows = tensor.reshape(-1, self.classes)
+        rows = tensor.flatten(0, -2) if tensor.dim() > 1 else tensor[None]
         return rows if rows.stride(1) == 1 or self.classes == 1 else rows.contiguous()
 
 

@@ -7,11 +7,14 @@ What stands in `softmax.py` of the keywords holds here: these are its functions 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import ops
+from .. import ops, sharded
 from ..arguments import FLAG, Integer, Maybe
 from ..backends import REFERENCE, resolve
 from ..backends.contract import Choose
@@ -20,8 +23,9 @@ from ..ops.dispatch import AUTO
 from ..penalty import MarginPenalty
 from ..perturbation import Perturbation
 from ..phi import Phi
-from ..problem import TABLES, Options, Problem
+from ..problem import TABLES, Problem
 from ..reference import cross_entropy as reference_cross_entropy
+from ..sharded import Built
 from ..tracing import only_autograd_follows
 from ..validation import Projected, Target, call_options, checked_step_size
 from .softmax import chooser, with_chosen_steps
@@ -53,6 +57,7 @@ def linear_cross_entropy(
     sample_weight: Tensor | None = None,
     chunk_memory: int | None = None,
     gradient: str = "auto",
+    process_group: Any = None,
     backend: str = "auto",
 ) -> Tensor:
     r"""`cross_entropy` of the logits u = input·linear_weightᵀ + linear_bias, which are never held:
@@ -79,6 +84,9 @@ def linear_cross_entropy(
             multiplies. Not float16, not "none". "statistics": in the backward pass, which makes
             the logits again (a fourth product), with no memory in between. "auto": the first where
             it can be.
+        process_group: as in `cross_entropy`: every rank has some classes, which are the rows of its
+            `linear_weight`, and the same features. Their gradient is summed over the ranks, in the
+            backward pass. Fused backends alone.
         backend: as in `cross_entropy`. The reference makes the logits; so does "auto" where no
             other backend runs.
 
@@ -103,18 +111,23 @@ def linear_cross_entropy(
         >>> weight.grad.shape
         torch.Size([3, 2])
     """
-    layer = Projected(input, linear_weight, linear_bias, target)
-    options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
-    problem = layer.problem(
-        options,
-        perturbation,
-        weight,
-        sample_weight,
-        label_smoothing,
-        penalty=penalty,
-        normalizer=normalizer,
-    )
-    return _run(layer, problem, options, chunk_memory, gradient, backend)
+
+    def build(layer: Projected) -> Built:
+        options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
+        problem = layer.problem(
+            options,
+            perturbation,
+            weight,
+            sample_weight,
+            label_smoothing,
+            penalty=penalty,
+            normalizer=normalizer,
+        )
+        return Built(problem, resolve(backend, layer.device.type, layer.dtype))
+
+    arguments = input, linear_weight, linear_bias, target
+    numbers = chunk_memory, gradient, process_group
+    return _run("linear_cross_entropy", arguments, numbers, build)
 
 
 def linear_lpl_cross_entropy(
@@ -139,6 +152,7 @@ def linear_lpl_cross_entropy(
     sample_weight: Tensor | None = None,
     chunk_memory: int | None = None,
     gradient: str = "auto",
+    process_group: Any = None,
     backend: str = "auto",
 ) -> Tensor:
     r"""`lpl_cross_entropy` of the logits u = input·linear_weightᵀ + linear_bias, never held.
@@ -151,7 +165,8 @@ def linear_lpl_cross_entropy(
     Args:
         input, linear_weight, linear_bias, weight, perturbation, ignore_index, reduction,
             normalizer, label_smoothing, phi, z_loss, softcap, norm, sample_weight, chunk_memory,
-            gradient, backend: as in `linear_cross_entropy`. Half as many rows fit in a chunk.
+            gradient, process_group, backend: as in `linear_cross_entropy`. Half as many rows fit in
+            a chunk.
         target: class indices, shape (…).
         steps, step_size, normalize: as in `lpl_cross_entropy`. For a function that makes the steps
             the logits are made once more.
@@ -166,37 +181,45 @@ def linear_lpl_cross_entropy(
         >>> LF.linear_lpl_cross_entropy(hidden, torch.eye(3, 2), labels, steps, step_size=0.1)
         tensor(1.9984)
     """
-    layer = Projected(input, linear_weight, linear_bias, target)
-    options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
-    options = options._replace(
-        step_size=checked_step_size(step_size), normalize=FLAG("normalize", normalize)
-    )
-    choose = None
-    if callable(steps) and not isinstance(steps, Tensor):
-        choose = chooser(layer, steps)
-    problem = layer.problem(
-        options,
-        perturbation,
-        weight,
-        sample_weight,
-        label_smoothing,
-        None if choose else steps,  # type: ignore[arg-type]
-        normalizer=normalizer,
-    )
-    return _run(layer, problem, options, chunk_memory, gradient, backend, choose)
+
+    def build(layer: Projected) -> Built:
+        options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
+        options = options._replace(
+            step_size=checked_step_size(step_size), normalize=FLAG("normalize", normalize)
+        )
+        choose = None
+        if callable(steps) and not isinstance(steps, Tensor):
+            choose = chooser(layer, steps)
+        problem = layer.problem(
+            options,
+            perturbation,
+            weight,
+            sample_weight,
+            label_smoothing,
+            None if choose else steps,  # type: ignore[arg-type]
+            normalizer=normalizer,
+        )
+        return Built(problem, resolve(backend, layer.device.type, layer.dtype), choose)
+
+    arguments = input, linear_weight, linear_bias, target
+    numbers = chunk_memory, gradient, process_group
+    return _run("linear_lpl_cross_entropy", arguments, numbers, build)
 
 
 def _run(
-    layer: Projected,
-    problem: Problem,
-    options: Options,
-    memory: int | None,
-    form: str,
-    backend: str,
-    choose: Choose | None = None,
+    kind: str,
+    arguments: tuple[Tensor, Tensor, Tensor | None, Target],
+    numbers: tuple[int | None, str, Any],
+    build: Callable[[Projected], Built],
 ) -> Tensor:
-    memory = _MEMORY("chunk_memory", memory)
-    chosen = resolve(backend, layer.device.type, layer.dtype)
+    """`arguments`: features, weight, bias, target; `numbers`: chunk_memory, gradient and
+    process_group."""
+    memory, form, process_group = _MEMORY("chunk_memory", numbers[0]) or 0, *numbers[1:]
+    if process_group is not None and sharded.is_sharded(arguments[0], process_group):
+        return sharded.linear_cross_entropy(kind, arguments, process_group, memory, form, build)
+    layer = Projected(*arguments)
+    problem, chosen, choose = build(layer)
+    options = problem.options
     if chosen == REFERENCE:
         if form != AUTO:
             raise ValueError(
@@ -209,7 +232,7 @@ def _run(
             problem = with_chosen_steps(problem, REFERENCE, choose)
         return layer.restore(reference_cross_entropy(problem), options)
     _check_followed(layer, problem)
-    given = ops.Layer(layer.features, layer.weight, layer.bias, layer.dtype, memory or 0)
+    given = ops.Layer(layer.features, layer.weight, layer.bias, layer.dtype, memory)
     return layer.restore(ops.linear.cross_entropy(given, problem, chosen, choose, form), options)
 
 

@@ -83,10 +83,12 @@ class Run(NamedTuple):
     cut: bool = False  # more than a chunk has, by columns
 
 
-def chunk_rows(layer: Layer, problem: Problem, tables: bool) -> int:
-    """Rows of a chunk, so that all are about the same; by shapes alone."""
-    (n, classes), size = problem.input.shape, layer.dtype.itemsize
-    memory = layer.memory or max(_LEAST_MEMORY, layer.weight.numel() * size // 2)
+def chunk_rows(layer: Layer, problem: Problem, tables: bool, classes: int | None = None) -> int:
+    """Rows of a chunk, so that all are about the same; by shapes alone. `classes`: of a layer that
+    is as the widest of several ranks."""
+    n, width = problem.input.shape
+    classes, size = width if classes is None else classes, layer.dtype.itemsize
+    memory = layer.memory or max(_LEAST_MEMORY, classes * layer.weight.shape[1] * size // 2)
     copies = 1
     if problem.steps is not None:
         # the gradient beside the logits; where tables learn δ as rows, and what is summed of it
@@ -96,9 +98,12 @@ def chunk_rows(layer: Layer, problem: Problem, tables: bool) -> int:
     return n if most >= n else -(-n // -(-n // most))
 
 
-def weight_sum_dtype(layer: Layer, problem: Problem, tables: bool) -> torch.dtype:
+def weight_sum_dtype(
+    layer: Layer, problem: Problem, tables: bool, classes: int | None = None
+) -> torch.dtype:
     """What the weight's gradient is summed in: its products' own dtype where there is but one."""
-    one = problem.input.shape[0] <= chunk_rows(layer, problem, tables) and not layer.widened
+    rows = chunk_rows(layer, problem, tables, classes)
+    one = problem.input.shape[0] <= rows and not layer.widened
     return layer.dtype if one else accumulate_dtype(layer.dtype)
 
 
@@ -115,8 +120,8 @@ def _captures(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def cut(layer: Layer, problem: Problem, tables: bool) -> Chunks:
-    n, rows = problem.input.shape[0], chunk_rows(layer, problem, tables)
+def cut(layer: Layer, problem: Problem, tables: bool, classes: int | None = None) -> Chunks:
+    n, rows = problem.input.shape[0], chunk_rows(layer, problem, tables, classes)
     order, blank = None, False
     if not problem.dense:
         ignored = ignored_rows(problem)
@@ -193,6 +198,8 @@ class Sweep:
         keep: the rows' terms, for a gradient by `upstream`.
     """
 
+    _widest: int | None = None  # classes of the layer by whose width chunks are cut; None: this
+
     def __init__(
         self,
         layer: Layer,
@@ -215,7 +222,7 @@ class Sweep:
         self._norm = torch.ones((), dtype=self._dtype, device=device) if norm is None else norm
         self._weight = layer.weight.to(layer.dtype)
         self._bias = None if layer.bias is None else layer.bias.to(layer.dtype)
-        self._chunks = cut(layer, problem, bool(self._tables))
+        self._chunks = cut(layer, problem, bool(self._tables), self._widest)
         self._memory = self._weight.new_empty(0)
         shape, of_sum = ((n,), self._dtype) if self._each else ((), torch.float64)
         self._loss = torch.zeros(shape, dtype=of_sum, device=device)
@@ -244,7 +251,7 @@ class Sweep:
             x = x.to(self._layer.dtype)
             if run.cut and self._by_columns(rows, x, problem):
                 continue
-            logits = self._logits(x, 0, problem.classes)
+            logits = self._logits(x, 0, problem.input.shape[1])
             grad = self._differentiated(run, rows, problem._replace(input=logits))
             if grad is not None:
                 self._store_input(rows, self._through_layer(x, grad, 0, None))
@@ -360,7 +367,8 @@ class Sweep:
         if name == "input":
             dtype = self._layer.dtype
         elif name == "weight":
-            dtype = weight_sum_dtype(self._layer, self._problem, bool(self._tables))
+            tables = bool(self._tables)
+            dtype = weight_sum_dtype(self._layer, self._problem, tables, self._widest)
         like = getattr(self._layer if name in OF_LAYER else self._problem, name)
         return torch.zeros(like.shape, dtype=dtype, device=like.device)
 

@@ -8,7 +8,7 @@ linear_gradient(Layer, Problem, backend, want, terms, upstream) -> gradients
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,9 +44,9 @@ def _packed(layer: Layer, problem: Problem, backend: str, want: Sequence[str]) -
 
 def _unpacked(*packed: Any) -> tuple[Layer, Problem, str, list[str]]:
     layer = Layer(*packed[:5])
-    target, parts, codes, numbers, backend, wanted = packed[5:]
+    target, parts, codes, numbers, backend, flags = packed[5:]
     problem = Problem(layer.stand_in(), target, *parts, Options.unpacked(codes, numbers))  # type: ignore[call-arg]
-    return layer, problem, backend, [n for n, w in zip(WANTED, wanted, strict=True) if w]
+    return layer, problem, backend, [n for n, w in zip(WANTED, flags, strict=True) if w]
 
 
 def _forward_kernel(*packed: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -132,11 +132,11 @@ class LinearCrossEntropy(torch.autograd.Function):
         memory: int,
         *tensors: Tensor | None,
     ) -> Tensor:
-        layer, problem = _of(tensors, options, dtype, memory)
+        layer, problem = layer_and_problem(tensors, options, dtype, memory)
         ctx.numbers, ctx.backend = (options, dtype, memory), backend
         ctx.sweeps = sweeps_by(form, problem)
         loss, terms, found = _forward(
-            layer, problem, backend, _wanted(ctx.needs_input_grad), not ctx.sweeps
+            layer, problem, backend, wanted(ctx.needs_input_grad[_BEFORE_TENSORS:]), not ctx.sweeps
         )
         ctx.tensors = len(tensors)
         ctx.save_for_backward(*tensors, terms, *found)
@@ -157,35 +157,59 @@ class LinearCrossEntropy(torch.autograd.Function):
 def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
     tensors, terms, found = saved[: ctx.tensors], saved[ctx.tensors], saved[ctx.tensors + 1 :]
-    layer, problem = _of(tensors, *ctx.numbers)
-    want = _wanted(ctx.needs_input_grad)
+    layer, problem = layer_and_problem(tensors, *ctx.numbers)
+    want = wanted(ctx.needs_input_grad[_BEFORE_TENSORS:])
     if not ctx.sweeps:
         past = direct(*layer[:3], *problem[:-1], upstream)
         run = _gradient_kernel if past else _gradient_op
         # a float64 loss may be asked for a gradient by a float32 one
         upstream = upstream.to(accumulate_dtype(layer.dtype))
         found = run(*_packed(layer, problem, ctx.backend, want), terms, upstream)
-    grads: list[Tensor | None] = [None] * (len(ctx.needs_input_grad) - _BEFORE_TENSORS)
-    for name, grad in zip(want, found, strict=True):
-        like = getattr(layer if name in OF_LAYER else problem, name)
-        if ctx.sweeps:
-            grad = _scaled(grad, upstream, like.dtype)
-            if name == "input" and not problem.dense:
-                # an upstream that is nan or infinite is none of ignored rows
-                grad = grad.masked_fill(ignored_rows(problem)[:, None], 0)
-        place = _LAYER_AND_TABLES[name]
-        grads[place] = grad.to(like.dtype)
+    count = len(ctx.needs_input_grad) - _BEFORE_TENSORS
+    grads = finished(layer, problem, want, found, upstream if ctx.sweeps else None, count)
     return (*[None] * _BEFORE_TENSORS, *grads)
 
 
-_LAYER_AND_TABLES = {
+def finished(
+    layer: Layer,
+    problem: Problem,
+    want: Sequence[str],
+    found: Sequence[Tensor],
+    upstream: Tensor | None,
+    count: int,
+    summed: Callable[[Tensor], Tensor] | None = None,
+) -> list[Tensor | None]:
+    """The gradients of `count` tensors, those of the layer first.
+
+    Args:
+        found: of `want`.
+        upstream: what those for an upstream of 1 are multiplied by; None: they are for theirs.
+        summed: makes the input's from those that several have found, before it is rounded.
+    """
+    grads: list[Tensor | None] = [None] * count
+    for name, grad in zip(want, found, strict=True):
+        like = getattr(layer if name in OF_LAYER else problem, name)
+        of_input = name == "input"
+        if upstream is not None:
+            parts = of_input and summed is not None
+            grad = scaled_gradient(grad, upstream, grad.dtype if parts else like.dtype)
+            if of_input and not problem.dense:
+                # an upstream that is nan or infinite is none of ignored rows
+                grad = grad.masked_fill(ignored_rows(problem)[:, None], 0)
+        if of_input and summed is not None:
+            grad = summed(grad)
+        grads[PLACES[name]] = grad.to(like.dtype)
+    return grads
+
+
+PLACES = {
     **{name: place for place, name in enumerate(OF_LAYER)},
     **dict(zip(TABLES, _TABLE_PLACES, strict=True)),
 }
 _PIECE = 1 << 20  # numbers that are between two dtypes at once
 
 
-def _scaled(grad: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+def scaled_gradient(grad: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
     """grad·upstream, multiplied in the upstream's dtype and rounded once."""
     if grad.dtype == upstream.dtype == dtype:
         return grad * upstream
@@ -199,12 +223,12 @@ def _scaled(grad: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
     return scaled
 
 
-def _wanted(needs: Sequence[bool]) -> list[str]:
-    needs = needs[_BEFORE_TENSORS:]
-    return [n for n, place in _LAYER_AND_TABLES.items() if place < len(needs) and needs[place]]
+def wanted(needs: Sequence[bool]) -> list[str]:
+    """Of WANTED those whose tensors want a gradient."""
+    return [n for n, place in PLACES.items() if place < len(needs) and needs[place]]
 
 
-def _of(
+def layer_and_problem(
     tensors: Sequence[Tensor | None], options: Options, dtype: torch.dtype, memory: int
 ) -> tuple[Layer, Problem]:
     layer = Layer(*tensors[:_LAYER], dtype, memory)  # type: ignore

@@ -14,11 +14,10 @@ from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from ..ops.dispatch import AUTO, FORMS
-from ..perturbation import Perturbation
 from ..problem import REDUCTIONS, Options, Problem
 from ..reference import check_labels
 from ..tracing import direct
-from ..validation import Shaped, Target
+from .local import Reduction, Some, gathered, group_of, is_dtensor
 
 # fields of a problem by what is made of a rank's own part of them: needed of columns alone, of
 # which all others may be anything; or of every row's label, wherever its column is
@@ -52,6 +51,7 @@ class HasProblem(Protocol):
 
 
 B = TypeVar("B", bound=HasProblem)
+S = TypeVar("S", bound=Some)
 
 
 class Call(NamedTuple, Generic[B]):
@@ -61,173 +61,6 @@ class Call(NamedTuple, Generic[B]):
     problem: Problem  # of its columns, numbered among all
     shards: Shards
     restored: Callable[[Tensor], Tensor]  # makes of a loss what the caller gets
-
-
-# -- what a caller may hand over ---------------------------------------------------------------
-
-
-def is_dtensor(value: Any) -> bool:
-    return type(value).__name__ == "DTensor"
-
-
-def is_sharded(input: Any, process_group: Any) -> bool:
-    """Whether a call is about the classes of several ranks. A group of one is as none.
-
-    Raises:
-        as `group_of`.
-    """
-    if process_group is None:
-        return is_dtensor(input)
-    return is_dtensor(input) or distributed.get_world_size(group_of(process_group)) > 1
-
-
-def group_of(process_group: Any) -> distributed.ProcessGroup:
-    """The group that a caller means.
-
-    Raises:
-        RuntimeError: torch.distributed is not there.
-        TypeError, ValueError: no group, a mesh of several dimensions, a group without this rank.
-    """
-    if not distributed.is_available():
-        raise RuntimeError("process_group: this torch was built without torch.distributed")
-    if type(process_group).__name__ == "DeviceMesh":
-        if process_group.ndim != 1:
-            raise ValueError(
-                f"process_group: expected a mesh of one dimension, got {process_group.ndim}"
-            )
-        process_group = process_group.get_group()
-    # what new_group gives to who is not in the group is a number
-    outside = distributed.is_initialized() and (
-        process_group == distributed.GroupMember.NON_GROUP_MEMBER
-    )
-    if not outside and not isinstance(process_group, distributed.ProcessGroup):
-        raise TypeError(
-            "process_group: expected a ProcessGroup of torch.distributed (group.WORLD is that of"
-            f" all ranks), or a mesh of one dimension, got {type(process_group).__name__}"
-        )
-    if outside or distributed.get_rank(process_group) < 0:
-        raise ValueError(
-            f"process_group: rank {distributed.get_rank()} is not in this group; only its members"
-            " may call"
-        )
-    return process_group  # type: ignore[no-any-return]
-
-
-def _unpacked(input: Any) -> tuple[Any, Callable[[Tensor], Tensor]]:
-    """(this rank's logits, what becomes of the loss): that of DTensor logits is a DTensor which all
-    ranks have."""
-    if not is_dtensor(input):
-        return input, lambda loss: loss
-    from torch.distributed.tensor import DTensor, Replicate
-
-    mesh, placements = input.device_mesh, input.placements
-    dim = 0 if input.dim() == 1 else 1
-    if len(placements) != 1 or not placements[0].is_shard(dim):
-        raise ValueError(
-            f"input: expected a DTensor whose classes are sharded, Shard({dim}), over a mesh of one"
-            f" dimension, got {tuple(placements)}; of rows that are sharded pass input.to_local()"
-        )
-
-    def back(loss: Tensor) -> Tensor:
-        found: Tensor = DTensor.from_local(loss, mesh, [Replicate()], run_check=False)
-        return found
-
-    return input.to_local(), back
-
-
-def _local(name: str, value: Any) -> Any:
-    """What this rank has of a table or of labels."""
-    if not is_dtensor(value):
-        return value
-    if any(placement.is_partial() for placement in value.placements):
-        raise ValueError(f"{name}: expected no partial DTensor, got {tuple(value.placements)}")
-    return value.to_local()
-
-
-@dataclass
-class _Reduction:
-    """Whether the gradient of a table is summed over the ranks: known once they have agreed."""
-
-    group: Any = None
-
-
-class _Whole(torch.autograd.Function):
-    """A table that every rank has whole, of whose gradient each finds its own columns'."""
-
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, reduction: _Reduction) -> Tensor:
-        ctx.reduction = reduction
-        return table.view_as(table)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        group = ctx.reduction.group
-        if group is not None:
-            device = device_of(group, grad.device)
-            total = grad.to(device, copy=True).contiguous()
-            distributed.all_reduce(total, group=group)
-            grad = total.to(grad.device)
-        return grad, None
-
-
-class _Part(Shaped):
-    """Logits of some classes; tables may be of these or of all, which is settled later."""
-
-    of_some_classes = True
-
-    def __init__(self, input: Tensor, target: Target) -> None:
-        self.reductions: dict[str, _Reduction] = {}
-        super().__init__(input, _local("target", target))
-
-        self.agreed = False  # how many classes there are is known
-
-    def _labels(self, name: str, labels: Tensor) -> Tensor:
-        return super()._labels(name, _local(name, labels))
-
-    def _per_row(self, name: str, value: Tensor | float) -> Tensor:
-        return super()._per_row(name, _local(name, value))
-
-    def _table(self, name: str, value: Tensor | None, rows: bool = False) -> Tensor | None:
-        value = _local(name, value)
-        if isinstance(value, Tensor):
-            own, self.classes = self.classes, value.shape[-1] if value.dim() else -1
-            try:
-                return super()._table(name, self._learning(name, value), rows)
-            finally:
-                self.classes = own
-        return super()._table(name, value, rows)
-
-    def _learning(self, name: str, value: Tensor) -> Tensor:
-        if not (value.requires_grad and torch.is_grad_enabled()):
-            return value
-        reduction = self.reductions.setdefault(name, _Reduction())
-        return _Whole.apply(value, reduction)  # type: ignore
-
-    def steps(self, steps: Tensor) -> Tensor:
-        steps = _local("steps", steps)
-        if self.agreed or not isinstance(steps, Tensor) or steps.dim() != 1:
-            return super().steps(steps)
-        own, self.classes = self.classes, steps.shape[0]
-        try:
-            return super().steps(steps)
-        finally:
-            self.classes = own
-
-    def _tables(
-        self, perturbation: Perturbation, *, one_label: bool
-    ) -> tuple[dict[str, Tensor | None], float]:
-        p = perturbation
-        if isinstance(p, Perturbation):
-            by_label = p.rows is not None and p.row_index is None
-            if by_label:
-                raise ValueError(
-                    "rows: beside process_group they need a row_index (for one row per class pass"
-                    " the target)"
-                )
-            if isinstance(p.temperature, Tensor):
-                temperature = self._learning("temperature", _local("temperature", p.temperature))
-                p = Perturbation(p.scale, p.offset, p.margin, p.rows, p.row_index, temperature)
-        return super()._tables(p, one_label=one_label)
 
 
 # -- what ranks tell each other ------------------------------------------------------------------
@@ -286,45 +119,30 @@ def _told(kind: str, problem: Problem | None, form: str) -> _Said:
     return said
 
 
-_KINDS = ("cross_entropy", "lpl_cross_entropy", "lpl_perturbation")
-
-
-def device_of(group: distributed.ProcessGroup, device: torch.device) -> torch.device:
-    """Where the group's collectives take tensors of this device."""
-    config = str(distributed.get_backend_config(group))
-    engines = dict(pair.split(":") for pair in config.split(","))
-    engine = engines.get(device.type)
-    if engine is not None and (device.type == "cpu" or engine != "gloo"):
-        return device  # gloo gathers on the CPU alone
-    if "cpu" in engines:
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def gathered(message: Tensor, group: distributed.ProcessGroup) -> list[Tensor]:
-    """Every rank's message, of the same length on all, in their order: one collective."""
-    if distributed.get_world_size(group) == 1:
-        return [message]
-    sent = message.to(device_of(group, message.device))
-    found = [torch.empty_like(sent) for _ in range(distributed.get_world_size(group))]
-    distributed.all_gather(found, sent, group=group)
-    return [each.to(message.device) for each in found]
+_KINDS = (
+    *("cross_entropy", "lpl_cross_entropy", "lpl_perturbation"),
+    *("linear_cross_entropy", "linear_lpl_cross_entropy"),
+)
 
 
 def agreed(
     kind: str,
     input: Any,
-    target: Target,
     process_group: Any,
-    build: Callable[[Shaped], B],
+    shape: Callable[[], S],
+    build: Callable[[S], B],
     form: str = AUTO,
+    others: Sequence[tuple[str, int]] = (),
 ) -> Call[B]:
     """What this rank has of a call, once all ranks have said what they have.
 
     Args:
         kind: the function that was called.
-        build: makes the problem of this rank's columns from its validated logits and target.
+        input: as it was called with.
+        shape: validates logits and target, or the layer that makes the logits.
+        build: makes of that the problem of this rank's columns.
         form: of dispatch.FORMS.
+        others: what else must be the same on all ranks, and its name.
 
     Raises:
         ValueError, TypeError: as the function itself raises, on all ranks; what differs between
@@ -335,14 +153,15 @@ def agreed(
         process_group = input.device_mesh
     group = group_of(process_group)
     try:
-        logits, back = _unpacked(input)
-        shaped = _Part(logits, target)
+        shaped = shape()
         built = build(shaped)
         _refuse(built.problem)
     except Exception as raised:
         error, built = raised, None
     problem = None if built is None else built.problem
     said = _told(kind, problem, form)
+    for name, value in others:
+        said.add(f"={name}", value)
     device = input.device if isinstance(input, Tensor) else torch.device("cpu")
     numbers = _exchanged(said, problem, error, group, device)
     if error is not None:
@@ -355,11 +174,12 @@ def agreed(
     shards = Shards(group, distributed.get_rank(group), widths)
     if shards.classes == 0:
         raise ValueError("input: expected at least one class on some rank, got none on any")
-    problem = _whole(problem, shards, said, numbers, shaped)
+    problem = _whole(problem, shards, said, numbers, shaped.reductions)
     check_labels(problem)
     shaped.classes, shaped.agreed = shards.classes, True
-    options = problem.options
-    return Call(built, problem, shards, lambda loss: back(shaped.restore(loss, options)))
+    options, back = problem.options, shaped.restored
+    restore = shaped.restore
+    return Call(built, problem, shards, lambda loss: back(restore(loss, options)))
 
 
 def _refuse(problem: Problem) -> None:
@@ -446,7 +266,11 @@ def _shown(name: str, value: int) -> str:
 
 
 def _whole(
-    problem: Problem, shards: Shards, said: _Said, numbers: Sequence[Sequence[int]], shaped: _Part
+    problem: Problem,
+    shards: Shards,
+    said: _Said,
+    numbers: Sequence[Sequence[int]],
+    reductions: dict[str, Reduction],
 ) -> Problem:
     """The problem, numbered among all classes, with its tables as long as there are classes."""
     classes, first, width = shards.classes, shards.first, shards.widths[shards.rank]
@@ -462,8 +286,8 @@ def _whole(
         if lengths[0] < 0:
             continue
         if all(length == classes for length in lengths):
-            if name in shaped.reductions:
-                shaped.reductions[name].group = shards.group
+            if name in reductions:
+                reductions[name].group = shards.group
             continue
         for rank, length in enumerate(lengths):
             if length != shards.widths[rank]:
@@ -476,8 +300,8 @@ def _whole(
             fields[name] = F.pad(table, (first, classes - first - width))
         else:
             asked.append(name)
-    if "temperature" in shaped.reductions:
-        shaped.reductions["temperature"].group = shards.group
+    if "temperature" in reductions:
+        reductions["temperature"].group = shards.group
     if asked:
         fields.update(_joined(problem, shards, asked))
     return problem._replace(**fields)

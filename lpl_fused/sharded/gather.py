@@ -20,7 +20,8 @@ from ..algebra.groups import Tail
 from ..algebra.learned import HEADS
 from ..algebra.parts import Detail, Kind, Mass, Part, Rivals, Round, Size
 from ..problem import Problem, accumulate_dtype
-from .agree import Shards, gathered
+from .agree import Shards
+from .local import gathered
 
 LISTED = 16  # classes a row for which there is room in a message, on average over the rows
 

@@ -17,7 +17,8 @@ from ..algebra.parts import finite
 from ..algebra.rows import Classes, Rows
 from ..algebra.settle import stepped
 from ..problem import Options, Problem
-from .agree import Shards, gathered
+from .agree import Shards
+from .local import gathered
 
 LOGITS = 1 << 24  # of whole rows that are gathered at once, unless one class has more
 

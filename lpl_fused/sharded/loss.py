@@ -31,13 +31,19 @@ from ..validation import Shaped, Target
 from .agree import Shards, agreed
 from .gather import whole
 from .left import left_rows
+from .local import Part
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
     """Who makes the sums, and who has which columns."""
 
-    door: Any  # a backend, or the reference's door
+    backend: str
+    door: Any  # that backend, or the reference's door
     shards: Shards
+
+    @staticmethod
+    def of(backend: str, shards: Shards) -> Run:
+        return Run(backend, reference_door if backend == REFERENCE else load(backend), shards)
 
     def sweep(self, problem: Problem) -> Known:
         """Loss and terms of all rows. Rounds of classes with several rows are left out where no
@@ -80,7 +86,7 @@ class ShardedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any,
         options: Options,
-        run: _Run,
+        run: Run,
         choose: Choose | None,
         form: str,
         *tensors: Tensor | None,
@@ -134,10 +140,6 @@ def _at(flags: Sequence[bool], place: int) -> bool:
     return place < len(flags) and flags[place]
 
 
-def _door(backend: str) -> Any:
-    return reference_door if backend == REFERENCE else load(backend)
-
-
 class Built(NamedTuple):
     """A call as its function reads it, from validated logits and target."""
 
@@ -154,8 +156,10 @@ def cross_entropy(
     kind: str, input: Any, target: Target, process_group: Any, form: str, build: Build
 ) -> Tensor:
     """The loss of a call of the function `kind` whose `input` has this rank's classes alone."""
-    call = agreed(kind, input, target, process_group, functools.partial(_built, build, form), form)
-    problem, run = call.problem, _Run(_door(call.built.backend), call.shards)
+    shape = functools.partial(Part, input, target)
+    built = functools.partial(_built, build, form)
+    call = agreed(kind, input, process_group, shape, built, form)
+    problem, run = call.problem, Run.of(call.built.backend, call.shards)
     options, choose = problem.options, call.built.choose
     loss = ShardedCrossEntropy.apply(options, run, choose, form, *given(problem))  # type: ignore[no-untyped-call]
     return call.restored(loss)
@@ -176,8 +180,9 @@ def lpl_perturbation(
 ) -> tuple[Tensor, Tensor]:
     """(classes (G,) of the batch, δ (G, W) of this rank's columns)."""
     with torch.no_grad():
-        call = agreed("lpl_perturbation", input, target, process_group, build)
-        problem, run = call.problem, _Run(_door(call.built.backend), call.shards)
+        shape = functools.partial(Part, input, target)
+        call = agreed("lpl_perturbation", input, process_group, shape, build)
+        problem, run = call.problem, Run.of(call.built.backend, call.shards)
         known = run.sweep(problem)
         delta = learned.delta(problem, known, run.door.perturbed)
         assert delta is not None

@@ -1,0 +1,198 @@
+"""A linear layer some of whose classes are here, and its softmax loss: logits come in chunks of
+rows, and every chunk's sums go to all ranks. The features' gradient is summed over the ranks once,
+in the backward; that of the layer is of its own classes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algebra.known import Known
+from ..algebra.sweep import with_steps
+from ..backends import REFERENCE
+from ..backends.contract import Choose, Forward
+from ..ops import chunks
+from ..ops.chunks import OF_LAYER, Index, Layer
+from ..ops.dispatch import Once, full_precision, given
+from ..ops.linear import finished, layer_and_problem, sweeps_by, wanted
+from ..problem import Options, Problem, accumulate_dtype
+from ..tracing import direct, settled, uncompiled
+from ..validation import Target
+from .agree import agreed
+from .local import PartOfLayer, summed
+from .loss import Built, Run
+
+
+class _Sweep(chunks.Sweep):
+    """Chunks of rows whose classes are on several ranks, which all have the same rows in each. A
+    class with more rows than a chunk has all of its logits here at once."""
+
+    def __init__(self, run: Run, layer: Layer, problem: Problem, *arguments: Any) -> None:
+        self._run, self._widest = run, max(run.shards.widths)
+        super().__init__(layer, problem, run.backend, *arguments)
+
+    def _zeros(self, name: str) -> Tensor:
+        found = super()._zeros(name)
+        # to be added to others' before it is rounded
+        return found.to(self._dtype) if name == "input" else found
+
+    def _differentiated(self, run: chunks.Run, rows: Index, problem: Problem) -> Tensor | None:
+        here = slice(run.begin, run.end)
+        if self._given is not None and problem.steps is None:
+            known = Known(self._given[here])
+        else:
+            known = self._run.sweep(problem)
+            loss = known.loss
+            assert loss is not None
+            self._store_loss(rows, loss if self._each else loss.double().sum() / self._norm)
+        if self._keep:
+            self.terms[here] = known.terms
+        if not self._want or self._keep:
+            return None
+        upstream = self._upstream_of(rows, problem.input.shape[0])
+        if self._tables:  # they read the logits
+            found = self._door.gradient(problem, known, upstream, self._tables)
+            begin = problem.options.first
+            columns = slice(begin, begin + problem.input.shape[1])
+            for name in self._tables:
+                place = self._sums[name]
+                place[..., slice(None) if name == "margin" else columns] += getattr(found, name)
+        if len(self._tables) == len(self._want):
+            return None
+        self._door.gradient(problem, known, upstream, ["input"], problem.input)
+        return problem.input
+
+    def _by_columns(self, rows: Index, x: Tensor, problem: Problem) -> bool:
+        return False
+
+
+class ShardedLinearCrossEntropy(torch.autograd.Function):
+    """As `ops.linear.LinearCrossEntropy`, of the classes of several ranks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        options: Options,
+        run: Run,
+        form: str,
+        dtype: torch.dtype,
+        memory: int,
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        layer, problem = layer_and_problem(tensors, options, dtype, memory)
+        ctx.numbers, ctx.run = (options, dtype, memory), run
+        ctx.sweeps = sweeps_by(form, problem)
+        want = wanted(ctx.needs_input_grad[_BEFORE:])
+        with full_precision(layer.input.device):
+            found = _Sweep(run, layer, problem, want, None, None, not ctx.sweeps).run()
+        ctx.tensors = len(tensors)
+        ctx.save_for_backward(*tensors, found.terms, *(found.gradients if ctx.sweeps else ()))
+        return found.loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        grad_loss = settled(grad_loss)
+        if not torch.is_grad_enabled():
+            return _backward(ctx, grad_loss)
+        with torch.no_grad():
+            grads = _backward(ctx, grad_loss)
+        anchors = [tensor for tensor in ctx.saved_tensors if tensor is not None]
+        once = Once.apply
+        return tuple(g if g is None else once(g, grad_loss, *anchors) for g in grads)  # type: ignore[no-untyped-call]
+
+
+_BEFORE = 5  # options, run, form, dtype and memory stand before the tensors
+
+
+def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    tensors, terms, found = saved[: ctx.tensors], saved[ctx.tensors], saved[ctx.tensors + 1 :]
+    layer, problem = layer_and_problem(tensors, *ctx.numbers)
+    want = wanted(ctx.needs_input_grad[_BEFORE:])
+    if not ctx.sweeps:
+        upstream = upstream.to(accumulate_dtype(layer.dtype))
+        with full_precision(layer.input.device):
+            found = _Sweep(ctx.run, layer, problem, want, upstream, terms).run().gradients
+    over_ranks = functools.partial(summed, group=ctx.run.shards.group)
+    factor = upstream if ctx.sweeps else None
+    count = len(ctx.needs_input_grad) - _BEFORE
+    grads = finished(layer, problem, want, found, factor, count, over_ranks)
+    return (*[None] * _BEFORE, *grads)
+
+
+def _refuse(layer: PartOfLayer, form: str, made: Built) -> None:
+    sweeps_by(form, made.problem)
+    if made.backend == REFERENCE:
+        raise ValueError(
+            "process_group: a layer whose logits come in chunks needs a fused backend; for the"
+            " reference call cross_entropy with torch.nn.functional.linear(…)"
+        )
+    if not direct(layer.features, layer.weight, layer.bias):
+        raise RuntimeError(
+            "process_group: classes over ranks are for plain tensors in eager mode, not within"
+            " torch.func, a trace or a mode"
+        )
+
+
+@uncompiled
+def linear_cross_entropy(
+    kind: str,
+    arguments: tuple[Tensor, Tensor, Tensor | None, Target],
+    process_group: Any,
+    memory: int,
+    form: str,
+    build: Callable[[PartOfLayer], Built],
+) -> Tensor:
+    """The loss of a call of the function `kind` whose layer has this rank's classes alone.
+
+    Args:
+        arguments: features, weight, bias, target.
+    """
+    shaped: list[PartOfLayer] = []
+
+    def shape() -> PartOfLayer:
+        shaped.append(PartOfLayer(*arguments))
+        return shaped[0]
+
+    def built(layer: PartOfLayer) -> Built:
+        made = build(layer)
+        _refuse(layer, form, made)
+        return made
+
+    others = [("chunk_memory", memory), ("number of features", _last(arguments[0]))]
+    for name, tensor in zip(("input", "linear_weight", "linear_bias"), arguments[:3], strict=True):
+        others.append((f"{name}: requires grad or not", _learns(tensor)))
+    call = agreed(kind, arguments[0], process_group, shape, built, form, others)
+    (layer,) = shaped
+    run, problem = Run.of(call.built.backend, call.shards), call.problem
+    of_layer = Layer(layer.features, layer.weight, layer.bias, layer.dtype, memory)
+    if call.built.choose is not None:
+        problem = _with_chosen_steps(run, of_layer, problem, call.built.choose)
+    numbers = problem.options, run, form, layer.dtype, memory
+    tensors = (*of_layer[: len(OF_LAYER)], *given(problem)[1:])
+    loss = ShardedLinearCrossEntropy.apply(*numbers, *tensors)  # type: ignore[no-untyped-call]
+    return call.restored(loss)
+
+
+def _last(input: Any) -> int:
+    return input.shape[-1] if isinstance(input, Tensor) and input.dim() else -1
+
+
+def _learns(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and tensor.requires_grad and torch.is_grad_enabled()
+
+
+def _with_chosen_steps(run: Run, layer: Layer, problem: Problem, choose: Choose) -> Problem:
+    """The problem with the steps that `choose` makes, after products of their own."""
+
+    def forward(problem: Problem, want_grad: bool, *, final: bool) -> Forward:
+        with full_precision(layer.input.device):
+            return Forward(_Sweep(run, layer, problem).run().loss)
+
+    with torch.no_grad():
+        return with_steps(forward, problem, choose)
