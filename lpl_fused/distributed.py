@@ -53,10 +53,15 @@ def joined_rows(tensor: Tensor, group: Any = None) -> Tensor:
     return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
 
 
+def is_group(value: Any) -> bool:
+    """Whether it is a ProcessGroup."""
+    kind = getattr(distributed, "ProcessGroup", None)
+    return kind is not None and isinstance(value, kind)
+
+
 def checked_group(name: str, value: Any) -> Any:
     """A ProcessGroup that this process is of, as a check of an argument."""
-    kind = getattr(distributed, "ProcessGroup", None)
-    if kind is None or not isinstance(value, kind):
+    if not is_group(value):
         raise TypeError(f"{name}: expected a ProcessGroup of this rank, got {shown(value)}")
     return value
 

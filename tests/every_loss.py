@@ -110,7 +110,7 @@ class Subject:
     """A loss as its user has it.
 
     Args:
-        make: the module, from keywords (`reduction`, `process_group`).
+        make: the module, from keywords (`reduction`, `data_group`).
         takes: what it is called with, names of `Batch`.
         by_row: what makes it give the losses of rows; None where it couples them.
         lead: what its user does before a step, once an epoch.
@@ -223,9 +223,7 @@ def of_entry(name: str, entry: Entry) -> Subject:
     extra = {"features": torch.zeros(1, A)}
 
     def make(**keywords: Any) -> nn.Module:
-        group = {
-            key: keywords.pop(key) for key in ("process_group",) if keywords.get(key) is not None
-        }
+        group = {key: keywords.pop(key) for key in ("data_group",) if keywords.get(key) is not None}
         loss = maker(Call(rows, torch.zeros(SAMPLES).long(), {**start, **keywords}, extra=extra))  # fmt: skip
         for key, value in group.items():
             setattr(loss, key, value)
@@ -415,7 +413,7 @@ every loss through several steps of each, and compares loss, gradient and state 
   that of one process with all rows, on every rank. So are the losses of rows and their gradients
   (`reduction="none"`), and the average over ranks of ABSGD's and group DRO's loss, unless a note says
   what is a rank's own. A mean is that of the rank's rows, as torch's. Statistics are those of the ranks of
-  `process_group`, all by default; each calls the loss as often as the others.
+  `data_group`, all by default; each calls the loss as often as the others.
 
 Modules follow devices, never dtypes: `.half()` on a model rounds no table of its loss. Tensors that were
 given as options move along.

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 MOST = 4
+alone: list[Any] = []  # on a rank: groups of one rank each
 PATIENCE = 60  # seconds; who waits longer waits for a rank that will not come
 
 
@@ -69,6 +70,7 @@ def _serve(rank: int, most: int, meeting: str, timeout: float, asked: Any, answe
     groups = {
         world: dist.new_group(list(range(world)), timeout=wait) for world in range(1, most + 1)
     }
+    alone.extend(dist.new_group([each], timeout=wait) for each in range(most))
     while True:
         function, arguments, world = asked.get()
         try:

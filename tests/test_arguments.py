@@ -79,7 +79,8 @@ OTHER: dict[str, Any] = {
     "num_classes": C,
     "num_features": 3,
     "threshold": 0.3,
-    "process_group": "none here: test_ranks.py has some",
+    "data_group": "none here: test_every_loss.py has some",
+    "process_group": "none here: test_sharded_losses.py has some",
 }
 
 

@@ -213,8 +213,8 @@ def on_rank(rank: int, folder: str) -> None:
     found: Found = {}
     for split, rows in SPLITS.items():
         for name, subject in SUBJECTS.items():
-            group = {"process_group": alone} if split == "a group of its own" else {}
-            loss = of_rows(subject, **(group if hasattr(subject.make(), "process_group") else {}))
+            group = {"data_group": alone} if split == "a group of its own" else {}
+            loss = of_rows(subject, **(group if hasattr(subject.make(), "data_group") else {}))
             mine = list(rows[rank])
             try:
                 found[split, name] = led(subject, loss, lambda b, m=mine: b.share(m, rank, RANKS))

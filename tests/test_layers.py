@@ -12,13 +12,14 @@ import lpl_fused
 
 PACKAGE = Path(lpl_fused.__file__).parent
 # what numbers, codes and fields mean, and who looks at tensors
-SHARED = {"arguments", "problem", "paths", "norm", "penalty", "phi", "tracing"}
+SHARED = {"arguments", "problem", "paths", "norm", "penalty", "phi", "precision", "tracing"}
 MAY = {
     "arguments": set(),
     "problem": {"norm"},
     "norm": {"arguments"},
     "penalty": {"arguments"},
     "phi": {"arguments"},
+    "precision": {"problem"},
     "tracing": set(),
     "paths": {"problem"},
     "algebra": {"algebra", *SHARED},

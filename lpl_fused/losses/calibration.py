@@ -27,7 +27,7 @@ from ..class_stats import Counts, label_aware_smoothing
 from ..penalty import KINDS, MarginPenalty, slope_of, value_of
 from ..problem import REDUCTIONS, accumulate_dtype
 from ..row_transforms import class_dim
-from ..validation import Projected, Target, checked_normalizer
+from ..validation import Target, checked_normalizer
 from .cross_entropy import CrossEntropyLoss
 from .module import LossModule, Reducing, counted, of_part
 from .multilabel import MultiLabelLoss
@@ -149,7 +149,7 @@ class _MarginLoss(LossModule):
         base = self._fused_base()
         if base is None:
             return super().linear(input, linear_weight, target, linear_bias)
-        layer = Projected(input, linear_weight, linear_bias, target)
+        layer = base.layer(input, linear_weight, linear_bias, target)
         self._expect_classes(layer.logits)
         return functional.linear_cross_entropy(
             input,
@@ -270,7 +270,7 @@ class CALSLoss(Reducing, _MarginLoss):
         multiplier_bounds: of λ, which starts at the lower one; default (1e-6, 1e6), the authors'.
         rho_bounds: of ρ, which starts at the lower one; default (1, 10), the authors'.
         rho_every: epochs between updates of ρ, 0 for none; default 10, the authors'.
-        process_group: of `Reducing`.
+        data_group: of `Reducing`.
 
     State: `multiplier`, `rho`, `last_violation`, `updates` and the sums of an epoch under way.
     Under torch.distributed `update` all_reduces sums and counts: every rank must call it, with
@@ -319,9 +319,9 @@ class CALSLoss(Reducing, _MarginLoss):
         multiplier_bounds: tuple[float, float] = (1e-6, 1e6),
         rho_bounds: tuple[float, float] = (1.0, 10.0),
         rho_every: int = 10,
-        process_group: Any = None,
+        data_group: Any = None,
     ) -> None:
-        super().__init__(base, margin, process_group=process_group)
+        super().__init__(base, margin, data_group=data_group)
         num_classes = Integer(least=1)("num_classes", num_classes)
         self.kind = Choice(*_PENALTIES)("penalty", penalty)
         self.normalize, self.rho_every = normalize, rho_every
@@ -356,6 +356,8 @@ class CALSLoss(Reducing, _MarginLoss):
         return super().forward(input, target, normalizer=normalizer)
 
     def _expect_classes(self, input: Tensor) -> None:
+        if getattr(self.base, "process_group", None) is not None:
+            return  # of some of the classes; the function knows how many there are
         if input.shape[class_dim(input)] != len(self.rho):
             classes = input.shape[class_dim(input)]
             raise ValueError(f"input: expected {len(self.rho)} classes, got {classes}")

@@ -15,6 +15,7 @@ from ..arguments import (
     Choice,
     Either,
     Integer,
+    Maybe,
     RealTensor,
     fixed,
     live,
@@ -26,8 +27,15 @@ from ..ops.dispatch import FORMS
 from ..perturbation import Perturbation, chained
 from ..phi import Focal, Phi, checked_phi
 from ..problem import REDUCTIONS
+from ..sharded import PartOfLayer, group_of
 from ..validation import Projected, Target
 from .module import LossModule
+
+
+def _checked_group(name: str, value: Any) -> Any:
+    group_of(value)
+    return value
+
 
 REDUCTION = live(Choice(*REDUCTIONS))
 GRADIENT = live(Choice(*FORMS))
@@ -45,6 +53,10 @@ class CrossEntropyLoss(LossModule):
         weight: (C,) class weights; a buffer, may be assigned at any time (DRW does).
         ignore_index, reduction, label_smoothing, phi, z_loss, norm, gradient, backend: as in
             `functional.cross_entropy`.
+        process_group: the ranks that have some of the classes each, as in
+            `functional.cross_entropy`; counts and tables of the loss are those of all classes. For
+            losses that are a choice of tables and keywords, and for `LPLLoss`. (Ranks that have
+            other rows are `data_group`, of losses whose state they share.)
 
     Every argument may be assigned later, and acts on the next call as if it had been given here.
 
@@ -77,6 +89,7 @@ class CrossEntropyLoss(LossModule):
         "norm": live(checked_norm),
         "gradient": GRADIENT,
         "backend": BACKEND,
+        "process_group": rebuilding(Maybe(_checked_group)),
     }
 
     weight: Tensor | None
@@ -93,8 +106,11 @@ class CrossEntropyLoss(LossModule):
         norm: Norm | None = None,
         gradient: str = "auto",
         backend: str = "auto",
+        process_group: Any = None,
     ) -> None:
         super().__init__()
+        self.process_group = process_group
+        self.check_group()
         self.register_weight("weight", weight)
         self.ignore_index = ignore_index
         self.reduction = reduction
@@ -105,13 +121,30 @@ class CrossEntropyLoss(LossModule):
         self.gradient = gradient
         self.backend = backend
 
+    def rebuild(self) -> None:
+        super().rebuild()
+        self.check_group()
+
+    def check_group(self) -> None:
+        """Raises ValueError where ranks have some of the classes each, and the loss wants all."""
+        if self.process_group is not None and not self._has_parts():
+            raise ValueError(
+                f"process_group: {type(self).__name__} looks at the logits of all classes"
+            )
+
+    def _has_parts(self) -> bool:
+        """Whether the loss of some of the classes is a part of that of all."""
+        return type(self).forward is CrossEntropyLoss.forward
+
     def perturbation(self, logits: Tensor) -> Perturbation | None:
         """The tables of this loss for these logits; None leaves them as they are."""
         return None
 
     def keywords(self) -> dict[str, Any]:
         """What every call of a function of `functional` gets from this module."""
+        beside = {} if self.process_group is None else {"process_group": self.process_group}
         return {
+            **beside,
             "weight": self.weight,
             "ignore_index": self.ignore_index,
             "reduction": self.reduction,
@@ -163,12 +196,19 @@ class CrossEntropyLoss(LossModule):
             target,
             linear_bias=linear_bias,
             perturbation=self.linear_perturbation(
-                Projected(input, linear_weight, linear_bias, target), perturbation
+                self.layer(input, linear_weight, linear_bias, target), perturbation
             ),
             normalizer=normalizer,
             chunk_memory=chunk_memory,
             **self.keywords(),
         )
+
+    def layer(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, target: Target
+    ) -> Projected:
+        """The layer that makes the logits, which may be of some of the classes."""
+        kind = Projected if self.process_group is None else PartOfLayer
+        return kind(input, weight, bias, target)
 
     def linear_perturbation(
         self, layer: Projected, after: Perturbation | None = None

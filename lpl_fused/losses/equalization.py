@@ -225,7 +225,7 @@ class EQLv2Loss(Reducing, OneVsRestLoss):
     Args:
         num_classes: C.
         gamma: γ, default 12; mu: μ, default 0.8; alpha: α, default 4; the authors'.
-        **keywords: `process_group`, and those of `OneVsRestLoss`.
+        **keywords: `data_group`, and those of `OneVsRestLoss`.
 
     Raises:
         ValueError: `num_classes` < 1; a target that is not class indices, when called.

@@ -52,7 +52,7 @@ class ISDALoss(Reducing, CrossEntropyLoss):
         covariance: "diagonal" (default; the authors' ImageNet code) or "full" (their CIFAR code).
         decay: in (0, 1], default 1.0: nothing is forgotten.
         dtype: of the estimates, default float32.
-        **keywords: `process_group`, and those of `CrossEntropyLoss`.
+        **keywords: `data_group`, and those of `CrossEntropyLoss`.
 
     Called `loss(logits, target, features, classifier_weight)`; features (N, A), or (N, A, d1, …)
     beside such logits, classifier_weight (C, A).

@@ -30,7 +30,7 @@ from ..arguments import (
 from ..class_stats import Counts, checked_counts, class_mean
 from ..perturbation import Perturbation, chained
 from ..tracing import recomputing
-from ..validation import Projected, Target
+from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
 from .lpl_official import VARIANTS, official_cross_entropy
 from .module import Reducing
@@ -87,7 +87,7 @@ class LPLLoss(Reducing, CrossEntropyLoss):
         variant: None, or a name of `lpl_official.VARIANTS`: what the authors' scripts do, slips
             included, in plain PyTorch; their step sizes and bounds apply, ours above must be unset.
         through_perturbation: differentiate through the steps (reference backend).
-        **keywords: `process_group`, and those of `CrossEntropyLoss`.
+        **keywords: `data_group`, and those of `CrossEntropyLoss`.
 
     `epsilon`, `delta_epsilon`, `step_size` and `tau` may be assigned: the steps follow.
 
@@ -146,6 +146,7 @@ class LPLLoss(Reducing, CrossEntropyLoss):
         self.split, self.statistics, self.momentum = split, statistics, momentum
         self.normalize, self.variant = normalize, variant
         self.through_perturbation = through_perturbation
+        self.check_group()
         if variant is not None and (epsilon, delta_epsilon, step_size) != (None, None, None):
             raise ValueError("variant: brings its own epsilon, delta_epsilon and step_size")
         counts = checked_counts(cls_num_list, filled=split == "long-tail")
@@ -179,6 +180,10 @@ class LPLLoss(Reducing, CrossEntropyLoss):
             old = self._buffers.get("steps")
             steps = self.long_tail_steps(counts).to(counts.device if old is None else old.device)
             self.register_buffer("steps", steps, persistent=False)
+
+    def _has_parts(self) -> bool:
+        # while the base is made nothing is known of it
+        return vars(self).get("variant") is None and not vars(self).get("through_perturbation")
 
     def perturbation(self, logits: Tensor) -> Perturbation | None:
         return Perturbation(offset=self.table("offset", logits)) if self.tau else None
@@ -283,7 +288,7 @@ class LPLLoss(Reducing, CrossEntropyLoss):
         chunk_memory: int | None = None,
     ) -> Tensor:
         """As that of `CrossEntropyLoss`; in training not of a variant, nor through the steps."""
-        layer = Projected(input, linear_weight, linear_bias, target)
+        layer = self.layer(input, linear_weight, linear_bias, target)
         keywords = {
             "linear_bias": linear_bias,
             "perturbation": self.linear_perturbation(layer, perturbation),

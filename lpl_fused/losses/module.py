@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import Integer, Maybe, Rule, live, rebuilding
-from ..distributed import all_rows, all_sum, checked_group, joined_rows, world_size
+from ..distributed import all_rows, all_sum, checked_group, is_group, joined_rows, world_size
 from ..problem import accumulate_dtype
 from ..validation import Target
 
@@ -79,6 +79,14 @@ class LossModule(nn.Module):
             f"{type(self).__name__} looks at the logits themselves, it has no `linear`; call it"
             " with torch.nn.functional.linear(input, linear_weight, linear_bias)"
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LossModule:
+        # groups of ranks are shared: they have no copies
+        memo.update({id(value): value for value in vars(self).values() if is_group(value)})
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return made
 
     def derived(self, name: str, value: Any) -> None:
         """Sets what is read-only for others, as it follows from another attribute."""
@@ -183,37 +191,31 @@ class Reducing(LossModule):
     """A loss whose state is that of all ranks together.
 
     Args:
-        process_group: the ranks that share it, a ProcessGroup that this one is of; default None,
-            all of torch.distributed where that is initialised. Every rank of it calls the loss as
+        data_group: the ranks that share it, which have other rows each (data parallel), a
+            ProcessGroup that this one is of; default None, all of torch.distributed where that is
+            initialised. Every rank of it calls the loss as
             often as the others, with as many rows as it has, or none. Copies share the group; like
             those of torch, a loss that has one is not pickled (its `state_dict` is).
     """
 
-    arguments: ClassVar = {"process_group": live(Maybe(checked_group))}
+    arguments: ClassVar = {"data_group": live(Maybe(checked_group))}
 
-    def __init__(self, *arguments: Any, process_group: Any = None, **keywords: Any) -> None:
+    def __init__(self, *arguments: Any, data_group: Any = None, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        self.process_group = process_group
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Reducing:
-        memo[id(self.process_group)] = self.process_group
-        made = type(self).__new__(type(self))
-        memo[id(self)] = made
-        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return made
+        self.data_group = data_group
 
     def all_sum(self, tensor: Tensor) -> Tensor:
-        return all_sum(tensor, self.process_group)
+        return all_sum(tensor, self.data_group)
 
     def all_rows(self, tensor: Tensor) -> Tensor:
-        return all_rows(tensor, self.process_group)
+        return all_rows(tensor, self.data_group)
 
     def joined_rows(self, tensor: Tensor) -> Tensor:
-        return joined_rows(tensor, self.process_group)
+        return joined_rows(tensor, self.data_group)
 
     @property
     def ranks(self) -> int:
-        return world_size(self.process_group)
+        return world_size(self.data_group)
 
 
 def of_part(name: str, part: str = "base") -> Any:

@@ -414,7 +414,7 @@ class MultiLabelLPLLoss(MultiLabelLoss):
         cls_num_list: (C,) positive training samples per class.
         base: the loss beneath; default `MultiLabelLoss()`.
         normalize: steps of length α, closed form; False takes the plain gradient's.
-        split, head, epsilon, delta_epsilon, step_size, statistics, momentum, process_group: of
+        split, head, epsilon, delta_epsilon, step_size, statistics, momentum, data_group: of
             `LPLLoss`; running means leave out positives whose logit is not finite.
         **keywords: of `MultiLabelLoss`, for the default base alone.
 
@@ -436,7 +436,7 @@ class MultiLabelLPLLoss(MultiLabelLoss):
             for name in ("cls_num_list", "head", "split", "statistics", "epsilon", "delta_epsilon")
         },
         **{name: LPLLoss.arguments[name] for name in ("step_size", "momentum", "normalize")},
-        "process_group": Reducing.arguments["process_group"],
+        "data_group": Reducing.arguments["data_group"],
         "base": live(_multi_label),
     }
 
@@ -455,7 +455,7 @@ class MultiLabelLPLLoss(MultiLabelLoss):
     step_size = of_part("step_size", "bounds")
     statistics = of_part("statistics", "bounds")
     momentum = of_part("momentum", "bounds")
-    process_group = of_part("process_group", "bounds")
+    data_group = of_part("data_group", "bounds")
 
     def __init__(
         self,
@@ -470,7 +470,7 @@ class MultiLabelLPLLoss(MultiLabelLoss):
         step_size: float | None = None,
         statistics: str = "batch",
         momentum: float = 0.9,
-        process_group: Any = None,
+        data_group: Any = None,
         **keywords: Any,
     ) -> None:
         if base is not None and keywords:
@@ -486,7 +486,7 @@ class MultiLabelLPLLoss(MultiLabelLoss):
             step_size=step_size,
             statistics=statistics,
             momentum=momentum,
-            process_group=process_group,
+            data_group=data_group,
         )
         self.normalize = normalize
 

@@ -110,7 +110,7 @@ class TruncatedGCELoss(Reducing, CrossEntropyLoss):
         num_samples: of the training set.
         q: in [0, 1], default 0.7, the paper's; 0 is the truncated log loss.
         k: in (0, 1), default 0.5, the paper's.
-        **keywords: `process_group`, and those of `CrossEntropyLoss`; `label_smoothing` must stay 0.
+        **keywords: `data_group`, and those of `CrossEntropyLoss`; `label_smoothing` must stay 0.
 
     Called `loss(logits, target, index)`, `index` the sample numbers, of the target's shape.
 

@@ -41,7 +41,7 @@ class CDBLoss(Reducing, CrossEntropyLoss):
             authors' README has 1.5.
         normalization: what "mean" divides by: "rows", default, the authors' CIFAR code, or
             "weight", Σ_i w_{y_i}, their ImageNet-LT code and torch's.
-        **keywords: `process_group`, and those of `CrossEntropyLoss`, `weight` apart. φ = `Focal` is
+        **keywords: `data_group`, and those of `CrossEntropyLoss`, `weight` apart. φ = `Focal` is
             CDB-Focal, differentiated as a whole; the authors' code takes (1 − p)^γ for a constant,
             which gives another gradient (that of `functional.cross_entropy` with it as
             `sample_weight`, summed).

@@ -51,8 +51,8 @@ class _Rows(Reducing):
 
     arguments: ClassVar = {"base": live(_of_rows)}
 
-    def __init__(self, base: nn.Module | None, process_group: Any) -> None:
-        super().__init__(process_group=process_group)
+    def __init__(self, base: nn.Module | None, data_group: Any) -> None:
+        super().__init__(data_group=data_group)
         self.base = CrossEntropyLoss(reduction="none") if base is None else base
 
     def rows(
@@ -99,7 +99,7 @@ class ABSGDLoss(DeferredStart, _Rows):
         first_lam: λ before that; default None (their scripts: 10, or 200, which means None).
         bias_correction: divides U by 1 − (1 − γ)^t after t batches, as Adam does: Σp starts at 1/a.
         add_mean: adds 1/B to every p_i (the authors' label-noise script).
-        process_group: of `Reducing`.
+        data_group: of `Reducing`.
 
     State: `log_u`, `batches`, the epoch. Under torch.distributed U is that of all ranks' rows (one
     all_gather of two numbers per batch; the authors' is each process's own), and p is scaled so
@@ -141,9 +141,9 @@ class ABSGDLoss(DeferredStart, _Rows):
         first_lam: float | None = None,
         bias_correction: bool = False,
         add_mean: bool = False,
-        process_group: Any = None,
+        data_group: Any = None,
     ) -> None:
-        super().__init__(base, process_group)
+        super().__init__(base, data_group)
         self.lam, self.first_lam = lam, first_lam
         self.gamma, self.scale = gamma, scale
         self.bias_correction, self.add_mean = bias_correction, add_mean
@@ -210,7 +210,7 @@ class GroupDROLoss(_Rows):
         adjustment: ≥ 0, the generalisation adjustment C, default 0.
         cvar: α in (0, 1] or None; the authors' greedy variant has 0.2.
         momentum: share of the new loss in ℓ̄, default 0.1, the authors' γ. `cvar` alone.
-        process_group: of `Reducing`.
+        data_group: of `Reducing`.
 
     Called `loss(logits, target, group)`, `group` (…) integer in [0, G) of the losses' shape; with
     `perturbation=…` it hands that to `base`.
@@ -256,9 +256,9 @@ class GroupDROLoss(_Rows):
         adjustment: float = 0.0,
         cvar: float | None = None,
         momentum: float = 0.1,
-        process_group: Any = None,
+        data_group: Any = None,
     ) -> None:
-        super().__init__(base, process_group)
+        super().__init__(base, data_group)
         counts = checked_counts(group_counts, minimum=1, name="group_counts")
         self._counts, self.groups = counts, len(counts)
         self.step_size, self.adjustment = step_size, adjustment

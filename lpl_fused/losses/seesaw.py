@@ -35,7 +35,7 @@ class SeesawLoss(Reducing, CrossEntropyLoss):
     Args:
         num_classes: C.
         p: ≥ 0, default 0.8; q: ≥ 0, default 2.0; eps: ε > 0, default 1e-2; the authors'.
-        **keywords: `process_group`, and those of `CrossEntropyLoss`.
+        **keywords: `data_group`, and those of `CrossEntropyLoss`.
 
     Raises:
         ValueError: bad numbers; a target that is not class indices, when called.

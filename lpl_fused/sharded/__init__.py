@@ -12,7 +12,15 @@ The engine is torch.distributed. Every rank of the group makes the same calls in
 """
 
 from .linear import linear_cross_entropy
-from .local import is_sharded
+from .local import PartOfLayer, group_of, is_sharded
 from .loss import Built, cross_entropy, lpl_perturbation
 
-__all__ = ["Built", "cross_entropy", "is_sharded", "linear_cross_entropy", "lpl_perturbation"]
+__all__ = [
+    "Built",
+    "PartOfLayer",
+    "cross_entropy",
+    "group_of",
+    "is_sharded",
+    "linear_cross_entropy",
+    "lpl_perturbation",
+]

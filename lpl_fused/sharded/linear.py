@@ -18,8 +18,9 @@ from ..backends import REFERENCE
 from ..backends.contract import Choose, Forward
 from ..ops import chunks
 from ..ops.chunks import OF_LAYER, Index, Layer
-from ..ops.dispatch import Once, full_precision, given
+from ..ops.dispatch import Once, given
 from ..ops.linear import finished, layer_and_problem, sweeps_by, wanted
+from ..precision import full_precision
 from ..problem import Options, Problem, accumulate_dtype
 from ..tracing import direct, settled, uncompiled
 from ..validation import Target

@@ -1,0 +1,136 @@
+"""Losses whose classes are on several ranks: every one is as on one rank, or refuses by name."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import Ranks, alone
+from test_linear_losses import HAVE, REFUSE, C, D
+from test_sharded import error_of, of_all
+from torch import Tensor, nn
+
+from lpl_fused import losses
+
+N = 18
+# without the group: what can not have it from its constructor, or only in `eval()`
+LEFT_OUT = {"lpl-eval": "the authors' script in training"}
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    found = Ranks()
+    yield found
+    found.close()
+
+
+def here(group: Any) -> slice:
+    """This rank's of 5 classes; the second has none."""
+    ends = {2: [0, 2, C], 3: [0, 2, 2, C]}[dist.get_world_size(group)]
+    return slice(*ends[dist.get_rank(group) :][:2])
+
+
+def made(make: Callable[[], nn.Module], group: Any) -> nn.Module:
+    torch.manual_seed(1)
+    loss = make()
+    holder: Any = loss if isinstance(loss, losses.CrossEntropyLoss) else loss.base
+    holder.process_group = group
+    if hasattr(loss, "data_group"):  # the rows are the same on all ranks
+        loss.data_group = alone[dist.get_rank()]
+    return loss
+
+
+def data() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    head = torch.randn(C, D, generator=generator, dtype=torch.float64)
+    target = torch.randint(C, (N,), generator=generator)
+    target[4] = -100
+    return features, head, target
+
+
+def walk(group: Any, names: list[str]) -> dict[str, str]:
+    wrong = {}
+    for name in names:
+        try:
+            same(group, name)
+        except Exception as error:
+            wrong[name] = repr(error)
+    return wrong
+
+
+def same(group: Any, name: str) -> None:
+    features, head, target = data()
+    single, shared = made(HAVE[name], None), made(HAVE[name], group)
+    whole, part = (features @ head.t()), (features @ head[here(group)].t())
+    layer, mine = head.clone().requires_grad_(), head[here(group)].clone().requires_grad_()
+    for step in range(2):  # what evolves evolves alike
+        of_whole = (whole + step).requires_grad_()
+        of_part = (part + step).requires_grad_()
+        for of, (expected, found) in {
+            "logits": (single(of_whole, target), shared(of_part, target)),
+            "layer": (
+                single.linear(features, layer, target),  # type: ignore[operator]
+                shared.linear(features, mine, target),  # type: ignore[operator]
+            ),
+        }.items():
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6, msg=of)
+            first, second = (of_whole, of_part) if of == "logits" else (layer, mine)
+            (of_all_of,) = torch.autograd.grad(expected.sum(), first)
+            (of_mine,) = torch.autograd.grad(found.sum(), second)
+            dim = 1 if of == "logits" else 0
+            joined = of_all(group, of_mine, dim)
+            torch.testing.assert_close(joined, of_all_of, rtol=1e-6, atol=1e-8, msg=of)
+    for key, value in single.state_dict().items():
+        torch.testing.assert_close(shared.state_dict()[key], value, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_losses_are_as_on_one_rank(ranks: Ranks, world: int) -> None:
+    wrong = ranks.run(world, walk, [name for name in HAVE if name not in LEFT_OUT])
+    assert not any(wrong), wrong
+
+
+def refusals(group: Any) -> dict[str, str]:
+    said = {}
+    for name, make in REFUSE.items():
+        loss = make()
+        if not isinstance(loss, losses.CrossEntropyLoss):
+            said[name] = error_of(lambda loss=loss: type(loss)(process_group=group))
+            continue
+        said[name] = error_of(lambda loss=loss: setattr(loss, "process_group", group))
+        if name == "lpl-through":
+            loss.process_group = None
+    return said
+
+
+def test_others_refuse_by_name(ranks: Ranks) -> None:
+    for said in ranks.run(2, refusals):
+        for name, words in said.items():
+            assert "process_group" in words or "required positional" in words, (name, words)
+
+
+def of_modules(group: Any) -> None:
+    loss = losses.LDAMLoss([9, 8, 7, 6, 5], process_group=group)
+    again = copy.deepcopy(loss)
+    assert again.process_group is group
+    buffer = io.BytesIO()
+    torch.save(loss.state_dict(), buffer)
+    assert "process_group" not in loss.state_dict()
+    loss.process_group = None
+    assert loss.process_group is None
+    with pytest.raises(TypeError, match="process_group: expected a ProcessGroup"):
+        loss.process_group = "world"
+    with pytest.raises(ValueError, match="ArcFaceLoss looks at the logits of all classes"):
+        losses.ArcFaceLoss(process_group=group)
+    with pytest.raises(ValueError, match="LPLLoss looks at the logits of all classes"):
+        losses.LPLLoss([9, 8, 7], variant="official-long-tail-10", process_group=group)
+
+
+def test_modules(ranks: Ranks) -> None:
+    ranks.run(2, of_modules)
