@@ -92,7 +92,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ranks = {name: rank for rank, name in enumerate(LONG)}
     items.sort(key=lambda item: ranks.get(item.path.name, len(LONG)))
     for item in items:
-        for rare in ("architectures", "compilers"):
+        for rare in ("architectures", "compilers", "large"):
             if rare in item.keywords and not config.option.markexpr:
                 item.add_marker(pytest.mark.skip(reason=f"run with -m {rare}"))
     if torch.cuda.is_available():
