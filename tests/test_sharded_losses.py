@@ -134,3 +134,51 @@ def of_modules(group: Any) -> None:
 
 def test_modules(ranks: Ranks) -> None:
     ranks.run(2, of_modules)
+
+
+# -- torch.distributed.checkpoint ------------------------------------------------------------------
+
+
+def state(group: Any, seed: int) -> dict[str, Any]:
+    """A loss that evolves, and a classifier that is sharded over its classes."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+    torch.manual_seed(seed)
+    loss = losses.LPLLoss([9, 8, 7, 6, 5], split="balanced", statistics="ema")
+    loss.data_group = alone[dist.get_rank()]
+    for _ in range(2):
+        loss(torch.randn(N, C), torch.randint(C, (N,)))
+    mesh = DeviceMesh.from_group(group, "cpu")
+    head = distribute_tensor(torch.randn(C, D), mesh, [Shard(0)])
+    assert isinstance(head, DTensor)
+    return {"loss": loss.state_dict(), "head": head}
+
+
+def save(group: Any, folder: str) -> tuple[Any, Tensor]:
+    import torch.distributed.checkpoint as checkpoint
+
+    found = state(group, seed=3)
+    checkpoint.save(found, checkpoint_id=folder, process_group=group)
+    return {k: v.clone() for k, v in found["loss"].items()}, found["head"].full_tensor()
+
+
+def load(group: Any, folder: str) -> tuple[Any, Tensor]:
+    import torch.distributed.checkpoint as checkpoint
+
+    found = state(group, seed=4 + dist.get_rank())
+    checkpoint.load(found, checkpoint_id=folder, process_group=group)
+    fresh = losses.LPLLoss([9, 8, 7, 6, 5], split="balanced", statistics="ema")
+    fresh.load_state_dict(found["loss"])
+    return {k: v.clone() for k, v in fresh.state_dict().items()}, found["head"].full_tensor()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_two_ranks_save_one_and_three_load(ranks: Ranks, tmp_path: Any) -> None:
+    saved, *_ = ranks.run(2, save, str(tmp_path))
+    for world in (1, 3):
+        for loaded in ranks.run(world, load, str(tmp_path)):
+            assert loaded[0].keys() == saved[0].keys()
+            for name, value in saved[0].items():
+                assert value.equal(loaded[0][name])
+            assert loaded[1].equal(saved[1])
