@@ -16,7 +16,7 @@ from cases import Draw, cross_entropy_cases, lpl_cases
 from ranks import Ranks
 from torch import Tensor
 
-from lpl_fused import Focal, LogitClip, MarginPenalty, Perturbation, testing
+from lpl_fused import Focal, LogitClip, MarginPenalty, Perturbation, losses, testing
 from lpl_fused import functional as LF
 from lpl_fused.problem import TABLES
 
@@ -143,8 +143,11 @@ def walk(
     return wrong
 
 
-@pytest.mark.parametrize("world", [2, 3, 4])
-@pytest.mark.parametrize("parts", [False, True], ids=["whole-tables", "parts-of-tables"])
+@pytest.mark.parametrize(
+    ("world", "parts"),
+    [(2, True), (3, False), (4, True)],
+    ids=["2-parts-of-tables", "3-whole-tables", "4-parts-of-tables"],
+)
 def test_what_ranks_find_is_what_one_finds(ranks: Ranks, world: int, parts: bool) -> None:
     cases = {name: build(Draw(24, CLASSES, seed=7)) for name, build in CASES.items()}
     assert len(cases) > 40
@@ -625,6 +628,12 @@ def of_dtensor(group: Any) -> None:
             loss.sum().backward()
             assert isinstance(leaf.grad, DTensor)
             torch.testing.assert_close(leaf.grad.full_tensor(), whole.grad)
+    leaf = distribute_tensor(input, mesh, [Shard(1)])
+    for make in (losses.LDAMLoss, losses.LPLLoss):
+        criterion = make(list(range(CLASSES, 0, -1)))
+        torch.testing.assert_close(criterion(leaf, target).to_local(), criterion(input, target))
+    margin = losses.CosFaceLoss(8.0, 0.2)
+    torch.testing.assert_close(margin(leaf, target).to_local(), margin(input, target))
     with pytest.raises(ValueError, match="classes are sharded"):
         LF.cross_entropy(distribute_tensor(input, mesh, [Shard(0)]), target)
     with pytest.raises(ValueError, match="classes are sharded"):
