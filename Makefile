@@ -6,13 +6,16 @@ PROCESSES ?= 4
 PYTEST = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=$(PROCESSES)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test bench docs gpu sanitize lint clean
+.PHONY: train test fuzz bench docs gpu sanitize sanitize-cpu lint clean
 
 train: $(VENV)/train.done  ## train on embedded data, compare losses, print the table, draw the plot
 	$(BIN)/lpl-fused train $(ARGS)
 
 test: $(VENV)/test.done  ## the whole suite; what needs a GPU skips and says so
 	$(PYTEST) --dist=loadfile --no-loadscope-reorder $(ARGS)
+
+fuzz: $(VENV)/test.done  ## 20,000 random calls of every function, backends against the reference in float64
+	PYTHONPATH=tests $(BIN)/python tests/fuzz.py $(ARGS)
 
 bench: $(VENV)/test.done  ## time every backend against eager and torch.compile
 	$(BIN)/python -m benchmarks.run $(ARGS)
@@ -36,6 +39,16 @@ sanitize: $(VENV)/gpu.done  ## on a CUDA machine: the CUDA backend's tests under
 	    --kernel-name kns=lpl --target-processes all \
 	    $(BIN)/python -m pytest tests/test_cuda.py tests/test_cuda_groups.py tests/test_cuda_binary.py $(ARGS) || exit 1; \
 	done
+
+# the C++ kernels of a build of their own, whose run-time libraries come before Python's
+sanitize-cpu: BUILT = build/sanitize
+sanitize-cpu: $(VENV)/test.done  ## the random calls of `make fuzz` under the address and undefined-behaviour sanitizers
+	CXX="$${CXX:-c++} -fsanitize=address,undefined -fno-omit-frame-pointer -g1 -D_GLIBCXX_ASSERTIONS" CXXFLAGS=-O1 \
+	  LPL_FUSED_CUDA=0 LPL_FUSED_REQUIRE_EXT=cpu \
+	  $(BIN)/python setup.py -q build --build-base $(BUILT) --build-lib $(BUILT)/lib
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  PYTHONPATH=$(BUILT)/lib:tests $(BIN)/python tests/fuzz.py --backends cpp --count 5000 $(ARGS)
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .

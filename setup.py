@@ -10,6 +10,7 @@ installed without that module, with one line that says so.
     LPL_FUSED_LOCAL_VERSION       what follows "+" in a wheel's version: "cu130"
     MAX_JOBS                      parallel compiler processes
     CXX, NVCC                     the compilers
+    CXXFLAGS                      more options of the C++ compiler, after ours
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ def compiler(n: Writer, *flags: str) -> None:
     """The rule `compile` for C++."""
     include = [sysconfig.get_paths()["include"], pybind11.get_include()]
     flags = (*flags, "-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall")
+    flags = (*flags, *os.environ.get("CXXFLAGS", "").split())
     n.variable("flags", " ".join([*flags, *(f"-isystem {path}" for path in include)]))
     command = "$cxx $flags $isa -MMD -MF $out.d -c $in -o $out"
     n.rule("compile", command, depfile="$out.d", deps="gcc", description="compile $out")

@@ -11,6 +11,9 @@ namespace {  // every object has its own, made for its instruction set
 // A gradient shorter than this has no direction: the normalised step is 0.
 constexpr double kNormFloor = 1e-12;
 
+// A row of logits shorter than this has no direction either: a float does not hold 1/‖u‖.
+constexpr double kLeastLength = 1.2e-38;
+
 template <typename Acc>
 struct PhiValue {
   Acc value, slope;  // φ(ℓ), φ'(ℓ)

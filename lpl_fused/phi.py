@@ -161,8 +161,8 @@ def value_of(ell: Tensor, code: int, parameter: float, dtype: torch.dtype | None
     if code == POWER:
         exponent = (-parameter * ell).clamp(max=exponent_limit(dtype or ell.dtype))
         return one_minus_exp(exponent) / parameter
-    # where p = 0 the loss is ∞ and its slope 1, for which autograd would form ∞·0 of (1 − p)^γ
-    lost = ell == torch.inf
+    # far beyond where p is 0 the loss is ℓ, its slope 1; autograd would form ∞·0 of γ·ℓ·p
+    lost = ell > 1e30
     finite = ell.masked_fill(lost, 0)
     # the clamp keeps the derivative of (1 − p)^γ finite at p = 1
     rest = _rest(finite)

@@ -40,6 +40,8 @@ torch._functorch.config.error_on_custom_op_aliasing = True
 
 RAN: dict[str, int] = {}
 EXPECTED = [name for name, state in lpl_fused.backends().items() if state == "available"]
+# Markers of what is run when it is asked for (CONTRIBUTING.md)
+RARE = {"architectures", "compilers", "large", "endurance"}
 # Minutes each, the longest first: what starts last would run alone while other workers have no more
 LONG = (
     "test_triton_compile.py",
@@ -92,9 +94,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ranks = {name: rank for rank, name in enumerate(LONG)}
     items.sort(key=lambda item: ranks.get(item.path.name, len(LONG)))
     for item in items:
-        for rare in ("architectures", "compilers", "large"):
-            if rare in item.keywords and not config.option.markexpr:
-                item.add_marker(pytest.mark.skip(reason=f"run with -m {rare}"))
+        for rare in RARE & set(item.keywords) if not config.option.markexpr else ():
+            item.add_marker(pytest.mark.skip(reason=f"run with -m {rare}"))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -79,6 +79,10 @@ inline int form_of(Phi phi, double parameter) {
 // What logits have beside their labels: nothing, an offset, all tables, re-balanced weights too.
 constexpr int kBare = 0, kMoved = 1, kTables = 2, kBalanced = 3;
 
+// No product with it is infinite, and e^(−this) is 0.
+template <typename Acc>
+constexpr Acc kBeyond = Acc(1e30);
+
 // x, or 0 if it is negative; nan stays.
 inline float positive_part(float x) {
   return bit_cast<float>(std::max(bit_cast<int32_t>(x), int32_t(0)));
@@ -130,7 +134,8 @@ __attribute__((noinline)) double losses_of(const Block<T>& b) {
       const Acc rest = s < 0 ? inverse : near;  // p
       const Acc factor = Form == kSquare ? probability * probability
                                          : exp_of(gamma * ((s < 0 ? s : Acc(0)) - low));
-      slope = factor * (probability + gamma * ell * rest);
+      // ℓ·p vanishes where ℓ is beyond all numbers
+      slope = factor * (probability + gamma * (std::min(ell, kBeyond<Acc>) * rest));
       ell *= factor;
     }
     if (Form == kOther) {
@@ -149,7 +154,7 @@ __attribute__((noinline)) double losses_of(const Block<T>& b) {
       }
     }
     grad = store<T>(slope);
-    return loss = ell;
+    loss = ell;
   };
   double total = 0;
   for (int32_t r = 0; r < b.rows; ++r) {
@@ -158,16 +163,15 @@ __attribute__((noinline)) double losses_of(const Block<T>& b) {
     T* grad = b.grad + r * b.grad_pitch;
     Acc* loss = b.loss + r * b.loss_pitch;
     const std::integral_constant<bool, Mixed> sided{};
-    Acc sum = 0;
     if (Form == kOther) {
       for (int32_t j = 0; j < size; ++j)
-        sum += one(sided, u[j], Mixed ? label[j] : Acc(0), j, row, grad[j], loss[j]);
+        one(sided, u[j], Mixed ? label[j] : Acc(0), j, row, grad[j], loss[j]);
     } else {
-#pragma omp simd reduction(+ : sum)
+      LPL_SIMD
       for (int32_t j = 0; j < size; ++j)
-        sum += one(sided, u[j], Mixed ? label[j] : Acc(0), j, row, grad[j], loss[j]);
+        one(sided, u[j], Mixed ? label[j] : Acc(0), j, row, grad[j], loss[j]);
     }
-    total += sum;
+    total += sum_of(loss, size);
   }
   if (Mixed || b.front == b.end) return total;
   double wrong = 0, right = 0;
@@ -175,8 +179,9 @@ __attribute__((noinline)) double losses_of(const Block<T>& b) {
     const i64 r = entry->row - b.i, j = entry->place - b.lo;
     Acc& loss = b.loss[r * b.loss_pitch + j];
     wrong += loss;
-    right += one(std::true_type{}, entry->u, entry->label, int32_t(j), b.row[r],
-                 b.grad[r * b.grad_pitch + j], loss);
+    one(std::true_type{}, entry->u, entry->label, int32_t(j), b.row[r],
+        b.grad[r * b.grad_pitch + j], loss);
+    right += loss;
   }
   if (std::abs(wrong) < total / 2) return total - wrong + right;
   total = 0;  // what is left would have lost its digits

@@ -46,7 +46,7 @@ BinaryStatus run_columns(BinaryCall<T>& call, double norm, Vector<double>& losse
   const i64 n = call.n, c = call.c;
   const bool wants_loss = call.out.loss || call.out.grad;
   Vector<typename BinaryCall<T>::Factors> factors(n);
-  const i64 width = Columns<T>::width(call, call.threads_for(c));
+  const i64 width = Columns<T>::width(call);
   const i64 tiles = (c + width - 1) / width, height = kBlock / width;
   losses.assign(tiles, 0.0);
   i64 solved = 0, swept = 0;

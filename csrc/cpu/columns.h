@@ -27,11 +27,13 @@ class Columns {
   using Entry = lpl::Entry<Acc>;
 
   // Classes of a tile: as many as keep the logits of all rows in the second cache, whole cache
-  // lines of them, and no more than leave every thread some.
-  static i64 width(const BinaryCall<T>& call, int threads) {
-    constexpr i64 kCache = 256 * 1024, kLine = 16, kLeast = 4 * kLine;
+  // lines of them, and no more than leave every thread some, however many there are: sums depend on
+  // the tiles.
+  static i64 width(const BinaryCall<T>& call) {
+    constexpr i64 kCache = 256 * 1024, kLine = 16, kLeast = 4 * kLine, kMostShares = 8;
     const i64 fit = kCache / (std::max<i64>(1, call.n) * i64(sizeof(Acc))) / kLine * kLine;
-    const i64 share = (call.c + threads - 1) / threads;
+    const i64 shares = std::min(kMostShares, std::max<i64>(1, call.n * call.c / kWorkPerThread));
+    const i64 share = std::max(2 * kLine, (call.c + shares - 1) / shares);
     return std::min(std::min(kBlock, std::max(kLeast, fit)), (share + kLine - 1) / kLine * kLine);
   }
 
@@ -40,7 +42,7 @@ class Columns {
         n_(call.n),
         width_(width),
         pitch_(width | 16),
-        s_(n_ * pitch_),
+        s_(room()),
         solved_(width / kGroup),
         starts_(width / kGroup + 1) {
     for (const int side : {0, 1}) {
@@ -117,7 +119,7 @@ class Columns {
   // Distances of a side, and where labels are not listed their shares, batch by batch, with moments
   // about 0.
   void fill(int side) {
-    if (!listed_) share_.resize(n_ * pitch_);
+    if (!listed_) share_.resize(room());
     std::fill(centre_.begin(), centre_.end(), Acc(0));
     std::fill(moments_.begin(), moments_.end(), 0.0);
     const Entry *front = entries_.data(), *end = front + entries_.size();
@@ -159,6 +161,9 @@ class Columns {
     }
     if (size < width_) std::fill(share + size, share + width_, Acc(0));
   }
+
+  // Of all rows; of no row a place to begin at, too.
+  i64 room() const { return std::max<i64>(1, n_) * pitch_; }
 
   Acc* place(const Entry& entry) { return &s_[entry.row * pitch_ + entry.place - lo_]; }
 

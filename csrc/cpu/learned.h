@@ -51,25 +51,27 @@ class Learned {
     std::fill(delta, delta + c_, Acc(0));
     if (count == 0) return;
     const Acc direction = Acc(call_.p.steps[group.label] > 0 ? 1 : -1) * Acc(call_.p.step_size);
-    threads = int(std::min<i64>(threads, group.size));
-    Vector<Vector<Acc>> mean(threads), z(threads), capped(threads), top_of(threads);
+    // chunks do not depend on the number of threads
+    const int chunks = int(std::min<i64>(kChunks, (group.size + kFewRows - 1) / kFewRows));
+    threads = std::min(threads, chunks);
+    Vector<Vector<Acc>> mean(chunks), z(threads), capped(threads);
+    for (Vector<Acc>& of_chunk : mean) of_chunk.resize(c_);
     for (int t = 0; t < threads; ++t) {
-      mean[t].resize(c_);
       z[t].resize(c_);
       if (call_.p.softcap > 0) capped[t].resize(kBlock);
     }
     for (int k = 0; k < count; ++k) {
-#pragma omp parallel num_threads(threads) if (threads > 1)
-      {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+      for (int chunk = 0; chunk < chunks; ++chunk) {
         const int t = omp_get_thread_num();
-        std::fill(mean[t].begin(), mean[t].end(), Acc(0));
-#pragma omp for schedule(static)
-        for (i64 r = 0; r < group.size; ++r)
-          add_probabilities(group.rows[r], delta, z[t].data(), capped[t].data(), mean[t].data());
+        Vector<Acc>& sum = mean[chunk];
+        std::fill(sum.begin(), sum.end(), Acc(0));
+        for (i64 r = group.size * chunk / chunks; r < group.size * (chunk + 1) / chunks; ++r)
+          add_probabilities(group.rows[r], delta, z[t].data(), capped[t].data(), sum.data());
       }
       Acc* g = mean[0].data();
-      for (int t = 1; t < threads; ++t) {
-        const Acc* other = mean[t].data();
+      for (int chunk = 1; chunk < chunks; ++chunk) {
+        const Acc* other = mean[chunk].data();
         LPL_SIMD
         for (i64 j = 0; j < c_; ++j) g[j] += other[j];
       }
@@ -78,6 +80,8 @@ class Learned {
   }
 
  private:
+  static constexpr i64 kChunks = 16, kFewRows = 4;  // that threads share; not worth sharing
+
   // mean += softmax(z_i + δ)
   void add_probabilities(i64 i, const Acc* delta, Acc* z, Acc* capped, Acc* mean) const {
     const Acc inverse = Acc(1 / call_.exponentials(i, delta, -1, z, capped, z).rest);

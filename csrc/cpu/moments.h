@@ -19,7 +19,7 @@ constexpr double kLargestMiss = 1.5e-7;  // of δ, which is to have the digits o
 constexpr int kGroup = 8;                // classes side by side
 
 typedef float Floats __attribute__((vector_size(kGroup * sizeof(float))));
-typedef int32_t FloatBits __attribute__((vector_size(kGroup * sizeof(float))));
+typedef uint32_t FloatBits __attribute__((vector_size(kGroup * sizeof(float))));
 
 template <typename Acc>
 struct GroupOf {
@@ -156,7 +156,8 @@ inline void walk_on(const double* moments, i64 width, const int32_t* steps, int3
     Lanes sum = mean[kMoments];
     for (int n = kMoments - 1; n > 0; --n) sum = mean[n] - rho * sum;
     walk.miss = miss;
-    walk.d += active * step * (0.5 + 0.5 * (rho + (1 - square) * sum));
+    // not times 0: a class that takes no step hears nothing of its logits, which may be nan
+    walk.d += active > 0 ? step * (0.5 + 0.5 * (rho + (1 - square) * sum)) : Lanes{};
   }
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "../lpl_math.h"
 #include "simd.h"
 
 namespace lpl {
@@ -15,7 +16,7 @@ template <typename Acc>
 struct RowNorm {
   Acc factor = 1;       // f(n)
   double length = 0;    // n
-  double inverse = 0;   // 1/n, 0 for n = 0
+  double inverse = 0;   // 1/n, 0 for n as good as 0
   double bend = 0;      // −f'·n/f, over the number of ties for p = ∞; 0 where f is constant
   Acc peak = 0;         // max |u_j|
   bool masked = false;  // some logits are −∞: they stay so, and count nothing
@@ -29,9 +30,10 @@ inline double power_of(double x, double p) {
   return std::pow(x, p);
 }
 
+// |x|, of −0 too, whose sign power_of would take for an exponent.
 template <typename Acc>
 inline Acc magnitude_of(Acc x) {
-  return x < 0 ? -x : x;
+  return std::abs(x);
 }
 
 // A logit as its norm sees it.
@@ -102,7 +104,7 @@ RowNorm<Acc> measured_norm(const Problem& problem, const T* u) {
   const double length = n + problem.norm_offset;
   if (!(length > problem.norm_limit)) return row;
   row.factor = Acc(problem.norm_gain / length);
-  row.inverse = n > 0 ? 1 / n : 0;
+  row.inverse = n > kLeastLength ? 1 / n : 0;
   row.bend = n / length / ties;
   return row;
 }
@@ -117,7 +119,7 @@ inline void through_norm(double p, double n, Acc factor, Acc pull, Visit visit) 
       return factor * own - pull * sign * slope(magnitude_of(x));
     });
   };
-  const Acc inverse = Acc(n > 0 ? 1 / n : 0), peak = Acc(n), power = Acc(p - 1);
+  const Acc inverse = Acc(n > kLeastLength ? 1 / n : 0), peak = Acc(n), power = Acc(p - 1);
   if (p == 2) return finish([=](Acc x) { return x * inverse; });
   if (p == 1) return finish([](Acc) { return Acc(1); });
   if (p == std::numeric_limits<double>::infinity())

@@ -13,13 +13,35 @@ class PartGradient {
  public:
   using Acc = typename AccumulateOf<T>::type;
 
-  // Sums over the rows that a thread had, of tables.
-  Vector<Acc> scale, offset, margin;
+  // Sums over rows, of tables: of kFew rows in Acc, of more in double.
+  struct Sum {
+    Vector<Acc> few;
+    Vector<double> many;
+
+    Sum(bool wanted, i64 size) : few(wanted ? size : 0, Acc(0)), many(few.size(), 0.0) {}
+    bool wanted() const { return !few.empty(); }
+    Acc* of_few(i64 lo) { return few.data() + lo; }
+    void settle() { move(few, many); }
+    void add_to(Vector<double>& total) { move(many, total); }
+
+   private:
+    template <typename From>
+    static void move(Vector<From>& from, Vector<double>& to) {
+      From* part = from.data();
+      double* sum = to.data();
+      LPL_SIMD
+      for (i64 j = 0; j < i64(from.size()); ++j) sum[j] += part[j];
+      std::fill(from.begin(), from.end(), From(0));
+    }
+  };
+  static constexpr i64 kFew = 32;
+
+  Sum scale, offset, margin;
 
   PartGradient(const Call<T>& call, const Known& known, const Outputs& out)
-      : scale(out.grad_scale ? call.c : 0, Acc(0)),
-        offset(out.grad_offset ? call.c : 0, Acc(0)),
-        margin(out.grad_margin ? call.p.all_classes() : 0, Acc(0)),
+      : scale(out.grad_scale, call.c),
+        offset(out.grad_offset, call.c),
+        margin(out.grad_margin, call.p.all_classes()),
         rows_(call, known),
         call_(call),
         p_(call.p),
@@ -91,14 +113,14 @@ class PartGradient {
   void at_tables(i64 i, i64 lo, i64 size, Acc* row) {
     const Acc* d = d_.data();
     const Acc uniform = call_.uniform;
-    if (!offset.empty()) {
-      Acc* sum = offset.data() + lo;
+    if (offset.wanted()) {
+      Acc* sum = offset.of_few(lo);
       LPL_SIMD
       for (i64 j = 0; j < size; ++j) sum[j] += uniform * d[j];
     }
-    if (!scale.empty()) {
+    if (scale.wanted()) {
       const T* u = call_.logits(i) + lo;
-      Acc* sum = scale.data() + lo;
+      Acc* sum = scale.of_few(lo);
       const Acc factor = rows_.terms(i).factor;
       if (p_.softcap > 0) {
         const Acc cap = uniform * Acc(p_.softcap), inverse = factor * Acc(1 / p_.softcap);
@@ -110,9 +132,9 @@ class PartGradient {
         for (i64 j = 0; j < size; ++j) sum[j] += length * d[j] * load(u[j]);
       }
     }
-    if (!margin.empty()) {
+    if (margin.wanted()) {
       const i64 own = rows_.own(i) - lo;
-      if (own >= 0 && own < size) margin[p_.target[i]] -= uniform * d[own];
+      if (own >= 0 && own < size) *margin.of_few(p_.target[i]) -= uniform * d[own];
     }
     if (row) {
       LPL_SIMD

@@ -8,24 +8,19 @@ namespace lpl {
 namespace LPL_ISA {
 namespace {
 
-// Runs every row by the worker that make() gives its thread, then done(worker) thread by thread.
-template <typename T, typename Make, typename Done>
-Status for_rows(const Problem& p, Make make, Done done) {
+// Runs every row by the worker that make() gives its thread.
+template <typename T, typename Make>
+Status for_rows(const Problem& p, Make make) {
   const Call<T> call(p);
   const Status status = call.check();
   if (status.fault != Fault::none) return status;
   const int threads = call.threads_for(p.n * p.c);
-  using Worker = decltype(make(call));
-  Vector<std::unique_ptr<Worker>> workers(threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    const int thread = omp_get_thread_num();
-    workers[thread].reset(new Worker(make(call)));
+    auto worker = make(call);
 #pragma omp for schedule(static)
-    for (i64 i = 0; i < p.n; ++i) workers[thread]->run(i);
+    for (i64 i = 0; i < p.n; ++i) worker.run(i);
   }
-  for (const auto& worker : workers)
-    if (worker) done(*worker);
   return status;
 }
 
@@ -56,12 +51,42 @@ class Perturbed {
   Acc* out_;
 };
 
-template <typename Acc>
-void add_to(void* total, const Vector<Acc>& part) {
-  Acc* to = static_cast<Acc*>(total);
-  const Acc* from = part.data();
-  LPL_SIMD
-  for (size_t j = 0; j < part.size(); ++j) to[j] += from[j];
+// The gradient with sums of tables, whose order is that of chunks of rows, whichever thread has
+// them.
+template <typename T>
+Status sum_tables(const Problem& p, const Known& known, const Outputs& out) {
+  using Acc = typename AccumulateOf<T>::type;
+  constexpr i64 kFew = PartGradient<T>::kFew;
+  const Call<T> call(p);
+  const Status status = call.check();
+  if (status.fault != Fault::none) return status;
+  const i64 few = std::max<i64>(1, 4 * kWorkPerThread / (kFew * std::max<i64>(1, p.c)));
+  const i64 rows = few * kFew, chunks = (p.n + rows - 1) / rows;
+  const int threads = int(std::min<i64>(call.threads_for(p.n * p.c), std::max<i64>(1, chunks)));
+  PartGradient<T> shared(call, known, out);
+  using Sum = typename PartGradient<T>::Sum;
+  Sum* const totals[] = {&shared.scale, &shared.offset, &shared.margin};
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    PartGradient<T> part(call, known, out);
+    Sum* const sums[] = {&part.scale, &part.offset, &part.margin};
+#pragma omp for ordered schedule(static, 1)
+    for (i64 chunk = 0; chunk < chunks; ++chunk) {
+      const i64 end = std::min(p.n, (chunk + 1) * rows);
+      for (i64 i = chunk * rows; i < end; ++i) {
+        part.run(i);
+        if ((i + 1) % kFew == 0 || i + 1 == end)
+          for (Sum* sum : sums) sum->settle();
+      }
+#pragma omp ordered
+      for (int k = 0; k < 3; ++k) sums[k]->add_to(totals[k]->many);
+    }
+  }
+  void* const places[] = {out.grad_scale, out.grad_offset, out.grad_margin};
+  for (int k = 0; k < 3; ++k)
+    for (size_t j = 0; j < totals[k]->many.size(); ++j)
+      static_cast<Acc*>(places[k])[j] += Acc(totals[k]->many[j]);
+  return status;
 }
 
 }  // namespace
@@ -69,9 +94,7 @@ void add_to(void* total, const Vector<Acc>& part) {
 Status reduce(const Problem& p, const Known& known, Kind kind, const Sums& out) {
   return for_type(p.dtype, [&](auto t) {
     using T = decltype(t);
-    return for_rows<T>(
-        p, [&](const Call<T>& call) { return PartSums<T>(call, known, out, kind); },
-        [](const PartSums<T>&) {});
+    return for_rows<T>(p, [&](const Call<T>& call) { return PartSums<T>(call, known, out, kind); });
   });
 }
 
@@ -79,8 +102,7 @@ Status perturbed(const Problem& p, const Known& known, int64_t begin, int64_t en
   return for_type(p.dtype, [&](auto t) {
     using T = decltype(t);
     return for_rows<T>(
-        p, [&](const Call<T>& call) { return Perturbed<T>(call, known, begin, end, out); },
-        [](const Perturbed<T>&) {});
+        p, [&](const Call<T>& call) { return Perturbed<T>(call, known, begin, end, out); });
   });
 }
 
@@ -88,13 +110,8 @@ Status perturbed(const Problem& p, const Known& known, int64_t begin, int64_t en
 Status gradient(const Problem& p, const Known& known, const Outputs& out) {
   return for_type(p.dtype, [&](auto t) {
     using T = decltype(t);
-    return for_rows<T>(
-        p, [&](const Call<T>& call) { return PartGradient<T>(call, known, out); },
-        [&](const PartGradient<T>& part) {
-          add_to(out.grad_scale, part.scale);
-          add_to(out.grad_offset, part.offset);
-          add_to(out.grad_margin, part.margin);
-        });
+    if (out.grad_scale || out.grad_offset || out.grad_margin) return sum_tables<T>(p, known, out);
+    return for_rows<T>(p, [&](const Call<T>& call) { return PartGradient<T>(call, known, out); });
   });
 }
 

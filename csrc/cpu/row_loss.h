@@ -161,17 +161,22 @@ class RowLoss {
       from[pull.labels] = k;
       mass[pull.labels++] = m;
     }
-    // without the first label's own term, so that 1 − p keeps its digits as p → 1
-    const i64 y = pull.label[0];
-    const auto [top, others, z_own, z, norm] = sweep(i, delta, y, w);
+    // without a label's own term, so that 1 − p keeps its digits as p → 1: of two that one which
+    // may come so far
+    const T* u = call_.logits(i);
+    const int first = pull.labels == 2 && load(u[pull.label[1]]) > load(u[pull.label[0]]);
+    const auto [top, others, z_own, z, norm] = sweep(i, delta, pull.label[first], w);
     const Acc own = exp_of(z_own - top);
     const Acc total = Acc(others + own);
     const Acc lse = p_.z_loss > 0 ? top + std::log(total) : Acc(0);
     Acc own_of[2], rest_of[2], lift[2];
     for (int k = 0; k < pull.labels; ++k) {
-      lift[k] = (k ? z[pull.label[k]] : z_own) - top;
-      own_of[k] = k ? exp_of(lift[k]) : own;
-      rest_of[k] = std::max(Acc(k ? others + own - own_of[k] : others), Acc(0));
+      lift[k] = (k == first ? z_own : z[pull.label[k]]) - top;
+      own_of[k] = k == first ? own : exp_of(lift[k]);
+      double rest = others;
+      if (k != first)
+        rest = own_of[k] > own ? rest_without(pull.label[k], z, top) : rest - own_of[k] + own;
+      rest_of[k] = std::max(Acc(rest), Acc(0));
     }
     Acc slope[2];
     settle(pull, mass, lift, own_of, rest_of, total, lse, slope);
@@ -183,6 +188,14 @@ class RowLoss {
         w.beside[from[k]] = p_.other ? -slope[k] : pull.at_label[k];
     }
     return pull;
+  }
+
+  // Σ_{j ≠ y} e^(z_j − top), once more, where tables have turned the order of two labels.
+  double rest_without(i64 y, const Acc* z, Acc top) const {
+    double rest = 0;
+    for (i64 lo = 0; lo < c_; lo += kBlock)
+      rest += exp_sum<Acc>(z + lo, top, nullptr, std::min(kBlock, c_ - lo), y - lo);
+    return rest;
   }
 
   // Loss and gradient of a row with up to two labels, from each label's mass in the target and the
@@ -212,8 +225,13 @@ class RowLoss {
   Pull soft(i64 i, const Acc* delta, Workspace<Acc>& w) const {
     Acc* t = w.pull.data();
     const Spread target = fill_target(i, t);
-    const auto [top, total, unused, z, norm] = sweep(i, delta, -1, w);
-    const Acc log_total = std::log(Acc(total));
+    // without the class that may have all mass, whose rivals' mass is then what log_total is made
+    // of
+    const i64 lead = leader(i, t);
+    const auto [top, others, z_lead, z, norm] = sweep(i, delta, lead, w);
+    const Acc own = exp_of(z_lead - top), total = Acc(others + own);
+    const Acc log_total =
+        own >= Acc(others) ? (z_lead - top) + std::log1p(Acc(others) / own) : std::log(total);
     const Acc lse = top + log_total;
     const double mass = sum_of(t, c_);
 
@@ -254,6 +272,13 @@ class RowLoss {
       }
     }
     return pull;
+  }
+
+  // The class that has most of row i's target.
+  i64 leader(i64 i, const Acc* t) const {
+    if (!p_.dense) return p_.other && call_.ignored(p_.target[i]) ? p_.other[i] : p_.target[i];
+    const i64 at = std::find(t, t + c_, max_of(t, c_)) - t;
+    return at < c_ ? at : 0;  // nan throughout
   }
 
   Spread fill_target(i64 i, Acc* t) const {

@@ -174,9 +174,10 @@ class Solver {
       delta[row.middling[k]] = Acc(std::log(row.at(row.middling_q[k]) / row.middling_q[k]));
     for (size_t k = 0; k < row.head.size(); ++k) delta[row.head[k]] = Acc(row.head_change[k]);
     delta[y] = 0;
-    // a step adds up to nothing, so what a masked target's is shows in the others'
-    const bool masked = row.initial_lift == -INFINITY;
-    delta[y] = Acc(masked ? -sum_of(delta, c_) : row.lift - row.initial_lift);
+    // a step adds up to nothing, so what a masked target's is, or one's whose lift has no digits
+    // for it, shows in the others'
+    const bool far = std::abs(row.initial_lift) > 1e6;
+    delta[y] = Acc(far ? -sum_of(delta, c_) : row.lift - row.initial_lift);
   }
 
  private:

@@ -104,12 +104,17 @@ class PlainLoss {
     return z > 0 ? slope : -slope;
   }
 
-  LPL_DEVICE void settle() { near_.settle(); }
-  LPL_DEVICE Acc sum() { return far_ + near_.sum(); }
+  // After a few: many terms that are alike would lose digits in one sum.
+  LPL_DEVICE void settle() {
+    near_.settle();
+    sum_ += far_;
+    far_ = 0;
+  }
+  LPL_DEVICE Acc sum() { return (sum_ + far_) + near_.sum(); }
 
  private:
   const Acc pull_;
-  Acc far_ = 0;
+  Acc far_ = 0, sum_ = 0;
   Logarithms<Acc> near_;
 };
 
@@ -129,7 +134,9 @@ LPL_DEVICE inline SideLoss<Acc> side_loss(Acc s, Phi phi, Acc parameter) {
     const Acc log_sigma = (s < 0 ? s : Acc(0)) - low;
     const Acc factor = parameter == 2 ? sigma * sigma : exp_of<T>(parameter * log_sigma);
     const Acc rest = s > 0 ? e * inverse : inverse;
-    return {factor * ell, factor * std::fma(parameter * ell, rest, sigma)};
+    // ℓ·p vanishes where ℓ is beyond all numbers
+    const Acc bounded = ell < Acc(1e30) ? ell * rest : ell == ell ? Acc(0) : ell;
+    return {factor * ell, factor * std::fma(parameter, bounded, sigma)};
   }
   const PhiValue<Acc> value = phi_of(ell, phi, parameter);
   return {value.value, value.slope * sigma};

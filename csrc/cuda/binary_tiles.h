@@ -194,6 +194,8 @@ struct BinaryTileBody {
       if constexpr (kAll) {
 #pragma unroll
         for (int k = 0; k < kCount; ++k) u[k] = everything(i + k * step, u[k], y[k], there[k]);
+        sum_ += few_;
+        few_ = 0;
       } else {
         Acc between = 0;  // 0 and 1
         if (!std::is_same<Label, Bool>::value)
@@ -250,7 +252,7 @@ struct BinaryTileBody {
         value *= all;
         slope *= all;
       }
-      sum_ += value;
+      few_ += value;
       const i64 at = i * p_.c + j_;
       if (p_.reduction == Reduction::none && call_.out.loss)
         static_cast<Acc*>(call_.out.loss)[at] = value;
@@ -266,7 +268,8 @@ struct BinaryTileBody {
     const i64 j_;
     const Acc pull_;
     PlainLoss<T> loss_;
-    Acc offset_[2], scale_[2], weight_[2], balance_, sum_ = 0;
+    Acc offset_[2], scale_[2], weight_[2], balance_;
+    Acc few_ = 0, sum_ = 0;  // many terms that are alike would lose digits in one sum
   };
 };
 

@@ -118,7 +118,7 @@ LPL_DEVICE void measure(Team& team, const Algebra& a, const Pieces& pieces, Row<
     if constexpr (Algebra::has(kRest))
       if (!infinite && p != 1 && p != 2) n *= std::pow(total, 1 / p);
     const double length = n + a.p.norm_offset;
-    Made m = {1, Acc(n), 0, n > 0 ? Acc(1 / n) : Acc(0)};
+    Made m = {1, Acc(n), 0, n > kLeastLength ? Acc(1 / n) : Acc(0)};
     if (!(length > a.p.norm_limit)) return m;
     m.factor = Acc(a.p.norm_gain / length);
     m.bend = Acc(n / length / (infinite ? total : 1.0));

@@ -194,7 +194,7 @@ LPL_DEVICE void use_norm(const Algebra& a, const Terms<Acc>& t, Row<Acc>& row) {
   if (!a.normed()) return;
   row.factor = t.factor;
   row.length = t.length;
-  row.per_length = t.length > 0 ? 1 / t.length : Acc(0);
+  row.per_length = t.length > kLeastLength ? 1 / t.length : Acc(0);
   row.bend = t.bend;
 }
 

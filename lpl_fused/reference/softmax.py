@@ -188,7 +188,8 @@ def target_cross_entropy(z: Tensor, label: Tensor) -> Tensor:
     """
     z = z - z.detach().amax(1, keepdim=True)  # a common offset must not eat the digits
     rivals = z.scatter(1, label[:, None], -torch.inf)
-    alone = (rivals == -torch.inf).all(1)
+    # (beside +inf all others are −inf, too, but no number)
+    alone = (rivals == -torch.inf).all(1) & ~z.isnan().any(1)
     rivals = rivals.masked_fill(alone[:, None], 0)  # logsumexp of nothing has no gradient
     log_mass = torch.logsumexp(rivals, 1).masked_fill(alone, -torch.inf)
     own = z.gather(1, label[:, None])[:, 0]

@@ -79,6 +79,8 @@ def binary_perturbation(problem: BinaryProblem) -> Tensor:
     problem = with_known_labels(problem)
     scratch, delta = _scratch(problem)
     assert delta is not None
+    if problem.input.shape[0] == 0:
+        return delta.zero_()
     _run(native().binary_perturbation, problem, BinaryOutputs(delta=delta), scratch)
     return delta
 
@@ -128,4 +130,8 @@ def _scratch(
 def _run(
     kernels: Any, problem: BinaryProblem, outputs: BinaryOutputs, scratch: BinaryScratch
 ) -> None:
+    if problem.steps is not None and problem.input.shape[0] == 0:  # nobody moves a class
+        if outputs.delta is not None:
+            outputs.delta.zero_()
+        problem = problem._replace(steps=None)
     queue(kernels, problem, BinarySizes.of(problem), outputs, scratch)

@@ -80,8 +80,9 @@ def read_length(index, problem, like):
 
 @triton.jit
 def in_lengths(u, row):
-    """u_k/n of some columns."""
-    inverse = tl.where(row.length == 0, 0, 1 / tl.where(row.length == 0, 1, row.length))
+    """u_k/n of some columns; of a row whose 1/n a float does not hold 0 (csrc/lpl_math.h)."""
+    short = row.length < 1.2e-38
+    inverse = tl.where(short, 0, 1 / tl.where(short, 1, row.length))
     return counted(u) * inverse
 
 

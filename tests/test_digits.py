@@ -1,0 +1,249 @@
+"""Digits: never fewer than plain PyTorch keeps in the same dtype, at rows that are certain of their label, of
+another or of none, and in sums over many equal terms, whose roundings agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import NORMS, PHIS, Draw
+from torch import Tensor
+
+from lpl_fused import GCE, Alpha, Focal, MixedTarget, Perturbation, Poly1, testing
+from lpl_fused import functional as LF
+from lpl_fused.backends import REFERENCE
+from lpl_fused.testing import Case
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# nats by which a label stands above the others: p from 1 − e^−80 to e^−300
+GAPS = (5.0, 10.0, 17.0, 25.0, 40.0, 80.0, -10.0, -40.0, -100.0, -300.0)
+SLOW = "triton", "cuda"
+EPS = torch.finfo(torch.float32).eps
+ROWS, CLASSES = 48, 19
+MORE = PHIS | {
+    "log": "log",
+    "alpha10": Alpha(10.0),
+    "gce0.01": GCE(0.01),
+    "focal0.1": Focal(0.1),
+    "focal5": Focal(5.0),
+    "poly-1": Poly1(-1.0),
+}
+
+
+def raised(d: Draw, label: Tensor, gap: float) -> Tensor:
+    input = d.normal(d.n, d.classes)
+    return input.scatter(1, label[:, None], gap + input.gather(1, label[:, None]).clamp(-1, 1))
+
+
+def one_hot(label: Tensor, d: Draw, share: float) -> Tensor:
+    rest = (1 - share) / max(1, d.classes - 1)
+    return torch.full((d.n, d.classes), rest).double().scatter(1, label[:, None], share)
+
+
+def other(label: Tensor, d: Draw) -> Tensor:
+    return (label + 1 + torch.arange(d.n) % (d.classes - 1)) % d.classes
+
+
+FORMS: dict[str, Callable[[Draw, float], Case]] = {
+    "hard": lambda d, gap: Case(raised(d, y := d.labels(), gap), y),
+    "first": lambda d, gap: Case(
+        raised(d, y := d.labels(), gap), MixedTarget(y, other(y, d), d.uniform(d.n))
+    ),
+    "second": lambda d, gap: Case(
+        raised(d, y := d.labels(), gap), MixedTarget(other(y, d), y, d.uniform(d.n))
+    ),
+    "second alone": lambda d, gap: Case(
+        raised(d, y := d.labels(), gap), MixedTarget(other(y, d), y, torch.zeros(d.n).double())
+    ),
+    "second, turned": lambda d, gap: Case(
+        -raised(d, y := d.labels(), gap),
+        MixedTarget(other(y, d), y, torch.zeros(d.n).double()),
+        {"perturbation": Perturbation(scale=torch.full((d.classes,), -1.0).double())},
+    ),
+    "smoothed": lambda d, gap: Case(raised(d, y := d.labels(), gap), y, {"label_smoothing": 0.1}),
+    "dense": lambda d, gap: Case(raised(d, y := d.labels(), gap), one_hot(y, d, 1.0)),
+    "dense, spread": lambda d, gap: Case(raised(d, y := d.labels(), gap), one_hot(y, d, 0.9)),
+}
+
+
+def soft(case: Case) -> bool:
+    spread = isinstance(case.target, Tensor) and case.target.is_floating_point()
+    return spread or "label_smoothing" in case.keywords
+
+
+def check(case: Case, backend: str, dtype: str) -> None:
+    case.keywords["reduction"] = "none"
+    mixed = isinstance(case.target, MixedTarget)
+    if not soft(case) and not (mixed and DTYPES[dtype].itemsize == 2):
+        testing.assert_within_budget(case, backend, DTYPES[dtype])
+    elif dtype != "float64":  # the truth has no more digits there than what is judged
+        spread_within_budget(case, backend, DTYPES[dtype])
+
+
+def spread_within_budget(case: Case, backend: str, dtype: torch.dtype) -> None:
+    """p − t cancels to what rounding left of it, in plain PyTorch, too: on the whole no more. So do
+    the pulls of two labels where the gradient is made of them (16 bits)."""
+    exact = case.rounded(dtype)
+    narrow = exact.to(torch.float32)
+    narrow.input = narrow.input.to(dtype)
+    truth, eager = testing.evaluate(exact, REFERENCE), testing.evaluate(narrow, REFERENCE)
+    found = testing.evaluate(narrow, backend)
+
+    def size(values: Tensor) -> float:
+        return float(values.double().square().mean().sqrt())
+
+    for got, plain, right in (
+        (found.loss, eager.loss, truth.loss),
+        (found.grads["input"], eager.grads["input"], truth.grads["input"]),
+    ):
+        unit = max(torch.finfo(got.dtype).eps * size(right), 4 * EPS * (1 + size(right)))
+        assert size(got - right) <= max(2 * size(plain - right), unit)
+
+
+@pytest.mark.parametrize("phi", MORE)
+@pytest.mark.parametrize("form", FORMS)
+def test_of_every_phi(backend: str, form: str, phi: str) -> None:
+    gaps, dtypes = (GAPS, list(DTYPES))
+    if backend in SLOW:
+        gaps, dtypes = (25.0, -100.0), ["float32"]
+        if form not in ("hard", "second") or phi not in (
+            "log",
+            "alpha-inf",
+            "focal0.5",
+            "alpha0.5",
+        ):
+            pytest.skip("the algebra's text is shared; test_backends.py has every φ")
+    for gap in gaps:
+        for dtype in dtypes:
+            case = FORMS[form](Draw(ROWS, CLASSES, seed=7), gap)
+            if phi != "log":
+                case.keywords["phi"] = MORE[phi]
+            check(case, backend, dtype)
+
+
+BESIDE: dict[str, Callable[[Draw], dict[str, object]]] = {
+    "z-loss": lambda d: {"z_loss": 1e-2},
+    "softcap": lambda d: {"softcap": 30.0},
+    "clip": lambda d: {"norm": NORMS["clip"](d.classes)},
+    "clip-p3": lambda d: {"norm": NORMS["clip-p3"](d.classes)},
+    "logit-norm": lambda d: {"norm": NORMS["logit-norm"](d.classes)},
+    "penalty": lambda d: {"penalty": d.penalty("phr")},
+    "temperature": lambda d: {"perturbation": Perturbation(temperature=1 / 30)},
+    "offset": lambda d: {"perturbation": Perturbation(offset=d.normal(d.classes))},
+    "weight": lambda d: {"weight": d.uniform(d.classes), "sample_weight": None},
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+@pytest.mark.parametrize("form", ["hard", "first", "second", "smoothed", "dense"])
+def test_beside_everything_else(backend: str, form: str, beside: str) -> None:
+    if backend in SLOW:
+        pytest.skip("test_backends.py has them all")
+    for gap in GAPS:
+        for dtype in DTYPES:
+            d = Draw(ROWS, CLASSES, seed=8)
+            case = FORMS[form](d, gap)
+            case.keywords.update(BESIDE[beside](d))
+            check(case, backend, dtype)
+
+
+# many equal terms, which expanded rows bring without memory of their own
+@pytest.mark.parametrize("value", [0.1, -1.7, 3.3])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_sums_over_many_equal_labels(isa: str, reduction: str, value: float) -> None:
+    """In blocks of one row and of several, by the bare kernel and by that which has tables."""
+    for classes, given in ((1000, {}), (7, {}), (1000, {"pos_weight": True})):
+        rows = 300_000 // classes
+        input = torch.full((rows, classes), value)
+        target = torch.zeros(rows, classes)
+        if given:
+            given = {"neg_weight": torch.full((classes,), 0.75)}
+        found = LF.binary_cross_entropy_with_logits(
+            input, target, reduction=reduction, backend="cpp", **given
+        )
+        one = math.log1p(math.exp(torch.tensor(value).double())) * (0.75 if given else 1)
+        whole = one if reduction == "mean" else one * input.numel()
+        assert abs(float(found) / whole - 1) < 5 * EPS, (
+            f"{classes} classes: {float(found) / whole - 1}"
+        )
+
+
+def test_sums_over_many_equal_rows(isa: str) -> None:
+    """10⁷ losses and 10⁶ rows that give a table their gradients."""
+    row = torch.tensor([[0.3, -1.1, 0.2, 0.9]])
+    target = torch.zeros(10_000_000, dtype=torch.int64)
+    exact = float(F.cross_entropy(row.double(), target[:1]))
+    for reduction, whole in (("mean", exact), ("sum", exact * len(target))):
+        found = LF.cross_entropy(
+            row.expand(len(target), 4), target, reduction=reduction, backend="cpp"
+        )
+        assert abs(float(found) / whole - 1) < 2 * EPS
+    few = target[:1_000_000]
+    offset = torch.zeros(4, requires_grad=True)
+    loss = LF.cross_entropy(
+        row.expand(len(few), 4), few, perturbation=Perturbation(offset=offset), backend="cpp"
+    )
+    (gradient,) = torch.autograd.grad(loss, offset)
+    p = torch.softmax(row.double(), 1)[0] - torch.tensor([1.0, 0, 0, 0])
+    torch.testing.assert_close(gradient.double(), p, rtol=16 * EPS, atol=0)
+
+
+def test_sums_are_no_worse_than_plain_pytorch(backend: str) -> None:
+    n = 40 if backend == "triton" else 400
+    input, target = torch.full((n, 700), 3.3), torch.zeros(n, 700)
+    exact = math.log1p(math.exp(torch.tensor(3.3).double()))
+    plain = abs(float(F.binary_cross_entropy_with_logits(input, target)) / exact - 1)
+    found = float(LF.binary_cross_entropy_with_logits(input, target, backend=backend))
+    assert abs(found / exact - 1) <= max(2 * plain, 9 * EPS)
+
+
+@pytest.mark.parametrize("value", [3.0e38, -3.0e38, 3.0e30, math.inf])
+@pytest.mark.parametrize("phi", ["focal2", "focal0.5", "focal5", "poly1", "alpha2", "alpha-inf"])
+def test_of_labels_near_the_largest_float(backend: str, phi: str, value: float) -> None:
+    """A product with ℓ is not infinite where it vanishes."""
+    input = torch.tensor([[value, 0.5, -0.5]] * 2, requires_grad=True)
+    target = torch.tensor([[0.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+    given = {"phi": MORE[phi], "reduction": "none"}
+    found = LF.binary_cross_entropy_with_logits(input, target, backend=backend, **given)
+    exact = input.detach().double().requires_grad_()
+    truth = LF.binary_cross_entropy_with_logits(exact, target.double(), backend=REFERENCE, **given)
+    for upstream in (torch.ones(2, 3), torch.full((2, 3), 0.3)):
+        got = torch.autograd.grad(found, input, upstream, retain_graph=True)[0]
+        right = torch.autograd.grad(truth, exact, upstream.double(), retain_graph=True)[0]
+        torch.testing.assert_close(got.double(), right, rtol=1e-5, atol=1e-30)
+    torch.testing.assert_close(found, truth.float(), rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("name", ["clip-p3", "clip-p1.5", "clip", "logit-norm"])
+def test_minus_zero_is_zero_to_a_norm(backend: str, name: str) -> None:
+    """|−0| has no sign that a power would take for an exponent; beside −inf every p is a power."""
+    input = torch.tensor([[-0.0, 1.0, -1.0, -math.inf, -0.0, 3.0]])
+    norm = NORMS[name](1)
+
+    def solved(values: Tensor, where: str) -> list[Tensor]:
+        leaf = values.clone().requires_grad_()
+        loss = LF.cross_entropy(leaf, torch.tensor([1]), norm=norm, backend=where)
+        return [loss.detach(), *torch.autograd.grad(loss, leaf)]
+
+    for got, right in zip(solved(input, backend), solved(input.double(), REFERENCE), strict=True):
+        torch.testing.assert_close(got.double(), right, rtol=1e-5, atol=1e-7)
+
+
+def test_a_row_as_good_as_0_has_no_direction(backend: str) -> None:
+    """1/‖u‖ of subnormal logits is no float."""
+    input = torch.tensor([[1e-40, -2e-40, 0.0], [1.0, 2.0, 3.0]])
+    for name in ("logit-norm", "clip-official", "clip"):
+        leaf = input.clone().requires_grad_()
+        loss = LF.cross_entropy(
+            leaf, torch.tensor([0, 1]), norm=NORMS[name](3), reduction="none", backend=backend
+        )
+        for upstream in (torch.ones(2), torch.tensor([0.0, 1.0])):
+            assert torch.autograd.grad(loss, leaf, upstream, retain_graph=True)[0].isfinite().all()
