@@ -154,8 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--resume",
         metavar="RUN_JSON",
-        help="continue a run: its settings, without the losses and seeds that are done (one "
-        "interrupted in the middle, or failed, is trained from its beginning)",
+        help="continue a run, named by its run.json or folder: its settings, without the losses "
+        "and seeds that are done (one interrupted in the middle, or failed, is trained from its "
+        "beginning)",
     )
     return parser
 

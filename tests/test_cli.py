@@ -345,7 +345,7 @@ def test_resume_trains_only_what_is_missing(done: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(compare, "train", counted)
     assert run("train", "--resume", done / "run.json") == 0
     assert counted.pairs == []
-    assert run("train", "--resume", done / "run.json", "--loss", "vs", "--seeds", "1-2") == 0
+    assert run("train", "--resume", done, "--loss", "vs", "--seeds", "1-2") == 0
     assert counted.pairs == [("vs", 0), ("vs", 1), ("ce", 2), ("la+lpl", 2), ("vs", 2)]
     after = read(done)
     assert after["results"][:4] == before["results"]
@@ -523,7 +523,16 @@ def test_changed_environment_is_told(done: Path, capsys: pytest.CaptureFixture[s
         (("--loss", "ce", "--path", "."), "data 'digits' has no option 'path'"),
         (("--device", "gpu"), "device 'gpu' with backend 'auto' cannot run"),
         (("--backend", "cpu"), "device 'cpu' with backend 'cpu' cannot run: backend: expected one"),
-        (("--resume", "absent.json"), "absent.json is not the record of a run"),
+        (("--resume", "absent.json"), "absent.json is not the record of a run: No such file"),
+        (("--resume", ""), "is not the record of a run"),
+        (("--resume", "."), "run.json is not the record of a run: No such file"),
+        *[
+            ((option, name), message)
+            for name in ("x" * 5000, "a\0b", "/dev/null/x")
+            for option, message in (("--output", "cannot be made"), ("--resume", "is not the rec"))
+        ],
+        (("--data", "folder", "--path", "x" * 5000), "does not exist"),
+        (("--data", "folder", "--path", "a\0b"), "does not exist"),
     ],
 )
 def test_bad_input_is_named(
@@ -816,7 +825,7 @@ def test_a_run_that_was_faster_is_not_overwritten(
     [
         (lambda path: path.write_text("mine"), "--output: expected a folder, got the file"),
         (lambda path: (path.mkdir(), (path / "plot.png").write_text("mine")), "holds a plot.png"),
-        (lambda path: path.parent.joinpath("out").symlink_to("out"), "cannot be made"),
+        (lambda path: path.symlink_to("out"), "cannot be made"),
     ],
 )
 def test_an_output_that_cannot_be_is_named(

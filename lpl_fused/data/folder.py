@@ -54,8 +54,9 @@ def load_folder(
             read (the message names all of them).
     """
     root = Path(path)
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder" if root.exists() else f"{root} does not exist")
+    if not os.path.isdir(root):  # Path raises at a name that is too long
+        there = os.path.exists(root)
+        raise DataError(f"{root} is not a folder" if there else f"{root} does not exist")
     faults: list[str] = []
     splits = _splits(root)
     found = [_class_files(folder, faults) for folder in splits]

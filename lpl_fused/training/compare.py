@@ -64,8 +64,9 @@ def run(
             resumed run's.
         seeds: by default 0, 1 and 2, or the resumed run's.
         output: a folder without a run in it; by default runs/DATA-TIME.
-        resume: a run.json to continue in its place: pairs that it has are not trained again. A
-            pair interrupted in the middle starts anew, and with it what its loss had gathered.
+        resume: a run.json, or its folder, to continue in its place: pairs that it has are not
+            trained again. A pair interrupted in the middle starts anew, and with it what its loss
+            had gathered.
 
     Returns:
         0; 130 after Ctrl-C (what was finished is written all the same); 2 where a run failed, a
@@ -82,7 +83,9 @@ def run(
             if output is not None:
                 raise SettingsError("a resumed run is written where it was: leave the output out")
             path = Path(resume)
-            if path.is_file():  # locked before it is read: nobody may write it in between
+            if resume and os.path.isdir(path):
+                path /= RECORD_NAME
+            if os.path.isfile(path):  # locked before it is read: nobody may write it in between
                 locks.enter_context(_alone(path.parent))
             record, folder = Record.load(path), path.parent
             if path.name != RECORD_NAME:
@@ -164,10 +167,11 @@ def _written(path: Path) -> Iterator[None]:
 
 def _check_free(folder: Path) -> None:
     """Raise SettingsError where results cannot be written, or would replace others."""
-    if folder.exists() and not folder.is_dir():
+    # os.path says no where Path raises: of a name too long, or with a null byte
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise SettingsError(f"output: expected a folder, got the file {folder}")
     for name in (RECORD_NAME, PLOT_NAME):
-        if (folder / name).exists():
+        if os.path.exists(folder / name):
             what = f"a run: resume {folder / RECORD_NAME}" if name == RECORD_NAME else f"a {name}"
             raise SettingsError(f"{folder} already holds {what}, or choose another")
 
@@ -287,7 +291,7 @@ def _train_all(
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a null byte is a ValueError
         raise SettingsError(f"the output folder {folder} cannot be made: {error}") from error
     if not os.access(folder, os.W_OK | os.X_OK):  # better now than after the first training
         raise SettingsError(f"the output folder {folder} cannot be written to")

@@ -203,7 +203,8 @@ class Record:
             record.check()
             return record
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise SettingsError(f"{path} is not the record of a run: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise SettingsError(f"{path} is not the record of a run: {reason}") from error
 
     def check(self) -> None:
         """Raise TypeError or ValueError where something is not what a comparison writes."""
