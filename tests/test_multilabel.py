@@ -413,3 +413,19 @@ def test_bad_steps(
     for function in (lpl_bce, LF.lpl_binary_perturbation):
         with pytest.raises(error, match=match):
             function(U, Y, **given, normalize=normalize)
+
+
+@pytest.mark.parametrize("way", ["auto", "reference"])
+def test_a_row_without_positives_has_a_finite_gradient_by_counts_and_labels(way: str) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(3, 4, dtype=torch.float64)
+    labels = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]], dtype=torch.float64)
+    inverse = (torch.rand(4, dtype=torch.float64) + 0.1).requires_grad_()
+
+    def loss(inverse: Tensor, labels: Tensor = labels) -> Tensor:
+        return bce(logits, labels, rebalance=RebalancedWeight(inverse), backend=way)
+
+    assert torch.autograd.gradcheck(loss, inverse)
+    soft = labels.clone().requires_grad_()
+    (by_labels,) = torch.autograd.grad(loss(inverse.detach(), soft), soft)
+    assert by_labels.isfinite().all()
