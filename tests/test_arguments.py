@@ -406,3 +406,18 @@ def test_certification_refuses_what_is_out_of_range() -> None:
             certification.certified(99, 100, **keywords)
     with pytest.raises(ValueError, match="batch_size"):
         certification.SmoothedClassifier(lambda x: x, 0.5, 2, batch_size=-5)
+
+
+def test_steps_beyond_counting_are_refused_and_leave_the_loss_as_it_was() -> None:
+    for keywords in ({"step_size": 1e-12}, {"epsilon": 1e300}, {"delta_epsilon": (0.1, 1e12)}):
+        with pytest.raises(ValueError, match=r"step_size: expected fewer than 2\*\*31"):
+            losses.LPLLoss(COUNTS, **keywords)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"step_size: expected fewer than 2\*\*31"):
+            losses.LPLLoss(COUNTS, split="balanced", **keywords)  # type: ignore[arg-type]
+        loss = losses.LPLLoss(COUNTS)
+        ((name, wrong),) = keywords.items()
+        steps, before = loss.steps.clone(), getattr(loss, name)
+        with pytest.raises(ValueError, match=r"step_size: expected fewer than 2\*\*31"):
+            setattr(loss, name, wrong)
+        assert getattr(loss, name) == before
+        assert torch.equal(loss.steps, steps)

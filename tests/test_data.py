@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -346,6 +347,15 @@ def test_cache_follows_xdg_and_the_versions(
     for ignored in ("relative/path", ""):
         monkeypatch.setenv("XDG_CACHE_HOME", ignored)
         assert cache_file().parent == tmp_path / "home" / ".cache" / "lpl_fused"
+
+
+def test_without_a_home_the_cache_is_temporary(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert cache_file().parent == Path(tempfile.gettempdir()) / f"lpl_fused-{os.getuid()}"
 
 
 # digits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,11 +19,15 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/lpl_fused`, or `~/.cache/lpl_fused`."""
+    """`$XDG_CACHE_HOME/lpl_fused`, `~/.cache/lpl_fused`, or, without a home, a temporary one."""
     root = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG base directory specification has relative paths ignored.
-    base = Path(root) if os.path.isabs(root) else Path.home() / ".cache"
-    return base / "lpl_fused"
+    if os.path.isabs(root):
+        return Path(root) / "lpl_fused"
+    try:
+        return Path.home() / ".cache" / "lpl_fused"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / f"lpl_fused-{os.getuid()}"
 
 
 def cached(

@@ -175,6 +175,12 @@ class LPLLoss(Reducing, CrossEntropyLoss):
 
     def _build(self) -> None:
         counts = self._counts
+        most = (self.epsilon + max(self.delta_epsilon)) / self.step_size
+        if most >= 2**31:
+            raise ValueError(
+                "step_size: expected fewer than 2**31 of them in epsilon + delta_epsilon, got "
+                f"{self.step_size:g}, which are {most:g}"
+            )
         self.register_table("offset", self.tau * torch.log(counts / counts.sum() + 1e-12))
         if self.split == "long-tail":
             old = self._buffers.get("steps")
