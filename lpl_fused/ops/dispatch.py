@@ -154,15 +154,7 @@ class Once(torch.autograd.Function):
 def once_backward(
     ctx: Any, upstream: Tensor, backward: Callable[[Any, Tensor], tuple[Tensor | None, ...]]
 ) -> tuple[Tensor | None, ...]:
-    """`backward(ctx, upstream)`, which nobody differentiates; `ctx.in_place`: not twice, either."""
-    if ctx.in_place:
-        if ctx.spent:
-            raise RuntimeError(
-                'gradient="inplace": a second backward, but where the logits were is their gradient'
-            )
-        if torch.is_grad_enabled():
-            raise RuntimeError('gradient="inplace" can not be differentiated (create_graph)')
-        ctx.spent = True
+    """`backward(ctx, upstream)`, which nobody differentiates."""
     if not torch.is_grad_enabled():
         return backward(ctx, upstream)
     # create_graph=True. once_differentiable would let a constant upstream pass, and with it a
@@ -171,3 +163,14 @@ def once_backward(
         grads = backward(ctx, upstream)
     anchors = [tensor for tensor in ctx.saved_tensors if tensor is not None]
     return tuple(g if g is None else Once.apply(g, upstream, *anchors) for g in grads)
+
+
+def spend(ctx: Any) -> None:
+    """Of a gradient that goes where the logits are: once, and nobody differentiates it."""
+    if ctx.spent:
+        raise RuntimeError(
+            'gradient="inplace": a second backward, but where the logits were is their gradient'
+        )
+    if torch.is_grad_enabled():
+        raise RuntimeError('gradient="inplace" can not be differentiated (create_graph)')
+    ctx.spent = True

@@ -21,7 +21,7 @@ from ..precision import full_precision
 from ..problem import NONE, TABLES, Options, Problem, accumulate_dtype
 from ..tracing import direct, settled
 from .chunks import OF_LAYER, WANTED, Layer, Sweep, ignored_rows, weight_sum_dtype
-from .dispatch import AUTO, STATISTICS, SWEEP, Once, checked_form, given, register
+from .dispatch import AUTO, STATISTICS, SWEEP, checked_form, given, once_backward, register
 
 # how a gradient comes about
 FORMS = AUTO, SWEEP, STATISTICS
@@ -144,14 +144,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        grad_loss = settled(grad_loss)
-        if not torch.is_grad_enabled():
-            return _backward(ctx, grad_loss)
-        # as the loss of logits
-        with torch.no_grad():
-            grads = _backward(ctx, grad_loss)
-        anchors = [tensor for tensor in ctx.saved_tensors if tensor is not None]
-        return tuple(g if g is None else Once.apply(g, grad_loss, *anchors) for g in grads)
+        return once_backward(ctx, settled(grad_loss), _backward)
 
 
 def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:

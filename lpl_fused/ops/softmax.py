@@ -43,6 +43,7 @@ from .dispatch import (
     once_backward,
     packed,
     register,
+    spend,
     sweeps_by,
     unshared,
 )
@@ -223,7 +224,9 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         grad_loss = settled(grad_loss)
-        if ctx.in_place or torch.is_grad_enabled():
+        if ctx.in_place:
+            spend(ctx)
+        if torch.is_grad_enabled():
             return once_backward(ctx, grad_loss, _backward)
         return _backward(ctx, grad_loss)
 

@@ -18,7 +18,7 @@ from ..backends import REFERENCE
 from ..backends.contract import Choose, Forward
 from ..ops import chunks
 from ..ops.chunks import OF_LAYER, Index, Layer
-from ..ops.dispatch import Once, given
+from ..ops.dispatch import given, once_backward
 from ..ops.linear import finished, layer_and_problem, sweeps_by, wanted
 from ..precision import full_precision
 from ..problem import Options, Problem, accumulate_dtype
@@ -97,14 +97,7 @@ class ShardedLinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        grad_loss = settled(grad_loss)
-        if not torch.is_grad_enabled():
-            return _backward(ctx, grad_loss)
-        with torch.no_grad():
-            grads = _backward(ctx, grad_loss)
-        anchors = [tensor for tensor in ctx.saved_tensors if tensor is not None]
-        once = Once.apply
-        return tuple(g if g is None else once(g, grad_loss, *anchors) for g in grads)  # type: ignore[no-untyped-call]
+        return once_backward(ctx, settled(grad_loss), _backward)
 
 
 _BEFORE = 5  # options, run, form, dtype and memory stand before the tensors

@@ -22,7 +22,7 @@ from ..algebra.settle import begin, stepped
 from ..algebra.sweep import with_steps
 from ..backends import REFERENCE, load
 from ..backends.contract import Choose, Forward
-from ..ops.dispatch import INPLACE, SWEEP, given, once_backward
+from ..ops.dispatch import INPLACE, SWEEP, given, once_backward, spend
 from ..ops.softmax import gradient_past
 from ..problem import NONE, TABLES, Options, Problem
 from ..reference import parts as reference_door
@@ -105,6 +105,8 @@ class ShardedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.in_place:
+            spend(ctx)
         return once_backward(ctx, settled(grad_loss), _backward)
 
 
