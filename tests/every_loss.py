@@ -191,7 +191,7 @@ def next_epoch(loss: Any, batch: Batch) -> None:
 
 
 def accuracies(loss: Any, batch: Batch) -> None:
-    loss.update(batch.right / batch.held, batch.held)
+    loss.update(batch.right.double() / batch.held, batch.held)
 
 
 def held_out(loss: Any, batch: Batch) -> None:
@@ -407,6 +407,7 @@ every loss through several steps of each, and compares loss, gradient and state 
 * **bad batch**: a row with nan or infinity, a row whose label has no likelihood at all, a batch that is
   ignored as a whole. The state takes up rows of finite loss alone (multi-label: positives whose logit is finite;
   ISDA: rows whose features are); the loss of that batch hides nothing. TruncatedGCE leaves `kept` as it was.
+  (`s` of LInfMixtureLoss is a parameter: an optimizer does to it what it does to the model's.)
 * **autocast**: float16 and bfloat16, around the loss and around the backward. Products inside a loss run in
   float32, a gradient is rounded once.
 * **ranks**: two of torch.distributed, of equal shares, unequal ones, and one without rows. The state is

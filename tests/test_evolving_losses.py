@@ -83,6 +83,20 @@ def test_the_stage_is_part_of_the_state() -> None:
         assert again.started and again.epoch == 3
 
 
+def test_a_state_of_the_model_alone_leaves_the_loss_s_weight() -> None:
+    """Of before the weight was assigned: there is none. Of no loss at all: it stays."""
+    model, loss = nn.Linear(2, CLASSES), losses.LDAMLoss(COUNTS)
+    both = nn.ModuleList([model, loss])
+    before = both.state_dict()
+    loss.weight = torch.ones(CLASSES)
+    both.load_state_dict(nn.ModuleList([model]).state_dict(), strict=False)
+    assert loss.weight is not None
+    with pytest.raises(RuntimeError, match=r"1\.weight"):
+        both.load_state_dict(nn.ModuleList([model]).state_dict())
+    both.load_state_dict(before)
+    assert loss.weight is None
+
+
 RESTING: dict[str, tuple[Callable[[], nn.Module], Step]] = {
     "mbls": (lambda: losses.MbLSLoss(0.5, 1.0), plain),
     "lade": (lambda: losses.LADELoss(COUNTS), plain),

@@ -119,12 +119,13 @@ class LossModule(nn.Module):
         state_dict: dict[str, Any],
         prefix: str,
         local_metadata: dict[str, Any],
-        strict: bool,
         *arguments: Any,
         **keywords: Any,
     ) -> None:
         # an argument that is None has no key: it was None when the loss was made, and is a tensor
-        # in the state (LDAM-DRW's weight), or the state is of before that
+        # in the state (LDAM-DRW's weight), or the state is of before that. A state that holds no
+        # loss of this place, of a model alone, is none of its
+        held = "version" in local_metadata
         for name, buffer in self._buffers.items():
             if name not in self.rules or not self.rules[name].assignable:
                 continue
@@ -132,11 +133,9 @@ class LossModule(nn.Module):
             if buffer is None and saved is not None:
                 here = next((b.device for b in self._buffers.values() if b is not None), "cpu")
                 self._buffers[name] = torch.empty_like(saved, device=here)
-            elif buffer is not None and saved is None and strict:
+            elif buffer is not None and saved is None and held:
                 self._buffers[name] = None
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, *arguments, **keywords
-        )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments, **keywords)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LossModule:
         # .half() on a model must not round the tables of its loss, to_empty() not empty those that
