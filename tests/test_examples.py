@@ -1,0 +1,179 @@
+"""Every file of examples/ runs, and what it prints is so."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+SHARED = "longtail"  # data of the others, no example
+RANKS = {"ddp": 2, "class_sharded": 2}  # as torchrun starts them
+
+pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="no source tree here")
+
+# One process imports torch, which takes longer than most examples, and is copied for each of them.
+RUNNER = """
+import json, os, runpy, socket, sys, tempfile, traceback
+import torch, torch._dynamo  # what optimizers import
+torch.set_num_threads(1)
+folder, ranks = json.load(sys.stdin)
+sys.path.insert(0, folder)
+
+def start(name, rank, world, port, file):
+    child = os.fork()
+    if child:
+        return child
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )
+    sys.argv, failed = [name], 0
+    try:
+        runpy.run_path(os.path.join(folder, name + ".py"), run_name="__main__")
+    except BaseException:
+        traceback.print_exc()
+        failed = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(failed)
+
+found = {}
+for name, world in ranks.items():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    files = [tempfile.TemporaryFile("w+") for _ in range(world)]
+    children = [start(name, rank, world, port, file) for rank, file in enumerate(files)]
+    failed = [os.waitpid(child, 0)[1] for child in children]
+    said = []
+    for file in files:
+        file.seek(0)
+        said.append(file.read())
+    found[name] = [any(failed), "".join(said)]
+print(json.dumps(found))
+"""
+
+
+@functools.cache
+def run_all() -> dict[str, tuple[bool, str]]:
+    """(failed, what it printed) of each example."""
+    names = sorted({path.stem for path in EXAMPLES.glob("*.py")} - {SHARED})
+    asked = json.dumps([str(EXAMPLES), {name: RANKS.get(name, 1) for name in names}])
+    ran = subprocess.run(
+        [sys.executable, "-c", RUNNER],
+        input=asked,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return dict(json.loads(ran.stdout.splitlines()[-1]))
+
+
+def run(name: str) -> str:
+    failed, printed = run_all()[name]
+    assert not failed, printed
+    return printed
+
+
+def table(name: str) -> dict[str, list[float]]:
+    """The rows of percentages that an example prints."""
+    rows = re.findall(r"^(\S.*?)((?:\s+[\d.]+%)+)$", run(name), re.MULTILINE)
+    return {row: [float(number) for number in re.findall(r"[\d.]+", rest)] for row, rest in rows}
+
+
+def number_after(text: str, words: str) -> float:
+    return float(re.search(re.escape(words) + r"\s*([\d.]+(?:e-?\d+)?)", text)[1])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_each_is_short_says_what_it_shows_and_marks_what_changes(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 120
+    if path.stem != SHARED:
+        head = text.split('"""')[1]
+        assert head.count("\n") <= 3 and "Shows: " in head
+        assert re.search(rf"Run: .*examples/{path.name}", head)
+        assert "# CHANGED" in text
+        assert f"examples/{path.name})" in (ROOT / "docs" / "examples.md").read_text()
+        assert f'("{path.stem}")' in Path(__file__).read_text(), "has no test"
+
+
+MANY, MEDIUM, FEW, ALL = range(4)
+
+
+def test_plain_loop() -> None:
+    found = table("plain_loop")
+    plain = found.pop("cross-entropy")
+    assert set(found) == {"logit adjustment", "LPL"}
+    for other in found.values():
+        assert other[FEW] > plain[FEW] + 10
+        assert other[ALL] > plain[ALL] + 3
+
+
+def test_gradient_accumulation() -> None:
+    printed = run("gradient_accumulation")
+    assert number_after(printed, "means of means") > 0.1
+    assert number_after(printed, "normalizer=") < 1e-5
+    assert number_after(printed, "right,") > 15
+
+
+def test_ldam_drw_resume() -> None:
+    assert "the same bits: True" in run("ldam_drw_resume")
+    found = table("ldam_drw_resume")
+    assert found["LDAM-DRW"][FEW] > found["LDAM"][FEW] + 10
+
+
+def test_multi_label() -> None:
+    pytest.importorskip("torchmetrics", reason="mean average precision needs torchmetrics")
+    found = table("multi_label")
+    plain = found.pop("BCE")
+    assert set(found) == {"distribution-balanced", "… and LPL"}
+    assert all(other[FEW] > plain[FEW] + 2 for other in found.values())
+
+
+def test_segmentation() -> None:
+    found = table("segmentation")
+    plain = found.pop("cross-entropy")
+    assert set(found) == {"logit adjustment", "Seesaw"}
+    assert all(sum(other[3:]) > sum(plain[3:]) + 50 for other in found.values())  # rare classes
+
+
+def test_mixup() -> None:
+    found = table("mixup")
+    assert found["logit adjustment"][FEW] > found["cross-entropy"][FEW] + 10
+    pair, matrix = (number_after(run("mixup"), words) for words in ("and share", "matrix"))
+    assert pair == pytest.approx(matrix, abs=1e-5)
+
+
+def test_large_vocabulary() -> None:
+    printed = run("large_vocabulary")
+    assert number_after(printed, "of the last") < number_after(printed, "first step") - 1
+    assert number_after(printed, "differs by") < 1e-4
+
+
+def test_ddp() -> None:
+    printed = run("ddp")
+    own, known = (number_after(printed, words) for words in ("rank 0 saw:", "loss knows:"))
+    assert known == pytest.approx(2 * own, rel=0.01)
+    assert "the same on all ranks: True" in printed
+
+
+def test_class_sharded() -> None:
+    printed = run("class_sharded")
+    first = number_after(printed, "all classes")
+    assert first == pytest.approx(number_after(printed, "of shards"), abs=1e-4)
+    assert first == pytest.approx(number_after(printed, "their logits"), abs=1e-4)
+    assert number_after(printed, "differs by") < 1e-4
+    assert number_after(printed, "the loss is") < first - 1
