@@ -150,8 +150,8 @@ IDLE_UPSTREAM = r"^(rescale_rows|scale_rows|scale_labels|.*ScaleBody.*)$"
 # … and where a gradient of 16 bits is made anew.
 IDLE_ANEW = r".*\bBinaryScaleBody<(__half|__nv_bfloat16)>"
 IDLE_ALONE = (
-    r"^(list_groups|weigh_rows|split_columns|gather_heads|take_group_steps|move_tail|finish_groups"
-    r"|sweeping_steps|resident_steps|.*Group\w*Body.*|.*SweptBody.*)$"
+    r"^(list_groups|split_columns|take_group_steps|move_tail|move_groups|finish_groups|plain_steps"
+    r"|.*Group\w*Body.*|.*SweptBody.*)$"
 )
 
 

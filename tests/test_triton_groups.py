@@ -17,12 +17,12 @@ from torch import Tensor
 
 from lpl_fused import Perturbation
 from lpl_fused.backends import load, reason_against
-from lpl_fused.problem import Problem
+from lpl_fused.problem import MEAN, NONE, SUM, Problem
 
 if reason_against("triton", "cpu", torch.float32) is not None:
     pytest.skip("needs Triton's interpreter", allow_module_level=True)
 
-from triton_memory import check, watched
+from triton_memory import Operations, check, host_alone, watched
 
 from lpl_fused.backends.kernels.arguments import (
     FELL_BACK,
@@ -30,7 +30,6 @@ from lpl_fused.backends.kernels.arguments import (
     PERTURBED,
     SOLVED,
     Groups,
-    Wanted,
 )
 from lpl_fused.backends.kernels.launch import GroupMeta
 from lpl_fused.backends.triton import arguments, launching, learned
@@ -45,11 +44,15 @@ CLASSES = 100
 backend = load("triton")
 
 
+@pytest.fixture(autouse=True)
+def few_logits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned, "FEW_LOGITS", 0)
+
+
 def solve(asked: Problem) -> tuple[Tensor, Tensor]:
     """(δ by row, outcome) in float32."""
     narrow = asked._replace(input=asked.input.float())
-    wanted = Wanted(delta=torch.full_like(narrow.input, torch.nan))
-    arguments, outcome = learned.take_steps(narrow, wanted)
+    arguments, outcome = learned.with_learned(narrow)
     return arguments.delta[arguments.slot], outcome
 
 
@@ -61,14 +64,13 @@ def outcome(asked: Problem) -> Tensor:
 def outcomes() -> Iterator[list[Tensor]]:
     """The outcome of every problem that is solved meanwhile."""
     found: list[Tensor] = []
-    step_classes = learned.step_classes
+    finish = learned.finish
 
-    def noted(problem: Any, arguments: Any, saved: Any, *others: Any, **how: Any) -> Any:
-        taken = step_classes(problem, arguments, saved, *others, **how)
-        found.append(saved.outcome)
-        return taken
+    def noted(problem: Any, arguments: Any, saved: Any, *others: Any) -> None:
+        finish(problem, arguments, saved, *others)
+        found.append(saved.rows.outcome)
 
-    with mock.patch.object(learned, "step_classes", noted):
+    with mock.patch.object(learned, "finish", noted):
         yield found
 
 
@@ -92,20 +94,19 @@ def launched_with(
             head,
             8,
             block,
-            {**one, "BLOCK": 64},
             {**tile, **kind, **heads, **nodes},
-            {**tile, **heads, "LANES": 4},
             {**steps, **kind, **heads, **nodes, "FEW": 4, "MANY": 2 * step_rows},
             {**tile, **kind, **heads, **nodes},
+            {**tile, **heads, **nodes},
             {**steps, **kind, **heads, **nodes},
         )
 
-    resident = {"ROWS": 1, "BLOCK": 512, "num_warps": 1}
+    plain = {"ROWS": 1, "BLOCK": 512, "num_warps": 1}
     with mock.patch.object(learned, "group_meta", meta):
         if not worth:
             yield
             return
-        with mock.patch.object(learned, "resident_meta", return_value=resident):
+        with mock.patch.object(learned, "plain_meta", return_value=plain):
             yield
 
 
@@ -146,7 +147,7 @@ def test_float64_takes_plain_steps() -> None:
     """What the relaxation leaves would show at 1e-13."""
     asked = problem([3], [4], CLASSES)
     with launched_with():
-        _, found = learned.take_steps(asked, Wanted(delta=torch.empty_like(asked.input)))
+        _, found = learned.with_learned(asked)
         check(case(asked), FP64)
     assert found.tolist() == [GROUP] * 3
 
@@ -279,8 +280,9 @@ def test_rows_by_class(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Problem(draw.input().float(), target, steps=steps)
 
     def found() -> Groups:
-        groups = Groups(*torch.full((4, n), -1))
-        group_rows(asked, arguments_of(asked), groups)
+        tickets = torch.zeros(2, dtype=torch.int32)
+        groups = Groups(*torch.full((4, n), -1), tickets)
+        group_rows(asked, arguments_of(asked), groups, None, 0)
         return groups
 
     with watched():
@@ -308,18 +310,51 @@ def launched_by(run: Callable[[], object]) -> list[str]:
     return found
 
 
+SOLVING = ["split_columns", *("take_group_steps", "move_tail") * 3, "finish_groups"]
+
+
 def test_launches() -> None:
     """What is done of classes with several rows is done once; the backward forms their δ anew."""
     asked = problem([3, 2, 1], [24, -5, 3], 600)
     asked = asked._replace(input=asked.input.bfloat16())
+    rows = ["group_rows", "weigh_rivals", "step_rows"]
     forward = launched_by(lambda: backend.forward(asked, False))
-    solving = ["list_groups", "weigh_rows", "split_columns", "gather_heads"]
-    solving += [*("take_group_steps", "move_tail") * 3, "finish_groups"]
-    left = ["resident_steps", "sweeping_steps"]
-    assert forward == ["group_rows", "weigh_rivals", "step_rows", *solving, *left, "forward"]
+    assert forward == [*rows, *SOLVING, "plain_steps"]
     state = backend.forward(asked, False).state
     backward = launched_by(lambda: backend.learned_gradient(asked, torch.ones(()).expand(6), state))
-    assert backward == ["move_rows", "move_tail", "finish_groups", *left, "forward"]
+    assert backward == ["move_rows", "move_groups", "plain_steps"]
+
+
+def test_launches_of_few_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where launches are what a call costs, and in float64."""
+    asked = problem([3, 2, 1], [24, -5, 3], 600)
+    for dtype, few in ((FP32, 6 * 600), (FP64, 0)):
+        monkeypatch.setattr(learned, "FEW_LOGITS", few)
+        of_dtype = asked._replace(input=asked.input.to(dtype))
+        forward = launched_by(lambda p=of_dtype: backend.forward(p, False))  # type: ignore[misc]
+        assert forward == ["group_rows", "weigh_rivals", "step_rows", "plain_steps"]
+        state = backend.forward(of_dtype, False).state
+        backward = launched_by(
+            lambda p=of_dtype, s=state: backend.learned_gradient(p, torch.ones(6), s)  # type: ignore[misc]
+        )
+        assert backward == ["move_rows", "plain_steps"]
+
+
+@pytest.mark.counts
+@pytest.mark.parametrize("reduction", [NONE, MEAN, SUM])
+def test_operations_of_torch(reduction: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most three a forward, and none a backward."""
+    host_alone(monkeypatch)
+    asked = problem([3, 2, 1], [24, -5, 3], 600)
+    options = asked.options._replace(reduction=reduction)
+    asked = asked._replace(input=asked.input.bfloat16(), options=options)
+    with Operations() as forward:
+        state = backend.forward(asked, False).state
+    assert len(forward.names) <= 3, forward.names
+    upstream = torch.ones(()).expand(6)
+    with Operations() as backward:
+        backend.learned_gradient(asked, upstream, state)
+    assert not backward.names
 
 
 @pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])

@@ -20,7 +20,7 @@ if reason_against("triton", "cpu", torch.float32) is not None:
 
 from triton_memory import check, watched
 
-from lpl_fused.backends.kernels.arguments import FELL_BACK, GROUP, SOLVED, Wanted
+from lpl_fused.backends.kernels.arguments import FELL_BACK, GROUP, SOLVED, Upstream, Wanted
 from lpl_fused.backends.triton import learned
 
 # NumPy's, where a kernel handles −inf and its like
@@ -99,10 +99,7 @@ def test_fallback(resident: bool, normalize: bool) -> None:
     asked = rows(Draw(3, 700, seed=1), 1.0, [3, 0, -2], step_size=70.0, normalize=normalize)
     block = 1024 if resident else 128
     meta = {"BLOCK": block, "ROWS": 1, "num_warps": 1}
-    with (
-        mock.patch.object(learned, "resident_meta", return_value=meta),
-        mock.patch.object(learned, "sweeping_meta", return_value=meta),
-    ):
+    with mock.patch.object(learned, "plain_meta", return_value=meta):
         assert backend.fallbacks(asked) > 0
         check(case(asked), FP64)
 
@@ -118,7 +115,7 @@ def test_each_row_for_itself() -> None:
     target[2:4] = 3
     target[5] = -100
     asked = asked._replace(input=logits, target=target)
-    _, outcome = learned.take_steps(asked, Wanted(delta=torch.empty(8, 700, dtype=FP64)))
+    _, outcome = learned.with_learned(asked)
     assert outcome.tolist() == [
         SOLVED,
         FELL_BACK,
@@ -144,15 +141,18 @@ def test_what_is_solved_is_exact(head: int, order: int, dtype: torch.dtype) -> N
         draw = Draw(2, 150, seed)
         spread, size = (1.0, 4.0, 0.01, 20.0)[seed % 4], 10 ** (0.5 * seed - 5)
         asked = rows(draw, spread, [2, -2], dtype, step_size=size, normalize=seed % 3 == 2)
-        wanted = Wanted(losses=asked.input[:, 0] * 0, grad=asked.input * 0)
+        losses, grad = asked.input[:, 0] * 0, asked.input * 0
         with launched_with(32, head, order), watched():
-            _, outcome = learned.take_steps(asked, wanted)
+            _, saved, arguments = learned.solve(asked, losses)
+            learned.finish(asked, arguments, saved, Wanted(losses=losses), Upstream())
+            learned.gradient(asked, arguments, saved, Upstream(), grad)
+        outcome = saved.rows.outcome
         solved = outcome == SOLVED
         truth = testing.evaluate(case(asked).to(FP64), "reference")
         plain = testing.evaluate(case(asked), "reference")
         for found, eager, exact in (
-            (wanted.losses, plain.loss, truth.loss),
-            (wanted.grad, plain.grads["input"], truth.grads["input"]),
+            (losses, plain.loss, truth.loss),
+            (grad, plain.grads["input"], truth.grads["input"]),
         ):
             allowed = testing.budget(dtype, testing.error(eager[solved], exact[solved]))
             assert testing.error(found[solved], exact[solved]) <= allowed

@@ -31,7 +31,7 @@ if reason_against("triton", "cpu", torch.float32) is not None:
 
 import triton
 import triton.language as tl
-from triton_memory import Traffic, watched
+from triton_memory import Operations, Traffic, host_alone, watched
 
 from lpl_fused.backends.triton import launching, learned
 
@@ -286,19 +286,27 @@ BUDGETS = {
         steps=2,
         options=LPL,
     ),
-    # fallen back after one read: δ (float32) written and read once, whatever the steps
+    # fallen back after one read. A step reads the logits twice, δ twice, and writes δ; the loss
+    # reads both once more, the gradient twice; with the gradient steps are taken once more
     "LPL, too far": Budget(
         forward_and_gradient,
         ONE_BLOCK,
-        {"input": (2 + 4, 0), "wanted.grad": (0, 2), "delta": (4, 4)},
+        {
+            "input": (2 + (4 * 2 + 2) + (4 * 2 + 4), 0),
+            "wanted.grad": (0, 2),
+            "work": (8 * 2 + 4 + 8 * 2 + 8, 2 * (4 + 4 * 2)),
+        },
         steps=2,
         options=TOO_FAR,
     ),
-    # swept: a step reads the logits twice, δ twice, and writes δ; then the loss as above
     "LPL, too far, swept": Budget(
         forward_and_gradient,
         SWEEP,
-        {"input": (4 + 4 * 2 + 4, 0), "wanted.grad": (0, 2), "delta": (8 * 2 + 8, 4 * 2 + 4)},
+        {
+            "input": (4 + (4 * 2 + 2) + (4 * 2 + 4), 0),
+            "wanted.grad": (0, 2),
+            "work": (8 * 2 + 4 + 8 * 2 + 8, 2 * (4 + 4 * 2)),
+        },
         steps=2,
         options=TOO_FAR,
     ),
@@ -306,20 +314,24 @@ BUDGETS = {
         forward_and_gradient,
         SWEEP,
         {
-            "input": (4 + 4 * 2 + 4, 0),
+            "input": (4 + (4 * 2 + 2) + (4 * 2 + 4), 0),
             "wanted.grad": (0, 2),
-            "delta": (12 * 2 + 8, 4 * 2 + 4),
-            "direction": (4 * 2, 4 * 2),
+            "work": (12 * 2 + 4 + 12 * 2 + 8, 2 * (4 + 4 * 2)),
+            "direction": (2 * 4 * 2, 2 * 4 * 2),
         },
         steps=2,
         options=TOO_FAR._replace(normalize=True),
     ),
-    # a class of 4 rows: one δ for all, a quarter of a matrix, which a step reads for each row and
-    # once to move it
+    # a class of 4 rows whose steps cost less than a solver: one δ for all, a quarter of a matrix,
+    # which a step reads for each row and once to move it
     "LPL, one class, swept": Budget(
         forward_and_gradient,
         ONE_BLOCK,
-        {"input": (4 * 2 + 2, 0), "wanted.grad": (0, 2), "delta": ((4 + 1) * 2 + 4, 2 + 1)},
+        {
+            "input": ((4 * 2 + 2) + (4 * 2 + 4), 0),
+            "wanted.grad": (0, 2),
+            "work": ((4 + 1) * 2 + 4 + (4 + 1) * 2 + 8, 2 * (1 + 2)),
+        },
         steps=2,
         options=LPL,
         parts=("one class",),
@@ -475,25 +487,45 @@ def test_learned_moves_no_more_than_plain(classes: int) -> None:
 
 
 @pytest.mark.parametrize("steps", [5, 20])
-def test_a_group_is_read_six_times(steps: int) -> None:
+def test_a_group_is_read_six_times(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Classes with several rows, the same dose in few steps or in many: once for the rows' mass,
     once to tell exact classes, three times for the tail, each of one tile of rows, once for the
-    loss and its gradient. Each row reads the δ of its class, float32, which is written once.
+    gradient.
     """
+    monkeypatch.setattr(learned, "FEW_LOGITS", 0)
     n, classes = 4, 2000
     asked = Budget(forward_and_gradient, classes, {}, steps=steps, parts=("one class",))
     problem = asked.problem()._replace(options=Options(step_size=2.0 / steps))
     traffic = measure(forward_and_gradient, problem)
     logits = n * classes
-    allowance = 4 * 256 * n  # the exact classes' own logits and δ
-    for name, per_logit in {
-        "input": (6 * 2, 0),
-        "delta": (4, 4 / n),
-        "wanted.grad": (0, 2),
-    }.items():
+    allowance = 2 * 256 * n  # q of the exact classes
+    for name, per_logit in {"input": (6 * 2, 0), "grad": (0, 2), "work": (0, 0)}.items():
         for found, expected in zip(traffic.of(name), per_logit, strict=True):
             assert 0 <= found - expected * logits <= allowance, name
     assert 0 < traffic.loaded["move_tail", "input"] == 3 * 2 * logits
+
+
+@pytest.mark.counts
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+def test_memory_of_a_learned_perturbation(normalize: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside logits and gradient nothing of N×C, though all rows be left to plain steps: what the
+    forward leaves, of each row some 6 KiB; sums over chunks of the columns; for programs that take
+    plain steps δ of one class each."""
+    host_alone(monkeypatch)
+    n, classes, more = 512, 32_000, 2 if normalize else 1
+    options = Options(step_size=0.1, normalize=normalize)
+    budget = Budget(forward, classes, {}, steps=10, options=options, n=n)
+    problem = budget.problem()._replace(input=torch.zeros(n, classes, dtype=torch.bfloat16))
+    logits = problem.input.nbytes
+    with Operations() as made:
+        state = backend.forward(problem, False).state
+        backend.learned_gradient(problem, torch.ones(()).expand(n), state)
+    *rest, gradient = sorted(made.taken)
+    assert gradient == logits
+    assert sum(tensor.nbytes for tensor in state) <= 6800 * n
+    plain = more * n // 8 * classes * 4
+    of_chunks = more * classes // 256 * 13 * 4 * n
+    assert sum(rest) <= 2 * plain + of_chunks + 10_500 * n
 
 
 def test_a_second_read_breaks_a_budget() -> None:

@@ -8,17 +8,49 @@ given, and is counted for that argument.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
+from poison import Poison
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.interpreter import InterpreterBuilder
 
 from lpl_fused import testing
 from lpl_fused.backends.triton import launching
+
+
+def host_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is taken as a user's call takes it, not poisoned and guarded, and nothing is launched:
+    what is left is what the host does."""
+    for module in list(sys.modules.values()):
+        if isinstance(getattr(module, "torch", None), Poison):
+            monkeypatch.setattr(module, "torch", torch)
+    monkeypatch.setattr(launching, "launch", lambda *arguments, **meta: None)
+
+
+class Operations(TorchDispatchMode):
+    """What torch queues, by name, without views; and the bytes of all memory that is taken, though
+    it may be given back meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.taken: list[int] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
+        found = function(*arguments, **(keywords or {}))
+        name = function.overloadpacket.__name__
+        if name.startswith(("empty", "new_empty")):
+            self.taken.append(found.untyped_storage().nbytes())
+        elif name[-1] == "_" or not any(value.alias_info for value in function._schema.returns):
+            self.names.append(name)
+        return found
 
 
 class OutsideError(Exception):

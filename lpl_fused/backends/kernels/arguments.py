@@ -116,10 +116,11 @@ class Groups(NamedTuple):
     count: Any  # (N,): how many rows the group has
     begin: Any  # (N,): where the group begins in order
     order: Any  # (N,): the rows, group by group
+    tickets: Any  # (2,), 0: programs that are done, of kernels of which the last one does more
 
 
 class Shared(NamedTuple):
-    """Scratch of the solver of classes with several rows (kernels/group_solver.py).
+    """Of the solver of classes with several rows (kernels/group_solver.py).
 
     G is the most groups that a batch can have, K chunks of columns, M nodes, H exact classes. What
     is (N, …) goes by a row's place in Groups.order, but for `heads`: H from where a group begins.
@@ -130,15 +131,19 @@ class Shared(NamedTuple):
     most: Any  # G
     chunks: Any  # K
     leaders: Any  # (G + 1,): of the groups that are solved; at the end how many these are
-    shift: Any  # (N,): e_ij = exp(z_ij − shift)
-    unit: Any  # (N,): 1 / Σ e_ij over the rivals
+    filled: Any  # (G,), 0: how many exact classes are listed
     counts: Any  # (G, K): exact classes of a chunk
     heads: Any  # (N, H): the exact classes
-    change: Any  # (G, H): their δ
+    shift: Any  # (N,): e_ij = exp(z_ij − shift)
+    unit: Any  # (N,): 1 / Σ e_ij over the rivals
+    strength: Any  # (N,): of the rows' Terms, for an upstream gradient of 1; so `part`
+    part: Any  # (N,)
     ways: Any  # (N, M): W_i at the nodes
     inverses: Any  # (N, M): 1/Z_i at the nodes
+    change: Any  # (G, H): δ of the exact classes
     node: Any  # (G, 4, M): number of steps, mean W, tail's share in the squares, own gradient
     ends: Any  # (G, 2): the target's δ; the tail's share in the squares at the start
+    listed: Any = None  # (G, H): the exact classes, chunk by chunk as they came
     lift: Any = None  # (N,): log of the target's mass in units of the rivals'
     tail: Any = None  # (N,): Σ_tail q_ij
     slope: Any = (
@@ -146,11 +151,21 @@ class Shared(NamedTuple):
     )
     way: Any = None  # (N,): W_i so far
     inverse: Any = None  # (N,): 1/Z_i of the step before
+    rest: Any = None  # (N,): the rivals' mass in the end
     exact: Any = None  # (N, H): their q
     partial: Any = None  # (K, M, N): sums over a chunk, by node
     squares: Any = None  # (G, K, M): likewise
     gains: Any = None  # (N, M): what the tail's mass has grown by at the nodes before
     used: Any = None  # (N, M): the `gains` that the steps have been taken with
+
+
+class Reduced(NamedTuple):
+    """Where the loss of a batch goes, and what it is divided by."""
+
+    loss: Any
+    norm: Any  # where that goes, or None
+    mean: Any  # constexpr: it is the weights of the rows that count, else 1
+    normalizer: Any  # it, or None
 
 
 class Upstream(NamedTuple):

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .algebra import LOG, SOLVED, of_rivals, read_block, read_row, store_block
+from .algebra import LOG, of_rivals, read_block, read_row, store_block
 from .elementary import scales_exactly
 from .norms import length_of
 from .reductions import sweep_penalty, sweep_size
@@ -60,18 +60,15 @@ def prepare_rows(problem, weight, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def forward(problem, outcome, upstream, wanted, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
+def forward(problem, upstream, wanted, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
     """What is `wanted` of each row: L_i = Σ_j t'_j (φ(ℓ_j) + z_loss·lse²), the terms of its
     gradient, dL_i/du times `upstream`. One program per row.
 
     With ONE_BLOCK the row stays in registers: one read of the logits, one write of the gradient.
-    Rows with an outcome (N,) of SOLVED are done.
     """
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
     index = tl.program_id(0).to(tl.int64)
-    if outcome is not None and tl.load(outcome + index) == SOLVED:
-        return
     dtype: tl.constexpr = tl.float64 if problem.input.dtype.element_ty == tl.float64 else tl.float32
     live, row = read_row(index, problem, dtype)
     if live == 0:

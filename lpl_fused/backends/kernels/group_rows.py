@@ -1,5 +1,5 @@
-"""Classes with several rows, made ready for group_solver.py: which of them are solved, their rows
-in units of their rivals' mass, and their exact classes.
+"""Classes with several rows, made ready for group_solver.py: their rows in units of their rivals'
+mass, and their exact classes.
 
 The work of one class is spread over programs by chunks of BLOCK columns. How many classes there are
 is known on the device alone: a fixed number of programs takes the pieces of work in turn.
@@ -10,98 +10,29 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .algebra import read_logits, read_row
 from .elementary import exp, scales_exactly
-from .lpl import GROUP, read_group, read_tile
-from .rows import finite_shift
-from .solver import sweep_rivals
+from .lpl import read_group, read_tile
 
 TAIL_DOSE = tl.constexpr(0.02)  # a class of the tail has a mean q of at most this over its dose
-LARGEST_LIFT = tl.constexpr(80.0)  # exp(80) is a float still
-RESIDENT_STEPS = tl.constexpr(16)
-SWEEPING_STEPS = tl.constexpr(2)
-SMALL = tl.constexpr(1 << 18)
-
-
-@triton.jit
-def is_worth_it(count, steps, classes, resident_rows):
-    """Whether a class is solved, or plain steps cost less.
-
-    By estimated instructions per logit, neither counted nor timed: the solver takes some 200, in
-    seven sweeps that all programs share, a plain step in registers 12. One that sweeps takes 30,
-    in two sweeps by the one program that a class has: only where the class is small, too, and few
-    steps are to be taken, is that less.
-    """
-    resident = (count <= resident_rows) & (steps <= RESIDENT_STEPS)
-    swept = (steps <= SWEEPING_STEPS) & (count * classes <= SMALL)
-    return (resident | swept) == 0
-
-
-@triton.jit
-def list_groups(
-    problem, groups, steps, outcome, shared, n_rows, resident_rows, BLOCK: tl.constexpr
-):  # fmt: skip
-    """leaders (G + 1,) of the classes to be solved, in the order of their first rows, and their
-    number. One program.
-    """
-    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
-        return
-    listed = tl.full((), 0, tl.int64)
-    start = 0
-    while start < n_rows:
-        index = start + tl.arange(0, BLOCK)
-        inside = index < n_rows
-        leads = tl.load(outcome + index, mask=inside, other=-1) == GROUP
-        leads &= tl.load(groups.slot + index, mask=inside, other=-1) == index
-        column = tl.load(problem.target + index, mask=leads, other=0)
-        magnitude = tl.abs(tl.load(steps + column, mask=leads, other=0))
-        count = tl.load(groups.count + index, mask=leads, other=0)
-        chosen = leads & is_worth_it(count, magnitude, problem.classes, resident_rows)
-        place = listed + tl.cumsum(chosen.to(tl.int64), 0) - 1
-        tl.store(shared.leaders + place, index.to(tl.int64), mask=chosen)
-        listed += tl.sum(chosen.to(tl.int64), 0)
-        start += BLOCK
-    tl.store(shared.leaders + shared.most, listed)
-
-
-@triton.jit
-def weigh_rows(
-    problem, groups, steps, step_size, outcome, shared, resident_rows, BLOCK: tl.constexpr
-):  # fmt: skip
-    """shift, unit and lift of each row of a class to be solved. One program per row."""
-    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
-        return
-    place = tl.program_id(0).to(tl.int64)
-    index = tl.load(groups.order + place)
-    if tl.load(outcome + index) != GROUP:
-        return
-    leader = tl.load(groups.slot + index)
-    group = read_group(leader, problem, groups, steps, step_size, tl.float32)
-    if is_worth_it(group.count, group.steps, problem.classes, resident_rows) == 0:
-        return
-
-    _, row = read_row(index, problem, tl.float32)
-    own = read_logits(row, row.column, problem)[1]
-    # an index of a table's row that means nothing makes the whole class nan
-    own = tl.where(row.lost, float("nan"), own)
-    maximum, mass = sweep_rivals(row, problem, BLOCK)
-    shift = finite_shift(maximum)
-    # without rivals p_y = 1, and no step moves anything; without anything it is nan
-    lift = tl.where(mass == 0, own - own, own - shift - tl.log(mass))
-    tl.store(shared.shift + place, shift)
-    tl.store(shared.unit + place, tl.where(mass == 0, 0, 1 / mass))
-    tl.store(shared.lift + place, tl.where(lift > LARGEST_LIFT, LARGEST_LIFT, lift))
 
 
 @triton.jit
 def read_shares(group, first, columns, problem, groups, shared, ROWS: tl.constexpr):
     """q (ROWS, BLOCK) of the group's rows from its `first` on; 0 at the target and beyond."""
-    z = read_tile(group, first, columns, problem, groups, ROWS)
+    _, q = read_rivals(group, first, columns, problem, groups, shared, ROWS)
+    return q
+
+
+@triton.jit
+def read_rivals(group, first, columns, problem, groups, shared, ROWS: tl.constexpr):
+    """(u, q) of read_shares."""
+    u, z = read_tile(group, first, columns, problem, groups, ROWS)
     member = first + tl.arange(0, ROWS)
     place = group.begin + member
     shift = tl.load(shared.shift + place, mask=member < group.count, other=float("inf"))
     unit = tl.load(shared.unit + place, mask=member < group.count, other=0)
-    return tl.where(columns == group.column, 0, exp(z - shift[:, None]) * unit[:, None])
+    q = tl.where(columns == group.column, 0, exp(z - shift[:, None]) * unit[:, None])
+    return u, q
 
 
 @triton.jit
@@ -121,14 +52,15 @@ def tail_threshold(group, step_size, classes, HEAD: tl.constexpr):
 
 @triton.jit
 def split_columns(
-    problem, groups, steps, step_size, shared, delta,
+    problem, groups, steps, step_size, shared,
     NORMALIZE: tl.constexpr, HEAD: tl.constexpr, NODES: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Tells exact classes from the tail, by the mean of q; sums q and q·b over the tail.
 
-    The exact classes of a chunk are counted, and listed where its δ will stand. A piece of work is
-    a chunk of a class: (counts, list, two of `partial` for each row, `squares`).
+    The exact classes of a chunk are counted, and listed behind those of chunks that came before,
+    whichever these were. A piece of work is a chunk of a class: (counts, list, two of `partial` for
+    each row, `squares`).
     """
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
@@ -157,9 +89,12 @@ def split_columns(
         chosen = (mean > threshold * group.count) & (columns < problem.classes)
         chosen &= columns != group.column
         found = chosen.to(tl.int32)
-        here = delta + group.leader * problem.classes + chunk * BLOCK
-        tl.store(here + tl.cumsum(found, 1) - 1, lanes.to(tl.float32), mask=chosen)
-        tl.store(shared.counts + item, tl.sum(found))
+        count = tl.sum(found)
+        tl.store(shared.counts + item, count)
+        if count > 0:
+            before = tl.atomic_add(shared.filled + number, count)
+            here = shared.listed + number * HEAD + before
+            tl.store(here + tl.cumsum(found, 1) - 1, columns, mask=chosen)
         b = tl.where(chosen, 0, b)
         if NORMALIZE:
             tl.store(shared.squares + item * NODES, tl.sum(b * b))
@@ -187,41 +122,37 @@ def store_partial(
 
 @triton.jit
 def gather_heads(
-    problem, groups, steps, step_size, shared, delta,
-    HEAD: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr,
+    number, group, width, problem, groups, shared, HEAD: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
     """heads and exact: the exact classes of a class, in their order, and their q."""
-    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
-        return
-    item = tl.program_id(0).to(tl.int64)
-    items = tl.load(shared.leaders + shared.most) * shared.chunks
-    while item < items:
-        count = tl.load(shared.counts + item)
-        if count > 0:
-            number = item // shared.chunks
-            chunk = item % shared.chunks
-            group = listed_group(number, problem, groups, steps, step_size, shared)
-            before = count_exact(shared.counts + number * shared.chunks, chunk)
-            list_start = delta + group.leader * problem.classes + chunk * BLOCK
-            t = 0
-            while t < count:
-                lanes = t + tl.arange(0, LANES)
-                column = tl.load(list_start + lanes, mask=lanes < count, other=0).to(tl.int32)
-                # beyond the last there is no column
-                column += chunk.to(tl.int32) * BLOCK
-                columns = tl.where(lanes < count, column, problem.classes)
-                place = group.begin * HEAD + before + lanes
-                tl.store(shared.heads + place, columns, mask=lanes < count)
-                first = group.count * 0
-                while first < group.count:
-                    q = read_shares(group, first, columns[None, :], problem, groups, shared, ROWS)
-                    member = first + tl.arange(0, ROWS)
-                    here = place[None, :] + member[:, None] * HEAD
-                    mask = (member < group.count)[:, None] & (lanes < count)[None, :]
-                    tl.store(shared.exact + here, q, mask=mask)
-                    first += ROWS
-                t += LANES
-        item += tl.num_programs(0)
+    lanes = tl.arange(0, HEAD)
+    unordered = shared.listed + number * HEAD
+    listed = tl.load(unordered + lanes, mask=lanes < width, other=problem.classes)
+    rank = lanes * 0
+    t = width * 0
+    while t < width:
+        other = t + tl.arange(0, 16)
+        other = tl.load(unordered + other, mask=other < width, other=problem.classes)
+        rank += tl.sum((other[None, :] < listed[:, None]).to(tl.int32), 1)
+        t += 16
+    heads = shared.heads + group.begin * HEAD
+    tl.store(heads + rank, listed, mask=lanes < width)
+    tl.debug_barrier()
+    t = width * 0
+    while t < width:
+        few = t + tl.arange(0, 16)
+        # beyond the last there is no column
+        columns = tl.load(heads + few, mask=few < width, other=problem.classes)
+        first = group.count * 0
+        while first < group.count:
+            q = read_shares(group, first, columns[None, :], problem, groups, shared, ROWS)
+            member = first + tl.arange(0, ROWS)
+            here = (group.begin + member)[:, None] * HEAD + few[None, :]
+            mask = (member < group.count)[:, None] & (few < width)[None, :]
+            tl.store(shared.exact + here, q, mask=mask)
+            first += ROWS
+        t += 16
+    tl.debug_barrier()
 
 
 @triton.jit

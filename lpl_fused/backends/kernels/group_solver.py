@@ -28,18 +28,20 @@ import triton
 import triton.language as tl
 
 from . import arguments
+from .algebra import read_logits, read_row, unperturb
 from .elementary import scales_exactly
 from .group_rows import (
-    GROUP,
-    LARGEST_LIFT,
     count_exact,
+    gather_heads,
     listed_group,
+    read_rivals,
     read_shares,
     store_partial,
     tail_threshold,
 )
-from .lpl import FELL_BACK, normalized
-from .solver import compensated
+from .lpl import FELL_BACK, GROUP, normalized, read_members
+from .rows import Mass, row_terms, upstream_of
+from .solver import LARGEST_LIFT, compensated
 
 PERTURBED = tl.constexpr(arguments.PERTURBED)
 TOLERANCE = tl.constexpr(2e-7)
@@ -130,7 +132,9 @@ def take_group_steps(
     if number >= tl.load(shared.leaders + shared.most):
         return
     group = listed_group(number, problem, groups, steps, step_size, shared)
-    width = count_exact(shared.counts + number * shared.chunks, shared.chunks)
+    width = tl.load(shared.filled + number)
+    if ROUND == 0:
+        gather_heads(number, group, width, problem, groups, shared, HEAD, 4 * ROWS)
     if width <= FEW:
         walk_group(number, group, width, shared, ROUND, NORMALIZE, HEAD, FEW, NODES, MANY)
     else:
@@ -260,6 +264,7 @@ def walk_group(
                 tl.store(shared.ways + at_nodes, way[:, None] + filler, mask=mask)
                 tl.store(shared.used + at_nodes, gain[:, None] + filler, mask=mask)
                 tl.store(shared.inverses + at_nodes, inverse[:, None] + filler, mask=mask)
+                tl.store(shared.rest + place, rest, mask=inside)  # the last is that of the end
             mean += tl.sum(exact * inverse[:, None], 0)
             own += tl.sum(rest * inverse)
             inverses += tl.sum(inverse)
@@ -295,13 +300,11 @@ def walk_group(
 
 @triton.jit
 def move_tail(
-    problem, groups, steps, step_size, shared, delta,
-    LAST: tl.constexpr, AGAIN: tl.constexpr, NORMALIZE: tl.constexpr, HEAD: tl.constexpr,
-    NODES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    problem, groups, steps, step_size, shared,
+    NORMALIZE: tl.constexpr, HEAD: tl.constexpr, NODES: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """By row, what the tail's mass has gained at the nodes (`partial`); its squares; at LAST δ.
-    AGAIN: δ alone.
-    """
+    """By row, what the tail's mass has gained at the nodes (`partial`); its squares."""
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
     item = tl.program_id(0).to(tl.int64)
@@ -310,8 +313,7 @@ def move_tail(
         number = item // shared.chunks
         chunk = item % shared.chunks
         group = listed_group(number, problem, groups, steps, step_size, shared)
-        lanes = tl.arange(0, BLOCK)[None, :]
-        columns = chunk.to(tl.int32) * BLOCK + lanes
+        columns = chunk.to(tl.int32) * BLOCK + tl.arange(0, BLOCK)[None, :]
         zeros = tl.zeros((1, BLOCK), tl.float32)
         b = (zeros,) * NODES
         u = (zeros,) * NODES
@@ -320,7 +322,7 @@ def move_tail(
         while first < group.count:
             q = read_shares(group, first, columns, problem, groups, shared, ROWS)
             b = added_rows(b, q, first, shared.ways, group, ROWS, NODES)
-            if NORMALIZE and not AGAIN:
+            if NORMALIZE:
                 u = added_rows(u, q, first, shared.inverses, group, ROWS, NODES)
             first += ROWS
 
@@ -334,36 +336,115 @@ def move_tail(
             t += 1
 
         gains = ()
-        gain = zeros
-        change = zeros
-        before = zeros
+        moved = (zeros, zeros, zeros)
         count_before = tl.full((), 0, tl.float32)
         for m in tl.static_range(NODES):
             mean = tl.where(of_tail, b[m] / group.count, 0)
             taken = tl.load(node_scalars(shared, 0, number, NODES) + m)
-            by = iterated((mean - before) * (1 + gain), taken - count_before)
-            change += by
-            # exp(by) − 1
-            by *= 1 + by * (0.5 + by * (1 / 6 + by * (1 / 24 + by * (1 / 120))))
-            gain += by + gain * by
-            gains += (gain,)
-            before = mean
+            moved = moved_on(moved, mean, taken - count_before)
+            gains += (moved[1],)
             count_before = taken
-            if NORMALIZE and not AGAIN:
-                speed = tl.where(of_tail, u[m] * (1 + gain) / group.count, 0)
+            if NORMALIZE:
+                speed = tl.where(of_tail, u[m] * (1 + moved[1]) / group.count, 0)
                 tl.store(shared.squares + item * NODES + m, tl.sum(speed * speed))
-        if not AGAIN:
-            while first > 0:
-                first -= ROWS
-                for m in tl.static_range(NODES):
-                    gained = tl.sum(q * gains[m], 1)
-                    store_partial(group, first, chunk, m, gained, shared, NODES, ROWS)
-                if first > 0:
-                    q = read_shares(group, first - ROWS, columns, problem, groups, shared, ROWS)
-        if LAST:
-            here = delta + group.leader * problem.classes + chunk * BLOCK
-            tl.store(here + lanes, change, mask=columns < problem.classes)
+        while first > 0:
+            first -= ROWS
+            for m in tl.static_range(NODES):
+                gained = tl.sum(q * gains[m], 1)
+                store_partial(group, first, chunk, m, gained, shared, NODES, ROWS)
+            if first > 0:
+                q = read_shares(group, first - ROWS, columns, problem, groups, shared, ROWS)
         item += tl.num_programs(0)
+
+
+@triton.jit
+def moved_on(moved, mean, count):
+    """(δ, exp(δ) − 1, B) of columns, from those at the node before, `count` steps later."""
+    by = iterated((mean - moved[2]) * (1 + moved[1]), count)
+    change = moved[0] + by
+    # exp(by) − 1
+    by *= 1 + by * (0.5 + by * (1 / 6 + by * (1 / 24 + by * (1 / 120))))
+    return change, moved[1] + (by + moved[1] * by), mean
+
+
+@triton.jit
+def move_groups(
+    problem, groups, steps, step_size, shared, outcome, upstream, grad, delta,
+    HEAD: tl.constexpr, NODES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What is wanted of each class that is solved: grad (N, C), the gradients of its rows times
+    `upstream`, or delta (N, C), δ in the row of the first of them. Pieces of work as in move_tail.
+    """
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
+    item = tl.program_id(0).to(tl.int64)
+    items = tl.load(shared.leaders + shared.most) * shared.chunks
+    while item < items:
+        number = item // shared.chunks
+        if tl.load(outcome + tl.load(shared.leaders + number)) == PERTURBED:
+            group = listed_group(number, problem, groups, steps, step_size, shared)
+            move_group(
+                number, item % shared.chunks, group, problem, groups, shared, upstream, grad, delta,
+                HEAD, NODES, ROWS, BLOCK,
+            )  # fmt: skip
+        item += tl.num_programs(0)
+
+
+@triton.jit
+def move_group(
+    number, chunk, group, problem, groups, shared, upstream, grad, delta,
+    HEAD: tl.constexpr, NODES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """move_groups of a chunk of a class."""
+    columns = chunk.to(tl.int32) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    zeros = tl.zeros((1, BLOCK), tl.float32)
+    b = (zeros,) * NODES
+    u = tl.zeros((ROWS, BLOCK), tl.float32)
+    q = u
+    first = group.count * 0
+    while first < group.count:
+        u, q = read_rivals(group, first, columns, problem, groups, shared, ROWS)
+        b = added_rows(b, q, first, shared.ways, group, ROWS, NODES)
+        first += ROWS
+    moved = (zeros, zeros, zeros)
+    count_before = tl.full((), 0, tl.float32)
+    for m in tl.static_range(NODES):
+        taken = tl.load(node_scalars(shared, 0, number, NODES) + m)
+        moved = moved_on(moved, b[m] / group.count, taken - count_before)
+        count_before = taken
+    change = moved[0]
+    x = moved[1] + 1
+    found = tl.load(shared.counts + number * shared.chunks + chunk)
+    before = count_exact(shared.counts + number * shared.chunks, chunk)
+    t = 0
+    while t < found:
+        own = columns == tl.load(shared.heads + group.begin * HEAD + before + t)
+        head = tl.load(shared.change + number * HEAD + before + t)
+        change = tl.where(own, head, change)
+        x = tl.where(own, tl.exp(head), x)
+        t += 1
+    if delta is not None:
+        change = tl.where(columns == group.column, tl.load(shared.ends + number * 2), change)
+        here = delta + group.leader * problem.classes + columns
+        tl.store(here, change, mask=columns < problem.classes)
+    if grad is not None:
+        # the last rows are still at hand
+        while first > 0:
+            first -= ROWS
+            row = read_members(group, first, problem, groups, ROWS)
+            member = first + tl.arange(0, ROWS)[:, None]
+            inside = (member < group.count) & (columns < problem.classes)
+            factor = upstream_of(row.index, upstream)
+            place = group.begin + member
+            strength = tl.load(shared.strength + place, mask=member < group.count, other=0)
+            part = tl.load(shared.part + place, mask=member < group.count, other=0)
+            dz = q * x * (strength * factor)
+            dz = tl.where(columns == group.column, part * factor, dz)
+            du = unperturb(dz, u, columns, columns < problem.classes, row, problem)[0]
+            here = grad + row.index * problem.classes + columns
+            tl.store(here, du.to(grad.dtype.element_ty), mask=inside)
+            if first > 0:
+                u, q = read_rivals(group, first - ROWS, columns, problem, groups, shared, ROWS)
 
 
 @triton.jit
@@ -389,12 +470,11 @@ def iterated(b, count):
 
 @triton.jit
 def finish_groups(
-    problem, groups, steps, step_size, shared, delta, outcome,
-    AGAIN: tl.constexpr, NORMALIZE: tl.constexpr, HEAD: tl.constexpr, NODES: tl.constexpr,
-    ROWS: tl.constexpr,
+    problem, groups, steps, step_size, shared, outcome, losses,
+    NORMALIZE: tl.constexpr, HEAD: tl.constexpr, NODES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Judges the error of each class: its rows are PERTURBED, with the δ of the exact classes and
-    the target in its place, or they FELL_BACK; AGAIN: that is known. One program per class.
+    """Judges the error of each class: its rows are PERTURBED, or they FELL_BACK; if there is a
+    place for them, their losses, and what their gradients are made of. One program per class.
     """
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
@@ -402,18 +482,43 @@ def finish_groups(
     if number >= tl.load(shared.leaders + shared.most):
         return
     group = listed_group(number, problem, groups, steps, step_size, shared)
-    if not AGAIN:
-        judge_group(
-            number, group, step_size, problem, groups, shared, outcome, NORMALIZE, HEAD, NODES, ROWS
-        )
-    width = count_exact(shared.counts + number * shared.chunks, shared.chunks)
-    lanes = tl.arange(0, HEAD)
-    columns = tl.load(shared.heads + group.begin * HEAD + lanes, mask=lanes < width, other=0)
-    change = tl.load(shared.change + number * HEAD + lanes)
-    own_change = tl.load(shared.ends + number * 2)
-    row = delta + group.leader * problem.classes
-    tl.store(row + columns, change, mask=lanes < width)
-    tl.store(row + group.column, own_change)
+    judge_group(
+        number, group, step_size, problem, groups, shared, outcome, NORMALIZE, HEAD, NODES, ROWS
+    )
+    if losses is not None:
+        first = group.count * 0
+        while first < group.count:
+            tell_rows(number, group, first, problem, groups, shared, losses, NODES, ROWS)
+            first += ROWS
+
+
+@triton.jit
+def tell_rows(
+    number, group, first, problem, groups, shared, losses,
+    NODES: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Losses of ROWS rows of a class, strength and part of their Terms; of one that fell back they
+    mean nothing, and are overwritten."""
+    member = first + tl.arange(0, ROWS)
+    inside = member < group.count
+    place = group.begin + member
+    index = tl.load(groups.order + place, mask=inside, other=group.leader)
+    _, row = read_row(index, problem, tl.float32)
+    shift = tl.load(shared.shift + place, mask=inside, other=0)
+    unit = tl.load(shared.unit + place, mask=inside, other=1)
+    shift -= tl.where(unit == 0, 0, tl.log(tl.where(unit == 0, 1, unit)))
+    own = read_logits(row, row.column, problem)[1] - shift + tl.load(shared.ends + number * 2)
+    # what the tail has gained since the steps were taken with it
+    last: tl.constexpr = NODES - 1
+    rest = tl.load(shared.rest + place, mask=inside, other=0)
+    rest -= tl.load(shared.used + place * NODES + last, mask=inside, other=0)
+    rest += sum_chunks(last, place, inside, shared, NODES, ROWS)
+    zero = tl.zeros_like(own)
+    mass = Mass(shift, rest, zero, zero, zero, zero)
+    value, terms = row_terms(index, row, (own, zero), (own, zero), mass, mass, problem)
+    tl.store(losses + index, value, mask=inside)
+    tl.store(shared.strength + place, terms.strength, mask=inside)
+    tl.store(shared.part + place, terms.part, mask=inside)
 
 
 @triton.jit

@@ -6,6 +6,9 @@ import triton
 import triton.language as tl
 
 from .elementary import scales_exactly
+from .lpl import is_worth_it
+
+LISTED = tl.constexpr(1024)  # rows that are looked at at once
 
 
 @triton.jit
@@ -20,8 +23,11 @@ def read_keys(index, inside, problem):
 
 
 @triton.jit
-def group_rows(problem, groups, n_rows, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """`groups` of the rows. One program per ROWS rows."""
+def group_rows(
+    problem, groups, steps, shared, n_rows, resident_rows, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """`groups` of the rows. One program per ROWS rows, the last of which to be done lists classes,
+    if there is a place for that, `shared`."""
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
     index = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
@@ -48,3 +54,39 @@ def group_rows(problem, groups, n_rows, ROWS: tl.constexpr, BLOCK: tl.constexpr)
     tl.store(groups.count + row, tl.sum(count, 1).to(tl.int64), mask=inside)
     tl.store(groups.begin + row, begin.to(tl.int64), mask=inside)
     tl.store(groups.order + begin + tl.sum(earlier, 1), row.to(tl.int64), mask=inside)
+    if shared is not None:
+        tl.debug_barrier()
+        if tl.atomic_add(groups.tickets, 1) == tl.num_programs(0) - 1:
+            list_classes(problem, groups, steps, shared, n_rows, resident_rows)
+
+
+@triton.jit
+def list_groups(problem, groups, steps, shared, n_rows, resident_rows):
+    """`leaders`, of groups that a sort has found. One program."""
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
+    list_classes(problem, groups, steps, shared, n_rows, resident_rows)
+
+
+@triton.jit
+def list_classes(problem, groups, steps, shared, n_rows, resident_rows):
+    """leaders (G + 1,) of the classes to be solved, in the order of their first rows, and their
+    number."""
+    listed = tl.full((), 0, tl.int64)
+    start = 0
+    while start < n_rows:
+        index = start + tl.arange(0, LISTED)
+        inside = index < n_rows
+        leads = tl.load(groups.slot + index, mask=inside, other=-1) == index
+        count = tl.load(groups.count + index, mask=leads, other=0)
+        label = tl.load(problem.target + index, mask=leads, other=problem.ignore_index)
+        known = (label >= 0) & (label < problem.classes) & (label != problem.ignore_index)
+        asked = leads & known & (count > 1)
+        magnitude = tl.abs(tl.load(steps + label, mask=asked, other=0))
+        worth = is_worth_it(count, magnitude, problem.classes, resident_rows)
+        chosen = (asked & (magnitude != 0) & worth).to(tl.int64)
+        place = listed + tl.cumsum(chosen, 0) - 1
+        tl.store(shared.leaders + place, index.to(tl.int64), mask=chosen != 0)
+        listed += tl.sum(chosen, 0)
+        start += LISTED
+    tl.store(shared.leaders + shared.most, listed)

@@ -168,11 +168,10 @@ class GroupMeta(NamedTuple):
     head: int  # exact classes
     nodes: int
     block: int  # columns of a chunk
-    weigh_rows: dict[str, Any]
     split_columns: dict[str, Any]
-    gather_heads: dict[str, Any]
     take_group_steps: dict[str, Any]
     move_tail: dict[str, Any]
+    move_groups: dict[str, Any]
     finish_groups: dict[str, Any]
 
 
@@ -192,7 +191,6 @@ def group_meta(problem: Problem) -> GroupMeta:
     step_rows, few = power_of_two(n, 2, 16), min(16, head)
     many = power_of_two(n, 2, step_rows * head // few)
     heads, of_nodes = {"HEAD": head}, {"NODES": nodes}
-    lanes = {**meta(16, 8, each=4, ample=True), "ROWS": 8, "LANES": 16, "BLOCK": block}
     steps = {**meta(head, step_rows, each=16, ample=True), **heads, **of_nodes, "ROWS": step_rows}
     steps.pop("BLOCK")
     kind = {"NORMALIZE": normalize}
@@ -201,11 +199,10 @@ def group_meta(problem: Problem) -> GroupMeta:
         head,
         nodes,
         block,
-        sweep_meta(problem),
         {**tile, **kind, **heads, **of_nodes},
-        {**lanes, **heads},
         {**steps, **kind, "FEW": few, "MANY": many},
         {**tile, **kind, **heads, **of_nodes},
+        {**tile, **heads, **of_nodes},
         {**kind, **heads, **of_nodes, "ROWS": power_of_two(n, 2, 128), "num_warps": 4},
     )
 
@@ -216,21 +213,11 @@ def column_meta(problem: Problem) -> dict[str, Any]:
     return meta(block, each=4 if few else 8, ample=not _PLAIN.serves(problem))
 
 
-def resident_meta(problem: Problem) -> dict[str, Any]:
-    much = _heavy(problem) or problem.rows is not None
-    double = problem.input.dtype == torch.float64
-    return _tile_meta(problem, 2048 if double else 4096 if much else 8192)
-
-
-def sweeping_meta(problem: Problem) -> dict[str, Any]:
-    much = _heavy(problem) or problem.input.dtype == torch.float64
-    return _tile_meta(problem, 1024 if much else 2048)
-
-
-def _tile_meta(problem: Problem, most: int) -> dict[str, Any]:
+def plain_meta(problem: Problem) -> dict[str, Any]:
     """A tile of several rows for few classes, of one row for many."""
     n, classes = problem.input.shape
-    block = power_of_two(classes, 16, most)
+    much = _heavy(problem) or problem.input.dtype == torch.float64
+    block = power_of_two(classes, 16, 1024 if much else 2048)
     rows = min(power_of_two(n, 1, 64), max(1, 2048 // block))
     return {**meta(block, rows, ample=True), "ROWS": rows}
 

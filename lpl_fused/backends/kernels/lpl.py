@@ -1,9 +1,8 @@
 """The learned perturbation of a class, by plain steps: each one softmax of its rows.
 
 For classes that solver.py and group_solver.py leave: where few steps of a small class cost less
-than they do, or where they are too inexact. One program per row of the batch; the first row of a
-class works for it, on tiles of the class's rows, (ROWS, BLOCK). A class that fits one tile is
-resident_steps', any other sweeping_steps'.
+than they do, or where they are too inexact. Programs take classes in turn, on tiles of the class's
+rows, (ROWS, BLOCK): one that fits a tile stays in registers.
 """
 
 from __future__ import annotations
@@ -14,13 +13,16 @@ import triton
 import triton.language as tl
 
 from . import arguments
-from .algebra import Row, read_logits, read_table_row
+from .algebra import Row, read_logits, read_row, read_table_row, unperturb
 from .elementary import scales_exactly
 from .norms import read_length
-from .rows import fill_row, finite_shift
+from .rows import Mass, fill_row, finite_shift, row_terms, times, upstream_of
 
 GROUP = tl.constexpr(arguments.GROUP)
 FELL_BACK = tl.constexpr(arguments.FELL_BACK)
+RESIDENT_STEPS = tl.constexpr(16)
+SWEEPING_STEPS = tl.constexpr(2)
+SMALL = tl.constexpr(1 << 18)
 NORM_FLOOR = tl.constexpr(1e-12)  # a gradient shorter than this has no direction
 
 
@@ -37,11 +39,24 @@ class Group(NamedTuple):
 
 
 @triton.jit
-def is_left(groups, outcome):
-    """Whether a program's row leads a class that the solvers have left to plain steps."""
-    index = tl.program_id(0)
-    found = tl.load(outcome + index)
-    return ((found == GROUP) | (found == FELL_BACK)) & (tl.load(groups.slot + index) == index)
+def is_left(leader, groups, outcome):
+    """Whether a row leads a class that the solvers have left to plain steps."""
+    found = tl.load(outcome + leader)
+    return ((found == GROUP) | (found == FELL_BACK)) & (tl.load(groups.slot + leader) == leader)
+
+
+@triton.jit
+def is_worth_it(count, steps, classes, resident_rows):
+    """Whether a class with several rows is solved, or plain steps cost less.
+
+    By estimated instructions per logit, neither counted nor timed: the solver takes some 200, in
+    seven sweeps that all programs share, a plain step in registers 12. One that sweeps takes 30,
+    in two sweeps by the one program that a class has: only where the class is small, too, and few
+    steps are to be taken, is that less.
+    """
+    resident = (count <= resident_rows) & (steps <= RESIDENT_STEPS)
+    swept = (steps <= SWEEPING_STEPS) & (count * classes <= SMALL)
+    return (resident | swept) == 0
 
 
 @triton.jit
@@ -60,68 +75,28 @@ def read_group(leader, problem, groups, steps, step_size, dtype: tl.constexpr):
 
 
 @triton.jit
-def read_tile(group, first, columns, problem, groups, ROWS: tl.constexpr):
-    """z (ROWS, BLOCK) of the group's rows from its `first` on; beyond its last, its leader."""
+def read_members(group, first, problem, groups, ROWS: tl.constexpr):
+    """The Row (ROWS, 1) of the group's rows from its `first` on; beyond its last, its leader."""
     member = first + tl.arange(0, ROWS)[:, None]
     inside = member < group.count
     index = tl.load(groups.order + group.begin + member, mask=inside, other=group.leader)
     table_row, outside = read_table_row(index, group.column, problem)
     weight = group.step
     factor, length, bend = read_length(index, problem, weight)
-    row = Row(
+    return Row(
         index, outside, group.column, weight, group.column, weight, weight, table_row, index,
         index, index, group.margin, factor, length, bend,
     )  # fmt: skip
-    _, z, _ = read_logits(row, columns, problem)
-    if problem.row_index is not None:
-        z = tl.where(outside, float("nan"), z)
-    return z
 
 
 @triton.jit
-def resident_steps(
-    problem,
-    groups,
-    steps,
-    step_size,
-    outcome,
-    delta,
-    NORMALIZE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """δ of each class with at most ROWS rows, of at most BLOCK columns: they stay in registers.
-
-    δ ← δ + sign(steps[c])·step_size·g, |steps[c]| times, with g of sweeping_steps. delta (N, C):
-    row i is the δ of the class of which i is the first row. Classes with an outcome (N,) of
-    SOLVED or PERTURBED are done.
-    """
-    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
-        return
-    if (tl.load(groups.count + tl.program_id(0)) > ROWS) | (is_left(groups, outcome) == 0):
-        return
-    leader = tl.program_id(0).to(tl.int64)
-    group = read_group(leader, problem, groups, steps, step_size, delta.dtype.element_ty)
-
-    columns = tl.arange(0, BLOCK)[None, :]
-    z = read_tile(group, 0, columns, problem, groups, ROWS)
-    inside = tl.arange(0, ROWS)[:, None] < group.count
-    change = tl.zeros((1, BLOCK), delta.dtype.element_ty)
-    k = 0
-    while k < group.steps:
-        moved = z + change
-        e = tl.exp(moved - finite_shift(tl.max(moved, 1))[:, None])
-        share = tl.where(inside, 1 / (tl.sum(e, 1)[:, None] * group.count), 0)
-        g = tl.sum(tl.where(columns == group.column, 0, e) * share, 0)
-        # the target's entry is minus the rivals' sum: p_y − 1 without cancellation
-        own = tl.sum(g, 0)
-        factor = group.step
-        if NORMALIZE:
-            factor = normalized(factor, own, tl.sum(g * g, 0))
-        change += tl.where(columns == group.column, -own, g[None, :]) * factor
-        k += 1
-    here = delta + group.leader * problem.classes + columns
-    tl.store(here, change, mask=columns < problem.classes)
+def read_tile(group, first, columns, problem, groups, ROWS: tl.constexpr):
+    """(u, z) of these rows, (ROWS, BLOCK)."""
+    row = read_members(group, first, problem, groups, ROWS)
+    u, z, _ = read_logits(row, columns, problem)
+    if problem.row_index is not None:
+        z = tl.where(row.lost, float("nan"), z)
+    return u, z
 
 
 @triton.jit
@@ -132,87 +107,144 @@ def normalized(step, own, square):
 
 
 @triton.jit
-def sweeping_steps(
-    problem,
-    groups,
-    steps,
-    step_size,
-    outcome,
-    delta,
-    rowwise,
-    direction,
-    done,
-    ROWS: tl.constexpr,
+def plain_steps(
+    problem, groups, steps, step_size, outcome, work, rowwise, direction, wanted, upstream, reduced,
+    n_rows, resident, BY_ROW: tl.constexpr, NORMALIZE: tl.constexpr, ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-):
-    """δ of each class with more than `done` rows: every step reads all its rows twice.
+):  # fmt: skip
+    """All that is wanted of the rows of each class that is left: a fixed number of programs takes
+    them in turn. The last program of all sums the losses of the batch.
 
     δ ← δ + sign(steps[c])·step_size·g, |steps[c]| times, with over the rows I_c of class c
     g = mean_{i∈I_c} softmax(z_i + δ) − e_c, made unit length if there is a place for it, direction.
 
-    delta and outcome as in resident_steps. Scratch: rowwise (2, N), direction (N, C) or None. The
-    target's own δ is a number beside `delta` until the end, so that no lane waits for it.
+    δ goes into a row of `work`, (programs, C); BY_ROW into that of the class's first row, (N, C),
+    of rows that lead none nothing. `direction` is as large, or None. Scratch: rowwise (2, N).
+    Classes of at most `resident` rows, of at most BLOCK columns, stay in registers.
     """
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
-    if (tl.load(groups.count + tl.program_id(0)) <= done) | (is_left(groups, outcome) == 0):
-        return
-    leader = tl.program_id(0).to(tl.int64)
-    group = read_group(leader, problem, groups, steps, step_size, delta.dtype.element_ty)
-    fill_row(delta, group.leader, 0, problem.classes, BLOCK)
+    place = tl.program_id(0).to(tl.int64)
+    leader = place
+    while leader < n_rows:
+        if is_left(leader, groups, outcome):
+            if BY_ROW:
+                place = leader
+            group = read_group(leader, problem, groups, steps, step_size, work.dtype.element_ty)
+            change = work + place * problem.classes
+            if group.count <= resident:
+                step_resident(group, change, problem, groups, NORMALIZE, ROWS, BLOCK)
+            else:
+                g = direction
+                if NORMALIZE:
+                    g = direction + place * problem.classes
+                step_sweeping(
+                    group, change, problem, groups, rowwise, g, n_rows, NORMALIZE, ROWS, BLOCK
+                )
+            tl.debug_barrier()
+            if wanted.losses is not None or wanted.grad is not None:
+                member = group.count * 0
+                while member < group.count:
+                    index = tl.load(groups.order + group.begin + member)
+                    tell_row(index, change, problem, wanted, upstream, BLOCK)
+                    member += 1
+                # the next class has the same memory
+                tl.debug_barrier()
+        leader += tl.num_programs(0)
+    if reduced is not None:
+        tl.debug_barrier()
+        if tl.atomic_add(groups.tickets + 1, 1) == tl.num_programs(0) - 1:
+            reduce_losses(problem, wanted.losses, reduced, n_rows)
 
+
+@triton.jit
+def step_resident(
+    group, change, problem, groups, NORMALIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """δ of a class with at most ROWS rows, of at most BLOCK columns: they stay in registers."""
+    dtype: tl.constexpr = change.dtype.element_ty
+    columns = tl.arange(0, BLOCK)[None, :]
+    _, z = read_tile(group, 0, columns, problem, groups, ROWS)
+    inside = tl.arange(0, ROWS)[:, None] < group.count
+    moved = tl.zeros((1, BLOCK), dtype)
+    k = 0
+    while k < group.steps:
+        x = z + moved
+        e = tl.exp(x - finite_shift(tl.max(x, 1))[:, None])
+        share = tl.where(inside, 1 / (tl.sum(e, 1)[:, None] * group.count), 0)
+        g = tl.sum(tl.where(columns == group.column, 0, e) * share, 0)
+        # the target's entry is minus the rivals' sum: p_y − 1 without cancellation
+        own = tl.sum(g, 0)
+        factor = group.step
+        if NORMALIZE:
+            factor = normalized(factor, own, tl.sum(g * g, 0))
+        moved += tl.where(columns == group.column, -own, g[None, :]) * factor
+        k += 1
+    tl.store(change + columns, moved, mask=columns < problem.classes)
+
+
+@triton.jit
+def step_sweeping(
+    group, change, problem, groups, rowwise, direction, n_rows,
+    NORMALIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """δ of a class of any size: every step reads all its rows twice. The target's own δ is a number
+    beside `change` until the end, so that no lane waits for it.
+    """
+    fill_row(change, 0, 0, problem.classes, BLOCK)
     own_change = group.step * 0
     k = 0
     while k < group.steps:
         tl.debug_barrier()
         first = 0
         while first < group.count:
-            sweep_rows(group, first, own_change, problem, groups, delta, rowwise, ROWS, BLOCK)
+            sweep_rows(
+                group, first, own_change, problem, groups, change, rowwise, n_rows, ROWS, BLOCK
+            )
             first += ROWS
         tl.debug_barrier()
         own, square = sweep_columns(
-            group, own_change, problem, groups, delta, rowwise, direction, ROWS, BLOCK
-        )
+            group, own_change, problem, groups, change, rowwise, direction, n_rows, NORMALIZE, ROWS,
+            BLOCK,
+        )  # fmt: skip
         factor = group.step
-        if direction is not None:
+        if NORMALIZE:
             factor = normalized(factor, own, square)
             tl.debug_barrier()
             start = 0
             while start < problem.classes:
                 columns = start + tl.arange(0, BLOCK)
                 inside = columns < problem.classes
-                row = group.leader * problem.classes
-                change = tl.load(delta + row + columns, mask=inside)
-                change += tl.load(direction + row + columns, mask=inside) * factor
-                tl.store(delta + row + columns, change, mask=inside)
+                moved = tl.load(change + columns, mask=inside)
+                moved += tl.load(direction + columns, mask=inside) * factor
+                tl.store(change + columns, moved, mask=inside)
                 start += BLOCK
         own_change -= own * factor
         k += 1
     tl.debug_barrier()
-    tl.store(delta + group.leader * problem.classes + group.column, own_change)
+    tl.store(change + group.column, own_change)
 
 
 @triton.jit
-def read_change(group, columns, own_change, problem, delta):
+def read_change(group, columns, own_change, problem, change):
     """δ so far of some columns, (1, BLOCK)."""
-    here = delta + group.leader * problem.classes + columns
-    change = tl.load(here, mask=columns < problem.classes, other=0)
-    return tl.where(columns == group.column, own_change, change)
+    moved = tl.load(change + columns, mask=columns < problem.classes, other=0)
+    return tl.where(columns == group.column, own_change, moved)
 
 
 @triton.jit
 def sweep_rows(
-    group, first, own_change, problem, groups, delta, rowwise,
+    group, first, own_change, problem, groups, change, rowwise, n_rows,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Per row of a tile: shift and 1/(count·Σ exp(z + δ − shift)), into rowwise (2, N)."""
-    maximum = tl.full((ROWS,), float("-inf"), delta.dtype.element_ty)
-    total = tl.zeros((ROWS,), delta.dtype.element_ty)
+    maximum = tl.full((ROWS,), float("-inf"), change.dtype.element_ty)
+    total = tl.zeros((ROWS,), change.dtype.element_ty)
     start = 0
     while start < problem.classes:
         columns = start + tl.arange(0, BLOCK)[None, :]
-        z = read_tile(group, first, columns, problem, groups, ROWS)
-        z += read_change(group, columns, own_change, problem, delta)
+        _, z = read_tile(group, first, columns, problem, groups, ROWS)
+        z += read_change(group, columns, own_change, problem, change)
         joint = tl.maximum(maximum, tl.max(z, 1))
         shift = finite_shift(joint)
         total = total * tl.exp(maximum - shift) + tl.sum(tl.exp(z - shift[:, None]), 1)
@@ -221,39 +253,117 @@ def sweep_rows(
     member = first + tl.arange(0, ROWS)
     here = rowwise + group.begin + member
     tl.store(here, finite_shift(maximum), mask=member < group.count)
-    tl.store(here + tl.num_programs(0), 1 / (total * group.count), mask=member < group.count)
+    tl.store(here + n_rows, 1 / (total * group.count), mask=member < group.count)
 
 
 @triton.jit
 def sweep_columns(
-    group, own_change, problem, groups, delta, rowwise, direction,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    group, own_change, problem, groups, change, rowwise, direction, n_rows,
+    NORMALIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """(Σ g_j, Σ g_j²) over the rivals; moves δ by them, or stores g where it is normalised."""
-    own = tl.zeros((), delta.dtype.element_ty)
-    square = tl.zeros((), delta.dtype.element_ty)
+    own = tl.zeros((), change.dtype.element_ty)
+    square = tl.zeros((), change.dtype.element_ty)
     start = 0
     while start < problem.classes:
         columns = start + tl.arange(0, BLOCK)[None, :]
-        change = read_change(group, columns, own_change, problem, delta)
-        g = tl.zeros((BLOCK,), delta.dtype.element_ty)
+        moved = read_change(group, columns, own_change, problem, change)
+        g = tl.zeros((BLOCK,), change.dtype.element_ty)
         first = 0
         while first < group.count:
-            z = read_tile(group, first, columns, problem, groups, ROWS)
+            _, z = read_tile(group, first, columns, problem, groups, ROWS)
             member = first + tl.arange(0, ROWS)[:, None]
             here = rowwise + group.begin + member
             shift = tl.load(here, mask=member < group.count, other=0)
-            share = tl.load(here + tl.num_programs(0), mask=member < group.count, other=0)
-            e = tl.exp(z + change - shift)
+            share = tl.load(here + n_rows, mask=member < group.count, other=0)
+            e = tl.exp(z + moved - shift)
             g += tl.sum(tl.where((columns == group.column) | (share == 0), 0, e * share), 0)
             first += ROWS
         own += tl.sum(g, 0)
         square += tl.sum(g * g, 0)
-        row = group.leader * problem.classes
         inside = columns < problem.classes
-        if direction is None:
-            tl.store(delta + row + columns, change + g[None, :] * group.step, mask=inside)
+        if NORMALIZE:
+            tl.store(direction + columns, g[None, :], mask=inside)
         else:
-            tl.store(direction + row + columns, g[None, :], mask=inside)
+            tl.store(change + columns, moved + g[None, :] * group.step, mask=inside)
         start += BLOCK
     return own, square
+
+
+@triton.jit
+def tell_row(index, change, problem, wanted, upstream, BLOCK: tl.constexpr):
+    """What is wanted of a row, from the δ of its class."""
+    dtype: tl.constexpr = change.dtype.element_ty
+    row = read_row(index, problem, dtype)[1]
+    maximum = tl.full((BLOCK,), float("-inf"), dtype)
+    rest = tl.zeros((BLOCK,), dtype)
+    start = 0
+    while start < problem.classes:
+        columns = start + tl.arange(0, BLOCK)
+        _, z, inside = read_logits(row, columns, problem)
+        z += tl.load(change + columns, mask=inside, other=0)
+        z = tl.where(columns == row.column, float("-inf"), z)
+        joint = tl.maximum(maximum, z)
+        shift = finite_shift(joint)
+        rest = rest * tl.exp(maximum - shift) + tl.exp(z - shift)
+        maximum = joint
+        start += BLOCK
+    largest = tl.max(maximum, 0)
+    shift = finite_shift(largest)
+    rest = tl.sum(rest * tl.exp(maximum - shift), 0)
+    own = read_logits(row, row.column, problem)[1] + tl.load(change + row.column)
+    zero = tl.zeros_like(own)
+    label = (own - shift, zero)
+    mass = Mass(largest, rest, zero, zero, zero, zero)
+    value, terms = row_terms(index, row, label, label, mass, mass, problem)
+    if wanted.losses is not None:
+        tl.store(wanted.losses + index, value)
+    if wanted.grad is not None:
+        terms = times(terms, upstream_of(index, upstream))
+        start = 0
+        while start < problem.classes:
+            columns = start + tl.arange(0, BLOCK)
+            u, z, inside = read_logits(row, columns, problem)
+            z += tl.load(change + columns, mask=inside, other=0)
+            dz = tl.exp(z - terms.shift) * terms.strength
+            dz = tl.where(columns == row.column, terms.part, dz)
+            du = unperturb(dz, u, columns, inside, row, problem)[0]
+            here = wanted.grad + index * problem.classes + columns
+            tl.store(here, du.to(wanted.grad.dtype.element_ty), mask=inside)
+            start += BLOCK
+
+
+@triton.jit
+def reduce_losses(problem, losses, reduced, n_rows):
+    """The sum of the losses, over what it is divided by."""
+    total = tl.zeros((1024,), tl.float64)
+    weight = total
+    start = 0
+    while start < n_rows:
+        index = start + tl.arange(0, 1024)
+        inside = index < n_rows
+        total += tl.load(losses + index, mask=inside, other=0).to(tl.float64)
+        if reduced.norm is not None:
+            label = tl.load(problem.target + index, mask=inside, other=problem.ignore_index)
+            counts = inside & (label != problem.ignore_index)
+            each = counts.to(tl.float64)
+            if problem.weight is not None:
+                column = tl.where(label < 0, 0, label)
+                column = tl.where(column < problem.classes, column, problem.classes - 1)
+                each *= tl.load(problem.weight + column, mask=counts, other=0).to(tl.float64)
+            if problem.sample_weight is not None:
+                here = problem.sample_weight + index
+                each *= tl.load(here, mask=inside, other=0).to(tl.float64)
+            weight += each
+        start += 1024
+    dtype: tl.constexpr = losses.dtype.element_ty
+    loss = tl.sum(total, 0)
+    if reduced.norm is not None:
+        norm = tl.sum(weight, 0)
+        if reduced.mean == 0:
+            norm = norm * 0 + 1
+        tl.store(reduced.norm, norm.to(dtype))
+        loss = loss / norm
+    elif reduced.normalizer is not None:
+        loss = loss / tl.load(reduced.normalizer).to(tl.float64)
+    tl.store(reduced.loss, loss.to(dtype))

@@ -33,7 +33,7 @@ from .algebra import (
     unperturb,
 )
 from .elementary import exp, log1p, scales_exactly
-from .lpl import normalized
+from .lpl import is_worth_it, normalized
 from .rows import Mass, edge_blocks, finite_shift, first_whole, row_terms, upstream_of
 from .series import added, advanced, tail_mass, tail_square
 
@@ -43,6 +43,7 @@ WEIGHED = tl.constexpr(arguments.WEIGHED)
 NUMBERS = tl.constexpr(arguments.NUMBERS)
 POWERS = tl.constexpr(arguments.POWERS)
 SERIES = tl.constexpr(arguments.SERIES)
+LARGEST_LIFT = tl.constexpr(80.0)  # exp(80) is a float still
 
 
 class Rivals(NamedTuple):
@@ -227,19 +228,21 @@ def good_enough(rivals, moved, ORDER: tl.constexpr):
 
 @triton.jit
 def weigh_rivals(
-    problem, groups, steps, step_size, state, losses,
+    problem, groups, steps, step_size, state, shared, resident_rows, losses,
     NORMALIZE: tl.constexpr, HEAD: tl.constexpr, ORDER: tl.constexpr,
     BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What the steps of a row want to know of its rivals, and its head; of rows that have their
     class for themselves or take no steps. One program per row.
 
-    The outcome of others is GROUP. Rows that are ignored are SOLVED; their loss is 0.
+    The outcome of others is GROUP; of those that are to be solved, if there is a place for that,
+    `shared`, shift, unit and lift. Rows that are ignored are SOLVED; their loss is 0.
     """
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
     dtype: tl.constexpr = state.numbers.dtype.element_ty
-    index = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(0).to(tl.int64)
+    index = tl.load(groups.order + place)
     live, row = read_row(index, problem, dtype)
     if live == 0:
         tl.store(state.outcome + index, SOLVED)
@@ -247,7 +250,13 @@ def weigh_rivals(
             tl.store(losses + index, 0)
         return
     signed = steps_of(row, problem, steps)
-    if (signed != 0) & (tl.load(groups.count + index) > 1):
+    count = tl.load(groups.count + index)
+    together = (signed != 0) & (count > 1)
+    left = together
+    if shared is not None:
+        worth = is_worth_it(count, tl.abs(signed), problem.classes, resident_rows)
+        left = together & (worth == 0)
+    if left:
         tl.store(state.outcome + index, GROUP)
         return
 
@@ -263,10 +272,16 @@ def weigh_rivals(
         maximum = tl.max(tl.max(z, 1), 0)
         e = exp(z - finite_shift(maximum))
         mass = tl.sum(tl.sum(e, 1), 0)
+    else:
+        maximum, mass = sweep_rivals(row, problem, BLOCK)
+    if shared is not None and together:
+        tl.store(state.outcome + index, GROUP)
+        weigh_member(place, row, own, maximum, mass, shared)
+        return
+    if ONE_BLOCK:
         tail = no_tail(row, problem, powers, BLOCK)
         tail = add_tail(tail, block.columns, e, share * mass, heads, HEAD, powers)
     else:
-        maximum, mass = sweep_rivals(row, problem, BLOCK)
         shift = finite_shift(maximum)
         tail = sweep_tail(row, shift, share * mass, heads, HEAD, problem, powers, BLOCK)
     shift = finite_shift(tl.where(mass == 0, own, maximum))
@@ -279,6 +294,19 @@ def weigh_rivals(
     for r in tl.static_range(powers):
         tl.store(here + POWERS + r, tl.sum(tail.powers[r], 0))
     tl.store(state.outcome + index, WEIGHED)
+
+
+@triton.jit
+def weigh_member(place, row, own, maximum, mass, shared):
+    """shift, unit and lift of a row whose class is to be solved."""
+    # an index of a table's row that means nothing makes the whole class nan
+    own = tl.where(row.lost, float("nan"), own)
+    shift = finite_shift(maximum)
+    # without rivals p_y = 1, and no step moves anything; without anything it is nan
+    lift = tl.where(mass == 0, own - own, own - shift - tl.log(mass))
+    tl.store(shared.shift + place, shift)
+    tl.store(shared.unit + place, tl.where(mass == 0, 0, 1 / mass))
+    tl.store(shared.lift + place, tl.where(lift > LARGEST_LIFT, LARGEST_LIFT, lift))
 
 
 @triton.jit

@@ -12,7 +12,7 @@ from ...paths import LEARNING, Path
 from ...phi import LOG
 from ...problem import Options, Problem
 from ..buffers import new
-from ..kernels.arguments import DENSE, LABELS, ONE_LABEL, TERMS, Arguments, Groups
+from ..kernels.arguments import DENSE, LABELS, ONE_LABEL, TERMS, Arguments, Groups, Shared
 from ..kernels.launch import column_meta, grouping_meta, lane_of, phased
 from . import launching
 
@@ -122,18 +122,25 @@ def prepared(
 MOST_COMPARED = 16384  # rows: with more of them a sort costs less than to compare each with all
 
 
-def group_rows(problem: Problem, arguments: Arguments, groups: Groups) -> None:
+def group_rows(
+    problem: Problem, arguments: Arguments, groups: Groups, shared: Shared | None, resident: int
+) -> None:
     """`groups` of the rows by class; ignored rows, and rows with a label out of range, have none to
-    learn."""
+    learn. Which classes are solved, if there is a place for that, `shared`; of at most `resident`
+    rows plain steps are taken in registers."""
     from ..kernels.grouping import group_rows as kernel
+    from ..kernels.grouping import list_groups
 
     n = problem.input.shape[0]
+    what = arguments, groups, problem.steps, shared, n, resident
     if n <= MOST_COMPARED:
         meta = grouping_meta(problem)
-        launching.launch(kernel, (-(-n // meta["ROWS"]),), arguments, groups, n, **meta)
+        launching.launch(kernel, (-(-n // meta["ROWS"]),), *what, **meta)
         return
     slot, count = Classes.of(problem)
     ordered, order = slot.sort(stable=True)
     found = slot, count, torch.searchsorted(ordered, slot), order
-    for place, part in zip(groups, found, strict=True):
+    for place, part in zip(groups[:4], found, strict=True):
         place.copy_(part)
+    if shared is not None:
+        launching.launch(list_groups, (1,), *what, num_warps=4)

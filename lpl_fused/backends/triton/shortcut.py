@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ...algebra.rows import normalizer
@@ -12,7 +13,7 @@ from ..contract import Choose, Form, Forward, leaves_terms
 from ..kernels.arguments import FELL_BACK, TERMS, Upstream, Wanted
 from ..kernels.launch import filling_meta, row_meta, sweep_meta
 from . import launching, learned
-from .arguments import arguments_of, group_rows, prepared
+from .arguments import arguments_of, prepared
 
 
 def forward(
@@ -20,39 +21,42 @@ def forward(
 ) -> Forward:
     if choose is not None:
         problem = with_steps(forward, problem, choose)
-    input, reduction = problem.input, problem.options.reduction
+    steps = None if choose is None else problem.steps
+    if learned.solves(problem):
+        return _learned(problem, want_grad, final)._replace(steps=steps)
+    input = problem.input
     n = input.shape[0]
     norm = normalizer(problem)
     losses = new(problem, n)
     terms = new(problem, n, TERMS) if leaves_terms(problem, want_grad, final) else None
     grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
     wanted = Wanted(losses=losses, terms=terms, grad=grad)
-    state: tuple[Tensor, ...] = ()
-    if learned_state(problem) and not (want_grad or final):
-        state = _learned_losses(problem, losses)
+    _sweep(problem, wanted, Upstream(norm=norm if divides(problem) else None))
+    return Forward(_reduced(problem, losses, norm), norm, terms, grad, steps)
+
+
+def _reduced(problem: Problem, losses: Tensor, norm: Tensor) -> Tensor:
+    loss = losses if problem.options.reduction == NONE else losses.sum()
+    return loss / norm if divides(problem) else loss
+
+
+def _learned(problem: Problem, want_grad: bool, final: bool) -> Forward:
+    """`forward` of a problem that the solver solves."""
+    n = problem.input.shape[0]
+    losses, reduced = new(problem, n), None
+    if problem.options.reduction == NONE or n == 0:
+        norm = normalizer(problem)
     else:
-        _sweep(problem, wanted, Upstream(norm=norm if divides(problem) else None))
-    loss = losses
-    if reduction != NONE:
-        loss = losses.sum()
-    if divides(problem):
-        loss = loss / norm
-    return Forward(loss, norm, terms, grad, None if choose is None else problem.steps, state)
-
-
-def _learned_losses(problem: Problem, losses: Tensor) -> tuple[Tensor, ...]:
-    """The losses of a problem that the solver solves, and what the gradient wants of it."""
-    from ..kernels.forward import forward as kernel
-
-    arguments = prepared(problem)
-    memory, saved = learned.new_saved(problem)
-    group_rows(problem, arguments, saved.groups)
-    learned.solve_rows(problem, arguments, saved.groups, saved.rows, losses)
-    saved.outcome.copy_(saved.rows.outcome)  # which stays what the solver of rows has made of it
-    arguments = learned.step_classes(problem, arguments, saved)
-    what = (arguments, saved.outcome, Upstream(), Wanted(losses=losses))
-    launching.launch(kernel, (losses.shape[0],), *what, **row_meta(problem))
-    return memory
+        reduced, norm = learned.reduction(problem)
+    memory, saved, arguments = learned.solve(problem, losses)
+    learned.finish(problem, arguments, saved, Wanted(losses=losses), Upstream(), reduced)
+    loss = _reduced(problem, losses, norm) if reduced is None else reduced.loss
+    if not want_grad:
+        return Forward(loss, norm, state=() if final else (memory,))
+    grad = new(problem, *problem.input.shape, dtype=problem.input.dtype)
+    upstream = Upstream(norm=norm if divides(problem) else None)
+    learned.gradient(problem, arguments, saved, upstream, grad)
+    return Forward(loss, norm, grad=grad)
 
 
 def _sweep(
@@ -62,8 +66,24 @@ def _sweep(
     from ..kernels.forward import forward as kernel
 
     n = problem.input.shape[0]
-    arguments, outcome = learned.with_learned(problem, wanted, upstream, unless)
-    launching.launch(kernel, (n,), arguments, outcome, upstream, wanted, **row_meta(problem))
+    if problem.steps is None:
+        arguments = prepared(problem, wanted.terms, unless)
+    else:
+        arguments, _ = learned.with_learned(problem, wanted.terms, unless)
+    launching.launch(kernel, (n,), arguments, upstream, wanted, **row_meta(problem))
+
+
+def _learned_anew(
+    problem: Problem, upstream: Upstream, grad: Tensor, unless: Tensor | None = None
+) -> Tensor:
+    """The gradient of a problem with steps, of which nothing is known; nothing where `unless`."""
+    if learned.solves(problem):
+        losses = new(problem, problem.input.shape[0])
+        _, saved, arguments = learned.solve(problem, losses, unless)
+        learned.gradient(problem, arguments, saved, upstream, grad)
+    else:
+        _sweep(problem, Wanted(grad=grad), upstream, unless)
+    return grad
 
 
 def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
@@ -85,44 +105,37 @@ def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
         arguments = arguments_of(problem, forward.terms)
         launching.launch(rescale_rows, (n,), arguments, factors, grad, **sweep_meta(problem))
     elif upstream.dim():
-        _sweep(problem, Wanted(grad=grad), factors)
+        _learned_anew(problem, factors, grad)
     else:
         launching.launch(scale_rows, (n,), *scaled, EXACTLY=True, **meta)
-        _sweep(problem, Wanted(grad=grad), factors, unless=upstream)
+        _learned_anew(problem, factors, grad, unless=upstream)
     return grad
 
 
 def learned_state(problem: Problem) -> tuple[Form, ...]:
-    return learned.Saved.forms(problem) if learned.solves(problem) else ()
+    if not learned.solves(problem):
+        return ()
+    return (((learned.Saved.size(problem),), torch.uint8),)
 
 
 def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ...] = ()) -> Tensor:
     """dL/d input (N, C) of a problem with steps; `upstream` (N,) the gradient of each row's loss.
     Steps that `state` does not know, those of classes left to plain steps, are taken anew."""
-    from ..kernels.forward import forward as kernel
-
     grad = new(problem, *problem.input.shape, dtype=problem.input.dtype)
     factors = Upstream(rows=upstream, stride=upstream.stride(0))
     if not state:
-        _sweep(problem, Wanted(grad=grad), factors)
-        return grad
-    arguments, saved = prepared(problem), learned.Saved.within(problem, state)
-    learned.move_rows(problem, arguments, saved.groups, saved.rows, factors, grad=grad)
-    arguments = learned.step_classes(problem, arguments, saved, again=True)
-    what = (arguments, saved.outcome, factors, Wanted(grad=grad))
-    launching.launch(kernel, (grad.shape[0],), *what, **row_meta(problem))
+        return _learned_anew(problem, factors, grad)
+    saved = learned.Saved.within(problem, *state)
+    learned.gradient(problem, prepared(problem), saved, factors, grad)
     return grad
 
 
 def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
-    delta = new(problem, *problem.input.shape)
-    arguments, _ = learned.take_steps(problem, Wanted(delta=delta))
-    return delta, arguments.slot
+    arguments, _ = learned.with_learned(problem)
+    return arguments.delta, arguments.slot.clone()  # not all of the memory that it is in
 
 
 def fallbacks(problem: Problem) -> Tensor:
     """0-dim: how many rows of a problem with `steps` the solvers leave to plain steps because they
     are not exact enough (kernels/solver.py, kernels/group_solver.py). For tests and diagnosis."""
-    losses = new(problem, problem.input.shape[0])
-    _, outcome = learned.take_steps(problem, Wanted(losses=losses))
-    return (outcome == FELL_BACK).sum()
+    return (learned.with_learned(problem)[1] == FELL_BACK).sum()
