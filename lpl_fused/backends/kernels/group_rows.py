@@ -91,10 +91,6 @@ def split_columns(
         found = chosen.to(tl.int32)
         count = tl.sum(found)
         tl.store(shared.counts + item, count)
-        if count > 0:
-            before = tl.atomic_add(shared.filled + number, count)
-            here = shared.listed + number * HEAD + before
-            tl.store(here + tl.cumsum(found, 1) - 1, columns, mask=chosen)
         b = tl.where(chosen, 0, b)
         if NORMALIZE:
             tl.store(shared.squares + item * NODES, tl.sum(b * b))
@@ -107,6 +103,10 @@ def split_columns(
             store_partial(group, first, chunk, 1, slope, shared, NODES, ROWS)
             if first > 0:
                 q = read_shares(group, first - ROWS, columns, problem, groups, shared, ROWS)
+        if count > 0:
+            before = tl.atomic_add(shared.filled + number, count)
+            here = shared.listed + number * HEAD + before
+            tl.store(here + tl.cumsum(found, 1) - 1, columns, mask=chosen)
         item += tl.num_programs(0)
 
 
