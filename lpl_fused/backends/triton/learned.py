@@ -88,7 +88,8 @@ class Saved(NamedTuple):
             chunks = -(-problem.input.shape[1] // meta.block)
             shared = Shared(n, n // 2, chunks, *of_groups)
         rows = State(numbers, heads, changes, outcome)
-        return Saved(rows, Groups(*order.unbind(), tickets), shared)
+        slot, count, begin, places = order.unbind()
+        return Saved(rows, Groups(slot, count, begin, places, tickets), shared)
 
 
 Part = tuple[tuple[int, ...], torch.dtype]
