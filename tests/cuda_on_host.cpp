@@ -1,17 +1,25 @@
-// The CUDA backend without a GPU: the same bodies (csrc/cuda), run by fibres on host memory.
+// The CUDA backend without a GPU: the same bodies and the same teams (csrc/cuda), run by fibres on
+// host memory.
 //
-// A fibre is a thread of a team. One runs until it waits at a barrier, so a barrier that is missing
-// shows as a result that depends on the order in which fibres take turns: `reverse` turns it round.
-// Fibres that wait for different barriers, or that end while others wait, are an error.
+// A fibre is a thread of a block. One runs until it waits for its warp, its block or its cluster; a
+// warp runs until all of it waits for more than that, and a block likewise, so that the first is as
+// far ahead of the last as it can be. A barrier that is missing, or is of too few, shows as a
+// result that depends on the order in which they take turns: `order` turns it round, or mixes it.
+// Fibres that wait for different things, or that end while others wait, are an error.
 //
 // What a device leaves as it was, memory on chip and registers, holds `poison` before every row: a
-// read of what nobody has written shows as a result that depends on it.
+// read of what nobody has written shows as a result that depends on it. So does the memory of a
+// block that has not begun, or has ended, in the eyes of the others. Beside it there are guards.
+#include <dlfcn.h>
 #include <ucontext.h>
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <functional>
+#include <sstream>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -51,8 +59,7 @@ inline void store(Float16& to, float x) {
 }  // namespace
 }  // namespace lpl
 
-#include "../csrc/cuda/binary_calls.h"
-#include "../csrc/cuda/calls.h"
+#include "../csrc/cuda/bulk.h"
 
 namespace lpl {
 namespace {
@@ -61,101 +68,236 @@ long launches = 0;
 
 struct Shape {
   int blocks = 2, places = 4;
-  bool staged = true, reversed = false, bulk = true;
+  bool staged = true, reversed = false, bulk = true, mixed = false, replayed = false;
 } shape;
 
 // A byte, or kRandom: a nan hides from a comparison, which a number that is huge or usual does not.
 constexpr int kRandom = 256;
 int poison = 0xff;
 
-void fill_with_poison(std::vector<char>& memory) {
+uint64_t drawn() {
+  static uint64_t state = 1;  // goes on, so that no two rows find the same
+  state = state * 6364136223846793005u + 1442695040888963407u;
+  return state ^ state >> 29;
+}
+
+void fill_with_poison(char* memory, size_t size) {
   if (poison != kRandom) {
-    std::memset(memory.data(), poison, memory.size());
+    std::memset(memory, poison, size);
     return;
   }
-  static uint64_t state = 1;  // goes on, so that no two rows find the same
-  for (size_t k = 0; k < memory.size(); k += sizeof(state)) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    const uint64_t word = state ^ state >> 29;
-    std::memcpy(memory.data() + k, &word, std::min(sizeof(word), memory.size() - k));
+  for (size_t k = 0; k < size; k += sizeof(uint64_t)) {
+    const uint64_t word = drawn();
+    std::memcpy(memory + k, &word, std::min(sizeof(word), size - k));
   }
 }
 
+// Memory on chip between guards.
+class OnChip {
+ public:
+  explicit OnChip(size_t size)
+      : size_(size), memory_(size + 2 * kGuard + kAlign, kMark), begin_(first()) {}
+
+  char* begin() const { return begin_; }
+  bool has(const void* place) const {
+    const char* at = static_cast<const char*>(place);
+    return at >= begin_ && at < begin_ + size_;
+  }
+  void spoil() { fill_with_poison(begin_, size_); }
+  void check() const {
+    for (size_t k = 0; k < kGuard; ++k)
+      if (begin_[-1 - ptrdiff_t(k)] != kMark || begin_[size_ + k] != kMark)
+        throw std::logic_error("a body has written beside its memory on chip");
+  }
+
+ private:
+  static constexpr size_t kGuard = 64, kAlign = 128;
+  static constexpr char kMark = char(0xA5);
+
+  char* first() {
+    const uintptr_t place = uintptr_t(memory_.data()) + kGuard;
+    return reinterpret_cast<char*>((place + kAlign - 1) / kAlign * kAlign);
+  }
+
+  size_t size_;
+  std::vector<char> memory_;
+  char* begin_;
+};
+
 constexpr int kCrew = 2;  // threads of a warp
 constexpr size_t kStack = 256 << 10, kPoisonedStack = 16 << 10;
+constexpr size_t kSlot = 96;  // bytes of the widest value that lanes exchange
 
-enum class Waits { no, team, crew, bulk, over };
+enum class Waits { no, crew, block, cluster, bulk, over };
+
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+};
 
 struct Fibre {
   ucontext_t context;
   std::vector<char> stack;
   Waits waits;
+  const void* site;   // where it waits
   const bool* until;  // of Waits::bulk
+  std::vector<Copy> copies;
+  char slots[2][kSlot];  // what it gives to lanes of its warp, by turns
+  int turn;
 };
 
-// Runs body(rank) in as many fibres as a team has threads.
+// A block of a cluster: what it has on chip.
+struct Block {
+  OnChip own, stage;
+  struct Part {
+    void* to = nullptr;
+    const void* from;
+    size_t bytes;
+    bool asked = false;
+  };
+  // Bulk copies: asked for, and done by who waits for them first, so that who does not wait finds
+  // what was there before.
+  Part parts[kBulkParts];
+  bool begun, ended;
+};
+
+#define LPL_SEEN __attribute__((noinline, noclone))
+
+// Runs a body in as many fibres as a team has threads.
 class Fibres {
  public:
-  explicit Fibres(int threads) : fibres_(size_t(threads)) {
+  Fibres(int blocks, int places, size_t own, size_t stage, bool cluster)
+      : places_(places), cluster_(cluster), fibres_(size_t(blocks * places)) {
     for (Fibre& fibre : fibres_) fibre.stack.resize(kStack);
+    for (int k = 0; k < blocks; ++k)
+      blocks_.push_back({OnChip(own), OnChip(stage), {}, false, false});
   }
 
-  void run(std::function<void(int)> body) {
+  void run(i64 first_block, std::function<void()> body) {
     body_ = std::move(body);
+    first_block_ = first_block;
+    current = this;
+    for (Block& block : blocks_) {
+      block.begun = block.ended = false;
+      for (Block::Part& part : block.parts) part = {};
+    }
     for (Fibre& fibre : fibres_) {
-      fill_with_poison(locals_);
+      fill_with_poison(locals_.data(), locals_.size());
       std::copy(locals_.begin(), locals_.end(), fibre.stack.end() - kPoisonedStack);
       getcontext(&fibre.context);
       fibre.context.uc_stack.ss_sp = fibre.stack.data();
       fibre.context.uc_stack.ss_size = kStack;
       fibre.context.uc_link = &main_;
-      current_ = this;
       makecontext(&fibre.context, &Fibres::begin, 0);
       fibre.waits = Waits::no;
+      fibre.copies.clear();
+      fibre.turn = 0;
     }
     while (turn())
-      if (!open(0, int(fibres_.size()), Waits::team) && !arrived())
+      if (fault_)
+        std::rethrow_exception(fault_);
+      else if (!open(0, int(fibres_.size()), Waits::cluster) && !arrived())
         throw std::logic_error("threads of a team wait for different barriers");
+    if (fault_) std::rethrow_exception(fault_);
+    for (const Fibre& fibre : fibres_)
+      if (!fibre.copies.empty()) throw std::logic_error("a copy was not waited for");
+    for (const Block& block : blocks_) {
+      block.own.check();
+      block.stage.check();
+    }
   }
 
   // Waits for something that another fibre does.
   void wait_until(const bool& done) {
     if (done) return;
-    Fibre& fibre = fibres_[size_t(running_)];
-    fibre.waits = Waits::bulk;
-    fibre.until = &done;
-    swapcontext(&fibre.context, &main_);
+    running().until = &done;
+    wait_at(Waits::bulk, nullptr);
   }
 
-  void wait(Waits what) {
-    Fibre& fibre = fibres_[size_t(running_)];
-    fibre.waits = what;
-    swapcontext(&fibre.context, &main_);
+  // Not inlined: where they are called from is where a fibre waits.
+  LPL_SEEN void wait(Waits what) { wait_at(what, __builtin_return_address(0)); }
+
+  // A value of another lane of the warp, which all of its threads ask for.
+  LPL_SEEN const char* exchanged(const void* value, size_t size, int partner) {
+    Fibre& fibre = running();
+    const int lane = running_ % kCrew, first = running_ - lane;
+    if (partner < 0 || partner >= kCrew) throw std::logic_error("a warp has no such lane");
+    fibre.turn ^= 1;
+    std::memcpy(fibre.slots[fibre.turn], value, size);
+    wait_at(Waits::crew, __builtin_return_address(0));
+    return fibres_[size_t(first + partner)].slots[fibre.turn];
   }
+
+  Fibre& running() { return fibres_[size_t(running_)]; }
+  int place() const { return running_ % places_; }
+  int places() const { return places_; }
+  int block() const { return running_ / places_; }
+  unsigned grid_block() const { return unsigned(first_block_ + block()); }
+  bool cluster() const { return cluster_; }
+  Block& block(int k) { return blocks_[size_t(k)]; }
+  int blocks() const { return int(blocks_.size()); }
+
+  static inline Fibres* current = nullptr;
 
  private:
   static void begin() {
-    Fibres* self = current_;
-    self->body_(self->running_);
-    self->fibres_[size_t(self->running_)].waits = Waits::over;
+    Fibres* self = current;
+    try {
+      self->body_();
+    } catch (...) {
+      self->fault_ = std::current_exception();
+    }
+    self->running().waits = Waits::over;
   }
 
-  // Lets every crew run until all of it waits for the team, one after the other: the first is as
-  // far ahead of the last as it can be. False when all are over.
+  void wait_at(Waits what, const void* site) {
+    Fibre& fibre = running();
+    fibre.waits = what;
+    fibre.site = site;
+    swapcontext(&fibre.context, &main_);
+  }
+
+  // Lets every block run until all of it waits for the cluster, one after the other, and of a block
+  // every crew until all of it waits for the block. False when all are over.
   bool turn() {
-    const int crews = int(fibres_.size()) / kCrew;
-    for (int k = 0; k < crews; ++k) {
-      const int begin = (shape.reversed ? crews - 1 - k : k) * kCrew;
+    const int count = int(blocks_.size()), crews = places_ / kCrew;
+    for_each(count, [&](int b) {
+      Block& block = blocks_[size_t(b)];
+      if (!block.begun) {
+        block.own.spoil();
+        block.stage.spoil();
+        block.begun = true;
+      }
+      const int from = b * places_;
       do {
-        for (int place = 0; place < kCrew; ++place) {
-          running_ = begin + (shape.reversed ? kCrew - 1 - place : place);
-          Fibre& fibre = fibres_[size_t(running_)];
-          if (fibre.waits == Waits::bulk && *fibre.until) fibre.waits = Waits::no;
-          if (fibre.waits == Waits::no) swapcontext(&main_, &fibre.context);
-        }
-      } while (open(begin, begin + kCrew, Waits::crew));
-    }
+        for_each(crews, [&](int crew) {
+          const int begin = from + crew * kCrew;
+          do {
+            for_each(kCrew, [&](int lane) {
+              running_ = begin + lane;
+              Fibre& fibre = running();
+              if (fibre.waits == Waits::bulk && *fibre.until) fibre.waits = Waits::no;
+              if (fibre.waits == Waits::no) swapcontext(&main_, &fibre.context);
+            });
+          } while (open(begin, begin + kCrew, Waits::crew));
+        });
+      } while (open(from, from + places_, Waits::block));
+      if (!block.ended && all(from, from + places_, Waits::over)) {
+        block.own.spoil();
+        block.ended = true;
+      }
+    });
     return !all(0, int(fibres_.size()), Waits::over);
+  }
+
+  template <typename F>
+  void for_each(int count, F f) {
+    const int first = shape.mixed ? int(drawn() >> 40) % count : 0;
+    for (int k = 0; k < count; ++k) {
+      const int at = (k + first) % count;
+      f(shape.reversed ? count - 1 - at : at);
+    }
   }
 
   // Whether somebody may go on because a copy was asked for.
@@ -171,208 +313,161 @@ class Fibres {
     return true;
   }
 
+  // For addr2line.
+  static std::string where(const void* site) {
+    Dl_info module{};
+    dladdr(site, &module);
+    std::ostringstream text;
+    text << "at " << site << " of a module at " << module.dli_fbase;
+    return text.str();
+  }
+
   // Opens a barrier if all that it is for have arrived.
   bool open(int begin, int end, Waits what) {
     if (!all(begin, end, what)) return false;
-    for (int k = begin; k < end; ++k) fibres_[size_t(k)].waits = Waits::no;
+    for (int k = begin; k < end; ++k) {
+      const void *one = fibres_[size_t(begin)].site, *other = fibres_[size_t(k)].site;
+      if (one != other)
+        throw std::logic_error("threads wait for each other, one " + where(one) + ", one " +
+                               where(other));
+      fibres_[size_t(k)].waits = Waits::no;
+    }
     return true;
   }
 
-  static inline Fibres* current_ = nullptr;
+  const int places_;
+  const bool cluster_;
   std::vector<Fibre> fibres_;
+  std::vector<Block> blocks_;
   std::vector<char> locals_ = std::vector<char>(kPoisonedStack);
   ucontext_t main_;
-  std::function<void(int)> body_;
+  std::function<void()> body_;
+  std::exception_ptr fault_;
+  i64 first_block_ = 0;
   int running_ = 0;
 };
 
-constexpr size_t kWidest = 96;  // as on the device
-
-struct Shared {
-  Fibres fibres;
-  std::vector<char> slots;  // (2, 2, threads, kWidest): of the team's reductions, of crews'
-  std::vector<int> counts;
-  std::vector<std::vector<char>> stages, shared;  // by block
-  // Bulk copies by block and part: asked for, and done by who waits for them first, so that who
-  // does not wait finds what was there before.
-  struct Part {
-    void* to = nullptr;
-    const void* from;
-    size_t bytes;
-    bool asked = false;
-  };
-  std::vector<Part> parts;
-};
-
-class Team {
- public:
-  static constexpr int kParts = 4;      // as on the device
-  static constexpr int kLeastPart = 1;  // so that a few columns come in all of them
+// machine.cuh of fibres.
+struct Machine {
+  static constexpr int kWarp = kCrew, kMostWarps = 32, kMostBlocks = 8;
+  static constexpr int kLeastPart = 1;  // so that a few columns come in all parts
   static constexpr int kLeastRows = 1;  // so that crews share the rows of small classes
-  static constexpr int kWidth = kCrew;
 
-  Team(Shared& shared, int blocks, int places, int rank)
-      : shared_(shared), blocks_(blocks), places_(places), rank_(rank) {}
+  static Fibres& here() { return *Fibres::current; }
+  static int thread() { return here().place(); }
+  static int threads() { return here().places(); }
+  static unsigned block() { return here().grid_block(); }
 
-  int place() const { return rank_ % places_; }
-  int places() const { return places_; }
-  int block() const { return rank_ / places_; }
-  int blocks() const { return blocks_; }
-  int rank() const { return rank_; }
-  int size() const { return blocks_ * places_; }
-  void* stage() const {
-    std::vector<char>& stage = shared_.stages[size_t(block())];
-    return stage.empty() ? nullptr : stage.data();
+  static void sync_warp() { here().wait(Waits::crew); }
+  static void sync_block() { here().wait(Waits::block); }
+  static void sync_cluster() {
+    if (!here().cluster()) throw std::logic_error("these blocks are no cluster");
+    here().wait(Waits::cluster);
   }
-  template <typename S>
-  S& shared(int block) const {
-    return *reinterpret_cast<S*>(shared_.shared[size_t(block)].data());
-  }
-  void sync() { shared_.fibres.wait(Waits::team); }
-  void sync_block() { sync(); }
-
-  template <typename V, typename Op>
-  V reduce(V value, Op op) {
-    return reduce(value, op, 0, size(), Waits::team);
+  template <typename V>
+  static V* of_block(V* own, int block) {
+    Fibres& all = here();
+    if (!all.cluster()) throw std::logic_error("these blocks are no cluster");
+    Block& mine = all.block(all.block());
+    if (!mine.own.has(own)) throw std::logic_error("what others ask for is memory on chip");
+    char* there = all.block(block).own.begin() + (reinterpret_cast<char*>(own) - mine.own.begin());
+    return reinterpret_cast<V*>(there);
   }
 
-  int place_of(int k) const { return k % places_; }
-
-  template <typename V, typename Make>
-  V of_first_crew(Make make) {
-    V value{};
-    if (place() < kCrew) value = make();
-    const int first = block() * places_;
-    return reduce(value, [](const V& a, const V&) { return a; }, first, first + 1, Waits::team);
+  template <typename V>
+  static V across(const V& value, int bits) {
+    return of_lane(value, thread() % kWarp ^ bits);
   }
-
-  template <typename V, typename Op>
-  V reduce_crews(V value, Op op) {
-    return reduce(value, op, 0, size(), Waits::team, kCrew);
+  template <typename V>
+  static V of_first_lane(const V& value) {
+    return of_lane(value, 0);
   }
-
-  int before(int count, int& total) {
-    shared_.counts[size_t(rank_)] = count;
-    sync();
-    int lower = 0;
-    total = 0;
-    for (int k = 0; k < size(); ++k) {
-      if (k == rank_) lower = total;
-      total += shared_.counts[size_t(k)];
-    }
-    return lower;
-  }
-
-  static int crew() { return kCrew; }
-  template <typename Acc>
-  Acc crew_sum(Acc value) {
-    return of_crew(value, [](Acc a, Acc b) { return a + b; });
-  }
-  template <typename Acc>
-  Acc crew_max(Acc value) {
-    return of_crew(value, [](Acc a, Acc b) { return a > b ? a : b; });
-  }
-
-  template <typename Acc, int kCount, typename Store>
-  void crew_sum_each(Acc (&values)[kCount], Store store) {
-    struct All {
-      Acc value[kCount];
-    } all;
-    std::memcpy(all.value, values, sizeof(values));
-    all = of_crew(all, [](All a, const All& b) {
-      for (int k = 0; k < kCount; ++k) a.value[k] += b.value[k];
-      return a;
-    });
-    for (int k = rank_ % kCrew; k < kCount; k += kCrew) store(k, all.value[k]);
+  static int from_below(int value, int lanes) {
+    const int lane = thread() % kWarp;
+    return of_lane(value, lane < lanes ? lane : lane - lanes);
   }
 
   template <int kBytes>
-  void copy_line(void* to, const void* from) {
-    copies_.push_back({to, from, kBytes});
+  static void copy_line(void* to, const void* from) {
+    static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "what cp.async has");
+    for (const uintptr_t place : {uintptr_t(to), uintptr_t(from)})
+      if (place % kBytes) throw std::logic_error("copies are of lines of memory");
+    here().running().copies.push_back({to, from, kBytes});
   }
-  bool begins_bulk() { return shape.bulk && !std::exchange(begun_, true); }
-  void copy_bulk(void* to, const void* from, int bytes, int part) {
-    if (place() != 0) throw std::logic_error("one thread of a block asks for copies");
-    for (uintptr_t place : {uintptr_t(to), uintptr_t(from), uintptr_t(bytes)})
+  static void wait_for_copies() {
+    for (const Copy& copy : here().running().copies)
+      std::memcpy(copy.to, copy.from, size_t(copy.bytes));
+    here().running().copies.clear();
+  }
+
+  static bool begins_bulk(Arrivals*) {
+    sync_block();
+    return true;
+  }
+  static void copy_bulk(Arrivals*, int part, void* to, const void* from, int bytes) {
+    if (thread() != 0) throw std::logic_error("one thread of a block asks for copies");
+    for (const uintptr_t place : {uintptr_t(to), uintptr_t(from), uintptr_t(bytes)})
       if (place % 16) throw std::logic_error("bulk copies are of lines of 16 bytes");
-    Shared::Part& asked = shared_.parts[size_t(block() * kParts + part)];
+    Block::Part& asked = here().block(here().block()).parts[part];
     if (asked.asked) throw std::logic_error("a part is copied once");
     asked = {to, from, size_t(bytes), true};
   }
-  void wait_bulk(int part) {
-    Shared::Part& asked = shared_.parts[size_t(block() * kParts + part)];
-    shared_.fibres.wait_until(asked.asked);
+  static void wait_bulk(Arrivals*, int part) {
+    Block::Part& asked = here().block(here().block()).parts[part];
+    here().wait_until(asked.asked);
     if (asked.to) std::memcpy(asked.to, asked.from, asked.bytes);
     asked.to = nullptr;
   }
-  void wait_for_copies() {
-    for (const Copy& copy : copies_) std::memcpy(copy.to, copy.from, size_t(copy.bytes));
-    copies_.clear();
-  }
 
  private:
-  struct Copy {
-    void* to;
-    const void* from;
-    int bytes;
-  };
-
-  template <typename Acc, typename Op>
-  Acc of_crew(Acc value, Op op) {
-    const int first = rank_ / kCrew * kCrew;
-    return reduce(value, op, first, first + kCrew, Waits::crew);
+  template <typename V>
+  static V of_lane(const V& value, int lane) {
+    static_assert(sizeof(V) <= kSlot && sizeof(V) % 4 == 0, "words");
+    V other;
+    std::memcpy(&other, here().exchanged(&value, sizeof(V), lane), sizeof(V));
+    return other;
   }
-
-  // op over the values of every so-many-th thread from `begin` to `end`.
-  template <typename V, typename Op>
-  V reduce(V value, Op op, int begin, int end, Waits barrier, int step = 1) {
-    static_assert(sizeof(V) <= kWidest && sizeof(V) % 4 == 0, "room for it on the device");
-    const bool crew = barrier == Waits::crew;
-    turn_[crew] ^= 1;
-    char* slots = shared_.slots.data() + size_t((2 * crew + turn_[crew]) * size()) * kWidest;
-    std::memcpy(slots + size_t(rank_) * kWidest, &value, sizeof(V));
-    shared_.fibres.wait(barrier);
-    std::memcpy(&value, slots + size_t(begin) * kWidest, sizeof(V));
-    for (int k = begin + step; k < end; k += step) {
-      V other;
-      std::memcpy(&other, slots + size_t(k) * kWidest, sizeof(V));
-      value = op(value, other);
-    }
-    return value;
-  }
-
-  Shared& shared_;
-  const int blocks_, places_, rank_;
-  int turn_[2] = {0, 0};  // of the team's reductions, of its crew's
-  bool begun_ = false;
-  std::vector<Copy> copies_;
 };
 
-// Runs a body's teams, one after the other.
-template <typename Body, typename Call>
-void run_teams(const Call& call, i64 n, int blocks, int places, i64 stage, size_t own) {
+}  // namespace
+}  // namespace lpl
+
+#include "../csrc/cuda/binary_calls.h"
+#include "../csrc/cuda/calls.h"
+#include "../csrc/cuda/row_plan.h"
+#include "../csrc/cuda/team.h"
+
+namespace lpl {
+namespace {
+
+// What a kernel's threads share: its teams' own, and its body's.
+template <typename Body, typename = void>
+struct SharedOf {
+  using type = Nothing;
+};
+template <typename Body>
+struct SharedOf<Body, std::void_t<typename Body::Shared>> {
+  using type = typename Body::Shared;
+};
+template <typename Body>
+struct alignas(16) Own {
+  Exchange exchange;
+  Arrivals arrivals;
+  typename SharedOf<Body>::type shared;
+};
+
+// Runs a body's teams, one after the other: run(own, stage, i) of each.
+template <typename Body, typename Call, typename Run>
+void run_teams(const Call& call, i64 n, int blocks, int places, i64 stage, bool cluster, Run run) {
   ++launches;
   if (spared<typename Body::Acc>(call)) return;
-  const int threads = blocks * places;
-  const auto of_blocks = [&](size_t bytes) {
-    return std::vector<std::vector<char>>(size_t(blocks), std::vector<char>(bytes));
-  };
-  Shared shared{Fibres(threads),
-                std::vector<char>(4 * size_t(threads) * kWidest),
-                std::vector<int>(size_t(threads)),
-                of_blocks(size_t(stage)),
-                of_blocks(own),
-                {}};
-  for (i64 i = 0; i < n; ++i) {
-    fill_with_poison(shared.slots);
-    for (auto& place : shared.stages) fill_with_poison(place);
-    for (auto& place : shared.shared) fill_with_poison(place);
-    shared.parts.assign(size_t(blocks * Team::kParts), {});
-    shared.fibres.run([&](int rank) {
-      Team team(shared, blocks, places, rank);
-      Body::run(team, call, i);
+  Fibres fibres(blocks, places, sizeof(Own<Body>), size_t(stage), cluster);
+  for (i64 i = 0; i < n; ++i)
+    fibres.run(i * blocks, [&] {
+      Block& block = fibres.block(fibres.block());
+      run(reinterpret_cast<Own<Body>*>(block.own.begin()), stage ? block.stage.begin() : nullptr,
+          i);
     });
-  }
 }
 
 class Launcher {
@@ -383,23 +478,41 @@ class Launcher {
 
   template <typename Body>
   void once(Body, const Call& call) const {
-    run_teams<Body>(call, 1, 1, shape.places, 0, 0);
+    run_teams<Body>(call, 1, 1, shape.places, 0, false, [&](Own<Body>* own, char*, i64) {
+      Team team(&own->exchange, nullptr, nullptr, nullptr, 1);
+      Body::run(team, call, 0);
+    });
   }
 
   template <typename Body>
   void warps(Body, const Call& call, i64 n) const {
-    run_teams<Body>(call, n, 1, kCrew, 0, sizeof(typename Body::Shared));
+    run_teams<Body>(call, n, 1, kCrew, 0, false, [&](Own<Body>* own, char*, i64 i) {
+      Crew crew(&own->shared);
+      Body::run(crew, call, i);
+    });
   }
 
   template <typename Body>
   void rows(Body, const Call& call, i64 n, i64 bytes, bool stage) const {
+    // as on a device blocks share a row where it is staged; else one has as many threads
     const i64 staged = stage && shape.staged ? bytes + 32 : 0;
-    run_teams<Body>(call, n, shape.blocks, shape.places, staged, sizeof(typename Body::Shared));
+    const int blocks = staged ? shape.blocks : 1;
+    int places = shape.places;
+    while (places < shape.places * shape.blocks / blocks) places *= 2;
+    const auto run = [&](Own<Body>* own, char* place, i64 i) {
+      Arrivals* arrivals = staged && shape.bulk ? &own->arrivals : nullptr;
+      Team team(&own->exchange, &own->shared, place, arrivals, blocks);
+      run_row<Body>(team, call, i);
+    };
+    run_teams<Body>(call, n, blocks, places, staged, blocks > 1, run);
   }
 
   template <typename Body>
   void pieces(Body, const Call& call, i64 n, i64) const {
-    run_teams<Body>(call, n, shape.blocks, shape.places, 0, 0);
+    run_teams<Body>(call, n, shape.blocks, shape.places, 0, false, [&](Own<Body>*, char*, i64 i) {
+      Team team(nullptr, nullptr, nullptr, nullptr, shape.blocks);
+      Body::run(team, call, i);
+    });
   }
 };
 
@@ -410,27 +523,42 @@ class BinaryLauncher {
 
   template <typename Body>
   void teams(Body, const BinaryCall& call, i64 count) const {
-    run_teams<Body>(call, count, 1, shape.places, 0, sizeof(typename Body::Shared));
+    run_teams<Body>(call, count, 1, shape.places, 0, false, [&](Own<Body>* own, char*, i64 i) {
+      Team team(&own->exchange, &own->shared, nullptr, nullptr, 1);
+      Body::run(team, call, i);
+    });
   }
 
   template <typename Body>
   void once(Body, const BinaryCall& call) const {
-    run_teams<Body>(call, 1, 1, shape.places, 0, 0);
+    teams(Body(), call, 1);
   }
 };
+
+// A CUDA graph that is launched again finds what it has left; a gradient that is scaled where it is
+// would be scaled twice.
+template <typename Work, typename Run>
+void replayed(Work work, Work in_place, Run run) {
+  run();
+  if (shape.replayed && work != in_place) run();
+}
 
 }  // namespace
 
 void run(Work work, const Call& call, uintptr_t) {
   Launcher launch;
-  for_type(call.p.dtype,
-           [&](auto type) { run_of<typename decltype(type)::type>(launch, work, call); });
+  replayed(work, Work::rescale, [&] {
+    for_type(call.p.dtype,
+             [&](auto type) { run_of<typename decltype(type)::type>(launch, work, call); });
+  });
 }
 
 void run_binary(BinaryWork work, const BinaryCall& call, uintptr_t) {
   BinaryLauncher launch;
-  for_type(call.p.dtype,
-           [&](auto type) { run_binary_of<typename decltype(type)::type>(launch, work, call); });
+  replayed(work, BinaryWork::binary_rescale, [&] {
+    for_type(call.p.dtype,
+             [&](auto type) { run_binary_of<typename decltype(type)::type>(launch, work, call); });
+  });
 }
 
 BinaryRoom binary_room(const BinaryProblem& p) {
@@ -474,6 +602,63 @@ struct Careless {
   }
 };
 
+// What a device would not say, each by itself: `kind` numbers them.
+enum class Fault {
+  none,
+  lanes,     // lanes tell each other through memory on chip, without a barrier
+  crews,     // a barrier of the warp where the block's is wanted
+  blocks,    // a barrier of the block where the cluster's is wanted
+  ended,     // reads of a block that may have ended
+  returned,  // one thread returns where others wait
+  diverged,  // lanes exchange values with lanes that do something else
+  beside,    // a store beside memory on chip
+  waits,     // a copy is not waited for
+};
+
+template <Fault kFault>
+struct Faulty {
+  using Acc = double;
+  struct Shared {
+    int of[64];
+  };
+
+  static void run(Team& team, const Call& call, i64) {
+    constexpr bool in_block = kFault == Fault::lanes || kFault == Fault::crews;
+    auto* seen = static_cast<int*>(call.scratch.groups);
+    Shared& mine = team.template shared<Shared>(team.block());
+    mine.of[team.place()] = team.rank();
+    if (kFault == Fault::beside) (&mine.of[0])[64 + team.place()] = 0;
+    if (kFault == Fault::returned && team.rank() == 1) return;
+    if (kFault == Fault::diverged && team.rank() % 2) {
+      seen[team.rank()] = Team::crew_sum(1);
+    } else {
+      seen[team.rank()] = Team::crew_sum(2);
+    }
+    if (kFault == Fault::crews) Machine::sync_warp();
+    if (kFault == Fault::blocks) team.sync_block();
+    if (kFault == Fault::waits) team.template copy_line<4>(&mine.of[team.place()], seen);
+    if (!in_block && kFault != Fault::blocks) team.sync();
+    const int other = in_block ? team.block() : team.blocks() - 1 - team.block();
+    const int place = kFault == Fault::lanes ? team.place() ^ 1 : team.places() - 1 - team.place();
+    if (kFault == Fault::ended && team.block() == 0) team.sync_block();
+    seen[team.rank()] = team.template shared<Shared>(other).of[place];
+    // … of those who are right all wait for each other before they end
+    if (kFault != Fault::ended) team.sync();
+  }
+};
+
+template <int kFault>
+void run_faulty(int fault, const Call& call) {
+  if constexpr (kFault <= int(Fault::waits)) {
+    if (fault != kFault) return run_faulty<kFault + 1>(fault, call);
+    using Body = Faulty<Fault(kFault)>;
+    run_teams<Body>(call, 1, 2, 8, 0, true, [&](Own<Body>* own, char*, i64) {
+      Team team(&own->exchange, &own->shared, nullptr, nullptr, 2);
+      Body::run(team, call, 0);
+    });
+  }
+}
+
 }  // namespace
 
 }  // namespace lpl
@@ -490,9 +675,16 @@ LPL_FOR_TESTS void use_bulk(bool bulk) {
   lpl::shape.bulk = bulk;
 }
 
-// The last come first.
+// The last come first; or every second time whoever it may be.
 LPL_FOR_TESTS void turn_order() {
+  static int turns = 0;
   lpl::shape.reversed = !lpl::shape.reversed;
+  lpl::shape.mixed = lpl::shape.reversed && ++turns % 2 == 0;
+}
+
+// All kernels of a call are launched twice.
+LPL_FOR_TESTS void use_replay(bool replayed) {
+  lpl::shape.replayed = replayed;
 }
 
 LPL_FOR_TESTS void use_poison(int poison) {
@@ -505,6 +697,36 @@ LPL_FOR_TESTS void careless(uint64_t* seen) {
   lpl::Call call{};
   call.scratch.groups = seen;
   lpl::Launcher().rows(lpl::Careless(), call, 2, 64, true);
+}
+
+// What 16 threads of two blocks tell each other in spite of a fault, or why that is none.
+LPL_FOR_TESTS const char* faulty(int fault, int* seen) {
+  static std::string said;
+  lpl::Call call{};
+  call.scratch.groups = seen;
+  try {
+    lpl::run_faulty<0>(fault, call);
+    said.clear();
+  } catch (const std::logic_error& error) {
+    said = error.what();
+  }
+  return said.c_str();
+}
+
+// How a launch of rows is dealt: (blocks, threads, bytes of the stage), or false where a grid has
+// not so many; on a chip of so much shared memory, for a kernel that has so much for itself.
+LPL_FOR_TESTS bool row_plan(int64_t chip, bool clusters, int64_t own, int most_threads, int64_t n,
+                            int64_t bytes, bool staged, int64_t* plan) {
+  try {
+    const auto found = lpl::RowPlan::of({chip, clusters}, {own, most_threads}, n, bytes, staged);
+    plan[0] = found.blocks;
+    plan[1] = found.threads;
+    plan[2] = found.stage;
+    plan[3] = lpl::RowPlan::most_stage({chip, clusters}, {own, most_threads});
+    return true;
+  } catch (const std::runtime_error&) {
+    return false;
+  }
 }
 
 // (launches of kernels, loads of 16-bit numbers) since the last time.

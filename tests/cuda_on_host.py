@@ -43,6 +43,10 @@ def build() -> Path:
                 os.environ.get("CXX", "c++"),
                 "-std=c++17",
                 "-O1",
+                "-fno-thread-jumps",  # what threads meet at stands once in the code
+                # numbers that lie in memory as their types ask for, indices inside of arrays
+                "-fsanitize=alignment,bounds",
+                "-fsanitize-undefined-trap-on-error",
                 "-fPIC",
                 "-shared",
                 "-fvisibility=hidden",

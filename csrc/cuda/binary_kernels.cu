@@ -1,7 +1,8 @@
 // The kernels of multi-label losses, one per body, and what launches them.
 #include "binary_calls.h"
 #include "launch.cuh"
-#include "team.cuh"
+#include "machine.cuh"
+#include "team.h"
 
 namespace lpl {
 namespace {

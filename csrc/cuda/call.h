@@ -1,5 +1,5 @@
 // One call on the device, the element types of its logits, and what is shared by all bodies of
-// kernels. Bodies are templates over a `Team`, the threads that share a row (team.cuh); beside
+// kernels. Bodies are templates over a `Team`, the threads that share a row (team.h); beside
 // LPL_DEVICE there is nothing of CUDA in them, so that tests run the same text on the host, with
 // 16-bit types of their own.
 #pragma once

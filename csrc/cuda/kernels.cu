@@ -8,16 +8,16 @@
 #include "calls.h"
 #include "kernels.h"
 #include "launch.cuh"
-#include "team.cuh"
+#include "machine.cuh"
+#include "row_plan.h"
+#include "team.h"
 
 namespace lpl {
 namespace {
 
-constexpr int kThreads = 256;         // of a block at most
-constexpr int kClusterThreads = 128;  // of one that shares a row: fewer wait at its barriers
-constexpr int kBatchThreads = 1024;   // of the one that sums over a batch
-constexpr int kPiecesOfThread = 16;   // before a block gets more threads
-constexpr int kRowsBeside = 2;        // on a multiprocessor, before a row is cut
+constexpr int kThreads = RowPlan::kThreads;  // of a block at most
+constexpr int kBatchThreads = 1024;          // of the one that sums over a batch
+static_assert(RowPlan::kWarp == kWarp && RowPlan::kMostBlocks == kMostBlocks, "the device's");
 
 // How rows come on chip: not, line by line as their threads ask for them, or in bulk.
 enum class Fill : int { none, lines, bulk };
@@ -67,10 +67,7 @@ __global__ void __launch_bounds__(ThreadsOf<Body>::value,
   extern __shared__ __align__(128) char stage[];
   Team team(&exchange, &shared, fill == Fill::none ? nullptr : stage,
             fill == Fill::bulk ? &arrivals : nullptr, blocks);
-  // no block may write into another that has not begun, or be read from when it has ended
-  if (blocks > 1 && !std::is_same<typename Body::Shared, Nothing>::value) team.sync();
-  Body::run(team, call, i64(blockIdx.x / unsigned(blocks)));
-  if (blocks > 1) team.sync();
+  run_row<Body>(team, call, i64(blockIdx.x / unsigned(blocks)));
 }
 
 // Teams whose threads need nothing of each other.
@@ -115,6 +112,17 @@ int attribute(cudaDeviceAttr which) {
   return value;
 }
 
+Chip this_chip() {
+  const int capability = 100 * attribute(cudaDevAttrComputeCapabilityMajor) +
+                         10 * attribute(cudaDevAttrComputeCapabilityMinor);
+  // code of an older architecture, which this device may have been given, knows no clusters
+  bool clusters = false;
+#if defined(__CUDA_ARCH_LIST__)
+  for (const int arch : {__CUDA_ARCH_LIST__}) clusters |= arch >= 900 && arch <= capability;
+#endif
+  return {attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), clusters};
+}
+
 // LPL_FUSED_CUDA_COPY=lines: as before compute capability 9.0.
 bool copies_in_bulk() {
   static const bool bulk = [] {
@@ -131,7 +139,7 @@ class Launcher {
  public:
   explicit Launcher(uintptr_t stream) : stream_(reinterpret_cast<cudaStream_t>(stream)) {}
 
-  static constexpr i64 many_rows() { return 256; }
+  static constexpr i64 many_rows() { return RowPlan::kManyRows; }
   static constexpr i64 most_compared() { return 32768; }
 
   template <typename Body>
@@ -152,71 +160,44 @@ class Launcher {
   template <typename Body>
   void rows(Body, const Call& call, i64 n, i64 bytes, bool stage) const {
     if (n == 0) return;
-    const i64 lines = (bytes + 15) / 16 + 1;  // of a row that begins anywhere
-    int blocks = 1;
-    bool staged = stage;
-    Fill fill = Fill::none;
-    if (stage) {
-      const i64 all = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-      const i64 other = sizeof(Exchange) + sizeof(typename Body::Shared), most = all - other;
-      // as many blocks as leave room for two rows on a multiprocessor, which keeps 1 KiB of each:
-      // they hide each other's phases
-      const i64 wanted = (all + 1024) / kRowsBeside - 1024 - other;
-      const int major = attribute(cudaDevAttrComputeCapabilityMajor);
-      const bool clusters = major >= 9;
-      while (clusters && blocks < kMostBlocks && slice(lines, blocks) > wanted) blocks *= 2;
-      staged = slice(lines, blocks) <= most;
-      if (!staged) blocks = 1;
-      if (staged) fill = major >= 9 && copies_in_bulk() ? Fill::bulk : Fill::lines;
-    }
-    if (n > (i64(1) << 31) / blocks - 1) throw std::runtime_error("more rows than a grid has");
-    const int most = blocks > 1 ? kClusterThreads : kThreads;
-    const int threads = std::min({threads_for((lines + blocks - 1) / blocks, n * blocks), most,
-                                  int(ThreadsOf<Body>::value)});
+    const Chip chip = this_chip();
+    const RowKernel own = {i64(sizeof(Exchange) + sizeof(Arrivals) + sizeof(typename Body::Shared)),
+                           ThreadsOf<Body>::value};
+    const RowPlan plan = RowPlan::of(chip, own, n, bytes, stage);
+    const Fill fill = plan.stage == 0                     ? Fill::none
+                      : chip.clusters && copies_in_bulk() ? Fill::bulk
+                                                          : Fill::lines;
 
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(unsigned(n * blocks));
-    config.blockDim = dim3(unsigned(threads));
-    config.dynamicSmemBytes = staged ? size_t(slice(lines, blocks)) : 0;
+    config.gridDim = dim3(unsigned(n * plan.blocks));
+    config.blockDim = dim3(unsigned(plan.threads));
+    config.dynamicSmemBytes = size_t(plan.stage);
     config.stream = stream_;
     cudaLaunchAttribute cluster{};
     cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = unsigned(blocks);
+    cluster.val.clusterDim.x = unsigned(plan.blocks);
     cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
     config.attrs = &cluster;
-    config.numAttrs = blocks > 1;
+    config.numAttrs = plan.blocks > 1;
     const auto kernel = row_kernel<Body>;
-    if (config.dynamicSmemBytes > 0)
+    // always the same, as another thread may be about to launch it for other rows
+    if (plan.stage > 0)
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 int(config.dynamicSmemBytes)),
+                                 int(RowPlan::most_stage(chip, own))),
             "shared memory for a row");
-    check(cudaLaunchKernelEx(&config, kernel, call, blocks, fill), "a kernel of rows");
+    check(cudaLaunchKernelEx(&config, kernel, call, plan.blocks, fill), "a kernel of rows");
   }
 
   template <typename Body>
   void pieces(Body, const Call& call, i64 n, i64 bytes) const {
     if (n == 0) return;
-    const i64 lines = (bytes + 15) / 16 + 1;
-    i64 blocks = 1;
-    while (n * blocks < many_rows() && lines > 2 * blocks * kThreads) blocks *= 2;
-    if (n > (i64(1) << 31) / blocks - 1) throw std::runtime_error("more rows than a grid has");
-    const int threads = threads_for((lines + blocks - 1) / blocks, n * blocks);
-    piece_kernel<Body><<<unsigned(n * blocks), unsigned(threads), 0, stream_>>>(call, int(blocks));
+    const RowPlan plan = RowPlan::of_pieces(n, bytes);
+    piece_kernel<Body>
+        <<<unsigned(n * plan.blocks), unsigned(plan.threads), 0, stream_>>>(call, plan.blocks);
     check(cudaGetLastError(), "a kernel of pieces");
   }
 
  private:
-  // Many blocks hide each other's waiting, few have to be quick.
-  static int threads_for(i64 lines, i64 blocks) {
-    const int most = blocks < 4 * many_rows() ? kPiecesOfThread / 4 : kPiecesOfThread;
-    int threads = kWarp;
-    while (threads < kThreads && threads * most < lines) threads *= 2;
-    return threads;
-  }
-
-  // Bytes of a block's share of a row.
-  static i64 slice(i64 lines, int blocks) { return (lines + blocks - 1) / blocks * 16; }
-
   cudaStream_t stream_;
 };
 

@@ -178,6 +178,7 @@ struct RowStepsBody {
 
     LPL_DEVICE void tell() {
       const bool delta = call_.scratch.only_delta;
+      crew_.sync();  // all have read the row's numbers, which are now others
       Acc* numbers = head_numbers_of<Acc>(call_, index_);
       each_head(unit_, [&](int k, Acc x, Acc change) {
         numbers[k] = delta ? change * Scale<Acc>::kUnit : Scale<Acc>::exp(x);
