@@ -626,7 +626,7 @@ struct Faulty {
     constexpr bool in_block = kFault == Fault::lanes || kFault == Fault::crews;
     auto* seen = static_cast<int*>(call.scratch.groups);
     Shared& mine = team.template shared<Shared>(team.block());
-    mine.of[team.place()] = team.rank();
+    if (kFault != Fault::lanes) mine.of[team.place()] = team.rank();
     if (kFault == Fault::beside) (&mine.of[0])[64 + team.place()] = 0;
     if (kFault == Fault::returned && team.rank() == 1) return;
     if (kFault == Fault::diverged && team.rank() % 2) {
@@ -634,13 +634,13 @@ struct Faulty {
     } else {
       seen[team.rank()] = Team::crew_sum(2);
     }
+    if (kFault == Fault::lanes) mine.of[team.place()] = team.rank();
     if (kFault == Fault::crews) Machine::sync_warp();
     if (kFault == Fault::blocks) team.sync_block();
     if (kFault == Fault::waits) team.template copy_line<4>(&mine.of[team.place()], seen);
     if (!in_block && kFault != Fault::blocks) team.sync();
     const int other = in_block ? team.block() : team.blocks() - 1 - team.block();
     const int place = kFault == Fault::lanes ? team.place() ^ 1 : team.places() - 1 - team.place();
-    if (kFault == Fault::ended && team.block() == 0) team.sync_block();
     seen[team.rank()] = team.template shared<Shared>(other).of[place];
     // … of those who are right all wait for each other before they end
     if (kFault != Fault::ended) team.sync();
