@@ -374,6 +374,14 @@ struct Machine {
     return reinterpret_cast<V*>(there);
   }
 
+  static bool is_last(int32_t* arrived, int count) {
+    if (*arrived < 0 || *arrived >= count)
+      throw std::logic_error("more arrive than are waited for");
+    const bool last = ++*arrived == count;
+    if (last) *arrived = 0;
+    return last;
+  }
+
   template <typename V>
   static V across(const V& value, int bits) {
     return of_lane(value, thread() % kWarp ^ bits);
@@ -441,14 +449,6 @@ namespace lpl {
 namespace {
 
 // What a kernel's threads share: its teams' own, and its body's.
-template <typename Body, typename = void>
-struct SharedOf {
-  using type = Nothing;
-};
-template <typename Body>
-struct SharedOf<Body, std::void_t<typename Body::Shared>> {
-  using type = typename Body::Shared;
-};
 template <typename Body>
 struct alignas(16) Own {
   Exchange exchange;
@@ -462,12 +462,14 @@ void run_teams(const Call& call, i64 n, int blocks, int places, i64 stage, bool 
   ++launches;
   if (spared<typename Body::Acc>(call)) return;
   Fibres fibres(blocks, places, sizeof(Own<Body>), size_t(stage), cluster);
-  for (i64 i = 0; i < n; ++i)
+  for (i64 k = 0; k < n; ++k) {
+    const i64 i = shape.reversed ? n - 1 - k : k;  // no team may count on an earlier one
     fibres.run(i * blocks, [&] {
       Block& block = fibres.block(fibres.block());
       run(reinterpret_cast<Own<Body>*>(block.own.begin()), stage ? block.stage.begin() : nullptr,
           i);
     });
+  }
 }
 
 class Launcher {
@@ -476,12 +478,26 @@ class Launcher {
   static constexpr i64 many_rows() { return 4; }
   static constexpr i64 most_compared() { return 40; }
 
+  static int batch_crews() { return shape.places / kCrew; }
+
+  template <typename Body>
+  void batches(Body, const Call& call, i64 count) const {
+    run_teams<Body>(call, count, 1, shape.places, 0, false, [&](Own<Body>* own, char*, i64 i) {
+      Team team(&own->exchange, &own->shared, nullptr, nullptr, 1);
+      Body::run(team, call, i);
+    });
+  }
+
   template <typename Body>
   void once(Body, const Call& call) const {
-    run_teams<Body>(call, 1, 1, shape.places, 0, false, [&](Own<Body>* own, char*, i64) {
-      Team team(&own->exchange, nullptr, nullptr, nullptr, 1);
-      Body::run(team, call, 0);
-    });
+    batches(Body(), call, 1);
+  }
+
+  template <typename Body, typename Other>
+  void warps_beside(Body, i64 n, Other, i64 teams, const Call& call) const {
+    rows(Other(), call, teams, 0, false);
+    --launches;  // they are one
+    warps(Body(), call, n);
   }
 
   template <typename Body>
@@ -535,8 +551,8 @@ class BinaryLauncher {
   }
 };
 
-// A CUDA graph that is launched again finds what it has left; a gradient that is scaled where it is
-// would be scaled twice.
+// A CUDA graph that is launched again finds what it has left; a gradient that is scaled where it
+// is would be scaled twice.
 template <typename Work, typename Run>
 void replayed(Work work, Work in_place, Run run) {
   run();
@@ -573,7 +589,7 @@ int64_t learned_bytes(int dtype) {
   return learned_bytes(DType(dtype));
 }
 
-int64_t most_teams() {
+int64_t most_teams(int) {
   return 3;
 }
 
@@ -629,11 +645,8 @@ struct Faulty {
     if (kFault != Fault::lanes) mine.of[team.place()] = team.rank();
     if (kFault == Fault::beside) (&mine.of[0])[64 + team.place()] = 0;
     if (kFault == Fault::returned && team.rank() == 1) return;
-    if (kFault == Fault::diverged && team.rank() % 2) {
-      seen[team.rank()] = Team::crew_sum(1);
-    } else {
-      seen[team.rank()] = Team::crew_sum(2);
-    }
+    if (kFault == Fault::diverged && team.rank() % 2) Machine::sync_warp();
+    seen[team.rank()] = Team::crew_sum(1);
     if (kFault == Fault::lanes) mine.of[team.place()] = team.rank();
     if (kFault == Fault::crews) Machine::sync_warp();
     if (kFault == Fault::blocks) team.sync_block();

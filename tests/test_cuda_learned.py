@@ -268,7 +268,23 @@ def test_what_it_costs(steps: int) -> None:
     backend.learned_gradient(problem, upstream, found.state)
     take_counts(counts)
     assert counts[1] <= 2 * 1.05 * size
-    assert (forward, counts[0]) == (2 * 14, 2 * 3)
+    assert (forward, counts[0]) == (2 * 8, 2 * 3)
+
+
+@ON_HOST
+def test_of_one_row_no_class_has_several() -> None:
+    """Whose kernels are then not launched."""
+    take_counts = ctypes.CDLL(backend._native().__file__).take_counts
+    counts = (ctypes.c_long * 2)()
+    problem = asked(Draw(1, 700, seed=12).normal(1, 700).float(), 9)
+    problem = problem._replace(options=problem.options._replace(reduction=MEAN))
+    take_counts(counts)
+    found = backend.forward(problem, False)
+    take_counts(counts)
+    forward = counts[0]
+    backend.learned_gradient(problem, torch.ones(1, device=DEVICE), found.state)
+    take_counts(counts)
+    assert (forward, counts[0]) == (2 * 4, 2 * 2)
 
 
 @ON_HOST

@@ -19,7 +19,7 @@ from lpl_fused import testing
 
 pytestmark = ON_HOST
 KIB = 1024
-FAULTS = "none lanes crews blocks ended returned diverged beside waits".split()
+FAULTS = ["none", "lanes", "crews", "blocks", "ended", "returned", "diverged", "beside", "waits"]
 
 
 def library() -> Any:

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <type_traits>
 
 #include "../row.h"
 
@@ -71,6 +72,7 @@ enum Flag : int {
   kSharing = 0,  // it shares its class
   kLeft = 1,     // it is left to plain steps
   kOpen = 2,     // its class has no verdict yet after round 0, or so many more
+  kArrived = 5,  // how many teams have done with plain steps
   kFlags = 8
 };
 
@@ -110,6 +112,15 @@ LPL_DEVICE inline void expect(bool holds) {
 }
 
 struct Nothing {};  // Body::Shared, a block's own memory, of bodies that need none
+
+template <typename Body, typename = void>
+struct SharedOf {
+  using type = Nothing;
+};
+template <typename Body>
+struct SharedOf<Body, std::void_t<typename Body::Shared>> {
+  using type = typename Body::Shared;
+};
 
 #if defined(__CUDACC__)
 using BFloat16 = __nv_bfloat16;

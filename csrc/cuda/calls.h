@@ -4,7 +4,10 @@
 //     pieces(body, call, n, bytes)        the same for bodies whose threads need nothing of each
 //                                         other
 //     warps(body, call, n)                a warp for each of n rows
-//     once(body, call)                    one team for all
+//     warps_beside(body, n, other, teams, call)
+//                                         the same, beside teams of another body, which begin first
+//     batches(body, call, count)          so many of the largest teams, of batch_crews() warps
+//     once(body, call)                    one of them for all
 //     many_rows()                         how many keep all of it busy, a block each
 //     most_compared()                     how many are compared, each with all, rather than sorted
 #pragma once
@@ -90,20 +93,25 @@ struct InTurns {
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 t) {
     if (!call.scratch.flags[Body::needs(call)]) return;
-    for (i64 i = t; i < call.p.n; i += kTurns * call.scratch.teams) {
+    const unsigned n = unsigned(call.p.n), step = unsigned(kTurns * call.scratch.teams);
+    for (unsigned i = unsigned(t); i < n; i += step) {
       Body::run(team, call, i);
       team.sync();  // the memory that the block has for itself
     }
   }
 
-  // Teams for each that has memory for plain steps.
-  static constexpr int kTurns = 4;
+  static i64 teams(const Call& call) {
+    const i64 teams = kTurns * call.scratch.teams;
+    return call.p.n < teams ? call.p.n : teams;
+  }
+
+ private:
+  static constexpr int kTurns = 4;  // teams for each that has memory for plain steps
 };
 
 template <typename Body, typename Launcher>
 void launch_in_turns(Launcher& launch, Body, const Call& call, i64 bytes) {
-  const i64 teams = InTurns<Body>::kTurns * call.scratch.teams;
-  launch.rows(InTurns<Body>(), call, call.p.n < teams ? call.p.n : teams, bytes, false);
+  launch.rows(InTurns<Body>(), call, InTurns<Body>::teams(call), bytes, false);
 }
 
 // use(Body<T, set>()) for a learned perturbation of rows in the set that serves the call.
@@ -124,39 +132,51 @@ void for_learned_tables(const Call& call, Use use) {
   for_learned<Body, T>(call, use);
 }
 
-// All steps of the classes with several rows, whose rows have statistics. Those that have a verdict
-// let the rest of the kernels pass.
+// What bytes of a row would be as much work as a team of such a class has: a warp for every part of
+// the columns, whether it finds gains, takes steps or makes gradients.
+inline i64 group_work(i64 c) {
+  const i64 parts = (c + kColumnsOfPart - 1) / kColumnsOfPart;
+  return parts * 8192 - 16;
+}
+
+// The steps of the classes with several rows, which have taken the first: until they have a
+// verdict, which lets the rest of the kernels pass.
 template <typename T, typename Launcher>
 void relax_groups(Launcher& launch, Call call) {
   using Acc = typename AccumulateOf<T>::type;
-  const i64 bytes = call.p.c * i64(sizeof(T));
+  const i64 work = group_work(call.p.c);
   const i64 most = call.p.n * kMostExact * i64(sizeof(Acc));  // that one class has for its steps
-  const auto in_turns = [&](auto body) { launch_in_turns(launch, body, call, bytes); };
-  for (int round = 0;; ++round) {
+  const auto in_turns = [&](auto body) { launch_in_turns(launch, body, call, work); };
+  if (call.p.normalize)
+    for_learned<FirstNormalizedTailBody, T>(call, in_turns);
+  else
+    for_learned<FirstTailBody, T>(call, in_turns);
+  for_learned<GroupGatherBody, T>(call,
+                                  [&](auto body) { launch_in_turns(launch, body, call, most); });
+  for (int round = 1; round < kRounds; ++round) {
     call.scratch.round = round;
-    launch_in_turns(launch, GroupStepsBody<Acc>(), call, most);
-    if (round == kRounds) break;
     if (call.p.normalize)
       for_learned<NormalizedTailBody, T>(call, in_turns);
     else
       for_learned<GroupTailBody, T>(call, in_turns);
-    if (round == 0) for_learned<GroupGatherBody, T>(call, in_turns);
   }
 }
 
 // The steps of all rows, but for those that are left.
 template <typename T, typename Launcher>
 void take_steps(Launcher& launch, const Call& call) {
-  const i64 bytes = call.p.c * i64(sizeof(T));
-  launch.once(ClassesBody<typename AccumulateOf<T>::type>(), call);
-  if (call.p.n <= launch.most_compared())
-    launch.warps(RanksBody<float>(), call, call.p.n);
+  using Acc = typename AccumulateOf<T>::type;
+  const i64 n = call.p.n, bytes = call.p.c * i64(sizeof(T));
+  if (n <= launch.most_compared())
+    launch.batches(RanksBody<Acc>(), call, RanksBody<Acc>::teams(n, launch.batch_crews()));
   else
-    launch.once(SortBody<float>(), call);
+    launch.once(SortBody<Acc>(), call);
   for_learned_tables<LearnedStatisticsBody, T>(
-      call, [&](auto body) { launch.rows(body, call, call.p.n, bytes, true); });
-  launch.warps(RowStepsBody<typename AccumulateOf<T>::type>(), call, call.p.n);
-  if (call.scratch.groups) relax_groups<T>(launch, call);
+      call, [&](auto body) { launch.rows(body, call, n, bytes, true); });
+  if (!call.scratch.groups) return launch.warps(RowStepsBody<Acc>(), call, n);
+  using First = InTurns<FirstStepsBody<Acc>>;
+  launch.warps_beside(RowStepsBody<Acc>(), n, First(), First::teams(call), call);
+  relax_groups<T>(launch, call);
 }
 
 // All that is wanted of what was left to plain steps.
@@ -173,8 +193,8 @@ void learned_perturbation(Launcher& launch, Call call) {
   take_steps<T>(launch, call);
   launch.rows(LearnedDeltaBody<T>(), call, n, bytes, false);
   if (call.scratch.groups)
-    for_learned<GroupDeltaBody, T>(call,
-                                   [&](auto body) { launch_in_turns(launch, body, call, bytes); });
+    for_learned<GroupDeltaBody, T>(
+        call, [&](auto body) { launch_in_turns(launch, body, call, group_work(call.p.c)); });
   sweep_left<T>(launch, call);
 }
 
@@ -193,7 +213,7 @@ void gradient_of_steps(Launcher& launch, const Call& call) {
       call, [&](auto body) { launch.pieces(body, call, call.p.n, bytes); });
   if (call.scratch.groups)
     for_learned<GroupGradientBody, T>(
-        call, [&](auto body) { launch_in_turns(launch, body, call, bytes); });
+        call, [&](auto body) { launch_in_turns(launch, body, call, group_work(call.p.c)); });
 }
 
 // The loss of every row under a learned perturbation, what its gradient is made of, and if wanted
@@ -236,7 +256,9 @@ void cross_entropy(Launcher& launch, Call call) {
       launch_rows<RowBody, T>(launch, call, again || p.n < launch.many_rows(), Lean());
   else
     launch_rows<RowBody, T>(launch, call, true, SetList<>());
-  if (call.out.loss) launch.once(LossBody<Acc>(), call);
+  // after plain steps their last team has the sum
+  const bool summed = p.steps && serves(kSolvedPath, call) && p.n <= kLossesOfTeam;
+  if (call.out.loss && !summed) launch.once(LossBody<Acc>(), call);
 }
 
 template <typename T, typename Launcher>

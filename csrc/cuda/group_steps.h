@@ -23,41 +23,47 @@ struct WalkShared {
   Acc weight[2][kSlots];  // by turns: the next ones are found while some read these
 };
 
-template <typename Team, typename Acc>
+// The first steps know of no gains and no exact classes.
+template <typename Team, typename Acc, bool kFirst>
 class Walk {
  public:
   using Shared = WalkShared<Acc>;
 
-  LPL_DEVICE Walk(Team& team, const Call& call, const Group<Acc>& group)
+  LPL_DEVICE Walk(Team& team, const Call& call, const Group<Acc>& group, int round)
       : team_(team),
         call_(call),
         g_(group),
-        round_(call.scratch.round),
-        nodes_(round_ == 0 ? kFirstNodes : kNodes),
+        round_(kFirst ? 0 : round),
         width_(team.crew()),
         lane_(team.rank() % width_),
         crew_(team.rank() / width_),
         crews_(team.size() / width_),
         normalize_(call.p.normalize),
-        before_(group.state->nodes[(round_ + 1) & 1]),
-        now_(group.state->nodes[round_ & 1]),
         h_(team.template shared<Shared>(team.block())) {}
 
   LPL_DEVICE void run() {
-    if (round_ == 0 && !solvable()) return;
-    if (round_ > 0) prepare();
-    take_steps();
-    if (round_ > 0) judge();
+    if constexpr (kFirst) {
+      if (solvable()) take_steps();
+    } else {
+      prepare();
+      take_steps();
+      judge();
+    }
   }
 
  private:
+  static constexpr int kMoments = kFirst ? kFirstNodes : kNodes;
   // nodes that are nearer than that, relative to all the way, carry rounding
   static constexpr double kNearest = 2e-3;
+
+  // Of the last steps, and of these.
+  LPL_DEVICE const Nodes<Acc>& before() const { return g_.state->nodes[(round_ + 1) & 1]; }
+  LPL_DEVICE Nodes<Acc>& now() const { return g_.state->nodes[round_ & 1]; }
 
   // Before all steps: nan is left to plain steps, which make the whole class nan.
   LPL_DEVICE bool solvable() {
     int lost = 0;
-    for (i64 r = team_.rank(); r < g_.count; r += team_.size()) {
+    for (int r = team_.rank(); r < g_.count; r += team_.size()) {
       const LearnedRow<Acc>& from = learned_row<Acc>(call_, g_.row(r));
       g_.source(r) = {from.level, from.series[1],
                       static_cast<const char*>(call_.p.input) + g_.row(r) * row_bytes(call_.p)};
@@ -70,6 +76,7 @@ class Walk {
       g_.tell(team_, kGroup);
     else
       stays_open();
+    if (team_.rank() == 0) g_.state->arrived = 0;
     set_up();
     return !lost;
   }
@@ -80,9 +87,9 @@ class Walk {
       heads_ += g_.found(at).exact;
       most_ = larger(most_, g_.found(at).most);
     }
-    known_ = before_.count;
+    known_ = before().count;
     const int parts = g_.state->parts;
-    for (i64 r = team_.rank(); r < g_.count; r += team_.size()) {
+    for (int r = team_.rank(); r < g_.count; r += team_.size()) {
       AtNodes<Acc> sums{};
       for (int part = 0; part < parts; ++part) {
         const AtNodes<Acc> of_part = g_.sums(r, part);
@@ -97,15 +104,15 @@ class Walk {
   }
 
   LPL_DEVICE void set_up() {
-    const Acc end = known_ ? before_.at.of[known_] : Acc(1);
+    const Acc end = known_ ? before().at.of[known_] : Acc(1);
     for (int m = team_.place(); m < kSlots; m += team_.places()) {
       if (m > known_ || known_ == 0) continue;
       Acc pull = 1;
       for (int other = 0; other <= known_; ++other)
-        if (other != m) pull *= end / (before_.at.of[m] - before_.at.of[other]);
-      h_.at[m] = before_.at.of[m] / end;
+        if (other != m) pull *= end / (before().at.of[m] - before().at.of[other]);
+      h_.at[m] = before().at.of[m] / end;
       h_.pull[m] = pull;
-      h_.faster[m] = before_.own.of[m] > 0 ? 1 / before_.own.of[m] : Acc(0);
+      h_.faster[m] = before().own.of[m] > 0 ? 1 / before().own.of[m] : Acc(0);
       h_.length[m] = 0;
       for (int at = 0; at < g_.teams; ++at) h_.length[m] += g_.found(at).lengths.of[m];
     }
@@ -123,8 +130,8 @@ class Walk {
     Acc own_lost = 0, walked_lost = 0, squares_walked = 0, last_at = 0;
     int passed = 0, count = 0;
     for (int k = 0;; ++k) {
-      bool due = k > 0 && (k == g_.steps || g_.steps <= nodes_);
-      for (; passed + 1 < nodes_ && progress_ >= place_of(passed + 1); ++passed) due = true;
+      bool due = k > 0 && (k == g_.steps || g_.steps <= kMoments);
+      for (; passed + 1 < kMoments && progress_ >= place_of(passed + 1); ++passed) due = true;
       slot_ = k == 0 ? 0 : -1;
       if (due && walked_ > 0) {
         // one that is too near the last takes its place
@@ -159,7 +166,7 @@ class Walk {
   // How far the first k steps have gone, and what a value at a node counts there: the barycentric
   // formula, in which at a node its own weight is overwhelming.
   LPL_DEVICE void progress(int k) {
-    progress_ = known_ ? walked_ / before_.at.of[known_] : Acc(k) / Acc(g_.steps);
+    progress_ = known_ ? walked_ / before().at.of[known_] : Acc(k) / Acc(g_.steps);
     if (!known_ || team_.place() >= width_) return;
     const Acc near = progress_ < Acc(1.125) ? progress_ : Acc(1.125);
     const auto pull = [&](int m) {
@@ -174,28 +181,28 @@ class Walk {
 
   // Progress that asks for a node: close to Lobatto's points, of which the start is one.
   LPL_DEVICE Acc place_of(int m) const {
-    const Acc part = Acc(m) / Acc(nodes_);
+    const Acc part = Acc(m) / Acc(kMoments);
     return part * part * (3 - 2 * part);
   }
 
   LPL_DEVICE void note(Acc own, int count) const {
     const Bend bend{kappa_};
-    now_.count = count;
-    now_.at.of[slot_] = walked_;
-    now_.own.of[slot_] = own;
-    now_.second.of[slot_] = Acc(bend.second());
-    now_.third.of[slot_] = Acc(bend.third());
+    now().count = count;
+    now().at.of[slot_] = walked_;
+    now().own.of[slot_] = own;
+    now().second.of[slot_] = Acc(bend.second());
+    now().third.of[slot_] = Acc(bend.third());
   }
 
   // A crew has every so-many-th row, each of its threads a row of these: first the crew adds up
   // their exact classes, one row after the other.
   LPL_DEVICE StepSums<Acc> visit_rows(int k) {
     StepSums<Acc> sums = no_rows<Acc>();
-    for (i64 first = crew_; first < g_.count; first += i64(crews_) * width_) {
+    for (int first = crew_; first < g_.count; first += crews_ * width_) {
       Acc exact = 0;
       if (heads_) {
         for (int of = 0; of < width_; ++of) {
-          const i64 r = first + i64(of) * crews_;
+          const int r = first + of * crews_;
           if (r >= g_.count) break;
           const Acc* q = g_.exact(r);
           Acc rest = 0;
@@ -204,14 +211,27 @@ class Walk {
           if (of == lane_) exact = rest;
         }
       }
-      const i64 r = first + i64(lane_) * crews_;
+      const int r = first + lane_ * crews_;
       if (r < g_.count) visit_row(k, r, exact, sums);
     }
-    return team_.reduce(
-        sums, [](const StepSums<Acc>& a, const StepSums<Acc>& b) { return joined(a, b); });
+    if constexpr (kFirst) {
+      struct Speeds {
+        Acc own, speed;
+      };
+      const Speeds all =
+          team_.reduce(Speeds{sums.own, sums.speed}, [](const Speeds& a, const Speeds& b) {
+            return Speeds{a.own + b.own, a.speed + b.speed};
+          });
+      sums.own = all.own;
+      sums.speed = all.speed;
+      return sums;
+    } else {
+      return team_.reduce(
+          sums, [](const StepSums<Acc>& a, const StepSums<Acc>& b) { return joined(a, b); });
+    }
   }
 
-  LPL_DEVICE void visit_row(int k, i64 r, Acc rest, StepSums<Acc>& sums) {
+  LPL_DEVICE void visit_row(int k, int r, Acc rest, StepSums<Acc>& sums) {
     Masses<Acc> masses = g_.masses(r);
     Acc gain = 0, way = 0, square = 0, speed = 0;
     if (known_) {
@@ -250,7 +270,7 @@ class Walk {
       g_.ways(round_, r).of[slot_] = row.way;
       g_.inverses(round_, r).of[slot_] = inverse;
     }
-    if (row.way == 0) return;
+    if (kFirst || row.way == 0) return;
     const Acc ratio = inverse * inverse / speed, bend = row.squares / (2 * row.way * row.way);
     sums.way = larger(sums.way, excess(row.way, way));
     sums.square = larger(sums.square, excess(row.way * row.way, square));
@@ -268,8 +288,8 @@ class Walk {
     if (crew_ < crews) {
       for (int at = lane_; at < heads_; at += width_) {
         Acc mean = 0;
-#pragma unroll(sizeof(Acc) == 8 ? 1 : 4)
-        for (i64 r = crew_; r < g_.count; r += crews)
+#pragma unroll(sizeof(Acc) == 8 ? 1 : 2)
+        for (int r = crew_; r < g_.count; r += crews)
           mean += g_.exact(r)[at] * g_.walked(r).inverse;
         all.means[crew_][at] = mean;
       }
@@ -353,11 +373,11 @@ class Walk {
     }
     g_.tell(team_, kPerturbed);
     if (call_.scratch.only_delta) return;
-    for (i64 r = team_.rank(); r < g_.count; r += team_.size()) tell_loss(r);
+    for (int r = team_.rank(); r < g_.count; r += team_.size()) tell_loss(r);
   }
 
   // The loss of member r, and what its gradient is made of.
-  LPL_DEVICE void tell_loss(i64 r) const {
+  LPL_DEVICE void tell_loss(int r) const {
     const i64 i = g_.row(r);
     LearnedRow<Acc>& from = learned_row<Acc>(call_, i);
     const Algebra<Acc, kAll> algebra(call_);
@@ -383,11 +403,9 @@ class Walk {
   Team& team_;
   const Call& call_;
   const Group<Acc>& g_;
-  const int round_, nodes_;
+  const int round_;
   const int width_, lane_, crew_, crews_;  // this thread's place in its crew, and its crew's
   const bool normalize_;
-  const Nodes<Acc>& before_;
-  Nodes<Acc>& now_;
   Shared& h_;
   int heads_ = 0, known_ = 0;  // exact classes; nodes before, beyond the start
   int slot_ = -1;              // of the node that the step is, or −1
@@ -396,12 +414,37 @@ class Walk {
   Acc progress_ = 0, walked_ = 0, factor_ = 0, own_change_ = 0;
 };
 
+// All steps of a class, the first time: without gains. One team for each class.
+template <typename A>
+struct FirstStepsBody {
+  using Acc = A;
+  using Shared = WalkShared<Acc>;
+
+  LPL_DEVICE static int needs(const Call&) { return kSharing; }
+
+  template <typename Team>
+  LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
+    const Group<Acc> group(call, place);
+    if (group.begin == place && group.open) Walk<Team, Acc, true>(team, call, group, 0).run();
+  }
+};
+
+// The same again by the last of the teams, one for each row or as many as share the columns, that
+// have found what it wants to know. Nothing of what they had at hand is kept for it.
+template <typename Team, typename Acc>
+LPL_DEVICE inline void step_again(Team& team, const Call& call, i64 place, bool of_rows,
+                                  int round) {
+  const Group<Acc> group(call, place);
+  if (team.last_of(&group.state->arrived, of_rows ? group.count : group.teams))
+    Walk<Team, Acc, false>(team, call, group, round).run();
+}
+
 // q of the exact classes, once they are known, of the row at a place: a crew has those that a team
-// of the class has found.
+// of the class has found. Then the class's next steps.
 template <typename T, Set kSet>
 struct GroupGatherBody {
-  using Shared = Nothing;
   using Acc = typename AccumulateOf<T>::type;
+  using Shared = WalkShared<Acc>;
 
   LPL_DEVICE static int needs(const Call& call) { return kOpen + call.scratch.round; }
 
@@ -421,23 +464,7 @@ struct GroupGatherBody {
       group.exact_of(at, before, lane, width,
                      [&](i64 column, int k) { to[k] = rivals.q(member, column); });
     }
-  }
-};
-
-// In round 0 without gains; then with those that GroupTailBody found. One team for each class.
-template <typename A>
-struct GroupStepsBody {
-  using Acc = A;
-  using Shared = WalkShared<Acc>;
-
-  LPL_DEVICE static int needs(const Call& call) {
-    return call.scratch.round ? kOpen + call.scratch.round - 1 : kSharing;
-  }
-
-  template <typename Team>
-  LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
-    const Group<Acc> group(call, place);
-    if (group.begin == place && group.open) Walk<Team, Acc>(team, call, group).run();
+    step_again<Team, Acc>(team, call, place, true, call.scratch.round + 1);
   }
 };
 

@@ -4,6 +4,7 @@
 // of its part of them, and where a class has many rows its part of those (Share in groups.h).
 #pragma once
 
+#include "group_steps.h"
 #include "groups.h"
 #include "learned_gradient.h"
 #include "rows.h"
@@ -69,13 +70,14 @@ LPL_DEVICE inline bool is_exact(const Group<Acc>& g, int team, int column) {
   return low < found && columns[low] == column;
 }
 
-// At up to kMoments nodes.
-template <typename Team, typename T, Set kSet, int kMoments, bool kNormalize>
+// At the nodes of the first steps, or of later ones.
+template <typename Team, typename T, Set kSet, bool kFirst, bool kNormalize>
 class TailGains {
  public:
   using Acc = typename AccumulateOf<T>::type;
   // as many numbers of columns as find room in registers
-  static constexpr int kMost = kNormalize ? 1 : kMoments > kFirstNodes ? 4 : 8;
+  static constexpr int kMoments = kFirst ? kFirstNodes : kNodes;
+  static constexpr int kMost = kNormalize ? 1 : kFirst ? 8 : 4;
   static constexpr int kColumns =
       kMost < kColumnsAtOnce<Acc, kSet> ? kMost : kColumnsAtOnce<Acc, kSet>;
 
@@ -83,14 +85,14 @@ class TailGains {
       : team_(team),
         g_(group),
         place_(place),
-        round_(call.scratch.round),
+        round_(kFirst ? 0 : call.scratch.round),
         nodes_(group.state->nodes[round_ & 1]),
         mean_(1 / Acc(group.count)),
         share_(team, group),
         rivals_(call, group) {}
 
   LPL_DEVICE void run() {
-    const Acc threshold = round_ == 0 ? least_exact() : Acc(INFINITY);
+    const Acc threshold = kFirst ? least_exact() : Acc(INFINITY);
     Sums sums{};
     int listed = 0, part = 0;
     bool begins = true;
@@ -111,7 +113,7 @@ class TailGains {
             add_rows<false>(tile);
           exchange(tile);
           const int count = choose(tile, threshold, sums);
-          if (round_ == 0) list(tile, count, listed);
+          if (kFirst) list(tile, count, listed);
           gain(tile, sums);
           if (tile.whole)
             add_columns<true>(tile, part, begins);
@@ -132,7 +134,7 @@ class TailGains {
 #pragma unroll
     for (int m = 0; m < kSlots; ++m) found.lengths.of[m] = sums.squares[m];
     found.most = sums.most;
-    if (round_ == 0) found.exact = listed;
+    if (kFirst) found.exact = listed;
   }
 
  private:
@@ -144,7 +146,9 @@ class TailGains {
     bool whole;  // as Share says, in lines of memory
     // by node beyond the start B, at last what masses gain; from the start on the gradient
     Acc b[kMoments][kColumns], speed[kNormalize ? kSums : 1][kColumns];
-    Acc keeps[kColumns];  // 0 of who is exact, else 1
+    unsigned exact;  // who of them is
+
+    LPL_DEVICE bool is_exact(int v) const { return exact >> v & 1; }
   };
   struct Sums {
     Acc squares[kSlots], most;
@@ -163,7 +167,7 @@ class TailGains {
   // Sums over rows.
   template <bool kWhole>
   LPL_DEVICE void add_rows(Tile& tile) const {
-    const int nodes = nodes_.count, count = int(g_.count);
+    const int nodes = nodes_.count, count = g_.count;
 #pragma unroll(kNormalize || !kWhole || sizeof(T) > 2 ? 1 : 2)
     for (int r = share_.begin; r < count; r += share_.split) {
       const auto member = rivals_.member(r);
@@ -207,8 +211,8 @@ class TailGains {
       const Acc b = last * each;
       const int j = column(tile, v);
       const bool exact =
-          j < tile.end && j != g_.label && (round_ == 0 ? b > threshold : is_exact(g_, place_, j));
-      tile.keeps[v] = exact ? 0 : 1;
+          j < tile.end && j != g_.label && (kFirst ? b > threshold : is_exact(g_, place_, j));
+      tile.exact |= unsigned(exact) << v;
       count += exact;
       if (!exact && b > sums.most) sums.most = b;
     }
@@ -219,7 +223,7 @@ class TailGains {
     int found, at = listed + team_.before(count, found);
 #pragma unroll
     for (int v = 0; v < kColumns; ++v)
-      if (count > 0 && tile.keeps[v] == 0) g_.columns(place_)[at++] = int32_t(column(tile, v));
+      if (count > 0 && tile.is_exact(v)) g_.columns(place_)[at++] = int32_t(column(tile, v));
     listed += found;
     team_.sync();
   }
@@ -236,12 +240,12 @@ class TailGains {
       for (int v = 0; v < kColumns; ++v) {
         Acc gained = 0;
         if (m > 0) {
-          const Acc t = tile.b[m - 1][v] * (tile.keeps[v] * g_.step * mean_);
+          const Acc t = tile.is_exact(v) ? Acc(0) : tile.b[m - 1][v] * (g_.step * mean_);
           gained = tile.b[m - 1][v] = t * (1 + t * (second + t * third));
         }
         if (!kNormalize) continue;
         const Acc entry = tile.speed[m][v] * faster * (1 + gained);
-        sums.squares[m] += entry * entry * (tile.keeps[v] * counts);
+        if (!tile.is_exact(v)) sums.squares[m] += entry * entry * counts;
       }
     }
   }
@@ -249,13 +253,13 @@ class TailGains {
   // Sums over columns.
   template <bool kWhole>
   LPL_DEVICE void add_columns(const Tile& tile, int part, bool begins) {
-    const int count = int(g_.count);
+    const int count = g_.count;
     for (int r = share_.begin; r < count; r += share_.split) {
       Acc sums[kSums] = {}, e[kColumns];
       rivals_.template tile<kColumns, kWhole>(rivals_.member(r), tile.first, tile.end, e);
 #pragma unroll
       for (int v = 0; v < kColumns; ++v) {
-        sums[0] += tile.keeps[v] * e[v];
+        sums[0] += tile.is_exact(v) ? Acc(0) : e[v];
 #pragma unroll
         for (int m = 1; m < kSums; ++m) sums[m] += e[v] * tile.b[m - 1][v];
       }
@@ -277,29 +281,34 @@ class TailGains {
 };
 
 // At the nodes of the last steps: the gains of the tail's mass in each row, and the squares of its
-// part of the gradient. In round 0 also, which classes are exact.
-template <typename T, Set kSet, bool kNormalize>
+// part of the gradient. In round 0 also, which classes are exact; in later ones the next steps.
+template <typename T, Set kSet, bool kFirst, bool kNormalize>
 struct TailBody {
   using Acc = typename AccumulateOf<T>::type;
-  using Shared = Exchanged<Acc>;
+  union Shared {
+    Exchanged<Acc> exchanged;
+    typename std::conditional<kFirst, Nothing, WalkShared<Acc>>::type walk;
+  };
 
   LPL_DEVICE static int needs(const Call& call) { return kOpen + call.scratch.round; }
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
     const Group<Acc> group(call, place);
-    const int at = int(place - group.begin);
+    const int at = int(place) - group.begin;
     if (!group.open || at >= group.teams) return;
-    if (!kNormalize && group.state->nodes[call.scratch.round & 1].count <= kFirstNodes)
-      TailGains<Team, T, kSet, kFirstNodes, kNormalize>(team, call, group, at).run();
-    else
-      TailGains<Team, T, kSet, kNodes, kNormalize>(team, call, group, at).run();
+    TailGains<Team, T, kSet, kFirst, kNormalize>(team, call, group, at).run();
+    if constexpr (!kFirst) step_again<Team, Acc>(team, call, place, false, call.scratch.round + 1);
   }
 };
 template <typename T, Set kSet>
-struct GroupTailBody : TailBody<T, kSet, false> {};
+struct FirstTailBody : TailBody<T, kSet, true, false> {};
 template <typename T, Set kSet>
-struct NormalizedTailBody : TailBody<T, kSet, true> {};
+struct FirstNormalizedTailBody : TailBody<T, kSet, true, true> {};
+template <typename T, Set kSet>
+struct GroupTailBody : TailBody<T, kSet, false, false> {};
+template <typename T, Set kSet>
+struct NormalizedTailBody : TailBody<T, kSet, false, true> {};
 
 // B of all steps in columns that lie beside each other.
 template <typename Team, typename T, Set kSet>
@@ -332,7 +341,7 @@ class LastOf {
   LPL_DEVICE void add(int first, int end, Acc (&sums)[kColumns]) const {
     const Acc each = g_.step / Acc(g_.count);
 #pragma unroll 2
-    for (int r = share.begin; r < int(g_.count); r += share.split) {
+    for (int r = share.begin; r < g_.count; r += share.split) {
       const auto member = rivals.member(r);
       const Acc way = g_.walked(r).way * each * member.inverse;
       Acc e[kColumns];
@@ -358,7 +367,7 @@ struct GroupDeltaBody {
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
     const Group<Acc> g(call, place);
-    const int at = int(place - g.begin);
+    const int at = int(place) - g.begin;
     if (!g.done || at >= g.teams) return;
     const LastOf<Team, T, kSet> last(team, call, g);
     const Acc second = g.state->log_second, third = g.state->log_third;
@@ -395,7 +404,7 @@ struct GroupGradientBody {
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
     const Group<Acc> g(call, place);
-    const int at = int(place - g.begin);
+    const int at = int(place) - g.begin;
     if (!g.done || at >= g.teams) return;
     const LastOf<Team, T, kSet> last(team, call, g);
     const auto& rivals = last.rivals;
@@ -416,7 +425,7 @@ struct GroupGradientBody {
           const auto write = [&](auto wholly) {
             constexpr bool kWhole = decltype(wholly)::value;
 #pragma unroll 2
-            for (int r = last.share.begin; r < int(g.count); r += last.share.split) {
+            for (int r = last.share.begin; r < g.count; r += last.share.split) {
               const auto member = rivals.member(r);
               const Acc strength = strength_of(r) * member.inverse;
               Acc dz[kColumns];
@@ -447,7 +456,7 @@ struct GroupGradientBody {
     const int columns = last.share.each * last.share.wide;
     const bool labelled = g.label / columns % g.teams == at;
     const int crews = team.size() / last.share.width, crew = team.rank() / last.share.width;
-    for (i64 r = crew; r < g.count; r += crews) {
+    for (int r = crew; r < g.count; r += crews) {
       const auto member = rivals.member(r);
       const Acc strength = strength_of(r);
       T* to = row_of(r);

@@ -1,4 +1,4 @@
-// Which rows of a batch share a class: a stable sort by label.
+// Which rows of a batch share a class.
 #pragma once
 
 #include "batch.h"
@@ -10,83 +10,103 @@ LPL_DEVICE inline i64 class_of(const Call& call, i64 label) {
   return label < 0 || label >= call.p.c || label == call.p.ignore_index ? call.p.c : label;
 }
 
-// Before all else of a call with steps: the normaliser, if it is wanted; nothing is flagged yet;
-// the class of every row, for RanksBody, where outcomes will be. Rows without one are in class C.
-template <typename A>
-struct ClassesBody {
-  using Acc = A;
-
-  template <typename Team>
-  LPL_DEVICE static void run(Team& team, const Call& call, i64) {
-    if (call.out.norm && !call.p.normalizer) NormBody<Acc>::run(team, call, 0);
-    for (int flag = team.rank(); flag < kFlags; flag += team.size()) call.scratch.flags[flag] = 0;
-    each_of(team, call.p.target, call.p.n,
-            [&](i64 i, i64 label) { call.scratch.outcome[i] = int32_t(class_of(call, label)); });
-  }
-};
+// What is settled before all else of a call with steps: the normaliser, if it is wanted; nothing is
+// flagged yet.
+template <typename Acc, typename Team>
+LPL_DEVICE inline void begin_steps(Team& team, const Call& call) {
+  for (int flag = team.rank(); flag < kFlags; flag += team.size()) call.scratch.flags[flag] = 0;
+  if (call.out.norm && !call.p.normalizer) NormBody<Acc>::run(team, call, 0);
+}
 
 // order, begin and counts of the rows by class, those without one being a class of their own; slot
-// where that is wanted. Row i, by comparing it with all others: of few rows many warps make less
-// work than one block makes of a sort.
+// where that is wanted. By comparing a row with all others: of few rows many warps make less work
+// than one block makes of a sort. Team t has as many rows as crews, from row t·crews on; one more
+// team settles what comes before all else.
 template <typename A>
 struct RanksBody {
-  using Acc = A;  // the same for all
-  using Shared = Nothing;
+  using Acc = A;
+  static constexpr int kAtOnce = 8192;
+  struct Shared {
+    int32_t classes[kAtOnce];
+  };
 
-  template <typename Crew>
-  LPL_DEVICE static void run(Crew& crew, const Call& call, i64 i) {
-    constexpr int kAtOnce = 8;
+  // So many for teams of so many crews.
+  static i64 teams(i64 n, int crews) { return (n + crews - 1) / crews + 1; }
+
+  template <typename Team>
+  LPL_DEVICE static void run(Team& team, const Call& call, i64 t) {
+    const int width = team.crew(), crews = team.size() / width, n = int(call.p.n);
+    const i64 first_row = t * crews;
+    if (first_row >= n) return begin_steps<Acc>(team, call);
+    Shared& all = team.template shared<Shared>(0);
+    const int row = int(first_row) + team.rank() / width, lane = team.rank() % width;
+    const int32_t mine = row < n ? int32_t(class_of(call, call.p.target[row])) : -1;
+    Place place{0, 0, 0, n};
+    for (int begin = 0; begin < n; begin += kAtOnce) {
+      const int count = n - begin < kAtOnce ? n - begin : kAtOnce;
+      team.sync();  // nobody looks at those of before any more
+      each_of(team, call.p.target + begin, count,
+              [&](i64 k, i64 label) { all.classes[k] = int32_t(class_of(call, label)); });
+      team.sync();
+      if (row < n) place.look(all.classes, begin, count, lane, width, row, mine);
+    }
+    if (row >= n) return;
+    const int less = team.crew_sum(place.less), equal = team.crew_sum(place.equal);
+    const int before = team.crew_sum(place.before), first = -team.crew_max(-place.first);
+    if (lane != 0) return;
     const Scratch& s = call.scratch;
-    const int n = int(call.p.n), row = int(i), width = crew.kWidth;
-    const int32_t mine = s.outcome[row];
-    int less = 0, equal = 0, before = 0, first = n;
-    const auto same = [&](int at) {
-      ++equal;
-      before += at < row;
-      first = at < first ? at : first;
-    };
-    int at = crew.place();
-    for (; at + (kAtOnce - 1) * width < n; at += kAtOnce * width) {
-      int32_t other[kAtOnce];
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) other[k] = s.outcome[at + k * width];
-      bool any = false;
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) {
-        less += other[k] < mine;
-        any |= other[k] == mine;
-      }
-      if (!any) continue;
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k)
-        if (other[k] == mine) same(at + k * width);
-    }
-    for (; at < n; at += width) {
-      const int32_t other = s.outcome[at];
-      less += other < mine;
-      if (other == mine) same(at);
-    }
-    less = crew.crew_sum(less);
-    equal = crew.crew_sum(equal);
-    before = crew.crew_sum(before);
-    first = -crew.crew_max(-first);
-    if (crew.place() != 0) return;
-    s.order[less + before] = i;
-    s.begin[i] = less;
-    s.counts[i] = equal;
-    if (call.out.slot) call.out.slot[i] = first;
-    if (equal > 1 && mine != call.p.c) s.flags[kSharing] = 1;
+    s.order[less + before] = row;
+    s.begin[row] = less;
+    s.counts[row] = equal;
+    if (call.out.slot) call.out.slot[row] = first;
   }
+
+ private:
+  // What a lane has found: rows of lower classes, of the same, of these those before and the first.
+  struct Place {
+    int less, equal, before, first;
+
+    LPL_DEVICE void look(const int32_t* classes, int begin, int count, int lane, int width, int row,
+                         int32_t mine) {
+      constexpr int kBatch = 8;
+      const auto same = [&](int at) {
+        ++equal;
+        before += at < row;
+        first = at < first ? at : first;
+      };
+      int k = lane;
+      for (; k + (kBatch - 1) * width < count; k += kBatch * width) {
+        int32_t other[kBatch];
+        bool any = false;
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) {
+          other[b] = classes[k + b * width];
+          less += other[b] < mine;
+          any |= other[b] == mine;
+        }
+        if (!any) continue;
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b)
+          if (other[b] == mine) same(begin + k + b * width);
+      }
+      for (; k < count; k += width) {
+        less += classes[k] < mine;
+        if (classes[k] == mine) same(begin + k);
+      }
+    }
+  };
 };
 
-// The same for all rows, the work of one block: digit by digit, from the lowest on; a thread has a
-// run of places.
+// The same of many rows, the work of one block: a stable sort, digit by digit, from the lowest on;
+// a thread has a run of places.
 template <typename A>
 struct SortBody {
   using Acc = A;
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64) {
+    begin_steps<Acc>(team, call);
+    team.sync();  // its memory is used again
     const Scratch& s = call.scratch;
     const i64 n = call.p.n, each = (n + team.size() - 1) / team.size();
     const i64 first = team.rank() * each < n ? team.rank() * each : n;
@@ -140,17 +160,13 @@ struct SortBody {
     for (i64 k = first, at = number; k < last; ++k)
       if (begins(k)) s.outcome[at++] = int32_t(k);
     team.sync();
-    int sharing = 0;
     for (i64 k = first; k < last; ++k) {
       number += begins(k);
       const i64 begin = s.outcome[number - 1], i = s.order[k];
       s.begin[i] = begin;
       s.counts[i] = (number < classes ? i64(s.outcome[number]) : n) - begin;
       if (call.out.slot) call.out.slot[i] = s.order[begin];
-      sharing |= s.counts[i] > 1 && of(call, i) != call.p.c;
     }
-    sharing = team.reduce(sharing, [](int a, int b) { return a | b; });
-    if (team.rank() == 0) s.flags[kSharing] = sharing;
   }
 
  private:

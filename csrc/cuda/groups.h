@@ -2,9 +2,10 @@
 // says how): which they are, and what their kernels leave for each other.
 //
 // A row's rivals are measured by q, in units of their mass before the steps, made of logits
-// wherever it is wanted. GroupStepsBody takes all steps of a class; before each further time
-// GroupTailBody finds what the tail gains by them. What that leaves for each row is little more
-// than for one alone in its class, and GroupGradientBody makes its gradient of it.
+// wherever it is wanted. FirstStepsBody takes all steps of a class; then several times over
+// GroupTailBody finds what the tail gains by them, and the last of its teams takes them anew. What
+// that leaves for each row is little more than for one alone in its class, and GroupGradientBody
+// makes its gradient of it.
 #pragma once
 
 #include "../series.h"
@@ -38,6 +39,7 @@ template <typename Acc>
 struct alignas(16) GroupState {
   Nodes<Acc> nodes[2];  // of the last steps, and of those before, by turns
   int parts;            // that gains are found in
+  int32_t arrived;      // teams that have found their part: the last one takes the steps
   Acc own_change, second, third, log_second, log_third;
 };
 
@@ -78,10 +80,10 @@ template <typename Acc>
 class Group {
  public:
   LPL_DEVICE Group(const Call& call, i64 place)
-      : call_(call), c(call.p.c), room(room_of(call.p.c)) {
+      : call_(call), c(int(call.p.c)), room(room_of(call.p.c)) {
     const Scratch& s = call.scratch;
-    begin = s.begin[s.order[place]];
-    count = s.counts[s.order[place]];
+    begin = int(s.begin[s.order[place]]);
+    count = int(s.counts[s.order[place]]);
     const i64 n = call.p.n, leader = s.order[begin];
     // classes of two rows and more begin at places of different halves
     state = static_cast<GroupState<Acc>*>(s.groups) + begin / 2;
@@ -93,9 +95,9 @@ class Group {
     take(memory, n, gains_);
     take(memory, 2 * n, ways_);
     take(memory, 2 * n, inverses_);
-    rows_ = n;
-    sums_ = reinterpret_cast<AtNodes<Acc>*>(memory) + begin * parts_of(c);
-    teams = count < kMostParts ? int(count) : kMostParts;
+    rows_ = int(n);
+    sums_ = reinterpret_cast<AtNodes<Acc>*>(memory) + i64(begin) * parts_of(c);
+    teams = count < kMostParts ? count : kMostParts;
     parts = kPartsOfRow * teams < parts_of(c) ? kPartsOfRow * teams : parts_of(c);
     const bool solves = learned_row<Acc>(call, leader).standing == Standing::grouped;
     open = solves && s.outcome && s.outcome[leader] == kRelaxed;
@@ -153,9 +155,11 @@ class Group {
   LPL_DEVICE Found<Acc>& found(int team) const { return found_[team]; }
   // Of the tail's mass; W and 1/Z, of the last steps and of those before by turns.
   LPL_DEVICE AtNodes<Acc>& gains(i64 r) const { return gains_[r]; }
-  LPL_DEVICE AtNodes<Acc>& ways(int turn, i64 r) const { return ways_[(turn & 1) * rows_ + r]; }
+  LPL_DEVICE AtNodes<Acc>& ways(int turn, i64 r) const {
+    return ways_[i64((turn & 1) * rows_) + r];
+  }
   LPL_DEVICE AtNodes<Acc>& inverses(int turn, i64 r) const {
-    return inverses_[(turn & 1) * rows_ + r];
+    return inverses_[i64((turn & 1) * rows_) + r];
   }
   // The tail's mass, and its gains at the nodes, in one part of member r's columns.
   LPL_DEVICE AtNodes<Acc>& sums(i64 r, int part) const { return sums_[r * parts_of(c) + part]; }
@@ -202,12 +206,12 @@ class Group {
   Walked<Acc>* walked_;
   Found<Acc>* found_;
   AtNodes<Acc>*gains_, *ways_, *inverses_, *sums_;
-  i64 rows_;  // of the batch
+  int rows_;  // of the batch, fewer than a grid has blocks
 
  public:
-  const i64 c;
+  const int c;
   const int room;
-  i64 begin, count;
+  int begin, count;
   int teams, parts;  // those of the first places share the columns; parts of them that find room
   bool open, done;   // without a verdict yet; solved
   int label, steps;
@@ -228,8 +232,8 @@ struct Share {
     wide = crews / split < g.parts ? crews / split : g.parts;
     turns = g.parts / wide;
     part = crew % wide;
-    begin = crew < split * wide ? crew / wide : int(g.count);
-    each = ((int(g.c) + parts() - 1) / parts() + 7) & -8;
+    begin = crew < split * wide ? crew / wide : g.count;
+    each = ((g.c + parts() - 1) / parts() + 7) & -8;
   }
 
   // That columns come in.
@@ -243,7 +247,7 @@ struct Share {
   LPL_DEVICE void each_tile(const Group<Acc>& g, int team, Begins begins, F f) const {
     for (int k = team; k < turns; k += g.teams) {
       const int begins_at = k * wide * each, ends_at = begins_at + wide * each;
-      const int last = ends_at < int(g.c) ? ends_at : int(g.c);
+      const int last = ends_at < g.c ? ends_at : g.c;
       begins(k * wide + part);
       // crews side by side, so that who goes by ranks goes by columns
       for (int lo = begins_at; lo < ends_at; lo += wide * width * kColumns) {

@@ -96,31 +96,65 @@ __global__ void __launch_bounds__(kThreads, blocks_beside<Body>())
   Body::run(crew, call, i);
 }
 
+// The same, beside blocks that are teams of another body and are the first to begin. A block is one
+// or the other, so that they share memory.
+template <typename Body, typename Other>
+__global__ void __launch_bounds__(kThreads, blocks_beside<Body>())
+    beside_kernel(const __grid_constant__ Call call, i64 n, int teams) {
+  if (spared<typename Body::Acc>(call)) return;
+  constexpr int kWarps = kWarpsOfBlock<Body>;
+  __shared__ Exchange exchange;
+  __shared__ union {
+    typename Body::Shared of_warps[kWarps];
+    typename Other::Shared of_team;
+  } shared;
+  if (blockIdx.x < unsigned(teams)) {
+    Team team(&exchange, &shared.of_team, nullptr, nullptr, 1);
+    return Other::run(team, call, blockIdx.x);
+  }
+  const int warp = int(threadIdx.x) / kWarp;
+  const i64 i = i64(blockIdx.x - unsigned(teams)) * kWarps + warp;
+  if (i >= n) return;
+  Crew crew(&shared.of_warps[warp]);
+  Body::run(crew, call, i);
+}
+
 template <typename Body>
 __global__ void __launch_bounds__(kBatchThreads) batch_kernel(const __grid_constant__ Call call) {
   if (spared<typename Body::Acc>(call)) return;
   using Team = TeamOf<kBatchThreads / kWarp>;
   __shared__ typename Team::Exchange exchange;
-  Team team(&exchange, nullptr, nullptr, nullptr, 1);
-  Body::run(team, call, 0);
+  __shared__ typename SharedOf<Body>::type shared;
+  Team team(&exchange, &shared, nullptr, nullptr, 1);
+  Body::run(team, call, blockIdx.x);
 }
 
-int attribute(cudaDeviceAttr which) {
-  int device = 0, value = 0;
-  check(cudaGetDevice(&device), "to name the device");
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
   check(cudaDeviceGetAttribute(&value, which, device), "to describe the device");
   return value;
 }
 
-Chip this_chip() {
-  const int capability = 100 * attribute(cudaDevAttrComputeCapabilityMajor) +
-                         10 * attribute(cudaDevAttrComputeCapabilityMinor);
+Chip chip_of(int device) {
+  const int capability = 100 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+                         10 * attribute(cudaDevAttrComputeCapabilityMinor, device);
   // code of an older architecture, which this device may have been given, knows no clusters
   bool clusters = false;
 #if defined(__CUDA_ARCH_LIST__)
   for (const int arch : {__CUDA_ARCH_LIST__}) clusters |= arch >= 900 && arch <= capability;
 #endif
-  return {attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), clusters};
+  return {attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device), clusters};
+}
+
+// Of the current device; a thread asks for the same one again and again.
+Chip this_chip() {
+  thread_local int known = -1;
+  thread_local Chip chip{};
+  int device = 0;
+  check(cudaGetDevice(&device), "to name the device");
+  if (device != known) chip = chip_of(device);
+  known = device;
+  return chip;
 }
 
 // LPL_FUSED_CUDA_COPY=lines: as before compute capability 9.0.
@@ -142,10 +176,17 @@ class Launcher {
   static constexpr i64 many_rows() { return RowPlan::kManyRows; }
   static constexpr i64 most_compared() { return 32768; }
 
+  static constexpr int batch_crews() { return kBatchThreads / kWarp; }
+
+  template <typename Body>
+  void batches(Body, const Call& call, i64 count) const {
+    batch_kernel<Body><<<unsigned(count), kBatchThreads, 0, stream_>>>(call);
+    check(cudaGetLastError(), "to sum over a batch");
+  }
+
   template <typename Body>
   void once(Body, const Call& call) const {
-    batch_kernel<Body><<<1, kBatchThreads, 0, stream_>>>(call);
-    check(cudaGetLastError(), "to sum over a batch");
+    batches(Body(), call, 1);
   }
 
   template <typename Body>
@@ -155,6 +196,17 @@ class Launcher {
     const i64 blocks = (n + kWarps - 1) / kWarps;
     warp_kernel<Body><<<unsigned(blocks), kWarps * kWarp, 0, stream_>>>(call, n);
     check(cudaGetLastError(), "a kernel of warps");
+  }
+
+  template <typename Body, typename Other>
+  void warps_beside(Body, i64 n, Other, i64 teams, const Call& call) const {
+    if (n == 0) return;
+    constexpr int kWarps = kWarpsOfBlock<Body>;
+    const i64 blocks = teams + (n + kWarps - 1) / kWarps;
+    if (blocks >= i64(1) << 31) throw std::runtime_error("more rows than a grid has");
+    beside_kernel<Body, Other>
+        <<<unsigned(blocks), kWarps * kWarp, 0, stream_>>>(call, n, int(teams));
+    check(cudaGetLastError(), "a kernel of warps and teams");
   }
 
   template <typename Body>
@@ -235,8 +287,8 @@ int64_t learned_bytes(int dtype) {
   return learned_bytes(DType(dtype));
 }
 
-int64_t most_teams() {
-  return 2 * attribute(cudaDevAttrMultiProcessorCount);
+int64_t most_teams(int device) {
+  return 2 * attribute(cudaDevAttrMultiProcessorCount, device);
 }
 
 const char* device_kind() {

@@ -29,9 +29,10 @@ void run(Work work, const Call& call, uintptr_t stream);
 // Bytes that Scratch::groups wants for (n, c) logits of the DType `dtype`, 0 if none.
 int64_t group_bytes(int64_t n, int64_t c, int dtype);
 
-// Bytes of Scratch::learned for one row, and teams that it has memory for plain steps for at most.
+// Bytes of Scratch::learned for one row, and teams of a device that may have memory for plain
+// steps.
 int64_t learned_bytes(int dtype);
-int64_t most_teams();
+int64_t most_teams(int device);
 
 // Whose tensors they take: "cuda", or "cpu".
 const char* device_kind();

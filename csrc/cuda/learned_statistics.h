@@ -116,6 +116,7 @@ struct LearnedStatisticsBody {
                               : Group<Acc>::bounded(call_, steps_)    ? kRelaxed
                                                                       : kFellBack;
       if (outcome != kRelaxed) return leave<Acc>(call_, row_.index, outcome);
+      call_.scratch.flags[kSharing] = 1;
       to.standing = Standing::grouped;
       call_.scratch.outcome[row_.index] = outcome;
     }

@@ -37,6 +37,16 @@ struct Machine {
 #endif
   }
 
+  // Whether so many have come here with this one, which is then 0 again. What they have written
+  // before, behind a barrier of their blocks, the last one's block sees behind its next.
+  __device__ static bool is_last(int32_t* arrived, int count) {
+    __threadfence();
+    const bool last = atomicAdd(arrived, 1) == count - 1;
+    if (last) *arrived = 0;
+    __threadfence();
+    return last;
+  }
+
   // The value of the lane whose number differs in these bits, and of the first one. Values go from
   // register to register: what was written to memory others see behind sync_warp() alone.
   template <typename V>

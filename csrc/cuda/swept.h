@@ -2,6 +2,7 @@
 // every row.
 #pragma once
 
+#include "batch.h"
 #include "learned_gradient.h"
 #include "steps.h"
 
@@ -18,8 +19,11 @@ struct MovedSums {
   }
 };
 
+constexpr i64 kLossesOfTeam = 16384;  // more are the work of a larger team
+
 // Of the classes that were left those that begin at place t of the order of rows and so many places
-// beyond as there are teams: all that is wanted of them. A team has memory for one δ.
+// beyond as there are teams: all that is wanted of them. A team has memory for one δ. If the loss
+// is wanted the last team adds up all rows' losses, which are then there.
 template <typename T>
 struct SweptBody {
   using Shared = Nothing;
@@ -28,7 +32,18 @@ struct SweptBody {
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 t) {
     const Scratch& s = call.scratch;
-    if (!s.flags[kLeft]) return;
+    if (s.flags[kLeft]) sweep(team, call, t);
+    if (!call.out.loss || s.only_delta || call.p.n > kLossesOfTeam) return;
+    if (team.last_of(&s.flags[kArrived], int(s.teams))) LossBody<Acc>::run(team, call, 0);
+  }
+
+ private:
+  template <typename Team>
+  class Sweep;
+
+  template <typename Team>
+  LPL_DEVICE static void sweep(Team& team, const Call& call, i64 t) {
+    const Scratch& s = call.scratch;
     for (i64 place = t; place < call.p.n; place += s.teams) {
       const i64 i = s.order[place];
       const LearnedRow<Acc>& row = learned_row<Acc>(call, i);
@@ -41,7 +56,6 @@ struct SweptBody {
     }
   }
 
- private:
   template <typename Team>
   class Sweep {
    public:

@@ -143,6 +143,14 @@ class TeamOf {
     return lower + sum - count;
   }
 
+  // Whether this team, a block, is the last of so many to come here: it sees what all of them have
+  // written. None of them waits for another. `arrived` is 0 before and behind it.
+  LPL_DEVICE bool last_of(int32_t* arrived, int count) {
+    sync();
+    const int last = rank() == 0 && Machine::is_last(arrived, count);
+    return reduce(last, [](int a, int b) { return a | b; }) != 0;
+  }
+
   // A warp of the team.
   LPL_DEVICE static int crew() { return kWarp; }
   template <typename Acc>

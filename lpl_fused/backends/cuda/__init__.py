@@ -327,7 +327,7 @@ def _with_state(
     if delta:
         buffers = buffers.and_out(delta=delta[0], slot=delta[1])
     # rows that take plain steps share the memory of as many classes as are at work at once
-    teams = min(n, _native().most_teams())
+    teams = min(n, _native().most_teams(problem.input.get_device()))
     return buffers.and_scratch(
         order=order,
         begin=begin,
