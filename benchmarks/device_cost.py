@@ -47,6 +47,7 @@ SOURCES = tuple(ROOT / "csrc" / "cuda" / f"{name}.cu" for name in ("kernels", "b
 RESULTS = Path(__file__).parent / "results"
 BASELINE = RESULTS / "device_cost.json"
 OBJECTS, SAID = tuple(f"{source.stem}.o" for source in SOURCES), "said.txt"
+COUNTED = (*OBJECTS, "usual.o")  # objects whose kernels are counted
 ARCHITECTURES = ("80", "90", "100")  # the default of setup.py
 TOLERANCE = 1.05  # of the count on record
 RATES = (4.2e12, 3.0e12)  # bytes a second: an H200, an H100
@@ -68,7 +69,7 @@ SIZES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 # pattern that a kernel's name has.
 THREADS: tuple[tuple[str, int], ...] = (
     ("batch_kernel", 1024),
-    ("warp_kernel", 32),
+    ("warp_kernel|beside_kernel", 32),
     ("LearnedStatisticsBody", 128),
     ("", 256),
 )
@@ -82,7 +83,7 @@ LOGITS: tuple[tuple[str, int], ...] = (
 
 # Those whose threads do a number for a row, or for a class, not for a logit.
 OF_ROWS = (
-    r"\b(LossBody|NormBody|ClassesBody|RanksBody|SortBody|RowStepsBody|list_groups|group_rows"
+    r"\b(LossBody|NormBody|RanksBody|SortBody|RowStepsBody|list_groups|group_rows"
     r"|BinaryLossBody|BinaryNormBody|BinaryStepsBody)\b"
 )
 
@@ -91,8 +92,6 @@ SOME_ROWS: tuple[tuple[str, int], ...] = ((r"\bBinaryGuessBody\b", 256),)
 
 # Those that walk down columns, logit by logit.
 COLUMNS = r"\bBinary(Guess|Moments)Body\b"
-
-ALONE = "LPL, 10 steps, a class a row"  # a form's name
 
 # Kernels that a form launches, forward and backward, T the element type: patterns of their names.
 # "16:" and "32:" stand before what only logits of so many bits have; "sums:" before a kernel that
@@ -118,7 +117,19 @@ def _labelled(
     return forward, ("BinaryScaleBody<T>", f"16:{again}")
 
 
-_GROUPING = "ClassesBody", "RanksBody"
+def _learned(set: int, groups: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """LPL of rows; kernels of classes with several rows, of which there are none, end at once."""
+    tail = (f"GroupTailBody<T, {groups}u>",) * 2
+    forward = (
+        "RanksBody",
+        f"LearnedStatisticsBody<T, {set}u>",
+        "beside_kernel<RowStepsBody",
+        *(f"FirstTailBody<T, {groups}u>", f"GroupGatherBody<T, {groups}u>", *tail),
+        "SweptBody<T>",
+    )
+    gradient = f"LearnedGradientBody<T, {set}u>", f"GroupGradientBody<T, {groups}u>", "SweptBody<T>"
+    return forward, gradient
+
 
 CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "plain, a margin, φ": _rows(0),
@@ -135,15 +146,44 @@ CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "BCE, everything": _labelled("Tile", "Any, true"),
     "BCE, LPL, 10 steps": _labelled("Tile", "T, false", "T"),
     "BCE, LPL, 10 steps, bool labels": _labelled("Tile", "Bool, false", "Bool"),
-    ALONE: (
-        (*_GROUPING, "LearnedStatisticsBody<T, 0u>", "RowStepsBody", "SweptBody<T>"),
-        ("LearnedGradientBody<T, 0u>",),
-    ),
-    f"{ALONE}, tables": (
-        (*_GROUPING, "LearnedStatisticsBody<T, 1u>", "RowStepsBody", "SweptBody<T>"),
-        ("LearnedGradientBody<T, 1u>",),
-    ),
+    ALONE: _learned(0, 0),
+    f"{ALONE}, tables": _learned(1, 63),
 }
+# Instructions a logit that kernels for bf16 are to keep to: (what, kernels, reach, stretch).
+BUDGETS: tuple[tuple[str, tuple[str, ...], int, int], ...] = (
+    ("loss and gradient, plain", ("RowBody<T, 0u>",), 16, 12),
+    ("tables, by statistics", ("StatisticsBody<T, 1u>", "GradientsBody<T, 1u>"), 22, 16),
+    ("smoothing", ("RowBody<T, 2u>",), 22, 16),
+    ("norm", ("RowBody<T, 4u>",), 40, 30),
+    ("penalty", ("RowBody<T, 8u>",), 40, 30),
+    ("LPL, statistics", ("LearnedStatisticsBody<T, 0u>",), 16, 11),
+    ("LPL, gradient", ("LearnedGradientBody<T, 0u>",), 16, 11),
+    ("BCE", ("BinarySpanBody<T, T>",), 30, 22),
+)
+
+# Kernels that are also compiled for the way that most threads take (LPL_USUALLY in
+# csrc/cuda/call.h): no label and no head among a thread's logits, rows of whole pieces, the row's
+# own numbers made by another warp; a 2-norm of numbers that need no scaling, ReLU's penalty.
+USUAL = "(usual way)"
+_USUAL_FILE, _USUAL_OBJECT = "usual.cu", "usual.o"
+
+
+def usual_text() -> str:
+    """The file that instantiates those of bf16 that have ways which exclude each other."""
+    lines = ["#define LPL_USUAL", f'#include "{SOURCES[0]}"', "namespace lpl {", "namespace {"]
+    for name in (name for _, kernels, _, _ in BUDGETS for name in kernels):
+        if name.startswith("Binary"):
+            continue
+        of_pieces = re.match(r"LearnedGradient|Gradients", name)
+        kernel, rest = ("piece", "int") if of_pieces else ("row", "int, Fill")
+        body = name.replace("<T", "<BFloat16")
+        lines.append(
+            f"template __global__ void {kernel}_kernel<{body}>"
+            f"(const __grid_constant__ Call, {rest});"
+        )
+    return "\n".join([*lines, "}", "}", ""])
+
+
 # What is launched lest the host waits for the device, and ends at once: where the upstream gradient
 # is 1, in forms whose forward has written the gradient; where every row has a class of its own.
 IDLE_UPSTREAM = r"^(rescale_rows|scale_rows|scale_labels|.*ScaleBody.*)$"
@@ -151,7 +191,7 @@ IDLE_UPSTREAM = r"^(rescale_rows|scale_rows|scale_labels|.*ScaleBody.*)$"
 IDLE_ANEW = r".*\bBinaryScaleBody<(__half|__nv_bfloat16)>"
 IDLE_ALONE = (
     r"^(list_groups|split_columns|take_group_steps|move_tail|move_groups|finish_groups|plain_steps"
-    r"|.*Group\w*Body.*|.*SweptBody.*)$"
+    r"|.*Group\w*Body.*|.*FirstTailBody.*|.*SweptBody.*)$"
 )
 
 
@@ -313,9 +353,9 @@ def dtype_of(name: str) -> str:
 
 
 def object_kernels(arch: str, *paths: Path) -> Iterator[Kernel]:
-    """All kernels of objects, in the order of their names."""
+    """All kernels of objects, in the order of their names; those of the usual ways by another."""
     found = {
-        sass.demangled(name): value
+        sass.demangled(name) + (f" {USUAL}" if path.name == _USUAL_OBJECT else ""): value
         for path in paths
         for name, value in sass.functions(path).items()
     }
@@ -349,6 +389,11 @@ def compile_cuda(arch: str, folder: Path, sources: Iterable[Path] = SOURCES) -> 
             said.write(done.stdout + done.stderr)
             if done.returncode:
                 raise RuntimeError(f"nvcc failed: {(done.stdout + done.stderr)[-4000:]}")
+    (folder / _USUAL_FILE).write_text(usual_text())
+    command = [*flags, "-DLPL_SPLIT", str(folder / _USUAL_FILE), "-o", str(folder / _USUAL_OBJECT)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"nvcc failed: {(done.stdout + done.stderr)[-4000:]}")
 
 
 def compile_triton(arch: str, folder: Path) -> None:
@@ -464,6 +509,7 @@ def of_pattern(kernels: Iterable[Kernel], pattern: str, dtype: str) -> list[Kern
         kernel
         for kernel in kernels
         if re.search(rf"\b{name}", kernel.name)
+        and not kernel.name.endswith(USUAL)
         and (kernel.dtype == wanted or "<" not in kernel.name)
     ]
     return [kernel.sums for kernel in found] if "sums" in marks else found
@@ -482,7 +528,9 @@ def _accumulates(dtype: str) -> str:
 def unnamed(kernels: Iterable[Kernel], uses: Iterable[Use]) -> list[Kernel]:
     """The kernels that no form of call names: counted, and shown as such."""
     used = {use.kernel.name for use in uses}
-    return [kernel for kernel in kernels if kernel.name not in used]
+    return [
+        kernel for kernel in kernels if kernel.name not in used and not kernel.name.endswith(USUAL)
+    ]
 
 
 # ------------------------------------------------------------------------------------- the forms
@@ -644,6 +692,22 @@ def kernel_rows(kernels: Iterable[Kernel]) -> Iterator[tuple[str, ...]]:
         )
 
 
+_BUDGET_COLUMNS = ("what", "dtype", "dearest ways", "usual way", "reach", "stretch")
+
+
+def budget_rows(kernels: Iterable[Kernel]) -> Iterator[tuple[str, ...]]:
+    """Instructions a logit of bf16, beside what they are to be."""
+    kernels = list(kernels)
+    for what, patterns, reach, stretch in BUDGETS:
+        dearest = [one for name in patterns for one in of_pattern(kernels, name, "bf16")]
+        usual = [
+            next((kernel for kernel in kernels if kernel.name == f"{one.name} {USUAL}"), one)
+            for one in dearest
+        ]
+        sums = (sum(one.instructions for one in found) for found in (dearest, usual))
+        yield (what, "bf16", *(f"{number:.1f}" for number in sums), str(reach), str(stretch))
+
+
 def page_of(backend: str) -> Path:
     """The page beside the record, of sm_90."""
     return RESULTS / f"device_cost_{backend}.md"
@@ -652,7 +716,7 @@ def page_of(backend: str) -> Path:
 Section = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 
 
-def markdown(sections: Iterable[Section]) -> str:
+def markdown(sections: list[Section]) -> str:
     """The page that stands beside the record."""
     text = [
         "# What the GPU kernels cost",
@@ -665,6 +729,12 @@ def markdown(sections: Iterable[Section]) -> str:
         "rows: with an upstream gradient of 1, and with any other. “No form” marks kernels that "
         "no form of the table here launches.",
     ]
+    if len(sections) > 2:
+        text[-1] += (
+            " Of ways through a kernel that exclude each other the dearest is counted; the usual "
+            "way is the same kernel compiled with what LPL_USUALLY says in csrc/cuda: nothing of "
+            "a logit is left out but label and heads, of which a row has few."
+        )
     for title, heads, rows in sections:
         text += ["", f"## {title}", "", f"| {' | '.join(heads)} |"]
         text += [f"| {' | '.join(['---', '---', *['---:'] * (len(heads) - 2)])} |"]
@@ -726,7 +796,7 @@ def main(arguments: list[str] | None = None) -> None:
             if backend == "cuda":
                 compile_cuda(options.arch, Path(folder))
                 kernels = list(
-                    object_kernels(options.arch, *(Path(folder) / name for name in OBJECTS))
+                    object_kernels(options.arch, *(Path(folder) / name for name in COUNTED))
                 )
                 uses = cuda_uses(kernels)
             else:
@@ -737,6 +807,9 @@ def main(arguments: list[str] | None = None) -> None:
         sections.append((f"{key}: forms of call", _COLUMNS, rows))
         out.print(_shown(*sections[-1]))
         if kernels:
+            title = f"{key}: instructions a logit beside their budget"
+            sections.insert(0, (title, _BUDGET_COLUMNS, list(budget_rows(kernels))))
+            out.print(_shown(*sections[0]))
             alone = {kernel.name for kernel in unnamed(kernels, uses)}
             kernels = [
                 replace(one, name=f"{one.name} (no form)") if one.name in alone else one

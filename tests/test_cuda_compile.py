@@ -62,14 +62,18 @@ def budget(kernel: Kernel) -> Use:
     wide = kernel.type == "double"
     heads = {
         "LearnedStatistics": 512 * (12 if wide else 8),
-        "RowSteps": 8 * 384 * 12,  # of eight warps, or in double of four
-        "GroupSteps": 512 * 48,  # numbers of classes, and as many of each crew
+        # of eight warps, or in double of four
+        **dict.fromkeys(("RowSteps", "RowSteps, FirstSteps"), 8 * 384 * 12),
         **dict.fromkeys(
-            ("GroupTail", "NormalizedTail", "GroupDelta", "GroupGradient"),
+            ("FirstTail", "FirstNormalizedTail", "GroupDelta", "GroupGradient"),
             (8 if wide else 32) << 10,
         ),
+        # or numbers of classes, and as many of each crew
+        "GroupGather": 512 * 48,
+        **dict.fromkeys(("GroupTail", "NormalizedTail"), 512 * 48 if wide else 32 << 10),
         "Rivals": 512 * (12 if wide else 8),
-        **dict.fromkeys(("Norm", "Loss", "Classes", "Sort"), 4096),  # of a block of 1,024 threads
+        **dict.fromkeys(("Norm", "Loss", "Sort"), 4096),  # of a block of 1,024 threads
+        "Ranks": 4096 + 8192 * 4,
     }
     return Use(registers, 4096 + heads.get(kernel.body, 0), 0)
 
@@ -121,12 +125,11 @@ def kernels() -> set[Kernel]:
     sets = {"Row": LEAN, "Gradient": LEAN, "Mass": (BARE,)}
     sets |= dict.fromkeys(("LearnedStatistics", "LearnedGradient"), (BARE, TABLES))
     sets |= {f"Group{body}": (BARE,) for body in ("Tail", "Gather", "Delta", "Gradient")}
-    sets["NormalizedTail"] = (BARE,)
+    sets |= dict.fromkeys(("NormalizedTail", "FirstTail", "FirstNormalizedTail"), (BARE,))
     found = {Kernel(body, type, ALL) for body in sets for type in TYPES.values()}
-    found |= {Kernel(body, "float", ALL) for body in ("Ranks", "Sort")}
     found |= {
         Kernel(body, type, ALL)
-        for body in ("Norm", "Loss", "Classes", "RowSteps", "GroupSteps")
+        for body in ("Norm", "Loss", "Ranks", "Sort", "RowSteps", "RowSteps, FirstSteps")
         for type in ("float", "double")
     }
     found |= {
@@ -168,7 +171,8 @@ def named(mangled: str) -> Kernel | Labelled:
         mangled,
     )
     assert found, name
-    return Kernel(found[1], TYPES[found[2]], ALL if found[3] is None else int(found[3]))
+    body = "RowSteps, FirstSteps" if name.startswith("beside_kernel") else found[1]
+    return Kernel(body, TYPES[found[2]], ALL if found[3] is None else int(found[3]))
 
 
 def uses(said: str) -> dict[Kernel | Labelled, Use]:

@@ -120,6 +120,7 @@ struct GradientsBody {
       for (int r = 0; r < kBeside; ++r) {
         if (r >= rows.count) continue;
         Acc z[kSize], dz[kSize] = {};
+        LPL_USUALLY(row[r].live);
         if (row[r].live) {
           const auto e = E::near(terms[r].shift);
           algebra.template perturb<kSize>(first, u[r], row[r], tables, kind, z);

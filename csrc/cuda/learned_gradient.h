@@ -44,6 +44,8 @@ struct LearnedGradientBody {
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
     const LearnedRow<Acc>& from = learned_row<Acc>(call, i);
     const bool dead = from.standing == Standing::dead;
+    LPL_USUALLY(from.heads == 0 && team.place() != 0);
+    LPL_USUALLY(from.standing == Standing::settled && from.order == kShortOrder<Acc>);
     if (from.standing != Standing::settled && !dead) return;
     const Algebra<T, kSet> algebra(call);
     const Pieces<Team, T, kBytes, false> pieces(team, algebra.logits(i), algebra.c);

@@ -33,6 +33,7 @@ struct LearnedStatisticsBody {
     const i64 label = call.p.target[i];
     const bool labelled = row.live && label >= 0 && label < call.p.c;
     const int steps = labelled ? call.p.steps[label] : 0;
+    LPL_USUALLY(row.live);
     if (!row.live) {
       if (team.rank() != 0) return;
       to.standing = Standing::dead;
@@ -40,6 +41,7 @@ struct LearnedStatisticsBody {
       return;
     }
     const bool grouped = steps != 0 && call.scratch.counts[i] > 1;
+    LPL_USUALLY(!grouped);
     Pass<Team> pass(team, call, algebra, row, row.outside && !grouped ? 0 : steps);
     if (grouped) {
       pass.join(to);
@@ -70,6 +72,7 @@ struct LearnedStatisticsBody {
       screen(least / kPart, largest);
       // steps that go far want the long series of most rows, and a pass for the short one is lost
       int order = call_.p.step_size * std::abs(steps_) > kFar ? kLongOrder<Acc> : kShortOrder<Acc>;
+      LPL_USUALLY(order != kLongOrder<Acc>);
       int heads, begin;
       for (Acc part = kPart;;) {
         if (order == kLongOrder<Acc>) {
@@ -80,6 +83,7 @@ struct LearnedStatisticsBody {
           for (int r = 0; r < kShortOrder<Acc>; ++r) powers.sum[r] = few.sum[r];
         }
         begin = team_.before(count_, heads);
+        LPL_USUALLY(heads <= kMostHeads);
         if (heads > kMostHeads) {  // of a mass that is much larger than `least`
           part /= 2;
           screen(least / part, largest);
@@ -88,10 +92,14 @@ struct LearnedStatisticsBody {
         if (order == kLongOrder<Acc>) break;
         const Dose<Acc> dose = most_dose(least, powers.sum[0], own);
         const Acc last_power = powers.sum[kShortOrder<Acc> - 1];
-        if (exact_enough<kShortOrder<Acc>>(call_, dose, largest, last_power)) break;
+        const bool exact = exact_enough<kShortOrder<Acc>>(call_, dose, largest, last_power);
+        LPL_USUALLY(exact);
+        if (exact) break;
         order = kLongOrder<Acc>;
       }
-      list(begin, heads);
+      LPL_USUALLY(heads == 0);  // which are few, and no logits
+      if (heads > 0) list(begin, heads);
+      LPL_USUALLY(team_.rank() != 0);
       if (team_.rank() != 0) return;
       note(to, own);
       to.largest = largest;
@@ -160,7 +168,9 @@ struct LearnedStatisticsBody {
       Acc mine = -INFINITY;
       here_.pieces().visit_arriving([&](int first, const Line& line, auto kind) {
         if constexpr (kSet == kBare && decltype(kind)::value) {
-          if (!has_label(first)) return as_they_are.template add<kSize>(line.value);
+          const bool own = has_label(first);
+          LPL_USUALLY_NOT(own);
+          if (!own) return as_they_are.template add<kSize>(line.value);
         }
         Acc z[kSize];
         rivals(first, line, kind, z);
@@ -256,7 +266,9 @@ struct LearnedStatisticsBody {
       here_.pieces().visit([&](int first, const Line& line, auto kind) {
         Acc z[kSize];
         perturbed(first, line, kind, z);
-        if (has_label(first) || (kLists && may_have_heads(line, z, kind))) {
+        const bool looks = has_label(first) || (kLists && may_have_heads(line, z, kind));
+        LPL_USUALLY_NOT(looks);
+        if (looks) {
           a_.template replace<kSize>(row_.label - first, Acc(-INFINITY), z);
           unsigned found = 0;
 #pragma unroll

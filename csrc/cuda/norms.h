@@ -51,13 +51,16 @@ LPL_DEVICE Acc sum_of_all(const Pieces& pieces, F f) {
 
 template <typename Algebra, typename Team, typename Pieces, typename Acc = typename Pieces::Acc>
 LPL_DEVICE Length<Acc> length_of(Team& team, double p, const Pieces& pieces) {
+  LPL_USUALLY(p == 2);
   const auto plus = [](Acc x, Acc y) { return x + y; };
   if (p == 1 || p == 2) {
     Acc total = p == 1 ? sum_of_all(pieces, [](Acc u, Acc sum) { return std::fabs(u) + sum; })
                        : sum_of_all(pieces, [](Acc u, Acc sum) { return std::fma(u, u, sum); });
     total = team.reduce(total, plus);
     // else some are −∞, or it is out of range or near its ends
-    if (total > kLeastSum && total < 1 / kLeastSum) return {1, total, true};
+    const bool in_range = total > kLeastSum && total < 1 / kLeastSum;
+    LPL_USUALLY(in_range);
+    if (in_range) return {1, total, true};
   }
   Acc peak = 0;
   pieces.visit_arriving([&](int, const Acc* u, auto) {
@@ -149,6 +152,7 @@ LPL_DEVICE inline Acc unit_along(const Algebra& a, Acc u, int j, const Row<Acc>&
 template <int kSize, typename Algebra, typename Acc>
 LPL_DEVICE inline void through_norm(const Algebra& a, Acc along, const Acc* u, const Row<Acc>& row,
                                     Acc* du) {
+  LPL_USUALLY(a.norm == Norm::two && row.finite);
   const Acc pull = along * row.bend;
   const auto each = [&](auto direction) {  // s_j of |x|
 #pragma unroll
@@ -253,6 +257,7 @@ template <int kSize, typename Kind, typename Pieces, typename Acc, typename Use>
 LPL_DEVICE inline void penalties_of_piece(const Problem& p, const Pull<Acc>& pull,
                                           const Pieces& pieces, int first, const Acc* u, Use use) {
   const bool relu = p.penalty == Penalty::relu;
+  LPL_USUALLY(relu);
 #pragma unroll
   for (int v = 0; v < kSize; ++v)
     if (relu && (Kind::value || pieces.inside(first + v))) use(v, relu_of(pull, u[v]));

@@ -43,6 +43,7 @@ class Pieces {
     end_ = count_ < begin_ + each ? count_ : begin_ + each;
     stage_ = kStages ? static_cast<Line*>(team.stage()) : nullptr;
     part_ = end_ - begin_;
+    LPL_USUALLY(!kStages || stage_);
     if (stage_) fetch();
   }
 
@@ -134,6 +135,7 @@ class Pieces {
     // The columns first … of it.
     template <typename Kind>
     LPL_DEVICE void write(int first, const Acc* x, Kind) const {
+      LPL_USUALLY(aligned_);
       if (Kind::value && aligned_) {
         struct alignas(kBytes) {
           U value[kSize];
@@ -200,6 +202,7 @@ class Pieces {
     } else if (!kStages || kArriving) {
       batches<4>(k, last, f, [&](int at) { return read_once(*line(at)); });
     }
+    LPL_USUALLY(k >= last);  // no piece is left beside batches of them
     for (; k < last; k += step)
       show(k, stage_ ? stage_[k - begin_] : read_once(*line(k)), f, Whole());
   }
@@ -237,6 +240,7 @@ class Pieces {
   LPL_DEVICE void each_short(F f) const {
 #pragma unroll 1
     for (int k = first_;; k = count_ - 1) {
+      LPL_USUALLY(whole(k));
       if (!whole(k) && mine(k)) f(k);
       if (k == count_ - 1) return;
     }
@@ -254,10 +258,12 @@ class Pieces {
 
   LPL_DEVICE void fetch() {
     in_bulk_ = team_.begins_bulk();
+    LPL_USUALLY(in_bulk_);
     // pieces that are copied as they lie in memory: in bulk by lines that are the row's alone
     int from = in_bulk_ ? multiple(whole_from_, kPerLine) : whole_from_;
     int to = in_bulk_ ? whole_to_ / kPerLine * kPerLine : whole_to_;
     if (to < from) from = to = first_;
+    LPL_USUALLY(from == first_ && to == count_);
     // the rest by whose it is
     for (int k = first_; k < from; ++k)
       if (mine(k)) stage_[k - begin_] = inside_of(k);
@@ -277,6 +283,7 @@ class Pieces {
     const int span = team_.places() > kPerLine ? team_.places() : kPerLine;
     part_ = multiple((end_ - begin_ + kParts - 1) / kParts, span);
     if (part_ < kLeast * span) part_ = kLeast * span;  // a part costs as much as a few pieces
+    LPL_USUALLY(team_.place() != 0);
     if (team_.place() != 0) return;
     for (int part = 0; part < kParts; ++part) {
       const int first = part_from(part), last = part_to(part);

@@ -297,6 +297,7 @@ class TeamRow {
   template <typename Kind>
   LPL_DEVICE Acc along_of_piece(int first, const Acc* u, const Acc (&terms)[kSize], Kind) const {
     Acc sum = 0;
+    LPL_USUALLY(row_.finite);
     if (!Algebra<T, kSet>::has(kTables | kRest) && row_.finite) {  // columns beyond are 0
 #pragma unroll
       for (int v = 0; v < kSize; ++v) sum = std::fma(terms[v], u[v], sum);
@@ -519,6 +520,7 @@ struct RowBody {
     const Algebra<T, kSet> algebra(call);
     const void* delta = call.scratch.only_delta ? call.out.delta : nullptr;
     Row<Acc> row = algebra.row(i, static_cast<const Acc*>(delta));
+    LPL_USUALLY(row.live);
     TeamRow<Team, T, kSet> here(team, call, algebra, row);
     if (!row.live) {
       here.clear();

@@ -52,6 +52,7 @@ class TeamOf {
 
   // What one thread of the team has written, all see behind it.
   LPL_DEVICE void sync() const {
+    LPL_USUALLY(blocks_ == 1);
     if (blocks_ == 1) return Machine::sync_block();
     Machine::sync_cluster();
   }
@@ -67,6 +68,7 @@ class TeamOf {
   LPL_DEVICE V of_first_crew(Make make) {
     static_assert(sizeof(V) <= kWidest && sizeof(V) % 4 == 0, "room for it in Exchange");
     turn_ ^= 1;
+    LPL_USUALLY(place() >= kWarp);
     if (place() < kWarp) {
       const V value = make();
       if (place() == 0) at<V>(exchange_->of_warps[turn_][0]) = value;
@@ -219,6 +221,7 @@ class TeamOf {
  private:
   template <typename V, typename Op>
   LPL_DEVICE V over_blocks(V value, Op op) {
+    LPL_USUALLY(blocks_ == 1);
     if (blocks_ == 1) return value;
     block_turn_ ^= 1;
     V* own = &at<V>(exchange_->of_block[block_turn_]);
