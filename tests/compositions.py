@@ -405,7 +405,6 @@ class Entry:
             "perturbation", a target "mixed" or "dense", a reduction, "smoothing by class".
         further: names of `Call.extra` that the loss is called with.
         cosines: the logits are cosines.
-        avoid: features whose loss is infinite.
     """
 
     make: Callable[[Call], nn.Module]
@@ -413,7 +412,6 @@ class Entry:
     refuses: Mapping[str, str] = field(default_factory=dict)
     further: tuple[str, ...] = ()
     cosines: bool = False
-    avoid: tuple[str, ...] = ()
 
 
 def plain(
@@ -575,8 +573,7 @@ ENTRIES: dict[str, Entry] = {
     "SoftmaxEQLLoss": Entry(
         plain(losses.SoftmaxEQLLoss, COUNTS, 0.1),
         softmax_eql,
-        INDICES,
-        avoid=("label_smoothing", "smoothing by class"),
+        {**INDICES, **SMOOTHING},
     ),
     "EQLLoss": Entry(
         plain(losses.EQLLoss, COUNTS, 0.1),

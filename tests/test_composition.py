@@ -40,7 +40,7 @@ def calls(draw: st.DrawFn, entry: Entry) -> Call:
     if draw(st.integers(0, 2)) == 0:
         keywords["phi"] = PHIS[draw(st.sampled_from(["alpha2", "gce0.7", "focal2", "poly1"]))]
     smoothing = draw(st.sampled_from(["none", "none", "number", "by class"]))
-    if smoothing != "none" and "label_smoothing" not in entry.avoid:
+    if smoothing != "none":
         by_class = 0.5 * random.uniform(C).float()
         keywords["label_smoothing"] = 0.25 if smoothing == "number" else by_class
     if draw(st.integers(0, 3)) == 0:

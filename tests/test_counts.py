@@ -212,3 +212,17 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ValueError, match="labels: expected an annotation file .*annotations.json"):
         class_counts(path)
+
+
+def test_labels_are_not_smoothed_over_masked_classes() -> None:
+    """Where a loss masks classes out a share of a label there would be an infinite loss."""
+    counts = [50, 20, 10, 5, 0]
+    with pytest.raises(ValueError, match="label_smoothing: expected 0 beside classes without"):
+        losses.BalancedSoftmaxLoss(counts, label_smoothing=0.1)
+    criterion = losses.BalancedSoftmaxLoss(counts)
+    with pytest.raises(ValueError, match="label_smoothing"):
+        criterion.label_smoothing = torch.full((5,), 0.1)
+    assert criterion.label_smoothing == 0
+    assert losses.BalancedSoftmaxLoss([5, 4, 3, 2, 1], label_smoothing=0.1).label_smoothing == 0.1
+    with pytest.raises(ValueError, match="label_smoothing"):
+        losses.SoftmaxEQLLoss(counts, 0.1, label_smoothing=0.1)

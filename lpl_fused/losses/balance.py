@@ -23,7 +23,7 @@ from ..class_stats import Counts, checked_counts, class_mean, effective_number_w
 from ..perturbation import Perturbation
 from ..problem import accumulate_dtype
 from ..validation import Target
-from .cross_entropy import CrossEntropyLoss
+from .cross_entropy import SMOOTHING, CrossEntropyLoss
 from .rows import class_indices
 
 
@@ -76,10 +76,11 @@ class BalancedSoftmaxLoss(CrossEntropyLoss):
 
     Args:
         cls_num_list: (C,) training samples per class. One without samples is masked out (−∞).
-        **keywords: of `CrossEntropyLoss`.
+        **keywords: of `CrossEntropyLoss`. `label_smoothing` must stay 0 where a class is masked
+            out.
 
     Raises:
-        ValueError: bad counts.
+        ValueError: bad counts; labels smoothed over classes without samples.
 
     Examples:
         >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([2])
@@ -87,11 +88,23 @@ class BalancedSoftmaxLoss(CrossEntropyLoss):
         tensor(6.6426)
     """
 
-    arguments: ClassVar = {"cls_num_list": CONSUMED}
+    arguments: ClassVar = {"cls_num_list": CONSUMED, "label_smoothing": rebuilding(SMOOTHING)}
 
     def __init__(self, cls_num_list: Counts, **keywords: Any) -> None:
         super().__init__(**keywords)
-        self.register_table("offset", torch.log(checked_counts(cls_num_list)))
+        counts = checked_counts(cls_num_list)
+        self._masks = bool((counts == 0).any())
+        self.register_table("offset", torch.log(counts))
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        smoothing = self.label_smoothing
+        if self._masks and (smoothing.any() if isinstance(smoothing, Tensor) else smoothing):
+            raise ValueError(
+                "label_smoothing: expected 0 beside classes without samples, which are masked out"
+                " (-inf) and whose share of a smoothed label would be an infinite loss"
+            )
 
     def perturbation(self, logits: Tensor) -> Perturbation:
         return Perturbation(offset=self.table("offset", logits))

@@ -40,7 +40,7 @@ def _checked_group(name: str, value: Any) -> Any:
 REDUCTION = live(Choice(*REDUCTIONS))
 GRADIENT = live(Choice(*FORMS))
 BACKEND = live(Choice("auto", *BACKENDS, REFERENCE))
-_SMOOTHING = Either(SHARE, RealTensor(1, "a tensor (C,), one number in [0, 1] per class"))
+SMOOTHING = Either(SHARE, RealTensor(1, "a tensor (C,), one number in [0, 1] per class"))
 
 
 class CrossEntropyLoss(LossModule):
@@ -83,7 +83,7 @@ class CrossEntropyLoss(LossModule):
         "weight": live(CLASS_WEIGHTS),
         "ignore_index": live(Integer()),
         "reduction": REDUCTION,
-        "label_smoothing": live(_SMOOTHING),
+        "label_smoothing": live(SMOOTHING),
         "phi": live(checked_phi),
         "z_loss": live(OFF_OR_NOT_NEGATIVE),
         "norm": live(checked_norm),

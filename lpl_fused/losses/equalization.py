@@ -17,6 +17,7 @@ from ..arguments import (
     REAL,
     SHARE,
     Integer,
+    Number,
     fixed,
     live,
 )
@@ -46,7 +47,8 @@ class SoftmaxEQLLoss(CrossEntropyLoss):
         threshold: λ > 0, the share of samples below which a class is rare; the authors choose it
             per data set.
         gamma: γ in [0, 1], default 0.9, of the authors' 0.9 to 0.95.
-        **keywords: of `CrossEntropyLoss`.
+        **keywords: of `CrossEntropyLoss`. `label_smoothing` must stay 0: what is dropped has no
+            share.
 
     Raises:
         ValueError: bad counts, λ or γ; a target that is not class indices, when called.
@@ -64,6 +66,7 @@ class SoftmaxEQLLoss(CrossEntropyLoss):
         "cls_num_list": CONSUMED,
         "threshold": fixed(POSITIVE),
         "gamma": live(SHARE),
+        "label_smoothing": fixed(Number(least=0, most=0)),
     }
 
     rare: Tensor
