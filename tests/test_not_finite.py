@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lpl_fused import MixedTarget, Perturbation, RebalancedWeight, losses
+from lpl_fused import Focal, MixedTarget, Perturbation, RebalancedWeight, losses
 from lpl_fused import functional as LF
 from lpl_fused.backends import BACKENDS, REFERENCE, has_multilabel
 
@@ -146,6 +146,33 @@ def test_a_weight_of_0_hides_no_nan(named: str, classes: int, by: str) -> None:
     found = LF.cross_entropy(logits, target, reduction="none", backend=named, **given)
     assert found[0].isnan()
     assert found[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("form", ["smoothed", "mixed", "dense", "smoothed focal"])
+def test_nor_does_it_of_targets_of_several_classes(named: str, form: str, bad: str) -> None:
+    logits, target = rows(5), torch.tensor([1, 2, 3, 1, 4, 0])
+    logits[0] = BAD[bad]
+    weight = torch.ones(N)
+    weight[0] = 0
+    given: dict[str, Any] = {"label_smoothing": 0.1} if "smoothed" in form else {}
+    if "focal" in form:
+        given["phi"] = Focal(2.0)
+    goal: Any = target
+    if form == "mixed":
+        goal = MixedTarget(target, target.flip(0), 0.3)
+    elif form == "dense":
+        goal = torch.full((N, 5), 0.2)
+        given["weight"] = torch.ones(5)  # of rows there are none beside probabilities
+    if form != "dense":
+        given["sample_weight"] = weight
+    leaf = logits.requires_grad_()
+    found = LF.cross_entropy(leaf, goal, reduction="none", backend=named, **given)
+    gradient = torch.autograd.grad(found.sum(), leaf)[0]
+    assert found[0].isnan()
+    assert gradient[0].isnan().all()
+    assert found[1:].isfinite().all()
+    assert gradient[1:].isfinite().all()
 
 
 @pytest.mark.parametrize("classes", [5, 70])

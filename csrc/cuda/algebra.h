@@ -355,8 +355,9 @@ class Algebra {
                            Terms<Acc>& t) const {
     t.shift = shift;
     t.log_total = std::log(total);
-    // where nothing is spread the infinite loss of a masked class does not count
-    Acc value = r.uniform == 0 ? Acc(0) : r.uniform * sums[0];
+    // where nothing is spread the infinite loss of a masked class does not count; a weight of 0
+    // hides no row that has no softmax
+    Acc value = (r.uniform == 0 ? Acc(0) : r.uniform * sums[0]) + 0 * t.log_total;
     Acc slope = r.uniform * sums[1], weight = r.uniform * sums[2];
     const Acc hard[2] = {r.hard, r.other_hard};
     Acc* part[2] = {&t.part, &t.other_part};

@@ -184,6 +184,7 @@ def _finished(problem: Problem, known: Known, mass: Mass, detail: Detail | None)
             slope, weight = slope + pull, weight + hard
         if parts:
             part, other_part = parts
+        value = value + 0 * log_total  # a weight of 0 hides no row that has no softmax
     if options.z_loss > 0:
         lse = shift + log_total
         value = value + torch.where(weight == 0, 0.0, weight * (options.z_loss * lse * lse))

@@ -335,8 +335,9 @@ def row_terms(index, row, own, other, mass, detail, problem):
         total = mass.rest
         log_total = tl.log(mass.rest)
         weight = row.uniform * mass.mass
-        # where nothing is spread the infinite loss of a masked class does not count
-        value = tl.where(row.uniform == 0, 0, row.uniform * detail.value)
+        # where nothing is spread the infinite loss of a masked class does not count; a weight of 0
+        # hides no row that has no softmax
+        value = tl.where(row.uniform == 0, 0, row.uniform * detail.value) + log_total * 0
         slope = row.uniform * detail.slope
         if problem.form == LABELS:
             ell = log_total - gap
