@@ -23,7 +23,8 @@ def test_the_selections_hold_each_case_once(device: str) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_steps_of_lpl_stand_beside_plain_cross_entropy(device: str) -> None:
-    options = run.parser().parse_args(["--lpl", "--device", device])
+    options = run.parser().parse_args(["--lpl"])
+    options.device = torch.device(device)  # the parser looks whether there is one
     chosen = run.selected(options)
     assert chosen == lpl_cases(device)
     unique = {c for c in chosen if c.shape not in TOKEN_SHAPES}

@@ -315,7 +315,14 @@ def test_class_counts(tmp_path) -> None:  # type: ignore[no-untyped-def]
     expected = torch.tensor([2, 0, 1])
     labels = [0, 2, 0]
     annotations = tmp_path / "train.json"
-    annotations.write_text(json.dumps({"annotations": [{"category_id": c} for c in labels]}))
+    annotations.write_text(
+        json.dumps(
+            {
+                "annotations": [{"category_id": c} for c in labels],
+                "categories": [{"id": c} for c in range(3)],
+            }
+        )
+    )
     for source in (
         labels,
         torch.tensor(labels),

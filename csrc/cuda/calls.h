@@ -256,8 +256,8 @@ void cross_entropy(Launcher& launch, Call call) {
       launch_rows<RowBody, T>(launch, call, again || p.n < launch.many_rows(), Lean());
   else
     launch_rows<RowBody, T>(launch, call, true, SetList<>());
-  // after plain steps their last team has the sum
-  const bool summed = p.steps && serves(kSolvedPath, call) && p.n <= kLossesOfTeam;
+  // after plain steps their last team has the sum; of no row there is none
+  const bool summed = p.steps && serves(kSolvedPath, call) && p.n > 0 && p.n <= kLossesOfTeam;
   if (call.out.loss && !summed) launch.once(LossBody<Acc>(), call);
 }
 

@@ -126,7 +126,7 @@ def _tensors(arrays: Arrays) -> tuple[Tensor, Tensor, LabelSets]:
     sets = LabelSets(
         torch.from_numpy(arrays["offsets"]),
         torch.from_numpy(arrays["classes"]).long(),
-        len(arrays["identifiers"]),
+        max(1, len(arrays["identifiers"])),  # of no functions there are none, which is said later
     )
     if bags.shape != (len(unit), LENGTH) or len(sets) != len(unit):
         raise ValueError(f"{len(unit)} units, bags of shape {bags.shape}, {len(sets)} sets")

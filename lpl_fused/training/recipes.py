@@ -16,7 +16,10 @@ from .hooks import DEFERRED_UNTIL, Hook, shot_groups
 
 # Keywords of the losses that a comparison settles itself, and φ and norms, which are no literals.
 _FIXED = frozenset(
-    {"weight", "pos_weight", "ignore_index", "reduction", "backend", "phi", "norm", "base", "dtype"}
+    {
+        *("weight", "pos_weight", "ignore_index", "reduction", "backend", "phi", "norm", "base"),
+        *("dtype", "process_group", "data_group"),
+    }
 )
 
 

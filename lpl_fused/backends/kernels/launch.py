@@ -145,9 +145,10 @@ def solver_meta(problem: Problem) -> dict[str, Any]:
 
 
 def steps_meta(meta: dict[str, Any]) -> dict[str, Any]:
-    """For the steps of rows, by the solver's; a warp for each."""
-    head = meta["HEAD"]
-    return {"HEAD": head, "FEW": min(32, head), "ORDER": meta["ORDER"], "num_warps": 1}
+    """For the steps of rows, by the solver's; a warp for each, two where all heads are double."""
+    head, order = meta["HEAD"], meta["ORDER"]
+    warps = 2 if order == 8 and head == 512 else 1
+    return {"HEAD": head, "FEW": min(32, head), "ORDER": order, "num_warps": warps}
 
 
 def moved_meta(problem: Problem, meta: dict[str, Any]) -> dict[str, Any]:
@@ -193,6 +194,9 @@ def group_meta(problem: Problem) -> GroupMeta:
     heads, of_nodes = {"HEAD": head}, {"NODES": nodes}
     steps = {**meta(head, step_rows, each=16, ample=True), **heads, **of_nodes, "ROWS": step_rows}
     steps.pop("BLOCK")
+    finish: dict[str, Any] = {"num_warps": 4}
+    if torch.version.hip is None:
+        finish["maxnreg"] = 64  # left to itself ptxas takes 40, and spills
     kind = {"NORMALIZE": normalize}
     return GroupMeta(
         3 if classes > head else 1,
@@ -203,7 +207,7 @@ def group_meta(problem: Problem) -> GroupMeta:
         {**steps, **kind, "FEW": few, "MANY": many},
         {**tile, **kind, **heads, **of_nodes},
         {**tile, **heads, **of_nodes},
-        {**kind, **heads, **of_nodes, "ROWS": power_of_two(n, 2, 128), "num_warps": 4},
+        {**finish, **kind, **heads, **of_nodes, "ROWS": power_of_two(n, 2, 128)},
     )
 
 
@@ -255,7 +259,7 @@ def binary_flat_meta(problem: BinaryProblem) -> dict[str, Any]:
     block = power_of_two(total, 16, 128 * each)
     found = meta(block, each=each, ample=True)
     if "maxnreg" in found and problem.options.phi == LOG and each > 2:
-        found["maxnreg"] = 64  # which is enough, and leaves room for more programs
+        found["maxnreg"] = 72  # which is enough, and leaves room for more programs
     return {**found, "ROWS": 1, **_turns(total, block, -(-total // block)), "STEP": 1}
 
 
