@@ -207,6 +207,8 @@ def refused(group: Any, name: str) -> str:
         weight = weight[:, :-1] if rank else weight
     elif name == "grad":
         weight = weight.requires_grad_(rank == 0)
+    elif name == "function" and rank:
+        return error_of(lambda: LF.cross_entropy(features @ weight.t(), target, **keywords))
     elif name == "reference":
         keywords["backend"] = "reference"
     return error_of(lambda: LF.linear_cross_entropy(features, weight, target, **keywords))
@@ -219,6 +221,7 @@ def refused(group: Any, name: str) -> str:
         "memory": "chunk_memory must be the same.*500 on rank 0, 501 on rank 1",
         "weight": "linear_weight: expected shape",
         "grad": "linear_weight: requires grad or not",
+        "function": "function must be the same.*linear_cross_entropy on rank 0, cross_entropy on",
         "reference": "needs a fused backend",
     }.items(),
 )

@@ -25,6 +25,7 @@ _OF_COLUMNS = "scale", "offset", "margin", "rows", "multiplier", "rho"
 _OF_LABELS = "weight", "smoothing", "steps"
 _TABLES = (*_OF_COLUMNS, *_OF_LABELS)
 _OF_ROWS = "target", "other", "lam", "sample_weight", "row_index", "normalizer"
+_OTHERS = 5  # numbers at most that a function has to say of its own
 _TEXT = 320  # bytes of a message that others get to see
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -162,6 +163,8 @@ def agreed(
     said = _told(kind, problem, form)
     for name, value in others:
         said.add(f"={name}", value)
+    for _ in range(_OTHERS - len(others)):
+        said.add("nothing", 0)  # as long as another function's, which another rank may have called
     device = input.device if isinstance(input, Tensor) else torch.device("cpu")
     numbers = _exchanged(said, problem, error, group, device)
     if error is not None:
