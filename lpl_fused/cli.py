@@ -32,6 +32,7 @@ _SETTINGS = (
 _DATA_OPTIONS = {
     "path": "path",
     "image_size": "image_size",
+    "test_share": "test_share",
     "skip_broken": "skip_broken",
     "classes": "num_classes",
     "imbalance": "imbalance",
@@ -45,7 +46,7 @@ _MOST_SEEDS = 10_000
 # What messages call by its keyword, and the command line by an option.
 _WORDS = {
     **{keyword: f"--{name.replace('_', '-')}" for name, keyword in _DATA_OPTIONS.items()},
-    **{name: f"--{name.replace('_', '-')}" for name in (*_SETTINGS, "loss", "output")},
+    **{name: f"--{name.replace('_', '-')}" for name in (*_SETTINGS, "loss", "seeds", "output")},
 }
 
 
@@ -117,6 +118,14 @@ def _parser() -> argparse.ArgumentParser:
         "--path", help="folder of images: PATH/CLASS/… or PATH/train/CLASS/…, PATH/test/CLASS/…"
     )
     data.add_argument("--image-size", type=int, help="side of the folder's images (default: 32)")
+    data.add_argument(
+        "--test-share",
+        type=float,
+        metavar="SHARE",
+        help="folder without a test split: from every class as many images as this share of the "
+        "smallest class are drawn for the test and kept out of training, at least one (default: "
+        "0.2)",
+    )
     data.add_argument(
         "--skip-broken",
         action="store_true",
@@ -241,10 +250,19 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _in_options(message: str) -> str:
     """A message about a keyword as one about the option that gives it."""
-    message = re.sub(r"^loss_options\.(?=\w)", "--set ", message)
-    # a word by itself may be anything, what has an underscore is a keyword
+    message = re.sub(r"\bloss_options\.(?=\w)", "--set ", message)
+    message = message.replace("data_options.", "")
+    unknown = re.fullmatch(r"(data '\w+' has no option )'(\w+)'; it has (.*)", message)
+    if unknown:
+        options = [_WORDS[name] for name in unknown[3].split(", ") if name in _WORDS]
+        return f"{unknown[1]}{_WORDS.get(unknown[2], unknown[2])}; it has {', '.join(options)}"
+    # a word by itself may be anything: it is a keyword where a message begins with it, or has its
+    # value after it, and if it has an underscore
     return re.sub(
-        r"^\w+(?=: )|\b[a-z]+_[a-z]+\b", lambda found: _WORDS.get(found[0], found[0]), message
+        r"(?:^|(?<=: ))\w+(?=: )|(?<=has )\w+(?= .*, now )|\b(?:device|backend)(?= ')"
+        r"|\b[a-z]+_[a-z]+\b",
+        lambda found: _WORDS.get(found[0], found[0]),
+        message,
     )
 
 

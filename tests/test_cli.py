@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import errno
+import io
 import json
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,11 +23,13 @@ import pytest
 import small_library
 import torch
 from PIL import Image
+from rich.console import Console
 
 from lpl_fused.cli import main
 from lpl_fused.data import LabelSets, LongTailedData, load
 from lpl_fused.training import RECIPES, Record, RunSettings, SettingsError, compare, train
 from lpl_fused.training.kinds import KINDS
+from lpl_fused.training.progress import Bar, Lines, progress
 from lpl_fused.version import __version__
 
 QUICK = ("train", "--data", "digits", "--epochs", "2")
@@ -354,9 +358,12 @@ def test_resume_trains_only_what_is_missing(done: Path, monkeypatch: pytest.Monk
 
 
 def test_interrupted_run_keeps_what_was_finished(
-    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = tmp_path / "interrupted"
+    folder = tmp_path / "inter rupted"  # the hint is pasted into a shell
     pairs = ("--loss", "ce", "la+lpl", "--seeds", "0-1")
     with monkeypatch.context() as patch:
         patch.setattr(compare, "train", Counted(interrupt_at=3))
@@ -364,7 +371,9 @@ def test_interrupted_run_keeps_what_was_finished(
     assert untimed(read(folder)["results"]) == untimed(read(done)["results"][:3])
     assert sorted(file.name for file in folder.iterdir()) == ["plot.png", "run.json"]
 
-    assert run("train", "--resume", folder / "run.json") == 0
+    printed = capsys.readouterr().out
+    (hint,) = (line for line in printed.splitlines() if "lpl-fused train --resume" in line)
+    assert main(shlex.split(hint[hint.index("lpl-fused") :])[1:]) == 0
     assert untimed(read(folder)["results"]) == untimed(read(done)["results"])
 
 
@@ -373,7 +382,9 @@ def test_interrupted_before_anything_is_finished(
 ) -> None:
     monkeypatch.setattr(compare, "train", Counted(interrupt_at=0))
     assert run(*QUICK, "--output", tmp_path / "none") == 130
-    assert "no run was finished" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "no run was finished" in printed
+    assert "--resume" not in printed, "there is nothing to resume"
     assert list((tmp_path / "none").iterdir()) == []
 
 
@@ -403,6 +414,7 @@ def test_a_loss_that_raises_keeps_the_others(
     printed = capsys.readouterr()
     assert "the ce loss of seed 0: ZeroDivisionError: by nought" in printed.err
     assert "failing" in printed.out, "where it happened"
+    assert f"lpl-fused train --resume {out}" in printed.out
     assert [result["loss"] for result in read(out)["results"]] == ["la"]
 
     assert run("train", "--resume", out / "run.json") == 0, "what failed is tried again"
@@ -460,6 +472,53 @@ def test_changed_environment_is_told(done: Path, capsys: pytest.CaptureFixture[s
     assert f"torch 1.0 → {torch.__version__}" in capsys.readouterr().out.replace("\n", " ")
 
 
+# progress
+
+
+def test_progress_is_lines_where_the_output_is_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*QUICK, "--loss", "ce", "la", "--seeds", "0-1", "--output", tmp_path / "o") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if " done" in line]
+    assert [line.partition(" done")[0] for line in lines] == [
+        *("digits, seed 0: 0 %", "ce, seed 0: 0 %", "la, seed 0: 25 %"),
+        *("digits, seed 1: 50 %", "ce, seed 1: 50 %", "la, seed 1: 75 %"),
+    ]
+    assert re.fullmatch(r"la, seed 1: 75 % done, about \d+ s left", lines[-1])
+
+
+def test_a_long_run_has_a_line_a_minute() -> None:
+    now = 0.0
+    console = Console(file=io.StringIO(), width=40)
+    lines = Lines(console, clock=lambda: now)
+    lines.begin("digits")
+    lines.total(1000)
+    lines.begin("ce")
+    for _ in range(500):
+        now += 25.0
+        lines.step()
+    written = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert written[:3] == ["digits: 0 % done", "ce: 0 % done", "ce: 0 % done, about 7 h left"]
+    assert len(written) == 2 + 500 // 3, "the third step is the first after a minute"
+    assert written[-1] == "ce: 49 % done, about 3 h left"
+
+
+@pytest.mark.parametrize(
+    ("terminal", "kind"), [(True, Bar), (False, Lines)], ids=["terminal", "file"]
+)
+def test_progress_fits_the_output(terminal: bool, kind: type) -> None:
+    console = Console(file=io.StringIO(), force_terminal=terminal)
+    shown = progress(console)
+    assert type(shown) is kind
+    with shown:
+        shown.total(2)
+        shown.begin("la, seed 3")
+        shown.step()
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "la, seed 3" in text
+    assert ("50 %" in text) == terminal, "the line was written before the step"
+
+
 # what is refused
 
 
@@ -495,10 +554,16 @@ def test_changed_environment_is_told(done: Path, capsys: pytest.CaptureFixture[s
         ),
         (
             ("--data", "tags", "--largest", "10"),
-            "data 'tags' has no option 'largest'; it has --classes",
+            "data 'tags' has no option --largest; it has --classes$",
         ),
-        (("--data", "tokens", "--imbalance", "10"), "'tokens' has no option 'imbalance'"),
-        (("--classes", "5"), "data 'digits' has no option '--classes'"),
+        (
+            ("--data", "tokens", "--imbalance", "10"),
+            "'tokens' has no option --imbalance; it has --classes, --train-samples$",
+        ),
+        (
+            ("--classes", "5"),
+            "data 'digits' has no option --classes; it has --imbalance, --profile, --largest$",
+        ),
         (("--imbalance", "1000"), r"--imbalance: expected 1 \(balanced\) to 100"),
         (("--imbalance", "nan"), "--imbalance: expected a finite number >= 1, got nan"),
         (("--largest", "0"), "--largest: expected an int >= 1, got 0"),
@@ -514,15 +579,23 @@ def test_changed_environment_is_told(done: Path, capsys: pytest.CaptureFixture[s
         (("--many-above", "3", "--few-below", "9"), "--few-below: expected at most"),
         (("--loss", "ce", "--set", "la.tau=2"), "--set la.tau: .* compared .ce., got one of 'la'"),
         (("--output", ""), "--output: expected a folder, got ''"),
-        (("--device", "meta"), "device 'meta' with backend 'auto' cannot run"),
+        (("--device", "meta"), "--device 'meta' with --backend 'auto' cannot run"),
         (("--data", "glyphs", "--classes", "1"), "--classes: expected an int >= 2"),
         (("--data", "tokens", "--train-samples", "0"), "--train-samples: expected an int >= 1"),
         (("--data", "folder", "--path", "."), "holds no class folders with images"),
         (("--data", "folder", "--path", ".", "--image-size", "0"), "--image-size: expected an int"),
-        (("--skip-broken",), "data 'digits' has no option '--skip-broken'"),
-        (("--loss", "ce", "--path", "."), "data 'digits' has no option 'path'"),
-        (("--device", "gpu"), "device 'gpu' with backend 'auto' cannot run"),
-        (("--backend", "cpu"), "device 'cpu' with backend 'cpu' cannot run: backend: expected one"),
+        *[
+            (
+                ("--data", "folder", "--path", ".", "--test-share", share),
+                "--test-share: expected a num",
+            )
+            for share in ("0", "1", "nan")
+        ],
+        (("--test-share", "0.5"), "data 'digits' has no option --test-share"),
+        (("--skip-broken",), "data 'digits' has no option --skip-broken"),
+        (("--loss", "ce", "--path", "."), "data 'digits' has no option --path"),
+        (("--device", "gpu"), "--device 'gpu' with --backend 'auto' cannot run"),
+        (("--backend", "cpu"), "--backend 'cpu' cannot run: --backend: expected one"),
         (("--resume", "absent.json"), "absent.json is not the record of a run: No such file"),
         (("--resume", ""), "is not the record of a run"),
         (("--resume", "."), "run.json is not the record of a run: No such file"),
@@ -589,10 +662,10 @@ def test_a_finished_run_is_not_overwritten(done: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (("--epochs", "3"), "the run to resume has epochs 2, now 3 was given"),
-        (("--imbalance", "50"), "has data_options.imbalance 100.0, now 50.0 was given"),
-        (("--set", "la.tau=2"), "has loss_options.la None, now {'tau': 2} was given"),
-        (("--output", "elsewhere"), "leave the output out"),
+        (("--epochs", "3"), "the run to resume has --epochs 2, now 3 was given"),
+        (("--imbalance", "50"), "has --imbalance 100.0, now 50.0 was given"),
+        (("--set", "la.tau=2"), "has --set la None, now {'tau': 2} was given"),
+        (("--output", "elsewhere"), "--output: a resumed run is written where it was"),
     ],
 )
 def test_resume_refuses_other_settings(

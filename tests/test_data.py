@@ -476,6 +476,25 @@ def test_folder_draws_a_balanced_test(tree: Path) -> None:
     assert torch.equal(data.train_inputs[0, :, 16, 16], red)
 
 
+@pytest.mark.parametrize(
+    ("share", "each"), [(None, 1), (0.2, 1), (0.5, 2), (0.75, 3), (0.999, 4), (1 - 2**-53, 4)]
+)
+def test_the_share_of_the_test_is_that_of_the_smallest_class(
+    tree: Path, share: float | None, each: int
+) -> None:
+    data = load("folder", path=tree, test_share=share)
+    assert sizes_of_test(data).tolist() == [each] * 3
+    assert data.cls_num_list.tolist() == [20 - each, 10 - each, 5 - each]
+
+
+def test_a_share_beside_a_test_split_is_refused(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("x", "y"):
+            paint(tmp_path / split / name / "0.png")
+    with pytest.raises(DataError, match=r"test_share: expected none, since .*test is the test set"):
+        load("folder", path=tmp_path, test_share=0.5)
+
+
 def test_folder_follows_the_seed(tmp_path: Path) -> None:
     for name in ("a", "b"):
         for i in range(10):

@@ -40,7 +40,12 @@ OPTIONS: dict[str, dict[str, Check]] = {
     "tokens": {"num_classes": _CLASSES, "train_samples": _COUNT, "context": _COUNT},
     "tags": {"num_classes": _CLASSES},
     # the largest is that of what small models are for
-    "folder": {"path": _path, "image_size": Integer(least=1, most=4096), "skip_broken": FLAG},
+    "folder": {
+        "path": _path,
+        "image_size": Integer(least=1, most=4096),
+        "test_share": Maybe(Number(above=0, below=1)),
+        "skip_broken": FLAG,
+    },
 }
 
 __all__ = [
@@ -65,7 +70,8 @@ def load(name: str, *, seed: int = 0, **options: Any) -> LongTailedData:
     Args:
         name: "glyphs" (`num_classes`, `imbalance`, `profile`, `largest`), "digits" (`imbalance`,
             `profile`, `largest`), "tokens" (`num_classes`, `train_samples`, `context`),
-            "tags" (`num_classes`) or "folder" (`path`, `image_size`, `skip_broken`).
+            "tags" (`num_classes`) or "folder" (`path`, `image_size`, `test_share`,
+            `skip_broken`).
         seed: of everything random in the data; the same seed gives the same tensors.
         options: those in parentheses above; see `load_glyphs`, `load_digits`, `load_tokens`,
             `load_tags`, `load_folder`.

@@ -14,7 +14,7 @@ from torch import Tensor
 from .base import DataError, LongTailedData
 
 IMAGE_SIZE = 32
-TEST_FRACTION = 0.2  # of the smallest class, when the tree has no test split of its own
+TEST_SHARE = 0.2  # of the smallest class, when the tree has no test split of its own
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _TRAIN_NAME = "train"
 _TEST_NAMES = ("test", "val", "valid", "validation")  # the first of them that is there
@@ -25,7 +25,11 @@ _Images = dict[str, list[Tensor]]
 
 
 def load_folder(
-    path: str | Path, seed: int = 0, image_size: int = IMAGE_SIZE, skip_broken: bool = False
+    path: str | Path,
+    seed: int = 0,
+    image_size: int = IMAGE_SIZE,
+    test_share: float | None = None,
+    skip_broken: bool = False,
 ) -> LongTailedData:
     """Images in class folders: `(3, image_size, image_size)` uint8, scaled and cropped square.
 
@@ -34,9 +38,9 @@ def load_folder(
         PATH/train/CLASS/…, PATH/test/CLASS/…       the split is taken as it is; the test may be
                                                     called test, val, valid or validation (the first
                                                     of them that is there), in any letter case
-        PATH/CLASS/…                                a balanced test set is drawn by `seed`: a fifth
-                                                    of the smallest class, at least one, from every
-                                                    class
+        PATH/CLASS/…                                a balanced test set is drawn by `seed`: from
+                                                    every class as many as `test_share` of the
+                                                    smallest class, at least one
 
     Names that begin with a dot, and `__MACOSX`, are no data. Numbers of 16 bits are scaled by their
     range, floating ones are taken to lie in [0, 1]; what is transparent stands on white.
@@ -45,13 +49,15 @@ def load_folder(
         path: PATH.
         seed: of the test set that is drawn.
         image_size: side of the square.
+        test_share: of the smallest class, what is drawn from every class for the test and kept out
+            of training, default 0.2; an error where the tree has a test split.
         skip_broken: leaves out images that cannot be read, and classes that then have no training
             or no test image, instead of refusing all; `left_out` of the data says what.
 
     Raises:
         DataError: PATH is missing or no folder, or holds no class folders; a class has no training
-            or no test image, the test split has a class that training lacks, or images cannot be
-            read (the message names all of them).
+            or no test image, the test split has a class that training lacks, `test_share` is given
+            beside a test split, or images cannot be read (the message names all of them).
     """
     root = Path(path)
     if not os.path.isdir(root):  # Path raises at a name that is too long
@@ -59,6 +65,10 @@ def load_folder(
         raise DataError(f"{root} is not a folder" if there else f"{root} does not exist")
     faults: list[str] = []
     splits = _splits(root)
+    if len(splits) == 2 and test_share is not None:
+        raise DataError(
+            f"test_share: expected none, since {splits[1]} is the test set, got {test_share:g}"
+        )
     found = [_class_files(folder, faults) for folder in splits]
     if not all(any(files.values()) for files in found):
         empty = next(f for f, files in zip(splits, found, strict=True) if not any(files.values()))
@@ -77,7 +87,8 @@ def load_folder(
     if len(splits) == 2:
         train, test = _shared(splits, read, faults)
     else:
-        train, test = _draw_test(read[0], seed, faults)
+        share = TEST_SHARE if test_share is None else test_share
+        train, test = _draw_test(read[0], share, seed, faults)
     if faults and not skip_broken:
         raise DataError(_listed(root, faults))
     if len(train) < 2:
@@ -159,7 +170,9 @@ def _shared(splits: list[Path], read: list[_Images], faults: list[str]) -> tuple
     return train, test
 
 
-def _draw_test(images: _Images, seed: int, faults: list[str]) -> tuple[_Images, _Images]:
+def _draw_test(
+    images: _Images, share: float, seed: int, faults: list[str]
+) -> tuple[_Images, _Images]:
     """Set the same number of images of every class aside for the test."""
     enough = {name: members for name, members in images.items() if len(members) > 1}
     for name, members in images.items():
@@ -168,7 +181,8 @@ def _draw_test(images: _Images, seed: int, faults: list[str]) -> tuple[_Images, 
                 f"class {name!r} has 1 image, so none is left for the test: give it at least 2, "
                 "or provide train/ and test/ folders"
             )
-    size = max(1, int(TEST_FRACTION * min(map(len, enough.values()), default=0)))
+    smallest = min(map(len, enough.values()), default=0)
+    size = max(1, min(int(share * smallest), smallest - 1))
     generator = torch.Generator().manual_seed(seed)
     train, test = {}, {}
     for name, members in enough.items():

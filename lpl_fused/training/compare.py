@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +14,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..backends import resolve
 from ..data import LongTailedData, load
 from .loop import DivergedError, prepare, steps_per_epoch, train
 from .plots import save_plot
+from .progress import progress
 from .recipes import RECIPES
 from .record import Record, environment
 from .report import table
@@ -81,7 +82,7 @@ def run(
     with contextlib.ExitStack() as locks:
         if resume is not None:
             if output is not None:
-                raise SettingsError("a resumed run is written where it was: leave the output out")
+                raise SettingsError("output: a resumed run is written where it was, leave it out")
             path = Path(resume)
             if resume and os.path.isdir(path):
                 path /= RECORD_NAME
@@ -123,16 +124,18 @@ def _trained(
     except KeyboardInterrupt:
         console.print("[yellow]interrupted[/yellow]")
         if not record.results:
-            console.print("no run was finished; nothing is written")
+            console.print("no run was finished; nothing is written: the same command starts anew")
         status = INTERRUPTED
     finally:
         if record.results and not _report(record, folder, console):
             status = FAILED
-    if status == INTERRUPTED:
-        return status
-    for failure in record.failures:
-        _tell(failure["error"])
-        status = FAILED
+    if status != INTERRUPTED:
+        for failure in record.failures:
+            _tell(failure["error"])
+            status = FAILED
+    if status and (folder / RECORD_NAME).exists():
+        again = f"lpl-fused train --resume {shlex.quote(str(folder))}"
+        console.print(f"to go on where this ended: {again}", soft_wrap=True, markup=False)
     return status
 
 
@@ -253,12 +256,12 @@ def _train_all(
     pairs = sum(map(len, pending.values()))
     if not pairs:
         return
-    with _progress(console) as progress:
-        bar = progress.add_task("", total=None)
+    shown = progress(console)
+    with shown:
         for seed, losses in pending.items():
             if not losses:
                 continue
-            progress.update(bar, description=f"{record.settings.data}, seed {seed}")
+            shown.begin(f"{record.settings.data}, seed {seed}")
             data = load(record.settings.data, seed=seed, **record.settings.data_options)
             record.describe_data(data, seed)
             if data.left_out:
@@ -271,13 +274,11 @@ def _train_all(
                 _check_free(folder)  # another run may have been faster
                 new = False
             steps = record.settings.epochs * steps_per_epoch(data, record.settings)
-            progress.update(bar, total=pairs * steps)
+            shown.total(pairs * steps)
             for loss in losses:
-                progress.update(bar, description=f"{loss}, seed {seed}")
+                shown.begin(f"{loss}, seed {seed}")
                 try:
-                    trained = train(
-                        data, loss, seed, record.settings, on_step=lambda: progress.advance(bar)
-                    )
+                    trained = train(data, loss, seed, record.settings, on_step=shown.step)
                 except Exception as error:  # whatever it is, the other losses are worth having
                     record.add_failure(loss, seed, error)
                     if not isinstance(error, DivergedError):
@@ -318,13 +319,3 @@ def _check_losses(record: Record, data: LongTailedData, losses: Sequence[str], s
                 raise SettingsError(f"loss_options.{loss}.{error}") from error
             given = f" with options {options}" if options else ""
             raise SettingsError(f"loss {loss!r}{given}: {error}") from error
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(),
-        console=console,
-    )

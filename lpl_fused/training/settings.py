@@ -20,7 +20,7 @@ _DATA_OPTIONS: dict[str, dict[str, Any]] = {
     "digits": {"imbalance": 100.0, "profile": "exp", "largest": 100},
     "tokens": {"num_classes": 10_000, "train_samples": 250_000},
     "tags": {"num_classes": 1000},
-    "folder": {"path": None, "image_size": 32, "skip_broken": False},
+    "folder": {"path": None, "image_size": 32, "test_share": None, "skip_broken": False},
 }
 _TRAINING: dict[str, dict[str, Any]] = {
     # One thread: small steps gain little from more, and threads that wait for each other at every
