@@ -133,7 +133,7 @@ def test_environment_chooses_the_backend() -> None:
 
 
 def test_version_and_public_names() -> None:
-    assert re.fullmatch(r"\d+\.\d+\.\d+", lpl_fused.__version__)
+    assert re.fullmatch(r"\d+\.\d+\.\d+(rc\d+)?", lpl_fused.__version__)
     for name in lpl_fused.__all__:
         assert getattr(lpl_fused, name) is not None
     assert callable(lpl_fused.backends)

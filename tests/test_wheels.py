@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tools import build_wheel, check_wheel, wheel_index
+from tools import build_wheel, check_release, check_wheel, wheel_index
 
 ROOT = Path(__file__).resolve().parent.parent
+TOOLS = {
+    t.__name__.rpartition(".")[2]: t for t in (build_wheel, check_release, check_wheel, wheel_index)
+}
 CPU = "lpl_fused-1.2.3-cp311-cp311-manylinux_2_28_x86_64.whl"
 CUDA = "lpl_fused-1.2.3+cu130-cp311-cp311-manylinux_2_28_x86_64.whl"
 
@@ -101,6 +104,16 @@ def test_no_index_of_nothing_or_of_what_is_no_wheel(tmp_path: Path) -> None:
         ("check_wheel", [f"absent/{CPU}"], "is no wheel: .*No such file"),
         ("check_wheel", [f"zipped/{CPU}"], "is no wheel: .*not a zip file"),
         ("check_wheel", [f"empty/{CPU}", "--python", "absent"], "--python: absent is no program"),
+        (
+            "check_release",
+            ["absent", "--torch", "2.13.0"],
+            "expected one sdist and its wheels in absent",
+        ),
+        (
+            "check_release",
+            ["absent", "--torch", "2", "--python", "absent"],
+            "--python: absent is no",
+        ),
         ("build_wheel", ["rocm6"], "expected cpu or cu and a CUDA version such as cu130, got"),
         ("build_wheel", ["cu130"], "CUDA 13.0: no .*absent-nvcc"),
         ("build_wheel", ["cpu", "--out", f"zipped/{CPU}"], "--out: expected a folder"),
@@ -125,9 +138,7 @@ def test_bad_arguments_end_in_one_line(
     monkeypatch.setenv("NVCC", str(tmp_path / "absent-nvcc"))
     monkeypatch.setattr(sys, "argv", [tool, *arguments])
     with pytest.raises(SystemExit) as stopped:
-        {"wheel_index": wheel_index, "check_wheel": check_wheel, "build_wheel": build_wheel}[
-            tool
-        ].main()
+        TOOLS[tool].main()
     assert stopped.value.code == 2
     assert re.search(message, capsys.readouterr().err.splitlines()[-1])
     assert sorted(tmp_path.rglob("*")) == before
@@ -261,7 +272,60 @@ def test_check_of_what_is_installed(tmp_path: Path, capfd: pytest.CaptureFixture
     python = f"cp{sys.version_info.major}{sys.version_info.minor}"
     broken = {"lpl_fused/__init__.py": b"raise ImportError('undefined symbol')"}
     wheel = fake_wheel(tmp_path, CPU.replace("cp311", python), broken)
-    assert check_wheel.installed(wheel, sys.executable, [])[0].endswith("import failed")
+    assert check_wheel.installed(wheel, sys.executable, [])[0].endswith("tools/smoke.py failed")
     assert "undefined symbol" in capfd.readouterr().err
     other = fake_wheel(tmp_path, CPU.replace("cp311", "cp27"))
     assert check_wheel.installed(other, sys.executable, [])[0].endswith("install failed")
+
+
+# -- the release -----------------------------------------------------------------------------------
+
+
+def release(folder: Path, *names: str) -> Path:
+    for name in names:
+        fake_wheel(folder, name)
+    (folder / "lpl_fused-1.2.3.tar.gz").write_bytes(b"")
+    return folder
+
+
+def test_each_python_is_given_the_sdist_and_its_wheels(tmp_path: Path) -> None:
+    names = [CPU, CUDA, CUDA.replace("cp311", "cp312")]
+    sdist, wheels = check_release.published(release(tmp_path, *names))
+    found = check_release.installs(sdist, wheels, tmp_path, "cp311")
+    assert [(version, modules) for version, _, modules in found] == [
+        ("1.2.3", ["_cpu"]),
+        ("1.2.3+cu130", ["_cpu", "_cuda"]),
+        ("1.2.3", ["_cpu"]),
+    ]
+    assert [arguments[-1] for _, arguments, _ in found] == [
+        str(sdist.resolve()),
+        "lpl_fused==1.2.3+cu130",
+        "lpl_fused==1.2.3",
+    ]
+    assert len(check_release.installs(sdist, wheels, tmp_path, "cp310")) == 1
+
+
+def test_a_release_is_of_one_version(tmp_path: Path) -> None:
+    release(tmp_path, CPU.replace("1.2.3", "1.2.4"))
+    with pytest.raises(ValueError, match=r"expected wheels of 1\.2\.3, found lpl_fused-1\.2\.4"):
+        check_release.published(tmp_path)
+
+
+def smoke(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / "smoke.py"), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+def test_the_smoke_test_of_what_is_installed_here() -> None:
+    done = smoke()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"cpu reference: cross-entropy \de-\d\d, LPL \de-\d\d", done.stdout)
+
+
+def test_the_smoke_test_names_what_is_wrong() -> None:
+    done = smoke("1.2.3", "_absent")
+    assert done.returncode == 1
+    assert re.search(r"wrong: version: expected 1\.2\.3, got ", done.stdout)
+    assert "wrong: _absent: No module named 'lpl_fused._absent'" in done.stdout

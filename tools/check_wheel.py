@@ -5,9 +5,8 @@
 The file: its tags, the modules that its version promises, no library brought along or linked but
 the system's and libgomp, the GPU architectures in it (by cuobjdump). Then for every `--python`, an
 interpreter with torch and the test extra's packages: the wheel is installed into a folder of its
-own, its modules are imported (a driver is not needed), one libgomp is in the process, and tests run
-in a folder without the package's source: SOME, or `--tests all`, or `none`. Needs
-`pip install --group wheels`.
+own, tools/smoke.py tries it (a driver is not needed), and tests run in a folder without the
+package's source: SOME, or `--tests all`, or `none`. Needs `pip install --group wheels`.
 """
 
 from __future__ import annotations
@@ -41,31 +40,12 @@ SOME = (
 )
 # the tools' own tests need the source tree
 ALL = ("tests", "--ignore=tests/test_wheels.py", "--numprocesses=auto", "--dist=loadfile")
-PROBE = """
-import importlib, importlib.metadata, re, sys
-import torch, lpl_fused
-from lpl_fused import functional as LF
-site, version, *modules = sys.argv[1:]
-assert lpl_fused.__file__.startswith(site), f"imports {lpl_fused.__file__}, not the wheel"
-said = importlib.metadata.version("lpl_fused")
-assert said == version, f"metadata says {said}, the name {version}"
-for module in modules:
-    importlib.import_module(module)
-x, y = torch.randn(64, 1000, requires_grad=True), torch.randint(1000, (64,))
-loss = LF.cross_entropy(x, y, backend="cpp")
-(grad,) = torch.autograd.grad(loss, x)
-expected = torch.nn.functional.cross_entropy(x, y)
-torch.testing.assert_close(loss, expected)
-torch.testing.assert_close(grad, torch.autograd.grad(expected, x)[0])
-gomp = set(re.findall(r"/.*libgomp.*", open("/proc/self/maps").read()))
-assert len(gomp) == 1, f"expected one libgomp, got {sorted(gomp)}"
-print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, {said} imported")
-"""
+SMOKE = ROOT / "tools" / "smoke.py"
 
 
 def promised(version: str) -> list[str]:
     """The native modules of a wheel of this version."""
-    return ["lpl_fused._cpu", *(["lpl_fused._cuda"] if "+cu" in version else [])]
+    return ["_cpu", *(["_cuda"] if "+cu" in version else [])]
 
 
 def linked(module: Path) -> set[str]:
@@ -109,7 +89,7 @@ def problems(wheel: Path, archs: list[str]) -> list[str]:
             wrong.append(f"expected lpl_fused and its metadata alone, got also {sorted(beside)}")
         archive.extractall(folder)
         modules = {m.name.split(".")[0]: m for m in Path(folder).glob("lpl_fused/**/*.so")}
-        expected = [m.rpartition(".")[2] for m in promised(str(version))]
+        expected = promised(str(version))
         if sorted(modules) != sorted(expected):
             wrong.append(f"native modules: expected {expected}, got {sorted(modules)}")
         for module, path in sorted(modules.items()):
@@ -138,7 +118,7 @@ def installed(wheel: Path, python: str, tests: list[str]) -> list[str]:
                 *("-m", "pip", "install", "--quiet", "--no-deps", "--no-index"),
                 *("--target", str(site), str(wheel.resolve())),
             ],
-            "import": ["-c", PROBE, str(site), version, *promised(version)],
+            "tools/smoke.py": [str(SMOKE), version, *promised(version)],
         }
         if tests:
             steps["tests"] = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]

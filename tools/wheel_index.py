@@ -1,7 +1,7 @@
 """Writes a package index beside a folder's wheels: static pages that pip reads (PEP 503).
 
     python tools/wheel_index.py dist
-    python tools/wheel_index.py dist --url https://example.org/releases/v0.1.0
+    python tools/wheel_index.py dist --url https://example.org/releases/v1.0.0rc1
 
 One index for each CUDA version, since pip would take the highest of all: dist/cu130/ and, for
 wheels without a local version, dist/cpu/; dist/index.html says how to install from each. Links lead
