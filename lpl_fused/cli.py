@@ -28,6 +28,8 @@ _SETTINGS = (
     "backend",
     "many_above",
     "few_below",
+    "linear",
+    "shard_classes",
 )
 _DATA_OPTIONS = {
     "path": "path",
@@ -133,8 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     data.add_argument(
         "--classes",
-        type=int,
-        help="glyphs: up to 5113 (default: 500); tokens: default 10000; tags: default 1000",
+        type=_classes,
+        help="glyphs: up to 5113, or all (default: 500); tokens: default 10000; tags: default 1000",
     )
     data.add_argument(
         "--imbalance",
@@ -156,6 +158,17 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda if there is one)")
     training.add_argument("--threads", type=int, help="CPU threads")
     training.add_argument("--backend", help="of the losses, see `lpl-fused explain`")
+    training.add_argument(
+        "--linear",
+        action="store_true",
+        help="no logits in memory: losses that can take the last layer itself, others are refused",
+    )
+    training.add_argument(
+        "--shard-classes",
+        action="store_true",
+        help="with --linear, and each process of torchrun has some of the classes: torchrun "
+        "--nproc-per-node 2 -m lpl_fused train --shard-classes …; the first writes and speaks",
+    )
     output = train.add_argument_group("output")
     output.add_argument(
         "--output", metavar="DIR", help="new folder for the results (default: runs/DATA-TIME)"
@@ -184,6 +197,16 @@ def _seeds(text: str) -> range:
             f"expected at most {_MOST_SEEDS} seeds below 2**63, got {text!r}"
         )
     return seeds
+
+
+def _classes(text: str) -> int | None:
+    """`"500"`, or `"all"`, which is None."""
+    if text == "all":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or all, got {text!r}") from None
 
 
 def _loss_option(text: str) -> tuple[str, str, Any]:

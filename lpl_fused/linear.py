@@ -40,7 +40,12 @@ class NormalizedLinear(nn.Module):
         nn.init.normal_(self.weight)  # directions uniform on the sphere
 
     def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.linear(_direction(input), _direction(self.weight))
+        return nn.functional.linear(*self.factors(input))
+
+    def factors(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        """The directions whose products the cosines are: what a loss's `linear` takes for input and
+        weight."""
+        return _direction(input), _direction(self.weight)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

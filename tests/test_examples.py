@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,52 +22,6 @@ NEEDS = {
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="no source tree here")
 
-# One process imports torch, which takes longer than most examples, and is copied for each of them.
-RUNNER = """
-import json, os, runpy, socket, sys, tempfile, traceback
-import torch, torch._dynamo  # what optimizers import
-torch.set_num_threads(1)
-folder, ranks = json.load(sys.stdin)
-sys.path.insert(0, folder)
-
-def start(name, rank, world, port, file):
-    child = os.fork()
-    if child:
-        return child
-    os.dup2(file.fileno(), 1)
-    os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
-    if world > 1:
-        os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-        )
-    sys.argv, failed = [name], 0
-    try:
-        runpy.run_path(os.path.join(folder, name + ".py"), run_name="__main__")
-    except BaseException:
-        traceback.print_exc()
-        failed = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(failed)
-
-found = {}
-for name, world in ranks.items():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    files = [tempfile.TemporaryFile("w+") for _ in range(world)]
-    children = [start(name, rank, world, port, file) for rank, file in enumerate(files)]
-    failed = [os.waitpid(child, 0)[1] for child in children]
-    said = []
-    for file in files:
-        file.seek(0)
-        said.append(file.read())
-    found[name] = [any(failed), "".join(said)]
-print(json.dumps(found))
-"""
-
 
 def missing(name: str) -> list[str]:
     return [module for module in NEEDS.get(name, []) if importlib.util.find_spec(module) is None]
@@ -79,18 +31,20 @@ def missing(name: str) -> list[str]:
 def run_all() -> dict[str, tuple[bool, str]]:
     """(failed, what it printed) of each example."""
     names = sorted({path.stem for path in EXAMPLES.glob("*.py")} - {SHARED})
-    ranks = {name: RANKS.get(name, 1) for name in names if not missing(name)}
-    asked = json.dumps([str(EXAMPLES), ranks])
-    ran = subprocess.run(
-        [sys.executable, "-c", RUNNER],
-        input=asked,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert ran.returncode == 0, ran.stderr
-    return dict(json.loads(ran.stdout.splitlines()[-1]))
+    programs = {
+        name: (
+            f"import runpy, sys; sys.argv = [{name!r}];"
+            f" runpy.run_path({str(EXAMPLES / f'{name}.py')!r}, run_name='__main__')",
+            RANKS.get(name, 1),
+        )
+        for name in names
+        if not missing(name)
+    }
+    found = forked.run(programs, first=f"import sys; sys.path.insert(0, {str(EXAMPLES)!r})")
+    return {
+        name: (any(each.status for each in ranks), "".join(each.printed for each in ranks))
+        for name, ranks in found.items()
+    }
 
 
 def run(name: str) -> str:

@@ -135,6 +135,11 @@ class _MarginLoss(LossModule):
         plain = isinstance(base, CrossEntropyLoss)
         return base if plain and type(base).forward is CrossEntropyLoss.forward else None  # type: ignore[return-value]
 
+    @property
+    def has_linear(self) -> bool:
+        base = self._fused_base()
+        return base is not None and base.has_linear
+
     def linear(  # type: ignore[override]
         self,
         input: Tensor,

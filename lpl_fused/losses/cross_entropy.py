@@ -171,6 +171,10 @@ class CrossEntropyLoss(LossModule):
             input, target, perturbation=tables, normalizer=normalizer, **self.keywords()
         )
 
+    @property
+    def has_linear(self) -> bool:
+        return self._has_parts()
+
     def linear(  # type: ignore[override]
         self,
         input: Tensor,

@@ -191,6 +191,10 @@ class LPLLoss(Reducing, CrossEntropyLoss):
         # while the base is made nothing is known of it
         return vars(self).get("variant") is None and not vars(self).get("through_perturbation")
 
+    @property
+    def has_linear(self) -> bool:
+        return not self.training or self._has_parts()
+
     def perturbation(self, logits: Tensor) -> Perturbation | None:
         return Perturbation(offset=self.table("offset", logits)) if self.tau else None
 

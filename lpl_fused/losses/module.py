@@ -61,6 +61,11 @@ class LossModule(nn.Module):
     def rebuild(self) -> None:
         """Makes anew, from the attributes, what is made of them; constructors end in it."""
 
+    @property
+    def has_linear(self) -> bool:
+        """Whether `linear` takes a layer in place of logits."""
+        return False
+
     def linear(
         self,
         input: Tensor,

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ..backends import resolve
+from ..backends import REFERENCE, resolve
 from ..data import LongTailedData, load
+from .kinds import kind_of
 from .loop import DivergedError, prepare, steps_per_epoch, train
 from .plots import save_plot
 from .progress import progress
+from .ranks import Ranks, ToldError, joined
 from .recipes import RECIPES
 from .record import Record, environment
 from .report import table
@@ -72,69 +74,104 @@ def run(
     Returns:
         0; 130 after Ctrl-C (what was finished is written all the same); 2 where a run failed, a
         loss no longer finite, say: the others are trained and written, the error is recorded, and a
-        resumed comparison tries the run again.
+        resumed comparison tries the run again. Under torchrun, where the ranks have some of the
+        classes each (`shard_classes`), the first speaks and writes; the others have its status, and
+        2 where it says what is wrong.
 
     Raises:
         SettingsError, DataError: before any training, nothing is written; or a file could not be
             written, which leaves it as it was, and what was finished before in it.
     """
-    console = Console()
-    with contextlib.ExitStack() as locks:
-        if resume is not None:
-            if output is not None:
-                raise SettingsError("output: a resumed run is written where it was, leave it out")
-            path = Path(resume)
-            if resume and os.path.isdir(path):
-                path /= RECORD_NAME
-            if os.path.isfile(path):  # locked before it is read: nobody may write it in between
-                locks.enter_context(_alone(path.parent))
-            record, folder = Record.load(path), path.parent
-            if path.name != RECORD_NAME:
-                raise SettingsError(f"expected a {RECORD_NAME}, which is written anew, got {path}")
-            record.settings.check_losses(losses or ())
-            record.settings.check_unchanged(given)
-            _check_backend(record.settings)
-            record.extend(losses or (), seeds or ())
-            _note_changed_environment(record, console)
-        else:
-            settings = _new_settings(given)
-            settings.check_losses(losses or ())
-            record = Record(settings, [], [], environment={})
-            record.extend(losses or record.kind.default_losses, seeds or DEFAULT_SEEDS)
-            _check_loss_options(record)
-            _check_backend(settings)
-            record.environment = environment(settings)
-            if output is None:
-                output = f"runs/{settings.data}-{time.strftime('%Y%m%d-%H%M%S')}"
-            if output == "":
-                raise SettingsError("output: expected a folder, got ''")
-            folder = Path(output)
-            _check_free(folder)
-        return _trained(record, folder, console, locks, new=resume is None)
+    try:
+        with joined() as ranks, contextlib.ExitStack() as locks:
+            console = Console(quiet=not ranks.leads)
+            record, folder = ranks.of_first(
+                lambda: _prepared(given, losses, seeds, output, resume, ranks, console, locks)
+            )
+            with ranks.together():
+                _check_device(record.settings, ranks)
+            return _trained(record, folder, console, locks, ranks, new=resume is None)
+    except ToldError:
+        return FAILED
+
+
+def _prepared(
+    given: Mapping[str, Any],
+    losses: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+    output: str | None,
+    resume: str | None,
+    ranks: Ranks,
+    console: Console,
+    locks: contextlib.ExitStack,
+) -> tuple[Record, Path]:
+    """What is wanted, and the folder that it goes to."""
+    if resume is not None:
+        if output is not None:
+            raise SettingsError("output: a resumed run is written where it was, leave it out")
+        path = Path(resume)
+        if resume and os.path.isdir(path):
+            path /= RECORD_NAME
+        if os.path.isfile(path):  # locked before it is read: nobody may write it in between
+            locks.enter_context(_alone(path.parent))
+        record, folder = Record.load(path), path.parent
+        if path.name != RECORD_NAME:
+            raise SettingsError(f"expected a {RECORD_NAME}, which is written anew, got {path}")
+        record.settings.check_losses(losses or ())
+        record.settings.check_unchanged(given)
+        _check_ranks(record.settings, ranks)
+        _check_backend(record.settings)
+        record.extend(losses or (), seeds or ())
+        _note_changed_environment(record, ranks, console)
+    else:
+        settings = _new_settings(given)
+        settings.check_losses(losses or ())
+        _check_ranks(settings, ranks)
+        record = Record(settings, [], [], environment={})
+        record.extend(losses or record.kind.default_losses, seeds or DEFAULT_SEEDS)
+        _check_loss_options(record)
+        _check_backend(settings)
+        record.environment = environment(settings, ranks.size)
+        if output is None:
+            output = f"runs/{settings.data}-{time.strftime('%Y%m%d-%H%M%S')}"
+        if output == "":
+            raise SettingsError("output: expected a folder, got ''")
+        folder = Path(output)
+        _check_free(folder)
+    return record, folder
 
 
 def _trained(
-    record: Record, folder: Path, console: Console, locks: contextlib.ExitStack, new: bool
+    record: Record,
+    folder: Path,
+    console: Console,
+    locks: contextlib.ExitStack,
+    ranks: Ranks,
+    new: bool,
 ) -> int:
     """The status of the comparison that `run` has prepared."""
     status = 0
     try:
         with _threads(record.settings.threads):
-            _train_all(record, folder, console, locks, new)
+            _train_all(record, folder, console, locks, ranks, new)
     except KeyboardInterrupt:
         console.print("[yellow]interrupted[/yellow]")
         if not record.results:
             console.print("no run was finished; nothing is written: the same command starts anew")
         status = INTERRUPTED
     finally:
-        if record.results and not _report(record, folder, console):
+        if ranks.leads and record.results and not _report(record, folder, console):
             status = FAILED
     if status != INTERRUPTED:
         for failure in record.failures:
-            _tell(failure["error"])
+            if ranks.leads:
+                _tell(failure["error"])
             status = FAILED
     if status and (folder / RECORD_NAME).exists():
-        again = f"lpl-fused train --resume {shlex.quote(str(folder))}"
+        command = "lpl-fused"
+        if ranks.size > 1:
+            command = f"torchrun --nproc-per-node {ranks.size} -m lpl_fused"
+        again = f"{command} train --resume {shlex.quote(str(folder))}"
         console.print(f"to go on where this ended: {again}", soft_wrap=True, markup=False)
     return status
 
@@ -208,6 +245,31 @@ def _new_settings(given: Mapping[str, Any]) -> RunSettings:
     return RunSettings.for_data(data, fields)
 
 
+def _check_ranks(settings: RunSettings, ranks: Ranks) -> None:
+    """Raise SettingsError where processes would do the same work, or need what they have not."""
+    if ranks.size > 1 and not settings.shard_classes:
+        raise SettingsError(
+            f"shard_classes: torchrun started {ranks.size} processes, and without it each would"
+            " train everything"
+        )
+    if settings.linear and kind_of(settings.data).multi_label:
+        raise SettingsError(f"linear: is for data of single labels, {settings.data!r} has several")
+    if settings.linear and settings.backend == REFERENCE:
+        raise SettingsError("linear: the reference makes all logits; expected another backend")
+
+
+def _check_device(settings: RunSettings, ranks: Ranks) -> None:
+    """Raise SettingsError where this rank has no device of its own."""
+    device = torch.device(settings.device)
+    if ranks.size == 1 or device.type != "cuda":
+        return
+    if device.index is not None:
+        raise SettingsError(f"device: expected 'cuda', of which each rank takes one, got {device}")
+    place, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if place >= count:
+        raise SettingsError(f"device: expected a GPU for each rank of a machine, got {count}")
+
+
 def _check_backend(settings: RunSettings) -> None:
     """Name a device or backend that cannot run before the data are loaded."""
     try:
@@ -234,8 +296,8 @@ def _threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _note_changed_environment(record: Record, console: Console) -> None:
-    now = environment(record.settings)
+def _note_changed_environment(record: Record, ranks: Ranks, console: Console) -> None:
+    now = environment(record.settings, ranks.size)
     changed = [
         f"{name} {record.environment.get(name)} → {value}"
         for name, value in now.items()
@@ -249,44 +311,55 @@ def _note_changed_environment(record: Record, console: Console) -> None:
 
 
 def _train_all(
-    record: Record, folder: Path, console: Console, locks: contextlib.ExitStack, new: bool
+    record: Record,
+    folder: Path,
+    console: Console,
+    locks: contextlib.ExitStack,
+    ranks: Ranks,
+    new: bool,
 ) -> None:
     """Train the pairs that are missing, seed by seed so that all losses share a seed's data."""
     pending = {seed: record.missing_losses(seed) for seed in record.seeds}
     pairs = sum(map(len, pending.values()))
     if not pairs:
         return
+    beside = {} if ranks.group is None else {"process_group": ranks.group}
     shown = progress(console)
     with shown:
         for seed, losses in pending.items():
             if not losses:
                 continue
             shown.begin(f"{record.settings.data}, seed {seed}")
-            data = load(record.settings.data, seed=seed, **record.settings.data_options)
-            record.describe_data(data, seed)
-            if data.left_out:
-                console.print(f"left out, seed {seed}: {len(data.left_out)}")
-                console.print(*data.left_out[:_MOST_LEFT_OUT], sep="\n", markup=False)
-            _check_losses(record, data, losses, seed)
-            if new:
-                _make(folder)
-                locks.enter_context(_alone(folder))
-                _check_free(folder)  # another run may have been faster
+            with ranks.together():
+                data = load(record.settings.data, seed=seed, **record.settings.data_options)
+                record.describe_data(data, seed)
+                if data.left_out:
+                    console.print(f"left out, seed {seed}: {len(data.left_out)}")
+                    console.print(*data.left_out[:_MOST_LEFT_OUT], sep="\n", markup=False)
+                _check_losses(record, data, losses, seed, ranks)
+                if new and ranks.leads:
+                    _make(folder)
+                    locks.enter_context(_alone(folder))
+                    _check_free(folder)  # another run may have been faster
                 new = False
             steps = record.settings.epochs * steps_per_epoch(data, record.settings)
             shown.total(pairs * steps)
             for loss in losses:
                 shown.begin(f"{loss}, seed {seed}")
                 try:
-                    trained = train(data, loss, seed, record.settings, on_step=shown.step)
+                    trained = train(data, loss, seed, record.settings, on_step=shown.step, **beside)
                 except Exception as error:  # whatever it is, the other losses are worth having
+                    diverged = isinstance(error, DivergedError)
+                    if ranks.size > 1 and not diverged:
+                        raise  # of this rank, perhaps, for which the others would wait
                     record.add_failure(loss, seed, error)
-                    if not isinstance(error, DivergedError):
+                    if not diverged:
                         console.print_exception()
                 else:
                     record.add(loss, seed, trained)
-                with _written(folder / RECORD_NAME):
-                    record.save(folder / RECORD_NAME)
+                if ranks.leads:
+                    with _written(folder / RECORD_NAME):
+                        record.save(folder / RECORD_NAME)
 
 
 def _make(folder: Path) -> None:
@@ -308,12 +381,15 @@ def _check_loss_options(record: Record) -> None:
             )
 
 
-def _check_losses(record: Record, data: LongTailedData, losses: Sequence[str], seed: int) -> None:
+def _check_losses(
+    record: Record, data: LongTailedData, losses: Sequence[str], seed: int, ranks: Ranks
+) -> None:
     """Build every loss once, so that a bad option ends the comparison before it starts."""
+    beside = () if ranks.group is None else (ranks.group,)
     for loss in losses:
         options = record.settings.loss_options.get(loss, {})
         try:
-            prepare(data, loss, seed, record.settings)
+            prepare(data, loss, seed, record.settings, *beside)
         except (TypeError, ValueError) as error:
             if str(error).partition(":")[0] in options:
                 raise SettingsError(f"loss_options.{loss}.{error}") from error

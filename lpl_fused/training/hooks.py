@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,9 @@ class Run:
         cls_num_list: (C,) samples per class in `inputs`.
         inputs, targets: the training data, without what is held out.
         held_out: inputs kept out of training; empty unless the recipe asks for some.
-        predict: inputs to raw logits, by the model in evaluation mode, without gradient.
+        predict: inputs to raw logits, by the model in evaluation mode, without gradient; where a
+            rank has some of the classes, to theirs.
+        answers: inputs to the classes of the largest logits, likewise, of all classes.
         few_below, many_above: the borders of few- and many-shot classes.
     """
 
@@ -62,6 +64,7 @@ class Run:
     targets: Tensor | LabelSets
     held_out: Tensor
     predict: Callable[[Tensor], Tensor]
+    answers: Callable[[Tensor], Tensor]
     few_below: int
     many_above: int
 
@@ -73,15 +76,17 @@ class Run:
 
     def class_accuracy(self) -> Tensor:
         """(C,) accuracy on the training data itself."""
-        right = (self.predict(self.inputs).argmax(1) == self.labels).double()
+        right = (self.answers(self.inputs) == self.labels).double()
         return class_mean(right, self.labels, len(self.cls_num_list))[0]
 
 
 class Hook:
     """Does nothing; every hook overrides what its loss needs.
 
-    One is made for every run, so that it may hold state.
+    One is made for every run, so that it may hold state. `of_logits`: it shows some to the loss.
     """
+
+    of_logits: ClassVar[bool] = False
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -200,6 +205,8 @@ class FeaturePairs(Hook):
 class Pruned(Hook):
     """Sample numbers (truncated GCE), and a sweep over the training data now and then."""
 
+    of_logits = True
+
     def before_epoch(self, epoch: int) -> None:
         start = max(1, round(_PRUNED_FROM * self.run.epochs))
         every = max(1, round(_PRUNED_EVERY * self.run.epochs))
@@ -214,6 +221,8 @@ class Pruned(Hook):
 
 class Observed(Hook):
     """Held-out logits after every epoch (CALS)."""
+
+    of_logits = True
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)

@@ -50,7 +50,8 @@ class Kind(ABC):
 
     @abstractmethod
     def judge(self, logits: Tensor, data: LongTailedData, **borders: int) -> Scores:
-        """The raw logits (M, C) of the test data; `borders` as in `evaluation.accuracy`."""
+        """The raw logits (M, C) of the test data, of single labels or the classes (M,) that they
+        answer; `borders` as in `evaluation.accuracy`."""
 
     @abstractmethod
     def perturbing(self, criterion: Any) -> Any:
@@ -76,7 +77,7 @@ class SingleLabel(Kind):
 
     def judge(self, logits: Tensor, data: LongTailedData, **borders: int) -> Accuracy:
         assert isinstance(data.test_targets, Tensor)
-        answers = logits.argmax(dim=1).cpu()
+        answers = (logits.argmax(dim=1) if logits.dim() == 2 else logits).cpu()
         return accuracy(answers, data.test_targets, data.cls_num_list, **borders)
 
     def perturbing(self, criterion: Any) -> Any:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..arguments import Choice, Instance, Integer, function
+from ..arguments import Choice, Instance, Integer, Maybe, function
 from ..data import LabelSets, LongTailedData
 from ..data.labels import class_counts
+from ..distributed import checked_group
 from ..evaluation import relative_loss_variation
+from .heads import answers, class_losses, keep_own_classes, share_classes
+from .heads import loss as linear_loss
 from .hooks import Batch, Hook, Run, hold_out, parts
 from .kinds import KINDS, Scores
 from .models import build_model
+from .ranks import Ranks
 from .recipes import RECIPES, Facts
 from .settings import RunSettings
 
@@ -39,13 +43,16 @@ class Trained:
         scores: accuracy or mean average precision on the test data, from raw logits.
         loss_variation: `(C,)`, relative loss variation per class on the training data.
         step_ms: median time of a training step (forward, loss, backward, update).
-        loss_ms: median time of the loss within it, forward and backward to the logits.
+        loss_ms: median time of the loss within it, forward and backward to the logits; beside
+            `linear` the last layer is part of it.
+        train_loss: of each epoch, the mean over its batches.
     """
 
     scores: Scores
     loss_variation: Tensor
     step_ms: float
     loss_ms: float
+    train_loss: tuple[float, ...] = ()
 
 
 class Prepared(NamedTuple):
@@ -63,12 +70,15 @@ def steps_per_epoch(data: LongTailedData, settings: RunSettings) -> int:
     return math.ceil(len(data.train_targets) / settings.batch_size)
 
 
-def prepare(data: LongTailedData, loss: str, seed: int, settings: RunSettings) -> Prepared:
+def prepare(
+    data: LongTailedData, loss: str, seed: int, settings: RunSettings, process_group: Any = None
+) -> Prepared:
     """Model, loss and hooks of a run, and nothing trained yet.
 
     Raises:
         KeyError: unknown loss.
-        TypeError, ValueError: an option that the loss refuses, or data that it cannot be used on.
+        TypeError, ValueError: an option that the loss refuses, or data that it cannot be used on;
+            a loss that needs logits, beside `linear`.
     """
     recipe = RECIPES[loss]
     device = torch.device(settings.device)
@@ -89,6 +99,12 @@ def prepare(data: LongTailedData, loss: str, seed: int, settings: RunSettings) -
         backend=settings.backend,
     )
     criterion = recipe.build(facts, settings.loss_options.get(loss, {})).to(device)
+    if settings.linear:
+        recipe.check_linear(criterion)
+    if process_group is not None:
+        # the whole head was made first, so that a seed means the same on any number of ranks
+        keep_own_classes(parts(model)[1], process_group)
+        share_classes(criterion, process_group)
     run = Run(
         criterion=criterion,
         epochs=settings.epochs,
@@ -96,7 +112,8 @@ def prepare(data: LongTailedData, loss: str, seed: int, settings: RunSettings) -
         inputs=data.train_inputs[~held_out].to(device),
         targets=targets.to(device),
         held_out=data.train_inputs[held_out].to(device),
-        predict=lambda inputs: _predict(model, inputs),
+        predict=lambda inputs: torch.cat(list(_predicted(model, inputs))),
+        answers=lambda inputs: answers(_predicted(model, inputs), process_group),
         few_below=settings.few_below,
         many_above=settings.many_above,
     )
@@ -120,6 +137,7 @@ def train(
     seed: int,
     settings: RunSettings,
     on_step: Callable[[], None] = lambda: None,
+    process_group: Any = None,
 ) -> Trained:
     """Train a small model with SGD (Nesterov momentum 0.9, cosine learning rate) and evaluate it.
 
@@ -129,6 +147,8 @@ def train(
         seed: of the model's initialisation and of the order of the examples.
         settings: the same for every loss of a comparison.
         on_step: called after every step.
+        process_group: ranks of torch.distributed that have some classes of the last layer each, and
+            all the same data, beside `settings.linear`. What comes out is the same on all of them.
 
     Raises:
         TypeError, ValueError: unknown loss; as `prepare`.
@@ -139,8 +159,12 @@ def train(
     Choice(*RECIPES)("loss", loss)
     seed = Integer()("seed", seed)
     Instance(RunSettings, "a RunSettings")("settings", settings)
-    device = torch.device(settings.device)
-    model, run, hooks = prepare(data, loss, seed, settings)
+    process_group = Maybe(checked_group)("process_group", process_group)
+    if process_group is not None and not settings.linear:
+        raise ValueError("process_group: expected settings with linear=True beside it")
+    device, ranks = torch.device(settings.device), Ranks(process_group)
+    beside = () if process_group is None else (process_group,)
+    model, run, hooks = prepare(data, loss, seed, settings, *beside)
     body, head = parts(model)
     # One learning rate for any number of classes: a multi-label loss is 1/C of a sum over them.
     terms = data.num_classes if data.multi_label else 1
@@ -156,11 +180,13 @@ def train(
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * batches)
     order = torch.Generator().manual_seed(seed)
     timer = _StepTimer(device)
+    train_loss = []
 
     model.train()
     for epoch in range(settings.epochs):
         for hook in hooks:
             hook.before_epoch(epoch)
+        total = torch.zeros((), dtype=torch.float64, device=device)
         for index in _order(run, hooks, order).tensor_split(batches):
             index = index.to(device)
             timer.mark()
@@ -168,25 +194,31 @@ def train(
             for hook in hooks:
                 inputs, target = hook.mix(inputs, target)  # type: ignore[assignment]
             features = body(inputs)
-            logits = head(features)
+            outputs = [features] if settings.linear else [features, head(features)]
             optimizer.zero_grad()
             # The graph is cut before the loss, so that its part of the step can be timed.
-            leaves = [part.detach().requires_grad_() for part in (logits, features)]
-            batch = Batch(index, target, leaves[1], head.weight)  # type: ignore[arg-type]
+            leaves = [part.detach().requires_grad_() for part in outputs]
+            batch = Batch(index, target, leaves[0], head.weight)  # type: ignore[arg-type]
             timer.mark()
-            value = run.criterion(leaves[0], target, *_arguments(hooks, batch))
+            if settings.linear:
+                value = linear_loss(run.criterion, head, leaves[0], target)
+            else:
+                value = run.criterion(leaves[1], target, *_arguments(hooks, batch))
             value.backward()
             timer.mark()
-            reached = [  # most losses do not look at the features
+            reached = [  # most losses do not look at the features beside the logits
                 (part, leaf.grad)
-                for part, leaf in zip((logits, features), leaves, strict=True)
+                for part, leaf in zip(outputs, leaves, strict=True)
                 if leaf.grad is not None
             ]
             torch.autograd.backward([part for part, _ in reached], [grad for _, grad in reached])
             optimizer.step()
             scheduler.step()
             timer.mark()
+            total += value.detach()
             on_step()
+        train_loss.append(float(total) / batches)
+        ranks.equalise(body)
         if not math.isfinite(value.item()):
             raise DivergedError(
                 f"the {loss} loss of seed {seed} is {value.item()} after epoch {epoch + 1}; "
@@ -198,14 +230,15 @@ def train(
     step_ms, loss_ms = timer.medians()
     return Trained(
         scores=KINDS[data.multi_label].judge(
-            _predict(model, data.test_inputs),
+            run.answers(data.test_inputs) if settings.linear else run.predict(data.test_inputs),
             data,
             many_above=settings.many_above,
             few_below=settings.few_below,
         ),
-        loss_variation=_loss_variation(model, run, hooks, settings),
+        loss_variation=_loss_variation(model, run, hooks, settings, process_group),
         step_ms=step_ms,
         loss_ms=loss_ms,
+        train_loss=tuple(train_loss),
     )
 
 
@@ -225,19 +258,21 @@ def _arguments(hooks: Sequence[Hook], batch: Batch) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _predict(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Raw logits in evaluation mode; the model is left in the mode it had."""
+def _predicted(model: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
+    """Raw logits in evaluation mode, rows after rows; the model is left in the mode it had."""
     mode = model.training
     model.eval()
     device = next(model.parameters()).device
-    logits = [model(part.to(device)) for part in inputs.split(_EVALUATION_BATCH)]
-    model.train(mode)
-    return torch.cat(logits)
+    try:
+        for part in inputs.split(_EVALUATION_BATCH):
+            yield model(part.to(device))
+    finally:
+        model.train(mode)
 
 
 @torch.no_grad()
 def _loss_variation(
-    model: nn.Module, run: Run, hooks: Sequence[Hook], settings: RunSettings
+    model: nn.Module, run: Run, hooks: Sequence[Hook], settings: RunSettings, process_group: Any
 ) -> Tensor:
     """Relative loss variation per class `(C,)` over the training data.
 
@@ -254,8 +289,12 @@ def _loss_variation(
     found = []
     for index in order.tensor_split(math.ceil(count / settings.batch_size)):
         index = index.to(run.inputs.device)
-        features = body(run.inputs[index])
-        logits, target = head(features), run.targets[index]
+        features, target = body(run.inputs[index]), run.targets[index]
+        if settings.linear:
+            assert isinstance(target, Tensor)
+            found.append(class_losses(criterion, head, features, target, process_group))
+            continue
+        logits = head(features)
         batch = Batch(index, target, features, head.weight)  # type: ignore[arg-type]
         extra = _arguments(hooks, batch) if criterion is run.criterion else []
         found.append(kind.class_losses(criterion, logits, target, extra))

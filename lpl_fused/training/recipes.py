@@ -117,6 +117,19 @@ class Recipe:
             keywords["backend"] = facts.backend
         return self.loss(**keywords)
 
+    def check_linear(self, criterion: Any) -> None:
+        """Raises ValueError where the loss, or what it asks of the loop, looks at logits."""
+        if any(hook.of_logits for hook in self.hooks):
+            raise ValueError(
+                f"{type(criterion).__name__} is shown logits during training; expected a loss that"
+                " trains without, beside linear"
+            )
+        if not criterion.has_linear:
+            raise ValueError(
+                f"{type(criterion).__name__} looks at the logits themselves; expected a loss that"
+                " has `linear`, beside linear"
+            )
+
     def known_options(self) -> list[str]:
         """The keywords that `build` accepts as options."""
         excluded = _FIXED | _FACTS.keys() | self.settled.keys() | self.idle

@@ -43,8 +43,8 @@ class Record:
         losses, seeds: all that are wanted, finished or not.
         class_counts: training examples per class, by seed.
         results: one per finished run, in order: `loss`, `seed`, the measures of the data's kind,
-            the `TIMES`, and by class what the kind calls it and `loss_variation`. nan where there
-            was nothing to measure.
+            the `TIMES`, by class what the kind calls it and `loss_variation`, and by epoch
+            `train_loss`, which older ones lack. nan where there was nothing to measure.
         data_summary: sizes of the data and of the many, medium and few splits; of multi-label data
             also how many classes have a positive in the test.
         environment: versions and machine of the runs, see `environment`.
@@ -133,6 +133,7 @@ class Record:
                 "loss_ms": round(trained.loss_ms, 4),
                 self.kind.by_class: [round(value, 5) for value in scores.per_class.tolist()],
                 "loss_variation": [round(value, 5) for value in trained.loss_variation.tolist()],
+                "train_loss": [round(value, 6) for value in trained.train_loss],
             }
         )
 
@@ -234,6 +235,8 @@ class Record:
                     )
                 for value in values:
                     _NUMBER(f"{where}.{name}", value)
+            for value in _list(f"{where}.train_loss", result.get("train_loss", [])):
+                _NUMBER(f"{where}.train_loss", value)
         if self.results:
             for name in _SIZES:
                 _COUNT(f"data.{name}", self.data_summary.get(name))
@@ -273,7 +276,7 @@ def _described(loss: str, seed: int, error: Exception) -> str:
     return f"the {loss} loss of seed {seed}: {type(error).__name__}: {error}"
 
 
-def environment(settings: RunSettings) -> dict[str, Any]:
+def environment(settings: RunSettings, ranks: int = 1) -> dict[str, Any]:
     """Versions and machine, as far as they bear on results and times."""
     device = torch.device(settings.device)
     on_gpu = device.type == "cuda"
@@ -284,6 +287,7 @@ def environment(settings: RunSettings) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
         "threads": settings.threads or torch.get_num_threads(),
+        **({"ranks": ranks} if settings.shard_classes else {}),
     }
 
 

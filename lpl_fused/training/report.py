@@ -24,6 +24,8 @@ def table(record: Record) -> Table:
     where = record.environment["device"]
     if settings.device == "cpu":
         where += f", threads: {record.environment['threads']}"
+    if settings.shard_classes:
+        where += f", ranks: {record.environment.get('ranks')}"
     caption = (
         f"{record.kind.metric} in % on {data['test_examples']:,} test examples, from raw logits "
         f"after the last epoch; mean ± standard error over seeds; many-shot: > "

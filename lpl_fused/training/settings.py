@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..arguments import NOT_NEGATIVE, POSITIVE, Check, Choice, Integer, Maybe, shown
+from ..arguments import FLAG, NOT_NEGATIVE, POSITIVE, Check, Choice, Integer, Maybe, shown
 from ..data import NAMES, check_options
 from ..evaluation import FEW_BELOW, MANY_ABOVE
 from .kinds import kind_of
@@ -64,9 +64,15 @@ _CHECKS: dict[str, Check] = {
     "backend": _text,
     "many_above": Integer(least=0),
     "few_below": Integer(least=0),
+    "linear": FLAG,
+    "shard_classes": FLAG,
     "data_options": names_and_values,
     "loss_options": names_and_values,
 }
+
+
+# what older records do not have, and is as its default there
+_ADDED = frozenset({"linear", "shard_classes"})
 
 
 class SettingsError(ValueError):
@@ -90,6 +96,8 @@ class RunSettings:
         backend: of the losses, see `lpl_fused.explain`.
         many_above: classes with more training examples are many-shot.
         few_below: classes with fewer training examples are few-shot.
+        linear: the losses take the last layer in place of logits, which nobody holds.
+        shard_classes: the ranks of torch.distributed have some of the classes each; `linear`, too.
         loss_options: keywords of single losses, `{loss: {keyword: value}}`.
 
     Raises:
@@ -108,10 +116,14 @@ class RunSettings:
     backend: str = "auto"
     many_above: int = MANY_ABOVE
     few_below: int = FEW_BELOW
+    linear: bool = False
+    shard_classes: bool = False
     loss_options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_values()
+        if self.shard_classes:
+            object.__setattr__(self, "linear", True)
         if self.few_below > self.many_above + 1:
             raise SettingsError(
                 f"few_below: expected at most many_above + 1 = {self.many_above + 1}, so that no "
@@ -190,8 +202,9 @@ class RunSettings:
             SettingsError: fields are missing or unknown.
         """
         names = {item.name for item in dataclasses.fields(cls)}
-        if set(stored) != names:
-            differing = ", ".join(sorted(names ^ set(stored)))
+        differing_names = (names ^ set(stored)) - (_ADDED - set(stored))
+        if differing_names:
+            differing = ", ".join(sorted(differing_names))
             raise SettingsError(f"settings of another version: {differing} missing or unknown")
         loss_options = {
             loss: {
