@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 SHARED = "longtail"  # data of the others, no example
-RANKS = {"ddp": 2, "class_sharded": 2}  # as torchrun starts them
+RANKS = {"ddp": 2, "fsdp": 2, "class_sharded": 2}  # as torchrun starts them
 NEEDS = {
     "multi_label": ["torchmetrics"],
     "lightning_module": ["lightning"],
@@ -135,6 +135,15 @@ def test_ddp() -> None:
     own, known = (number_after(printed, words) for words in ("rank 0 saw:", "loss knows:"))
     assert known == pytest.approx(2 * own, rel=0.01)
     assert "the same on all ranks: True" in printed
+
+
+def test_fsdp() -> None:
+    printed = run("fsdp")
+    whole, held = (number_after(printed, words) for words in ("weights: of", "rank 0 holds"))
+    assert held == whole / 2
+    assert "mean probabilities of 100 of 100 classes" in printed
+    assert "the same on all ranks: True" in printed
+    assert table("fsdp")["LPL"][ALL] > 40  # a single process: 47
 
 
 def test_class_sharded() -> None:
