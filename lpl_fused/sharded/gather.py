@@ -10,10 +10,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import phi
 from ..algebra.groups import Tail
@@ -21,8 +22,9 @@ from ..algebra.learned import HEADS
 from ..algebra.parts import Detail, Kind, Mass, Part, Rivals, Round, Size
 from ..problem import Problem, accumulate_dtype
 from .agree import Shards
-from .local import gathered
+from .local import exchanged, gathered
 
+MANY = 16  # ranks from which on rows are joined by owners
 LISTED = 16  # classes a row for which there is room in a message, on average over the rows
 
 
@@ -35,6 +37,8 @@ def whole(problem: Problem, shards: Shards, round: Round, part: Part) -> Part:
     for name in _wide(problem, part):
         numbers = torch.cat([numbers, getattr(part, name)], 1)
     if round.kind is not Kind.RIVALS and (round.kind is not Kind.GROUP or round.turn > 0):
+        if len(shards.widths) >= MANY:
+            return _by_owners(problem, shards, part, names, numbers)
         rows = gathered(numbers.contiguous(), shards.group)
         return _join([_part(problem, part, names, each) for each in rows])
     listed = _Listed.of(problem, part)
@@ -118,6 +122,28 @@ def _part(problem: Problem, like: Part, names: Sequence[str], numbers: Tensor) -
         else:
             made[field.name] = own
     return type(like)(**made)
+
+
+def _by_owners(
+    problem: Problem, shards: Shards, part: Part, names: Sequence[str], numbers: Tensor
+) -> Part:
+    """The part of all columns by two collectives, of which a rank hears twice a rank's numbers,
+    however many ranks there are: each joins some of the rows, in the same order, and sends these.
+    """
+    rows, ranks = numbers.shape[0], len(shards.widths)
+    own = -(-rows // ranks)  # rows that a rank joins
+    like = replace(part, **{f.name: _first(getattr(part, f.name), own) for f in fields(part)})  # type: ignore[arg-type, type-var]
+    found = exchanged(F.pad(numbers, (0, 0, 0, own * ranks - rows)), shards.group)
+    joined = _join([_part(problem, like, names, each) for each in found.chunk(ranks)])
+    made = torch.stack([_column(joined, name) for name in names], 1)
+    for name in _wide(problem, part):
+        made = torch.cat([made, getattr(joined, name)], 1)
+    whole = torch.cat(gathered(made.contiguous(), shards.group))[:rows]
+    return _part(problem, part, names, whole)
+
+
+def _first(value: Any, rows: int) -> Any:
+    return value[:rows] if isinstance(value, Tensor) else value
 
 
 def _join(parts: list[Part]) -> Part:

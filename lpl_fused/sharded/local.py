@@ -210,6 +210,15 @@ def gathered(message: Tensor, group: distributed.ProcessGroup) -> list[Tensor]:
     return [each.to(message.device) for each in found]
 
 
+def exchanged(message: Tensor, group: distributed.ProcessGroup) -> Tensor:
+    """Of every rank's message, cut into as many parts as there are ranks, this rank's part, in the
+    order of ranks: one collective."""
+    sent = message.to(device_of(group, message.device)).contiguous()
+    found = torch.empty_like(sent)
+    distributed.all_to_all_single(found, sent, group=group)
+    return found.to(message.device)
+
+
 def summed(values: Tensor, group: distributed.ProcessGroup) -> Tensor:
     """The sum of all ranks' values: one collective."""
     total = values.to(device_of(group, values.device), copy=True).contiguous()
