@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -16,9 +15,11 @@ from cases import Draw, cross_entropy_cases, lpl_cases
 from ranks import Ranks
 from torch import Tensor
 
+from benchmarks.collectives import watched
 from lpl_fused import Focal, LogitClip, MarginPenalty, Perturbation, losses, testing
 from lpl_fused import functional as LF
 from lpl_fused.problem import TABLES
+from lpl_fused.sharded import gather
 
 CLASSES = 17
 CASES = {
@@ -172,39 +173,20 @@ def test_the_reference(ranks: Ranks) -> None:
 # -- what is sent --------------------------------------------------------------------------------
 
 
-@contextmanager
-def counted() -> Iterator[list[int]]:
-    """The bytes that this rank sends, a number for each collective."""
-    sent: list[int] = []
-
-    def counting(real: Callable[..., Any], place: int) -> Callable[..., Any]:
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            sent.append(arguments[place].nbytes)
-            return real(*arguments, **keywords)
-
-        return call
-
-    with (
-        mock.patch.object(dist, "all_gather", counting(dist.all_gather, 1)),
-        mock.patch.object(dist, "all_reduce", counting(dist.all_reduce, 0)),
-    ):
-        yield sent
-
-
 def sent_by(
     group: Any, input: Tensor, target: Any, steps: Any, keywords: dict[str, Any]
 ) -> tuple[list[int], list[int]]:
     """The bytes of a forward's and of a backward's collectives."""
     mine = local(group, input).clone().requires_grad_()
-    with counted() as forward:
+    with watched() as forward:
         if steps is None:
             loss = LF.cross_entropy(mine, target, process_group=group, **keywords)
         else:
             loss = LF.lpl_cross_entropy(mine, target, steps, process_group=group, **keywords)
-    with counted() as backward:
+    with watched() as backward:
         loss.sum().backward()
     assert mine.grad is not None
-    return forward, backward
+    return [each.bytes for each in forward], [each.bytes for each in backward]
 
 
 def test_collectives_of_table_losses(ranks: Ranks) -> None:
@@ -231,6 +213,48 @@ def test_collectives_of_table_losses(ranks: Ranks) -> None:
             assert not backward
 
 
+def of_many(group: Any, cases: dict[str, testing.Case]) -> dict[str, str]:
+    """What differs where ranks join some rows each, as many of them do."""
+    wrong = {}
+    for name, case in cases.items():
+        run = sharded(group, parts_of_tables=True)
+        plain = run(case, "cpp", torch.ones(()))
+        with mock.patch.object(gather, "MANY", 2), watched() as sent:
+            found = run(case, "cpp", torch.ones(()))
+        if not sent or not plain.loss.equal(found.loss):
+            wrong[name] = f"{plain.loss} {found.loss}"
+        for key, grad in plain.grads.items():
+            if not grad.equal(found.grads[key]):
+                wrong[name] = key
+    return wrong
+
+
+def test_many_ranks_join_some_rows_each(ranks: Ranks) -> None:
+    """The same bits, of rows that are no multiple of the ranks, and of fewer rows than ranks."""
+    few = ["ignore", "dense-smoothed", "everything", "clip-everything", "penalty-phr", "lpl-groups"]
+    for rows in (25, 2, 1):
+        cases = {name: CASES[name](Draw(rows, CLASSES, seed=3)) for name in few}
+        cases = {
+            name: replace(case, learn=(), keywords={**case.keywords, "reduction": "sum"})
+            for name, case in cases.items()
+        }
+        assert ranks.run(4, of_many, cases) == [{}] * 4
+
+
+def bytes_heard(group: Any, input: Tensor, target: Tensor) -> list[int]:
+    with mock.patch.object(gather, "MANY", 2), watched() as sent:
+        LF.cross_entropy(local(group, input), target, process_group=group)
+    return [each.bytes for each in sent]
+
+
+def test_what_a_rank_hears_of_many(ranks: Ranks) -> None:
+    """A rank's numbers once on the way to who joins them and once on the way back."""
+    draw = Draw(40, CLASSES, seed=11)
+    for agreement, there, back in ranks.run(4, bytes_heard, draw.input(), draw.labels()):
+        assert agreement < 2048
+        assert (there, 4 * back) == (40 * 3 * 8, 40 * 3 * 8)
+
+
 @pytest.mark.parametrize("count", [1, 50])
 def test_collectives_of_a_learned_perturbation(ranks: Ranks, count: int) -> None:
     """Whatever the steps: two where every class has one row, at most five where classes have
@@ -253,7 +277,7 @@ def test_steps_that_a_function_chooses(ranks: Ranks) -> None:
     found = ranks.run(
         2, sent_by, draw.input(), torch.arange(20) % CLASSES, chosen, {"step_size": 0.2}
     )
-    assert {len(forward) for forward, _ in found} <= {3, 4, 5, 6}
+    assert {len(forward) for forward, _ in found} <= {4, 5, 6, 7}
     assert ranks.run(2, chooses, draw.input(), torch.arange(20) % CLASSES) == [True, True]
 
 
@@ -284,7 +308,7 @@ def of_learned(
 ) -> Any:
     """(loss, gradient, δ, collectives) of all columns."""
     mine = local(group, input).clone().requires_grad_()
-    with counted() as forward:
+    with watched() as forward:
         loss = LF.lpl_cross_entropy(
             mine, target, steps, process_group=group, reduction="none", **keywords
         )
@@ -501,6 +525,15 @@ def said(group: Any, name: str) -> str:
         target = (target + rank) % CLASSES
     elif name == "range":
         target = target + CLASSES
+    elif name == "backend":
+        keywords["backend"] = ("reference", "cpp")[rank]
+    elif name == "meta":
+        input = input if rank else input.to("meta")
+        target = target if rank else target.to("meta")
+    elif name == "choice":
+        steps = fails_on_one(rank, error=True)
+    elif name == "other choice":
+        steps = fails_on_one(rank, error=False)
     elif name == "one rank's argument":
         keywords["phi"] = "log" if rank else "lag"
     elif name == "given or not":
@@ -532,6 +565,15 @@ def said(group: Any, name: str) -> str:
     return error_of(lambda: LF.lpl_cross_entropy(input, target, steps, step_size=0.1, **keywords))
 
 
+def fails_on_one(rank: int, error: bool) -> Callable[[Tensor], Tensor]:
+    def choose(losses: Tensor) -> Tensor:
+        if rank and error:
+            raise RuntimeError("no choice")
+        return torch.full((CLASSES,), 1 + rank)
+
+    return choose
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     {
@@ -542,6 +584,10 @@ def said(group: Any, name: str) -> str:
         "labels": "target .its numbers. must be the same",
         "range": "target .* is out of range: expected 0 <= target < 17",
         "one rank's argument": "phi",
+        "backend": "backend must be the same.*'reference' on rank 0, 'cpp' on rank 1",
+        "meta": "meta",
+        "choice": "no choice",
+        "other choice": "steps: what the function chose on rank 1 is not as on rank 0",
         "given or not": "weight: given or not must be the same.*False on rank 0, True on rank 1",
         "table": "weight: expected all 17 classes on every rank, or .* 5 on rank 0, which has 17",
         "whole and part": "offset: expected all 17 classes",
@@ -588,7 +634,7 @@ def alone(group: Any) -> bool:
     """A group of one is as none."""
     draw = Draw(6, CLASSES, seed=21)
     input, target = draw.input().float(), draw.labels()
-    with counted() as sent:
+    with watched() as sent:
         found = LF.cross_entropy(input, target, process_group=group)
     assert not sent
     return found.equal(LF.cross_entropy(input, target))

@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 from cases import Draw
 from ranks import Ranks
-from test_sharded import counted, error_of, here, of_all
+from test_sharded import error_of, here, of_all
 from torch import Tensor
 
+from benchmarks.collectives import watched
 from lpl_fused import Focal, LogitClip, MixedTarget, Perturbation
 from lpl_fused import functional as LF
 
@@ -128,7 +129,7 @@ def of_others(group: Any) -> None:
     # nothing that is frozen gets a gradient, or a word from other ranks
     frozen = weight[mine].clone().requires_grad_()
     loss = LF.linear_cross_entropy(features, frozen, target, process_group=group)
-    with counted() as sent:
+    with watched() as sent:
         loss.backward()
     assert not sent
     assert frozen.grad is not None
@@ -177,11 +178,11 @@ def test_steps_that_a_function_chooses(ranks: Ranks) -> None:
 def collectives(group: Any, memory: int) -> tuple[int, int]:
     features, weight, _, target = layer()
     features.requires_grad_()
-    with counted() as forward:
+    with watched() as forward:
         loss = LF.linear_cross_entropy(
             features, weight[here(group)], target, process_group=group, chunk_memory=memory
         )
-    with counted() as backward:
+    with watched() as backward:
         loss.backward()
     return len(forward), len(backward)
 
@@ -203,6 +204,8 @@ def refused(group: Any, name: str) -> str:
         features, weight = (features[:, :-1], weight[:, :-1]) if rank else (features, weight)
     elif name == "memory":
         keywords["chunk_memory"] = 500 + rank
+    elif name == "one rank's memory":
+        keywords["chunk_memory"] = 500 if rank else 0
     elif name == "weight":
         weight = weight[:, :-1] if rank else weight
     elif name == "grad":
@@ -219,6 +222,7 @@ def refused(group: Any, name: str) -> str:
     {
         "features": "number of features must be the same",
         "memory": "chunk_memory must be the same.*500 on rank 0, 501 on rank 1",
+        "one rank's memory": "chunk_memory: expected an int >= 1 or None, got 0",
         "weight": "linear_weight: expected shape",
         "grad": "linear_weight: requires grad or not",
         "function": "function must be the same.*linear_cross_entropy on rank 0, cross_entropy on",

@@ -136,6 +136,41 @@ def test_modules(ranks: Ranks) -> None:
     ranks.run(2, of_modules)
 
 
+def bad_calls(group: Any) -> dict[str, str]:
+    """What every rank hears where one alone calls a loss with what is wrong."""
+    features, head, target = data()
+    rank, head = dist.get_rank(group), head[here(group)]
+    counts, said = [9, 8, 7, 6, 5], {}
+    wrong = head[:, :-1] if rank else head
+
+    def fails(logits: Tensor) -> None:
+        raise ValueError("perturbation: fails")
+
+    for make in (losses.LDAMLoss, losses.LPLLoss):
+        loss: Any = make(counts, process_group=group)
+        name = make.__name__
+        said[f"{name}: linear_weight"] = error_of(lambda: loss.linear(features, wrong, target))  # noqa: B023
+        if rank:
+            loss.perturbation = fails
+        said[f"{name}: perturbation"] = error_of(lambda: loss(features @ head.t(), target))  # noqa: B023
+    dense = torch.full((N, len(head)), 0.2, dtype=torch.float64) if rank else target
+    learned: Any = losses.LPLLoss(counts, process_group=group)
+    said["target"] = error_of(lambda: learned(features @ head.t(), dense))
+    margin: Any = losses.MbLSLoss(base=losses.CrossEntropyLoss(process_group=group))
+    said["MbLSLoss: linear_weight"] = error_of(lambda: margin.linear(features, wrong, target))
+    # and all is well again
+    found = learned.linear(features, head, target)
+    torch.testing.assert_close(found, losses.LPLLoss(counts)(features @ data()[1].t(), target))
+    return said
+
+
+def test_what_is_wrong_before_a_function_is_called_is_heard_by_all(ranks: Ranks) -> None:
+    for said in ranks.run(3, bad_calls):
+        assert len(said) == 6
+        for name, words in said.items():
+            assert name.rpartition(": ")[2] in words, (name, words)
+
+
 # -- torch.distributed.checkpoint ------------------------------------------------------------------
 
 

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops, sharded
-from ..arguments import FLAG, Integer, Maybe
+from ..arguments import FLAG
 from ..backends import REFERENCE, resolve
 from ..backends.contract import Choose
 from ..norm import Norm
+from ..ops.chunks import checked_memory
 from ..ops.dispatch import AUTO
 from ..penalty import MarginPenalty
 from ..perturbation import Perturbation
@@ -32,7 +33,6 @@ from .softmax import chooser, with_chosen_steps
 
 __all__ = ["linear_cross_entropy", "linear_lpl_cross_entropy"]
 
-_MEMORY = Maybe(Integer(least=1))
 _FIXED = tuple(name for name in Problem._fields if name not in ("input", "options", *TABLES))
 _MADE = f'use backend="{REFERENCE}", which makes all logits'
 
@@ -214,9 +214,12 @@ def _run(
 ) -> Tensor:
     """`arguments`: features, weight, bias, target; `numbers`: chunk_memory, gradient and
     process_group."""
-    memory, form, process_group = _MEMORY("chunk_memory", numbers[0]) or 0, *numbers[1:]
+    chunk_memory, form, process_group = numbers
     if process_group is not None and sharded.is_sharded(arguments[0], process_group):
-        return sharded.linear_cross_entropy(kind, arguments, process_group, memory, form, build)
+        return sharded.linear_cross_entropy(
+            kind, arguments, process_group, chunk_memory, form, build
+        )
+    memory = checked_memory(chunk_memory)
     layer = Projected(*arguments)
     problem, chosen, choose = build(layer)
     options = problem.options

@@ -27,6 +27,7 @@ from ..class_stats import Counts, label_aware_smoothing
 from ..penalty import KINDS, MarginPenalty, slope_of, value_of
 from ..problem import REDUCTIONS, accumulate_dtype
 from ..row_transforms import class_dim
+from ..sharded import refused
 from ..validation import Target, checked_normalizer
 from .cross_entropy import CrossEntropyLoss
 from .module import LossModule, Reducing, counted, of_part
@@ -154,14 +155,19 @@ class _MarginLoss(LossModule):
         base = self._fused_base()
         if base is None:
             return super().linear(input, linear_weight, target, linear_bias)
-        layer = base.layer(input, linear_weight, linear_bias, target)
-        self._expect_classes(layer.logits)
+        try:
+            layer = base.layer(input, linear_weight, linear_bias, target)
+            self._expect_classes(layer.logits)
+            tables = base.linear_perturbation(layer)
+        except Exception as error:
+            refused(input, base.process_group, error)
+            raise
         return functional.linear_cross_entropy(
             input,
             linear_weight,
             target,
             linear_bias=linear_bias,
-            perturbation=base.linear_perturbation(layer),
+            perturbation=tables,
             penalty=self.margin_penalty(),
             normalizer=normalizer,
             chunk_memory=chunk_memory,
@@ -176,10 +182,15 @@ class _MarginLoss(LossModule):
     ) -> Tensor:
         base = self._fused_base()
         if base is not None:
+            try:
+                tables = base.perturbation(input)
+            except Exception as error:
+                refused(input, base.process_group, error)
+                raise
             return functional.cross_entropy(
                 input,
                 target,
-                perturbation=base.perturbation(input),
+                perturbation=tables,
                 penalty=self.margin_penalty(),
                 normalizer=normalizer,
                 **base.keywords(),

@@ -27,7 +27,7 @@ from ..ops.dispatch import FORMS
 from ..perturbation import Perturbation, chained
 from ..phi import Focal, Phi, checked_phi
 from ..problem import REDUCTIONS
-from ..sharded import PartOfLayer, group_of
+from ..sharded import PartOfLayer, group_of, refused
 from ..validation import Projected, Target
 from .module import LossModule
 
@@ -164,9 +164,13 @@ class CrossEntropyLoss(LossModule):
         perturbation: Perturbation | None = None,
         normalizer: float | Tensor | None = None,
     ) -> Tensor:
-        tables = self.perturbation(input)
-        if perturbation is not None:
-            tables = chained(tables, perturbation)
+        try:
+            tables = self.perturbation(input)
+            if perturbation is not None:
+                tables = chained(tables, perturbation)
+        except Exception as error:
+            refused(input, self.process_group, error)
+            raise
         return functional.cross_entropy(
             input, target, perturbation=tables, normalizer=normalizer, **self.keywords()
         )
@@ -194,14 +198,18 @@ class CrossEntropyLoss(LossModule):
         """
         if type(self).forward is not CrossEntropyLoss.forward:
             return super().linear(input, linear_weight, target, linear_bias)
+        try:
+            layer = self.layer(input, linear_weight, linear_bias, target)
+            tables = self.linear_perturbation(layer, perturbation)
+        except Exception as error:
+            refused(input, self.process_group, error)
+            raise
         return functional.linear_cross_entropy(
             input,
             linear_weight,
             target,
             linear_bias=linear_bias,
-            perturbation=self.linear_perturbation(
-                self.layer(input, linear_weight, linear_bias, target), perturbation
-            ),
+            perturbation=tables,
             normalizer=normalizer,
             chunk_memory=chunk_memory,
             **self.keywords(),

@@ -29,6 +29,7 @@ from ..arguments import (
 )
 from ..class_stats import Counts, checked_counts, class_mean
 from ..perturbation import Perturbation, chained
+from ..sharded import refused
 from ..tracing import recomputing
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
@@ -259,8 +260,15 @@ class LPLLoss(Reducing, CrossEntropyLoss):
     ) -> Tensor:
         if not self.training:
             return super().forward(input, target, perturbation=perturbation, normalizer=normalizer)
-        if not isinstance(target, Tensor) or target.is_floating_point():
-            raise ValueError("target: the learned perturbation needs class indices, one per row")
+        try:
+            if not isinstance(target, Tensor) or target.is_floating_point():
+                raise ValueError(
+                    "target: the learned perturbation needs class indices, one per row"
+                )
+            tables = chained(self.perturbation(input), perturbation)
+        except Exception as error:
+            refused(input, self.process_group, error)
+            raise
         if self.variant is not None:
             if perturbation is not None:
                 raise ValueError("perturbation: an official variant takes none beside its own")
@@ -281,7 +289,7 @@ class LPLLoss(Reducing, CrossEntropyLoss):
             step_size=self.step_size,
             normalize=self.normalize,
             through_perturbation=self.through_perturbation,
-            perturbation=chained(self.perturbation(input), perturbation),
+            perturbation=tables,
             normalizer=normalizer,
             **self.keywords(),
         )
@@ -298,10 +306,17 @@ class LPLLoss(Reducing, CrossEntropyLoss):
         chunk_memory: int | None = None,
     ) -> Tensor:
         """As that of `CrossEntropyLoss`; in training not of a variant, nor through the steps."""
-        layer = self.layer(input, linear_weight, linear_bias, target)
+        try:
+            layer = self.layer(input, linear_weight, linear_bias, target)
+            tables = self.linear_perturbation(layer, perturbation)
+            if self.training:
+                layer.check_one_label()
+        except Exception as error:
+            refused(input, self.process_group, error)
+            raise
         keywords = {
             "linear_bias": linear_bias,
-            "perturbation": self.linear_perturbation(layer, perturbation),
+            "perturbation": tables,
             "normalizer": normalizer,
             "chunk_memory": chunk_memory,
             **self.keywords(),
@@ -314,7 +329,6 @@ class LPLLoss(Reducing, CrossEntropyLoss):
                     f"LPLLoss with {name}={getattr(self, name)!r} goes over all logits step by"
                     " step, it has no `linear`"
                 )
-        layer.check_one_label()
         assert isinstance(target, Tensor)
         return functional.linear_lpl_cross_entropy(
             input,

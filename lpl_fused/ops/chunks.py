@@ -24,6 +24,7 @@ from ..algebra.known import Known
 from ..algebra.rows import normalizer
 from ..algebra.sweep import sweep
 from ..algebra.terms import Terms
+from ..arguments import Integer, Maybe
 from ..backends import load
 from ..problem import MEAN, NONE, SUM, TABLES, Problem, accumulate_dtype
 from .softmax import with_fixed_delta
@@ -60,6 +61,14 @@ class Layer(NamedTuple):
     def widened(self) -> bool:
         """By way of float32: a CPU multiplies float16 number by number."""
         return self.dtype == torch.float16 and self.input.device.type == "cpu"
+
+
+_MEMORY = Maybe(Integer(least=1))
+
+
+def checked_memory(value: int | None) -> int:
+    """`Layer.memory` as a caller gives it."""
+    return _MEMORY("chunk_memory", value) or 0
 
 
 class Chunks(NamedTuple):

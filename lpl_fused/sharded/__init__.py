@@ -11,6 +11,7 @@ linear   the same of a layer, whose logits come in chunks
 The engine is torch.distributed. Every rank of the group makes the same calls in the same order.
 """
 
+from .agree import refused
 from .linear import linear_cross_entropy
 from .local import PartOfLayer, group_of, is_sharded
 from .loss import Built, cross_entropy, lpl_perturbation
@@ -23,4 +24,5 @@ __all__ = [
     "is_sharded",
     "linear_cross_entropy",
     "lpl_perturbation",
+    "refused",
 ]

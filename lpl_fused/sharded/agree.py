@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
+from ..backends import BACKENDS, REFERENCE
+from ..backends.contract import Choose
 from ..ops.dispatch import AUTO, FORMS
 from ..problem import REDUCTIONS, Options, Problem
 from ..reference import check_labels
 from ..tracing import direct
-from .local import Reduction, Some, gathered, group_of, is_dtensor
+from .local import Reduction, Some, gathered, group_of, is_dtensor, is_sharded
 
 # fields of a problem by what is made of a rank's own part of them: needed of columns alone, of
 # which all others may be anything; or of every row's label, wherever its column is
@@ -28,6 +30,8 @@ _OF_ROWS = "target", "other", "lam", "sample_weight", "row_index", "normalizer"
 _OTHERS = 5  # numbers at most that a function has to say of its own
 _TEXT = 320  # bytes of a message that others get to see
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_DEVICES = ("cpu", "cuda")
+_BACKENDS = (*BACKENDS, REFERENCE)
 
 
 class Shards(NamedTuple):
@@ -49,6 +53,9 @@ class Shards(NamedTuple):
 class HasProblem(Protocol):
     @property
     def problem(self) -> Problem: ...
+
+    @property
+    def backend(self) -> str: ...
 
 
 B = TypeVar("B", bound=HasProblem)
@@ -104,6 +111,9 @@ def _told(kind: str, problem: Problem | None, form: str) -> _Said:
     said.add("=function", _KINDS.index(kind))
     said.add("=rows of input", -1 if nothing else problem.input.shape[0])  # type: ignore[union-attr]
     said.add("=dtype of input", -1 if nothing else _DTYPES.index(problem.input.dtype))  # type: ignore[union-attr]
+    # a group may have an engine for each, which do not hear each other
+    kind_of_device = "" if problem is None else problem.input.device.type
+    said.add("=device of input", _at(_DEVICES, kind_of_device))
     options = Options() if problem is None else problem.options
     for name in Options._fields:
         said.add(f"={name}", getattr(options, name))
@@ -116,8 +126,13 @@ def _told(kind: str, problem: Problem | None, form: str) -> _Said:
     said.add("=number of rows of perturbation.rows", -1 if rows is None else rows.shape[0])
     dense = problem is not None and problem.dense
     said.add("=class probabilities or not", dense)
-    said.add("=gradient", FORMS.index(form) if form in FORMS else -1)
+    said.add("=gradient", _at(FORMS, form))
     return said
+
+
+def _at(words: Sequence[str], word: str) -> int:
+    """Where it is among them; −1: nowhere."""
+    return words.index(word) if word in words else -1
 
 
 _KINDS = (
@@ -133,7 +148,7 @@ def agreed(
     shape: Callable[[], S],
     build: Callable[[S], B],
     form: str = AUTO,
-    others: Sequence[tuple[str, int]] = (),
+    others: Callable[[], Sequence[tuple[str, int]]] = tuple,
 ) -> Call[B]:
     """What this rank has of a call, once all ranks have said what they have.
 
@@ -143,7 +158,7 @@ def agreed(
         shape: validates logits and target, or the layer that makes the logits.
         build: makes of that the problem of this rank's columns.
         form: of dispatch.FORMS.
-        others: what else must be the same on all ranks, and its name.
+        others: gives what else must be the same on all ranks, and its name; asked after `build`.
 
     Raises:
         ValueError, TypeError: as the function itself raises, on all ranks; what differs between
@@ -161,19 +176,20 @@ def agreed(
         error, built = raised, None
     problem = None if built is None else built.problem
     said = _told(kind, problem, form)
-    for name, value in others:
+    said.add("=backend", -1 if built is None else _at(_BACKENDS, built.backend))
+    own = others()
+    for name, value in own:
         said.add(f"={name}", value)
-    for _ in range(_OTHERS - len(others)):
+    for _ in range(_OTHERS - len(own)):
         said.add("nothing", 0)  # as long as another function's, which another rank may have called
-    device = input.device if isinstance(input, Tensor) else torch.device("cpu")
-    numbers = _exchanged(said, problem, error, group, device)
+    numbers = _exchanged(said, problem, error, group)
     if error is not None:
         raise error
     assert built is not None
     assert problem is not None
     assert shaped is not None
     _compare(said, numbers)
-    widths = tuple(row[said.names.index("classes")] for row in numbers)
+    widths = tuple(numbers[:, said.names.index("classes")].tolist())
     shards = Shards(group, distributed.get_rank(group), widths)
     if shards.classes == 0:
         raise ValueError("input: expected at least one class on some rank, got none on any")
@@ -185,8 +201,51 @@ def agreed(
     return Call(built, problem, shards, lambda loss: back(restore(loss, options)))
 
 
+def refused(input: Any, process_group: Any, error: Exception) -> None:
+    """Raises the error of a call that fails before its function is reached, which the other ranks
+    have reached, perhaps: on all of them."""
+
+    def fails() -> Some:
+        raise error
+
+    def unreached(shaped: Some) -> HasProblem:
+        raise AssertionError
+
+    if is_sharded(input, process_group):
+        agreed(_KINDS[0], input, process_group, fails, unreached)
+    raise error
+
+
+def agreed_choice(choose: Choose, shards: Shards) -> Choose:
+    """A function that makes steps as one that makes the same on all ranks, or an error on all."""
+
+    def agreeing(losses: Tensor) -> Tensor:
+        steps, error = None, None
+        try:
+            steps = choose(losses)
+        except Exception as raised:
+            error = raised
+        check = 0 if steps is None else int(_checksum(steps))
+        sent = torch.tensor([error is not None, check, *_words_of(error)])
+        numbers = torch.stack(gathered(sent, shards.group))
+        if error is not None:
+            raise error
+        _raise_of_others(numbers, 2)
+        others = (numbers[:, 1] != numbers[0, 1]).nonzero()
+        if len(others):
+            raise ValueError(
+                f"steps: what the function chose on rank {int(others[0])} is not as on rank 0"
+            )
+        assert steps is not None
+        return steps
+
+    return agreeing
+
+
 def _refuse(problem: Problem) -> None:
     """What shards can not do."""
+    if problem.input.is_meta:
+        raise ValueError("input: expected numbers beside process_group, got a tensor on meta")
     if not direct(*problem[:-1]):
         raise RuntimeError(
             "process_group: classes over ranks are for plain tensors in eager mode, not within"
@@ -208,48 +267,58 @@ def _refuse(problem: Problem) -> None:
 
 
 def _exchanged(
-    said: _Said,
-    problem: Problem | None,
-    error: Exception | None,
-    group: distributed.ProcessGroup,
-    device: torch.device,
-) -> list[list[int]]:
-    """What every rank has said. Raises what another rank failed with."""
-    text = b"" if error is None else str(error).encode()[:_TEXT]
-    words = list(struct.unpack(f"{_TEXT // 8}q", text.ljust(_TEXT, b"\0")))
+    said: _Said, problem: Problem | None, error: Exception | None, group: distributed.ProcessGroup
+) -> Tensor:
+    """(ranks, n): what every rank has said. Raises what another rank failed with."""
     checks = [None if problem is None else getattr(problem, name) for name in _OF_ROWS]
     sums = [
-        torch.zeros((), dtype=torch.int64, device=device)
+        torch.zeros((), dtype=torch.int64)
         if each is None or each.dim() > 1  # class probabilities are of a rank's columns
         else _checksum(each)
         for each in checks
     ]
-    message = torch.cat(
-        [torch.tensor(said.values + words, device=device), torch.stack(sums).to(device)]
-    )
-    numbers = [row.tolist() for row in gathered(message, group)]
-    failed = [row for row in range(len(numbers)) if numbers[row][0]]
-    if failed and error is None:
-        begin = len(said.values)
-        row = numbers[failed[0]][begin : begin + _TEXT // 8]
-        what = struct.pack(f"{_TEXT // 8}q", *row).rstrip(b"\0").decode(errors="replace")
-        raise ValueError(f"on rank {failed[0]} of the group: {what}")
+    device = torch.device("cpu") if problem is None else problem.input.device
+    checked = torch.stack([each.to(device) for each in sums]).cpu()  # one wait for a GPU
+    # of the CPU, whatever the input: what lies elsewhere on another rank has to be heard, too
+    message = torch.cat([torch.tensor(said.values + _words_of(error)), checked])
+    numbers = torch.stack(gathered(message, group))
+    if error is None:
+        _raise_of_others(numbers, len(said.values))
     return numbers
 
 
-def _compare(said: _Said, numbers: Sequence[Sequence[int]]) -> None:
+def _words_of(error: Exception | None) -> list[int]:
+    """What an error says, in numbers, as many whatever it says."""
+    text = b"" if error is None else str(error).encode()[:_TEXT]
+    return list(struct.unpack(f"{_TEXT // 8}q", text.ljust(_TEXT, b"\0")))
+
+
+def _raise_of_others(numbers: Tensor, begin: int) -> None:
+    """Raises what the first rank says that failed; the first number says whether one has, its words
+    begin there."""
+    failed = numbers[:, 0].nonzero()
+    if len(failed):
+        rank = int(failed[0])
+        words = numbers[rank, begin : begin + _TEXT // 8].tolist()
+        what = struct.pack(f"{_TEXT // 8}q", *words).rstrip(b"\0").decode(errors="replace")
+        raise ValueError(f"on rank {rank} of the group: {what}")
+
+
+def _compare(said: _Said, numbers: Tensor) -> None:
     """Raises ValueError where ranks ask for different things."""
     begin = len(said.values) + _TEXT // 8
     places = [(name[1:], k) for k, name in enumerate(said.names) if name.startswith("=")]
     places += [(f"{name} (its numbers)", begin + k) for k, name in enumerate(_OF_ROWS)]
-    for name, place in places:
-        for rank, row in enumerate(numbers):
-            if row[place] != numbers[0][place]:
-                raise ValueError(
-                    f"process_group: {name} must be the same on all ranks, but differs:"
-                    f" {_shown(name, numbers[0][place])} on rank 0,"
-                    f" {_shown(name, row[place])} on rank {rank}"
-                )
+    same = numbers[:, [place for _, place in places]]
+    differing = (same != same[0]).t().nonzero()
+    if len(differing):
+        (which, rank), first = differing[0].tolist(), 0
+        name = places[which][0]
+        raise ValueError(
+            f"process_group: {name} must be the same on all ranks, but differs:"
+            f" {_shown(name, int(same[first, which]))} on rank {first},"
+            f" {_shown(name, int(same[rank, which]))} on rank {rank}"
+        )
 
 
 def _shown(name: str, value: int) -> str:
@@ -257,8 +326,9 @@ def _shown(name: str, value: int) -> str:
         return _KINDS[value]
     if name == "dtype of input":
         return str(_DTYPES[value])
-    if name == "gradient":
-        return repr(FORMS[value])
+    for words, what in ((FORMS, "gradient"), (_DEVICES, "device of input"), (_BACKENDS, "backend")):
+        if name == what:
+            return repr(words[value]) if value >= 0 else "another"
     if name == "reduction":
         return repr(list(REDUCTIONS)[value])
     if isinstance(Options._field_defaults.get(name), float):
@@ -272,7 +342,7 @@ def _whole(
     problem: Problem,
     shards: Shards,
     said: _Said,
-    numbers: Sequence[Sequence[int]],
+    numbers: Tensor,
     reductions: dict[str, Reduction],
 ) -> Problem:
     """The problem, numbered among all classes, with its tables as long as there are classes."""
@@ -285,7 +355,7 @@ def _whole(
     asked = []
     for name in _TABLES:
         place = said.names.index(f"length of {name}")
-        lengths = [row[place] for row in numbers]
+        lengths: list[int] = numbers[:, place].tolist()
         if lengths[0] < 0:
             continue
         if all(length == classes for length in lengths):

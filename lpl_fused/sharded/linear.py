@@ -17,14 +17,14 @@ from ..algebra.sweep import with_steps
 from ..backends import REFERENCE
 from ..backends.contract import Choose, Forward
 from ..ops import chunks
-from ..ops.chunks import OF_LAYER, Index, Layer
+from ..ops.chunks import OF_LAYER, Index, Layer, checked_memory
 from ..ops.dispatch import given, once_backward
 from ..ops.linear import finished, layer_and_problem, sweeps_by, wanted
 from ..precision import full_precision
 from ..problem import Options, Problem, accumulate_dtype
 from ..tracing import direct, settled, uncompiled
 from ..validation import Target
-from .agree import agreed
+from .agree import agreed, agreed_choice
 from .local import PartOfLayer, summed
 from .loss import Built, Run
 
@@ -138,7 +138,7 @@ def linear_cross_entropy(
     kind: str,
     arguments: tuple[Tensor, Tensor, Tensor | None, Target],
     process_group: Any,
-    memory: int,
+    chunk_memory: int | None,
     form: str,
     build: Callable[[PartOfLayer], Built],
 ) -> Tensor:
@@ -148,19 +148,26 @@ def linear_cross_entropy(
         arguments: features, weight, bias, target.
     """
     shaped: list[PartOfLayer] = []
+    memory = 0
 
     def shape() -> PartOfLayer:
         shaped.append(PartOfLayer(*arguments))
         return shaped[0]
 
     def built(layer: PartOfLayer) -> Built:
+        nonlocal memory
+        memory = checked_memory(chunk_memory)
         made = build(layer)
         _refuse(layer, form, made)
         return made
 
-    others = [("chunk_memory", memory), ("number of features", _last(arguments[0]))]
-    for name, tensor in zip(("input", "linear_weight", "linear_bias"), arguments[:3], strict=True):
-        others.append((f"{name}: requires grad or not", _learns(tensor)))
+    def others() -> list[tuple[str, int]]:
+        found = [("chunk_memory", memory), ("number of features", _last(arguments[0]))]
+        names = "input", "linear_weight", "linear_bias"
+        for name, tensor in zip(names, arguments[:3], strict=True):
+            found.append((f"{name}: requires grad or not", _learns(tensor)))
+        return found
+
     call = agreed(kind, arguments[0], process_group, shape, built, form, others)
     (layer,) = shaped
     run, problem = Run.of(call.built.backend, call.shards), call.problem
@@ -189,4 +196,4 @@ def _with_chosen_steps(run: Run, layer: Layer, problem: Problem, choose: Choose)
             return Forward(_Sweep(run, layer, problem).run().loss)
 
     with torch.no_grad():
-        return with_steps(forward, problem, choose)
+        return with_steps(forward, problem, agreed_choice(choose, run.shards))

@@ -28,7 +28,7 @@ from ..problem import NONE, TABLES, Options, Problem
 from ..reference import parts as reference_door
 from ..tracing import settled, uncompiled
 from ..validation import Shaped, Target
-from .agree import Shards, agreed
+from .agree import Shards, agreed, agreed_choice
 from .gather import whole
 from .left import left_rows
 from .local import Part
@@ -93,7 +93,7 @@ class ShardedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         problem = _problem(tensors, options)
         if choose is not None:
-            problem = with_steps(run.forward, problem, choose)
+            problem = with_steps(run.forward, problem, agreed_choice(choose, run.shards))
         known, norm = run.sweep(problem), normalizer(problem)
         assert known.loss is not None
         moved = () if known.learned is None else known.learned[:-1]  # all but `grouped`
