@@ -28,6 +28,7 @@ from torch import Tensor
 
 from lpl_fused import Perturbation
 from lpl_fused import functional as LF
+from lpl_fused.sharded import gather
 
 RECORD = Path(__file__).parent / "results" / "collectives.json"
 RANKS = (2, 4)
@@ -156,49 +157,76 @@ def measured(ranks: int) -> tuple[dict[str, list[Sent]], list[Sent]]:
 
 # -- what that predicts --------------------------------------------------------------------------
 
-BATCH, FEATURES = 8192, 1024  # rows of a step, features of a row
-FLOPS = 700e12  # bfloat16 products of one GPU
-# links by the ranks that they are stated for: bytes a second of each GPU; seconds of a message
+BATCH, FEATURES, ITEM = 8192, 1024, 2  # rows of a step, features of a row, bytes of a bfloat16
+FLOPS = 700e12  # of products in bfloat16, a second, of one GPU
+# by ranks: bytes a second that come to a GPU, seconds that a message takes
 LINKS = {8: (450e9, 5e-6), 64: (50e9, 10e-6), 1024: (50e9, 10e-6)}
 
 
-def predicted_ms(received: float, collectives: int, ranks: int) -> float:
-    """Of the collectives of a step: what comes at the speed of the link, and a message's time for
-    each of the log₂ R turns that a collective takes."""
-    speed, latency = LINKS[ranks]
-    return 1e3 * (received / speed + collectives * latency * math.log2(ranks))
+def heard(name: str, sent: list[Sent], ranks: int) -> tuple[float, int]:
+    """Bytes that come to a rank of so many in a step of BATCH rows, and in how many collectives,
+    from what was counted on a few: the agreement, whose bytes are of no rows, then rounds."""
+    agreement, *rounds = sent
+    total, count = float(agreement.bytes * (ranks - 1)), 1
+    listed = name.startswith("LPL")  # classes beside the numbers of rows: gathered always
+    for each in rounds:
+        if each.name == "all_reduce":  # the gradient of features, as they would be
+            total, count = total + 2 * BATCH * FEATURES * ITEM, count + 1
+        elif ranks >= gather.MANY and not listed:
+            total, count = total + 2 * each.bytes * BATCH / ROWS, count + 2
+        else:
+            total, count = total + each.bytes * BATCH / ROWS * (ranks - 1), count + 1
+    return total, count
+
+
+def heard_ms(name: str, sent: list[Sent], ranks: int) -> float:
+    """What comes at the speed of the link, and a message's time for each of the log₂ R turns of a
+    collective."""
+    (total, count), (speed, latency) = heard(name, sent, ranks), LINKS[ranks]
+    return 1e3 * (total / speed + count * latency * math.log2(ranks))
 
 
 def products_ms(classes: float, ranks: int) -> float:
-    """Of the three products of a linear layer and its loss, a rank's share of the classes."""
+    """Of the three products of a linear layer and its loss, with a rank's share of the classes."""
     return 1e3 * 3 * 2 * BATCH * FEATURES * classes / ranks / FLOPS
 
 
-def received(sent: list[Sent], ranks: int) -> float:
-    """Bytes that come to a rank of so many, for BATCH rows, from what was counted: an all_reduce
-    brings twice what is sent, whatever the ranks."""
-    total = 0.0
-    for each in sent:
-        scale = BATCH / ROWS
-        if each.name == "all_gather":
-            total += each.bytes * scale * (ranks - 1)
-        else:
-            total += 2 * each.bytes * scale
-    return total
+def predictions(record: dict[str, Any]) -> str:
+    """The second table of docs/scale.md."""
+    losses = {
+        name: [Sent(**each) for each in sent]
+        for name, sent in record["ranks"]["4"]["losses"].items()
+    }
+    names = ("plain", "LPL, a class a row", "LPL, several rows", "linear")
+    made = [
+        f"| ranks | {' | '.join(names)} | products of 1 M classes | of 100 M |",
+        "|---" * (3 + len(names)) + "|",
+    ]
+    for ranks in LINKS:
+        cells = []
+        for name in names:
+            total, count = heard(name, losses[name], ranks)
+            ms = heard_ms(name, losses[name], ranks)
+            cells.append(f"{total / 1e6:,.1f} MB in {count}: {ms:.2f} ms")
+        products = [f"{products_ms(classes, ranks):,.2f} ms" for classes in (1e6, 1e8)]
+        made.append(f"| {ranks:,} | {' | '.join((*cells, *products))} |")
+    return "\n".join(made)
 
 
 def tables(record: dict[str, Any]) -> str:
-    """Those of docs/scale.md."""
+    """The first table of docs/scale.md."""
     made = [
-        "| | ranks | collectives | bytes that a rank sends | ms of each |",
-        "|---|---|---|---|---|",
+        "| | ranks | sent by a rank: the agreement, rounds, in the backward | ms of each |",
+        "|---|---|---|---|",
     ]
     for ranks, entry in record["ranks"].items():
         for name, sent in entry["losses"].items():
-            kinds = ", ".join(each["name"] for each in sent)
-            sizes = " + ".join(f"{each['bytes']:,}" for each in sent)
-            times = " + ".join(f"{each['ms']:.2f}" for each in sent)
-            made.append(f"| {name} | {ranks} | {kinds} | {sizes} | {times} |")
+            sizes = ", ".join(
+                f"{each['bytes']:,}" + (" (all_reduce)" if each["name"] == "all_reduce" else "")
+                for each in sent
+            )
+            times = ", ".join(f"{each['ms']:.2f}" for each in sent)
+            made.append(f"| {name} | {ranks} | {sizes} | {times} |")
     return "\n".join(made)
 
 
@@ -221,7 +249,7 @@ def main() -> None:
         }
     if arguments.record:
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
-    print(tables(record))
+    print(tables(record), predictions(record), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -43,8 +43,14 @@ class NormalizedLinear(nn.Module):
         return nn.functional.linear(*self.factors(input))
 
     def factors(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        """The directions whose products the cosines are: what a loss's `linear` takes for input and
-        weight."""
+        """The directions whose products the cosines are: what a loss's `linear` takes.
+
+        Examples:
+            >>> layer = lpl_fused.linear.NormalizedLinear(16, 5)
+            >>> cosines = layer.factors(torch.randn(8, 16))
+            >>> losses.CosFaceLoss(16.0, 0.2).linear(*cosines, torch.randint(5, (8,))).shape
+            torch.Size([])
+        """
         return _direction(input), _direction(self.weight)
 
     def extra_repr(self) -> str:

@@ -20,7 +20,7 @@ from lpl_fused.data import DataError
 from lpl_fused.training import compare, loop
 """
 MAIN = "sys.exit(main({arguments!r}))"
-LOSSES = ("ce", "ldam", "lpl", "cdb-s")
+LOSSES = ("ce", "ldam", "lpl")
 QUICK = ("train", "--data", "digits", "--epochs", "2", "--seeds", "0")
 SHARDED = (*QUICK, "--shard-classes")
 

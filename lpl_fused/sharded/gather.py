@@ -24,7 +24,8 @@ from ..problem import Problem, accumulate_dtype
 from .agree import Shards
 from .local import exchanged, gathered
 
-MANY = 16  # ranks from which on rows are joined by owners
+# ranks from which on the rows' owners join them: a collective more, for a sixty-fourth of the bytes
+MANY = 64
 LISTED = 16  # classes a row for which there is room in a message, on average over the rows
 
 

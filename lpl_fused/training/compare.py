@@ -337,6 +337,7 @@ def _train_all(
                     console.print(f"left out, seed {seed}: {len(data.left_out)}")
                     console.print(*data.left_out[:_MOST_LEFT_OUT], sep="\n", markup=False)
                 _check_losses(record, data, losses, seed, ranks)
+            with ranks.together():
                 if new and ranks.leads:
                     _make(folder)
                     locks.enter_context(_alone(folder))
