@@ -1,5 +1,6 @@
 """Mixup and CutMix, a batch either or, as timm's `Mixup` does it, here in plain tensors.
-Shows: logit adjustment under mixup; two labels and a share are the loss of timm's N×C matrix.
+Shows: logit adjustment and LPL under mixup; two labels and a share are the loss of timm's N×C
+matrix, and can be made of it.
 Run: python examples/mixup.py    (timm is not needed)"""
 
 import torch
@@ -37,6 +38,7 @@ found = {}
 for name, criterion in {
     "cross-entropy": losses.CrossEntropyLoss(),  # nn.CrossEntropyLoss takes the matrix alone
     "logit adjustment": losses.LogitAdjustedLoss(COUNTS),  # CHANGED: it knows the counts
+    "LPL": losses.LPLLoss(COUNTS, tau=1.0),  # CHANGED: each label under its class's perturbation
 }.items():
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
@@ -56,9 +58,12 @@ for name, criterion in {
 
 show(found)
 
-# timm's `Mixup` returns the matrix; every loss that takes MixedTarget takes it, too
-one, two = (F.one_hot(labels, CLASSES).float() for labels in (label, label.flip(0)))
+# timm's `Mixup` returns the matrix, smoothed by 0.1 as it does by default; losses that need to know
+# the labels take them out of it, and smooth them themselves
+one, two = (F.one_hot(y, CLASSES) * 0.9 + 0.1 / CLASSES for y in (label, label.flip(0)))
 matrix = share[:, None] * one + (1 - share[:, None]) * two
+criterion.label_smoothing = 0.1
 with torch.no_grad():
-    pair, soft = criterion(model(mixed), target), criterion(model(mixed), matrix)
-print(f"loss of labels and share {pair:.6f}, of the matrix {soft:.6f}")
+    pair = criterion(model(mixed), target)
+    found_again = criterion(model(mixed), MixedTarget.of_probabilities(matrix, label_smoothing=0.1))
+print(f"loss of labels and share {pair:.6f}, of the matrix {found_again:.6f}")

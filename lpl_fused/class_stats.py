@@ -363,13 +363,16 @@ def label_aware_smoothing(
     return tail + (head - tail) * curves[Choice(*curves)("shape", shape)]
 
 
-def class_mean(values: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+def class_mean(
+    values: Tensor, target: Tensor, num_classes: int, share: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean of `values` over the samples of each class, and how many there were.
 
     Args:
         values: (N,) floating.
         target: (N,) class indices; others than 0 to C − 1 (ignored ones) are left out.
         num_classes: C.
+        share: (N,), how much of a sample each is; default 1.
 
     Returns:
         mean: (C,), 0 for classes without samples.
@@ -383,9 +386,10 @@ def class_mean(values: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor
     present = (target >= 0) & (target < num_classes)
     index = torch.where(present, target, num_classes)
     zeros = values.new_zeros(num_classes + 1)
-    count = zeros.index_add(0, index, torch.ones_like(values))[:num_classes]
-    total = zeros.index_add(0, index, values)[:num_classes]
-    return total / count.clamp(min=1), count
+    share = torch.ones_like(values) if share is None else share.to(values.dtype)
+    count = zeros.index_add(0, index, share)[:num_classes]
+    total = zeros.index_add(0, index, values * share)[:num_classes]
+    return total / count.where(count > 0, 1), count
 
 
 def present_classes(

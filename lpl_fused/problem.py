@@ -156,6 +156,12 @@ class Problem(NamedTuple):
         """All weight of a row is on one label."""
         return not self.spread and self.other is None
 
+    @property
+    def by_label(self) -> bool:
+        """What is added to a row's logits depends on its label: of two labels it is two rows."""
+        by_class = self.rows is not None and self.row_index is None
+        return self.margin is not None or self.steps is not None or by_class
+
     def columns(self, begin: int, end: int) -> Problem:
         """The problem's part that has the input's columns from `begin` to `end`; of all columns
         the problem itself."""

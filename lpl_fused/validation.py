@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import NOT_NEGATIVE, POSITIVE, REAL, SHARE, Choice, Integer
+from .arguments import BELOW_ONE, NOT_NEGATIVE, POSITIVE, REAL, SHARE, Choice, Integer
 from .arguments import OFF_OR_NOT_NEGATIVE as _OFF
 from .norm import Norm, numbers_of
 from .penalty import KINDS, MarginPenalty
@@ -23,6 +23,10 @@ from .problem import NONE, REDUCTIONS, SUM, TABLES, Options, Problem, accumulate
 from .tracing import readable
 
 _MOST_STEPS = 2**31 - 1  # that kernels count
+_NEEDS_LABELS = (
+    "needs class indices, one per row or two (MixedTarget; its of_probabilities finds them in class"
+    " probabilities that name no more)"
+)
 
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -43,6 +47,62 @@ class MixedTarget(NamedTuple):
     target: Tensor
     other: Tensor
     lam: Tensor | float
+
+    @classmethod
+    def of_probabilities(
+        cls, probabilities: Tensor, label_smoothing: float | None = None
+    ) -> MixedTarget:
+        """The two labels of each row, and their share, of class probabilities that name no more:
+        what timm's `Mixup` makes.
+
+        Smoothed labels have something of every class. With their ε as `label_smoothing` it is
+        taken out of them; give the loss the same `label_smoothing`, which puts it back.
+
+        Args:
+            probabilities: (C,), (N, C) or (N, C, d1, …), floating, at least two classes.
+            label_smoothing: ε in [0, 1) that they were smoothed with; default 0.
+
+        Raises:
+            TypeError: no floating tensor.
+            ValueError: a row that is not so; on a GPU, for which nobody waits, its share is nan.
+
+        Examples:
+            >>> mixed = 0.25 * torch.eye(4)[[0]] + 0.75 * torch.eye(4)[[2]]
+            >>> lpl_fused.MixedTarget.of_probabilities(mixed)
+            MixedTarget(target=tensor([2]), other=tensor([0]), lam=tensor([0.7500]))
+            >>> smoothed = 0.9 * mixed + 0.1 / 4
+            >>> lpl_fused.MixedTarget.of_probabilities(smoothed, label_smoothing=0.1)
+            MixedTarget(target=tensor([2]), other=tensor([0]), lam=tensor([0.7500]))
+        """
+        if not isinstance(probabilities, Tensor) or not probabilities.is_floating_point():
+            raise TypeError(f"probabilities: expected a floating tensor, got {probabilities!r}")
+        epsilon = 0.0 if label_smoothing is None else BELOW_ONE("label_smoothing", label_smoothing)
+        dim = 0 if probabilities.dim() == 1 else 1
+        if probabilities.dim() == 0 or probabilities.shape[dim] < 2:
+            raise ValueError(
+                "probabilities: expected shape (C,), (N, C) or (N, C, d1, ...) of two classes or"
+                f" more, got {tuple(probabilities.shape)}"
+            )
+        p = probabilities.to(accumulate_dtype(probabilities.dtype))
+        p = (p - epsilon / p.shape[dim]) / (1 - epsilon)
+        shares, labels = p.topk(2, dim)
+        first, second = shares.unbind(dim)
+        # what rounding leaves of the others, and of shares that sum to 1
+        slack = 8 * torch.finfo(probabilities.dtype).eps / (1 - epsilon)
+        others = p.scatter(dim, labels, 0.0).abs().amax(dim)
+        wrong = ((first + second - 1).abs() > slack) | (others > slack) | (second < -slack)
+        wrong = wrong | p.isnan().any(dim)
+        if not readable(wrong):
+            first = first.masked_fill(wrong, math.nan)
+        elif wrong.any():
+            raise ValueError(
+                "probabilities: expected at most two classes a row, of shares that sum to 1,"
+                f" smoothed by label_smoothing={epsilon:g}; {int(wrong.sum())} of {wrong.numel()}"
+                " rows are not so (labels that were smoothed have something of every class: say by"
+                " how much, as label_smoothing)"
+            )
+        target, other = labels.unbind(dim)
+        return cls(target, other, (first / (first + second)).clamp(max=1))
 
 
 Target = Tensor | MixedTarget
@@ -153,6 +213,7 @@ class Shaped:
     """Logits and target flattened to rows, and the way back."""
 
     of_some_classes = False  # others may have the classes of these rows: there may be none here
+    two_labels = True  # each of two labels may move a row's logits: see functional/two_labels.py
 
     def __init__(self, input: Tensor, target: Target) -> None:
         if not isinstance(input, Tensor):
@@ -282,13 +343,13 @@ class Shaped:
             fields["smoothing"] = self._table("label_smoothing", label_smoothing)
         if perturbation is not None:
             tables, inverse_temperature = self._tables(
-                perturbation, one_label=not (dense or self.lam is not None)
+                perturbation, labelled=not dense and (self.lam is None or self.two_labels)
             )
             fields.update(tables)
             if inverse_temperature != 1:
                 options = options._replace(inverse_temperature=inverse_temperature)
         if steps is not None:
-            self.check_one_label()
+            self.check_labelled()
             fields["steps"] = self.steps(steps)
         if penalty is not None:
             if not isinstance(penalty, MarginPenalty):
@@ -306,9 +367,12 @@ class Shaped:
             self._rows(self.input), self.target, self.other, self.lam, options=options, **fields
         )
 
-    def check_one_label(self) -> None:
-        if self.target.is_floating_point() or self.other is not None:
-            raise ValueError("target: the learned perturbation needs class indices, one per row")
+    def check_labelled(self) -> None:
+        """Raises ValueError where the target names no classes that could have a δ."""
+        if self.target.is_floating_point():
+            raise ValueError(f"target: the learned perturbation {_NEEDS_LABELS}")
+        if self.other is not None and not self.two_labels:
+            raise ValueError("target: here the learned perturbation needs one class index per row")
 
     def steps(self, steps: Tensor) -> Tensor:
         """Signed step counts as the kernels take them."""
@@ -329,15 +393,16 @@ class Shaped:
         return steps.to(torch.int32).contiguous()
 
     def _tables(
-        self, perturbation: Perturbation, *, one_label: bool
+        self, perturbation: Perturbation, *, labelled: bool
     ) -> tuple[dict[str, Tensor | None], float]:
         """The tables as fields of a Problem, and 1/temperature where that is a plain number."""
         if not isinstance(perturbation, Perturbation):
             raise TypeError(f"perturbation: expected a Perturbation, got {perturbation!r}")
         p = perturbation
-        if not one_label and p.margin is not None:
-            raise ValueError("margin: needs class indices, one per row, as the target")
-        if not one_label and p.rows is not None and p.row_index is None:
+        if not labelled and p.margin is not None:
+            here = _NEEDS_LABELS if self.two_labels else "needs one class index per row here"
+            raise ValueError(f"margin: {here}, as the target")
+        if not labelled and p.rows is not None and p.row_index is None:
             raise ValueError("rows: with this target they need a row_index")
         if p.row_index is not None and p.rows is None:
             raise ValueError("row_index: given without rows")
@@ -386,6 +451,8 @@ class Projected(Shaped):
     `input` stands for the logits in all that asks for their shape, dtype and device; it has no
     numbers. `dtype` is that of the products: autocast's, where that is on.
     """
+
+    two_labels = False  # whose logits would be made twice
 
     def __init__(
         self, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Target

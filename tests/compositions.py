@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -60,6 +60,14 @@ class Call:
             return torch.ones(len(self.logits), dtype=torch.bool)
         labels = [self.target] if self.hard else [self.target[0], self.target[1]]
         return torch.stack([label != self.ignore_index for label in labels]).any(0)
+
+    def labels(self) -> list[tuple[Tensor, Tensor]]:
+        """The labels of rows, one or two, and the share of each; ignored where it has none."""
+        if self.hard:
+            return [(self.target, torch.ones(len(self.logits), dtype=torch.float64))]
+        first, second, lam = self.target
+        pairs = [(first, lam.double()), (second, 1 - lam.double())]
+        return [(label.masked_fill(part == 0, self.ignore_index), part) for label, part in pairs]
 
     def label(self) -> Tensor:
         """(M,) the class of each row, 0 where it is ignored."""
@@ -139,6 +147,14 @@ def reduced(call: Call, loss: Tensor, weights: Tensor) -> Tensor:
     return loss.sum() / weights.sum() if reduction == "mean" else loss.sum()
 
 
+def by_label(call: Call, of: Callable[[Call], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """(losses, weights) of rows of which each label is a row of its own, with its share."""
+    found = [(of(replace(call, target=label)), part) for label, part in call.labels()]
+    loss = sum(part.to(loss) * loss for (loss, _), part in found)
+    weights = sum(part.to(weights) * weights for (_, weights), part in found)
+    return loss, weights
+
+
 def composed(call: Call, z: Tensor, **changed: Any) -> Tensor:
     return reduced(call, *row_losses(call, perturbed(call, z), **changed))
 
@@ -164,9 +180,15 @@ def noise(call: Call, u: Tensor, sigma: float) -> Tensor:
 
 
 def margins(values: Tensor | float, s: float) -> Callable[[Call, Tensor], Tensor]:
-    return lambda call, u: composed(
-        call, s * (u - torch.as_tensor(values, dtype=torch.float64).to(u) * hot(call))
-    )
+    def equation(call: Call, u: Tensor) -> Tensor:
+        m = torch.as_tensor(values, dtype=torch.float64).to(u)
+
+        def of_one(one: Call) -> tuple[Tensor, Tensor]:
+            return row_losses(one, perturbed(one, s * (u - m * hot(one))))
+
+        return reduced(call, *by_label(call, of_one))
+
+    return equation
 
 
 def ldam_margins() -> Tensor:
@@ -207,17 +229,22 @@ def t5x(call: Call, u: Tensor) -> Tensor:
 
 
 def learned(call: Call, z: Tensor, steps: Tensor, step_size: float) -> Tensor:
-    """z + δ_y, δ by normalised steps of each class; constant in the backward pass."""
-    delta = torch.zeros_like(z)
+    """(C, C) δ by normalised steps of each class, of all rows that have a share of it."""
+    delta = torch.zeros(C, C).to(z)
     for c in range(C):
-        rows = call.counted() & (call.label() == c)
+        share = sum(part * (label == c) * (c != call.ignore_index) for label, part in call.labels())
+        rows = share > 0
         for _ in range(int(steps[c].abs()) if rows.any() else 0):
-            rivals = torch.softmax((z + delta)[rows].detach(), 1).mean(0)
+            p = torch.softmax((z + delta[c])[rows].detach(), 1)
+            rivals = (share[rows].to(p)[:, None] * p).sum(0) / share[rows].to(p).sum()
             rivals = torch.where(torch.arange(C) == c, 0.0, rivals)
             g = torch.where(torch.arange(C) == c, -rivals.sum(), rivals)
-            step = float(steps[c].sign()) * step_size * g / torch.linalg.vector_norm(g)
-            delta = torch.where(rows[:, None], delta + step, delta)
-    return z + delta
+            delta[c] += float(steps[c].sign()) * step_size * g / torch.linalg.vector_norm(g)
+    return delta
+
+
+def under(call: Call, z: Tensor, delta: Tensor, **changed: Any) -> tuple[Tensor, Tensor]:
+    return by_label(call, lambda one: row_losses(one, z + delta[one.label()], **changed))
 
 
 def lpl(call: Call, u: Tensor, **changed: Any) -> tuple[Tensor, Tensor]:
@@ -226,18 +253,20 @@ def lpl(call: Call, u: Tensor, **changed: Any) -> tuple[Tensor, Tensor]:
     bound = torch.where(n >= 20, 0.9 * n / n.max(), 1.5 * n.min() / n)
     steps = torch.where(n >= 20, -1, 1) * torch.floor(bound / 0.15 * (1 + 1e-6)).int()
     z = perturbed(call, u + torch.log(PRIOR + 1e-12).to(u))
-    return row_losses(call, learned(call, z, steps, 0.15), **changed)
+    return under(call, z, learned(call, z, steps, 0.15), **changed)
 
 
 def lpl_balanced(call: Call, u: Tensor) -> Tensor:
     z = perturbed(call, u)
-    p = torch.exp(-every_cross_entropy(z).gather(1, call.label()[:, None])[:, 0]).detach()
-    mean = {
-        c: p[rows].mean() for c in range(C) if (rows := call.counted() & (call.label() == c)).any()
-    }
+    p = torch.exp(-every_cross_entropy(z)).detach()
+    mean = {}
+    for c in range(C):
+        share = sum(part * (label == c) * (c != call.ignore_index) for label, part in call.labels())
+        if (rows := share > 0).any():
+            mean[c] = (share[rows].to(p) * p[rows, c]).sum() / share[rows].to(p).sum()
     average = sum(mean.values()) / len(mean)
     steps = torch.tensor([float(torch.sign(average - mean.get(c, average))) for c in range(C)])
-    return reduced(call, *row_losses(call, learned(call, z, 6 * steps.int(), 0.05)))
+    return reduced(call, *under(call, z, learned(call, z, 6 * steps.int(), 0.05)))
 
 
 def official_fixed(call: Call, u: Tensor) -> Tensor:
@@ -451,7 +480,7 @@ def offset(values: Tensor) -> Callable[[Call, Tensor], Tensor]:
 
 
 INDICES = {"mixed": "target", "dense": "target"}
-MARGIN = {"mixed": "margin", "dense": "margin"}
+MARGIN, TWO_AT_MOST = {"dense": "margin"}, {"dense": "target"}
 OWN_PHI, OWN_WEIGHT = {"phi": "phi"}, {"weight": "weight"}
 SMOOTHING = {"label_smoothing": "label_smoothing", "smoothing by class": "label_smoothing"}
 ROWS_ALONE = {"mean": 'reduction="none"', "sum": 'reduction="none"'}
@@ -526,14 +555,14 @@ ENTRIES: dict[str, Entry] = {
     "LPLLoss": Entry(
         plain(losses.LPLLoss, COUNTS, tau=1.0),
         lambda call, u: reduced(call, *lpl(call, u)),
-        INDICES,
+        TWO_AT_MOST,
     ),
     "LPLLoss, balanced": Entry(
         plain(
             losses.LPLLoss, COUNTS, split="balanced", epsilon=0.3, delta_epsilon=0.0, step_size=0.05
         ),
         lpl_balanced,
-        INDICES,
+        TWO_AT_MOST,
     ),
     "LPLLoss, official": Entry(
         plain(losses.LPLLoss, COUNTS, variant="official-fixed"),

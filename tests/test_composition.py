@@ -108,7 +108,7 @@ def refusals(call: Call, entry: Entry) -> list[str]:
     if call.dense and call.ignore_index >= 0:
         named.append("ignore_index")
     has_base = entry.make.__qualname__.startswith("based")
-    if has_base and call.base == "lpl" and not call.hard:
+    if has_base and call.base == "lpl" and call.dense:
         named.append("target")
     return named
 

@@ -16,7 +16,6 @@ from lpl_fused import (
     Focal,
     LogitClip,
     LogitNorm,
-    MixedTarget,
     Perturbation,
     losses,
     row_transforms,
@@ -253,6 +252,6 @@ def test_bad_targets() -> None:
         loss(LOGITS, torch.tensor([0, 3]))
     with pytest.raises(TypeError, match="floating|float64, float32"):
         loss(LOGITS.long(), LABELS)
-    mixed, margin = MixedTarget(LABELS, LABELS, 0.5), Perturbation(margin=torch.ones(3))
+    soft, margin = torch.full_like(LOGITS, 1 / 3), Perturbation(margin=torch.ones(3))
     with pytest.raises(ValueError, match="margin"):
-        loss(LOGITS, mixed, perturbation=margin)
+        loss(LOGITS, soft, perturbation=margin)

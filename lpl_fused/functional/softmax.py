@@ -37,6 +37,7 @@ from ..validation import (
     checked_step_size,
     integer,
 )
+from . import two_labels
 from .differentiable import Fixed
 from .inplace import check_form
 
@@ -190,7 +191,9 @@ def cross_entropy(
             probabilities, the shape of `input`, floating; or a `MixedTarget` (or 3-tuple) of
             indices.
         weight: (C,), class weights w.
-        perturbation: the tables between u and z; None leaves the logits as they are.
+        perturbation: the tables between u and z; None leaves the logits as they are. With a margin,
+            or rows by class, a `MixedTarget` is λ·L(u, y) + (1 − λ)·L(u, y'): two calls of the
+            fused loss; neither gradient="inplace" nor process_group.
         ignore_index: rows with this label count nothing. Class indices only.
         reduction: "none", "mean" or "sum". As in torch the mean divides by the summed class weights
             of the targets (by the number of rows for class probabilities), times sample weights.
@@ -278,7 +281,10 @@ def cross_entropy(
         return sharded.cross_entropy("cross_entropy", input, target, process_group, gradient, build)
     shaped = Shaped(input, target)
     problem, found, _ = build(shaped)
-    loss = _run(problem, found, form=gradient)
+    if problem.other is not None and problem.by_label:
+        loss = _of_two_labels(problem, found, gradient)
+    else:
+        loss = _run(problem, found, form=gradient)
     return shaped.restore(loss, problem.options) if problem.options.reduction == NONE else loss
 
 
@@ -314,7 +320,11 @@ def lpl_cross_entropy(
         g = mean_{i∈I_c} softmax(z_i + δ_c) − e_c ;   if normalize: g ← g/‖g‖₂  (0 below 1e-12)
         δ_c ← δ_c + sign(steps[c])·step_size·g
 
-    The loss is that of `cross_entropy` at z + δ. δ is a constant in the backward pass.
+    The loss is that of `cross_entropy` at z + δ. δ is a constant in the backward pass. A row of two
+    labels, y with the share λ and y' with 1 − λ (`MixedTarget`), is that much of a row of both:
+
+        L = λ·L(z + δ_y, y) + (1 − λ)·L(z + δ_y', y')
+        g = Σ_i λ_ic·(softmax(z_i + δ_c) − e_c) / Σ_i λ_ic        λ_ic: the row's share of class c
 
     Args:
         input, weight, perturbation, ignore_index, reduction, normalizer, label_smoothing, phi,
@@ -322,10 +332,12 @@ def lpl_cross_entropy(
             `cross_entropy`. Ignored
             rows take no part in δ. "auto" is "statistics" where the backend leaves the numbers that
             δ is made of; else that finds δ twice. Not "inplace".
-        target: class indices.
+        target: class indices, or a `MixedTarget` of them. That takes 2·|steps| sweeps in plain
+            PyTorch for δ, and the fused loss twice; neither gradient="inplace" nor process_group.
         steps: (C,), integer; 0 leaves a class untouched. Or a function that makes them from the
             batch: it is called once with the unweighted cross-entropy of z of every row (the shape
-            of `target`, 0 where ignored, no gradient), for which no row is swept twice.
+            of `target`, 0 where ignored, no gradient), for which no row is swept twice. Of a
+            `MixedTarget` those of both labels, shape (2, …).
         step_size: α ≥ 0, finite. With `normalize` ‖δ_c‖₂ ≤ |steps[c]|·α.
         normalize: unit-length steps (the paper's eq. 11 is the plain gradient).
         through_perturbation: differentiate through all steps (the official long-tail code does).
@@ -378,7 +390,9 @@ def lpl_cross_entropy(
         )
     shaped = Shaped(input, target)
     problem, found, choose = build(shaped)
-    if through_perturbation:
+    if problem.other is not None:
+        loss = _of_two_labels(problem, _resolve(found, problem), gradient, choose)
+    elif through_perturbation:
         loss = _through_perturbation(problem, found, choose, gradient)
     else:
         loss = _run(problem, found, choose, gradient)
@@ -432,6 +446,9 @@ def lpl_perturbation(
     if (process_group is not None or type(input) not in PLAIN) and is_sharded(input, process_group):
         return sharded.lpl_perturbation(input, target, process_group, build)
     problem, found, _ = build(Shaped(input, target))
+    if problem.other is not None:
+        reference.check_labels(problem)
+        problem, found = two_labels.members(problem), REFERENCE
     with torch.no_grad():
         find = reference if found == REFERENCE else ops
         arguments = () if found == REFERENCE else (found,)
@@ -452,12 +469,25 @@ def _run(problem: Problem, backend: str, choose: Choose | None = None, form: str
     return ops.cross_entropy(problem, backend, choose, form)
 
 
+def _of_two_labels(
+    problem: Problem, backend: str, form: str, choose: Choose | None = None
+) -> Tensor:
+    """The loss of rows of two labels that move their logits, on a backend that was resolved."""
+    if problem.options.through and checked_form(form) != AUTO:
+        raise ValueError(f"gradient: {form!r} can not be chosen beside through_perturbation")
+    return two_labels.cross_entropy(
+        problem, lambda half: _run(half, backend, form=form), form, choose
+    )
+
+
 def chooser(shaped: Shaped, steps: Choose) -> Choose:
-    shaped.check_one_label()
+    shaped.check_labelled()
 
     def choose(losses: Tensor) -> Tensor:
         with torch.no_grad():
-            return shaped.steps(steps(losses.reshape(tuple(shaped.loss_shape))))
+            # of two labels: one after the other
+            shape = (2, *shaped.loss_shape) if shaped.other is not None else shaped.loss_shape
+            return shaped.steps(steps(losses.reshape(tuple(shape))))
 
     return choose
 

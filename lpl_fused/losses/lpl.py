@@ -64,6 +64,9 @@ class LPLLoss(Reducing, CrossEntropyLoss):
     In `eval()` mode there is no learned perturbation and no statistic is touched (the paper
     perturbs in training alone); the offset τ·log π stays. Predict with the raw logits.
 
+    Mixup and CutMix: with a `MixedTarget` a row is λ of a row of one class and 1 − λ of one of the
+    other, in δ, in q̄ and in the loss; see `functional.lpl_cross_entropy`.
+
     Cost: cross-entropy and a sweep or two, whatever the steps; in `eval()` tables alone. A variant,
     and `through_perturbation` beyond what the C++ backend differentiates: sweeps by the step, in
     plain PyTorch.
@@ -213,19 +216,27 @@ class LPLLoss(Reducing, CrossEntropyLoss):
         """K = ⌊ε/α⌋; the tiny margin keeps 0.4/0.01 at 40 where floating point says 39.999…"""
         return torch.floor(bound / self.step_size * (1 + 1e-6)).to(torch.int32)
 
-    def balanced_steps(self, row_losses: Tensor, target: Tensor) -> Tensor:
+    def balanced_steps(self, row_losses: Tensor, target: Target) -> Tensor:
         """(C,) signed step counts from the classes' mean probabilities, running ones updated.
 
         Args:
             row_losses: −log p of each row's class, before the learned perturbation.
-            target: the labels, of the same shape.
+            target: the labels, of the same shape; or two of each row, the first dimension of
+                `row_losses`, each with its share of the means.
         """
+        share: Tensor | None = None
+        if not isinstance(target, Tensor):
+            target, other, lam = target
+            first = torch.as_tensor(lam, dtype=row_losses.dtype, device=target.device)
+            first = first.expand(target.shape)
+            share = torch.stack([first, 1 - first]).reshape(-1)
+            target = torch.stack([target, other])
         labels = target.reshape(-1).long()
         ell = row_losses.reshape(-1)
         fit = ell.isfinite()
         labels = torch.where(fit & (labels != self.ignore_index), labels, -1)
         p = torch.exp(-ell.masked_fill(~fit, 0))
-        return self.steps_of_means(*class_mean(p, labels, len(self.counts)))
+        return self.steps_of_means(*class_mean(p, labels, len(self.counts), share))
 
     def steps_of_means(self, mean: Tensor, count: Tensor) -> Tensor:
         """The same from the batch's mean probabilities (C,) of the classes, and their samples."""
@@ -233,7 +244,7 @@ class LPLLoss(Reducing, CrossEntropyLoss):
         mean, count = mean.nan_to_num(0, 0, 0), count * fit
         if self.statistics == "ema":
             total, count = self.all_sum(torch.stack([mean * count, count.to(mean.dtype)])).unbind(0)
-            mean = total / count.clamp(min=1)
+            mean = total / count.where(count > 0, 1)
         present = count > 0
         known = present
         if self.statistics == "ema" and not recomputing():
@@ -261,15 +272,13 @@ class LPLLoss(Reducing, CrossEntropyLoss):
         if not self.training:
             return super().forward(input, target, perturbation=perturbation, normalizer=normalizer)
         try:
-            if not isinstance(target, Tensor) or target.is_floating_point():
-                raise ValueError(
-                    "target: the learned perturbation needs class indices, one per row"
-                )
             tables = chained(self.perturbation(input), perturbation)
         except Exception as error:
             refused(input, self.process_group, error)
             raise
         if self.variant is not None:
+            if not isinstance(target, Tensor) or target.is_floating_point():
+                raise ValueError("target: an official variant needs class indices, one per row")
             if perturbation is not None:
                 raise ValueError("perturbation: an official variant takes none beside its own")
             if normalizer is not None:
@@ -340,7 +349,7 @@ class LPLLoss(Reducing, CrossEntropyLoss):
             **keywords,
         )
 
-    def _steps_of(self, target: Tensor) -> Tensor | Callable[[Tensor], Tensor]:
+    def _steps_of(self, target: Target) -> Tensor | Callable[[Tensor], Tensor]:
         """The steps (C,), or what makes them from the losses of the rows."""
         if self.split == "long-tail":
             return self.steps

@@ -10,6 +10,7 @@ from .softmax import (
     learned_perturbation,
     tables_learn,
     with_chosen_steps,
+    with_delta,
     with_fixed_delta,
 )
 
@@ -22,5 +23,6 @@ __all__ = [
     "sigmoid",
     "tables_learn",
     "with_chosen_steps",
+    "with_delta",
     "with_fixed_delta",
 ]

@@ -427,6 +427,11 @@ def with_fixed_delta(problem: Problem, backend: str) -> Problem:
     """The same problem with its learned δ handed over as rows, beside which tables may learn."""
     detached = [part.detach() if isinstance(part, Tensor) else part for part in problem]
     delta, slot = learned_perturbation(Problem(*detached), backend)  # type: ignore[arg-type]
+    return with_delta(problem, delta, slot)
+
+
+def with_delta(problem: Problem, delta: Tensor, slot: Tensor) -> Problem:
+    """The problem with delta[slot] in the place of its steps: what is added to its rows last."""
     delta = delta / problem.options.inverse_temperature
     if problem.rows is None:
         return problem._replace(rows=delta, row_index=slot, steps=None)

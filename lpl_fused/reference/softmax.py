@@ -120,7 +120,8 @@ def learned_perturbation(
         g = mean_{i∈I_c} softmax(z_i + δ) − e_c
         if normalize: g ← g/‖g‖₂ (0 where ‖g‖ < NORM_FLOOR)
         δ ← δ + sign(steps[c])·step_size·g
-    Rows of delta that lead no group are 0. `differentiable=True` keeps the graph of all steps.
+    With shares (`lam`) beside one label means are weighted by them. Rows of delta that lead no
+    group are 0. `differentiable=True` keeps the graph of all steps.
     """
     check_labels(problem)
     if differentiable:
@@ -145,9 +146,13 @@ def _learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
     steps = steps.masked_fill(~is_leader, 0)[:, None]
     sign = steps.sign().to(z.dtype)
     delta = torch.zeros_like(z)
+    divisor = count.to(z.dtype)
+    if problem.lam is not None:
+        mass = torch.zeros_like(problem.lam).index_add(0, slot, problem.lam)
+        divisor = mass[slot] / problem.lam
     for k in range(_most(problem.steps if batched() else steps)):
         # the target's entry is minus the rivals' sum: p_y − 1 without cancellation
-        rivals = torch.softmax(z + delta[slot], 1).scatter(1, label, 0.0) / count[:, None]
+        rivals = torch.softmax(z + delta[slot], 1).scatter(1, label, 0.0) / divisor[:, None]
         g = torch.zeros_like(delta).index_add(0, slot, rivals)
         g = g.scatter(1, label, -g.sum(1, keepdim=True))
         if options.normalize:
@@ -320,12 +325,15 @@ def cross_entropy(problem: Problem) -> Tensor:
     value = loss if reduction == NONE else loss.sum()
     if divides(problem):
         value = value / normalizer(problem)
-    if problem.options.penalty:
-        counted = counted_rows(problem)
-        penalty = penalties(problem, counted)
-        if reduction != NONE:
-            penalty = penalty.sum()
-            if divides(problem):
-                penalty = penalty / (counted.sum() if reduction == MEAN else normalizer(problem))
-        value = value + penalty
-    return value
+    return value + penalty_of(problem) if problem.options.penalty else value
+
+
+def penalty_of(problem: Problem) -> Tensor:
+    """What the penalty adds to the loss, reduced as that is."""
+    counted, reduction = counted_rows(problem), problem.options.reduction
+    penalty = penalties(problem, counted)
+    if reduction == NONE:
+        return penalty
+    if not divides(problem):
+        return penalty.sum()
+    return penalty.sum() / (counted.sum() if reduction == MEAN else normalizer(problem))

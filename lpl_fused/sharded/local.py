@@ -116,6 +116,7 @@ class Some(Shaped):
     """Some of the classes; tables may be of these or of all, which is settled later."""
 
     of_some_classes = True
+    two_labels = False
     agreed = False  # how many classes there are is known
     reductions: dict[str, Reduction]
     restored: Callable[[Tensor], Tensor]  # of a loss, what the caller gets
@@ -153,7 +154,7 @@ class Some(Shaped):
             self.classes = own
 
     def _tables(
-        self, perturbation: Perturbation, *, one_label: bool
+        self, perturbation: Perturbation, *, labelled: bool
     ) -> tuple[dict[str, Tensor | None], float]:
         p = perturbation
         if isinstance(p, Perturbation):
@@ -166,7 +167,7 @@ class Some(Shaped):
             if isinstance(p.temperature, Tensor):
                 temperature = self._learning("temperature", _local("temperature", p.temperature))
                 p = Perturbation(p.scale, p.offset, p.margin, p.rows, p.row_index, temperature)
-        return super()._tables(p, one_label=one_label)
+        return super()._tables(p, labelled=labelled)
 
 
 class Part(Some):
