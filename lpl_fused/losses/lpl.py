@@ -319,7 +319,7 @@ class LPLLoss(Reducing, CrossEntropyLoss):
             layer = self.layer(input, linear_weight, linear_bias, target)
             tables = self.linear_perturbation(layer, perturbation)
             if self.training:
-                layer.check_one_label()
+                layer.check_labelled()
         except Exception as error:
             refused(input, self.process_group, error)
             raise
