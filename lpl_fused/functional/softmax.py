@@ -290,7 +290,7 @@ def cross_entropy(
 
 def lpl_cross_entropy(
     input: Tensor,
-    target: Tensor,
+    target: Target,
     steps: Tensor | Choose,
     weight: Tensor | None = None,
     *,
@@ -401,7 +401,7 @@ def lpl_cross_entropy(
 
 def lpl_perturbation(
     input: Tensor,
-    target: Tensor,
+    target: Target,
     steps: Tensor,
     *,
     step_size: float,

@@ -44,7 +44,9 @@ def cross_entropy(
         rows = rows._replace(
             normalizer=normalizer(problem), options=rows.options._replace(reduction=SUM)
         )
-    halves = _by_label(rows._replace(options=rows.options._replace(penalty=_OFF.penalty)))
+    halves: tuple[Problem, ...] = _by_label(
+        rows._replace(options=rows.options._replace(penalty=_OFF.penalty))
+    )
     if choose is not None or problem.steps is not None:
         both, n = members(problem), problem.input.shape[0]
         if choose is not None:
