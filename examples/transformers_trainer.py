@@ -3,13 +3,12 @@ Shows: it divides by `num_items_in_batch`; rare tokens are predicted better with
 Run: python examples/transformers_trainer.py    (needs pip install transformers accelerate)"""
 
 import tempfile
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from lpl_fused import losses
+from lpl_fused import integrations, losses
 
 VOCABULARY, LENGTH = 256, 17
 
@@ -31,8 +30,7 @@ def sentences(number: int, frequency: Tensor, seed: int) -> list[dict[str, Tenso
 
 zipf = 1 / torch.arange(1, VOCABULARY + 1)
 training, test = sentences(1500, zipf, seed=1), sentences(300, torch.ones(VOCABULARY), seed=2)
-labels = torch.stack([row["labels"] for row in training])
-counts = torch.bincount(labels[labels != -100], minlength=VOCABULARY)
+counts = integrations.token_counts(training, VOCABULARY)
 rare = counts < 20
 config = LlamaConfig(
     vocab_size=VOCABULARY,
@@ -51,14 +49,8 @@ for name, criterion in {
     "cross-entropy": losses.CrossEntropyLoss(reduction="sum"),
     "logit adjustment": losses.LogitAdjustedLoss(counts, reduction="sum"),
 }.items():
-    # CHANGED: this function, and the argument that hands it to the Trainer
-    def compute_loss_func(
-        outputs: Any, labels: Tensor, num_items_in_batch: Tensor | None = None
-    ) -> Tensor:
-        logits, target = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        if num_items_in_batch is None:  # evaluation
-            num_items_in_batch = (target != -100).sum()
-        return criterion(logits, target, normalizer=num_items_in_batch)  # noqa: B023
+    # CHANGED: this line, and the argument that hands it to the Trainer
+    compute_loss_func = integrations.TransformersLoss(criterion)
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:

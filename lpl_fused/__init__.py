@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from . import certification as certification
     from . import class_stats as class_stats
     from . import evaluation as evaluation
+    from . import integrations as integrations
     from . import ladc as ladc
     from . import linear as linear
     from . import sampling as sampling
@@ -54,8 +55,8 @@ __all__ = [
 
 # modules that are imported when they are first asked for
 _MODULES = (
-    *("average_precision", "certification", "class_stats", "evaluation", "ladc"),
-    *("linear", "sampling", "schedules", "susceptibility"),
+    *("average_precision", "certification", "class_stats", "evaluation"),
+    *("integrations", "ladc", "linear", "sampling", "schedules", "susceptibility"),
 )
 
 
