@@ -92,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         "--loss",
         nargs="+",
         metavar="LOSS",
-        help="losses, see --list-losses (default: ce la ldam vs lpl la+lpl; multi-label: bce "
-        "focal-bce db ml-lpl)",
+        help="losses, see --list-losses (default: ce la ldam+drw vs lpl la+lpl; multi-label: "
+        "bce focal-bce db ml-lpl)",
     )
     what.add_argument("--list-losses", action="store_true", help="list the losses and exit")
     what.add_argument(

@@ -16,6 +16,9 @@ class NormalizedLinear(nn.Module):
 
     Margins and scales of LDAM, CosFace and their kin are meant for these.
 
+    The weights start with norm 1. Cosines do not see their norms, but training does: a step turns a
+    w_j of norm r by 1/r² of what it turns one of norm 1.
+
     Args:
         in_features, out_features: as in `nn.Linear`; there is no bias.
 
@@ -38,6 +41,8 @@ class NormalizedLinear(nn.Module):
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight)  # directions uniform on the sphere
+        with torch.no_grad():
+            self.weight.copy_(_direction(self.weight))
 
     def forward(self, input: Tensor) -> Tensor:
         return nn.functional.linear(*self.factors(input))

@@ -309,6 +309,8 @@ def test_normalized_linear() -> None:
     torch.testing.assert_close(layer(x), expected)
     assert torch.equal(layer(torch.zeros(2, 5).double()), torch.zeros(2, 4).double())
     assert torch.autograd.gradcheck(layer, x.requires_grad_())
+    norms = NormalizedLinear(50, 40).weight.norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(40))
 
 
 def test_class_counts(tmp_path) -> None:  # type: ignore[no-untyped-def]

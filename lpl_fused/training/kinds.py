@@ -73,7 +73,7 @@ class SingleLabel(Kind):
     class_metric = "Accuracy"
     measures: ClassVar = {"overall": "overall", "balanced": "balanced", **_GROUPS}
     by_class = "class_accuracy"
-    default_losses = ("ce", "la", "ldam", "vs", "lpl", "la+lpl")
+    default_losses = ("ce", "la", "ldam+drw", "vs", "lpl", "la+lpl")
 
     def judge(self, logits: Tensor, data: LongTailedData, **borders: int) -> Accuracy:
         assert isinstance(data.test_targets, Tensor)
