@@ -30,6 +30,13 @@ _SETTINGS = (
     "few_below",
     "linear",
     "shard_classes",
+    "schedule",
+    "backbone",
+    "lr_steps",
+    "lr_decay",
+    "warm_up",
+    "nesterov",
+    "augment",
 )
 _DATA_OPTIONS = {
     "path": "path",
@@ -44,6 +51,10 @@ _DATA_OPTIONS = {
 }
 
 
+_DATA = (
+    *("glyphs", "digits", "tokens", "tags", "folder"),
+    *("inat2018", "imagenet-lt", "places-lt", "cifar10-lt", "cifar100-lt"),
+)
 _MOST_SEEDS = 10_000
 # What messages call by its keyword, and the command line by an option.
 _WORDS = {
@@ -113,13 +124,23 @@ def _parser() -> argparse.ArgumentParser:
     data = train.add_argument_group("data")
     data.add_argument(
         "--data",
-        choices=("glyphs", "digits", "tokens", "tags", "folder"),
-        help="default: glyphs; tags is multi-label",
+        choices=_DATA,
+        metavar="DATA",
+        help="made here: glyphs (default), digits, tokens, tags (multi-label); folder: your "
+        "images; published, as their authors hand them out: inat2018, imagenet-lt, places-lt, "
+        "cifar10-lt, cifar100-lt",
     )
     data.add_argument(
-        "--path", help="folder of images: PATH/CLASS/… or PATH/train/CLASS/…, PATH/test/CLASS/…"
+        "--path",
+        help="folder: PATH/CLASS/… or PATH/train/CLASS/…, PATH/test/CLASS/…; inat2018: where "
+        "train2018.json and train_val2018 are; imagenet-lt, places-lt: that the paths of the lists "
+        "begin in, with these in it; cifar10-lt, cifar100-lt: of the unpacked archive",
     )
-    data.add_argument("--image-size", type=int, help="side of the folder's images (default: 32)")
+    data.add_argument(
+        "--image-size",
+        type=int,
+        help="side of images that are files (default: folder 32, else 224)",
+    )
     data.add_argument(
         "--test-share",
         type=float,
@@ -131,7 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--skip-broken",
         action="store_true",
-        help="folder: leave out images that cannot be read, and classes left without any",
+        help="leave out images that cannot be read, and classes left without any (published data: "
+        "all images are read to find them)",
     )
     data.add_argument(
         "--classes",
@@ -141,19 +163,54 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--imbalance",
         type=float,
-        help="glyphs, digits: largest by smallest class in training (default: 100)",
+        help="glyphs, digits, cifar…: largest by smallest class in training (default: 100)",
     )
     data.add_argument(
-        "--profile", choices=("exp", "zipf"), help="glyphs, digits: of the class counts"
+        "--profile",
+        choices=("exp", "zipf", "step"),
+        help="glyphs, digits, cifar…: of the class counts (default: exp)",
     )
-    data.add_argument("--largest", type=int, help="glyphs, digits: size of the largest class")
+    data.add_argument(
+        "--largest", type=int, help="glyphs, digits, cifar…: size of the largest class"
+    )
     data.add_argument("--train-samples", type=int, help="tokens: training examples")
     data.add_argument("--many-above", type=int, help="many-shot: more training examples than this")
     data.add_argument("--few-below", type=int, help="few-shot: fewer training examples than this")
     training = train.add_argument_group("training (defaults depend on the data)")
     training.add_argument("--epochs", type=int)
     training.add_argument("--batch-size", type=int)
-    training.add_argument("--lr", type=float, help="first learning rate of a cosine schedule")
+    training.add_argument(
+        "--schedule",
+        help="published data: where the defaults come from: ldam or lpl (CIFAR), decoupling "
+        "(inat2018, imagenet-lt), oltr (places-lt), or own (default: the first)",
+    )
+    training.add_argument(
+        "--backbone",
+        help='small; resnet32, that of CIFAR; with pip install "lpl_fused[vision]" resnet18, '
+        "resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, resnext101_32x8d (default: "
+        "small, or the schedule's)",
+    )
+    training.add_argument(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        help="crop and mirror training images at random",
+    )
+    training.add_argument("--lr", type=float, help="first learning rate")
+    training.add_argument(
+        "--lr-steps",
+        nargs="*",
+        type=int,
+        metavar="EPOCH",
+        help="epochs from which on the learning rate is --lr-decay times what it was before; none: "
+        "it falls as a cosine",
+    )
+    training.add_argument("--lr-decay", type=float, help="see --lr-steps (default: 0.1)")
+    training.add_argument(
+        "--warm-up", type=int, metavar="EPOCHS", help="in which the learning rate rises"
+    )
+    training.add_argument(
+        "--nesterov", action=argparse.BooleanOptionalAction, help="Nesterov's momentum"
+    )
     training.add_argument("--weight-decay", type=float)
     training.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda if there is one)")
     training.add_argument("--threads", type=int, help="CPU threads")

@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_TRAIN = frozenset({"matplotlib", "numpy", "PIL", "rich", "sklearn", "torchmetrics"})
+# by the name that is imported
+_EXTRAS = {
+    **dict.fromkeys(("matplotlib", "numpy", "PIL", "rich", "sklearn", "torchmetrics"), "train"),
+    "torchvision": "vision",
+}
 
 
 class MissingExtraError(ModuleNotFoundError):
-    """A package of the `train` extra is not installed."""
+    """A package of the `train` or the `vision` extra is not installed."""
 
 
 @contextmanager
 def needs_extra() -> Iterator[None]:
-    """Say which `pip install` helps where a package of the `train` extra is missing."""
+    """Say which `pip install` helps where a package of an extra is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package in _TRAIN:
+        if package in _EXTRAS:
             raise MissingExtraError(
-                f'{package} is missing: pip install "lpl_fused[train]"', name=error.name
+                f'{package} is missing: pip install "lpl_fused[{_EXTRAS[package]}]"',
+                name=error.name,
             ) from error
         raise

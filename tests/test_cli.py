@@ -537,7 +537,7 @@ def test_progress_fits_the_output(terminal: bool, kind: type) -> None:
             "loss 'ib' with options {'z_loss': 1}: .*z_loss",
         ),
         (("--loss", "lpl", "--set", "lpl.split=odd"), "--set lpl.split: expected .* got 'odd'"),
-        (("--data", "folder"), "--path: expected a folder of images, got none"),
+        (("--data", "folder"), "--path: expected the folder of the data, got none"),
         (("--data", "folder", "--path", "/does/not/exist"), "/does/not/exist does not exist"),
         (
             ("--data", "tags", "--loss", "bce", "la"),

@@ -68,7 +68,7 @@ def test_imbalance_one_is_balanced() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((10, 100, 100, "linear"), 'profile: expected "exp" or "zipf", got \'linear\''),
+        ((10, 100, 100, "linear"), 'profile: expected "exp", "zipf" or "step", got \'linear\''),
         ((1, 100, 100), "num_classes: expected an int >= 2, got 1"),
         ((10, 100, 0.5), "imbalance: expected a finite number >= 1, got 0.5"),
         ((10, 100, 101), "imbalance: expected 1 .* to 100 .*, got 101"),
@@ -112,7 +112,9 @@ def test_inconsistent_data_are_refused(
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(DataError, match='name: expected "glyphs", .* or "folder", got \'cifar\''):
+    with pytest.raises(
+        DataError, match='name: expected "glyphs", .*, "folder", .* or "cifar100-lt", got \'cifar\''
+    ):
         load("cifar")
 
 
@@ -645,7 +647,7 @@ def test_a_truncated_image_is_named(tree: Path, suffix: str, kept: float) -> Non
     [
         ({"image_size": 0}, r"image_size: expected an int in \[1, 4096\], got 0"),
         ({"image_size": 10**9}, "image_size: .* got 1000000000"),
-        ({"path": ""}, "path: expected the path of a folder of images, got ''"),
+        ({"path": ""}, "path: expected the path of a folder, got ''"),
     ],
 )
 def test_folder_options_are_named(tree: Path, options: dict[str, object], message: str) -> None:

@@ -135,6 +135,10 @@ TAKEN: dict[tuple[str, str], tuple[Any, ...]] = {
     ("class_counts", "labels"): ("x",),  # a path
 }
 UNKNOWN = {("probe", "input")}  # what the model takes
+NONE_TAKEN = {  # options of data
+    *(("glyphs", "num_classes"), ("folder", "test_share")),
+    *(("cifar10-lt", "largest"), ("cifar100-lt", "largest")),
+}
 
 ARGUMENTS = [(call, name) for call in CALLS for name in inspect.signature(call).parameters]
 
@@ -165,15 +169,19 @@ def test_the_right_values_are_taken(call: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("name", data.NAMES)
 def test_a_wrong_option_of_data_is_refused_by_name(name: str) -> None:
+    has_path = "path" in data.OPTIONS[name]
     for option in (*data.OPTIONS[name], "seed"):
         for wrong in WRONG:
-            taken = wrong is None and (name, option) == ("glyphs", "num_classes")
+            taken = wrong is None and (name, option) in NONE_TAKEN
             if taken or (option == "path" and wrong == "x"):
                 continue
             with pytest.raises((TypeError, ValueError), match=rf"\b{option}\b"):
-                data.load(name, **{"path": "absent"} if name == "folder" else {}, **{option: wrong})
+                data.load(name, **({"path": "absent"} if has_path else {}) | {option: wrong})
     with pytest.raises(TypeError, match="no option 'colour'"):
         data.load(name, colour="red")
+    if has_path:
+        with pytest.raises(TypeError, match=f"data '{name}' needs a path"):
+            data.load(name)
 
 
 def test_every_public_name_is_walked() -> None:

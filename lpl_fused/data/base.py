@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..arguments import CLASSES, Choice, Integer, Maybe, Number, RealTensor, shown
+from .files import ImageFiles
 from .labels import LabelSets, class_counts
 
-PROFILES = ("exp", "zipf")
+PROFILES = ("exp", "zipf", "step")
+
+_MOST_FAULTS = 20  # that a message lists
 
 
 class DataError(ValueError):
@@ -23,8 +28,8 @@ class LongTailedData:
 
     Args:
         name: the data set's name, as `load` knows it.
-        train_inputs: images `(N, channels, height, width)` uint8, or contexts `(N, length)` int64,
-            or bags of words `(N, length)` int64.
+        train_inputs: images `(N, channels, height, width)` uint8, or their `ImageFiles`, or
+            contexts `(N, length)` int64, or bags of words `(N, length)` int64.
         train_targets: class of each training input, `(N,)` int64, in `[0, len(class_names))`; or,
             of multi-label data, their `LabelSets`.
         test_inputs: as `train_inputs`, `(M, ...)`. The built-in data sets hold the same number for
@@ -42,9 +47,9 @@ class LongTailedData:
     """
 
     name: str
-    train_inputs: Tensor
+    train_inputs: Tensor | ImageFiles
     train_targets: Tensor | LabelSets
-    test_inputs: Tensor
+    test_inputs: Tensor | ImageFiles
     test_targets: Tensor | LabelSets
     class_names: tuple[str, ...]
     words: int | None = None
@@ -55,7 +60,8 @@ class LongTailedData:
         if not isinstance(self.name, str):
             raise TypeError(f"name: expected a name, got {shown(self.name)}")
         for name in ("train_inputs", "test_inputs"):
-            RealTensor()(name, getattr(self, name))
+            if not isinstance(getattr(self, name), ImageFiles):
+                RealTensor()(name, getattr(self, name))
         for name in ("train_targets", "test_targets"):
             targets = getattr(self, name)
             if not isinstance(targets, LabelSets):
@@ -99,7 +105,12 @@ class LongTailedData:
 
 
 def long_tail_counts(
-    num_classes: int, largest: int, imbalance: float, profile: str = "exp"
+    num_classes: int,
+    largest: int,
+    imbalance: float,
+    profile: str = "exp",
+    *,
+    rounding: str = "nearest",
 ) -> Tensor:
     """Number of training examples per class, from the most to the least frequent.
 
@@ -107,15 +118,16 @@ def long_tail_counts(
 
         exp:   n_i = N · IF^(−i/(C−1))                 (Cui et al. 2019, Cao et al. 2019)
         zipf:  n_i = N · (i+1)^(−a),   a = ln IF / ln C
+        step:  n_i = N for i < ⌊C/2⌋, N/IF for the others    (Buda et al. 2018, Cao et al. 2019)
 
-    Both start at `N` and end at `N/IF`. Counts are rounded to the nearest integer (the LDAM code
-    rounds down).
+    All start at `N` and end at `N/IF`.
 
     Args:
         num_classes: C, at least 2.
         largest: N, the count of the most frequent class.
         imbalance: IF ≥ 1, the ratio of the largest to the smallest count; 1 means balanced.
-        profile: "exp" or "zipf".
+        profile: "exp", "zipf" or "step".
+        rounding: of the counts: "nearest", or "down" as in the code of LDAM.
 
     Returns:
         `(C,)` int64, non-increasing.
@@ -130,6 +142,7 @@ def long_tail_counts(
         largest = Integer(least=1)("largest", largest)
         imbalance = Number(least=1)("imbalance", imbalance)
         Choice(*PROFILES)("profile", profile)
+        Choice("nearest", "down")("rounding", rounding)
     except ValueError as error:
         raise DataError(str(error)) from error
     if imbalance > largest:
@@ -138,9 +151,25 @@ def long_tail_counts(
             f"examples of the most frequent class), got {imbalance:g}"
         )
     rank = torch.arange(num_classes, dtype=torch.float64)
-    log_imbalance = torch.tensor(imbalance, dtype=torch.float64).log()
     if profile == "exp":
         exponent = rank / (num_classes - 1)
-    else:
+    elif profile == "zipf":
         exponent = (rank + 1).log() / torch.tensor(num_classes, dtype=torch.float64).log()
+    else:
+        exponent = (rank >= num_classes // 2).double()
+    if rounding == "down":
+        # the power as Python takes it: where it is whole, the last bit decides
+        counts = [int(largest * (1 / imbalance) ** power) for power in exponent.tolist()]
+        return torch.tensor(counts).clamp(min=1)  # N · (1/N) may be less than 1
+    log_imbalance = torch.tensor(imbalance, dtype=torch.float64).log()
     return (largest * torch.exp(-log_imbalance * exponent)).round().long()
+
+
+def told(root: Path, faults: Sequence[str]) -> str:
+    """All faults of the data below `root`, for a message: one is told by itself."""
+    if len(faults) == 1:
+        return faults[0]
+    lines = list(faults[:_MOST_FAULTS])
+    if len(faults) > len(lines):
+        lines = [*lines, f"… and {len(faults) - len(lines)} more"]
+    return "\n  ".join([f"{root} has {len(faults)} faults (skip_broken leaves them out):", *lines])

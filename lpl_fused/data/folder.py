@@ -6,19 +6,17 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from .base import DataError, LongTailedData
+from .base import DataError, LongTailedData, told
+from .images import read_square
 
 IMAGE_SIZE = 32
 TEST_SHARE = 0.2  # of the smallest class, when the tree has no test split of its own
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _TRAIN_NAME = "train"
 _TEST_NAMES = ("test", "val", "valid", "validation")  # the first of them that is there
-_MOST_FAULTS = 20  # that a message lists
 
 _Files = Mapping[str, list[Path]]
 _Images = dict[str, list[Tensor]]
@@ -90,11 +88,10 @@ def load_folder(
         share = TEST_SHARE if test_share is None else test_share
         train, test = _draw_test(read[0], share, seed, faults)
     if faults and not skip_broken:
-        raise DataError(_listed(root, faults))
+        raise DataError(told(root, faults))
     if len(train) < 2:
         raise DataError(
-            f"{_listed(root, faults)}\n{root} is left with {len(train)} classes; at least 2 are"
-            " needed"
+            f"{told(root, faults)}\n{root} is left with {len(train)} classes; at least 2 are needed"
         )
     train_inputs, train_targets = _stacked(train)
     test_inputs, test_targets = _stacked(test)
@@ -192,16 +189,6 @@ def _draw_test(
     return train, test
 
 
-def _listed(root: Path, faults: list[str]) -> str:
-    """All faults, for a message: one is told by itself."""
-    if len(faults) == 1:
-        return faults[0]
-    lines = faults[:_MOST_FAULTS]
-    if len(faults) > len(lines):
-        lines = [*lines, f"… and {len(faults) - len(lines)} more"]
-    return "\n  ".join([f"{root} has {len(faults)} faults (skip_broken leaves them out):", *lines])
-
-
 def _read(files: _Files, image_size: int, faults: list[str]) -> _Images:
     """The images of every class that can be read."""
     images: _Images = {}
@@ -209,7 +196,7 @@ def _read(files: _Files, image_size: int, faults: list[str]) -> _Images:
         images[name] = []
         for file in members:
             try:
-                images[name].append(_read_image(file, image_size))
+                images[name].append(read_square(file, image_size))
             except DataError as error:
                 faults.append(str(error))
         if members and not images[name]:
@@ -222,34 +209,3 @@ def _stacked(images: _Images) -> tuple[Tensor, Tensor]:
     members: Iterable[Tensor] = (image for of_class in images.values() for image in of_class)
     sizes = torch.tensor([len(of_class) for of_class in images.values()])
     return torch.stack(list(members)), torch.arange(len(images)).repeat_interleave(sizes)
-
-
-def _read_image(file: Path, image_size: int) -> Tensor:
-    try:
-        with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened)
-            image = _eight_bits(image, opened.format)
-            if image.has_transparency_data:
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image.convert("RGBA"))
-            square = ImageOps.fit(image.convert("RGB"), (image_size,) * 2)
-    except Exception as error:  # there is no end to what decoders make of a damaged file
-        raise DataError(f"cannot read the image {file}: {error}") from error
-    return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)
-
-
-def _eight_bits(image: Image.Image, kind: str | None) -> Image.Image:
-    """Grey of more than 8 bits, which Pillow would clip at 255; others as they are."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
-        white = 65535  # older Pillows call that of 16-bit PNG "I"
-    elif image.mode == "F":
-        white = 1
-    elif image.mode == "I":
-        raise ValueError("whole numbers of 32 bits have no range; save it with 8 or 16 bits")
-    else:
-        return image
-    pixels = np.asarray(image).astype(np.float64)
-    low, high = pixels.min(), pixels.max()
-    if not 0 <= low <= high <= white:  # nan, too
-        raise ValueError(f"expected numbers in [0, {white}], got {low:g} to {high:g}")
-    return Image.fromarray((pixels * (255 / white)).round().astype(np.uint8))

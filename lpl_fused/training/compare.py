@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import shlex
 import sys
@@ -16,15 +17,17 @@ import torch
 from rich.console import Console
 
 from ..backends import REFERENCE, resolve
-from ..data import LongTailedData, load
+from ..data import DataError, LongTailedData, load
+from ..extras import needs_extra
 from .kinds import kind_of
 from .loop import DivergedError, prepare, steps_per_epoch, train
+from .models import TORCHVISION
 from .plots import save_plot
 from .progress import progress
 from .ranks import Ranks, ToldError, joined
 from .recipes import RECIPES
 from .record import Record, environment
-from .report import table
+from .report import beside_published, table
 from .settings import RunSettings, SettingsError
 
 try:
@@ -121,6 +124,7 @@ def _prepared(
         record.settings.check_unchanged(given)
         _check_ranks(record.settings, ranks)
         _check_backend(record.settings)
+        _check_backbone(record.settings)
         record.extend(losses or (), seeds or ())
         _note_changed_environment(record, ranks, console)
     else:
@@ -131,6 +135,7 @@ def _prepared(
         record.extend(losses or record.kind.default_losses, seeds or DEFAULT_SEEDS)
         _check_loss_options(record)
         _check_backend(settings)
+        _check_backbone(settings)
         record.environment = environment(settings, ranks.size)
         if output is None:
             output = f"runs/{settings.data}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -184,6 +189,9 @@ def _report(record: Record, folder: Path, console: Console) -> bool:
     """Print the table and draw the plot; whether that could be written."""
     wide = console if console.is_terminal else Console(width=_TABLE_WIDTH)
     wide.print(table(record))
+    beside = beside_published(record)
+    if beside is not None:
+        wide.print(beside)
     try:
         with _written(folder / PLOT_NAME):
             save_plot(record, folder / PLOT_NAME)
@@ -270,6 +278,20 @@ def _check_device(settings: RunSettings, ranks: Ranks) -> None:
         raise SettingsError(f"device: expected a GPU for each rank of a machine, got {count}")
 
 
+def _check_backbone(settings: RunSettings) -> None:
+    """Name a missing or unfit torchvision before the data are loaded, which takes long."""
+    if settings.backbone in TORCHVISION:
+        try:
+            with needs_extra():
+                importlib.import_module("torchvision")
+        except (RuntimeError, OSError) as error:  # that of another torch
+            reason = str(error).partition("\n")[0]
+            raise SettingsError(
+                f"backbone: {settings.backbone} needs a torchvision that fits torch "
+                f"{torch.__version__}, the one that is installed says: {reason}"
+            ) from error
+
+
 def _check_backend(settings: RunSettings) -> None:
     """Name a device or backend that cannot run before the data are loaded."""
     try:
@@ -349,6 +371,8 @@ def _train_all(
                 shown.begin(f"{loss}, seed {seed}")
                 try:
                     trained = train(data, loss, seed, record.settings, on_step=shown.step, **beside)
+                except DataError:  # an image that cannot be read, which no loss has
+                    raise
                 except Exception as error:  # whatever it is, the other losses are worth having
                     diverged = isinstance(error, DivergedError)
                     if ranks.size > 1 and not diverged:
@@ -391,6 +415,8 @@ def _check_losses(
         options = record.settings.loss_options.get(loss, {})
         try:
             prepare(data, loss, seed, record.settings, *beside)
+        except DataError:
+            raise
         except (TypeError, ValueError) as error:
             if str(error).partition(":")[0] in options:
                 raise SettingsError(f"loss_options.{loss}.{error}") from error

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..class_stats import class_mean
-from ..data import LabelSets
+from ..data import ImageFiles, LabelSets
 from ..sampling import UniMix, difficulty_sampling_weights
 from ..schedules import drw_weights, isda_strength
 from ..validation import Target
@@ -60,11 +60,11 @@ class Run:
     criterion: Any
     epochs: int
     cls_num_list: Tensor
-    inputs: Tensor
+    inputs: Tensor | ImageFiles
     targets: Tensor | LabelSets
-    held_out: Tensor
-    predict: Callable[[Tensor], Tensor]
-    answers: Callable[[Tensor], Tensor]
+    held_out: Tensor | ImageFiles
+    predict: Callable[[Tensor | ImageFiles], Tensor]
+    answers: Callable[[Tensor | ImageFiles], Tensor]
     few_below: int
     many_above: int
 
@@ -131,7 +131,7 @@ class Mixed(Hook):
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
-        if run.inputs.dim() != 4:
+        if run.inputs.ndim != 4:
             raise ValueError("UniMix mixes images, and these inputs are none")
         self.unimix = UniMix(run.cls_num_list).to(run.inputs.device)
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import Choice, Instance, Integer, Maybe, function
-from ..data import LabelSets, LongTailedData
+from ..data import ImageFiles, LabelSets, LongTailedData
 from ..data.labels import class_counts
 from ..distributed import checked_group
 from ..evaluation import relative_loss_variation
+from .batches import all_batches, batches, subset
 from .heads import answers, class_losses, keep_own_classes, share_classes
 from .heads import loss as linear_loss
 from .hooks import Batch, Hook, Run, hold_out, parts
@@ -27,7 +28,6 @@ from .recipes import RECIPES, Facts
 from .settings import RunSettings
 
 MOMENTUM = 0.9
-_EVALUATION_BATCH = 1024
 _WARM_UP_STEPS = 3  # left out of the measured step time: allocation, kernel builds
 
 
@@ -83,7 +83,8 @@ def prepare(
     recipe = RECIPES[loss]
     device = torch.device(settings.device)
     torch.manual_seed(seed)
-    model = build_model(data, cosine_head=recipe.cosine_head).to(device)
+    model = build_model(data, cosine_head=recipe.cosine_head, backbone=settings.backbone)
+    model = model.to(device)
     if recipe.uniform_bias:
         share = float(data.cls_num_list.sum()) / (len(data.train_targets) * data.num_classes)
         nn.init.constant_(parts(model)[1].bias, -math.log(max(1.0, 1 / share - 1)))  # type: ignore[arg-type]
@@ -109,9 +110,9 @@ def prepare(
         criterion=criterion,
         epochs=settings.epochs,
         cls_num_list=counts,
-        inputs=data.train_inputs[~held_out].to(device),
+        inputs=subset(data.train_inputs, ~held_out).to(device),
         targets=targets.to(device),
-        held_out=data.train_inputs[held_out].to(device),
+        held_out=subset(data.train_inputs, held_out).to(device),
         predict=lambda inputs: torch.cat(list(_predicted(model, inputs))),
         answers=lambda inputs: answers(_predicted(model, inputs), process_group),
         few_below=settings.few_below,
@@ -139,7 +140,7 @@ def train(
     on_step: Callable[[], None] = lambda: None,
     process_group: Any = None,
 ) -> Trained:
-    """Train a small model with SGD (Nesterov momentum 0.9, cosine learning rate) and evaluate it.
+    """Train a model with SGD (momentum 0.9) and evaluate it.
 
     Args:
         data: what to learn; the loss gets its `cls_num_list`.
@@ -172,12 +173,12 @@ def train(
         model.parameters(),
         lr=settings.lr * terms,
         momentum=MOMENTUM,
-        nesterov=True,
+        nesterov=settings.nesterov,
         weight_decay=settings.weight_decay / terms,
     )
     # of all the data, so that a loss that holds some out takes as many steps as the others
-    batches = steps_per_epoch(data, settings)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * batches)
+    steps = steps_per_epoch(data, settings)
+    scheduler = _schedule(optimizer, settings, steps)
     order = torch.Generator().manual_seed(seed)
     timer = _StepTimer(device)
     train_loss = []
@@ -187,10 +188,10 @@ def train(
         for hook in hooks:
             hook.before_epoch(epoch)
         total = torch.zeros((), dtype=torch.float64, device=device)
-        for index in _order(run, hooks, order).tensor_split(batches):
-            index = index.to(device)
+        numbers = _order(run, hooks, order).tensor_split(steps)
+        for index, inputs in batches(run.inputs, numbers, order if settings.augment else None):
             timer.mark()
-            inputs, target = run.inputs[index], run.targets[index]
+            target = run.targets[index]
             for hook in hooks:
                 inputs, target = hook.mix(inputs, target)  # type: ignore[assignment]
             features = body(inputs)
@@ -217,7 +218,7 @@ def train(
             timer.mark()
             total += value.detach()
             on_step()
-        train_loss.append(float(total) / batches)
+        train_loss.append(float(total) / steps)
         ranks.equalise(body)
         if not math.isfinite(value.item()):
             raise DivergedError(
@@ -242,6 +243,26 @@ def train(
     )
 
 
+def _schedule(
+    optimizer: torch.optim.Optimizer, settings: RunSettings, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate of every step: a cosine, or steps after epochs; before it a warm-up."""
+    if not settings.lr_steps and not settings.warm_up:
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * steps)
+
+    def share(step: int) -> float:
+        epoch = step // steps
+        if epoch < settings.warm_up:  # the same within an epoch, as in the code of LDAM
+            return (epoch + 1) / settings.warm_up
+        if settings.lr_steps:
+            return settings.lr_decay ** sum(epoch >= border for border in settings.lr_steps)
+        falling = max(1, (settings.epochs - settings.warm_up) * steps)
+        done = (step - settings.warm_up * steps) / falling
+        return (1 + math.cos(math.pi * done)) / 2
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+
+
 def _order(run: Run, hooks: Sequence[Hook], generator: torch.Generator) -> Tensor:
     """The numbers of an epoch's samples: each once, or drawn by a hook's weights."""
     for hook in hooks:
@@ -258,13 +279,13 @@ def _arguments(hooks: Sequence[Hook], batch: Batch) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _predicted(model: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
+def _predicted(model: nn.Module, inputs: Tensor | ImageFiles) -> Iterator[Tensor]:
     """Raw logits in evaluation mode, rows after rows; the model is left in the mode it had."""
     mode = model.training
     model.eval()
     device = next(model.parameters()).device
     try:
-        for part in inputs.split(_EVALUATION_BATCH):
+        for part in all_batches(inputs):
             yield model(part.to(device))
     finally:
         model.train(mode)
@@ -287,9 +308,9 @@ def _loss_variation(
     count = len(run.targets)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     found = []
-    for index in order.tensor_split(math.ceil(count / settings.batch_size)):
-        index = index.to(run.inputs.device)
-        features, target = body(run.inputs[index]), run.targets[index]
+    numbers = order.tensor_split(math.ceil(count / settings.batch_size))
+    for index, inputs in batches(run.inputs, numbers):
+        features, target = body(inputs), run.targets[index]
         if settings.linear:
             assert isinstance(target, Tensor)
             found.append(class_losses(criterion, head, features, target, process_group))

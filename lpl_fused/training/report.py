@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
+from ..data import long_tail_counts
+from . import published
 from .record import Record, Summary
+from .settings import RunSettings
 
 
 def table(record: Record) -> Table:
@@ -78,3 +83,82 @@ def _percent(summary: Summary) -> str:
     if math.isnan(summary.standard_error):
         return text
     return f"{text} ± {100 * summary.standard_error:.1f}"
+
+
+def beside_published(record: Record) -> Group | None:
+    """The errors of published data beside the published ones, and all that is not the same there.
+
+    None where nothing is known of the data.
+    """
+    settings = record.settings
+    if settings.data not in published.SIZES:
+        return None
+    options = settings.data_options
+    found = None
+    if options.get("profile", "exp") == "exp":
+        found = published.ROWS.get((settings.data, options.get("imbalance", math.nan)))
+    rows = found.rows if found else {}
+    models = {rows[loss].model for loss in record.finished_losses() if loss in rows}
+    differing = _differing(record, models)
+    lines = ["top-1 error in %, here after the last epoch, mean ± standard error over seeds"]
+    if found and models:
+        lines.append(f"published: {found.source}")
+    else:
+        lines.append("no published error of these losses on these data is known here")
+    if differing:
+        lines += ["NOT the published training:", *(f"  {one}" for one in differing)]
+    result = Table(title="beside the published errors")
+    for heading in ("loss", "here", "published"):
+        result.add_column(heading, justify="left" if heading == "loss" else "right")
+    for loss in record.finished_losses():
+        accuracy = record.summary(loss, "overall")
+        error = _percent(accuracy._replace(mean=1 - accuracy.mean))
+        result.add_row(loss, error, f"{rows[loss].error:.2f}" if loss in rows else "–")
+    return Group(result, *map(Text, lines))
+
+
+def _differing(record: Record, models: set[str]) -> list[str]:
+    """What is otherwise than in the published training: model, schedule, data."""
+    settings, data = record.settings, record.data_summary
+    told = []
+    if settings.backbone not in models and models:
+        told.append(f"the model is {settings.backbone}, there {', '.join(sorted(models))}")
+    schedule = published.SCHEDULES[settings.data].get(settings.schedule)
+    if schedule is None:
+        told.append("the schedule is our own")
+    else:
+        told += [
+            f"{name.replace('_', ' ')} is {_shown(getattr(settings, name))}, in {schedule.source} "
+            f"{_shown(value)}"
+            for name, value in schedule.settings.items()
+            if getattr(settings, name) != value and not (name == "backbone" and models)
+        ]
+        if schedule.otherwise:
+            told.append(f"in {schedule.source} {schedule.otherwise}")
+    for (name, key), size in zip(
+        (("classes", "classes"), ("training", "train_examples"), ("test", "test_examples")),
+        _published_sizes(settings),
+        strict=True,
+    ):
+        if data[key] != size:
+            what = name if name == "classes" else f"{name} images"
+            told.append(f"there are {data[key]:,} {what}, in the published data {size:,}")
+    return told
+
+
+def _published_sizes(settings: RunSettings) -> tuple[int, int, int]:
+    classes, train, test = published.SIZES[settings.data]
+    if "imbalance" in settings.data_options:
+        counts = long_tail_counts(
+            classes,
+            train // classes,
+            settings.data_options["imbalance"],
+            settings.data_options["profile"],
+            rounding="down",
+        )
+        train = int(counts.sum())
+    return classes, train, test
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
