@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from cases import Draw, cross_entropy_cases, lpl_cases
 from seam import by_parts, cut, door, from_the_first, in_pairs_from_the_last, known_of, problem_of
 
 from lpl_fused import Focal, LogitClip, MarginPenalty, Perturbation, testing
+from lpl_fused.algebra import groups
 from lpl_fused.algebra.parts import Kind, Mass
 from lpl_fused.algebra.settle import begin, rounds
 from lpl_fused.backends import load
@@ -211,6 +213,45 @@ def test_parts_join_exactly_where_nothing_is_rounded() -> None:
     both = part.join(replace(part, shift=shift + 3))
     torch.testing.assert_close(both.rest, 2 + 2 * torch.exp(zero - 3))
     assert both.shift.equal(shift + 3)
+
+
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+def test_rows_alone_in_their_class_are_left_out(
+    backend: str, normalize: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the sums of classes with several rows, where they are most: the same bits."""
+    n, classes = 9, 600
+    target = torch.tensor([3, 9, 3, 1, 0, 2, 9, -100, 5])
+    case = testing.Case(
+        Draw(n, classes, seed=41).input().float(),
+        target,
+        keywords={"step_size": 0.1, "normalize": normalize},
+        steps=torch.full((classes,), 6),
+    ).on(testing.device_of(backend))
+    case.input[3, 1], case.input[4] = torch.nan, -torch.inf
+    problem = problem_of(case, backend, {})
+    seen = []
+    sums = groups._sums
+
+    def watching(*arguments: Any) -> groups.Tail:
+        seen.append(arguments[0].input.shape[0])
+        return sums(*arguments)
+
+    monkeypatch.setattr(groups, "_sums", watching)
+    found = []
+    for of_some in (True, False):
+        if not of_some:
+            monkeypatch.setattr(groups, "readable", lambda tensor: False)
+        known, _ = known_of(backend, problem, cut(classes, 3))
+        assert known.learned is not None
+        assert known.loss is not None
+        found.append([known.loss, *known.learned[:-3]])
+        # triton's kernels have sums of their own
+        assert set(seen) <= ({4} if of_some and not problem.input.is_cuda else {n})
+        assert seen or backend == "triton"
+        seen.clear()
+    for some, all_ in zip(*found, strict=True):
+        torch.testing.assert_close(some, all_, rtol=0, atol=0, equal_nan=True)
 
 
 def test_an_offset_of_all_logits_leaves_the_digits(backend: str) -> None:

@@ -12,13 +12,14 @@ Here a row carries what its class has: (N,) holds the same number for all rows o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..problem import Problem, accumulate_dtype
+from ..tracing import readable
 from .known import Known
 from .learned import CHUNK, HEADS, LARGEST, NORM_FLOOR, Perturbed, tolerance
 from .parts import Part, Round
@@ -343,6 +344,40 @@ def least_exact(problem: Problem, walk: Walk) -> Tensor:
 
 def reduce(problem: Problem, round: Round, known: Known, perturbed: Perturbed) -> Tail:
     """The sums of one turn over the problem's columns, chunk by chunk of logits."""
+    assert known.walk is not None
+    steps = known.walk.steps
+    if readable(steps):
+        rows, n = steps.nonzero()[:, 0], steps.shape[0]
+        if 2 * rows.shape[0] <= n:  # most are alone in their class: a copy of the others is little
+            some = _sums(_of_rows(problem, rows), round, _known_of(known, rows), perturbed)
+            return Tail(*(_spread(getattr(some, f.name), rows, n, f.name) for f in fields(some)))
+    return _sums(problem, round, known, perturbed)
+
+
+def _of_rows(problem: Problem, rows: Tensor) -> Problem:
+    """The problem of whole classes."""
+    given = {name: getattr(problem, name) for name in ("sample_weight", "row_index")}
+    taken = {name: value[rows] for name, value in given.items() if value is not None}
+    return problem._replace(input=problem.input[rows], target=problem.target[rows], **taken)
+
+
+def _known_of(known: Known, rows: Tensor) -> Known:
+    walk, found = known.walk, known.learned
+    assert walk is not None
+    assert found is not None
+    nodes = Nodes._make(value[rows] for value in walk.nodes)
+    some = {name: getattr(walk, name)[rows] for name in Walk._fields if name != "nodes"}
+    learned = found._replace(shift=found.shift[rows], inverse=found.inverse[rows])
+    return Known(known.terms[rows], learned=learned, walk=Walk(nodes=nodes, **some))
+
+
+def _spread(values: Tensor, rows: Tensor, n: int, name: str) -> Tensor:
+    """(n, …): those of all rows; none where there was nothing to sum."""
+    none = -1 if name == "columns" else 0
+    return values.new_full((n, *values.shape[1:]), none).index_copy(0, rows, values)
+
+
+def _sums(problem: Problem, round: Round, known: Known, perturbed: Perturbed) -> Tail:
     assert known.walk is not None
     assert known.learned is not None
     walk, found, classes = known.walk, known.learned, Classes.of(problem)
