@@ -2,6 +2,8 @@
 Shows: loss and gradients are those of the whole layer, and no rank ever holds the other's logits.
 Run: torchrun --nproc-per-node 2 examples/class_sharded.py"""
 
+import time
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -51,4 +53,5 @@ if rank == 0:
     )
     print(f"the gradient of this rank's classes differs by {away:.0e}")
     print(f"after {step + 1} steps the loss is {loss.item():.2f}")
+time.sleep(0.1)  # gloo lets go of the last backward, or may abort at the end (docs/scale.md)
 dist.destroy_process_group()

@@ -2,6 +2,8 @@
 Shows: what it collects is that of all ranks, so that both train on the same loss.
 Run: torchrun --nproc-per-node 2 examples/ddp.py"""
 
+import time
+
 import torch
 import torch.distributed as dist
 from longtail import CLASSES, COUNTS, batches, network, show, test_set, training_set
@@ -37,4 +39,5 @@ if rank == 0:
     show({"Seesaw": evaluation.accuracy(logits, test_labels, torch.tensor(COUNTS))})
     print(f"labels that rank 0 saw: {own}, that its loss knows: {all_ranks}")
     print("the same on all ranks:", all(state.equal(states[0]) for state in states))
+time.sleep(0.1)  # gloo lets go of the last backward, or may abort at the end (docs/scale.md)
 dist.destroy_process_group()

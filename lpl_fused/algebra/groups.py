@@ -29,6 +29,7 @@ TURNS = 3
 NODES = 7  # beyond the start
 LARGEST_TAIL = 5e-3  # B of an exact class is larger
 NEAREST = 2e-3  # nodes that are nearer than that, relative to all the way, carry rounding
+_BY_ROW = ("other", "lam", "sample_weight", "row_index")
 BEYOND = 1.125  # how far behind the last node the polynomial is trusted
 
 
@@ -356,7 +357,7 @@ def reduce(problem: Problem, round: Round, known: Known, perturbed: Perturbed) -
 
 def _of_rows(problem: Problem, rows: Tensor) -> Problem:
     """The problem of whole classes."""
-    given = {name: getattr(problem, name) for name in ("sample_weight", "row_index")}
+    given = {name: getattr(problem, name) for name in _BY_ROW}
     taken = {name: value[rows] for name, value in given.items() if value is not None}
     return problem._replace(input=problem.input[rows], target=problem.target[rows], **taken)
 
