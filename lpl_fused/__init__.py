@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from . import integrations as integrations
     from . import ladc as ladc
     from . import linear as linear
+    from . import metrics as metrics
     from . import sampling as sampling
     from . import schedules as schedules
     from . import susceptibility as susceptibility
@@ -55,8 +56,8 @@ __all__ = [
 
 # modules that are imported when they are first asked for
 _MODULES = (
-    *("average_precision", "certification", "class_stats", "evaluation"),
-    *("integrations", "ladc", "linear", "sampling", "schedules", "susceptibility"),
+    *("average_precision", "certification", "class_stats", "evaluation", "integrations"),
+    *("ladc", "linear", "metrics", "sampling", "schedules", "susceptibility"),
 )
 
 

@@ -57,7 +57,7 @@ def mean_average_precision(
         many_above, few_below: as in `evaluation.accuracy`.
 
     Raises:
-        ModuleNotFoundError: torchmetrics is missing, of the extra "train".
+        ModuleNotFoundError: torchmetrics is missing, of the extra "metrics".
         TypeError: scores that are not floating.
         ValueError: shapes that disagree, no example, nan among the scores, other labels than 0
             and 1, or `few_below` above `many_above + 1`.

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from .inspection import command as inspection
 from .version import __version__
 
 # Options that are fields of RunSettings, and those that are keywords of `data.load`.
@@ -237,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
         "and seeds that are done (one interrupted in the middle, or failed, is trained from its "
         "beginning)",
     )
+    inspection.add(commands, _loss_option)
     return parser
 
 

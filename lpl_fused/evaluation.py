@@ -79,7 +79,8 @@ def accuracy(
     Raises:
         TypeError: `input` is neither 2-d floating nor 1-d integer, or `target` is not integer.
         ValueError: lengths or the number of classes disagree, a target or prediction lies outside
-            `[0, C)`, or `few_below` exceeds `many_above + 1` (a class would be both).
+            `[0, C)`, logits are nan, or `few_below` exceeds `many_above + 1` (a class would be
+            both).
 
     Examples:
         >>> logits, target = torch.eye(3)[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 2])
@@ -98,7 +99,7 @@ def accuracy(
                 f"input: expected logits of {num_classes} classes, as many as cls_num_list has, "
                 f"got {tuple(input.shape)}"
             )
-        predictions = input.argmax(dim=1)
+        predictions = answers(input)
     elif input.ndim == 1 and _is_integer(input):
         predictions = input
     else:
@@ -106,21 +107,54 @@ def accuracy(
             "input must be raw logits (N, C) of a floating dtype or predicted classes (N,) of an "
             f"integer dtype; got shape {tuple(input.shape)}, {input.dtype}"
         )
-    _check_labels(predictions, num_classes, "prediction")
-    _check_labels(target, num_classes, "target")
+    check_labels(predictions, num_classes, "prediction")
+    check_labels(target, num_classes, "target")
     _check_same_length(predictions, target, "input")
 
-    correct = predictions == target
-    per_class = _class_means(correct.double(), target, num_classes)
+    return accuracy_of_counts(
+        torch.bincount(target[predictions == target].long(), minlength=num_classes),
+        torch.bincount(target.long(), minlength=num_classes),
+        counts,
+        many_above=many_above,
+        few_below=few_below,
+    )
+
+
+def accuracy_of_counts(
+    correct: Tensor, tested: Tensor, counts: Tensor, *, many_above: int, few_below: int
+) -> Accuracy:
+    """`accuracy` of how many test examples of each class are right, and how many there are.
+
+    Not torchmetrics' `multiclass_accuracy`: it gives 0 for a class without examples, and builds a
+    C×C table on the way (800 MB at 10,000 classes).
+    """
+    per_class = correct.double() / tested
     many, few = counts > many_above, counts < few_below
     return Accuracy(
-        overall=float(correct.double().mean()),
+        overall=float(correct.sum().double() / tested.sum()),
         balanced=float(per_class.nanmean()),
         many=float(per_class[many].nanmean()),
         medium=float(per_class[~many & ~few].nanmean()),
         few=float(per_class[few].nanmean()),
         per_class=per_class,
     )
+
+
+def answers(logits: Tensor) -> Tensor:
+    """The class of the highest of the raw logits `(N, C, …)`, `(N, …)`: what a model answers.
+
+    Raises:
+        ValueError: a logit is nan, which `argmax` would take for the highest.
+    """
+    highest = logits.max(dim=1)
+    check_highest(highest.values)
+    return highest.indices
+
+
+def check_highest(values: Tensor) -> None:
+    """Raise where the highest logit of a row is nan, as it is where any of them is."""
+    if values.isnan().any():
+        raise ValueError("input: expected numbers, got nan")
 
 
 def relative_loss_variation(
@@ -146,7 +180,8 @@ def relative_loss_variation(
 
     Raises:
         TypeError: a loss is not of a floating dtype, or `target` not of an integer one.
-        ValueError: the three differ in length, or a target lies outside `[0, C)`.
+        ValueError: the three differ in length, a target lies outside `[0, C)`, a loss is nan, or an
+            unperturbed one infinite: by which share it changes is unknown then.
 
     Examples:
         >>> target = torch.tensor([0, 0, 1])
@@ -160,10 +195,25 @@ def relative_loss_variation(
     for name, values in (("loss", loss), ("perturbed_loss", perturbed_loss)):
         _ROW_LOSSES(name, values)
         _check_same_length(values, target, name)
-    _check_labels(target, num_classes, "target")
+    check_labels(target, num_classes, "target")
+    sums, samples = variation_sums(loss, perturbed_loss, target, num_classes)
+    return sums / samples
+
+
+def variation_sums(
+    loss: Tensor, perturbed_loss: Tensor, target: Tensor, num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """Σ (l'_i − l_i) / l_i of each class, `(C,)` float64, and of how many samples."""
+    if not loss.isfinite().all():
+        raise ValueError("loss: expected finite losses, got nan or an infinite one")
+    if perturbed_loss.isnan().any():
+        raise ValueError("perturbed_loss: expected losses, got nan")
     counted = loss > 0
     before, after = loss[counted].double(), perturbed_loss[counted].double()
-    return _class_means((after - before) / before, target[counted], num_classes)
+    classes = target[counted].long()
+    # index_add rather than bincount(weights=…), which has no deterministic CUDA implementation.
+    sums = before.new_zeros(num_classes).index_add(0, classes, (after - before) / before)
+    return sums, torch.bincount(classes, minlength=num_classes)
 
 
 def average_k_threshold(
@@ -210,27 +260,42 @@ def average_k_threshold(
         num_samples = sum(len(piece) for piece in scores)
     elif num_samples is None:
         raise TypeError("num_samples: expected the number of samples behind an iterable, got None")
-    rank = int(num_samples * k * (1 + 1e-12))  # 100·0.29 is 28.999… in floating point
-    if rank < 1:
-        raise ValueError(f"k: expected n·K >= 1, got K={k} for n={num_samples} samples")
+    rank = average_k_rank(num_samples, k)
     seen, best = 0, torch.empty(0)
     for piece in scores:
         _check_scores(piece)
         if k > piece.shape[1]:
             raise ValueError(f"k: expected at most C={piece.shape[1]}, got {k}")
-        values = piece.to(torch.promote_types(piece.dtype, torch.float32)).flatten()
-        if seen == 0:
-            best = values.new_empty(0)
-        elif len(best) > rank:
-            values = values[values > best[-1]]  # best is sorted: the rest cannot enter
-        best = torch.cat([best, values])
-        best = best.topk(min(rank + 1, len(best))).values
+        best = largest_scores(best if seen else None, piece, rank)
         seen += len(piece)
     if seen != num_samples:
         raise ValueError(f"num_samples: expected {num_samples} rows of scores, got {seen}")
+    return threshold_below(best, rank)
+
+
+def average_k_rank(num_samples: int, k: float) -> int:
+    """⌊n·K⌋, how many of the scores lie above λ."""
+    rank = int(num_samples * k * (1 + 1e-12))  # 100·0.29 is 28.999… in floating point
+    if rank < 1:
+        raise ValueError(f"k: expected n·K >= 1, got K={k} for n={num_samples} samples")
+    return rank
+
+
+def largest_scores(best: Tensor | None, scores: Tensor, rank: int) -> Tensor:
+    """The rank + 1 largest of both, or as many as there are, sorted; `best` is what this gave."""
+    values = scores.to(torch.promote_types(scores.dtype, torch.float32)).flatten()
+    if best is not None:
+        if len(best) > rank:
+            values = values[values > best[-1]]  # best is sorted: the rest cannot enter
+        values = torch.cat([best, values])
+    return values.topk(min(rank + 1, len(values))).values
+
+
+def threshold_below(best: Tensor, rank: int) -> Tensor:
+    """λ, between the rank-th and the next of sorted scores; −∞ where there is no next."""
     if len(best) == rank:
         return best.new_tensor(-torch.inf)
-    above, below = best[-2], best[-1]
+    above, below = best[rank - 1], best[rank]
     middle = below + (above - below) / 2
     return torch.where(middle > below, middle, above)  # neighbours have no number between them
 
@@ -310,28 +375,22 @@ def average_k_accuracy(
             )
         hit = (target.double() * sets).sum(1)
     else:
-        _check_labels(target, scores.shape[1], "target")
+        check_labels(target, scores.shape[1], "target")
         _check_same_length(scores, target, "scores")
-        hit = sets.gather(1, target.long()[:, None])[:, 0].double()
+        hit = in_sets(sets, target)
     sizes = sets.sum(1).double()
     return AverageK(float(hit.mean()), float(sizes.mean()), float((sizes == 0).double().mean()))
+
+
+def in_sets(sets: Tensor, target: Tensor) -> Tensor:
+    """`(N,)` float64: 1 where the set of a sample, a row of `(N, C)` bool, has its class."""
+    return sets.gather(1, target.long()[:, None])[:, 0].double()
 
 
 def _check_scores(scores: Tensor) -> None:
     _SCORES("scores", scores)
     if scores.isnan().any():
         raise ValueError("scores: expected numbers, got nan")
-
-
-def _class_means(values: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    """Mean of `values` `(N,)` float64 per class; nan for a class without any.
-
-    Not torchmetrics' `multiclass_accuracy`: it gives 0 for a class without examples, and builds a
-    C×C table on the way (800 MB at 10,000 classes).
-    """
-    # index_add rather than bincount(weights=…), which has no deterministic CUDA implementation.
-    sums = values.new_zeros(num_classes).index_add(0, target.long(), values)
-    return sums / torch.bincount(target.long(), minlength=num_classes)
 
 
 def _is_integer(tensor: Tensor) -> bool:
@@ -356,7 +415,8 @@ def check_borders(many_above: float, few_below: float) -> None:
         )
 
 
-def _check_labels(labels: Tensor, num_classes: int, name: str) -> None:
+def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
+    """Raise where one is no class."""
     CLASSES(name, labels)
     outside = labels[(labels < 0) | (labels >= num_classes)]
     if len(outside):

@@ -7,13 +7,15 @@ from contextlib import contextmanager
 
 # by the name that is imported
 _EXTRAS = {
-    **dict.fromkeys(("matplotlib", "numpy", "PIL", "rich", "sklearn", "torchmetrics"), "train"),
+    **dict.fromkeys(("matplotlib", "numpy", "PIL", "rich", "sklearn"), "train"),
+    "safetensors": "inspect",
+    "torchmetrics": "metrics",
     "torchvision": "vision",
 }
 
 
 class MissingExtraError(ModuleNotFoundError):
-    """A package of the `train` or the `vision` extra is not installed."""
+    """A package of an extra is not installed."""
 
 
 @contextmanager

@@ -86,7 +86,7 @@ try:
 except ModuleNotFoundError as error:
     print(error)
 """
-    assert run(code).strip() == 'torchmetrics is missing: pip install "lpl_fused[train]"'
+    assert run(code).strip() == 'torchmetrics is missing: pip install "lpl_fused[metrics]"'
 
 
 BLOCKED = """

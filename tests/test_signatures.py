@@ -22,6 +22,7 @@ from lpl_fused import (
     evaluation,
     ladc,
     linear,
+    metrics,
     sampling,
     schedules,
     susceptibility,
@@ -96,6 +97,24 @@ CALLS: dict[Callable[..., Any], dict[str, Any]] = {
     ladc.tukey: {"features": SCORES},
     linear.NormalizedLinear: {"in_features": 4, "out_features": 3},
     linear.WeightScaling: {"num_classes": 3},
+    metrics.AverageKAccuracy: {"threshold": 0.5},
+    metrics.AverageKAccuracy(0.5).update: {"input": SCORES, "target": CLASSES},
+    metrics.AverageKThreshold: {"k": 1},
+    metrics.AverageKThreshold(1).update: {"input": SCORES, "target": CLASSES},
+    metrics.ClassReport: {"cls_num_list": COUNTS},
+    metrics.ClassReport(COUNTS).update: {"input": SCORES, "target": CLASSES},
+    metrics.ClasswiseCalibrationError: {"num_classes": 3},
+    metrics.ClasswiseCalibrationError(3).update: {"input": SCORES, "target": CLASSES},
+    metrics.LongTailedAccuracy: {"cls_num_list": COUNTS},
+    metrics.LongTailedAccuracy(COUNTS).update: {"input": SCORES, "target": CLASSES},
+    metrics.LossVariation: {"num_classes": 3},
+    metrics.LossVariation(3).update: {
+        "loss": SCORES[:, 0],
+        "perturbed_loss": SCORES[:, 1],
+        "target": CLASSES,
+    },
+    metrics.Susceptibility: {"num_classes": 3},
+    metrics.probabilities: {"input": SCORES},
     sampling.UniMix: {"cls_num_list": COUNTS},
     sampling.UniMix(COUNTS).draw: {"target": CLASSES},
     sampling.UniMix(COUNTS).forward: {"input": SCORES, "target": CLASSES},
@@ -188,11 +207,13 @@ def test_every_public_name_is_walked() -> None:
     """But those that losses call in every step, and what only holds values."""
     modules = (
         *(average_precision, certification, class_stats, evaluation, ladc, linear),
-        *(sampling, schedules, susceptibility),
+        *(metrics, sampling, schedules, susceptibility),
     )
     held = {"Accuracy", "AverageK", "Certificate", "MeanAveragePrecision"}
     inner = {"checked_counts", "count_tensor", "on_cpu", "effective_number", "checked_tau"}
-    inner |= {"class_mean", "present_classes", "check_borders"}
+    inner |= {"class_mean", "present_classes", "check_borders", "check_highest"}
+    inner |= {"accuracy_of_counts", "answers", "average_k_rank", "in_sets", "largest_scores"}
+    inner |= {"check_labels", "threshold_below", "variation_sums"}
     for module in modules:
         public = {
             name

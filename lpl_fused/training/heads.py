@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import functional as LF
 from ..distributed import all_rows
+from ..evaluation import check_highest
 from ..linear import NormalizedLinear
 from ..losses import CrossEntropyLoss
 from .kinds import ClassLosses
@@ -75,9 +76,11 @@ def answers(pieces: Iterable[Tensor], group: Any) -> Tensor:
         places.append(place)
         classes = logits.shape[1]
     value, place = torch.cat(values), torch.cat(places)
+    value = value[None] if group is None else all_rows(value, group)
+    check_highest(value)
     if group is None:
         return place
     widths = all_rows(torch.tensor([classes], device=place.device), group)[:, 0]
     first = widths.cumsum(0) - widths
-    best = all_rows(value, group).argmax(0, keepdim=True)
+    best = value.argmax(0, keepdim=True)
     return (all_rows(place, group) + first[:, None]).gather(0, best)[0]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import functional as LF
 from ..average_precision import MeanAveragePrecision, mean_average_precision
 from ..data import MULTI_LABEL, LabelSets, LongTailedData
-from ..evaluation import Accuracy, accuracy
+from ..evaluation import Accuracy, accuracy, answers
 from ..losses import LADELoss
 
 Scores = Accuracy | MeanAveragePrecision
@@ -77,8 +77,8 @@ class SingleLabel(Kind):
 
     def judge(self, logits: Tensor, data: LongTailedData, **borders: int) -> Accuracy:
         assert isinstance(data.test_targets, Tensor)
-        answers = (logits.argmax(dim=1) if logits.dim() == 2 else logits).cpu()
-        return accuracy(answers, data.test_targets, data.cls_num_list, **borders)
+        found = (answers(logits) if logits.dim() == 2 else logits).cpu()
+        return accuracy(found, data.test_targets, data.cls_num_list, **borders)
 
     def perturbing(self, criterion: Any) -> Any:
         # Weights of rows, and terms that are added to a base, perturb no logits.

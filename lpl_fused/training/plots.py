@@ -123,7 +123,7 @@ def _by_frequency(axes: Axes, record: Record, measure: str, scale: float) -> Non
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     axes.grid(alpha=0.25)
-    _mark_splits(axes, record)
+    mark_splits(axes, record.settings.few_below, record.settings.many_above)
 
 
 def _bin_edges(record: Record) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -158,10 +158,10 @@ def _binned(
     return np.array(centres), np.array(means), np.array(errors)
 
 
-def _mark_splits(axes: Axes, record: Record) -> None:
+def mark_splits(axes: Axes, few_below: int, many_above: int) -> None:
     """Dashed lines where few- ends and many-shot begins, and the names of what they part."""
     low, high = axes.get_xlim()
-    borders = (record.settings.few_below - 0.5, record.settings.many_above + 0.5)
+    borders = (few_below - 0.5, many_above + 0.5)
     for border in borders:
         if low < border < high:
             axes.axvline(border, color="0.5", linestyle="--", linewidth=0.8, zorder=0)

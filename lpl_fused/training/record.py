@@ -168,7 +168,7 @@ class Record:
             "failures": self.failures,
             "results": self.results,
         }
-        text = json.dumps(_storable(content), allow_nan=False)
+        text = json.dumps(storable(content), allow_nan=False)
         with replacing(path) as temporary:
             temporary.write_text(text, "utf-8")
 
@@ -295,12 +295,12 @@ def environment(settings: RunSettings, ranks: int = 1) -> dict[str, Any]:
 _WORDS = {"Infinity": math.inf, "-Infinity": -math.inf}
 
 
-def _storable(value: Any) -> Any:
+def storable(value: Any) -> Any:
     """nan and the infinities are no JSON: null and words stand for them."""
     if isinstance(value, dict):
-        return {key: _storable(item) for key, item in value.items()}
+        return {key: storable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_storable(item) for item in value]
+        return [storable(item) for item in value]
     if not isinstance(value, float) or math.isfinite(value):
         return value
     return next((word for word, number in _WORDS.items() if number == value), None)
