@@ -35,7 +35,10 @@ enum class LabelType : int32_t {
   X(Reduction, reduction, Reduction::mean)                           \
   X(Phi, phi, Phi::log)                                              \
   X(bool, missing, false) /* labels equal to `ignored` or nan are */ \
+  X(bool, phi_detached, false)                                       \
   X(double, phi_parameter, 0)                                        \
+  X(double, phi_negative, 0)                                         \
+  X(double, phi_clip, 0)                                             \
   X(double, ignored, 0)                                              \
   X(double, alpha, 0)                                                \
   X(double, beta, 0)                                                 \

@@ -45,6 +45,28 @@ LPL_HOST_DEVICE inline PhiValue<Acc> phi_of(Acc ell, Phi phi, Acc parameter) {
   }
 }
 
+// An asymmetric φ of a label, and its derivative by the distance s of a logit: of ℓ = log(1 + e^s),
+// away = σ(s) and near = σ(−s). `clip` is 0 for positives; see lpl_fused/phi.py.
+template <typename Acc>
+LPL_HOST_DEVICE inline PhiValue<Acc> asymmetric_of(Acc ell, Acc away, Acc near, Acc gamma, Acc clip,
+                                                   bool detached) {
+  Acc rest = away, slope = away, bend;  // bend: ℓ·near·away/rest
+  if (clip > Acc(0)) {
+    rest = away - clip;
+    if (rest <= Acc(0)) return {Acc(0), Acc(0)};
+    const Acc kept = near + clip;
+    ell = std::log1p(rest / kept);
+    slope = away * (near / kept);
+    bend = ell * (near * (away / rest));
+  } else {
+    // ℓ·near vanishes where ℓ is beyond all numbers
+    bend = ell < Acc(1e30) ? ell * near : ell == ell ? Acc(0) : ell;
+  }
+  if (gamma == Acc(0)) return {ell, slope};
+  const Acc factor = std::pow(rest, gamma);
+  return {factor * ell, factor * (detached ? slope : slope + gamma * bend)};
+}
+
 // −log p of a class: `lift` is z − max (≤ 0), `rest` the mass of the other classes and `own` =
 // e^lift its own, both in units of e^max. Keeps its digits at p → 1 and under a common offset.
 template <typename Acc>

@@ -7,7 +7,7 @@
 namespace lpl {
 
 enum class DType : int32_t { f64 = 0, f32 = 1, bf16 = 2, f16 = 3 };
-enum class Phi : int32_t { log = 0, power = 1, focal = 2, poly1 = 3 };
+enum class Phi : int32_t { log = 0, power = 1, focal = 2, poly1 = 3, asymmetric = 4 };
 enum class Penalty : int32_t { none = 0, relu = 1, phr = 2, p2 = 3, p3 = 4 };
 enum class Reduction : int32_t { none = 0, mean = 1, sum = 2 };
 

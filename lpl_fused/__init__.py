@@ -19,7 +19,7 @@ from .functional import MixedTarget
 from .norm import LogitClip, LogitNorm
 from .penalty import MarginPenalty
 from .perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
-from .phi import GCE, Alpha, Focal, Poly1
+from .phi import GCE, Alpha, Asymmetric, Focal, Poly1
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GCE",
     "Alpha",
+    "Asymmetric",
     "BinaryPerturbation",
     "Focal",
     "LogitClip",

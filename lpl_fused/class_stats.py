@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from .arguments import (
     BELOW_ONE,
+    NOT_NEGATIVE,
     POSITIVE,
     SHARE,
     Choice,
@@ -361,6 +362,35 @@ def label_aware_smoothing(
         "exp": r**power,
     }
     return tail + (head - tail) * curves[Choice(*curves)("shape", shape)]
+
+
+def frequency_margins(
+    cls_num_list: Counts, least: float = 0.05, largest: float = 0.5, *, power: float = 0.25
+) -> Tensor:
+    """A margin per class, (C,) float64, for `m` of `ArcFaceLoss` and `CosFaceLoss` (Ha et al.
+    2020, arXiv 2010.05350): m_c = a·n_c^(−power) + b, with a and b such that the rarest class has
+    `largest`, the most frequent one `least`.
+
+    Args:
+        cls_num_list: (C,) training samples per class; 0: see `checked_counts`. All equal, all get
+            `largest`.
+        least, largest: ≥ 0, in this order; default 0.05 and 0.5, those of the authors' code.
+        power: > 0, default 0.25, the authors'; LDAM's, too.
+
+    Raises:
+        ValueError: bad counts or numbers.
+
+    Examples:
+        >>> lpl_fused.class_stats.frequency_margins([100, 10, 1])
+        tensor([0.0500, 0.2120, 0.5000], dtype=torch.float64)
+    """
+    least, largest = NOT_NEGATIVE("least", least), NOT_NEGATIVE("largest", largest)
+    if least > largest:
+        raise ValueError(f"least: expected at most largest={largest:g}, got {least:g}")
+    rarity = checked_counts(cls_num_list, filled=True) ** -POSITIVE("power", power)
+    low, high = rarity.min(), rarity.max()
+    r = (rarity - low) / (high - low) if high > low else torch.ones_like(rarity)
+    return least + (largest - least) * r
 
 
 def class_mean(

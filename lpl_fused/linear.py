@@ -19,8 +19,15 @@ class NormalizedLinear(nn.Module):
     The weights start with norm 1. Cosines do not see their norms, but training does: a step turns a
     w_j of norm r by 1/r² of what it turns one of norm 1.
 
+    With sub-centres (Deng et al., 2020) a class has K directions, and its cosine is the largest of
+    theirs: those of noisy labels find a direction of their own. Under `losses.ArcFaceLoss` it is
+    the paper's sub-centre ArcFace; any other loss of cosines goes as well. The gradient goes to the
+    largest, to all of them where they tie.
+
     Args:
         in_features, out_features: as in `nn.Linear`; there is no bias.
+        sub_centers: K, default 1; the paper's is 3. `weight` is (out_features·K, in_features),
+            those of a class beside each other.
 
     Shapes: (…, in_features) → (…, out_features). A zero vector gives zeros (‖·‖ is bounded below by
     1e-12, as in `torch.nn.functional.normalize`).
@@ -32,11 +39,13 @@ class NormalizedLinear(nn.Module):
         (torch.Size([8, 5]), True)
     """
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, sub_centers: int = 1) -> None:
         super().__init__()
         self.in_features = _SIZE("in_features", in_features)
         self.out_features = _SIZE("out_features", out_features)
-        self.weight = nn.Parameter(torch.empty(self.out_features, self.in_features))
+        self.sub_centers = _SIZE("sub_centers", sub_centers)
+        directions = self.out_features * self.sub_centers
+        self.weight = nn.Parameter(torch.empty(directions, self.in_features))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -45,10 +54,16 @@ class NormalizedLinear(nn.Module):
             self.weight.copy_(_direction(self.weight))
 
     def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.linear(*self.factors(input))
+        cosines = nn.functional.linear(_direction(input), _direction(self.weight))
+        if self.sub_centers == 1:
+            return cosines
+        return cosines.unflatten(-1, (self.out_features, self.sub_centers)).amax(-1)
 
     def factors(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """The directions whose products the cosines are: what a loss's `linear` takes.
+
+        Raises:
+            NotImplementedError: there are sub-centres, whose largest cosine is no product.
 
         Examples:
             >>> layer = lpl_fused.linear.NormalizedLinear(16, 5)
@@ -56,10 +71,16 @@ class NormalizedLinear(nn.Module):
             >>> losses.CosFaceLoss(16.0, 0.2).linear(*cosines, torch.randint(5, (8,))).shape
             torch.Size([])
         """
+        if self.sub_centers > 1:
+            raise NotImplementedError(
+                f"sub_centers={self.sub_centers}: the largest cosine of a class is no product; call"
+                " the layer"
+            )
         return _direction(input), _direction(self.weight)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}"
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return sizes if self.sub_centers == 1 else f"{sizes}, sub_centers={self.sub_centers}"
 
 
 def _direction(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .arguments import POSITIVE, REAL, Choice, Maybe, Number
 from .perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
-from .phi import Phi, coded
+from .phi import BinaryPhi, binary_coded
 from .problem import NONE, REDUCTIONS, BinaryOptions, BinaryProblem, accumulate_dtype
 from .validation import checked_normalizer
 
@@ -32,11 +32,13 @@ MISSING = Maybe(Number(infinite=True, nan=True))  # the label of a class that no
 
 
 def binary_options(
-    reduction: str, phi: Phi, ignore_index: float | None, rebalance: RebalancedWeight | None = None
+    reduction: str,
+    phi: BinaryPhi,
+    ignore_index: float | None,
+    rebalance: RebalancedWeight | None = None,
 ) -> BinaryOptions:
     Choice(*REDUCTIONS)("reduction", reduction)
-    code, parameter = coded(phi)
-    options = BinaryOptions(REDUCTIONS[reduction], code, phi_parameter=parameter)
+    options = BinaryOptions(REDUCTIONS[reduction], **binary_coded(phi))
     ignored = MISSING("ignore_index", ignore_index)
     if ignored is not None:
         options = options._replace(missing=True, ignored=ignored)

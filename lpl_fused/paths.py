@@ -32,6 +32,7 @@ PENALISING = (
     "rho",
 )
 # of multi-label problems
+PHI_OF_LABELS = "phi", "phi_parameter", "phi_negative", "phi_clip", "phi_detached"
 SIDE_TABLES = (
     "positive_weight",
     "negative_weight",

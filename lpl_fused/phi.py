@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .arguments import NOT_NEGATIVE, REAL, SHARE, Number, shown
+from .arguments import BELOW_ONE, FLAG, NOT_NEGATIVE, REAL, SHARE, Number, shown
 
-LOG, POWER, FOCAL, POLY1 = range(4)
+LOG, POWER, FOCAL, POLY1, ASYMMETRIC = range(5)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,45 @@ class Poly1:
         return (LOG, 0.0) if self.epsilon == 0 else (POLY1, float(self.epsilon))
 
 
+@dataclass(frozen=True)
+class Asymmetric:
+    """Asymmetric focusing and clipping (Ridnik et al., 2021), for several labels alone:
+
+        positives   (1 − p)^γ⁺·(−log p)
+        negatives   p_m^γ⁻·(−log(1 − p_m)),    p_m = max(p − clip, 0),  p = σ(z)
+
+    A negative whose probability is `clip` or less costs nothing.
+
+    Args:
+        gamma_pos: γ⁺ ≥ 0. Default 0.0, the paper's; the authors' code has 1.0.
+        gamma_neg: γ⁻ ≥ 0. Default 4.0, theirs in both.
+        clip: in [0, 1). Default 0.05, theirs in both.
+        detach: the powers have no gradient, as in the authors' code by default.
+
+    Raises:
+        ValueError: a number out of range.
+
+    Examples:
+        >>> logits, labels = torch.tensor([[0.5, -1.0]]), torch.tensor([[1.0, 0.0]])
+        >>> phi = lpl_fused.Asymmetric()
+        >>> LF.binary_cross_entropy_with_logits(logits, labels, phi=phi, reduction="none")
+        tensor([[0.4741, 0.0006]])
+    """
+
+    gamma_pos: float = 0.0
+    gamma_neg: float = 4.0
+    clip: float = 0.05
+    detach: bool = False
+
+    def __post_init__(self) -> None:
+        NOT_NEGATIVE("gamma_pos", self.gamma_pos)
+        NOT_NEGATIVE("gamma_neg", self.gamma_neg)
+        BELOW_ONE("clip", self.clip)
+        FLAG("detach", self.detach)
+
+
 Phi = Literal["log"] | Alpha | GCE | Focal | Poly1
+BinaryPhi = Phi | Asymmetric
 
 
 def coded(phi: Phi) -> tuple[int, float]:
@@ -130,9 +168,35 @@ def coded(phi: Phi) -> tuple[int, float]:
         return LOG, 0.0
     if isinstance(phi, (Alpha, GCE, Focal, Poly1)):
         return phi.coded()
+    asymmetric = isinstance(phi, Asymmetric)
     raise TypeError(
-        f"phi: expected 'log', Alpha(...), GCE(...), Focal(...) or Poly1(...), got {shown(phi)}"
+        "phi: expected 'log', Alpha(...), GCE(...), Focal(...) or Poly1(...), got"
+        f" {'Asymmetric(...), which is for several labels' if asymmetric else shown(phi)}"
     )
+
+
+def binary_coded(phi: BinaryPhi) -> dict[str, Any]:
+    """The options under which the kernels of several labels know `phi`."""
+    if not isinstance(phi, Asymmetric):
+        code, parameter = coded(phi)
+        return {"phi": code, "phi_parameter": parameter}
+    sides = float(phi.gamma_pos), float(phi.gamma_neg), float(phi.clip)
+    if sides[0] == sides[1] and sides[2] == 0 and (sides[0] == 0 or not phi.detach):
+        code, parameter = Focal(sides[0]).coded()
+        return {"phi": code, "phi_parameter": parameter}
+    return {
+        "phi": ASYMMETRIC,
+        "phi_detached": bool(phi.detach),
+        "phi_parameter": sides[0],
+        "phi_negative": sides[1],
+        "phi_clip": sides[2],
+    }
+
+
+def checked_binary_phi(name: str, phi: Any) -> BinaryPhi:
+    """`phi` of several labels as a check."""
+    binary_coded(phi)
+    return phi  # type: ignore[no-any-return]
 
 
 def checked_phi(name: str, phi: Any) -> Phi:

@@ -183,7 +183,10 @@ class BinaryOptions(NamedTuple):
     reduction: int = MEAN
     phi: int = 0
     missing: bool = False  # labels equal to `ignored` or nan are not there
-    phi_parameter: float = 0.0
+    phi_detached: bool = False  # asymmetric φ: what it multiplies ℓ by has no gradient
+    phi_parameter: float = 0.0  # of an asymmetric φ that of positives
+    phi_negative: float = 0.0  # that of negatives
+    phi_clip: float = 0.0  # what is taken off their probability
     ignored: float = 0.0
     alpha: float = 0.0
     beta: float = 0.0

@@ -48,7 +48,7 @@ def _renormed(input: Tensor, norm: Norm) -> Tensor:
     return reference.renormed(u, norm.numbers(), class_dim(input))
 
 
-def arc_margin(input: Tensor, label: Tensor, margin: float) -> Tensor:
+def arc_margin(input: Tensor, label: Tensor, margin: float | Tensor) -> Tensor:
     """ArcFace's angular margin: the cosine of the label becomes ψ, all others stay.
 
         ψ = cos(θ + m)               cos θ > cos(π − m)
@@ -57,7 +57,7 @@ def arc_margin(input: Tensor, label: Tensor, margin: float) -> Tensor:
     Args:
         input: cosines (C,), (N, C) or (N, C, d1, …).
         label: (), (N,) or (N, d1, …), class indices in [0, C).
-        margin: m in [0, π].
+        margin: m in [0, π], one number or one per class, (C,).
     """
     dim = class_dim(input)
     u = input.to(accumulate_dtype(input.dtype))
@@ -67,9 +67,16 @@ def arc_margin(input: Tensor, label: Tensor, margin: float) -> Tensor:
     square = (1 - cosine) * (1 + cosine)
     some = square > 0
     sine = torch.where(some, torch.where(some, square, 1).sqrt(), 0)
-    rotated = cosine * math.cos(margin) - sine * math.sin(margin)
-    beyond = cosine - margin * math.sin(margin)  # sin(π − m) = sin m
-    return u.scatter(dim, column, torch.where(cosine > -math.cos(margin), rotated, beyond))
+    cos: Tensor | float
+    sin: Tensor | float
+    if isinstance(margin, Tensor):
+        margin = margin.to(u.dtype)[column]
+        cos, sin = margin.cos(), margin.sin()
+    else:
+        cos, sin = math.cos(margin), math.sin(margin)
+    rotated = cosine * cos - sine * sin
+    beyond = cosine - margin * sin  # sin(π − m) = sin m
+    return u.scatter(dim, column, torch.where(cosine > -cos, rotated, beyond))
 
 
 def scale_and_margin(input: Tensor, scale: Tensor, label: Tensor, margin: Tensor) -> Tensor:

@@ -279,6 +279,7 @@ VARIANTS: dict[str, Subject] = {
         grow,
     ),
     "MultiLabelLoss": Subject(rows_first(losses.MultiLabelLoss, **MISSING), MULTI, NONE),
+    "AsymmetricLoss": Subject(rows_first(losses.AsymmetricLoss, 1.0, **MISSING), MULTI, NONE),
     "MultiLabelLDAMLoss": Subject(
         rows_first(losses.MultiLabelLDAMLoss, COUNTS, **MISSING), MULTI, NONE
     ),

@@ -9,7 +9,7 @@ import torch
 from cases import PHIS, Build, Draw
 from torch import Tensor
 
-from lpl_fused import BinaryPerturbation, Focal, Perturbation, RebalancedWeight
+from lpl_fused import Asymmetric, BinaryPerturbation, Focal, Perturbation, RebalancedWeight
 from lpl_fused.testing import Case
 
 
@@ -113,6 +113,13 @@ def binary_cases() -> dict[str, Build]:
         }
         for name, keywords in more.items():
             cases[f"{label}-{name}"] = case(label, **{**keywords, **mark})
+    cases["hard-asymmetric"] = case(phi=Asymmetric())
+    cases["hard-asymmetric-detached"] = case(phi=Asymmetric(1.0, 2.5, 0.2, detach=True))
+    cases["soft-asymmetric-split"] = case("soft", phi=Asymmetric(1.0), perturbation=split_tables)
+    cases["soft-asymmetric-unclipped"] = case("soft", phi=Asymmetric(0.5, 3.0, 0.0))
+    cases["missing-asymmetric"] = case(
+        "missing", ignore_index=-1, phi=Asymmetric(0.0, 0.0, 0.3), rebalance=rebalance
+    )
     for name, phi in PHIS.items():
         cases[f"hard-{name}"] = case(phi=phi)
         cases[f"soft-{name}-split"] = case("soft", phi=phi, perturbation=split_tables)

@@ -65,6 +65,7 @@ REFUSE = {
     "binary-alpha": lambda: losses.BinaryAlphaLoss(),
     "binary-vs": lambda: losses.BinaryVSLoss([[30, 10], [20, 5]]),
     "multi-label": lambda: losses.MultiLabelLoss(),
+    "asymmetric": lambda: losses.AsymmetricLoss(),
     "multi-label-ldam": lambda: losses.MultiLabelLDAMLoss(COUNTS),
     "distribution-balanced": lambda: losses.DistributionBalancedLoss(COUNTS, 60),
     "multi-label-lpl": lambda: losses.MultiLabelLPLLoss(COUNTS, losses.MultiLabelLoss()),

@@ -19,7 +19,7 @@ from equations import (
     own,
 )
 
-from lpl_fused import Focal, MixedTarget, Perturbation, losses
+from lpl_fused import Focal, MixedTarget, Perturbation, class_stats, linear, losses
 
 
 def replaced(u: torch.Tensor, target: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -59,6 +59,72 @@ def test_angular_equations(dtype: torch.dtype) -> None:
         inside,
         dtype,
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_margins_by_class(dtype: torch.dtype) -> None:
+    """One margin per class: that of the label."""
+    draw = Draw(24, 9, seed=4)
+    cosines, target = torch.tanh(draw.input()).clamp(-0.99, 0.99), draw.labels()
+    margins = class_stats.frequency_margins([300, 200, 90, 50, 20, 9, 5, 2, 1])
+    m = margins[target]
+
+    def arc(u: torch.Tensor) -> torch.Tensor:
+        cosine, own_m = own(u, target), m.to(u)
+        rotated = torch.cos(torch.arccos(cosine) + own_m)
+        beyond = cosine - own_m * torch.sin(own_m)
+        psi = torch.where(cosine > torch.cos(math.pi - own_m), rotated, beyond)
+        return cross_entropy(16 * replaced(u, target, psi), target)
+
+    for found, equation in (
+        (losses.ArcFaceLoss(16.0, margins, reduction="none"), arc),
+        (
+            losses.CosFaceLoss(16.0, margins, reduction="none"),
+            lambda u: cross_entropy(16 * replaced(u, target, own(u, target) - m.to(u)), target),
+        ),
+    ):
+        assert_equation(lambda u, found=found: found(u, target), equation, cosines, dtype)
+
+
+def test_margins_of_frequencies() -> None:
+    counts = torch.tensor([1000.0, 100, 10, 1])
+    found = class_stats.frequency_margins(counts, 0.1, 0.4, power=0.5)
+    raw = counts.double() ** -0.5
+    slope = 0.3 / (raw.max() - raw.min())
+    torch.testing.assert_close(found, slope * (raw - raw.min()) + 0.1)
+    assert class_stats.frequency_margins([7, 7]).tolist() == [0.5, 0.5]
+    with pytest.raises(ValueError, match="least: .*largest=0.1, got 0.2"):
+        class_stats.frequency_margins(counts, 0.2, 0.1)
+    ldam = losses.LDAMLoss(counts, 0.5)
+    assert found[0] < found[-1]
+    assert ldam.table("margin", raw).argmax() == 3
+
+
+def test_sub_centres() -> None:
+    """A class's cosine is the largest of its directions', and these alone learn."""
+    torch.manual_seed(0)
+    layer = linear.NormalizedLinear(6, 4, sub_centers=3).double()
+    x = torch.randn(5, 6).double()
+    every = F.normalize(x, dim=1) @ F.normalize(layer.weight, dim=1).T
+    cosines = layer(x)
+    largest, nearest = every.reshape(5, 4, 3).max(2)
+    torch.testing.assert_close(cosines, largest)
+    target = torch.tensor([0, 3, 1, 0, 2])
+    losses.ArcFaceLoss(16.0)(cosines, target).backward()
+    used = torch.zeros(4, 3, dtype=torch.bool).index_put_((torch.arange(4).expand(5, 4), nearest), torch.tensor(True))  # fmt: skip
+    assert torch.equal(layer.weight.grad.reshape(4, 3, 6).abs().sum(2) > 0, used)
+    assert torch.autograd.gradcheck(
+        lambda w, x: losses.ArcFaceLoss(4.0)(
+            torch.func.functional_call(layer, {"weight": w}, (x,)), target
+        ),
+        (layer.weight, x.requires_grad_()),
+    )
+    assert "sub_centers=3" in repr(layer)
+    assert "sub" not in repr(linear.NormalizedLinear(6, 4))
+    with pytest.raises(ValueError, match="sub_centers"):
+        linear.NormalizedLinear(6, 4, sub_centers=0)
+    with pytest.raises(NotImplementedError, match="sub_centers=3.*no product"):
+        layer.factors(x)
 
 
 def test_arcface_gradient_of_the_target() -> None:
@@ -169,7 +235,10 @@ def test_a_perturbation_under_the_learned_one() -> None:
     ("call", "message"),
     [
         (lambda: losses.CosFaceLoss(s=0.0), "s: .*got 0"),
-        (lambda: losses.ArcFaceLoss(m=4.0), r"m: .*\[0, 3.14159\], got 4"),
+        (lambda: losses.ArcFaceLoss(m=4.0), r"m: .*\[0, 3.14159\].*, got 4"),
+        (lambda: losses.ArcFaceLoss(m=torch.tensor([0.5, 4.0])), r"m: .*\[0, 3.14159\]"),
+        (lambda: losses.ArcFaceLoss(m=torch.tensor([0.5, 0.4]))(COSINES, LABELS), "2 classes"),
+        (lambda: losses.CosFaceLoss(m=torch.tensor([0.5, 0.4]))(COSINES, LABELS), "margin"),
         (lambda: losses.ArcFaceLoss()(COSINES, torch.softmax(COSINES, 1)), "class probabilities"),
         (lambda: losses.ArcFaceLoss()(COSINES, MixedTarget(LABELS, LABELS, 0.5)), "ArcFaceLoss.*mixed"),
         (lambda: losses.ArcFaceLoss()(COSINES, LABELS[:1]), "shape"),

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from cases import Draw
 from equations import DTYPES, assert_equation, close
-from multilabel_cases import hard, missing
+from multilabel_cases import hard, missing, soft
 from torch import Tensor
 
-from lpl_fused import BinaryPerturbation, Perturbation, losses
+from lpl_fused import Asymmetric, BinaryPerturbation, Focal, Perturbation, losses
 from lpl_fused import functional as LF
+from lpl_fused.testing import device_of
 
 pytestmark = pytest.mark.multilabel
 
@@ -97,6 +98,105 @@ def test_members_of_the_family(name: str, dtype: torch.dtype) -> None:
         return plain(u, y.to(u.dtype), **cast)
 
     assert_equation(lambda u: loss(u, y), equation, logits, dtype)
+
+
+# asymmetric loss
+
+
+def asymmetric(u: Tensor, y: Tensor, positive: float, negative: float, clip: float, detach: bool) -> Tensor:  # fmt: skip
+    """Elementwise, the sum of both sides."""
+    p = torch.sigmoid(u)
+    p_m = torch.where(p > clip, p - clip, 0.0)
+    own, other = (1 - p) ** positive, torch.where(p_m > 0, p_m, 1e-30) ** negative
+    if detach:
+        own, other = own.detach(), other.detach()
+    # −log(1 − p_m), as 1 − p_m = σ(−u) + clip
+    against = torch.log1p(p_m / (torch.sigmoid(-u) + clip)) if clip else F.softplus(u)
+    return y * own * F.softplus(-u) + (1 - y) * other * against
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("numbers", [(0.0, 4.0, 0.05), (1.0, 4.0, 0.05), (1.0, 0.5, 0.2), (0.0, 0.0, 0.1), (2.0, 3.0, 0.0)])  # fmt: skip
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_asymmetric_equation(
+    backend: str, labels: str, detach: bool, numbers: tuple[float, float, float], dtype: torch.dtype
+) -> None:
+    draw, device = Draw(8, 5, seed=4), device_of(backend)
+    y = (hard if labels == "hard" else soft)(draw).float().double()
+    loss = losses.AsymmetricLoss(*numbers, detach=detach, reduction="none", backend=backend)
+    assert_equation(
+        lambda u: loss(u.to(device), y.to(device)).cpu(),
+        lambda u: asymmetric(u, y.to(u), *numbers, detach),
+        draw.input(),
+        dtype,
+    )
+
+
+def test_asymmetric_numbers(backend: str) -> None:
+    """By hand: p = σ(0) = 1/2, p_m = 0.45; a negative of p ≤ clip is free, whatever γ⁻."""
+    u = torch.zeros(1, 2).to(device_of(backend))
+    y = torch.tensor([[1.0, 0.0]]).to(u.device)
+    loss = losses.AsymmetricLoss(1.0, reduction="none", backend=backend)
+    close(loss(u, y).cpu(), [[0.5 * math.log(2), -(0.45**4) * math.log(0.55)]])
+    u = torch.tensor([[-2.95, -40.0, -math.inf]]).to(u.device).requires_grad_()
+    for negative in (0.0, 0.5, 4.0):
+        loss = losses.AsymmetricLoss(0.0, negative, backend=backend, reduction="sum")
+        value = loss(u, torch.zeros_like(u))
+        assert value == 0
+        assert (torch.autograd.grad(value, u)[0] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_asymmetric_far_out(backend: str, dtype: torch.dtype) -> None:
+    """Beyond all exponentials: finite gradients, a loss that ends at −log clip; nan stays nan."""
+    device = device_of(backend)
+    u = torch.tensor([[200.0, 5000.0, -200.0, -5000.0, math.inf, math.nan]], dtype=dtype).to(device)
+    for y in (0.0, 1.0):
+        v = u.clone().requires_grad_()
+        loss = losses.AsymmetricLoss(1.0, 2.0, reduction="none", backend=backend)
+        value = loss(v, torch.full_like(v, y))
+        (grad,) = torch.autograd.grad(value.sum(), v)
+        expected = [0, 0, 200, 5000, 0] if y else [-(0.95**2) * math.log(0.05)] * 2 + [0, 0] + [-(0.95**2) * math.log(0.05)]  # fmt: skip
+        close(value[0, :5].cpu(), expected)
+        assert grad[0, :5].isfinite().all()
+        assert value[0, 5].isnan()
+        assert grad[0, 5].isnan()
+
+
+def test_asymmetric_special_cases() -> None:
+    """Without a clip and with equal powers it is the focal loss, with powers of 0 cross-entropy."""
+    draw = Draw(6, 4, seed=5)
+    logits, y = draw.input(), soft(draw)
+    for gamma in (0.0, 2.0):
+        found = losses.AsymmetricLoss(gamma, gamma, 0.0)(logits, y)
+        assert torch.equal(found, losses.MultiLabelLoss(phi=Focal(gamma))(logits, y))
+    loss = losses.AsymmetricLoss()
+    assert loss.phi == Asymmetric()
+    loss.gamma_neg, loss.detach = 3.0, True
+    assert loss.phi == Asymmetric(0.0, 3.0, 0.05, True)
+    u = logits.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda u: losses.AsymmetricLoss(1.0, 3.0, reduction="none")(u, y), (u,)
+    )
+
+
+def test_asymmetric_beneath_lpl() -> None:
+    """δ is that of plain LPL, and the loss the asymmetric one at what is moved."""
+    draw = Draw(7, 3, seed=6)
+    logits, y = draw.input(), hard(draw)
+    loss = losses.MultiLabelLPLLoss(COUNTS, losses.AsymmetricLoss(1.0, reduction="none"))
+    moved = loss.steps(logits, y) * loss.step_size
+    z = logits + torch.where(y == 1, -moved, moved)
+    torch.testing.assert_close(loss(logits, y), asymmetric(z, y, 1.0, 4.0, 0.05, False))
+
+
+def test_asymmetric_refusals() -> None:
+    with pytest.raises(TypeError, match="phi: .*several labels"):
+        losses.CrossEntropyLoss(phi=Asymmetric())  # type: ignore[arg-type]
+    for keywords in ({"gamma_pos": -1.0}, {"gamma_neg": math.inf}, {"clip": 1.0}, {"detach": 1}):
+        with pytest.raises((TypeError, ValueError), match=next(iter(keywords))):
+            Asymmetric(**keywords)
 
 
 LABELS = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0]])

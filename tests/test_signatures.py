@@ -68,6 +68,7 @@ CALLS: dict[Callable[..., Any], dict[str, Any]] = {
     class_stats.class_counts: {"labels": CLASSES},
     class_stats.difficulty_weights: {"difficulty": SCORES[0]},
     class_stats.effective_number_weights: {"cls_num_list": COUNTS},
+    class_stats.frequency_margins: {"cls_num_list": COUNTS},
     class_stats.label_aware_smoothing: {"cls_num_list": COUNTS},
     data.LabelSets: {
         "offsets": torch.tensor([0, 1, 2]),

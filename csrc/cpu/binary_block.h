@@ -57,7 +57,8 @@ struct BlockOf {
   Acc alpha, limit;  // of re-balanced weights: added to σ(x); where |x| ends
   Acc pull;          // the upstream gradient
   Phi phi;
-  Acc parameter;
+  Acc parameter, negative, clip;  // of φ; the latter two of negatives under an asymmetric one
+  bool detached;
   i64 grad_pitch;  // from a row of the gradient to the next
   Acc* loss;       // of each logit
   i64 loss_pitch;
@@ -98,6 +99,8 @@ __attribute__((noinline)) double losses_of(const Block<T>& b) {
   const Acc *w0 = b.weight[0], *w1 = b.weight[1], *a0 = b.scale[0], *a1 = b.scale[1];
   const Acc *b0 = b.offset[0], *b1 = b.offset[1], *d0 = b.stretch[0], *d1 = b.stretch[1];
   const Acc *balance = b.balance, alpha = b.alpha, pull = b.pull, gamma = b.parameter;
+  const Acc negative = b.negative, clip = b.clip;
+  const bool detached = b.detached;
   const Phi phi = b.phi;
   const int32_t size = b.size;
   // where σ is nothing beside what it is added to, or 1; not a constant, for which there would be
@@ -138,7 +141,13 @@ __attribute__((noinline)) double losses_of(const Block<T>& b) {
       slope = factor * (probability + gamma * (std::min(ell, kBeyond<Acc>) * rest));
       ell *= factor;
     }
-    if (Form == kOther) {
+    if (Form == kOther && phi == Phi::asymmetric) {
+      const Acc rest = s < 0 ? inverse : near;  // σ(−s)
+      const PhiValue<Acc> value = asymmetric_of(ell, probability, rest, positive ? gamma : negative,
+                                                positive ? Acc(0) : clip, detached);
+      slope = value.slope;
+      ell = value.value;
+    } else if (Form == kOther) {
       const PhiValue<Acc> value = phi_of(ell, phi, gamma);
       slope *= value.slope;
       ell = value.value;

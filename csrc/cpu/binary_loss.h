@@ -142,6 +142,9 @@ class BinaryCall {
     b.pull = upstream && !out.upstream_each ? *upstream : Acc(1 / norm);
     b.phi = p.phi;
     b.parameter = Acc(p.phi_parameter);
+    b.negative = Acc(p.phi_negative);
+    b.clip = Acc(p.phi_clip);
+    b.detached = p.phi_detached;
     b.grad = out.grad ? static_cast<T*>(out.grad) + i * c + lo : scratch.unwanted;
     b.grad_pitch = out.grad ? c : size;
     const bool each = p.reduction == Reduction::none && out.loss;

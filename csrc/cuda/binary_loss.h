@@ -142,6 +142,16 @@ LPL_DEVICE inline SideLoss<Acc> side_loss(Acc s, Phi phi, Acc parameter) {
   return {value.value, value.slope * sigma};
 }
 
+// The same of an asymmetric φ, which depends on the side: out of the way of all others.
+template <typename T, typename Acc = typename AccumulateOf<T>::type>
+LPL_APART SideLoss<Acc> asymmetric_loss(Acc s, Acc gamma, Acc clip, bool detached) {
+  const Acc e = exp_of<T>(-std::fabs(s)), inverse = reciprocal_of(1 + e);
+  const Acc ell = positive_part(s) + std::log1p(e);
+  const Acc away = s > 0 ? inverse : e * inverse, near = s > 0 ? e * inverse : inverse;
+  const PhiValue<Acc> value = asymmetric_of(ell, away, near, gamma, clip, detached);
+  return {value.value, value.slope};
+}
+
 // Loss and dL/du of a label that both sides share, each moved by a δ of its own. Labels are seldom
 // that: out of the way of those that are not.
 template <typename T, typename Acc = typename AccumulateOf<T>::type>

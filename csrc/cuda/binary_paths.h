@@ -23,7 +23,8 @@ constexpr Path kBinaryPath = {
         set_of(IsBinary::positive_weight, IsBinary::negative_weight, IsBinary::positive_scale,
                IsBinary::positive_offset, IsBinary::negative_scale, IsBinary::negative_offset,
                IsBinary::inverse_count, IsBinary::sample_weight, IsBinary::phi,
-               IsBinary::phi_parameter, IsBinary::missing, IsBinary::ignored, IsBinary::alpha,
+               IsBinary::phi_parameter, IsBinary::phi_negative, IsBinary::phi_clip,
+               IsBinary::phi_detached, IsBinary::missing, IsBinary::ignored, IsBinary::alpha,
                IsBinary::beta, IsBinary::mu),
     kBinaryMovedPath.outputs | set_of(BinaryOutput::upstream_each)};
 

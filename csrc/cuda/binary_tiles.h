@@ -224,13 +224,20 @@ struct BinaryTileBody {
       return from ? static_cast<const Acc*>(from)[j_] : off;
     }
 
+    LPL_DEVICE SideLoss<Acc> of_distance(Acc s, bool positive) const {
+      if (p_.phi == Phi::asymmetric)
+        return asymmetric_loss<T>(s, Acc(positive ? p_.phi_parameter : p_.phi_negative),
+                                  positive ? Acc(0) : Acc(p_.phi_clip), p_.phi_detached);
+      return side_loss<T>(s, p_.phi, Acc(p_.phi_parameter));
+    }
+
     // Adds what a side that has a share of a label adds to loss and dL/du.
     LPL_DEVICE void side(Acc u, Acc share, bool positive, Acc& value, Acc& slope) const {
       if (share == 0) return;  // however infinite its loss
       const Acc a = positive ? scale_[1] : scale_[0];
       const Acc z = u * a + (positive ? offset_[1] : offset_[0]);
       const Acc weight = share * (positive ? weight_[1] : weight_[0]);
-      const SideLoss<Acc> loss = side_loss<T>(positive ? -z : z, p_.phi, Acc(p_.phi_parameter));
+      const SideLoss<Acc> loss = of_distance(positive ? -z : z, positive);
       value += weight * loss.value;
       slope += (positive ? -weight : weight) * a * loss.slope;
     }

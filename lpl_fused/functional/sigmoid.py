@@ -11,7 +11,7 @@ from ..backends import REFERENCE, resolve
 from ..multilabel import MultiLabel, Weight, binary_options
 from ..ops.dispatch import FORMS, INPLACE, checked_form
 from ..perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
-from ..phi import Phi
+from ..phi import BinaryPhi
 from ..problem import NONE, BinaryOptions, BinaryProblem, divides
 from ..validation import checked_step_size
 from .differentiable import Fixed
@@ -32,7 +32,7 @@ def binary_cross_entropy_with_logits(
     ignore_index: float | None = None,
     reduction: str = "mean",
     normalizer: float | Tensor | None = None,
-    phi: Phi = "log",
+    phi: BinaryPhi = "log",
     gradient: str = "auto",
     backend: str = "auto",
 ) -> Tensor:
@@ -66,7 +66,7 @@ def binary_cross_entropy_with_logits(
             whatever their weights; labels that are missing are not counted.
         normalizer: beside reduction "sum" alone, a number or a 0-dim tensor: the sum is divided by
             it. See `cross_entropy`.
-        phi: "log", or `Focal`, `Alpha`, `GCE`, `Poly1`.
+        phi: "log", or `Focal`, `Alpha`, `GCE`, `Poly1`, or `Asymmetric` between the sides.
         gradient: "auto", "sweep" or "statistics", see `cross_entropy`: in the forward, for an
             upstream gradient of 1, or in the backward.
         backend: "auto", "cpp", "triton" or "reference"; see `lpl_fused.explain()`. Gradients of
@@ -109,7 +109,7 @@ def lpl_binary_cross_entropy_with_logits(
     ignore_index: float | None = None,
     reduction: str = "mean",
     normalizer: float | Tensor | None = None,
-    phi: Phi = "log",
+    phi: BinaryPhi = "log",
     gradient: str = "auto",
     backend: str = "auto",
 ) -> Tensor:

@@ -18,6 +18,7 @@ from .ldam import LDAMLoss
 from .linf import LInfHingeLoss, LInfMixtureLoss
 from .lpl import LPLLoss
 from .multilabel import (
+    AsymmetricLoss,
     DistributionBalancedLoss,
     MultiLabelLDAMLoss,
     MultiLabelLoss,
@@ -37,6 +38,7 @@ __all__ = [
     "AMSoftmaxLoss",
     "AlphaLoss",
     "ArcFaceLoss",
+    "AsymmetricLoss",
     "BLVLoss",
     "BalancedSoftmaxLoss",
     "BayiasLoss",

@@ -8,13 +8,26 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..arguments import POSITIVE, REAL, Number, live
+from ..arguments import POSITIVE, REAL, Either, Number, RealTensor, live, shown
 from ..perturbation import Perturbation
 from ..problem import accumulate_dtype
 from ..row_transforms import arc_margin, class_dim
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
-from .rows import blanked, class_indices
+from .rows import blanked, class_indices, expect_classes
+
+_BY_CLASS = RealTensor(1, "a tensor (C,), one margin per class")
+_MARGIN = Either(REAL, _BY_CLASS)
+_ANGLE = Number(least=0, most=math.pi)
+_ANGLES = Either(_ANGLE, _BY_CLASS)
+
+
+def _angles(name: str, value: Any) -> Any:
+    """An angle, or one per class, as a check."""
+    found = _ANGLES(name, value)
+    if isinstance(found, Tensor) and not ((found >= 0) & (found <= math.pi)).all():
+        raise ValueError(f"{name}: expected angles in [0, {math.pi:.6g}], got {shown(value)}")
+    return found
 
 
 class CosFaceLoss(CrossEntropyLoss):
@@ -24,7 +37,8 @@ class CosFaceLoss(CrossEntropyLoss):
 
     Args:
         s: scale > 0, default 64, insightface's.
-        m: margin, default 0.4, insightface's.
+        m: margin, default 0.4, insightface's; or one per class, a tensor (C,), say
+            `class_stats.frequency_margins(…)`.
         **keywords: of `CrossEntropyLoss`; `ignore_index=-1` is insightface's.
 
     Raises:
@@ -36,13 +50,15 @@ class CosFaceLoss(CrossEntropyLoss):
         tensor(0.6932)
     """
 
-    arguments: ClassVar = {"s": live(POSITIVE), "m": live(REAL)}
+    arguments: ClassVar = {"s": live(POSITIVE), "m": live(_MARGIN)}
 
-    def __init__(self, s: float = 64.0, m: float = 0.4, **keywords: Any) -> None:
+    def __init__(self, s: float = 64.0, m: float | Tensor = 0.4, **keywords: Any) -> None:
         super().__init__(**keywords)
         self.s, self.m = s, m
 
     def perturbation(self, logits: Tensor) -> Perturbation:
+        if isinstance(self.m, Tensor):
+            return Perturbation(margin=self.m, temperature=1 / self.s)
         classes = logits.shape[class_dim(logits)]
         dtype = accumulate_dtype(logits.dtype)
         margin = torch.full((classes,), self.m, dtype=dtype, device=logits.device)
@@ -63,7 +79,7 @@ class AMSoftmaxLoss(CosFaceLoss):
         tensor(0.2014)
     """
 
-    def __init__(self, s: float = 30.0, m: float = 0.35, **keywords: Any) -> None:
+    def __init__(self, s: float = 30.0, m: float | Tensor = 0.35, **keywords: Any) -> None:
         super().__init__(s, m, **keywords)
 
 
@@ -72,11 +88,13 @@ class ArcFaceLoss(CrossEntropyLoss):
 
     ψ = cos(θ + m), from cos θ ≤ cos(π − m) on cos θ − m·sin(π − m). The gradient of the target
     carries dψ/dcos θ = cos m + sin m·cos θ/sin θ, with sin θ held constant where it is 0. End the
-    model in `linear.NormalizedLinear`. Cost: one more row sweep.
+    model in `linear.NormalizedLinear`; with its `sub_centers` this is sub-centre ArcFace (Deng et
+    al., 2020). Cost: one more row sweep.
 
     Args:
         s: scale > 0, default 64, insightface's.
-        m: margin in [0, π], radians, default 0.5, insightface's.
+        m: margin in [0, π], radians, default 0.5, insightface's; or one per class, a tensor (C,),
+            say `class_stats.frequency_margins(…)`.
         **keywords: of `CrossEntropyLoss`; `ignore_index=-1` is insightface's.
 
     Raises:
@@ -88,9 +106,9 @@ class ArcFaceLoss(CrossEntropyLoss):
         tensor(1.8761)
     """
 
-    arguments: ClassVar = {"s": live(POSITIVE), "m": live(Number(least=0, most=math.pi))}
+    arguments: ClassVar = {"s": live(POSITIVE), "m": live(_angles)}
 
-    def __init__(self, s: float = 64.0, m: float = 0.5, **keywords: Any) -> None:
+    def __init__(self, s: float = 64.0, m: float | Tensor = 0.5, **keywords: Any) -> None:
         super().__init__(**keywords)
         self.s, self.m = s, m
 
@@ -106,5 +124,7 @@ class ArcFaceLoss(CrossEntropyLoss):
         normalizer: float | Tensor | None = None,
     ) -> Tensor:
         label = class_indices(input, target, self)
+        if isinstance(self.m, Tensor):
+            expect_classes(input, len(self.m))
         rotated = arc_margin(blanked(input, target, self.ignore_index), label, self.m)
         return super().forward(rotated, target, perturbation=perturbation, normalizer=normalizer)

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from .. import functional
 from ..arguments import (
+    BELOW_ONE,
     CONSUMED,
     FLAG,
+    NOT_NEGATIVE,
     POSITIVE,
     REAL,
     Choice,
@@ -27,7 +29,7 @@ from ..arguments import (
 from ..class_stats import Counts, checked_counts, effective_number
 from ..multilabel import MISSING
 from ..perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
-from ..phi import Focal, Phi, checked_phi
+from ..phi import Asymmetric, BinaryPhi, Focal, checked_binary_phi
 from ..precision import full_precision
 from .cross_entropy import BACKEND, GRADIENT, REDUCTION
 from .lpl import LPLLoss
@@ -60,7 +62,7 @@ class MultiLabelLoss(LossModule):
         "pos_weight": live(Maybe(RealTensor())),
         "ignore_index": live(MISSING),
         "reduction": REDUCTION,
-        "phi": live(checked_phi),
+        "phi": live(checked_binary_phi),
         "gradient": GRADIENT,
         "backend": BACKEND,
     }
@@ -75,7 +77,7 @@ class MultiLabelLoss(LossModule):
         pos_weight: Tensor | None = None,
         ignore_index: float | None = None,
         reduction: str = "mean",
-        phi: Phi = "log",
+        phi: BinaryPhi = "log",
         gradient: str = "auto",
         backend: str = "auto",
     ) -> None:
@@ -172,6 +174,55 @@ class MultiLabelLDAMLoss(MultiLabelLoss):
         return Perturbation(margin=self.table("margin", logits), temperature=1 / self.s)
 
 
+class AsymmetricLoss(MultiLabelLoss):
+    """Asymmetric loss (ASL; Ridnik et al., 2021): rare positives kept, easy negatives let go.
+
+        L_ik = Y·(1 − p)^γ⁺·(−log p) + (1 − Y)·p_m^γ⁻·(−log(1 − p_m)),   p = σ(u_ik),
+        p_m  = max(p − clip, 0)
+
+    A negative whose probability is `clip` or less costs nothing and gets no gradient. The authors'
+    code sums the losses (`reduction="sum"`), has `gamma_pos=1.0` and `detach=True` by default, and
+    cuts log p at 1e-8, which is not done here. Cost: φ, one sweep.
+
+    Args:
+        gamma_pos: γ⁺ ≥ 0, default 0.0, the paper's.
+        gamma_neg: γ⁻ ≥ 0, default 4.0, the paper's.
+        clip: probability in [0, 1) taken off negatives, default 0.05, the paper's.
+        detach: no gradient of the powers (the code's `disable_torch_grad_focal_loss`), default
+            False: the gradient is that of the equation.
+        **keywords: of `MultiLabelLoss`, but `phi`.
+
+    Examples:
+        >>> logits, labels = torch.tensor([[0.5, -1.0, -4.0]]), torch.tensor([[1.0, 0.0, 0.0]])
+        >>> losses.AsymmetricLoss(reduction="none")(logits, labels)
+        tensor([[0.4741, 0.0006, 0.0000]])
+    """
+
+    arguments: ClassVar = {
+        "gamma_pos": rebuilding(NOT_NEGATIVE),
+        "gamma_neg": rebuilding(NOT_NEGATIVE),
+        "clip": rebuilding(BELOW_ONE),
+        "detach": rebuilding(FLAG),
+        "phi": fixed(checked_binary_phi),
+    }
+
+    def __init__(
+        self,
+        gamma_pos: float = 0.0,
+        gamma_neg: float = 4.0,
+        clip: float = 0.05,
+        *,
+        detach: bool = False,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(phi=Asymmetric(gamma_pos, gamma_neg, clip, detach), **keywords)
+        self.gamma_pos, self.gamma_neg, self.clip, self.detach = gamma_pos, gamma_neg, clip, detach
+
+    def rebuild(self) -> None:
+        super().rebuild()
+        self.derived("phi", Asymmetric(self.gamma_pos, self.gamma_neg, self.clip, self.detach))
+
+
 WEIGHTINGS = ("rebalance", "inverse", "sqrt-inverse", "class-balanced")
 WEIGHTING_MODES = ("by-class", "average-weight", "average-count", "min-count")
 WEIGHT_NORMS = ("by-row", "by-batch")
@@ -246,7 +297,7 @@ class DistributionBalancedLoss(MultiLabelLoss):
         "gamma": fixed(Number(least=0)),
         "balance": fixed(POSITIVE),
         "cb_beta": fixed(Number(least=0, below=1)),
-        "phi": fixed(checked_phi),
+        "phi": fixed(checked_binary_phi),
     }
 
     def __init__(

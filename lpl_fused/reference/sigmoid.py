@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..paths import SIDE_TABLES, WEIGHING_LABELS, Path
+from ..paths import PHI_OF_LABELS, SIDE_TABLES, WEIGHING_LABELS, Path
+from ..phi import ASYMMETRIC
 from ..phi import value_of as phi_of
 from ..problem import NONE, BinaryProblem, accumulate_dtype, divides
 from .operators import binary_problem_of, constant, fake_sides, opaque, operator
@@ -20,7 +21,7 @@ from .operators import binary_problem_of, constant, fake_sides, opaque, operator
 _KNOWN = Path(
     "reference, multi-label",
     BinaryProblem,
-    (*WEIGHING_LABELS, *SIDE_TABLES, "phi", "phi_parameter", "steps", "step_size"),
+    (*WEIGHING_LABELS, *SIDE_TABLES, *PHI_OF_LABELS, "steps", "step_size"),
 )
 
 
@@ -120,16 +121,22 @@ def elementwise(problem: BinaryProblem, z: Sides) -> Tensor:
     options = problem.options
     y, known = labels(problem)
 
-    def side(share: Tensor, distance: Tensor, weight: Tensor | None) -> Tensor:
+    def side(
+        share: Tensor, distance: Tensor, weight: Tensor | None, gamma: float, clip: float
+    ) -> Tensor:
         absent = share == 0
-        ell = softplus_of(distance.masked_fill(absent, 0))
-        value = share * phi_of(ell, options.phi, options.phi_parameter)
+        distance = distance.masked_fill(absent, 0)
+        if options.phi == ASYMMETRIC:
+            value = share * asymmetric_of(distance, gamma, clip, options.phi_detached)
+        else:
+            value = share * phi_of(softplus_of(distance), options.phi, options.phi_parameter)
         value = torch.where(absent, 0.0, value)
         return value if weight is None else value * weight
 
     others = 1 - y if known is None else (1 - y) * known
-    loss = side(y, -z.positive, problem.positive_weight)
-    loss = loss + side(others, z.negative, problem.negative_weight)
+    loss = side(y, -z.positive, problem.positive_weight, options.phi_parameter, 0.0)
+    negative = options.phi_negative, options.phi_clip
+    loss = loss + side(others, z.negative, problem.negative_weight, *negative)
     weight = row_class_weights(problem, y)
     return loss if weight is None else loss * weight
 
@@ -137,6 +144,25 @@ def elementwise(problem: BinaryProblem, z: Sides) -> Tensor:
 def softplus_of(x: Tensor) -> Tensor:
     """log(1 + e^x) with all digits of value and gradient; torch's is x itself above a threshold."""
     return torch.logaddexp(x, torch.zeros_like(x))
+
+
+def asymmetric_of(distance: Tensor, gamma: float, clip: float, detached: bool) -> Tensor:
+    """An asymmetric φ of a side, from the distance s of logits from its label: with p = σ(s) and
+    p_m = max(p − clip, 0) it is p_m^γ·(−log(1 − p_m)), without a clip σ(s)^γ·log(1 + e^s)."""
+    away, near = torch.sigmoid(distance), torch.sigmoid(-distance)
+    if clip > 0:
+        rest = torch.where(away <= clip, 0.0, away - clip)
+        ell = torch.log1p(rest / (near + clip))
+    else:
+        rest, ell = away, softplus_of(distance)
+    if gamma == 0:
+        return ell
+    tiny = torch.finfo(rest.dtype).tiny  # where the derivative of a root is finite
+    factor = torch.where(rest < tiny, tiny, rest) ** gamma
+    if detached:
+        return factor.detach() * ell
+    # far beyond, where the factor is 1, autograd would form ∞·0 of its derivative
+    return torch.where(ell > 1e30, ell, factor * ell.masked_fill(ell > 1e30, 0))
 
 
 def normalizer(problem: BinaryProblem) -> Tensor:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from ... import phi
 from .algebra import phi_slope, phi_value
 from .elementary import exp, log1p, log1p_of_unit, reciprocal, scales_exactly
 
@@ -36,6 +37,7 @@ MIRRORED = tl.constexpr(1)
 BOTH = tl.constexpr(2)
 
 
+ASYMMETRIC = tl.constexpr(phi.ASYMMETRIC)
 MOMENTS = tl.constexpr(10)  # about 0 enough for any steps that add up to 1
 LARGEST_MISS = tl.constexpr(1.5e-7)  # of δ, which is to have the digits of a float
 # numbers of a class and side, its walk: how far it has come, a bound of what is left out of that,
@@ -72,6 +74,9 @@ class BinaryArguments(NamedTuple):
     sample_weight: Any  # (N,)
     phi: Any  # constexpr, a code of lpl_fused.phi
     phi_parameter: Any
+    phi_negative: Any  # of an asymmetric φ: see lpl_fused.phi
+    phi_clip: Any
+    phi_detached: Any  # constexpr
     soft: Any = None  # (chunks, blocks): whether labels of soft_chunk rows, soft_block classes are
     soft_chunk: Any = None  # other than 0 and 1
     soft_block: Any = None  # constexpr
@@ -202,12 +207,41 @@ def distance_exponential(s, problem):
 
 
 @triton.jit
-def distance_terms(s, problem):
+def distance_terms(s, is_positive, problem):
     """(φ, dφ/ds) of ℓ = log(1 + e^s), a logit's distance s from its label."""
     e, far, beyond = distance_exponential(s, problem)
     ell = tl.where(beyond, s, 0) + log1p_of_unit(e)
     sigma = tl.where(beyond, 1, e) * far
-    return phi_value(ell, problem), phi_slope(ell, problem) * sigma
+    if problem.phi == ASYMMETRIC:
+        near = tl.where(beyond, e, 1) * far
+        value, slope = asymmetric_terms(ell, sigma, near, is_positive, problem)
+    else:
+        value = phi_value(ell, problem)
+        slope = phi_slope(ell, problem) * sigma
+    return value, slope
+
+
+@triton.jit
+def asymmetric_terms(ell, away, near, is_positive, problem):
+    """(φ, dφ/ds) of an asymmetric φ, from ℓ, σ(s) and σ(−s): see lpl_fused.phi."""
+    clip = tl.where(is_positive, 0, problem.phi_clip)
+    gamma = tl.where(is_positive, problem.phi_parameter, problem.phi_negative)
+    clipped = clip > 0
+    rest = away - clip
+    # no tl.maximum: on a GPU it drops a nan
+    nothing = clipped & (rest <= 0)
+    double: tl.constexpr = ell.dtype == tl.float64
+    tiny: tl.constexpr = 2.2250738585072014e-308 if double else 1.1754943508222875e-38
+    rest = tl.where(rest < tiny, tiny, rest)
+    kept = tl.where(clipped, near + clip, 1)
+    ell = tl.where(clipped, log1p(rest / kept), ell)
+    slope = tl.where(clipped, away * (near / kept), away)
+    factor = tl.exp(tl.log(rest) * gamma)
+    if problem.phi_detached == 0:
+        # ℓ·near vanishes where ℓ is infinite
+        bend = tl.where(near == 0, 0, near * ell)
+        slope += gamma * (bend * tl.where(clipped, away / rest, 1))
+    return tl.where(nothing, 0, factor * ell), tl.where(nothing, 0, factor * slope)
 
 
 @triton.jit
@@ -226,7 +260,7 @@ def tile_terms(u, y, known, at, positive, negative, problem, form: tl.constexpr)
             most = tl.where(beyond, s, 0)
             slope = tl.where(beyond, 1, e) * far
         else:
-            value, slope = distance_terms(s, problem)
+            value, slope = distance_terms(s, is_positive, problem)
             most = value * weight
         du = tl.where(is_positive, -slope, slope) * weight * scale
     elif form == SHARED:
@@ -245,11 +279,11 @@ def tile_terms(u, y, known, at, positive, negative, problem, form: tl.constexpr)
             most += (one + zero) * log1p_of_unit(e)
     else:
         z = u * positive.scale + positive.offset
-        value, slope = distance_terms(-z, problem)
+        value, slope = distance_terms(-z, True, problem)
         most = tl.where(y == 0, 0, y * positive.weight * value)
         du = -tl.where(y == 0, 0, y * positive.weight * positive.scale * slope)
         z = u * negative.scale + negative.offset
-        value, slope = distance_terms(z, problem)
+        value, slope = distance_terms(z, False, problem)
         most += tl.where(y == 1, 0, (1 - y) * negative.weight * value)
         du += tl.where(y == 1, 0, (1 - y) * negative.weight * negative.scale * slope)
     if problem.inverse_count is not None:

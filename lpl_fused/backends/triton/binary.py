@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...paths import SIDE_TABLES, WEIGHING_LABELS, Path
-from ...phi import LOG
+from ...paths import PHI_OF_LABELS, SIDE_TABLES, WEIGHING_LABELS, Path
+from ...phi import ASYMMETRIC, LOG
 from ...problem import MEAN, NONE, BinaryProblem, accumulate_dtype, divides
 from ..buffers import new
 from ..contract import Forward
@@ -29,7 +29,7 @@ _SHARED = Path("triton, shared sides", BinaryProblem, WEIGHING_LABELS)
 _FLAT = Path(
     "triton, logits alone",
     BinaryProblem,
-    ("reduction", "normalizer", "missing", "ignored", "phi", "phi_parameter", "steps", "step_size"),
+    ("reduction", "normalizer", "missing", "ignored", *PHI_OF_LABELS, "steps", "step_size"),
 )
 # of which none has a weight
 _EVEN = Path(
@@ -42,12 +42,12 @@ _EVEN = Path(
 )
 # of which both labels have the same z
 _ALIKE = Path(
-    "triton, one z", BinaryProblem, (*WEIGHING_LABELS, "phi", "phi_parameter", "steps", "step_size")
+    "triton, one z", BinaryProblem, (*WEIGHING_LABELS, *PHI_OF_LABELS, "steps", "step_size")
 )
 _KERNELS = Path(
     "triton, multi-label",
     BinaryProblem,
-    (*WEIGHING_LABELS, *SIDE_TABLES, "phi", "phi_parameter", "steps", "step_size"),
+    (*WEIGHING_LABELS, *SIDE_TABLES, *PHI_OF_LABELS, "steps", "step_size"),
 )
 
 
@@ -273,6 +273,9 @@ def _arguments(problem: BinaryProblem, known: Learned | None = None) -> Any:
         sample_weight=problem.sample_weight,
         phi=constexpr(options.phi),
         phi_parameter=None if options.phi == LOG else number(options.phi_parameter),
+        phi_negative=number(options.phi_negative) if options.phi == ASYMMETRIC else None,
+        phi_clip=number(options.phi_clip) if options.phi == ASYMMETRIC else None,
+        phi_detached=constexpr(options.phi_detached),
     )
 
 
