@@ -224,8 +224,9 @@ def distance_terms(s, is_positive, problem):
 @triton.jit
 def asymmetric_terms(ell, away, near, is_positive, problem):
     """(φ, dφ/ds) of an asymmetric φ, from ℓ, σ(s) and σ(−s): see lpl_fused.phi."""
-    clip = tl.where(is_positive, 0, problem.phi_clip)
-    gamma = tl.where(is_positive, problem.phi_parameter, problem.phi_negative)
+    zero = tl.zeros_like(ell)  # what it is added to has its type, not that of a lone number
+    clip = tl.where(is_positive, zero, zero + problem.phi_clip)
+    gamma = tl.where(is_positive, zero + problem.phi_parameter, zero + problem.phi_negative)
     clipped = clip > 0
     rest = away - clip
     # no tl.maximum: on a GPU it drops a nan
@@ -239,7 +240,7 @@ def asymmetric_terms(ell, away, near, is_positive, problem):
     factor = tl.exp(tl.log(rest) * gamma)
     if problem.phi_detached == 0:
         # ℓ·near vanishes where ℓ is infinite
-        bend = tl.where(near == 0, 0, near * ell)
+        bend = near * tl.where(near == 0, 0, ell)
         slope += gamma * (bend * tl.where(clipped, away / rest, 1))
     return tl.where(nothing, 0, factor * ell), tl.where(nothing, 0, factor * slope)
 
@@ -279,11 +280,11 @@ def tile_terms(u, y, known, at, positive, negative, problem, form: tl.constexpr)
             most += (one + zero) * log1p_of_unit(e)
     else:
         z = u * positive.scale + positive.offset
-        value, slope = distance_terms(-z, True, problem)
+        value, slope = distance_terms(-z, tl.full(z.shape, 1, tl.int1), problem)
         most = tl.where(y == 0, 0, y * positive.weight * value)
         du = -tl.where(y == 0, 0, y * positive.weight * positive.scale * slope)
         z = u * negative.scale + negative.offset
-        value, slope = distance_terms(z, False, problem)
+        value, slope = distance_terms(z, tl.full(z.shape, 0, tl.int1), problem)
         most += tl.where(y == 1, 0, (1 - y) * negative.weight * value)
         du += tl.where(y == 1, 0, (1 - y) * negative.weight * negative.scale * slope)
     if problem.inverse_count is not None:
