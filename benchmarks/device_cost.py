@@ -76,7 +76,7 @@ THREADS: tuple[tuple[str, int], ...] = (
 
 # Logits of a thread where they are not its share of a row.
 LOGITS: tuple[tuple[str, int], ...] = (
-    (r"\bBinary(Span|Tile|Scale)Body\b", 64),
+    (r"\bBinary(Span|Tile|Sided|Scale)Body\b", 64),
     (r"\bBinaryMomentsBody\b", 128),
     (r"\bBinaryGuessBody\b", 32),
 )

@@ -55,9 +55,10 @@ class NormalizedLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         cosines = nn.functional.linear(_direction(input), _direction(self.weight))
-        if self.sub_centers == 1:
-            return cosines
-        return cosines.unflatten(-1, (self.out_features, self.sub_centers)).amax(-1)
+        if self.sub_centers > 1:
+            of_class: Tensor = cosines.unflatten(-1, (self.out_features, self.sub_centers))
+            cosines = of_class.amax(-1)
+        return cosines
 
     def factors(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """The directions whose products the cosines are: what a loss's `linear` takes.

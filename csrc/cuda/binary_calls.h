@@ -49,6 +49,7 @@ void for_sweep(const BinaryCall& call, Use use) {
       if (call.p.target_type == LabelType::f32) return sweep(float());
     }
   }
+  if (call.p.phi == Phi::asymmetric) return use(BinarySidedBody<T>());
   use(BinaryTileBody<T, Any, true>());
 }
 

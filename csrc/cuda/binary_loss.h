@@ -142,7 +142,7 @@ LPL_DEVICE inline SideLoss<Acc> side_loss(Acc s, Phi phi, Acc parameter) {
   return {value.value, value.slope * sigma};
 }
 
-// The same of an asymmetric φ, which depends on the side: out of the way of all others.
+// The same of an asymmetric φ, which depends on the side.
 template <typename T, typename Acc = typename AccumulateOf<T>::type>
 LPL_APART SideLoss<Acc> asymmetric_loss(Acc s, Acc gamma, Acc clip, bool detached) {
   const Acc e = exp_of<T>(-std::fabs(s)), inverse = reciprocal_of(1 + e);

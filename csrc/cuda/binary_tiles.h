@@ -103,9 +103,10 @@ struct BinarySpanBody {
   }
 };
 
-// A tile of logits whose sides have tables: the learned perturbation's δ, or everything there is.
-template <typename T, typename Label, bool kAll>
-struct BinaryTileBody {
+// A tile of logits whose sides have tables: the learned perturbation's δ, or everything there is
+// but for an asymmetric φ; that, too, where it is kSided.
+template <typename T, typename Label, bool kAll, bool kSided>
+struct BinaryTiles {
   using Shared = Nothing;
   using Acc = typename AccumulateOf<T>::type;
 
@@ -225,10 +226,11 @@ struct BinaryTileBody {
     }
 
     LPL_DEVICE SideLoss<Acc> of_distance(Acc s, bool positive) const {
-      if (p_.phi == Phi::asymmetric)
+      if constexpr (kSided)
         return asymmetric_loss<T>(s, Acc(positive ? p_.phi_parameter : p_.phi_negative),
                                   positive ? Acc(0) : Acc(p_.phi_clip), p_.phi_detached);
-      return side_loss<T>(s, p_.phi, Acc(p_.phi_parameter));
+      else
+        return side_loss<T>(s, p_.phi, Acc(p_.phi_parameter));
     }
 
     // Adds what a side that has a share of a label adds to loss and dL/du.
@@ -279,5 +281,11 @@ struct BinaryTileBody {
     Acc few_ = 0, sum_ = 0;  // many terms that are alike would lose digits in one sum
   };
 };
+
+template <typename T, typename Label, bool kAll>
+struct BinaryTileBody : BinaryTiles<T, Label, kAll, false> {};
+// Everything, under an asymmetric φ: in a kernel of its own, whose registers others need not have.
+template <typename T>
+struct BinarySidedBody : BinaryTiles<T, Any, true, true> {};
 
 }  // namespace lpl
