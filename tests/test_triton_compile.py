@@ -506,14 +506,19 @@ def test_solved_in_two_exponentials_per_logit(
     reports: dict[str, list[Report]], variant: str
 ) -> None:
     """One for what the steps want to know of a row in registers, one for its gradient by what they
-    have made of it, whatever their number: once for blocks in a row, once for its edges, and in
-    both one for the tail's unit and two lanes of the head."""
+    have made of it, whatever their number. Beside these one for the head's share and those of the
+    lanes that are looked at again for heads; in the gradient, which is there for blocks in a row and
+    for its edges, one for the tail's unit, and those of the heads."""
+    from lpl_fused.backends.kernels.solver import AT_ONCE, FEW
+
     found = {kernel.kernel: kernel for kernel in reports[variant]}
     weighed, moved = found["weigh_rivals"], found["move_rows"]
-    threads = 32 * weighed.meta["num_warps"]
-    assert weighed.exponentials == weighed.meta["BLOCK"] // threads + 1
+    threads, each = 32 * weighed.meta["num_warps"], 16 // VARIANTS[variant].dtype.itemsize
+    again = max(1, AT_ONCE.value * each // threads)
+    assert weighed.exponentials == weighed.meta["BLOCK"] // threads + 1 + again
     threads = 32 * moved.meta["num_warps"]
-    assert moved.exponentials == 2 * (moved.meta["BLOCK"] // threads + 2)
+    heads = moved.meta["HEAD"] // FEW.value * max(1, FEW.value // threads)
+    assert moved.exponentials == 2 * (moved.meta["BLOCK"] // threads + 1) + heads
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ class Arguments(NamedTuple):
     input_stride: Any  # None where rows follow each other
     each: Any  # constexpr: columns of a lane, as many as 16 bytes hold
     phased: Any  # constexpr: rows begin anywhere between two multiples of 16 bytes
+    ragged: Any  # constexpr: a lane may have columns that are there beside such as are not
+    raw: Any  # constexpr: z is the logits themselves, but for δ
     classes: Any  # W
     first: Any
     total: Any  # C

@@ -19,8 +19,10 @@ from .rows import (
     finite_shift,
     joined_details,
     label_logits,
+    read_own,
     row_terms,
     store_nothing,
+    store_own,
     store_terms,
     sweep_detail,
     sweep_gradient,
@@ -105,7 +107,9 @@ def forward(problem, upstream, wanted, BLOCK: tl.constexpr, ONE_BLOCK: tl.conste
     if wanted.grad is not None:
         terms = times(terms, upstream_of(index, upstream))
         if ONE_BLOCK:
-            du, _ = block_gradient(row, block, terms, problem)
+            u = read_own(row, problem)
+            du, _ = block_gradient(row, block, terms, problem, False)
             store_block(wanted.grad, row, block, du, problem)
+            store_own(row, u, terms, wanted.grad, problem)
         else:
             sweep_gradient(row, terms, wanted.grad, problem, BLOCK)

@@ -17,7 +17,16 @@ from .algebra import (
     store_block,
 )
 from .elementary import scales_exactly
-from .rows import block_gradient, move_block, read_terms, sweep_gradient, times, upstream_of
+from .rows import (
+    block_gradient,
+    move_block,
+    read_own,
+    read_terms,
+    store_own,
+    sweep_gradient,
+    times,
+    upstream_of,
+)
 
 
 @triton.jit
@@ -35,10 +44,18 @@ def gradient_rows(problem, upstream, grad, BLOCK: tl.constexpr):
     if live == 0:
         block = read_block(row, column_start, problem, False, BLOCK)
         store_block(grad, row, block, tl.zeros_like(block.u), problem)
-    elif whole:
-        move_block(row, column_start, terms, grad, problem, True, BLOCK)
     else:
-        move_block(row, column_start, terms, grad, problem, False, BLOCK)
+        own = row.hard
+        column = row.column + row.phase
+        owns = (column >= column_start) & (column < column_start + BLOCK)
+        if owns:
+            own = read_own(row, problem)
+        if whole:
+            move_block(row, column_start, terms, grad, problem, True, BLOCK)
+        else:
+            move_block(row, column_start, terms, grad, problem, False, BLOCK)
+        if owns:
+            store_own(row, own, terms, grad, problem)
 
 
 @triton.jit
@@ -67,7 +84,7 @@ def gradient(problem, upstream, wanted, n_rows, CHUNK, BLOCK: tl.constexpr):
             # by column, not by place: rows with other phases are added to it
             behind = column_first + BLOCK
             block = Block(columns, columns, inside, column_first, behind, u, z, weight)
-            du, d_row = block_gradient(row, block, terms, problem)
+            du, d_row = block_gradient(row, block, terms, problem, True)
             if wanted.scale is not None:
                 d_scale += d_row * bounded(u, row, problem)
             if wanted.offset is not None:

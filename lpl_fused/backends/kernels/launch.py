@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...paths import Path
+from ...paths import LEARNING, Path
 from ...phi import LOG
 from ...problem import BinaryProblem, Problem
 
@@ -43,6 +43,10 @@ _PLAIN = Path(
         *("phi", "phi_parameter", "z_loss", "inverse_temperature"),
     ),
 )
+
+
+# … and that, under a perturbation that it learns
+_ALONE = Path("triton, plain gradients", Problem, (*_PLAIN.features, *LEARNING))
 
 
 def _heavy(problem: Problem) -> bool:
@@ -121,10 +125,15 @@ def sweep_meta(problem: Problem) -> dict[str, Any]:
 def block_meta(problem: Problem) -> dict[str, Any]:
     """For programs that have one block of one row each."""
     block, each, _ = _block(problem)
-    if _PLAIN.serves(problem) and not phased(problem.input):
-        # what a program asks of its row costs as much as four logits of each thread
+    n, places = problem.input.shape[0], _places(problem)
+    if _ALONE.serves(problem) and not phased(problem.input):
+        # what a program asks of its row costs as much as two to four logits of each thread
         block, each = 2 * block, 2 * each
-    return _tuned(problem, power_of_two(_places(problem), 16, block), each)
+        blocks = -(-places // (2 * block))
+        ample = n * blocks >= 2 * ENOUGH and 10 * 2 * block * blocks <= 11 * places
+        if _PLAIN.serves(problem) and ample:
+            block, each = 2 * block, 2 * each
+    return _tuned(problem, power_of_two(places, 16, block), each)
 
 
 def blocks_of(problem: Problem, meta: dict[str, Any]) -> int:
@@ -153,7 +162,10 @@ def steps_meta(meta: dict[str, Any]) -> dict[str, Any]:
 
 def moved_meta(problem: Problem, meta: dict[str, Any]) -> dict[str, Any]:
     """For what is made of the steps, by the solver's."""
-    return {**block_meta(problem), "HEAD": meta["HEAD"], "ORDER": meta["ORDER"]}
+    found = {**block_meta(problem), "HEAD": meta["HEAD"], "ORDER": meta["ORDER"]}
+    if "maxnreg" in found and meta["ORDER"] < 8 and _ALONE.serves(problem):
+        found["maxnreg"] = 80  # which is enough, and leaves room for six programs
+    return found
 
 
 def grouping_meta(problem: Problem) -> dict[str, Any]:

@@ -174,11 +174,11 @@ def rival_rows(
         # rivals without mass are heads of no one: no step moves them
         bound = tl.where(threshold < 0, 0, threshold * rest)
         here = heads + index * room
-        found = sweep_tail(row, shift, bound, here, room, problem, POWERS, BLOCK)
-        tail = ()
-        for r in tl.static_range(POWERS):
-            tail += (tl.sum(found.powers[r], 0),)
-        largest = tl.max(found.largest, 0)
+        # the logits' own room, which nobody has begun to fill
+        lanes = (logits + index * room).to(tl.pointer_type(tl.int32), bitcast=True)
+        found = sweep_tail(row, shift, bound, lanes, here, room, problem, POWERS, BLOCK)
+        tail = found.powers
+        largest = found.largest
         listed = found.count
         start = listed * 0
         while (start < listed) & (start < room):

@@ -461,13 +461,16 @@ def upstream_of(index, upstream):
 
 
 @triton.jit
-def block_gradient(row, block, terms, problem):
-    """(dL/du, dL/d offset) of a block of columns: see lpl_fused.algebra.terms."""
+def block_gradient(row, block, terms, problem, OWN: tl.constexpr):
+    """(dL/du, dL/d offset) of a block of columns: see lpl_fused.algebra.terms. Without OWN the
+    entry of a label that has all weight is left to `store_own`.
+    """
     dz = exp(block.z - terms.shift) * terms.strength
     if problem.spread:
         ell = terms.log_total - (block.z - terms.shift)
         dz -= block.weight * phi_slope(ell, problem) * terms.uniform
-    if problem.form != DENSE and is_within(row.column, block):
+    asked: tl.constexpr = problem.form == LABELS or (problem.form == ONE_LABEL and OWN)
+    if asked and is_within(row.column, block):
         # without a barrier the compiler asks every column of every block instead
         tl.debug_barrier()
         own = block.columns == row.column
@@ -488,15 +491,43 @@ def block_gradient(row, block, terms, problem):
 
 @triton.jit
 def move_block(row, start, terms, grad, problem, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
-    """Reads a block of a row, writes its dL/du."""
+    """Reads a block of a row, writes its dL/du but for what `store_own` does."""
     block = read_block(row, start, problem, WHOLE, BLOCK)
-    du, _ = block_gradient(row, block, terms, problem)
+    du, _ = block_gradient(row, block, terms, problem, False)
     store_block(grad, row, block, du, problem)
+
+
+@triton.jit
+def read_own(row, problem):
+    """The raw logit of a label that has all weight, before its gradient may lie where it was."""
+    u = row.hard
+    if problem.form == ONE_LABEL:
+        u = read_logits(row, row.column, problem)[0]
+        tl.debug_barrier()
+    return u
+
+
+@triton.jit
+def store_own(row, u, terms, grad, problem):
+    """dL/du at a label that has all weight, over what its block made of it: one number, where the
+    block would ask of every column whether it is the label's.
+    """
+    if problem.form == ONE_LABEL:
+        tl.debug_barrier()
+        inside = row.column < problem.classes
+        du, _ = unperturb(terms.part, u, row.column, inside, row, problem)
+        if problem.norm_p is not None:
+            du = through_norm(du, terms.along, u, row, problem)
+        if problem.penalty is not None:
+            du += push_of(u, row.column, inside, terms, problem)
+        here = grad + row.index * problem.classes + row.column
+        tl.store(here, du.to(grad.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def sweep_gradient(row, terms, grad, problem, BLOCK: tl.constexpr):
     """Writes dL/du of a row, from its end, which the sweep before has left in the caches."""
+    own = read_own(row, problem)
     first, last = edge_blocks(row, problem, BLOCK)
     move_block(row, last, terms, grad, problem, False, BLOCK)
     if problem.phased and last > first:
@@ -505,6 +536,7 @@ def sweep_gradient(row, terms, grad, problem, BLOCK: tl.constexpr):
     while start >= first_whole(last, problem, BLOCK):
         move_block(row, start, terms, grad, problem, True, BLOCK)
         start -= BLOCK
+    store_own(row, own, terms, grad, problem)
 
 
 @triton.jit

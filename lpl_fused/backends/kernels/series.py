@@ -7,13 +7,27 @@ import triton.language as tl
 
 
 @triton.jit
-def added(powers, e, POWERS: tl.constexpr):
-    """powers + Σ e^r of each lane"""
+def power_of(e, R: tl.constexpr):
+    """e^R as a product of two smaller powers, which a sum takes in as it multiplies them."""
+    half = e
+    for _ in tl.static_range(R // 2 - 1):
+        half *= e
+    power = half
+    if R == 1:
+        power = e
+    elif R % 2 == 1:
+        power = half * (half * e)
+    else:
+        power = half * half
+    return power
+
+
+@triton.jit
+def added_unless(skipped, powers, e, POWERS: tl.constexpr):
+    """powers + Σ e^r of each lane, but for those skipped."""
     result = ()
-    power = e
     for r in tl.static_range(POWERS):
-        result += (powers[r] + tl.sum(power, 1),)
-        power *= e
+        result += (powers[r] + tl.where(skipped, 0, tl.sum(power_of(e, r + 1), 1)),)
     return result
 
 

@@ -25,17 +25,20 @@ from .algebra import (
     SOLVED,
     is_within,
     last_block,
+    perturb,
+    read_at,
     read_block,
     read_label,
     read_logits,
     read_row,
+    row_stride,
     store_block,
     unperturb,
 )
 from .elementary import exp, log1p, scales_exactly
 from .lpl import is_worth_it, normalized
 from .rows import Mass, edge_blocks, finite_shift, first_whole, row_terms, upstream_of
-from .series import added, advanced, tail_mass, tail_square
+from .series import added_unless, advanced, power_of, tail_mass, tail_square
 
 GROUP = tl.constexpr(arguments.GROUP)
 FELL_BACK = tl.constexpr(arguments.FELL_BACK)
@@ -44,6 +47,10 @@ NUMBERS = tl.constexpr(arguments.NUMBERS)
 POWERS = tl.constexpr(arguments.POWERS)
 SERIES = tl.constexpr(arguments.SERIES)
 LARGEST_LIFT = tl.constexpr(80.0)  # exp(80) is a float still
+TURNS = tl.constexpr(32)  # blocks that a lane has bits for
+FEW = tl.constexpr(128)  # heads that are put in their places at once, by as many threads
+NOWHERE = tl.constexpr(-(1 << 30))  # a column that no block has
+AT_ONCE = tl.constexpr(64)  # lanes whose heads are looked for at once
 
 
 class Rivals(NamedTuple):
@@ -55,9 +62,18 @@ class Rivals(NamedTuple):
 
 
 class Tail(NamedTuple):
-    """Rivals of the blocks seen so far, by lane."""
+    """Rivals of the blocks seen so far, by lane, without those lanes that have a head."""
 
     powers: Any
+    largest: Any
+    turns: Any  # a bit for each block of which the lane has one
+    count: Any  # of such blocks
+
+
+class Summed(NamedTuple):
+    """The rivals of a row."""
+
+    powers: Any  # of the tail
     largest: Any
     count: Any  # of the head
 
@@ -113,15 +129,70 @@ def sweep_rivals(row, problem, BLOCK: tl.constexpr):
 def no_tail(row, problem, POWERS: tl.constexpr, BLOCK: tl.constexpr):
     """The Tail of no columns."""
     zeros = tl.zeros((BLOCK // problem.each,), row.hard.dtype)
-    return Tail((zeros,) * POWERS, zeros, tl.full((), 0, tl.int32))
+    none = tl.zeros((BLOCK // problem.each,), tl.uint32)
+    return Tail((zeros,) * POWERS, zeros, none, none.to(tl.int32))
 
 
 @triton.jit
-def add_tail(tail, columns, e, bound, heads, room, POWERS: tl.constexpr):
-    """The Tail with a block's rivals; those above the bound are listed while there is room."""
+def add_tail(tail, e, bound, turn, POWERS: tl.constexpr):
+    """The Tail with a block's rivals, but for those of lanes with one above the bound: of them the
+    block's turn is kept. That asks a lane, not each of its columns, and no other thread.
+    """
     largest = tl.max(e, 1)
-    count = tail.count
-    if tl.max(largest, 0) > bound:
+    has_head = largest > bound
+    bit = tl.where(has_head, 1, 0).to(tl.uint32)
+    return Tail(
+        added_unless(has_head, tail.powers, e, POWERS),
+        tl.maximum(tail.largest, tl.where(has_head, 0, largest)),
+        tail.turns | (bit << turn.to(tl.uint32)),
+        tail.count + bit.to(tl.int32),
+    )
+
+
+@triton.jit
+def list_lanes(tail, lanes, listed, room, last, turns, problem, BLOCK: tl.constexpr):
+    """Lists the lanes of up to TURNS blocks that have heads, by their first places over `each`; the
+    blocks' own are last, last − BLOCK, … (How many are listed now, the Tail ready for more.)
+    """
+    total = tl.sum(tail.count, 0)
+    if total > 0:
+        size: tl.constexpr = BLOCK // problem.each
+        place = listed + (tl.cumsum(tail.count, 0) - tail.count)
+        lane = last // problem.each + tl.arange(0, size)
+        turn = turns * 0
+        while turn < turns:
+            bit = ((tail.turns >> turn.to(tl.uint32)) & 1).to(tl.int32)
+            tl.store(lanes + place, lane, mask=(bit != 0) & (place < room))
+            place += bit
+            lane -= size
+            turn += 1
+    none = tail.turns * 0
+    return listed + total, Tail(tail.powers, tail.largest, none, none.to(tl.int32))
+
+
+@triton.jit
+def sum_lanes(
+    tail, row, shift, bound, lanes, listed, heads, room, problem, POWERS: tl.constexpr
+):  # fmt: skip
+    """The Summed of a row: what `tail` has and what the lanes listed have, whose heads are listed;
+    e is taken anew, so that one question says of each column what it is."""
+    powers = ()
+    for r in tl.static_range(POWERS):
+        powers += (tl.sum(tail.powers[r], 0),)
+    largest = tl.max(tail.largest, 0)
+    count = listed * 0
+    start = listed * 0
+    while (start < listed) & (start < room):
+        tl.debug_barrier()
+        which = start + tl.arange(0, AT_ONCE)
+        known = (which < listed) & (which < room)
+        places = tl.load(lanes + which, mask=known, other=0)[:, None] * problem.each
+        places += tl.arange(0, problem.each)[None, :]
+        columns = places - row.phase
+        inside = known[:, None] & (columns >= 0) & (columns < problem.classes)
+        u = read_at(problem.input + row.begin + places, inside, row.hard.dtype)
+        z = perturb(u, columns, inside, row, problem)
+        e = exp(tl.where(columns == row.column, float("-inf"), z) - shift)
         chosen = e > bound
         number = chosen.to(tl.int32)
         of_lane = tl.sum(number, 1)
@@ -129,31 +200,48 @@ def add_tail(tail, columns, e, bound, heads, room, POWERS: tl.constexpr):
         tl.store(heads + place, columns, mask=chosen & (place < room))
         count += tl.sum(of_lane, 0)
         e = tl.where(chosen, 0, e)
-        largest = tl.max(e, 1)
-    return Tail(added(tail.powers, e, POWERS), tl.maximum(tail.largest, largest), count)
+        largest = tl.maximum(largest, tl.max(tl.max(e, 1), 0))
+        more = ()
+        for r in tl.static_range(POWERS):
+            more += (powers[r] + tl.sum(tl.sum(power_of(e, r + 1), 1), 0),)
+        powers = more
+        start += AT_ONCE
+    # lanes that found no room have a head each
+    return Summed(powers, largest, tl.maximum(count, listed))
 
 
 @triton.jit
 def sweep_tail(
-    row, shift, bound, heads, room, problem, POWERS: tl.constexpr, BLOCK: tl.constexpr
+    row, shift, bound, lanes, heads, room, problem, POWERS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """The Tail of a row, by lane: from its end, which a sweep before has left in the caches."""
+    """The Summed of a row: from its end, which a sweep before has left in the caches. Heads are
+    listed while there is room; `lanes`, as much room, is scratch."""
     tail = no_tail(row, problem, POWERS, BLOCK)
     first, last = edge_blocks(row, problem, BLOCK)
-    edge = read_block(row, last, problem, False, BLOCK)
-    of_edge = exp(without_label(edge, row) - shift)
-    tail = add_tail(tail, edge.columns, of_edge, bound, heads, room, POWERS)
+    blocks = last // BLOCK + 1
+    edge = without_label(read_block(row, last, problem, False, BLOCK), row)
+    tail = add_tail(tail, exp(edge - shift), bound, first, POWERS)
+    whole = blocks
     if problem.phased and last > first:
-        edge = read_block(row, first, problem, False, BLOCK)
-        of_edge = exp(without_label(edge, row) - shift)
-        tail = add_tail(tail, edge.columns, of_edge, bound, heads, room, POWERS)
-    start = last - BLOCK
-    while start >= first_whole(last, problem, BLOCK):
-        block = read_block(row, start, problem, True, BLOCK)
-        e = exp(without_label(block, row) - shift)
-        tail = add_tail(tail, block.columns, e, bound, heads, room, POWERS)
-        start -= BLOCK
-    return tail
+        whole -= 1
+    listed = first
+    done = first + 1
+    begin = first
+    while begin < blocks:
+        until = tl.minimum(begin + TURNS, whole)
+        while done < until:
+            z = without_label(read_block(row, last - done * BLOCK, problem, True, BLOCK), row)
+            tail = add_tail(tail, exp(z - shift), bound, done - begin, POWERS)
+            done += 1
+        if problem.phased and (done < blocks) & (done < begin + TURNS):
+            edge = without_label(read_block(row, first, problem, False, BLOCK), row)
+            tail = add_tail(tail, exp(edge - shift), bound, done - begin, POWERS)
+            done += 1
+        listed, tail = list_lanes(
+            tail, lanes, listed, room, last - begin * BLOCK, done - begin, problem, BLOCK
+        )
+        begin += TURNS
+    return sum_lanes(tail, row, shift, bound, lanes, listed, heads, room, problem, POWERS)
 
 
 @triton.jit
@@ -278,21 +366,26 @@ def weigh_rivals(
         tl.store(state.outcome + index, GROUP)
         weigh_member(place, row, own, maximum, mass, shared)
         return
+    shift = finite_shift(maximum)
+    bound = share * mass
+    # the steps' own room, which they have not begun to fill
+    lanes = (state.changes + index * HEAD).to(tl.pointer_type(tl.int32), bitcast=True)
     if ONE_BLOCK:
-        tail = no_tail(row, problem, powers, BLOCK)
-        tail = add_tail(tail, block.columns, e, share * mass, heads, HEAD, powers)
+        none = tl.full((), 0, tl.int32)
+        lanewise = add_tail(no_tail(row, problem, powers, BLOCK), e, bound, none, powers)
+        listed, lanewise = list_lanes(lanewise, lanes, none, HEAD, none, none + 1, problem, BLOCK)
+        tail = sum_lanes(lanewise, row, shift, bound, lanes, listed, heads, HEAD, problem, powers)
     else:
-        shift = finite_shift(maximum)
-        tail = sweep_tail(row, shift, share * mass, heads, HEAD, problem, powers, BLOCK)
+        tail = sweep_tail(row, shift, bound, lanes, heads, HEAD, problem, powers, BLOCK)
     shift = finite_shift(tl.where(mass == 0, own, maximum))
     here = state.numbers + index * NUMBERS
     tl.store(here, shift)
     tl.store(here + 1, mass)
-    tl.store(here + 2, tl.max(tail.largest, 0))
+    tl.store(here + 2, tail.largest)
     tl.store(here + 3, own - shift)
     tl.store(here + 4, tail.count.to(dtype))
     for r in tl.static_range(powers):
-        tl.store(here + POWERS + r, tl.sum(tail.powers[r], 0))
+        tl.store(here + POWERS + r, tail.powers[r])
     tl.store(state.outcome + index, WEIGHED)
 
 
@@ -435,6 +528,26 @@ def move_rows(
         move_tail_block(
             row, column_start, state, upstream, grad, delta, problem, False, HEAD, ORDER, BLOCK
         )
+    begin = column_start - row.phase
+    end = begin + BLOCK
+    owns = (row.column >= begin) & (row.column < end)
+    here = state.numbers + index * NUMBERS
+    count = tl.load(here + 4).to(tl.int32)
+    if owns | (count > 0):
+        tl.debug_barrier()
+        factor = upstream_of(index, upstream)
+        if owns:
+            put_label(row, factor, state, grad, delta, problem)
+        shift = tl.load(here)
+        unit = tl.load(here + 6)
+        strength = tl.load(here + 7) * factor
+        few: tl.constexpr = HEAD if HEAD < FEW else FEW
+        for k in tl.static_range(HEAD // few):
+            if count > k * few:
+                put_heads(
+                    row, begin, end, k * few, count, shift, unit, strength, state, grad, delta,
+                    problem, HEAD, few,
+                )  # fmt: skip
 
 
 @triton.jit
@@ -449,54 +562,60 @@ def move_tail_block(
     row, start, state, upstream, grad, delta, problem,
     WHOLE: tl.constexpr, HEAD: tl.constexpr, ORDER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """move_rows of a block: first as if all but the label were of the tail."""
+    """move_rows of a block: as if all of it were of the tail."""
     here = state.numbers + row.index * NUMBERS
-    shift = tl.load(here)
-    unit = tl.load(here + 6)
     block = read_block(row, start, problem, WHOLE, BLOCK)
-    e = exp(block.z - shift)
-    strength = shift
-    own = shift
+    e = exp(block.z - tl.load(here))
     if grad is not None:
-        factor = upstream_of(row.index, upstream)
-        strength = tl.load(here + 7) * factor
-        own = tl.load(here + 8) * factor
-        of_tail = tl.exp(-unit) * strength
-        value = tl.zeros_like(e) + tl.load(here + SERIES + ORDER - 1) * of_tail
+        strength = tl.load(here + 7) * upstream_of(row.index, upstream)
+        strength *= exp(-tl.load(here + 6))
+        value = tl.zeros_like(e) + tl.load(here + SERIES + ORDER - 1) * strength
         for r in tl.static_range(1, ORDER):
-            value = value * e + tl.load(here + SERIES + ORDER - 1 - r) * of_tail
+            value = value * e + tl.load(here + SERIES + ORDER - 1 - r) * strength
         value *= e
+        value = unperturb(value, block.u, block.columns, block.inside, row, problem)[0]
+        store_block(grad, row, block, value, problem)
     else:
         value = tl.zeros_like(e) + tl.load(here + SERIES + ORDER - 1)
         for r in tl.static_range(1, ORDER - 1):
             value = value * e + tl.load(here + SERIES + ORDER - 1 - r)
-        value = log1p(value * e)
-        own = tl.load(here + 5)
-    if is_within(row.column, block):
-        # without a barrier the compiler asks every column of every block instead
-        tl.debug_barrier()
-        value = tl.where(block.columns == row.column, own, value)
+        store_block(delta, row, block, log1p(value * e), problem)
+
+
+@triton.jit
+def put_label(row, factor, state, grad, delta, problem):
+    """move_rows of the label, over what its block has made of it."""
+    here = state.numbers + row.index * NUMBERS
+    at = row.index * problem.classes + row.column
     if grad is not None:
-        value = unperturb(value, block.u, block.columns, block.inside, row, problem)[0]
-        store_block(grad, row, block, value, problem)
+        own = tl.load(here + 8) * factor
+        u, _, inside = read_logits(row, row.column, problem)
+        own = unperturb(own, u, row.column, inside, row, problem)[0]
+        tl.store(grad + at, own.to(grad.dtype.element_ty))
     else:
-        store_block(delta, row, block, value, problem)
-    count = tl.load(here + 4).to(tl.int32)
-    listed = count * 0
-    while listed < count:
-        tl.debug_barrier()
-        lanes = listed + tl.arange(0, 64)
-        places = row.index * HEAD + lanes
-        columns = tl.load(state.heads + places, mask=lanes < count, other=problem.classes)
-        inside = (columns >= block.first) & (columns < block.end) & (lanes < count)
-        columns = tl.where(inside, columns, problem.classes)
-        change = tl.load(state.changes + places, mask=inside, other=0)
-        if grad is not None:
-            u, z, _ = read_logits(row, columns, problem)
-            dz = tl.exp(z - shift + change - unit) * strength
-            du = unperturb(dz, u, columns, inside, row, problem)[0]
-            to = grad + row.index * problem.classes + columns
-            tl.store(to, du.to(grad.dtype.element_ty), mask=inside)
-        else:
-            tl.store(delta + row.index * problem.classes + columns, change, mask=inside)
-        listed += 64
+        tl.store(delta + at, tl.load(here + 5))
+
+
+@triton.jit
+def put_heads(
+    row, begin, end, first, count, shift, unit, strength, state, grad, delta, problem,
+    HEAD: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """move_rows of those of LANES heads, from a row's `first` on, that have columns from `begin`
+    to `end`, over what their block has made of them."""
+    lanes = first + tl.arange(0, LANES)
+    places = row.index * HEAD + lanes
+    # one question of a column, as one before `begin` is, without a sign, far beyond `end`
+    columns = tl.load(state.heads + places, mask=lanes < count, other=NOWHERE)
+    inside = (columns - begin).to(tl.uint32) < (end - begin).to(tl.uint32)
+    change = tl.load(state.changes + places, mask=inside, other=0)
+    at = row.index * problem.classes + columns
+    if grad is not None:
+        logits = problem.input + row.index * row_stride(problem)
+        u = read_at(logits + columns, inside, row.hard.dtype)
+        z = perturb(u, columns, inside, row, problem)
+        dz = exp(z - shift + change - unit) * strength
+        du = unperturb(dz, u, columns, inside, row, problem)[0]
+        tl.store(grad + at, du.to(grad.dtype.element_ty), mask=inside)
+    else:
+        tl.store(delta + at, change, mask=inside)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...algebra.rows import Classes, normalizer, penalty_weight
-from ...paths import LEARNING, Path
+from ...paths import LEARNING, TARGETS, WEIGHING, Path
 from ...phi import LOG
 from ...problem import Options, Problem
 from ..buffers import new
@@ -24,6 +24,12 @@ _KERNELS = Path(
         *{*Arguments._fields} & {*Problem._fields, *Options._fields},
         *("dense", "reduction", "normalizer", "through", *LEARNING),
     ),
+)
+# whose softmax is of the logits as they are, but for what is learned
+_RAW = Path(
+    "triton, logits as they are",
+    Problem,
+    (*WEIGHING, *TARGETS, *LEARNING, "z_loss", "first", "classes"),
 )
 # what is done in one sweep has all columns
 _SHORTCUT = Path("triton, shortcut", Problem, _KERNELS.features - {"first", "classes"})
@@ -56,6 +62,8 @@ def arguments_of(
         input_stride=None if stride == width else stride,
         each=constexpr(each),
         phased=constexpr(phased(problem.input)),
+        ragged=constexpr(phased(problem.input) or width % each != 0),
+        raw=constexpr(_RAW.serves(problem)),
         classes=width,
         first=None if whole else options.first,
         total=None if whole else problem.classes,
