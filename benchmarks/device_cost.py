@@ -190,7 +190,7 @@ IDLE_UPSTREAM = r"^(rescale_rows|scale_rows|scale_labels|.*ScaleBody.*)$"
 # … and where a gradient of 16 bits is made anew.
 IDLE_ANEW = r".*\bBinaryScaleBody<(__half|__nv_bfloat16)>"
 IDLE_ALONE = (
-    r"^(list_groups|split_columns|take_group_steps|move_tail|move_groups|finish_groups|plain_steps"
+    r"^(list_groups|split_columns|move_tail|move_groups|plain_steps"
     r"|.*Group\w*Body.*|.*FirstTailBody.*|.*SweptBody.*)$"
 )
 

@@ -311,8 +311,8 @@ def launches(
     found: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
 
     def launched(kernel: Any, _: Any, *arguments: Any, **meta: Any) -> None:
-        # what a round of the solver launches again; those after the first differ in a constant
-        which = meta | ({"ROUND": min(1, meta["ROUND"])} if "ROUND" in meta else {})
+        # what a round of the solver launches again; those before the last differ in a constant
+        which = meta | ({"ROUND": 0} if "ROUND" in meta else {})
         found.setdefault(f"{kernel.fn.__name__} {which}", (kernel, arguments, meta))
 
     launching.launch = launched
@@ -473,10 +473,8 @@ def test_every_kernel_is_compiled(reports: dict[str, list[Report]]) -> None:
         "group_rows",
         "list_groups",
         "split_columns",
-        "take_group_steps",
         "move_tail",
         "move_groups",
-        "finish_groups",
     }
 
 

@@ -502,7 +502,8 @@ def test_a_group_is_read_six_times(steps: int, monkeypatch: pytest.MonkeyPatch) 
     for name, per_logit in {"input": (6 * 2, 0), "grad": (0, 2), "work": (0, 0)}.items():
         for found, expected in zip(traffic.of(name), per_logit, strict=True):
             assert 0 <= found - expected * logits <= allowance, name
-    assert 0 < traffic.loaded["move_tail", "input"] == 3 * 2 * logits
+    # and the labels', of which the losses are
+    assert 0 < traffic.loaded["move_tail", "input"] == 3 * 2 * logits + 2 * n
 
 
 @pytest.mark.counts

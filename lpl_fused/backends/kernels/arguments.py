@@ -134,6 +134,7 @@ class Shared(NamedTuple):
     chunks: Any  # K
     leaders: Any  # (G + 1,): of the groups that are solved; at the end how many these are
     filled: Any  # (G,), 0: how many exact classes are listed
+    tickets: Any  # (G,), 0: chunks that are done
     counts: Any  # (G, K): exact classes of a chunk
     heads: Any  # (N, H): the exact classes
     shift: Any  # (N,): e_ij = exp(z_ij − shift)

@@ -2,7 +2,8 @@
 mass, and their exact classes.
 
 The work of one class is spread over programs by chunks of BLOCK columns. How many classes there are
-is known on the device alone: a fixed number of programs takes the pieces of work in turn.
+is known on the device alone: a fixed number of programs takes the pieces of work in turn. What is
+done once for a class the last of its chunks' programs does; nobody waits.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .elementary import exp, scales_exactly
+from .elementary import exp
 from .lpl import read_group, read_tile
 
 TAIL_DOSE = tl.constexpr(0.02)  # a class of the tail has a mean q of at most this over its dose
@@ -51,63 +52,82 @@ def tail_threshold(group, step_size, classes, HEAD: tl.constexpr):
 
 
 @triton.jit
-def split_columns(
-    problem, groups, steps, step_size, shared,
+def split_chunk(
+    item, number, chunk, group, problem, groups, step_size, shared,
     NORMALIZE: tl.constexpr, HEAD: tl.constexpr, NODES: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Tells exact classes from the tail, by the mean of q; sums q and q·b over the tail.
 
     The exact classes of a chunk are counted, and listed behind those of chunks that came before,
-    whichever these were. A piece of work is a chunk of a class: (counts, list, two of `partial` for
-    each row, `squares`).
+    whichever these were: (counts, list, two of `partial` for each row, `squares`).
     """
-    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
-        return
-    item = tl.program_id(0).to(tl.int64)
-    items = tl.load(shared.leaders + shared.most) * shared.chunks
-    while item < items:
-        number = item // shared.chunks
-        chunk = item % shared.chunks
-        group = listed_group(number, problem, groups, steps, step_size, shared)
-        lanes = tl.arange(0, BLOCK)[None, :]
-        columns = chunk.to(tl.int32) * BLOCK + lanes
-        mean = tl.zeros((1, BLOCK), tl.float32)
-        b = tl.zeros((1, BLOCK), tl.float32)
-        q = tl.zeros((ROWS, BLOCK), tl.float32)
-        first = group.count * 0
-        while first < group.count:
-            q = read_shares(group, first, columns, problem, groups, shared, ROWS)
-            member = first + tl.arange(0, ROWS)
-            here = shared.lift + group.begin + member
-            lift = tl.load(here, mask=member < group.count, other=0)
-            mean += tl.sum(q, 0)[None, :]
-            b += tl.sum(q / (1 + tl.exp(lift))[:, None], 0)[None, :]
-            first += ROWS
-        b /= group.count
-        threshold = tail_threshold(group, step_size, problem.classes, HEAD)
-        chosen = (mean > threshold * group.count) & (columns < problem.classes)
-        chosen &= columns != group.column
-        found = chosen.to(tl.int32)
-        count = tl.sum(found)
-        tl.store(shared.counts + item, count)
-        b = tl.where(chosen, 0, b)
-        if NORMALIZE:
-            tl.store(shared.squares + item * NODES, tl.sum(b * b))
-        # the last rows are still at hand
-        while first > 0:
-            first -= ROWS
-            tail = tl.sum(tl.where(chosen, 0, q), 1)
-            store_partial(group, first, chunk, 0, tail, shared, NODES, ROWS)
-            slope = tl.sum(q * b, 1)
-            store_partial(group, first, chunk, 1, slope, shared, NODES, ROWS)
-            if first > 0:
-                q = read_shares(group, first - ROWS, columns, problem, groups, shared, ROWS)
-        if count > 0:
-            before = tl.atomic_add(shared.filled + number, count)
-            here = shared.listed + number * HEAD + before
-            tl.store(here + tl.cumsum(found, 1) - 1, columns, mask=chosen)
-        item += tl.num_programs(0)
+    lanes = tl.arange(0, BLOCK)[None, :]
+    columns = chunk.to(tl.int32) * BLOCK + lanes
+    mean = tl.zeros((1, BLOCK), tl.float32)
+    b = tl.zeros((1, BLOCK), tl.float32)
+    q = tl.zeros((ROWS, BLOCK), tl.float32)
+    first = group.count * 0
+    while first < group.count:
+        q = read_shares(group, first, columns, problem, groups, shared, ROWS)
+        member = first + tl.arange(0, ROWS)
+        here = shared.lift + group.begin + member
+        lift = tl.load(here, mask=member < group.count, other=0)
+        mean += tl.sum(q, 0)[None, :]
+        b += tl.sum(q / (1 + tl.exp(lift))[:, None], 0)[None, :]
+        first += ROWS
+    b /= group.count
+    threshold = tail_threshold(group, step_size, problem.classes, HEAD)
+    chosen = (mean > threshold * group.count) & (columns < problem.classes)
+    chosen &= columns != group.column
+    found = chosen.to(tl.int32)
+    count = tl.sum(found)
+    tl.store(shared.counts + item, count)
+    b = tl.where(chosen, 0, b)
+    if NORMALIZE:
+        tl.store(shared.squares + item * NODES, tl.sum(b * b))
+    # the last rows are still at hand
+    while first > 0:
+        first -= ROWS
+        tail = tl.sum(tl.where(chosen, 0, q), 1)
+        store_partial(group, first, chunk, 0, tail, shared, NODES, ROWS)
+        slope = tl.sum(q * b, 1)
+        store_partial(group, first, chunk, 1, slope, shared, NODES, ROWS)
+        if first > 0:
+            q = read_shares(group, first - ROWS, columns, problem, groups, shared, ROWS)
+    if count > 0:
+        before = tl.atomic_add(shared.filled + number, count)
+        list_chosen(shared.listed + number * HEAD + before, found, chunk, problem, BLOCK)
+
+
+@triton.jit
+def list_chosen(place, found, chunk, problem, BLOCK: tl.constexpr):
+    """Stores the columns of a chunk that are 1 in `found`, in their order: lanes, of which a thread
+    has all columns, make bits of them, so that nothing is handed from thread to thread.
+    """
+    lanes: tl.constexpr = BLOCK // problem.each
+    found = found.reshape(lanes, problem.each)
+    weights = tl.full((1, problem.each), 1, tl.int32) << tl.arange(0, problem.each)[None, :]
+    bits = tl.sum(found * weights, 1)
+    of_lane = tl.sum(found, 1)
+    here = tl.cumsum(of_lane, 0) - of_lane
+    column = chunk.to(tl.int32) * BLOCK + tl.arange(0, lanes) * problem.each
+    for _ in tl.static_range(problem.each):
+        bit = bits & 1
+        tl.store(place + here, column, mask=bit != 0)
+        here += bit
+        bits = bits >> 1
+        column += 1
+
+
+@triton.jit
+def is_last(number, shared):
+    """Whether this program is the last of those that have a chunk of a class: what the others have
+    stored is there. Each kernel takes as many tickets as there are chunks.
+    """
+    tl.debug_barrier()
+    before = tl.atomic_add(shared.tickets + number, 1)
+    return before % shared.chunks == shared.chunks - 1
 
 
 @triton.jit

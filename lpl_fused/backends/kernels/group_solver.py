@@ -33,9 +33,11 @@ from .elementary import scales_exactly
 from .group_rows import (
     count_exact,
     gather_heads,
+    is_last,
     listed_group,
     read_rivals,
     read_shares,
+    split_chunk,
     store_partial,
     tail_threshold,
 )
@@ -115,26 +117,44 @@ def polynomial(shared, number, end, NODES: tl.constexpr):
 
 
 @triton.jit
-def take_group_steps(
+def split_columns(
     problem, groups, steps, step_size, shared,
+    NORMALIZE: tl.constexpr, HEAD: tl.constexpr, NODES: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr, STEP_ROWS: tl.constexpr, FEW: tl.constexpr, MANY: tl.constexpr,
+):  # fmt: skip
+    """Of each class the exact columns and the sums of its tail (split_chunk); then its first
+    steps."""
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
+    item = tl.program_id(0).to(tl.int64)
+    items = tl.load(shared.leaders + shared.most) * shared.chunks
+    while item < items:
+        number = item // shared.chunks
+        chunk = item % shared.chunks
+        group = listed_group(number, problem, groups, steps, step_size, shared)
+        split_chunk(
+            item, number, chunk, group, problem, groups, step_size, shared, NORMALIZE, HEAD, NODES,
+            ROWS, BLOCK,
+        )  # fmt: skip
+        if is_last(number, shared):
+            width = tl.load(shared.filled + number)
+            gather_heads(number, group, width, problem, groups, shared, HEAD, 4 * STEP_ROWS)
+            take_group_steps(number, group, shared, 0, NORMALIZE, HEAD, NODES, STEP_ROWS, FEW, MANY)
+        item += tl.num_programs(0)
+
+
+@triton.jit
+def take_group_steps(
+    number, group, shared,
     ROUND: tl.constexpr, NORMALIZE: tl.constexpr, HEAD: tl.constexpr, NODES: tl.constexpr,
     ROWS: tl.constexpr, FEW: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
     """All steps of a class, from the start: δ of its exact classes and target; its nodes.
 
-    One program per class, on tiles of ROWS rows; of MANY where it has but a FEW exact classes, as
-    large classes do. The mass of the tail is that of `partial`: in ROUND 0 of split_columns, later
-    of move_tail.
+    On tiles of ROWS rows; of MANY where it has but a FEW exact classes, as large classes do. The
+    mass of the tail is that of `partial`: in ROUND 0 of split_chunk, later of move_chunk.
     """
-    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
-        return
-    number = tl.program_id(0).to(tl.int64)
-    if number >= tl.load(shared.leaders + shared.most):
-        return
-    group = listed_group(number, problem, groups, steps, step_size, shared)
     width = tl.load(shared.filled + number)
-    if ROUND == 0:
-        gather_heads(number, group, width, problem, groups, shared, HEAD, 4 * ROWS)
     if width <= FEW:
         walk_group(number, group, width, shared, ROUND, NORMALIZE, HEAD, FEW, NODES, MANY)
     else:
@@ -300,11 +320,13 @@ def walk_group(
 
 @triton.jit
 def move_tail(
-    problem, groups, steps, step_size, shared,
-    NORMALIZE: tl.constexpr, HEAD: tl.constexpr, NODES: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    problem, groups, steps, step_size, shared, outcome, losses,
+    ROUND: tl.constexpr, LAST: tl.constexpr, NORMALIZE: tl.constexpr, HEAD: tl.constexpr,
+    NODES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP_ROWS: tl.constexpr,
+    FEW: tl.constexpr, MANY: tl.constexpr, TOLD: tl.constexpr,
 ):  # fmt: skip
-    """By row, what the tail's mass has gained at the nodes (`partial`); its squares."""
+    """Of each class what its tail gains (move_chunk); then its steps once more or, if this is the
+    LAST of the rounds, its verdict, on TOLD rows at once."""
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
     item = tl.program_id(0).to(tl.int64)
@@ -313,48 +335,70 @@ def move_tail(
         number = item // shared.chunks
         chunk = item % shared.chunks
         group = listed_group(number, problem, groups, steps, step_size, shared)
-        columns = chunk.to(tl.int32) * BLOCK + tl.arange(0, BLOCK)[None, :]
-        zeros = tl.zeros((1, BLOCK), tl.float32)
-        b = (zeros,) * NODES
-        u = (zeros,) * NODES
-        q = tl.zeros((ROWS, BLOCK), tl.float32)
-        first = group.count * 0
-        while first < group.count:
-            q = read_shares(group, first, columns, problem, groups, shared, ROWS)
-            b = added_rows(b, q, first, shared.ways, group, ROWS, NODES)
-            if NORMALIZE:
-                u = added_rows(u, q, first, shared.inverses, group, ROWS, NODES)
-            first += ROWS
-
-        of_tail = (columns < problem.classes) & (columns != group.column)
-        found = tl.load(shared.counts + item)
-        heads = shared.heads + group.begin * HEAD
-        heads += count_exact(shared.counts + number * shared.chunks, chunk)
-        t = 0
-        while t < found:
-            of_tail &= columns != tl.load(heads + t)
-            t += 1
-
-        gains = ()
-        moved = (zeros, zeros, zeros)
-        count_before = tl.full((), 0, tl.float32)
-        for m in tl.static_range(NODES):
-            mean = tl.where(of_tail, b[m] / group.count, 0)
-            taken = tl.load(node_scalars(shared, 0, number, NODES) + m)
-            moved = moved_on(moved, mean, taken - count_before)
-            gains += (moved[1],)
-            count_before = taken
-            if NORMALIZE:
-                speed = tl.where(of_tail, u[m] * (1 + moved[1]) / group.count, 0)
-                tl.store(shared.squares + item * NODES + m, tl.sum(speed * speed))
-        while first > 0:
-            first -= ROWS
-            for m in tl.static_range(NODES):
-                gained = tl.sum(q * gains[m], 1)
-                store_partial(group, first, chunk, m, gained, shared, NODES, ROWS)
-            if first > 0:
-                q = read_shares(group, first - ROWS, columns, problem, groups, shared, ROWS)
+        move_chunk(
+            item, number, chunk, group, problem, groups, shared, NORMALIZE, HEAD, NODES, ROWS, BLOCK
+        )
+        if is_last(number, shared):
+            if LAST:
+                finish_group(
+                    number, group, step_size, problem, groups, shared, outcome, losses, NORMALIZE,
+                    HEAD, NODES, TOLD,
+                )  # fmt: skip
+            else:
+                take_group_steps(
+                    number, group, shared, ROUND + 1, NORMALIZE, HEAD, NODES, STEP_ROWS, FEW, MANY
+                )
         item += tl.num_programs(0)
+
+
+@triton.jit
+def move_chunk(
+    item, number, chunk, group, problem, groups, shared,
+    NORMALIZE: tl.constexpr, HEAD: tl.constexpr, NODES: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """By row, what the tail's mass has gained at the nodes (`partial`); its squares."""
+    columns = chunk.to(tl.int32) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    zeros = tl.zeros((1, BLOCK), tl.float32)
+    b = (zeros,) * NODES
+    u = (zeros,) * NODES
+    q = tl.zeros((ROWS, BLOCK), tl.float32)
+    first = group.count * 0
+    while first < group.count:
+        q = read_shares(group, first, columns, problem, groups, shared, ROWS)
+        b = added_rows(b, q, first, shared.ways, group, ROWS, NODES)
+        if NORMALIZE:
+            u = added_rows(u, q, first, shared.inverses, group, ROWS, NODES)
+        first += ROWS
+
+    of_tail = (columns < problem.classes) & (columns != group.column)
+    found = tl.load(shared.counts + item)
+    heads = shared.heads + group.begin * HEAD
+    heads += count_exact(shared.counts + number * shared.chunks, chunk)
+    t = 0
+    while t < found:
+        of_tail &= columns != tl.load(heads + t)
+        t += 1
+
+    gains = ()
+    moved = (zeros, zeros, zeros)
+    count_before = tl.full((), 0, tl.float32)
+    for m in tl.static_range(NODES):
+        mean = tl.where(of_tail, b[m] / group.count, 0)
+        taken = tl.load(node_scalars(shared, 0, number, NODES) + m)
+        moved = moved_on(moved, mean, taken - count_before)
+        gains += (moved[1],)
+        count_before = taken
+        if NORMALIZE:
+            speed = tl.where(of_tail, u[m] * (1 + moved[1]) / group.count, 0)
+            tl.store(shared.squares + item * NODES + m, tl.sum(speed * speed))
+    while first > 0:
+        first -= ROWS
+        for m in tl.static_range(NODES):
+            gained = tl.sum(q * gains[m], 1)
+            store_partial(group, first, chunk, m, gained, shared, NODES, ROWS)
+        if first > 0:
+            q = read_shares(group, first - ROWS, columns, problem, groups, shared, ROWS)
 
 
 @triton.jit
@@ -469,19 +513,13 @@ def iterated(b, count):
 
 
 @triton.jit
-def finish_groups(
-    problem, groups, steps, step_size, shared, outcome, losses,
+def finish_group(
+    number, group, step_size, problem, groups, shared, outcome, losses,
     NORMALIZE: tl.constexpr, HEAD: tl.constexpr, NODES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Judges the error of each class: its rows are PERTURBED, or they FELL_BACK; if there is a
-    place for them, their losses, and what their gradients are made of. One program per class.
+    """Judges the error of a class: its rows are PERTURBED, or they FELL_BACK; if there is a place
+    for them, their losses, and what their gradients are made of.
     """
-    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
-        return
-    number = tl.program_id(0).to(tl.int64)
-    if number >= tl.load(shared.leaders + shared.most):
-        return
-    group = listed_group(number, problem, groups, steps, step_size, shared)
     judge_group(
         number, group, step_size, problem, groups, shared, outcome, NORMALIZE, HEAD, NODES, ROWS
     )

@@ -182,10 +182,8 @@ class GroupMeta(NamedTuple):
     nodes: int
     block: int  # columns of a chunk
     split_columns: dict[str, Any]
-    take_group_steps: dict[str, Any]
     move_tail: dict[str, Any]
     move_groups: dict[str, Any]
-    finish_groups: dict[str, Any]
 
 
 def group_meta(problem: Problem) -> GroupMeta:
@@ -195,31 +193,29 @@ def group_meta(problem: Problem) -> GroupMeta:
     n, classes = problem.input.shape
     normalize = problem.options.normalize
     much = _heavy(problem) or problem.rows is not None
-    # one warp for a piece: all that it adds up over rows it has in its own registers
-    # of which there are twice as many where steps are normalised
-    block = power_of_two(classes, 16, (64 if much else 128) if normalize else 256)
+    # a piece is four warps', each of which has all rows of its columns: what it adds up over rows
+    # is in its registers, of which there are twice as many where steps are normalised
+    most = (256 if much else 512) if normalize else 1024
+    block = power_of_two(classes, 16, most)
     head, nodes = power_of_two(classes, 16, 256), 8
     rows = power_of_two(n, 2, 2 if much else 4)
-    tile = {**meta(block, rows, each=block, ample=True), "ROWS": rows}
-    step_rows, few = power_of_two(n, 2, 16), min(16, head)
+    tile = {**meta(block, rows, each=rows * most // 128, ample=True), "ROWS": rows}
+    # the last of them takes the class's steps
+    warps = tile["num_warps"]
+    step_rows, few = power_of_two(n, 2, max(2, 512 * warps // head)), min(16, head)
     many = power_of_two(n, 2, step_rows * head // few)
-    heads, of_nodes = {"HEAD": head}, {"NODES": nodes}
-    steps = {**meta(head, step_rows, each=16, ample=True), **heads, **of_nodes, "ROWS": step_rows}
-    steps.pop("BLOCK")
-    finish: dict[str, Any] = {"num_warps": 4}
-    if torch.version.hip is None:
-        finish["maxnreg"] = 64  # left to itself ptxas takes 40, and spills
+    stepping = {"STEP_ROWS": step_rows, "FEW": few, "MANY": many}
+    whole = {**tile, "HEAD": head, "NODES": nodes}
     kind = {"NORMALIZE": normalize}
+    told = {"TOLD": power_of_two(n, 2, 32 * warps)}
     return GroupMeta(
         3 if classes > head else 1,
         head,
         nodes,
         block,
-        {**tile, **kind, **heads, **of_nodes},
-        {**steps, **kind, "FEW": few, "MANY": many},
-        {**tile, **kind, **heads, **of_nodes},
-        {**tile, **heads, **of_nodes},
-        {**finish, **kind, **heads, **of_nodes, "ROWS": power_of_two(n, 2, 128)},
+        {**whole, **kind, **stepping},
+        {**whole, **kind, **stepping, **told},
+        whole,
     )
 
 

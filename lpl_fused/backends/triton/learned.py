@@ -45,10 +45,10 @@ _SOLVED = Path(
     Problem,
     (*WEIGHING, "z_loss", *SCALING, "softcap", *LEARNING, "through"),
 )
-PROGRAMS = 4096  # that share the work of a kernel whose size the host does not know
-# Logits of a batch whose classes with several rows all take plain steps: a dozen launches less,
-# which the host has to pay, for what a class of all rows costs one program (predicted: 0.8 ms for
-# 50 steps, mostly far less).
+PROGRAMS = 2048  # that share the work of a kernel whose size the host does not know
+# Logits of a batch whose classes with several rows all take plain steps: five launches less, which
+# the host has to pay, for what a class of all rows costs one program (predicted: 0.8 ms for 50
+# steps, mostly far less).
 FEW_LOGITS = 1 << 16
 # Programs that take plain steps, each with memory for δ of a class: so many numbers they may have
 # beside an eighth of N×C
@@ -105,7 +105,7 @@ def _saved_parts(problem: Problem) -> list[Part]:
         return rows
     meta, most = group_meta(problem), n // 2
     chunks = -(-classes // meta.block)
-    groups: list[Part] = [((most + 1,), torch.int64), ((most,), torch.int32)]
+    groups: list[Part] = [((most + 1,), torch.int64), *[((most,), torch.int32)] * 2]
     groups += [((most, chunks), torch.int32), ((n, meta.head), torch.int32)]
     groups += [((n,), number)] * 4 + [((n, meta.nodes), number)] * 2
     groups += [((most, meta.head), number), ((most, 4, meta.nodes), number), ((most, 2), number)]
@@ -269,17 +269,14 @@ def _solve_groups(
     problem: Problem, what: tuple[Any, ...], outcome: Tensor, losses: Tensor | None
 ) -> None:
     """All steps of the classes with several rows for which that costs less than plain ones."""
-    from ..kernels.group_rows import split_columns
-    from ..kernels.group_solver import finish_groups, move_tail, take_group_steps
+    from ..kernels.group_solver import move_tail, split_columns
 
     meta, shared = group_meta(problem), what[-1]
-    each = (shared.most,)
     pieces = (min(shared.most * shared.chunks, PROGRAMS),)
     launching.launch(split_columns, pieces, *what, **meta.split_columns)
     for turn in range(meta.rounds):
-        launching.launch(take_group_steps, each, *what, ROUND=turn, **meta.take_group_steps)
-        launching.launch(move_tail, pieces, *what, **meta.move_tail)
-    launching.launch(finish_groups, each, *what, outcome, losses, **meta.finish_groups)
+        which = {"ROUND": turn, "LAST": turn == meta.rounds - 1}
+        launching.launch(move_tail, pieces, *what, outcome, losses, **which, **meta.move_tail)
 
 
 def _with_scratch(problem: Problem, shared: Shared) -> Shared:
