@@ -107,11 +107,11 @@ def list_chosen(place, found, chunk, problem, BLOCK: tl.constexpr):
     """
     lanes: tl.constexpr = BLOCK // problem.each
     found = found.reshape(lanes, problem.each)
-    weights = tl.full((1, problem.each), 1, tl.int32) << tl.arange(0, problem.each)[None, :]
-    bits = tl.sum(found * weights, 1)
+    bits = tl.sum(found << tl.arange(0, problem.each)[None, :], 1)
     of_lane = tl.sum(found, 1)
     here = tl.cumsum(of_lane, 0) - of_lane
-    column = chunk.to(tl.int32) * BLOCK + tl.arange(0, lanes) * problem.each
+    column_lanes = tl.arange(0, lanes) * problem.each
+    column = chunk.to(tl.int32) * BLOCK + column_lanes
     for _ in tl.static_range(problem.each):
         bit = bits & 1
         tl.store(place + here, column, mask=bit != 0)

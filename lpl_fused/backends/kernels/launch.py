@@ -126,12 +126,12 @@ def block_meta(problem: Problem) -> dict[str, Any]:
     """For programs that have one block of one row each."""
     block, each, _ = _block(problem)
     n, places = problem.input.shape[0], _places(problem)
-    if _ALONE.serves(problem) and not phased(problem.input):
+    if not phased(problem.input) and _ALONE.serves(problem):
         # what a program asks of its row costs as much as two to four logits of each thread
         block, each = 2 * block, 2 * each
         blocks = -(-places // (2 * block))
         ample = n * blocks >= 2 * ENOUGH and 10 * 2 * block * blocks <= 11 * places
-        if _PLAIN.serves(problem) and ample:
+        if ample and _PLAIN.serves(problem):
             block, each = 2 * block, 2 * each
     return _tuned(problem, power_of_two(places, 16, block), each)
 
@@ -146,8 +146,14 @@ def solver_meta(problem: Problem) -> dict[str, Any]:
     others: with the share of head_share as many as make steps exact.
     """
     classes, double = problem.input.shape[1], problem.input.dtype == torch.float64
+    found = row_meta(problem)
+    if not (found["ONE_BLOCK"] or double or _heavy(problem)):
+        # power sums of half as many logits of a thread leave room for twice as many programs
+        found["BLOCK"] //= 2
+        if "maxnreg" in found and _ALONE.serves(problem):
+            found["maxnreg"] = 80
     return {
-        **row_meta(problem),
+        **found,
         "HEAD": power_of_two(classes, 16, 512),
         "ORDER": 8 if double else 6,
     }

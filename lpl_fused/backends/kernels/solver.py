@@ -186,8 +186,8 @@ def sum_lanes(
         tl.debug_barrier()
         which = start + tl.arange(0, AT_ONCE)
         known = (which < listed) & (which < room)
-        places = tl.load(lanes + which, mask=known, other=0)[:, None] * problem.each
-        places += tl.arange(0, problem.each)[None, :]
+        column_lanes = tl.load(lanes + which, mask=known, other=0)[:, None] * problem.each
+        places = column_lanes + tl.arange(0, problem.each)[None, :]
         columns = places - row.phase
         inside = known[:, None] & (columns >= 0) & (columns < problem.classes)
         u = read_at(problem.input + row.begin + places, inside, row.hard.dtype)
@@ -230,15 +230,17 @@ def sweep_tail(
     while begin < blocks:
         until = tl.minimum(begin + TURNS, whole)
         while done < until:
-            z = without_label(read_block(row, last - done * BLOCK, problem, True, BLOCK), row)
+            column_start = last - done * BLOCK
+            z = without_label(read_block(row, column_start, problem, True, BLOCK), row)
             tail = add_tail(tail, exp(z - shift), bound, done - begin, POWERS)
             done += 1
         if problem.phased and (done < blocks) & (done < begin + TURNS):
             edge = without_label(read_block(row, first, problem, False, BLOCK), row)
             tail = add_tail(tail, exp(edge - shift), bound, done - begin, POWERS)
             done += 1
+        column_start = last - begin * BLOCK
         listed, tail = list_lanes(
-            tail, lanes, listed, room, last - begin * BLOCK, done - begin, problem, BLOCK
+            tail, lanes, listed, room, column_start, done - begin, problem, BLOCK
         )
         begin += TURNS
     return sum_lanes(tail, row, shift, bound, lanes, listed, heads, room, problem, POWERS)

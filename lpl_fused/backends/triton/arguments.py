@@ -44,7 +44,9 @@ def arguments_of(
     """The problem with what is known of its rows, and with δ of each."""
     from triton.language import constexpr
 
-    _KERNELS.demand(problem)
+    features = problem.features
+    if not features <= _KERNELS.features:
+        _KERNELS.demand(problem)
     form = DENSE if problem.dense else ONE_LABEL if problem.one_label else LABELS
     options, width = problem.options, problem.input.shape[1]
     whole = problem.classes == width
@@ -63,7 +65,7 @@ def arguments_of(
         each=constexpr(each),
         phased=constexpr(phased(problem.input)),
         ragged=constexpr(phased(problem.input) or width % each != 0),
-        raw=constexpr(_RAW.serves(problem)),
+        raw=constexpr(features <= _RAW.features),
         classes=width,
         first=None if whole else options.first,
         total=None if whole else problem.classes,
