@@ -40,6 +40,8 @@ class Number:
         high = self.most if self.below is None else self.below
         if self.infinite:
             high = math.inf if high is None and low is not None else high
+        if low is not None and low == high:
+            return f"{low:g}"
         if low is not None and high is not None:
             opens = "[" if self.above is None else "("
             closes = ")" if self.below is not None else "]"

@@ -417,6 +417,8 @@ class Shaped:
             if value is not None:
                 tables[name] = self._table(name, value, rows=name == "rows")
         row_index = None if p.row_index is None else self._labels("row_index", p.row_index)
+        if row_index is not None and row_index.numel() and tables["rows"].shape[0] == 0:
+            raise ValueError("rows: expected one or more for row_index to name, got none")
         temperature = p.temperature
         if isinstance(temperature, Tensor):
             if temperature.numel() != 1:

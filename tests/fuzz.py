@@ -215,8 +215,7 @@ def _softmax(at: random.Random, made: Draw, number: int) -> Trial:
             kept["row_index"] = tables.row_index
         if "offset" in chosen and at.random() < 0.1:
             masked = at.randrange(made.classes)
-            # not the only class, nor one whose weight of 0 would meet an infinite loss
-            if made.classes > 1 and bool((keywords.get("weight", torch.ones(1)) != 0).all()):
+            if made.classes > 1:
                 kept["offset"][masked] = -math.inf
         keywords["perturbation"] = Perturbation(**kept)
     learn = tuple(name for name in chosen if name != "temperature") if at.random() < 0.4 else ()

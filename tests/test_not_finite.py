@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lpl_fused import Focal, MixedTarget, Perturbation, RebalancedWeight, losses
+from lpl_fused import Focal, LogitClip, MixedTarget, Perturbation, RebalancedWeight, losses
 from lpl_fused import functional as LF
 from lpl_fused.backends import BACKENDS, REFERENCE, has_multilabel
 
@@ -132,6 +133,70 @@ def test_so_it_is_of_tables_that_learn(named: str) -> None:
         logits, IGNORED, perturbation=Perturbation(offset=offset), backend=named
     )
     assert torch.autograd.grad(loss, offset)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("phi", ["log", Focal(2.0)], ids=str)
+def test_a_class_weight_of_0_hides_no_infinite_loss(named: str, phi: Any, reduction: str) -> None:
+    """As in torch, of smoothed targets beside a class that is masked out."""
+    logits, target = rows(5), torch.tensor([1, 2, 3, 1, 0, 0])
+    logits[0, 4] = BAD["-inf"]
+    for weight in (torch.ones(5), torch.tensor([1.0, 1, 1, 1, 0])):
+        given = {"label_smoothing": 0.1, "reduction": reduction}
+        right = F.cross_entropy(logits, target, weight, **given)
+        found = LF.cross_entropy(logits, target, weight, phi=phi, backend=named, **given)
+        if phi == "log":
+            torch.testing.assert_close(found, right, equal_nan=True)
+        assert torch.equal(found.isfinite(), right.isfinite())
+        spared = torch.tensor([[0.5, 0.5, 0, 0, 0]]).expand(N, 5)  # probabilities
+        assert LF.cross_entropy(logits, spared, phi=phi, backend=named).isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("classes", [5, 70, 1500])
+@pytest.mark.parametrize("far", [3.0e38, 1e30, 2.1e9, 1.47e9])
+@pytest.mark.parametrize("form", ["plain", "smoothed", "mixed", "offset", "clip", "lpl"])
+def test_logits_far_from_0(
+    named: str, form: str, far: float, classes: int, dtype: torch.dtype
+) -> None:
+    """They are numbers, up to the largest float: of a rival, of the label, two alike, one a float
+    before the other, a row that is far from 0 throughout."""
+    if named in ("triton", "cuda") and (classes == 1500) != (form == "plain"):
+        pytest.skip("others have them")
+    logits, target = rows(classes, dtype), torch.tensor([1, 2, 3, 1, 4, 0])
+    logits[0, 3], logits[1, 2], logits[2, 0] = far, far, -far
+    logits[3] = -far
+    logits[3, [0, 4]] = 0.9 * far
+    logits[4] = far
+    logits[4, 4] = logits[4, 4] * (1 - torch.finfo(dtype).eps)
+    given: dict[str, Any] = {"reduction": "none"}
+    goal: Any = target
+    if form == "smoothed":
+        given["label_smoothing"] = 0.1
+    elif form == "mixed":
+        goal = MixedTarget(target, target.roll(1), torch.full((N,), 0.25))
+    elif form == "offset":
+        given["perturbation"] = Perturbation(offset=torch.zeros(classes))
+    elif form == "clip":
+        given["norm"] = LogitClip(far / 2, BAD["inf"])
+
+    def solved(values: Tensor, backend: str, gradient: str = "auto") -> list[Tensor]:
+        leaf = values.clone().requires_grad_()
+        how = {"backend": backend, "gradient": gradient, **given}
+        if form == "lpl":
+            loss = LF.lpl_cross_entropy(leaf, goal, steps(classes), step_size=0.1, **how)
+        else:
+            loss = LF.cross_entropy(leaf, goal, **how)
+        return [loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]]
+
+    truth, eager = solved(logits.double(), REFERENCE), solved(logits.float(), REFERENCE)
+    for gradient in ("auto", "auto" if named == REFERENCE else "statistics"):
+        for got, right, plain in zip(solved(logits, named, gradient), truth, eager, strict=True):
+            near = {"rtol": 1e-2 if got.dim() > 1 else 1e-5, "atol": 1e-6}
+            # plain PyTorch, too, sums what no float holds, and loses δ beside large logits
+            there = torch.isclose(plain.double(), right, **near)
+            torch.testing.assert_close(got.double()[there], right[there], **near)
+            assert not got[5].isnan().any()
 
 
 @pytest.mark.parametrize("classes", [5, 70])

@@ -12,6 +12,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -150,16 +151,33 @@ def test_a_row_stride_beyond_32_bits() -> None:
 
 
 @pytest.mark.large
-def test_more_than_two_to_the_31_elements() -> None:
-    """Of logits, labels and gradients that are all there."""
+@pytest.mark.parametrize("form", ["inplace", "auto"])
+def test_more_than_two_to_the_31_elements(form: str) -> None:
+    """Of logits and gradients that are all there, in one place (4.3 GB) or in two."""
     n, classes = 8200, 262_145
     input = torch.zeros(n, classes, dtype=torch.bfloat16)
     target = torch.arange(n) % classes
     input[torch.arange(n), target] = 3.0
-    leaf = input.requires_grad_()
-    loss = LF.cross_entropy(leaf, target, reduction="none", backend="cpp")
-    (grad,) = torch.autograd.grad(loss, leaf, torch.ones(n))
-    exact = input[:1].detach().double().requires_grad_()
+    exact = input[:1].double().requires_grad_()
+    seen = []
+
+    class Made(torch.autograd.Function):
+        """Logits of which nobody keeps more than the loss does."""
+
+        @staticmethod
+        def forward(ctx: Any, one: Tensor) -> Tensor:
+            return input
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            seen.append(grad)
+            return grad.new_zeros(())
+
+    logits = Made.apply(torch.ones((), requires_grad=True))
+    loss = LF.cross_entropy(logits, target, reduction="none", gradient=form, backend="cpp")
+    loss.sum().backward()
+    (grad,) = seen
+    assert (grad.data_ptr() == input.data_ptr()) == (form == "inplace")
     expected = F.cross_entropy(exact, target[:1])
     right = torch.autograd.grad(expected, exact)[0][0]
     torch.testing.assert_close(loss.double(), expected.detach().expand(n), rtol=1e-6, atol=0)

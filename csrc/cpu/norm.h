@@ -43,20 +43,6 @@ inline typename AccumulateOf<T>::type counted(T x) {
   return value == -INFINITY ? 0 : value;
 }
 
-// Σ term(j) over a row: blocks in Acc, their sums in double.
-template <typename Acc, typename Term>
-inline double sum_over(i64 c, Term term) {
-  double total = 0;
-  for (i64 lo = 0; lo < c; lo += kBlock) {
-    const i64 hi = std::min(c, lo + kBlock);
-    Acc sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (i64 j = lo; j < hi; ++j) sum += term(j);
-    total += sum;
-  }
-  return total;
-}
-
 // Whether the sum of powers neither overflowed nor lost what counts, on its way or at its end.
 template <typename Acc>
 inline bool well_scaled(double sum) {

@@ -86,11 +86,11 @@ class PartGradient {
     for (i64 j = 0; j < size; ++j) d[j] = strength * exp_of(z[j] - shift);
     if (rows_.spread) pull(i, lo, size, upstream * terms.uniform, z);
     const i64 own = rows_.own(i) - lo, other = rows_.other(i) - lo;
-    if (own >= 0 && own < size) {
-      const Acc part = upstream * terms.part;
-      d[own] = rows_.alone ? part : d[own] + part;
-    }
-    if (other >= 0 && other < size) d[other] += upstream * terms.other_part;
+    const auto at = [&](i64 label, Acc part) {
+      if (label >= 0 && label < size) d[label] = upstream * part + (rows_.spread ? d[label] : 0);
+    };
+    at(own, terms.part);
+    at(other, terms.other_part);
   }
 
   // What a target that is spread over the classes pulls.

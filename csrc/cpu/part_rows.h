@@ -17,14 +17,12 @@ class PartRows {
   const Problem& p;
   const i64 c;
   const bool spread;  // the target is, over the classes
-  const bool alone;   // all of a row's target is one label
 
   PartRows(const Call<T>& made, const Known& known)
       : call(made),
         p(made.p),
         c(made.c),
         spread(p.dense || made.smooth()),
-        alone(!spread && !p.other),
         known_(known),
         z_(kBlock),
         w_(spread ? kBlock : 0),

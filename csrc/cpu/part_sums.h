@@ -123,8 +123,10 @@ class PartSums {
         if (labels[k] < lo || labels[k] >= lo + size) continue;
         z_at[k] = z[labels[k] - lo];
         if (normed) x_at[k] = x_[labels[k] - lo];
-        if (rows_.alone) z = rows_.without(labels[k] - lo, z, size);
       }
+      for (const i64 label : labels)
+        if (!rows_.spread && label >= lo && label < lo + size)
+          z = rows_.without(label - lo, z, size);
       const Acc top = max_of(z, size);
       if (top > shift) {
         const double factor = lowered(shift, top);
@@ -141,8 +143,10 @@ class PartSums {
       const Acc* w = rows_.weights(i, lo, size);
       mass += sum_of(w, size);
       if (!log) return;
-      // a class without target mass counts nothing, even at a logit of −inf
-      pull += sum_over<Acc>(size, [=](i64 j) { return w[j] == 0 ? Acc(0) : w[j] * (z[j] - from); });
+      // of class probabilities one of 0 counts nothing, even at a logit of −inf
+      const bool masses = p_.dense;
+      pull += sum_over<Acc>(
+          size, [=](i64 j) { return masses && w[j] == 0 ? Acc(0) : w[j] * (z[j] - from); });
       if (normed) spread += dot(w, x_.data(), size);
     });
     leave(i, shift, rest, z_at[0], z_at[1], mass, pull, along, x_at[0], x_at[1], spread);
@@ -163,7 +167,7 @@ class PartSums {
         const Acc* w = rows_.weights(i, lo, size);
         if (normed) rows_.directions(i, lo, size, x_.data());
         for (i64 j = 0; j < size; ++j) {
-          if (w[j] == 0) continue;
+          if (p_.dense && w[j] == 0) continue;
           const PhiValue<Acc> phi =
               phi_of(terms.log_total - (z[j] - terms.shift), p_.phi, Acc(p_.phi_parameter));
           value += double(w[j]) * phi.value;

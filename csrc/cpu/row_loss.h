@@ -18,7 +18,7 @@ struct Workspace {
   double along = 0;  // Σ dL/dT_j·u_j/n
   Penalised<Acc> penalised;
   // in units e_j = e^(z_j − shift); of a target that is `uniform`, and what target and other label
-  // have beside that
+  // have beside that, or instead where nothing is
   Acc shift, log_total, uniform, beside[2];
 };
 
@@ -184,8 +184,8 @@ class RowLoss {
       w.shift = top;
       w.log_total = std::log(total);
       w.uniform = w.beside[0] = w.beside[1] = 0;
-      for (int k = 0; k < pull.labels; ++k)
-        w.beside[from[k]] = p_.other ? -slope[k] : pull.at_label[k];
+      for (int k = 0; k < pull.labels; ++k) w.beside[from[k]] = pull.at_label[k];
+      if (p_.other && p_.other[i] == p_.target[i]) w.beside[1] = w.beside[0];
     }
     return pull;
   }
@@ -237,20 +237,18 @@ class RowLoss {
 
     Pull pull{};
     double loss = 0, slopes = mass;
+    // where nothing is spread, and of class probabilities, a class without target mass counts
+    // nothing, even at a logit of −inf; a class weight of 0 hides no infinite loss
+    const bool masses = p_.dense || target.even == 0;
     if (p_.phi == Phi::log) {
-      // a class without target mass counts nothing, even at a logit of −inf
-      for (i64 lo = 0; lo < c_; lo += kBlock) {
-        const i64 hi = std::min(c_, lo + kBlock);
-        Acc part = 0;
-#pragma omp simd reduction(+ : part)
-        for (i64 j = lo; j < hi; ++j) part += t[j] == 0 ? Acc(0) : t[j] * (z[j] - top);
-        loss -= part;
-      }
-      loss += mass * double(log_total);
+      const Acc shift = top;
+      loss = mass * double(log_total) - sum_over<Acc>(c_, [=](i64 j) {
+               return masses && t[j] == 0 ? Acc(0) : t[j] * (z[j] - shift);
+             });
     } else {
       slopes = 0;
       for (i64 j = 0; j < c_; ++j) {
-        if (t[j] == 0) continue;
+        if (masses && t[j] == 0) continue;
         const PhiValue<Acc> phi = phi_of(log_total - (z[j] - top), p_.phi, Acc(p_.phi_parameter));
         loss += double(t[j]) * phi.value;
         t[j] *= phi.slope;

@@ -293,21 +293,25 @@ constexpr i64 kBlock = 1024;
 
 // Σ x to the last places of a float however many are alike, whose roundings agree: of a block eight
 // by eight.
-template <typename Acc>
-inline double sum_of(const Acc* x, i64 n) {
+template <typename Acc, typename Term>
+inline double sum_over(i64 n, Term term) {
   double total = 0;
   for (i64 lo = 0; lo < n; lo += kBlock) {
     const i64 size = lo + kBlock < n ? kBlock : n - lo, each = size / 8;
-    const Acc* y = x + lo;
     Acc sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (i64 j = 0; j < each; ++j)
-      sum += ((y[j] + y[j + each]) + (y[j + 2 * each] + y[j + 3 * each])) +
-             ((y[j + 4 * each] + y[j + 5 * each]) + (y[j + 6 * each] + y[j + 7 * each]));
-    for (i64 j = 8 * each; j < size; ++j) sum += y[j];
+    for (i64 j = lo; j < lo + each; ++j)
+      sum +=
+          ((term(j) + term(j + each)) + (term(j + 2 * each) + term(j + 3 * each))) +
+          ((term(j + 4 * each) + term(j + 5 * each)) + (term(j + 6 * each) + term(j + 7 * each)));
+    for (i64 j = lo + 8 * each; j < lo + size; ++j) sum += term(j);
     total += sum;
   }
   return total;
+}
+template <typename Acc>
+inline double sum_of(const Acc* x, i64 n) {
+  return sum_over<Acc>(n, [=](i64 j) { return x[j]; });
 }
 
 // e_j = e^(z_j − shift) for a block of at most kBlock; returns Σ_{j ≠ skip} e_j.

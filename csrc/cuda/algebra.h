@@ -90,11 +90,10 @@ class Algebra {
         inverse_temperature_(Acc(call.p.inverse_temperature)),
         softcap_(Acc(call.p.softcap)) {
     spread = has(kRest) ? p.dense || p.smoothing || p.label_smoothing > 0 : has(kEven);
-    one_label = has(kRest) ? !spread && !p.other : kOneLabel;
   }
 
   const Problem& p;
-  bool spread, one_label;
+  bool spread;
   const Norm norm;
 
   LPL_DEVICE static constexpr bool has(Set what) { return (kSet & what) != 0; }
@@ -288,11 +287,9 @@ class Algebra {
   // dL/dz of a column; `e` is e^(z − shift).
   LPL_DEVICE Acc gradient(Acc z, Acc e, int j, const Row<Acc>& r, const Terms<Acc>& t) const {
     Acc dz = e * t.strength;
-    if (one_label) return j == r.label ? t.part : dz;
-    if (spread) {
-      const Acc slope = has(kRest) ? phi(t.log_total - (z - t.shift)).slope : Acc(1);
-      dz -= weight(j, r) * slope * t.uniform;
-    }
+    if (!spread) return j == r.label ? t.part : mixed() && j == r.other ? t.other_part : dz;
+    const Acc slope = has(kRest) ? phi(t.log_total - (z - t.shift)).slope : Acc(1);
+    dz -= weight(j, r) * slope * t.uniform;
     if (p.target && j == r.label) dz += t.part;
     if (mixed() && j == r.other) dz += t.other_part;
     return dz;
@@ -303,7 +300,7 @@ class Algebra {
   LPL_DEVICE void gradients(int first, const Acc* z, const E& e, Acc unit, const Row<Acc>& r,
                             const Terms<Acc>& t, Acc* dz) const {
     if constexpr (has(kRest)) {
-      if (!one_label) {
+      if (spread) {
 #pragma unroll
         for (int v = 0; v < kSize; ++v)
           if (Kind::value || exists(first + v))
@@ -318,7 +315,11 @@ class Algebra {
       if (has(kEven) && spread) dz[v] -= t.uniform;
     }
     const int at = r.label - first;
-    if (one_label) return replace<kSize>(at, t.part, dz);
+    if (!spread) {
+      replace<kSize>(at, t.part, dz);
+      if (mixed()) replace<kSize>(r.other - first, t.other_part, dz);
+      return;
+    }
     if (unsigned(at) >= unsigned(kSize)) return;
 #pragma unroll
     for (int v = 0; v < kSize; ++v)
@@ -345,8 +346,41 @@ class Algebra {
     t.log_total = own >= rest ? ell + lift : std::log(total);
     Acc slope = r.hard * at.slope, value = r.hard * at.value;
     t.part = -slope * (rest / total);
-    if (p.z_loss > 0) pressure(r.hard, shift + t.log_total, own / total, value, slope, t);
+    const Acc push = pressure(r.hard, shift + t.log_total, value);
+    if (push != 0) {
+      slope += push;
+      t.part += push * (own / total);
+    }
     t.strength = slope / total;
+    return value;
+  }
+
+  // The same for two labels, `rest` of all others; where both are one class the second's lift is
+  // −∞.
+  LPL_DEVICE Acc of_labels(const Row<Acc>& r, const Acc* lift, Acc rest, Acc shift,
+                           Terms<Acc>& t) const {
+    const bool same = r.label == r.other;
+    const Acc hard[2] = {same ? r.hard + r.other_hard : r.hard, same ? Acc(0) : r.other_hard};
+    const Acc own[2] = {std::exp(lift[0]), std::exp(lift[1])};
+    const Acc total = rest + own[0] + own[1];
+    t.shift = shift;
+    t.log_total = std::log(total);
+    Acc value = 0 * t.log_total, others[2], pull[2];  // a weight of 0 hides no nan
+    for (int k = 0; k < 2; ++k) {
+      others[k] = rest + own[1 - k];
+      const Acc ell = cross_entropy_of(lift[k], own[k], others[k]);
+      if (own[k] >= others[k]) t.log_total = ell + lift[k];
+      const PhiValue<Acc> at = phi(ell);
+      if (hard[k] != 0) value += hard[k] * at.value;
+      pull[k] = hard[k] * at.slope;
+    }
+    const Acc push = pressure(hard[0] + hard[1], shift + t.log_total, value);
+    Acc part[2];
+    for (int k = 0; k < 2; ++k)
+      part[k] = (push + pull[1 - k]) * (own[k] / total) - pull[k] * (others[k] / total);
+    t.part = part[0];
+    t.other_part = same ? part[0] : part[1];
+    t.strength = (push + pull[0] + pull[1]) / total;
     return value;
   }
 
@@ -368,7 +402,7 @@ class Algebra {
       slope -= *part[k];
       weight += hard[k];
     }
-    if (p.z_loss > 0) pressure(weight, shift + t.log_total, Acc(0), value, slope, t);
+    slope += pressure(weight, shift + t.log_total, value);
     t.uniform = r.uniform;
     t.strength = slope / total;
     return value;
@@ -401,13 +435,11 @@ class Algebra {
     }
   }
 
-  // z_loss·lse² of a row of this weight.
-  LPL_DEVICE void pressure(Acc weight, Acc lse, Acc share, Acc& value, Acc& slope,
-                           Terms<Acc>& t) const {
-    const Acc push = weight * (2 * Acc(p.z_loss) * lse);
+  // Adds z_loss·lse² of a row of this weight; its slope.
+  LPL_DEVICE Acc pressure(Acc weight, Acc lse, Acc& value) const {
+    if (!(p.z_loss > 0)) return 0;
     if (weight != 0) value += weight * (Acc(p.z_loss) * lse * lse);
-    slope += push;
-    t.part += push * share;
+    return weight * (2 * Acc(p.z_loss) * lse);
   }
 
   const Call& call_;

@@ -52,9 +52,8 @@ struct MassBody {
     mass.shift = mass.own = mass.other = -INFINITY;
     if (!row.live) return store_part(team, call, i, mass);
     here.use(terms_of<Acc>(call, i));
-    const int skip = algebra.one_label ? row.label : -1;
     const bool by_log = call.p.phi == Phi::log;
-    const RowSums<Acc> sums = here.sums(skip, algebra.spread);
+    const RowSums<Acc> sums = here.sums(algebra.spread ? -1 : row.label, algebra.spread);
     mass.shift = double(sums.top);
     mass.rest = double(sums.rest);
     mass.mass = double(sums.mass);

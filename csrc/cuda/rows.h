@@ -264,7 +264,8 @@ class TeamRow {
   // sums have mass, pull and along where kernels may want them
   static constexpr bool kMore = !Algebra<T, kSet>::kOneLabel || Algebra<T, kSet>::has(kLength);
 
-  // Sums without column `skip` (or −1), with mass and pull if `weigh`; `own`: beside this logit.
+  // Sums without column `skip` (or −1) and the other label's where nothing is spread, with mass and
+  // pull if `weigh`; `own`: beside this logit.
   LPL_DEVICE RowSums<Acc> sums(int skip, bool weigh, Acc own = -INFINITY) {
     return sums_of<E, kMore>(gathered(skip, weigh), own);
   }
@@ -277,6 +278,8 @@ class TeamRow {
       Acc z[kSize], terms[kSize];
       a_.template perturb<kSize>(first, u, row_, kind, z);
       a_.template replace<kSize>(skip - first, Acc(-INFINITY), z);
+      if (a_.mixed() && !a_.spread)
+        a_.template replace<kSize>(row_.other - first, Acc(-INFINITY), z);
       mass.add(z, terms, [&](Acc factor, Acc difference) {
         if constexpr (kMore) {
           s.along *= factor;
@@ -313,9 +316,10 @@ class TeamRow {
   }
 
   // The loss of a row whose target is one label, and its softmax's Terms, from sums without it, so
-  // that 1 − p keeps its digits.
+  // that 1 − p keeps its digits; the same of two labels.
   LPL_DEVICE Acc loss_of_label(const Gathered<E, kMore>& rivals, Terms<Acc>& t) const {
     const Acc own = a_.logit(row_.label, row_);
+    if (a_.mixed()) return loss_of_labels(rivals, own, t);
     const RowSums<Acc> s = sums_of<E, kMore>(rivals, own);
     const Acc shift = finite_shift(s.top);
     const Acc loss = a_.of_label(row_, own - shift, s.rest, shift, t);
@@ -326,9 +330,27 @@ class TeamRow {
     return loss;
   }
 
+  LPL_DEVICE Acc loss_of_labels(const Gathered<E, kMore>& rivals, Acc own, Terms<Acc>& t) const {
+    const bool same = row_.other == row_.label;
+    const Acc other = same ? Acc(-INFINITY) : a_.logit(row_.other, row_);
+    const RowSums<Acc> s = sums_of<E, kMore>(rivals, larger(own, other));
+    const Acc shift = finite_shift(s.top), lift[2] = {own - shift, other - shift};
+    const Acc loss = a_.of_labels(row_, lift, s.rest, shift, t);
+    if (a_.normed()) {
+      t.along = t.strength * s.along;
+      const int labels[2] = {row_.label, row_.other};
+      const Acc parts[2] = {t.part, t.other_part};
+      for (int k = 0; k < (same ? 1 : 2); ++k) {
+        const Acc u = load(a_.logits(row_.index)[labels[k]]);
+        t.along += parts[k] * unit_along(a_, u, labels[k], row_);
+      }
+    }
+    return loss;
+  }
+
   // The loss of the row, and its softmax's Terms.
   LPL_DEVICE Acc loss(Terms<Acc>& t) {
-    if (a_.one_label) return loss_of_label(gathered(row_.label, false), t);
+    if (!a_.spread) return loss_of_label(gathered(row_.label, false), t);
     Acc own = -INFINITY;
     if (a_.p.target) own = a_.logit(row_.label, row_);
     const bool by_log = a_.p.phi == Phi::log;
@@ -379,7 +401,7 @@ class TeamRow {
   // The same where the gradient is the softmax's.
   LPL_DEVICE void finish(Acc loss, Terms<Acc> t) {
     const bool wanted = call_.out.grad;
-    if ((wanted || call_.out.terms) && !a_.one_label)
+    if ((wanted || call_.out.terms) && a_.spread)
       t.along =
           along([&](int j, Acc z) { return a_.gradient(z, std::exp(z - t.shift), j, row_, t); });
     say(loss, t);

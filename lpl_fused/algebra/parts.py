@@ -103,8 +103,8 @@ class Size(Part):
 class Mass(Part):
     """What a softmax's loss is made of.
 
-    Where all of a row's target is one label, `shift`, `rest` and `along` leave the label out, so
-    that 1 − p keeps its digits.
+    Where nothing of a target is spread over the classes, `shift`, `rest` and `along` leave its
+    label out, and the other one, so that 1 − p keeps its digits.
     """
 
     shift: Tensor  # max z_j, −inf of no columns; 0 serves as the shift of e_j where it is −inf

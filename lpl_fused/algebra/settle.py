@@ -133,13 +133,44 @@ def _settle_size(problem: Problem, size: Size, known: Known) -> Known:
 
 def _totals(problem: Problem, mass: Mass) -> tuple[Tensor, Tensor]:
     """(shift, log of the whole mass in its units)."""
-    if not problem.one_label:
+    if problem.spread:
         return finite(mass.shift), torch.log(mass.rest)
+    largest = torch.maximum(mass.shift, mass.own)
+    if problem.other is not None:
+        largest = torch.maximum(largest, mass.other)
     # a number that kernels can hold, so that what is left of it is in no exponent
-    dtype = accumulate_dtype(problem.input.dtype)
-    shift = finite(torch.maximum(mass.shift, mass.own)).to(dtype).double()
-    rest = rescaled(mass.rest, mass.shift, shift)
-    return shift, torch.log(rest + torch.exp(mass.own - shift))
+    shift = finite(largest).to(accumulate_dtype(problem.input.dtype)).double()
+    total = rescaled(mass.rest, mass.shift, shift)
+    for _, logit, _ in _labels(problem, Rows.of(problem), mass):
+        total = total + torch.exp(logit - shift)
+    return shift, torch.log(total)
+
+
+def _labels(problem: Problem, rows: Rows, mass: Mass) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """(weight of the target, z, x) of the labels. Where nothing is spread and two are one class the
+    first has it all; an ignored one is class 0, whose z a part may have left out."""
+    if problem.dense:
+        return []
+    first = rows.hard, mass.own, mass.along_own
+    if problem.other is None:
+        return [first]
+    second = rows.other_hard, mass.other, mass.along_other
+    if problem.spread:
+        return [first, second]
+    same = rows.label == rows.other
+    lacks = same & (mass.own == -torch.inf)
+    return [
+        (
+            torch.where(same, rows.hard + rows.other_hard, rows.hard),
+            torch.where(lacks, mass.other, mass.own),
+            torch.where(lacks, mass.along_other, mass.along_own),
+        ),
+        (
+            rows.other_hard.masked_fill(same, 0),
+            mass.other.masked_fill(same, -torch.inf),
+            mass.along_other.masked_fill(same, 0),
+        ),
+    ]
 
 
 def _finished(problem: Problem, known: Known, mass: Mass, detail: Detail | None) -> Known:
@@ -149,47 +180,46 @@ def _finished(problem: Problem, known: Known, mass: Mass, detail: Detail | None)
     parameters = code, options.phi_parameter, accumulate_dtype(problem.input.dtype)
     shift, log_total = _totals(problem, mass)
     nothing = torch.zeros_like(shift)
-    part, other_part, uniform = nothing, nothing, nothing
-    if problem.one_label:
-        rest = rescaled(mass.rest, mass.shift, shift)
-        lift = mass.own - shift
-        own = torch.exp(lift)
-        total = rest + own
-        ell = torch.where(own >= rest, torch.log1p(rest / own), log_total - lift)
-        value = rows.hard * phi.value_of(ell, *parameters)
-        slope = rows.hard * phi.slope_of(ell, *parameters)
-        part = -slope * (rest / total)
-        weight, share = rows.hard, own / total
-    else:
-        total = torch.exp(log_total)
-        uniform, share = rows.uniform, nothing
-        value, slope, weight = nothing, nothing, nothing
-        if problem.spread:
-            values, slopes = mass.mass * log_total - mass.pull, mass.mass
-            if code != phi.LOG:
-                assert detail is not None
-                values, slopes = detail.value, detail.slope
-            # where nothing is spread the infinite loss of a masked class does not count
-            value = torch.where(uniform == 0, 0.0, uniform * values)
-            slope, weight = uniform * slopes, uniform * mass.mass
-        parts = []
-        for hard, logit in ((rows.hard, mass.own), (rows.other_hard, mass.other)):
-            if problem.dense:
-                continue
-            ell = log_total - (logit - shift)
-            of_label = hard * phi.value_of(ell, *parameters)
-            value = value + torch.where(hard == 0, 0.0, of_label)
-            pull = hard * phi.slope_of(ell, *parameters)
-            parts.append(-pull)
-            slope, weight = slope + pull, weight + hard
-        if parts:
-            part, other_part = parts
-        value = value + 0 * log_total  # a weight of 0 hides no row that has no softmax
+    uniform, total = nothing, torch.exp(log_total)
+    value, slope, weight, push = nothing, nothing, nothing, nothing
+    if problem.spread:
+        uniform = rows.uniform
+        values, slopes = mass.mass * log_total - mass.pull, mass.mass
+        if code != phi.LOG:
+            assert detail is not None
+            values, slopes = detail.value, detail.slope
+        # where nothing is spread the infinite loss of a masked class does not count
+        value = torch.where(uniform == 0, 0.0, uniform * values)
+        slope, weight = uniform * slopes, uniform * mass.mass
+    labels = _labels(problem, rows, mass)
+    own = [torch.exp(logit - shift) for _, logit, _ in labels]
+    rivals = rescaled(mass.rest, mass.shift, shift)
+    rest = [rivals + sum(own[:k] + own[k + 1 :]) for k in range(len(own))]
+    pulls = []
+    for k, (hard, logit, _) in enumerate(labels):
+        ell = log_total - (logit - shift)
+        if not problem.spread:
+            ell = torch.where(own[k] >= rest[k], torch.log1p(rest[k] / own[k]), ell)
+        of_label = hard * phi.value_of(ell, *parameters)
+        if not problem.one_label:  # of two, or beside what is spread, one may have no weight
+            of_label = torch.where(hard == 0, 0.0, of_label)
+        value = value + of_label
+        pulls.append(hard * phi.slope_of(ell, *parameters))
+        slope, weight = slope + pulls[k], weight + hard
+    value = value + 0 * log_total  # a weight of 0 hides no row that has no softmax
     if options.z_loss > 0:
         lse = shift + log_total
         value = value + torch.where(weight == 0, 0.0, weight * (options.z_loss * lse * lse))
         push = weight * (2 * options.z_loss * lse)
-        slope, part = slope + push, part + push * share
+        slope = slope + push
+    parts = [-pull for pull in pulls]
+    if not problem.spread:
+        # of all strength but the label's own, which would cancel where it has all mass
+        beside = [push + sum(pulls[:k] + pulls[k + 1 :]) for k in range(len(pulls))]
+        parts = [
+            beside[k] * (own[k] / total) - pulls[k] * (rest[k] / total) for k in range(len(pulls))
+        ]
+    part, other_part = [*parts, nothing, nothing][:2]
     strength = slope / total
     terms = Terms.of(known.terms)._replace(
         shift=shift,
@@ -205,8 +235,12 @@ def _finished(problem: Problem, known: Known, mass: Mass, detail: Detail | None)
             assert detail is not None
             along_spread = detail.along
         along = strength * rescaled(mass.along, mass.shift, shift) - uniform * along_spread
-        along = along + part * mass.along_own + other_part * mass.along_other
+        for own_part, (_, _, x) in zip(parts, labels, strict=True):
+            along = along + own_part * x
         terms = terms._replace(along=along)
+    if problem.other is not None and not problem.spread:
+        same = rows.label == rows.other
+        terms = terms._replace(other_part=torch.where(same, part, other_part))
     if options.penalty:
         assert known.size is not None
         assert detail is not None

@@ -3,8 +3,8 @@
 With e_j = exp(z_j − shift), ℓ_j = log_total − (z_j − shift), for an upstream gradient of 1:
 
     dL/dz_j = e_j·strength − uniform·w_j·φ'(ℓ_j),  at the label and the other label plus `part` and
-              `other_part`; where a row's target is one label (no smoothing, no mixed or dense
-              target) `part` at the label instead
+              `other_part`; where nothing is spread over the classes (no smoothing, no dense target)
+              these instead, which are the same where both labels are one class
     dL/dT_j = dL/dz_j·dz_j/dT_j                             T: the logits as their norm leaves them
     dL/du_j = factor·(dL/dT_j − along·bend·∇n_j)            n = ‖u‖_p, along = Σ_k dL/dT_k·u_k/n
               + raises where u_j = top, − each·P'(h_j)      the penalty, h_j by its `top`

@@ -49,11 +49,8 @@ def gradient(problem: Problem, known: Known, upstream: Tensor, want: Sequence[st
     if problem.spread:
         slope = phi.slope_of(terms.log_total - above, options.phi, options.phi_parameter)
         dz = dz - terms.uniform * at.weight * slope
-    if problem.one_label:
-        dz = torch.where(at.is_label, terms.part, dz)
-    else:
-        dz = dz + torch.where(at.is_label, terms.part, 0.0)
-        dz = dz + torch.where(at.is_other, terms.other_part, 0.0)
+    for place, part in ((at.is_label, terms.part), (at.is_other, terms.other_part)):
+        dz = torch.where(place, dz + part if problem.spread else part, dz)
     upstream = upstream.to(dz.dtype)[:, None]
     dead = ~at.rows.live[:, None]
     dz = torch.where(dead, 0.0, dz * upstream)
@@ -197,7 +194,7 @@ def _mass(problem: Problem, known: Known) -> Part:
     at, options = _Columns(problem, known), problem.options
     length = Terms.of(known.terms).length[:, None]
     z = _moved(problem, known, at)
-    among = ~at.is_label if problem.one_label else torch.ones_like(at.is_label)
+    among = torch.ones_like(at.is_label) if problem.spread else ~(at.is_label | at.is_other)
     shift = _top(at, z, among)
     above = z.double() - finite(shift)[:, None]
     e = torch.where(among, torch.exp(above), 0.0)

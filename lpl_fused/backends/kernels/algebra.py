@@ -238,10 +238,12 @@ def is_within(column, block):
 
 @triton.jit
 def of_rivals(block, row, problem):
-    """The Block without the label's logit, where all weight is on one label."""
+    """The Block without the logits of the labels, where nothing is spread over the classes."""
     z = block.z
-    if problem.form == ONE_LABEL and is_within(row.column, block):
+    if not problem.spread and is_within(row.column, block):
         z = tl.where(block.columns == row.column, float("-inf"), z)
+    if not problem.spread and problem.other is not None and is_within(row.other, block):
+        z = tl.where(block.columns == row.other, float("-inf"), z)
     return Block(
         block.places,
         block.columns,

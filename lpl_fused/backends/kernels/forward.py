@@ -13,6 +13,7 @@ from .rows import (
     TERMS,
     TOP,
     Detail,
+    beside,
     block_detail,
     block_gradient,
     block_mass_alone,
@@ -86,6 +87,8 @@ def forward(problem, upstream, wanted, BLOCK: tl.constexpr, ONE_BLOCK: tl.conste
     else:
         mass = sweep_mass(row, problem, BLOCK)
 
+    if problem.other is not None and not problem.spread:
+        mass = beside(mass, own[0], other[0])
     detail = Detail(mass.rest, mass.rest, mass.rest)
     shift = finite_shift(mass.shift)
     if problem.spread:

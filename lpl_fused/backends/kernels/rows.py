@@ -212,6 +212,16 @@ def summed_lanes(mass, problem):
 
 
 @triton.jit
+def beside(mass, own, other):
+    """The Mass in units of the largest logit, of which two are not in it."""
+    maximum = tl.where(own > mass.shift, own, mass.shift)
+    maximum = tl.where(other > maximum, other, maximum)
+    shrink = exp(mass.shift - finite_shift(maximum))
+    along = mass.along * shrink
+    return Mass(maximum, mass.rest * shrink, mass.mass, mass.pull, along, mass.along_spread)
+
+
+@triton.jit
 def edge_blocks(row, problem, BLOCK: tl.constexpr):
     """(place of the first block, place of the last): the edges of a row, which may have columns
     that are not there; the first only where rows are phased, and it may be the last.
@@ -307,11 +317,13 @@ def row_terms(index, row, own, other, mass, detail, problem):
 
     L = Σ_j t'_j (φ(ℓ_j) + z_loss·lse²) and dL/dz_k = p_k·S − t'_k φ'(ℓ_k) with
     S = Σ_j t'_j (φ'(ℓ_j) + 2·z_loss·lse). `detail` counts where weight is spread over all columns.
+    Of two labels that leave nothing for others `mass` is `beside` these.
     """
     shift = finite_shift(mass.shift)
     part = tl.zeros_like(mass.rest)
     other_part = tl.zeros_like(mass.rest)
     gap = own[0]
+    pair: tl.constexpr = problem.other is not None and not problem.spread
     if problem.form == ONE_LABEL:
         # in units of the label or of its rivals, whichever is larger
         above = (gap > 0) | (mass.rest == 0)
@@ -330,6 +342,31 @@ def row_terms(index, row, own, other, mass, detail, problem):
         value = weight * phi_value(ell, problem)
         slope = weight * phi_slope(ell, problem)
         part = -slope * (rest / total)
+    elif pair:
+        # two labels, of which the first has all where they are one class
+        same = row.column == row.other
+        hard = tl.where(same, row.hard + row.other_hard, row.hard)
+        other_hard = tl.where(same, 0, row.other_hard)
+        other_gap = tl.where(same, float("-inf"), other[0])
+        shrink = tl.zeros_like(mass.rest) + 1
+        own_share = exp(gap)
+        other_share = exp(other_gap)
+        own_rest = mass.rest + other_share
+        other_rest = mass.rest + own_share
+        total = own_rest + own_share
+        own_ell, own_total = _cross_entropy(gap, own_share, own_rest)
+        other_ell, other_total = _cross_entropy(other_gap, other_share, other_rest)
+        log_total = tl.where(other_gap > gap, other_total, own_total)
+        weight = hard + other_hard
+        # a weight of 0 hides no row that has no softmax
+        value = _weighted(hard, phi_value(own_ell, problem), problem) + log_total * 0
+        value += _weighted(other_hard, phi_value(other_ell, problem), problem)
+        own_pull = hard * phi_slope(own_ell, problem)
+        other_pull = other_hard * phi_slope(other_ell, problem)
+        slope = own_pull + other_pull
+        # of all strength but the label's own, which would cancel where it has all mass
+        part = other_pull * (own_share / total) - own_pull * (own_rest / total)
+        other_part = own_pull * (other_share / total) - other_pull * (other_rest / total)
     else:
         shrink = tl.zeros_like(mass.rest) + 1
         total = mass.rest
@@ -358,6 +395,9 @@ def row_terms(index, row, own, other, mass, detail, problem):
         slope += penalty
         if problem.form == ONE_LABEL:
             part += penalty * (share / total)
+        elif pair:
+            part += penalty * (own_share / total)
+            other_part += penalty * (other_share / total)
     strength = slope / total * shrink
     along = tl.zeros_like(strength)
     if problem.norm_p is not None:
@@ -367,6 +407,8 @@ def row_terms(index, row, own, other, mass, detail, problem):
         if problem.other is not None:
             pulled += other[1].to(tl.float64) * other_part
         along = pulled.to(strength.dtype)
+    if pair:
+        other_part = tl.where(same, part, other_part)
     top = tl.zeros_like(strength)
     raises = top
     each = top
@@ -390,6 +432,17 @@ def row_terms(index, row, own, other, mass, detail, problem):
         raises,
         each,
     )
+
+
+@triton.jit
+def _cross_entropy(lift, share, rest):
+    """(ℓ, log of the whole) of a label of e^lift = share beside the others' mass `rest`: of all
+    digits where it has most of it."""
+    most = share >= rest
+    whole = tl.log(rest + share)
+    # nan where there is no mass at all
+    near = log1p(tl.where(most, rest, 0) / tl.where(most, share, 1))
+    return tl.where(most, near, whole - lift), tl.where(most, near + lift, whole)
 
 
 @triton.jit
@@ -474,13 +527,17 @@ def block_gradient(row, block, terms, problem, OWN: tl.constexpr):
         # without a barrier the compiler asks every column of every block instead
         tl.debug_barrier()
         own = block.columns == row.column
-        if problem.form == ONE_LABEL:
-            dz = tl.where(own, terms.part, dz)
-        else:
+        if problem.spread:
             dz += tl.where(own, terms.part, 0)
+        else:
+            dz = tl.where(own, terms.part, dz)
     if problem.other is not None and is_within(row.other, block):
         tl.debug_barrier()
-        dz += tl.where(block.columns == row.other, terms.other_part, 0)
+        own = block.columns == row.other
+        if problem.spread:
+            dz += tl.where(own, terms.other_part, 0)
+        else:
+            dz = tl.where(own, terms.other_part, dz)
     du, d_offset = unperturb(dz, block.u, block.columns, block.inside, row, problem)
     if problem.norm_p is not None:
         du = through_norm(du, terms.along, block.u, row, problem)
