@@ -34,8 +34,7 @@ class MarginPenalty:
         margin: m > 0.
         strength: α ≥ 0, of "relu" alone.
         normalize: h is divided by m.
-        multiplier, rho: (C,), λ and ρ > 0 of each class, of all kinds but "relu"; constants in the
-            backward pass.
+        multiplier, rho: (C,), λ and ρ > 0 of each class, of all kinds but "relu".
 
     Raises:
         ValueError: bad `kind`, `margin` or `strength`; tables missing, or given beside "relu".

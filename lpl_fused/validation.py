@@ -361,8 +361,7 @@ class Shaped:
                 penalty_strength=float(penalty.strength),
             )
             for name in ("multiplier", "rho"):
-                table = self._table(name, getattr(penalty, name))
-                fields[name] = None if table is None else table.detach()
+                fields[name] = self._table(name, getattr(penalty, name))
         return Problem(
             self._rows(self.input), self.target, self.other, self.lam, options=options, **fields
         )

@@ -248,6 +248,21 @@ def test_tables_that_need_labels() -> None:
     for tables in ({"margin": torch.ones(3)}, {"rows": torch.ones(3, 3)}):
         with pytest.raises(ValueError, match="margin|rows"):
             LF.cross_entropy(EXAMPLE, target, perturbation=Perturbation(**tables))
+def test_an_index_into_a_table_of_no_rows() -> None:
+    """Nobody on a device would see that there is nothing to read."""
+    empty = Perturbation(rows=torch.zeros(0, 3), row_index=torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="rows: expected one or more"):
+        LF.cross_entropy(EXAMPLE, LABELS, perturbation=empty)
+    none = Perturbation(rows=torch.zeros(0, 3), row_index=torch.zeros(0, dtype=torch.int64))
+    nothing = torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)
+    assert LF.cross_entropy(*nothing, perturbation=none, reduction="sum") == 0
+
+
+def test_tables_that_need_one_label() -> None:
+    for target in (torch.full((2, 3), 1 / 3), MixedTarget(LABELS, LABELS, 0.5)):
+        for tables in ({"margin": torch.ones(3)}, {"rows": torch.ones(3, 3)}):
+            with pytest.raises(ValueError, match="margin|rows"):
+                LF.cross_entropy(EXAMPLE, target, perturbation=Perturbation(**tables))
 
 
 @pytest.mark.parametrize("target", [3, 10**6, -1, -(2**40)])

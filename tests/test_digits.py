@@ -246,6 +246,31 @@ def test_sums_are_no_worse_than_plain_pytorch(backend: str) -> None:
     assert abs(found / exact - 1) <= max(2 * plain, 9 * EPS)
 
 
+def equal_classes(d: Draw, value: float) -> Tensor:
+    return torch.full((d.n, d.classes), -value).double().index_fill(1, torch.tensor([1]), 0.0)
+
+
+EVEN: dict[str, Callable[[Draw, float], Case]] = {
+    "hard": lambda d, v: Case(equal_classes(d, v), d.labels()),
+    "mixed": lambda d, v: Case(equal_classes(d, v), d.mixed()),
+    "smoothed": lambda d, v: Case(equal_classes(d, v), d.labels(), {"label_smoothing": 0.1}),
+    "smoothed focal": lambda d, v: Case(
+        equal_classes(d, v), d.labels(), {"label_smoothing": 0.1, "phi": Focal(2.0)}
+    ),
+    "dense": lambda d, v: Case(equal_classes(d, v), torch.ones(d.n, d.classes).double() / 2048),
+    "clip": lambda d, v: Case(equal_classes(d, v), d.labels(), {"norm": NORMS["clip"](d.classes)}),
+}
+
+
+@pytest.mark.parametrize("form", EVEN)
+def test_sums_over_many_equal_classes(backend: str, form: str) -> None:
+    for classes in (1000, 4097):
+        for value in (0.3, 1.1, 2.7):
+            case = EVEN[form](Draw(2, classes, seed=3), value)
+            case.keywords["reduction"] = "none"
+            testing.assert_within_budget(case, backend)
+
+
 @pytest.mark.parametrize("value", [3.0e38, -3.0e38, 3.0e30, math.inf])
 @pytest.mark.parametrize("phi", ["focal2", "focal0.5", "focal5", "poly1", "alpha2", "alpha-inf"])
 def test_of_labels_near_the_largest_float(backend: str, phi: str, value: float) -> None:

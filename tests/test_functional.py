@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from cases import PHIS
 from torch import Tensor
 
-from lpl_fused import GCE, Alpha, Focal, MixedTarget, Perturbation, Poly1
+from lpl_fused import GCE, Alpha, Focal, MarginPenalty, MixedTarget, Perturbation, Poly1
 from lpl_fused import functional as LF
 
 with warnings.catch_warnings():
@@ -382,7 +382,10 @@ def test_allocates_one_gradient_and_nothing_else_that_big() -> None:
     assert buffer <= total <= buffer + 64 * (n + classes)
 
 
-@pytest.mark.parametrize("part", ["target", "weight", "sample_weight", "lam", "label_smoothing"])
+PARTS = ("target", "weight", "sample_weight", "lam", "label_smoothing", "multiplier", "rho")
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_what_a_backend_does_not_differentiate_it_refuses(backend: str, part: str) -> None:
     """A gradient that is left out would be a wrong one; "auto" takes the reference for it."""
     logits, y = random(4, 3), labels(4, 3)
@@ -394,6 +397,9 @@ def test_what_a_backend_does_not_differentiate_it_refuses(backend: str, part: st
         target = leaf
     elif part == "lam":
         target = MixedTarget(y, y.flip(0), leaf)
+    elif part in ("multiplier", "rho"):
+        tables = {"multiplier": torch.ones(3), "rho": torch.ones(3), part: leaf}
+        keywords["penalty"] = MarginPenalty("phr", margin=0.1, **tables)
     else:
         keywords[part] = leaf
 
