@@ -49,7 +49,9 @@ class Exponential {
   LPL_DEVICE Acc of(Acc z) const { return std::exp(z - level_); }
   LPL_DEVICE Acc unit(Acc shift) const { return std::exp(level_ - shift); }
   // What turns a sum of of(z) into one of `to`.
-  LPL_DEVICE Acc in(const Exponential& to) const { return std::exp(level_ - to.level_); }
+  LPL_DEVICE Acc in(const Exponential& to) const { return ratio(level_, to.level_); }
+  // The same, of levels.
+  LPL_DEVICE static Acc ratio(Acc from, Acc to) { return std::exp(from - to); }
 
  private:
   Acc level_;
@@ -70,13 +72,14 @@ class Exponential<float, true> {
   LPL_DEVICE explicit Exponential(float level)
       : Exponential(is_far(level) ? Exponential(1, level) : Exponential(kLog2E, 2 * level)) {}
 
-  // In units of 2 nats near 0, of 1 far from it, so that levels have the order of shifts.
+  // In units of two octaves near 0, of one far from it, so that levels have the order of shifts.
   LPL_DEVICE float level() const { return factor_ == 1 ? level_ : level_ / 2; }
   LPL_DEVICE float shift() const { return factor_ == 1 ? level_ : level_ * kLn2; }
 
   LPL_DEVICE float of(float z) const { return exp2_of(std::fma(z, factor_, -level_)); }
   LPL_DEVICE float unit(float shift) const { return exp2_of(-std::fma(shift, factor_, -level_)); }
-  LPL_DEVICE float in(const Exponential& to) const { return exp2_of(2 * (level() - to.level())); }
+  LPL_DEVICE float in(const Exponential& to) const { return ratio(level(), to.level()); }
+  LPL_DEVICE static float ratio(float from, float to) { return exp2_of(2 * (from - to)); }
 
  private:
   LPL_DEVICE Exponential(float factor, float level) : factor_(factor), level_(level) {}
