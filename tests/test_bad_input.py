@@ -248,6 +248,8 @@ def test_tables_that_need_labels() -> None:
     for tables in ({"margin": torch.ones(3)}, {"rows": torch.ones(3, 3)}):
         with pytest.raises(ValueError, match="margin|rows"):
             LF.cross_entropy(EXAMPLE, target, perturbation=Perturbation(**tables))
+
+
 def test_an_index_into_a_table_of_no_rows() -> None:
     """Nobody on a device would see that there is nothing to read."""
     empty = Perturbation(rows=torch.zeros(0, 3), row_index=torch.zeros(2, dtype=torch.int64))
