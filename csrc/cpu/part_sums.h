@@ -144,9 +144,9 @@ class PartSums {
       mass += sum_of(w, size);
       if (!log) return;
       // of class probabilities one of 0 counts nothing, even at a logit of −inf
-      const bool masses = p_.dense;
-      pull += sum_over<Acc>(
-          size, [=](i64 j) { return masses && w[j] == 0 ? Acc(0) : w[j] * (z[j] - from); });
+      pull += p_.dense ? sum_over<Acc>(
+                             size, [=](i64 j) { return w[j] == 0 ? Acc(0) : w[j] * (z[j] - from); })
+                       : sum_over<Acc>(size, [=](i64 j) { return w[j] * (z[j] - from); });
       if (normed) spread += dot(w, x_.data(), size);
     });
     leave(i, shift, rest, z_at[0], z_at[1], mass, pull, along, x_at[0], x_at[1], spread);

@@ -242,9 +242,11 @@ class RowLoss {
     const bool masses = p_.dense || target.even == 0;
     if (p_.phi == Phi::log) {
       const Acc shift = top;
-      loss = mass * double(log_total) - sum_over<Acc>(c_, [=](i64 j) {
-               return masses && t[j] == 0 ? Acc(0) : t[j] * (z[j] - shift);
-             });
+      const double pulled =
+          masses
+              ? sum_over<Acc>(c_, [=](i64 j) { return t[j] == 0 ? Acc(0) : t[j] * (z[j] - shift); })
+              : sum_over<Acc>(c_, [=](i64 j) { return t[j] * (z[j] - shift); });
+      loss = mass * double(log_total) - pulled;
     } else {
       slopes = 0;
       for (i64 j = 0; j < c_; ++j) {

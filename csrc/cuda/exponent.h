@@ -10,15 +10,6 @@ LPL_DEVICE inline Acc finite_shift(Acc top) {
   return top == -INFINITY ? Acc(0) : top;  // where all logits are −inf: no −inf + inf
 }
 
-// Beyond this the next float is 128 octaves away and more.
-constexpr float kFarFrom0 = 1.48e9f;
-LPL_DEVICE inline bool is_far(float x) {
-  return !(std::fabs(x) < kFarFrom0);
-}
-LPL_DEVICE inline bool is_far(double) {
-  return false;
-}
-
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // 2^x to two units in the last place; 0 where that is no normal number.
@@ -49,9 +40,7 @@ class Exponential {
   LPL_DEVICE Acc of(Acc z) const { return std::exp(z - level_); }
   LPL_DEVICE Acc unit(Acc shift) const { return std::exp(level_ - shift); }
   // What turns a sum of of(z) into one of `to`.
-  LPL_DEVICE Acc in(const Exponential& to) const { return ratio(level_, to.level_); }
-  // The same, of levels.
-  LPL_DEVICE static Acc ratio(Acc from, Acc to) { return std::exp(from - to); }
+  LPL_DEVICE Acc in(const Exponential& to) const { return std::exp(level_ - to.level_); }
 
  private:
   Acc level_;
@@ -59,32 +48,24 @@ class Exponential {
 
 // fast: one multiplication and one exponential a logit. z·log₂e − level is rounded once, `level`
 // being about shift·log₂e; how far it is off is in `unit`, so that a common offset of the logits
-// costs no digits. Where the shift is far from 0 whatever is not the shift has no mass, and levels
-// are too coarse: there 2^(z − shift), which is 1 or 0, does for e^(z − shift).
+// costs no digits.
 template <>
 class Exponential<float, true> {
  public:
   using Acc = float;
 
-  LPL_DEVICE static Exponential near(float shift) {
-    return is_far(shift) ? Exponential(1, shift) : Exponential(kLog2E, shift * kLog2E);
-  }
-  LPL_DEVICE explicit Exponential(float level)
-      : Exponential(is_far(level) ? Exponential(1, level) : Exponential(kLog2E, 2 * level)) {}
+  LPL_DEVICE static Exponential near(float shift) { return Exponential(shift * kLog2E); }
+  LPL_DEVICE explicit Exponential(float level) : level_(level) {}
 
-  // In units of two octaves near 0, of one far from it, so that levels have the order of shifts.
-  LPL_DEVICE float level() const { return factor_ == 1 ? level_ : level_ / 2; }
-  LPL_DEVICE float shift() const { return factor_ == 1 ? level_ : level_ * kLn2; }
+  LPL_DEVICE float level() const { return level_; }
+  LPL_DEVICE float shift() const { return level_ * kLn2; }
 
-  LPL_DEVICE float of(float z) const { return exp2_of(std::fma(z, factor_, -level_)); }
-  LPL_DEVICE float unit(float shift) const { return exp2_of(-std::fma(shift, factor_, -level_)); }
-  LPL_DEVICE float in(const Exponential& to) const { return ratio(level(), to.level()); }
-  LPL_DEVICE static float ratio(float from, float to) { return exp2_of(2 * (from - to)); }
+  LPL_DEVICE float of(float z) const { return exp2_of(std::fma(z, kLog2E, -level_)); }
+  LPL_DEVICE float unit(float shift) const { return exp2_of(-std::fma(shift, kLog2E, -level_)); }
+  LPL_DEVICE float in(const Exponential& to) const { return exp2_of(level_ - to.level_); }
 
  private:
-  LPL_DEVICE Exponential(float factor, float level) : factor_(factor), level_(level) {}
-
-  float factor_, level_;
+  float level_;
 };
 
 }  // namespace lpl

@@ -65,12 +65,6 @@ struct LearnedStatisticsBody {
 
     LPL_DEVICE void run(LearnedRow<Acc>& to) {
       const Acc least = find_top();
-      LPL_USUALLY(!far_);
-      if (far_) {
-        if (team_.rank() != 0) return;
-        note(to, Acc(0));
-        return leave<Acc>(call_, row_.index, kFellBack);
-      }
       const Acc own = own_exponent();
 
       Powers<kLongOrder<Acc>> powers{};
@@ -121,9 +115,8 @@ struct LearnedStatisticsBody {
       find_top();
       const Acc rest = sums<1, false>().sum[0];
       if (team_.rank() != 0) return;
-      // one whose index is out of range makes the whole class nan, and so does nan; one that is far
-      // from 0 makes it take plain steps
-      const bool known = !row_.outside && rest < INFINITY && top_ < INFINITY && !far_;
+      // one whose index is out of range makes the whole class nan, and so does nan
+      const bool known = !row_.outside && rest < INFINITY && top_ < INFINITY;
       note(to, known ? own_exponent() : Acc(NAN));
       Group<Acc>::join(to, rest);
       const i64 count = call_.scratch.counts[row_.index];
@@ -200,12 +193,6 @@ struct LearnedStatisticsBody {
       });
       top_ = peak.top;
       level_ = Scale<Acc>::level(top_);
-      // levels are too coarse, and may be none
-      const Acc own = a_.logit(row_.label, row_);
-      far_ = (is_far(top_) && std::fabs(top_) < INFINITY) ||
-             (is_far(own) && std::fabs(own) < INFINITY);
-      constexpr Acc kMost = FLT_MAX;
-      if (far_) level_ = level_ < -kMost ? -kMost : level_ > kMost ? kMost : level_;
       return peak.mass;
     }
 
@@ -393,7 +380,6 @@ struct LearnedStatisticsBody {
     Here here_;
     const int steps_;
     Acc top_, level_, screen_;
-    bool far_;  // a logit that counts is far from 0
     T screen_of_logits_;
     int count_ = 0;        // heads of this thread
     unsigned pieces_ = 0;  // in which of its pieces they are, of 32 in turn

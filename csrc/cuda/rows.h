@@ -34,7 +34,7 @@ struct Gathered<E, true> {
 // What turns sums of a level into sums of a higher one.
 template <typename E, typename Acc>
 LPL_DEVICE inline Acc factor_to(Acc level, Acc from) {
-  return from == level ? Acc(1) : E::ratio(from, level);
+  return from == level ? Acc(1) : E(from).in(E(level));
 }
 
 template <typename E, bool kMore>

@@ -40,6 +40,7 @@ def unshared(norm: Tensor | None, problem: Problem | BinaryProblem) -> Tensor | 
 
 # in the place of a loss that its caller has: kept with it, the two would keep each other alive
 GONE = torch.empty(0, device="cpu")
+GONE_ROWS = torch.empty((1, 0), device="cpu")  # in that of class probabilities
 
 
 def kept_as_saved() -> bool:

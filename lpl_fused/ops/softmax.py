@@ -34,6 +34,7 @@ from ..tracing import direct, settled, tangent
 from .dispatch import (
     AUTO,
     GONE,
+    GONE_ROWS,
     INPLACE,
     SCHEMA,
     SWEEP,
@@ -215,7 +216,7 @@ class CrossEntropy(torch.autograd.Function):
             ctx.save_for_backward(*tensors, found.grad, None)
         else:
             # nothing that would keep the logits alive beside what is saved
-            labels = GONE if problem.dense else problem.target
+            labels = GONE_ROWS if problem.dense else problem.target
             of_shape = Problem(found.grad, labels, other=problem.other, options=options)  # type: ignore[arg-type]
             ctx.held = of_shape, Forward(GONE, found.norm, found.terms, found.grad, found.steps)
             ctx.save_for_backward(*tensors, None, None)
