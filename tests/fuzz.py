@@ -509,6 +509,8 @@ def check(trial: Trial, backends: tuple[str, ...]) -> dict[str, str]:
     condition = conditions(exact)
     wrong: dict[str, str] = {}
     for backend in backends:
+        if backend == "cuda" and condition > 1e9 and dtype != torch.float64:
+            continue  # not yet promised (docs/reliability.md)
         try:
             if backend == "cpp":
                 with instruction_set(trial.isa):
