@@ -27,7 +27,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +75,8 @@ THREADS: tuple[tuple[str, int], ...] = (
 )
 
 # Logits of a thread where they are not its share of a row.
-LOGITS: tuple[tuple[str, int], ...] = (
+LOGITS: tuple[tuple[str, float], ...] = (
+    (r"\b(Statistics|Gradients)Body\b", 4 * CLASSES / 256),  # of four rows
     (r"\bBinary(Span|Tile|Sided|Scale)Body\b", 64),
     (r"\bBinaryMomentsBody\b", 128),
     (r"\bBinaryGuessBody\b", 32),
@@ -503,7 +504,7 @@ def of_pattern(kernels: Iterable[Kernel], pattern: str, dtype: str) -> list[Kern
     """The kernels that a pattern of the table CUDA names for an element type."""
     *marks, pattern = pattern.split(":")
     typed = "<T" in pattern
-    name = re.escape(re.sub(r"\bT\b", DTYPES[dtype], pattern))
+    name = re.escape(_typed(pattern, dtype))
     wanted = dtype if typed else _accumulates(dtype)
     found = [
         kernel
@@ -513,6 +514,10 @@ def of_pattern(kernels: Iterable[Kernel], pattern: str, dtype: str) -> list[Kern
         and (kernel.dtype == wanted or "<" not in kernel.name)
     ]
     return [kernel.sums for kernel in found] if "sums" in marks else found
+
+
+def _typed(pattern: str, dtype: str) -> str:
+    return re.sub(r"\bT\b", DTYPES[dtype], pattern)
 
 
 def _applies(pattern: str, dtype: str) -> bool:
@@ -693,19 +698,38 @@ def kernel_rows(kernels: Iterable[Kernel]) -> Iterator[tuple[str, ...]]:
 
 
 _BUDGET_COLUMNS = ("what", "dtype", "dearest ways", "usual way", "reach", "stretch")
+_GUIDE_COLUMNS = ("kernel", "counted", "reach", "stretch", "budget")
+GUIDE = ROOT / "docs" / "cuda.md"
 
 
-def budget_rows(kernels: Iterable[Kernel]) -> Iterator[tuple[str, ...]]:
-    """Instructions a logit of bf16, beside what they are to be."""
-    kernels = list(kernels)
+def budget_rows(found: Mapping[str, list[float]]) -> Iterator[tuple[str, ...]]:
+    """Instructions a logit of bf16, beside what they are to be, from counts of kernels."""
     for what, patterns, reach, stretch in BUDGETS:
-        dearest = [one for name in patterns for one in of_pattern(kernels, name, "bf16")]
-        usual = [
-            next((kernel for kernel in kernels if kernel.name == f"{one.name} {USUAL}"), one)
-            for one in dearest
-        ]
-        sums = (sum(one.instructions for one in found) for found in (dearest, usual))
+        names = [rf"\b{re.escape(_typed(name, 'bf16'))}" for name in patterns]
+        found_once = [one for one in found if not one.endswith(USUAL)]
+        dearest = [one for one in found_once if any(re.search(name, one) for name in names)]
+        usual = [f"{one} {USUAL}" if f"{one} {USUAL}" in found else one for one in dearest]
+        sums = (sum(found[one][0] for one in ones) for ones in (dearest, usual))
         yield (what, "bf16", *(f"{number:.1f}" for number in sums), str(reach), str(stretch))
+
+
+def budget_table(found: Mapping[str, list[float]]) -> str:
+    """The same of the usual way, as docs/cuda.md has it."""
+    rows = [_GUIDE_COLUMNS, ("---", *["---:"] * 3, "---")]
+    for what, _, _, usual, reach, stretch in budget_rows(found):
+        met = "met" if float(usual) <= float(reach) else "**missed**"
+        rows.append((what, usual, reach, stretch, met))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def write_budgets(found: Mapping[str, list[float]]) -> None:
+    """Puts the table in the place of the one that docs/cuda.md has."""
+    head = re.escape(f"| {' | '.join(_GUIDE_COLUMNS)} |\n")
+    table = budget_table(found)
+    page, times = re.subn(rf"{head}(?:\|.*\n)*", lambda _: table, GUIDE.read_text())
+    if times != 1:
+        raise RuntimeError(f"{GUIDE.name}: expected one table of budgets, found {times}")
+    GUIDE.write_text(page)
 
 
 def page_of(backend: str) -> Path:
@@ -808,7 +832,7 @@ def main(arguments: list[str] | None = None) -> None:
         out.print(_shown(*sections[-1]))
         if kernels:
             title = f"{key}: instructions a logit beside their budget"
-            sections.insert(0, (title, _BUDGET_COLUMNS, list(budget_rows(kernels))))
+            sections.insert(0, (title, _BUDGET_COLUMNS, list(budget_rows(found))))
             out.print(_shown(*sections[0]))
             alone = {kernel.name for kernel in unnamed(kernels, uses)}
             kernels = [
@@ -829,6 +853,8 @@ def main(arguments: list[str] | None = None) -> None:
             record(key, found)
         if options.record and options.arch == "90":
             page_of(backend).write_text(markdown(sections))
+            if backend == "cuda":
+                write_budgets(found)
         sections.clear()
 
 

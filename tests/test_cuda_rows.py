@@ -184,3 +184,51 @@ def test_many_rows_share_tables(form: str) -> None:
         values.double(), target, reduction="none", backend="reference", **wide
     )
     torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=1e-7, equal_nan=True)
+
+
+@pytest.mark.parametrize("start", [0, 1, 4])
+@pytest.mark.parametrize("classes", [48, 43])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("names", [("scale", "offset"), ("scale",), ("offset",), ()], ids=str)
+def test_tables_and_a_temperature_beside_each_other(
+    names: tuple[str, ...], dtype: torch.dtype, classes: int, start: int
+) -> None:
+    """Tables that begin at any place in a line of 16 bytes, logits far from 0, and a temperature
+    that is no power of two: the row's loss and gradient, zeros where it counts nothing."""
+    values, target = drawn(11, classes, seed=classes)
+    values[3, 5], values[6, :7] = math.nan, -math.inf
+    values[2] += 100
+    values[5] -= 100
+    target[7:9] = -100
+    values[7, 0] = math.nan
+    target[9], target[10] = 0, classes - 1
+    memory = torch.zeros(11, 48, dtype=dtype, device=DEVICE)
+    memory[:, :classes] = values.to(dtype)
+    logits, target = memory[:, :classes], target.to(DEVICE)
+    generator = torch.Generator().manual_seed(start)
+    tables = {}
+    for name in names:
+        numbers = torch.rand(classes + start, generator=generator) + (name == "scale")
+        tables[name] = numbers.to(DEVICE)[start:]
+    upstream = torch.linspace(-1.0, 3.0, 11, device=DEVICE)
+    wide = {name: table.double() for name, table in tables.items()}
+    expected = truth_of(
+        logits, target, {"perturbation": Perturbation(temperature=0.7, **wide)}, upstream
+    )
+    input = logits.detach().requires_grad_()
+    keywords = {"perturbation": Perturbation(temperature=0.7, **tables)}
+    loss = LF.cross_entropy(input, target, reduction="none", backend="cuda", **keywords)
+    (grad,) = torch.autograd.grad(loss, input, upstream)
+    # z of a label far from 0 is rounded
+    torch.testing.assert_close(loss.double(), expected[0], rtol=2e-6, atol=4e-5, equal_nan=True)
+    near = [0, 1, 4, 6, 7, 8, 9, 10]
+    torch.testing.assert_close(loss[near].double(), expected[0][near], rtol=2e-6, atol=1e-6)
+    tolerance = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 4e-6}[dtype]
+    least = 2.0**-24 if dtype == torch.float16 else 1e-7
+    torch.testing.assert_close(
+        grad[near].double(), expected[1][near], rtol=tolerance, atol=least
+    )
+    torch.testing.assert_close(
+        grad.double(), expected[1], rtol=tolerance + 4e-5, atol=least, equal_nan=True
+    )
+    assert torch.equal(grad[7:9], torch.zeros_like(grad[7:9]))

@@ -251,13 +251,17 @@ class Algebra {
     return perturbed(load(logits(r.index)[j]), j, r);
   }
 
+  LPL_DEVICE Acc scale_of(int j) const {
+    expect(exists(j));
+    return has(kTables) && p.scale ? table(p.scale)[j] : Acc(1);
+  }
+
   // dL/d offset of a column from its dL/dz.
   LPL_DEVICE Acc to_offset(Acc dz) const { return has(kTables) ? dz * inverse_temperature_ : dz; }
 
   // dL/dT from dL/d offset.
   LPL_DEVICE Acc to_input(Acc d_offset, Acc u, int j, const Row<Acc>& r) const {
-    expect(exists(j));
-    return to_input(d_offset, u, has(kTables) && p.scale ? table(p.scale)[j] : Acc(1), r);
+    return to_input(d_offset, u, scale_of(j), r);
   }
   LPL_DEVICE Acc to_input(Acc d_offset, Acc u, Acc scale, const Row<Acc>& r) const {
     Acc du = has(kTables) ? d_offset * scale : d_offset;

@@ -125,6 +125,16 @@ LPL_DEVICE inline void expect(bool holds) {
 #endif
 }
 
+// Keeps a place in a register, where the compiler would make it anew for every use.
+template <typename X>
+LPL_DEVICE inline void keep(X*& place) {
+#if defined(__CUDA_ARCH__)
+  asm("" : "+l"(place));
+#else
+  static_cast<void>(place);
+#endif
+}
+
 struct Nothing {};  // Body::Shared, a block's own memory, of bodies that need none
 
 template <typename Body, typename = void>

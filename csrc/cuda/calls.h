@@ -73,12 +73,21 @@ void launch_rows(Launcher& launch, const Call& call, bool stage, Sets sets) {
 }
 
 // Whether a call is one for rows beside each other: tables are all that it has of columns, and all
-// rows of logits and gradient begin at the same place in a line of memory.
+// rows of logits and gradient, and the tables, lie alike in lines of memory.
 template <typename T>
 bool shares_tables(const Call& call) {
+  using Acc = typename AccumulateOf<T>::type;
   const auto in_line = [](i64 stride) { return stride * i64(sizeof(T)) % 16 == 0; };
+  const auto place = [](const void* row) { return i64(reinterpret_cast<uintptr_t>(row) % 16); };
+  // of the table's number that is beside the first of a line of logits
+  const i64 before = place(call.p.input) / i64(sizeof(T)) * i64(sizeof(Acc));
+  const auto beside = [&](const void* table) {
+    return !table || (place(table) - before) % 16 == 0;
+  };
+  const bool alike = !call.out.grad || place(call.out.grad) == place(call.p.input);
   return !std::is_same<T, double>::value && serves(kTablesPath, call) && !serves(kBarePath, call) &&
-         in_line(call.p.row_stride) && (!call.out.grad || in_line(call.p.c));
+         in_line(call.p.row_stride) && (!call.out.grad || in_line(call.p.c)) && alike &&
+         beside(call.p.scale) && beside(call.p.offset);
 }
 
 using Lean = SetList<kBare, kTables, kEven, kLength, kTables | kLength, kPull, kMove>;
@@ -251,7 +260,7 @@ void cross_entropy(Launcher& launch, Call call) {
     learned_cross_entropy<T>(launch, call);
   else if constexpr (!std::is_same<T, double>::value)
     if (shares_tables<T>(call) && !again && p.n >= launch.many_rows())
-      launch.rows(StatisticsBody<T, kTables>(), call, Beside::groups(p.n), bytes, false);
+      launch.rows(StatisticsBody<T, kTables>(), call, groups_beside(p.n), bytes, false);
     else
       launch_rows<RowBody, T>(launch, call, again || p.n < launch.many_rows(), Lean());
   else
@@ -266,7 +275,7 @@ void gradient_of_rows(Launcher& launch, const Call& call) {
   const i64 bytes = call.p.c * i64(sizeof(T));
   if constexpr (!std::is_same<T, double>::value)
     if (shares_tables<T>(call) && !call.scratch.factor)
-      return launch.pieces(GradientsBody<T, kTables>(), call, Beside::groups(call.p.n), bytes);
+      return launch.pieces(GradientsBody<T, kTables>(), call, groups_beside(call.p.n), bytes);
   for_set<GradientBody, T>(call, Lean(),
                            [&](auto body) { launch.pieces(body, call, call.p.n, bytes); });
 }

@@ -32,6 +32,8 @@ class Exponential {
 
   LPL_DEVICE static Exponential near(Acc shift) { return Exponential(shift); }
   LPL_DEVICE explicit Exponential(Acc level) : level_(level) {}
+  // Of the same kind, so far above a logit.
+  LPL_DEVICE Exponential above(Acc z, Acc ahead) const { return near(z + ahead); }
 
   LPL_DEVICE Acc level() const { return level_; }
   // Near the level, as logits are.
@@ -56,6 +58,7 @@ class Exponential<float, true> {
 
   LPL_DEVICE static Exponential near(float shift) { return Exponential(shift * kLog2E); }
   LPL_DEVICE explicit Exponential(float level) : level_(level) {}
+  LPL_DEVICE Exponential above(float z, float ahead) const { return near(z + ahead); }
 
   LPL_DEVICE float level() const { return level_; }
   LPL_DEVICE float shift() const { return level_ * kLn2; }
@@ -65,6 +68,39 @@ class Exponential<float, true> {
   LPL_DEVICE float in(const Exponential& to) const { return exp2_of(level_ - to.level_); }
 
  private:
+  float level_;
+};
+
+// The same of logits that are still to be multiplied by one factor, for nothing: of(y) is
+// e^(factor·y) up to a factor that all share. y·(factor·log₂e) − level is rounded once; what the
+// product in brackets lacks changes differences of logits alone, as `unit` makes up for the rest.
+class FactorExponential {
+ public:
+  using Acc = float;
+
+  LPL_DEVICE explicit FactorExponential(float factor, float shift = 0)
+      : times_(factor * kLog2E),
+        lack_(std::fma(factor, kLog2E, -times_) / times_),
+        level_(shift * kLog2E) {}
+  LPL_DEVICE FactorExponential above(float y, float ahead) const {
+    FactorExponential e = *this;
+    e.level_ = std::fma(y, times_, ahead * kLog2E);
+    return e;
+  }
+
+  LPL_DEVICE float level() const { return level_; }
+  LPL_DEVICE float shift() const { return level_ / times_; }  // of y
+
+  LPL_DEVICE float of(float y) const { return exp2_of(std::fma(y, times_, -level_)); }
+  LPL_DEVICE float unit(float shift) const {
+    return exp2_of(level_ * lack_ - std::fma(shift, kLog2E, -level_));
+  }
+  // What turns a sum of of(y), in units of any level, into one of factor·y's Exponential of it.
+  LPL_DEVICE float made_up(float level) const { return exp2_of(level * lack_); }
+  LPL_DEVICE float in(const FactorExponential& to) const { return exp2_of(level_ - to.level_); }
+
+ private:
+  float times_, lack_;  // factor·log₂e, and how much of it that lacks
   float level_;
 };
 

@@ -51,6 +51,15 @@ struct BlocksOf<LearnedStatisticsBody<T, kSet>> : std::integral_constant<int, 2>
 template <>
 struct BlocksOf<RowStepsBody<float>> : std::integral_constant<int, 3> {};
 
+// Whether rows are never on chip, so that no blocks share one: what they would need of each other is
+// left out.
+template <typename Body>
+struct IsAlone : std::false_type {};
+template <typename Body>
+struct IsAlone<InTurns<Body>> : std::true_type {};
+template <typename T, Set kSet>
+struct IsAlone<StatisticsBody<T, kSet>> : std::true_type {};
+
 template <typename Body>
 constexpr int blocks_beside() {
   return sizeof(typename Body::Acc) == 8 ? 1 : BlocksOf<Body>::value;
@@ -65,6 +74,10 @@ __global__ void __launch_bounds__(ThreadsOf<Body>::value,
   __shared__ Arrivals arrivals;
   __shared__ typename Body::Shared shared;
   extern __shared__ __align__(128) char stage[];
+  if constexpr (IsAlone<Body>::value) {
+    blocks = 1;
+    fill = Fill::none;
+  }
   Team team(&exchange, &shared, fill == Fill::none ? nullptr : stage,
             fill == Fill::bulk ? &arrivals : nullptr, blocks);
   run_row<Body>(team, call, i64(blockIdx.x / unsigned(blocks)));
@@ -215,6 +228,7 @@ class Launcher {
     const Chip chip = this_chip();
     const RowKernel own = {i64(sizeof(Exchange) + sizeof(Arrivals) + sizeof(typename Body::Shared)),
                            ThreadsOf<Body>::value};
+    if (IsAlone<Body>::value && stage) throw std::logic_error("a row that is never on chip");
     const RowPlan plan = RowPlan::of(chip, own, n, bytes, stage);
     const Fill fill = plan.stage == 0                     ? Fill::none
                       : chip.clusters && copies_in_bulk() ? Fill::bulk

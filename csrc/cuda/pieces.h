@@ -123,6 +123,25 @@ class Pieces {
     return inside(j) && k >= begin_ && k < end_;
   }
 
+  // The columns first … of another row, which begins at the same place in a line of memory.
+  template <typename U>
+  LPL_DEVICE void put(U* row, int first, const Acc* x, Whole) const {
+    struct alignas(kBytes) {
+      U value[kSize];
+    } line;
+    store_all<kSize>(line.value, x);
+    write_once(reinterpret_cast<decltype(line)*>(row + first), line);
+  }
+  template <typename U>
+  LPL_DEVICE void put(U* row, int first, const Acc* x, Short) const {
+#pragma unroll
+    for (int v = 0; v < kSize; ++v)
+      if (inside(first + v)) store(row[first + v], x[v]);
+  }
+
+  // Whether it is in a piece of this thread.
+  LPL_DEVICE bool owns(int j) const { return inside(j) && mine((j + phase_) / kSize); }
+
   // A row of the same length to write to, which may begin elsewhere.
   template <typename U>
   class Target {
@@ -136,14 +155,7 @@ class Pieces {
     template <typename Kind>
     LPL_DEVICE void write(int first, const Acc* x, Kind) const {
       LPL_USUALLY(aligned_);
-      if (Kind::value && aligned_) {
-        struct alignas(kBytes) {
-          U value[kSize];
-        } line;
-        store_all<kSize>(line.value, x);
-        write_once(reinterpret_cast<decltype(line)*>(row_ + first), line);
-        return;
-      }
+      if (Kind::value && aligned_) return pieces_.put(row_, first, x, Whole());
 #pragma unroll
       for (int v = 0; v < kSize; ++v)
         if (Kind::value || pieces_.inside(first + v)) store(row_[first + v], x[v]);

@@ -92,6 +92,8 @@ class Gather {
  public:
   using Acc = typename E::Acc;
 
+  LPL_DEVICE explicit Gather(const E& e = E(0)) : e_(e) {}
+
   LPL_DEVICE const E& e() const { return e_; }
   LPL_DEVICE Acc level() const { return known_ ? e_.level() : Acc(-INFINITY); }
   LPL_DEVICE Acc rest() const { return rest_; }
@@ -101,32 +103,52 @@ class Gather {
   template <typename Moved>
   LPL_DEVICE void add(const Acc* z, Acc (&terms)[kSize], Moved moved) {
     Acc sum = exponentials(z, terms);
-    if (sum > kLarge<kLevel> || !known_) {
-      Acc most = known_ ? e_.shift() : Acc(-INFINITY);
+    if (sum > kLarge<kLevel> || !known_) sum = raised(sum, z, terms, moved);
+    rest_ += sum;
+  }
+
+  // The same without the logit at a place, if there is such a one, which becomes −∞: a piece is
+  // asked one question for both.
+  template <typename Moved>
+  LPL_DEVICE void add_without(int place, Acc* z, Acc (&terms)[kSize], Moved moved) {
+    Acc sum = exponentials(z, terms);
+    if (sum > kLarge<kLevel> || !known_ || unsigned(place) < unsigned(kSize)) {
 #pragma unroll
-      for (int v = 0; v < kSize; ++v) most = larger(z[v], most);
-      if (most > -INFINITY) {
-        // higher than it has to be yet: a warp takes this way as often as all its threads together
-        const E old = e_;
-        e_ = E::near(most + kAhead<kLevel>);
-        const Acc factor = known_ ? old.in(e_) : Acc(1);
-        rest_ *= factor;
-        moved(factor, old.shift() - e_.shift());
-        known_ = true;
-        sum = exponentials(z, terms);
-      }
+      for (int v = 0; v < kSize; ++v)
+        if (v == place) z[v] = -INFINITY;
+      sum = exponentials(z, terms);
+      if (sum > kLarge<kLevel> || !known_) sum = raised(sum, z, terms, moved);
     }
     rest_ += sum;
   }
 
  private:
+  // By a new level, if there is one to be found.
+  template <typename Moved>
+  LPL_DEVICE Acc raised(Acc sum, const Acc* z, Acc (&terms)[kSize], Moved moved) {
+    Acc most = known_ ? e_.shift() : Acc(-INFINITY);
+#pragma unroll
+    for (int v = 0; v < kSize; ++v) most = larger(z[v], most);
+    if (most > -INFINITY) {
+      // higher than it has to be yet: a warp takes this way as often as all its threads together
+      const E old = e_;
+      e_ = e_.above(most, kAhead<kLevel>);
+      const Acc factor = known_ ? old.in(e_) : Acc(1);
+      rest_ *= factor;
+      moved(factor, old.shift() - e_.shift());
+      known_ = true;
+      sum = exponentials(z, terms);
+    }
+    return sum;
+  }
+
   LPL_DEVICE Acc exponentials(const Acc* z, Acc (&terms)[kSize]) const {
 #pragma unroll
     for (int v = 0; v < kSize; ++v) terms[v] = e_.of(z[v]);
     return sum_of(terms);
   }
 
-  E e_{0};
+  E e_;
   bool known_ = false;
   Acc rest_ = 0;
 };
