@@ -225,9 +225,7 @@ def test_tables_and_a_temperature_beside_each_other(
     torch.testing.assert_close(loss[near].double(), expected[0][near], rtol=2e-6, atol=1e-6)
     tolerance = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 4e-6}[dtype]
     least = 2.0**-24 if dtype == torch.float16 else 1e-7
-    torch.testing.assert_close(
-        grad[near].double(), expected[1][near], rtol=tolerance, atol=least
-    )
+    torch.testing.assert_close(grad[near].double(), expected[1][near], rtol=tolerance, atol=least)
     torch.testing.assert_close(
         grad.double(), expected[1], rtol=tolerance + 4e-5, atol=least, equal_nan=True
     )
