@@ -80,7 +80,8 @@ def forms() -> Iterator[tuple[str, Case, Callable[[Tensor], Tensor], Tensor]]:
                 target = batch.target
 
                 def called(u: Tensor, y: Tensor = target, k: dict[str, Any] = others) -> Tensor:
-                    return LF.cross_entropy(u, y, backend="triton", **k).sum()
+                    losses: Tensor = LF.cross_entropy(u, y, backend="triton", **k)
+                    return losses.sum()
 
                 yield name, case, called, batch.logits
             else:

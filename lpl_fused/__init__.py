@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import functional, losses
+from .algebra.statistics import RowStatistics
 from .backends import backends, explain
 from .functional import MixedTarget
 from .norm import LogitClip, LogitNorm
@@ -48,6 +49,7 @@ __all__ = [
     "Perturbation",
     "Poly1",
     "RebalancedWeight",
+    "RowStatistics",
     "__version__",
     "backends",
     "explain",

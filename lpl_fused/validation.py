@@ -182,6 +182,14 @@ def checked_step_size(value: float) -> float:
     return NOT_NEGATIVE("step_size", value)
 
 
+EMPTY = Choice("nan", "zero")
+
+
+def empty_is_zero(empty: str) -> bool:
+    """Whether a mean over nothing is 0. (Of "nan" callers do not ask: it costs a call.)"""
+    return EMPTY("empty", empty) == "zero"
+
+
 def checked_normalizer(
     value: float | Tensor | None, reduction: int, input: Tensor
 ) -> Tensor | None:
@@ -442,8 +450,12 @@ class Shaped:
         unit = tensor.stride(1) == 1 or self.classes == 1
         return tensor if unit else tensor.contiguous()
 
+    def of_rows(self, numbers: Tensor) -> Tensor:
+        """Numbers of the rows in the shape of losses."""
+        return numbers.reshape(tuple(self.loss_shape))
+
     def restore(self, loss: Tensor, options: Options) -> Tensor:
-        return loss.reshape(tuple(self.loss_shape)) if options.reduction == NONE else loss
+        return self.of_rows(loss) if options.reduction == NONE else loss
 
 
 class Projected(Shaped):

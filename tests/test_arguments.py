@@ -37,6 +37,7 @@ NEEDED: dict[str, Any] = {
 }
 # another value, by argument; where the kind of the argument does not say it
 OTHER: dict[str, Any] = {
+    "empty": "zero",
     "weight": torch.arange(1.0, C + 1),
     "pos_weight": torch.arange(1.0, C + 1),
     "phi": Poly1(0.5),

@@ -208,3 +208,10 @@ def test_what_goes_with_what_is_what_is_tested() -> None:
     from docs import combinations
 
     assert combinations.PAGE.read_text() == combinations.page()
+
+
+def test_which_losses_go_where_is_what_is_tested() -> None:
+    """`python -m docs.without_logits` writes the page anew."""
+    from docs import without_logits
+
+    assert without_logits.PAGE.read_text() == without_logits.page()

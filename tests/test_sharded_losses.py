@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from linear_cases import HAVE, REFUSE, C, D
 from ranks import Ranks, alone
-from test_linear_losses import HAVE, REFUSE, C, D
 from test_sharded import error_of, of_all
 from torch import Tensor, nn
 

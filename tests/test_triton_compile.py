@@ -134,7 +134,7 @@ class Variant:
         """Of half of the columns, all that is to be had of a part."""
         backend, half = load("triton"), problem.columns(self.classes // 2, self.classes)
         known = begin(half._replace(steps=torch.ones(self.classes, dtype=torch.int32)))
-        for kind in (Kind.SIZE, Kind.MASS, Kind.DETAIL, Kind.RIVALS):
+        for kind in (Kind.SIZE, Kind.MASS, Kind.DETAIL, Kind.STATISTICS, Kind.RIVALS):
             if kind is not Kind.RIVALS or not half.dense:
                 backend.reduce(half, Round(kind), known)
         backend.perturbed(half, known, 0, self.classes // 2)
@@ -458,6 +458,7 @@ def test_every_kernel_is_compiled(reports: dict[str, list[Report]]) -> None:
         "mass_rows",
         "detail_rows",
         "rival_rows",
+        "statistic_rows",
         "perturb_rows",
         "weigh_rivals",
         "step_rows",

@@ -7,6 +7,7 @@ rows     what labels, weights and classes say of the rows of a batch, without th
 settle   from the sums of a round to what the next one wants to know, at last loss and terms
 learned  the learned perturbation: all steps of a row alone in its class, from its sums
 groups   the same of classes with several rows
+statistics  lse, entropy and correctness of rows, beside their loss
 sweep    all rounds of a problem, its columns in one part or in many
 
 Everything here is small tensors, one entry a row or a few, up to 512 heads a row in each part of a

@@ -30,6 +30,7 @@ class Kind(Enum):
     DETAIL = "detail"
     RIVALS = "rivals"
     GROUP = "group"
+    STATISTICS = "statistics"
 
 
 class Round(NamedTuple):
@@ -199,6 +200,48 @@ class Rivals(Part):
             columns=torch.cat([self.columns, other.columns], 1),
             logits=torch.cat([self.logits, other.logits], 1),
         )
+
+
+@dataclass(frozen=True)
+class Statistics(Part):
+    """What rows are told of beside their loss: see statistics.py. Rows that are ignored hold
+    anything."""
+
+    shift: Tensor  # max z_j, −inf of no columns
+    total: Tensor  # Σ e_j
+    heat: Tensor  # Σ e_j·(z_j − shift); what is at −inf adds nothing
+    top: Tensor  # max u_j, the raw logits; −inf of no columns
+    place: Tensor  # the first class that has it, numbered among all; inf of no columns
+    likely: Tensor  # of class probabilities the largest, −inf of no columns or of labels
+    aim: Tensor  # the first class that has it, likewise
+
+    beside = 2
+
+    def join(self, other: Statistics) -> Statistics:
+        shift = torch.maximum(self.shift, other.shift)
+        pair = (self, other)
+
+        def heat(part: Statistics) -> Tensor:
+            further = torch.where(part.shift == -torch.inf, 0.0, part.shift - finite(shift))
+            return rescaled(part.heat + part.total * further, part.shift, shift)
+
+        top, place = _first_largest((self.top, self.place), (other.top, other.place))
+        likely, aim = _first_largest((self.likely, self.aim), (other.likely, other.aim))
+        return Statistics(
+            shift=shift,
+            total=_sum(rescaled(part.total, part.shift, shift) for part in pair),
+            heat=_sum(heat(part) for part in pair),
+            top=top,
+            place=place,
+            likely=likely,
+            aim=aim,
+        )
+
+
+def _first_largest(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Of two values and where they are the larger; of equal ones that which is earlier."""
+    first = (one[0] > two[0]) | ((one[0] == two[0]) & (one[1] < two[1]))
+    return torch.where(first, one[0], two[0]), torch.where(first, one[1], two[1])
 
 
 def _numbers(part: Part) -> list[Tensor]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..problem import MEAN, Problem, accumulate_dtype
+from ..problem import MEAN, SUM, Problem, accumulate_dtype
 
 
 class Rows(NamedTuple):
@@ -110,10 +110,41 @@ def penalty_weight(problem: Problem, norm: Tensor) -> Tensor | None:
         return None
     if problem.dense:
         return norm / problem.input.shape[0]
-    counted = problem.target != problem.options.ignore_index
+    return norm / (~ignored_rows(problem)).sum()
+
+
+def ignored_rows(problem: Problem) -> Tensor:
+    """(N,) bool, of targets that are labels."""
+    ignored = problem.target == problem.options.ignore_index
     if problem.other is not None:
-        counted = counted | (problem.other != problem.options.ignore_index)
-    return norm / counted.sum()
+        ignored = ignored & (problem.other == problem.options.ignore_index)
+    return ignored
+
+
+def mean_as_sum(problem: Problem, *, of_nothing: float = torch.nan) -> Problem:
+    """The problem with a mean written as a sum that is divided, whose chunks add up.
+
+    Args:
+        of_nothing: the mean where what it divides by is 0: nan, or 0.
+    """
+    if problem.options.reduction != MEAN:
+        return problem
+    options = problem.options._replace(reduction=SUM)
+    norm = normalizer(problem)
+
+    def divisor(total: Tensor) -> Tensor:
+        return total if of_nothing != 0 else torch.where(total == 0, 1, total)
+
+    if not options.penalty:
+        return problem._replace(normalizer=divisor(norm), options=options)
+    # a penalty's mean is over the rows that count, whatever their weights
+    n = problem.input.shape[0]
+    counted = norm.new_full((), n) if problem.dense else (~ignored_rows(problem)).sum()
+    counted = divisor(counted.to(norm.dtype))
+    share = (counted / divisor(norm)).expand(n)
+    if problem.sample_weight is not None:
+        share = share * problem.sample_weight
+    return problem._replace(normalizer=counted, sample_weight=share.contiguous(), options=options)
 
 
 class Classes(NamedTuple):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..algebra import groups, learned
+from ..algebra import groups, learned, statistics
 from ..algebra.known import Known
 from ..algebra.parts import Kind, Part, Rivals, Round, Size
 from ..algebra.settle import rounds, settle
@@ -257,6 +257,8 @@ def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ..
 def reduce(problem: Problem, round: Round, known: Known) -> Part:
     if round.kind is Kind.GROUP:
         return groups.reduce(problem, round, known, perturbed)
+    if round.kind is Kind.STATISTICS:
+        return statistics.reduce(problem, known, perturbed)
     (n, width), dtype = problem.input.shape, accumulate_dtype(problem.input.dtype)
     part, kind = PARTS[round.kind], list(PARTS).index(round.kind)
     sums = Sums(torch.empty((n, len(part.numbers())), dtype=torch.float64, device=CPU))

@@ -8,13 +8,15 @@ What stands in `softmax.py` of the keywords holds here: these are its functions 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops, sharded
+from ..algebra.rows import mean_as_sum
+from ..algebra.statistics import RowStatistics
 from ..arguments import FLAG
 from ..backends import REFERENCE, resolve
 from ..backends.contract import Choose
@@ -28,13 +30,51 @@ from ..problem import TABLES, Problem
 from ..reference import cross_entropy as reference_cross_entropy
 from ..sharded import Built
 from ..tracing import only_autograd_follows
-from ..validation import Projected, Target, call_options, checked_step_size
-from .softmax import chooser, with_chosen_steps
+from ..validation import Projected, Target, call_options, checked_step_size, empty_is_zero
+from .softmax import chooser, row_statistics, with_chosen_steps
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .keywords import LinearKeywords, LinearLPLKeywords
 
 __all__ = ["linear_cross_entropy", "linear_lpl_cross_entropy"]
 
 _FIXED = tuple(name for name in Problem._fields if name not in ("input", "options", *TABLES))
 _MADE = f'use backend="{REFERENCE}", which makes all logits'
+
+
+@overload
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Target,
+    *,
+    return_stats: Literal[False] = False,
+    **keywords: Unpack[LinearKeywords],
+) -> Tensor: ...
+
+
+@overload
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Target,
+    *,
+    return_stats: Literal[True],
+    **keywords: Unpack[LinearKeywords],
+) -> tuple[Tensor, RowStatistics]: ...
+
+
+@overload
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Target,
+    *,
+    return_stats: bool,
+    **keywords: Unpack[LinearKeywords],
+) -> Any: ...
 
 
 def linear_cross_entropy(
@@ -47,6 +87,7 @@ def linear_cross_entropy(
     perturbation: Perturbation | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
+    empty: str = "nan",
     normalizer: float | Tensor | None = None,
     label_smoothing: float | Tensor = 0.0,
     phi: Phi = "log",
@@ -57,9 +98,10 @@ def linear_cross_entropy(
     sample_weight: Tensor | None = None,
     chunk_memory: int | None = None,
     gradient: str = "auto",
+    return_stats: bool = False,
     process_group: Any = None,
     backend: str = "auto",
-) -> Tensor:
+) -> Any:
     r"""`cross_entropy` of the logits u = input·linear_weightᵀ + linear_bias, which are never held:
 
         L = cross_entropy(linear(input, linear_weight, linear_bias), target, …)
@@ -75,15 +117,16 @@ def linear_cross_entropy(
             shape (…, C); or a `MixedTarget` of indices. (The classes are the last dimension, where
             `cross_entropy` has them second.)
         linear_bias: (C,).
-        weight, perturbation, ignore_index, reduction, normalizer, label_smoothing, phi, z_loss,
-            softcap, norm, penalty, sample_weight: as in `cross_entropy`. Rows that are ignored
-            take part in no product.
+        weight, perturbation, ignore_index, reduction, empty, normalizer, label_smoothing, phi,
+            z_loss, softcap, norm, penalty, sample_weight: as in `cross_entropy`. Rows that are
+            ignored take part in no product.
         chunk_memory: bytes, what the logits of a chunk may take. Default: half of what
             `linear_weight` takes, at least 64 MiB; no less than one row, in any case.
         gradient: "sweep": in the forward pass, for an upstream gradient of 1 by which the backward
             multiplies. Not float16, not "none". "statistics": in the backward pass, which makes
             the logits again (a fourth product), with no memory in between. "auto": the first where
             it can be.
+        return_stats: as in `cross_entropy`, of each chunk while its logits are there.
         process_group: as in `cross_entropy`: every rank has some classes, which are the rows of its
             `linear_weight`, and the same features. Their gradient is summed over the ranks, in the
             backward pass. Fused backends alone.
@@ -91,10 +134,11 @@ def linear_cross_entropy(
             other backend runs.
 
     Returns:
-        0-dim for "mean" and "sum", the shape of `target` for "none"; float32, float64 for float64
-        input. Gradients, for what requires one of input, layer and tables, come in their dtypes;
-        what requires none costs neither product nor memory. Of 16-bit weights they are summed over
-        chunks in float32. Differentiable once; backend="reference" differentiates twice.
+        The loss, with `return_stats` (loss, `RowStatistics`): 0-dim for "mean" and "sum", the shape
+        of `target` for "none"; float32, float64 for float64 input. Gradients, for what requires one
+        of input, layer and tables, come in their dtypes; what requires none costs neither product
+        nor memory. Of 16-bit weights they are summed over chunks in float32. Differentiable once;
+        backend="reference" differentiates twice.
 
     Raises:
         TypeError, ValueError: as `cross_entropy`.
@@ -123,11 +167,54 @@ def linear_cross_entropy(
             penalty=penalty,
             normalizer=normalizer,
         )
-        return Built(problem, resolve(backend, layer.device.type, layer.dtype))
+        found = resolve(backend, layer.device.type, layer.dtype)
+        zero = empty != "nan" and empty_is_zero(empty)
+        if return_stats is not False:
+            FLAG("return_stats", return_stats)
+        return Built(problem, found, None, zero, return_stats)
 
     arguments = input, linear_weight, linear_bias, target
     numbers = chunk_memory, gradient, process_group
     return _run("linear_cross_entropy", arguments, numbers, build)
+
+
+@overload
+def linear_lpl_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    steps: Tensor | Choose,
+    *,
+    step_size: float,
+    return_stats: Literal[False] = False,
+    **keywords: Unpack[LinearLPLKeywords],
+) -> Tensor: ...
+
+
+@overload
+def linear_lpl_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    steps: Tensor | Choose,
+    *,
+    step_size: float,
+    return_stats: Literal[True],
+    **keywords: Unpack[LinearLPLKeywords],
+) -> tuple[Tensor, RowStatistics]: ...
+
+
+@overload
+def linear_lpl_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    steps: Tensor | Choose,
+    *,
+    step_size: float,
+    return_stats: bool,
+    **keywords: Unpack[LinearLPLKeywords],
+) -> Any: ...
 
 
 def linear_lpl_cross_entropy(
@@ -143,6 +230,7 @@ def linear_lpl_cross_entropy(
     perturbation: Perturbation | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
+    empty: str = "nan",
     normalizer: float | Tensor | None = None,
     label_smoothing: float | Tensor = 0.0,
     phi: Phi = "log",
@@ -152,9 +240,10 @@ def linear_lpl_cross_entropy(
     sample_weight: Tensor | None = None,
     chunk_memory: int | None = None,
     gradient: str = "auto",
+    return_stats: bool = False,
     process_group: Any = None,
     backend: str = "auto",
-) -> Tensor:
+) -> Any:
     r"""`lpl_cross_entropy` of the logits u = input·linear_weightᵀ + linear_bias, never held.
 
     Rows are taken in the order of their labels, so that a class and its δ are in one chunk. A class
@@ -164,9 +253,9 @@ def linear_lpl_cross_entropy(
 
     Args:
         input, linear_weight, linear_bias, weight, perturbation, ignore_index, reduction,
-            normalizer, label_smoothing, phi, z_loss, softcap, norm, sample_weight, chunk_memory,
-            gradient, process_group, backend: as in `linear_cross_entropy`. Half as many rows fit in
-            a chunk.
+            empty, normalizer, label_smoothing, phi, z_loss, softcap, norm, sample_weight,
+            chunk_memory, gradient, return_stats, process_group, backend: as in
+            `linear_cross_entropy`. Half as many rows fit in a chunk.
         target: class indices, shape (…).
         steps, step_size, normalize: as in `lpl_cross_entropy`. For a function that makes the steps
             the logits are made once more.
@@ -199,7 +288,11 @@ def linear_lpl_cross_entropy(
             None if choose else steps,  # type: ignore[arg-type]
             normalizer=normalizer,
         )
-        return Built(problem, resolve(backend, layer.device.type, layer.dtype), choose)
+        found = resolve(backend, layer.device.type, layer.dtype)
+        zero = empty != "nan" and empty_is_zero(empty)
+        if return_stats is not False:
+            FLAG("return_stats", return_stats)
+        return Built(problem, found, choose, zero, return_stats)
 
     arguments = input, linear_weight, linear_bias, target
     numbers = chunk_memory, gradient, process_group
@@ -211,7 +304,7 @@ def _run(
     arguments: tuple[Tensor, Tensor, Tensor | None, Target],
     numbers: tuple[int | None, str, Any],
     build: Callable[[Projected], Built],
-) -> Tensor:
+) -> Any:
     """`arguments`: features, weight, bias, target; `numbers`: chunk_memory, gradient and
     process_group."""
     chunk_memory, form, process_group = numbers
@@ -221,7 +314,9 @@ def _run(
         )
     memory = checked_memory(chunk_memory)
     layer = Projected(*arguments)
-    problem, chosen, choose = build(layer)
+    problem, chosen, choose, zero, told = build(layer)
+    if zero:
+        problem = mean_as_sum(problem, of_nothing=0.0)
     options = problem.options
     if chosen == REFERENCE:
         if form != AUTO:
@@ -233,10 +328,13 @@ def _run(
         problem = problem._replace(input=logits)
         if choose is not None:
             problem = with_chosen_steps(problem, REFERENCE, choose)
-        return layer.restore(reference_cross_entropy(problem), options)
+        loss = layer.restore(reference_cross_entropy(problem), options)
+        return (loss, row_statistics(problem, REFERENCE, layer)) if told else loss
     _check_followed(layer, problem)
     given = ops.Layer(layer.features, layer.weight, layer.bias, layer.dtype, memory)
-    return layer.restore(ops.linear.cross_entropy(given, problem, chosen, choose, form), options)
+    loss, found = ops.linear.cross_entropy(given, problem, chosen, choose, form, told)
+    loss = layer.restore(loss, options)
+    return loss if found is None else (loss, RowStatistics(*map(layer.of_rows, found)))
 
 
 def _check_followed(layer: Projected, problem: Problem) -> None:

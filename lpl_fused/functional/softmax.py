@@ -9,14 +9,15 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops, reference, sharded
-from ..algebra.rows import present
+from ..algebra.rows import mean_as_sum, present
+from ..algebra.statistics import RowStatistics
 from ..algebra.sweep import with_steps
 from ..arguments import FLAG, OFF_OR_NOT_NEGATIVE
 from ..backends import OVERRIDE, REFERENCE, SMALL, cpp, resolve
@@ -35,28 +36,39 @@ from ..validation import (
     Target,
     call_options,
     checked_step_size,
+    empty_is_zero,
     integer,
 )
 from . import two_labels
 from .differentiable import Fixed
 from .inplace import check_form
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .keywords import CrossEntropyKeywords, LPLKeywords
+
 P = ParamSpec("P")
 
 __all__ = ["MixedTarget", "cross_entropy", "lpl_cross_entropy", "lpl_perturbation"]
 
 
+_TWO_SOFTMAXES = (
+    "return_stats: expected one label per row, or tables that are the same for all labels: with a"
+    " margin, a row by label or a learned perturbation a MixedTarget has two softmaxes"
+)
+
 # arguments with which torch's function does what ours does; every other one must be off
 _TORCHS = "input", "target", "ignore_index", "reduction", "perturbation"
 
 
-def _left_to_torch(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+def _left_to_torch(function: Callable[P, Any]) -> Callable[P, Any]:
     """`function`, a cross-entropy, but for calls that torch's does as well and faster."""
     parameters = inspect.signature(function).parameters.values()
     off = {p.name: p.default for p in parameters if p.name not in _TORCHS}
 
     @functools.wraps(function)
-    def call(input: Tensor, target: Target, *others: Any, **keywords: Any) -> Tensor:
+    def call(input: Tensor, target: Target, *others: Any, **keywords: Any) -> Any:
         if (
             OVERRIDE == "auto"
             and not others
@@ -151,6 +163,39 @@ def _moved(input: Tensor, perturbation: Perturbation | None) -> Tensor | None:
     return input * scale if offset is None else torch.addcmul(offset, input, scale)
 
 
+@overload
+def cross_entropy(
+    input: Tensor,
+    target: Target,
+    weight: Tensor | None = None,
+    *,
+    return_stats: Literal[False] = False,
+    **keywords: Unpack[CrossEntropyKeywords],
+) -> Tensor: ...
+
+
+@overload
+def cross_entropy(
+    input: Tensor,
+    target: Target,
+    weight: Tensor | None = None,
+    *,
+    return_stats: Literal[True],
+    **keywords: Unpack[CrossEntropyKeywords],
+) -> tuple[Tensor, RowStatistics]: ...
+
+
+@overload
+def cross_entropy(
+    input: Tensor,
+    target: Target,
+    weight: Tensor | None = None,
+    *,
+    return_stats: bool,
+    **keywords: Unpack[CrossEntropyKeywords],
+) -> Any: ...
+
+
 @_left_to_torch
 def cross_entropy(
     input: Tensor,
@@ -160,6 +205,7 @@ def cross_entropy(
     perturbation: Perturbation | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
+    empty: str = "nan",
     normalizer: float | Tensor | None = None,
     label_smoothing: float | Tensor = 0.0,
     phi: Phi = "log",
@@ -169,9 +215,10 @@ def cross_entropy(
     penalty: MarginPenalty | None = None,
     sample_weight: Tensor | None = None,
     gradient: str = "auto",
+    return_stats: bool = False,
     process_group: Any = None,
     backend: str = "auto",
-) -> Tensor:
+) -> Any:
     r"""Softmax cross-entropy of class-level perturbed logits, fused with its backward.
 
     Without the keywords that `torch.nn.functional.cross_entropy` lacks it is that function. With
@@ -197,6 +244,8 @@ def cross_entropy(
         ignore_index: rows with this label count nothing. Class indices only.
         reduction: "none", "mean" or "sum". As in torch the mean divides by the summed class weights
             of the targets (by the number of rows for class probabilities), times sample weights.
+        empty: what a mean over nothing is, where no row counts or all that count weigh 0: "nan", as
+            in torch, or "zero", with gradients of 0 (a batch of padding alone, say).
         normalizer: beside reduction "sum" alone, a number > 0 or a 0-dim tensor: the sum, penalties
             included, is divided by it. Where gradients accumulate over several batches that is the
             number of labels of all of them, which keeps each batch's upstream gradient at 1: what
@@ -224,6 +273,9 @@ def cross_entropy(
             of float64, float32 and bfloat16 where no table learns (C++: for "none", too, but for 16
             bits; CUDA: not beside a scale or an offset, of which several rows then share what is
             read), else "statistics".
+        return_stats: also gives a `RowStatistics`: lse, entropy and correctness of every row, by
+            one more reduction over the logits; the loss is what it is without. docs/evaluation.md
+            says what that costs.
         process_group: a `torch.distributed.ProcessGroup`, or a DeviceMesh of one dimension, whose
             ranks have some of the classes each, in the order of their ranks: `input` (and class
             probabilities) are of this rank's, which may be none; labels are those of all classes,
@@ -237,9 +289,9 @@ def cross_entropy(
             most `backends.SMALL`.
 
     Returns:
-        0-dim for "mean" and "sum", the shape of `target` for "none"; float32, float64 for float64
-        input. Gradients come in `input`'s dtype, and for tables that require grad in theirs. An
-        empty mean (no row counts) is nan, as in torch. Differentiable once; backend="reference"
+        The loss, with `return_stats` (loss, `RowStatistics`): 0-dim for "mean" and "sum", the shape
+        of `target` for "none"; float32, float64 for float64 input. Gradients come in `input`'s
+        dtype, and for tables that require grad in theirs. Differentiable once; backend="reference"
         differentiates twice and works under `torch.func`.
 
     Raises:
@@ -275,17 +327,64 @@ def cross_entropy(
         found = _resolve(backend, problem)
         if gradient != AUTO:
             check_form(gradient, shaped.input, found)
-        return Built(problem, found)
+        zero = empty != "nan" and empty_is_zero(empty)
+        if return_stats is not False:
+            FLAG("return_stats", return_stats)
+        return Built(problem, found, None, zero, return_stats)
 
     if (process_group is not None or type(input) not in PLAIN) and is_sharded(input, process_group):
         return sharded.cross_entropy("cross_entropy", input, target, process_group, gradient, build)
     shaped = Shaped(input, target)
-    problem, found, _ = build(shaped)
+    problem, found, _, zero, _ = build(shaped)
+    if zero:
+        problem = mean_as_sum(problem, of_nothing=0.0)
     if problem.other is not None and problem.by_label:
+        if return_stats:
+            raise ValueError(_TWO_SOFTMAXES)
         loss = _of_two_labels(problem, found, gradient)
     else:
         loss = _run(problem, found, form=gradient)
-    return shaped.restore(loss, problem.options) if problem.options.reduction == NONE else loss
+    loss = shaped.restore(loss, problem.options) if problem.options.reduction == NONE else loss
+    return (loss, row_statistics(problem, found, shaped)) if return_stats else loss
+
+
+@overload
+def lpl_cross_entropy(
+    input: Tensor,
+    target: Target,
+    steps: Tensor | Choose,
+    weight: Tensor | None = None,
+    *,
+    step_size: float,
+    return_stats: Literal[False] = False,
+    **keywords: Unpack[LPLKeywords],
+) -> Tensor: ...
+
+
+@overload
+def lpl_cross_entropy(
+    input: Tensor,
+    target: Target,
+    steps: Tensor | Choose,
+    weight: Tensor | None = None,
+    *,
+    step_size: float,
+    return_stats: Literal[True],
+    **keywords: Unpack[LPLKeywords],
+) -> tuple[Tensor, RowStatistics]: ...
+
+
+@overload
+def lpl_cross_entropy(
+    input: Tensor,
+    target: Target,
+    steps: Tensor | Choose,
+    weight: Tensor | None = None,
+    *,
+    step_size: float,
+    return_stats: bool,
+    **keywords: Unpack[LPLKeywords],
+) -> Any: ...
 
 
 def lpl_cross_entropy(
@@ -300,6 +399,7 @@ def lpl_cross_entropy(
     perturbation: Perturbation | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
+    empty: str = "nan",
     normalizer: float | Tensor | None = None,
     label_smoothing: float | Tensor = 0.0,
     phi: Phi = "log",
@@ -308,9 +408,10 @@ def lpl_cross_entropy(
     norm: Norm | None = None,
     sample_weight: Tensor | None = None,
     gradient: str = "auto",
+    return_stats: bool = False,
     process_group: Any = None,
     backend: str = "auto",
-) -> Tensor:
+) -> Any:
     r"""Cross-entropy under the learned class-level logit perturbation (LPL; Li, Su, Wu, Zhang).
 
     All rows I_c of a class c in the batch share one δ_c, found by |steps[c]| steps of a PGD-like
@@ -327,13 +428,14 @@ def lpl_cross_entropy(
         g = Σ_i λ_ic·(softmax(z_i + δ_c) − e_c) / Σ_i λ_ic        λ_ic: the row's share of class c
 
     Args:
-        input, weight, perturbation, ignore_index, reduction, normalizer, label_smoothing, phi,
-            z_loss, softcap, norm, sample_weight, gradient, process_group, backend: as in
-            `cross_entropy`. Ignored
-            rows take no part in δ. "auto" is "statistics" where the backend leaves the numbers that
-            δ is made of; else that finds δ twice. Not "inplace".
+        input, weight, perturbation, ignore_index, reduction, empty, normalizer, label_smoothing,
+            phi, z_loss, softcap, norm, sample_weight, gradient, return_stats, process_group,
+            backend: as in `cross_entropy`. Ignored rows take no part in δ. gradient="auto" is
+            "statistics" where the backend leaves the numbers that δ is made of; else that finds δ
+            twice. Not "inplace". For `return_stats` δ is found once more, as a table (N, C).
         target: class indices, or a `MixedTarget` of them. That takes 2·|steps| sweeps in plain
-            PyTorch for δ, and the fused loss twice; neither gradient="inplace" nor process_group.
+            PyTorch for δ, and the fused loss twice; neither gradient="inplace" nor process_group,
+            and no `return_stats`.
         steps: (C,), integer; 0 leaves a class untouched. Or a function that makes them from the
             batch: it is called once with the unweighted cross-entropy of z of every row (the shape
             of `target`, 0 where ignored, no gradient), for which no row is swept twice. Of a
@@ -377,26 +479,37 @@ def lpl_cross_entropy(
             given,  # type: ignore[arg-type]
             normalizer=normalizer,
         )
+        zero = empty != "nan" and empty_is_zero(empty)
+        if return_stats is not False:
+            FLAG("return_stats", return_stats)
         if through_perturbation:  # who runs is seen with its gradient
-            return Built(problem, backend, choose)
+            return Built(problem, backend, choose, zero, return_stats)
         found = _resolve(backend, problem)
         if gradient != AUTO:
             check_form(gradient, shaped.input, found)
-        return Built(problem, found, choose)
+        return Built(problem, found, choose, zero, return_stats)
 
     if (process_group is not None or type(input) not in PLAIN) and is_sharded(input, process_group):
         return sharded.cross_entropy(
             "lpl_cross_entropy", input, target, process_group, gradient, build
         )
     shaped = Shaped(input, target)
-    problem, found, choose = build(shaped)
+    problem, found, choose, zero, _ = build(shaped)
+    if zero:
+        problem = mean_as_sum(problem, of_nothing=0.0)
+    runs = _resolve(found, problem) if return_stats and through_perturbation else found
+    if return_stats and problem.other is not None:
+        raise ValueError(_TWO_SOFTMAXES)
+    if return_stats and choose is not None:
+        problem, choose = with_chosen_steps(problem, runs, choose), None
     if problem.other is not None:
         loss = _of_two_labels(problem, _resolve(found, problem), gradient, choose)
     elif through_perturbation:
         loss = _through_perturbation(problem, found, choose, gradient)
     else:
         loss = _run(problem, found, choose, gradient)
-    return shaped.restore(loss, problem.options) if problem.options.reduction == NONE else loss
+    loss = shaped.restore(loss, problem.options) if problem.options.reduction == NONE else loss
+    return (loss, row_statistics(problem, runs, shaped)) if return_stats else loss
 
 
 def lpl_perturbation(
@@ -445,7 +558,7 @@ def lpl_perturbation(
 
     if (process_group is not None or type(input) not in PLAIN) and is_sharded(input, process_group):
         return sharded.lpl_perturbation(input, target, process_group, build)
-    problem, found, _ = build(Shaped(input, target))
+    problem, found, *_ = build(Shaped(input, target))
     if problem.other is not None:
         reference.check_labels(problem)
         problem, found = two_labels.members(problem), REFERENCE
@@ -478,6 +591,15 @@ def _of_two_labels(
     return two_labels.cross_entropy(
         problem, lambda half: _run(half, backend, form=form), form, choose
     )
+
+
+def row_statistics(problem: Problem, backend: str, shaped: Shaped) -> RowStatistics:
+    """What rows are told of beside their loss, on a backend that was resolved."""
+    if backend == REFERENCE:
+        found = reference.row_statistics(problem)
+    else:
+        found = ops.row_statistics(problem, backend)
+    return RowStatistics(*map(shaped.of_rows, found))
 
 
 def chooser(shaped: Shaped, steps: Choose) -> Choose:

@@ -115,7 +115,7 @@ class ArcFaceLoss(CrossEntropyLoss):
     def perturbation(self, logits: Tensor) -> Perturbation:
         return Perturbation(temperature=1 / self.s)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         input: Tensor,
         target: Target,

@@ -165,8 +165,8 @@ class LADELoss(CrossEntropyLoss):
         cls_num_list: (C,) training samples per class; 0: see `class_stats.checked_counts`.
         lader_weight: w ≥ 0, default 0.1, the authors' (iNaturalist: 0.05).
         regularizer: r ≥ 0, default 0.1, the authors' (iNaturalist: 0.5).
-        **keywords: of `CrossEntropyLoss`; `reduction` is "mean". The class indices of the target
-            are needed. `weight`, φ and smoothing act on the first term alone.
+        **keywords: of `CrossEntropyLoss`; `reduction` is "mean", `empty` "nan". The class indices
+            of the target are needed. `weight`, φ and smoothing act on the first term alone.
 
     Raises:
         ValueError: bad counts, numbers or reduction; a target that is not class indices.
@@ -182,6 +182,7 @@ class LADELoss(CrossEntropyLoss):
         "lader_weight": live(NOT_NEGATIVE),
         "regularizer": live(NOT_NEGATIVE),
         "reduction": live(Choice("mean")),  # R couples the batch
+        "empty": fixed(Choice("nan")),  # R of no rows is none
     }
 
     def __init__(

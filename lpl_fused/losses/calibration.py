@@ -32,6 +32,7 @@ from ..validation import Target, checked_normalizer
 from .cross_entropy import CrossEntropyLoss
 from .module import LossModule, Reducing, counted, of_part
 from .multilabel import MultiLabelLoss
+from .rows import mean_divisor
 
 
 class LabelAwareSmoothingLoss(CrossEntropyLoss):
@@ -150,7 +151,8 @@ class _MarginLoss(LossModule):
         *,
         normalizer: float | Tensor | None = None,
         chunk_memory: int | None = None,
-    ) -> Tensor:
+        return_stats: bool = False,
+    ) -> Any:
         """As that of `CrossEntropyLoss`, of such a base."""
         base = self._fused_base()
         if base is None:
@@ -171,6 +173,7 @@ class _MarginLoss(LossModule):
             penalty=self.margin_penalty(),
             normalizer=normalizer,
             chunk_memory=chunk_memory,
+            return_stats=return_stats,
             **base.keywords(),
         )
 
@@ -178,7 +181,12 @@ class _MarginLoss(LossModule):
         """Raises ValueError where the logits are not of the loss's classes."""
 
     def forward(
-        self, input: Tensor, target: Target, *, normalizer: float | Tensor | None = None
+        self,
+        input: Tensor,
+        target: Target,
+        *,
+        normalizer: float | Tensor | None = None,
+        return_stats: bool = False,
     ) -> Tensor:
         base = self._fused_base()
         if base is not None:
@@ -187,13 +195,19 @@ class _MarginLoss(LossModule):
             except Exception as error:
                 refused(input, base.process_group, error)
                 raise
-            return functional.cross_entropy(
+            fused: Tensor = functional.cross_entropy(
                 input,
                 target,
                 perturbation=tables,
                 penalty=self.margin_penalty(),
                 normalizer=normalizer,
+                return_stats=return_stats,
                 **base.keywords(),
+            )
+            return fused
+        if return_stats:
+            raise NotImplementedError(
+                f"return_stats: {type(self.base).__name__}, the base, looks at the logits itself"
             )
         input = input.to(accumulate_dtype(input.dtype))  # the sum of two gradients is rounded
         divisor = checked_normalizer(normalizer, REDUCTIONS[self.reduction], input)
@@ -206,7 +220,7 @@ class _MarginLoss(LossModule):
             return loss + penalty
         total = penalty.sum()
         if self.reduction == "mean":
-            return loss + total / rows.sum()
+            return loss + total / mean_divisor(rows.sum(), getattr(self.base, "empty", "nan"))
         return loss + total if divisor is None else (loss + total) / divisor
 
 
@@ -366,10 +380,15 @@ class CALSLoss(Reducing, _MarginLoss):
         return super().excess(input)
 
     def forward(
-        self, input: Tensor, target: Target, *, normalizer: float | Tensor | None = None
+        self,
+        input: Tensor,
+        target: Target,
+        *,
+        normalizer: float | Tensor | None = None,
+        return_stats: bool = False,
     ) -> Tensor:
         self._expect_classes(input)
-        return super().forward(input, target, normalizer=normalizer)
+        return super().forward(input, target, normalizer=normalizer, return_stats=return_stats)
 
     def _expect_classes(self, input: Tensor) -> None:
         if getattr(self.base, "process_group", None) is not None:

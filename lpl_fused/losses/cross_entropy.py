@@ -28,7 +28,7 @@ from ..perturbation import Perturbation, chained
 from ..phi import Focal, Phi, checked_phi
 from ..problem import REDUCTIONS
 from ..sharded import PartOfLayer, group_of, refused
-from ..validation import Projected, Target
+from ..validation import EMPTY, Projected, Target
 from .module import LossModule
 
 
@@ -51,7 +51,7 @@ class CrossEntropyLoss(LossModule):
 
     Args:
         weight: (C,) class weights; a buffer, may be assigned at any time (DRW does).
-        ignore_index, reduction, label_smoothing, phi, z_loss, norm, gradient, backend: as in
+        ignore_index, reduction, empty, label_smoothing, phi, z_loss, norm, gradient, backend: as in
             `functional.cross_entropy`.
         process_group: the ranks that have some of the classes each, as in
             `functional.cross_entropy`; counts and tables of the loss are those of all classes. For
@@ -62,7 +62,8 @@ class CrossEntropyLoss(LossModule):
 
     Called with `perturbation=…` it applies those tables after its own (logit-adjusted CosFace,
     say); see `Perturbation.then`. Called with `normalizer=…`, beside reduction "sum", it divides by
-    that: see `functional.cross_entropy`. `linear` takes features and a classifier's weight in place
+    that: see `functional.cross_entropy`. Called with `return_stats=True` it gives (loss,
+    `lpl_fused.RowStatistics`). `linear` takes features and a classifier's weight in place
     of logits; losses that look at these refuse it by name.
 
     Shapes: logits (C,), (N, C) or (N, C, d1, …); targets as in `functional.cross_entropy`.
@@ -83,6 +84,7 @@ class CrossEntropyLoss(LossModule):
         "weight": live(CLASS_WEIGHTS),
         "ignore_index": live(Integer()),
         "reduction": REDUCTION,
+        "empty": live(EMPTY),
         "label_smoothing": live(SMOOTHING),
         "phi": live(checked_phi),
         "z_loss": live(OFF_OR_NOT_NEGATIVE),
@@ -100,6 +102,7 @@ class CrossEntropyLoss(LossModule):
         *,
         ignore_index: int = -100,
         reduction: str = "mean",
+        empty: str = "nan",
         label_smoothing: float = 0.0,
         phi: Phi = "log",
         z_loss: float = 0.0,
@@ -114,6 +117,7 @@ class CrossEntropyLoss(LossModule):
         self.register_weight("weight", weight)
         self.ignore_index = ignore_index
         self.reduction = reduction
+        self.empty = empty
         self.label_smoothing = label_smoothing
         self.phi = phi
         self.z_loss = z_loss
@@ -148,6 +152,7 @@ class CrossEntropyLoss(LossModule):
             "weight": self.weight,
             "ignore_index": self.ignore_index,
             "reduction": self.reduction,
+            "empty": self.empty,
             "label_smoothing": self.label_smoothing,
             "phi": self.phi,
             "z_loss": self.z_loss,
@@ -163,7 +168,8 @@ class CrossEntropyLoss(LossModule):
         *,
         perturbation: Perturbation | None = None,
         normalizer: float | Tensor | None = None,
-    ) -> Tensor:
+        return_stats: bool = False,
+    ) -> Tensor:  # with return_stats (loss, RowStatistics); who calls a module gets Any
         try:
             tables = self.perturbation(input)
             if perturbation is not None:
@@ -171,9 +177,15 @@ class CrossEntropyLoss(LossModule):
         except Exception as error:
             refused(input, self.process_group, error)
             raise
-        return functional.cross_entropy(
-            input, target, perturbation=tables, normalizer=normalizer, **self.keywords()
+        loss: Tensor = functional.cross_entropy(
+            input,
+            target,
+            perturbation=tables,
+            normalizer=normalizer,
+            return_stats=return_stats,
+            **self.keywords(),
         )
+        return loss
 
     @property
     def has_linear(self) -> bool:
@@ -189,7 +201,8 @@ class CrossEntropyLoss(LossModule):
         perturbation: Perturbation | None = None,
         normalizer: float | Tensor | None = None,
         chunk_memory: int | None = None,
-    ) -> Tensor:
+        return_stats: bool = False,
+    ) -> Any:
         """The loss of the logits input·linear_weightᵀ + linear_bias, which nobody holds: they come
         in chunks, see `functional.linear_cross_entropy`, which says what shapes there are.
 
@@ -212,6 +225,7 @@ class CrossEntropyLoss(LossModule):
             perturbation=tables,
             normalizer=normalizer,
             chunk_memory=chunk_memory,
+            return_stats=return_stats,
             **self.keywords(),
         )
 

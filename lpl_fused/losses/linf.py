@@ -80,8 +80,9 @@ class LInfHingeLoss(CrossEntropyLoss):
         *,
         ignore_index: int = -100,
         reduction: str = "mean",
+        empty: str = "nan",
     ) -> None:
-        super().__init__(weight, ignore_index=ignore_index, reduction=reduction)
+        super().__init__(weight, ignore_index=ignore_index, reduction=reduction, empty=empty)
         self.epsilon, self.mix = epsilon, mix
 
     def forward(  # type: ignore[override]
@@ -94,7 +95,7 @@ class LInfHingeLoss(CrossEntropyLoss):
         positive, dim = margins.clamp(min=0), class_dim(input)
         value = (1 - self.mix) * positive.amax(dim) + self.mix * positive.mean(dim)
         weights = row_weights(target, label, value, self)
-        return reduced(weights * value, weights, self.reduction)
+        return reduced(weights * value, weights, self.reduction, self.empty)
 
 
 class LInfMixtureLoss(CrossEntropyLoss):
@@ -158,5 +159,5 @@ class LInfMixtureLoss(CrossEntropyLoss):
         margins = certified_margins(blanked(input, target, self.ignore_index), label, self.epsilon)
         hinge = margins.amax(class_dim(input)).clamp(0, self.clip)
         weights = row_weights(target, label, hinge, self)
-        hinge = reduced(weights * hinge, weights, self.reduction)
+        hinge = reduced(weights * hinge, weights, self.reduction, self.empty)
         return hinge + self.strength * super().forward(input, target, perturbation=perturbation)

@@ -268,9 +268,16 @@ class LPLLoss(Reducing, CrossEntropyLoss):
         *,
         perturbation: Perturbation | None = None,
         normalizer: float | Tensor | None = None,
+        return_stats: bool = False,
     ) -> Tensor:
         if not self.training:
-            return super().forward(input, target, perturbation=perturbation, normalizer=normalizer)
+            return super().forward(
+                input,
+                target,
+                perturbation=perturbation,
+                normalizer=normalizer,
+                return_stats=return_stats,
+            )
         try:
             tables = chained(self.perturbation(input), perturbation)
         except Exception as error:
@@ -289,9 +296,9 @@ class LPLLoss(Reducing, CrossEntropyLoss):
                 VARIANTS[self.variant],
                 self.counts,
                 self.num_head,
-                keywords=self.keywords(),
+                keywords={**self.keywords(), "return_stats": return_stats},
             )
-        return functional.lpl_cross_entropy(
+        loss: Tensor = functional.lpl_cross_entropy(
             input,
             target,
             self._steps_of(target),
@@ -300,8 +307,10 @@ class LPLLoss(Reducing, CrossEntropyLoss):
             through_perturbation=self.through_perturbation,
             perturbation=tables,
             normalizer=normalizer,
+            return_stats=return_stats,
             **self.keywords(),
         )
+        return loss
 
     def linear(  # type: ignore[override]
         self,
@@ -313,7 +322,8 @@ class LPLLoss(Reducing, CrossEntropyLoss):
         perturbation: Perturbation | None = None,
         normalizer: float | Tensor | None = None,
         chunk_memory: int | None = None,
-    ) -> Tensor:
+        return_stats: bool = False,
+    ) -> Any:
         """As that of `CrossEntropyLoss`; in training not of a variant, nor through the steps."""
         try:
             layer = self.layer(input, linear_weight, linear_bias, target)
@@ -328,6 +338,7 @@ class LPLLoss(Reducing, CrossEntropyLoss):
             "perturbation": tables,
             "normalizer": normalizer,
             "chunk_memory": chunk_memory,
+            "return_stats": return_stats,
             **self.keywords(),
         }
         if not self.training:

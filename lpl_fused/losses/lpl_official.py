@@ -100,7 +100,8 @@ def official_cross_entropy(
     if variant.differentiable:
         keywords = {**keywords, "backend": "reference"}
     perturbation = Perturbation(offset=offset, rows=delta, row_index=slot.reshape(target.shape))
-    return functional.cross_entropy(input, target, perturbation=perturbation, **keywords)
+    loss: Tensor = functional.cross_entropy(input, target, perturbation=perturbation, **keywords)
+    return loss
 
 
 def official_adjustment(counts: Tensor) -> Tensor:

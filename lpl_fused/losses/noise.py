@@ -29,7 +29,7 @@ class NoiseLoss(CrossEntropyLoss):
         super().__init__(**keywords)
         self.sigma = sigma
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         input: Tensor,
         target: Target,

@@ -209,7 +209,7 @@ class TruncatedGCELoss(Reducing, CrossEntropyLoss):
         )
         weights = row_weights(target, label, value, self)
         value = torch.where(kept, value - weights * self.bound, 0.0)
-        return reduced(value, weights, self.reduction)
+        return reduced(value, weights, self.reduction, self.empty)
 
 
 class Poly1Loss(CrossEntropyLoss):
@@ -281,7 +281,7 @@ class T5XCrossEntropyLoss(CrossEntropyLoss):
     Args:
         label_smoothing: ε in [0, (C − 1)/C], default 0.0.
         z_loss: λ ≥ 0, default 0.0; 1e-4 is PaLM's.
-        ignore_index, reduction, backend: of `CrossEntropyLoss`.
+        ignore_index, reduction, empty, backend: of `CrossEntropyLoss`.
 
     Raises:
         TypeError: `label_smoothing` is a tensor.
@@ -308,11 +308,13 @@ class T5XCrossEntropyLoss(CrossEntropyLoss):
         *,
         ignore_index: int = -100,
         reduction: str = "mean",
+        empty: str = "nan",
         backend: str = "auto",
     ) -> None:
         super().__init__(
             ignore_index=ignore_index,
             reduction=reduction,
+            empty=empty,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
             backend=backend,
@@ -335,4 +337,4 @@ class T5XCrossEntropyLoss(CrossEntropyLoss):
         entropy = 0.0
         if epsilon > 0:
             entropy = -(1 - epsilon) * math.log1p(-epsilon) - epsilon * math.log(epsilon / rivals)
-        return reduced(value - weights * entropy, weights, self.reduction)
+        return reduced(value - weights * entropy, weights, self.reduction, self.empty)

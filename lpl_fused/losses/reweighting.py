@@ -26,7 +26,7 @@ from ..phi import checked_phi
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
 from .module import DeferredStart, Reducing, counted
-from .rows import class_indices, expect_classes
+from .rows import class_indices, expect_classes, mean_divisor
 
 
 class CDBLoss(Reducing, CrossEntropyLoss):
@@ -115,7 +115,7 @@ class CDBLoss(Reducing, CrossEntropyLoss):
         self.weight.copy_(difficulty_weights(difficulty, self.tau))
         self.difficulty.copy_(difficulty)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         input: Tensor,
         target: Target,
@@ -129,8 +129,8 @@ class CDBLoss(Reducing, CrossEntropyLoss):
             raise ValueError('normalizer: divides a sum, expected reduction="sum"')
         keywords = {**self.keywords(), "reduction": "sum"}
         tables = chained(self.perturbation(input), perturbation)
-        total = functional.cross_entropy(input, target, perturbation=tables, **keywords)
-        return total / counted(target, self.ignore_index).sum()
+        total: Tensor = functional.cross_entropy(input, target, perturbation=tables, **keywords)
+        return total / mean_divisor(counted(target, self.ignore_index).sum(), self.empty)
 
     def extra_repr(self) -> str:
         return f"tau={self.tau!r}, normalization={self.normalization!r}, {super().extra_repr()}"
@@ -152,9 +152,9 @@ class IBLoss(DeferredStart, CrossEntropyLoss):
         start_epoch: see `set_epoch`; default 100, the authors'.
         detach: f is a constant in the backward pass. Default False: the authors' code
             differentiates it, ‖h‖₁ included.
-        **keywords: `weight`, `ignore_index`, `reduction`, `backend` of `CrossEntropyLoss`. `weight`
-            multiplies w·f·ℓ ("mean" divides by the number of rows, all the same). f needs p_y, so
-            φ, smoothing and z-loss do not compose.
+        **keywords: `weight`, `ignore_index`, `reduction`, `empty`, `backend` of
+            `CrossEntropyLoss`. `weight` multiplies w·f·ℓ ("mean" divides by the number of rows, all
+            the same). f needs p_y, so φ, smoothing and z-loss do not compose.
 
     Called `loss(logits, target, feature_norm)`, class indices and ‖h_i‖₁ of the same shape.
     State: the epoch; nothing is to be reduced over ranks.
@@ -193,7 +193,7 @@ class IBLoss(DeferredStart, CrossEntropyLoss):
         detach: bool = False,
         **keywords: Any,
     ) -> None:
-        allowed = {"weight", "ignore_index", "reduction", "backend"}
+        allowed = {"weight", "ignore_index", "reduction", "empty", "backend"}
         if not keywords.keys() <= allowed:
             raise ValueError(
                 f"expected keywords among {sorted(allowed)}, which compose with the influence, got "
@@ -228,7 +228,7 @@ class IBLoss(DeferredStart, CrossEntropyLoss):
             return super().forward(input, target, perturbation=perturbation)
         keywords = {**self.keywords(), "reduction": "none", "weight": None}
         tables = chained(self.perturbation(input), perturbation)
-        losses = functional.cross_entropy(input, target, perturbation=tables, **keywords)
+        losses: Tensor = functional.cross_entropy(input, target, perturbation=tables, **keywords)
         rows = counted(target, self.ignore_index)
         norm = torch.where(rows, feature_norm, 0).to(losses.dtype)
         factor = self.alpha / (-2 * torch.expm1(-losses) * norm + self.epsilon)
@@ -242,4 +242,5 @@ class IBLoss(DeferredStart, CrossEntropyLoss):
             losses = losses * self.weight.to(losses.dtype)[label]
         if self.reduction == "none":
             return losses
-        return losses.sum() / rows.sum() if self.reduction == "mean" else losses.sum()
+        total = losses.sum()
+        return total / mean_divisor(rows.sum(), self.empty) if self.reduction == "mean" else total

@@ -82,8 +82,14 @@ def row_weights(target: Tensor, label: Tensor, like: Tensor, loss: RowLoss) -> T
     return weight.masked_fill(label != target, math.nan).masked_fill(ignored, 0)
 
 
-def reduced(values: Tensor, weights: Tensor, reduction: str) -> Tensor:
+def reduced(values: Tensor, weights: Tensor, reduction: str, empty: str = "nan") -> Tensor:
     """Losses of rows, weighted already, reduced as `functional.cross_entropy` reduces them."""
     if reduction == "none":
         return values
-    return values.sum() / weights.sum() if reduction == "mean" else values.sum()
+    total = values.sum()
+    return total / mean_divisor(weights.sum(), empty) if reduction == "mean" else total
+
+
+def mean_divisor(norm: Tensor, empty: str) -> Tensor:
+    """What a mean divides by, whose sum over nothing is 0: see `empty` of `CrossEntropyLoss`."""
+    return torch.where(norm == 0, 1, norm) if empty == "zero" else norm

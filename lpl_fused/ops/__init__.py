@@ -13,6 +13,7 @@ from .softmax import (
     with_delta,
     with_fixed_delta,
 )
+from .statistics import row_statistics
 
 __all__ = [
     "CrossEntropy",
@@ -20,6 +21,7 @@ __all__ = [
     "cross_entropy",
     "learned_perturbation",
     "linear",
+    "row_statistics",
     "sigmoid",
     "tables_learn",
     "with_chosen_steps",

@@ -21,12 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..algebra.known import Known
-from ..algebra.rows import normalizer
+from ..algebra.rows import ignored_rows, mean_as_sum
+from ..algebra.statistics import RowStatistics, statistics
 from ..algebra.sweep import sweep
 from ..algebra.terms import Terms
 from ..arguments import Integer, Maybe
 from ..backends import load
-from ..problem import MEAN, NONE, SUM, TABLES, Problem, accumulate_dtype
+from ..problem import NONE, TABLES, Problem, accumulate_dtype
 from .softmax import with_fixed_delta
 
 OF_LAYER = ("input", "weight", "bias")
@@ -116,14 +117,6 @@ def weight_sum_dtype(
     return layer.dtype if one else accumulate_dtype(layer.dtype)
 
 
-def ignored_rows(problem: Problem) -> Tensor:
-    """(N,) bool."""
-    ignored = problem.target == problem.options.ignore_index
-    if problem.other is not None:
-        ignored = ignored & (problem.other == problem.options.ignore_index)
-    return ignored
-
-
 def _captures(tensor: Tensor) -> bool:
     """Whether a CUDA graph takes down what is done, so that the host sees no numbers."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -169,30 +162,17 @@ def _whole_classes(label: Tensor, rows: int) -> list[Run]:
     return runs
 
 
-def _summed(problem: Problem) -> Problem:
-    """The problem as one whose chunks add up: a mean as a sum that is divided."""
-    if problem.options.reduction != MEAN:
-        return problem
-    options = problem.options._replace(reduction=SUM)
-    norm = normalizer(problem)
-    if not options.penalty:
-        return problem._replace(normalizer=norm, options=options)
-    # a penalty's mean is over the rows that count, whatever their weights
-    n = problem.input.shape[0]
-    counted = norm.new_full((), n) if problem.dense else (~ignored_rows(problem)).sum()
-    share = (counted / norm).to(norm.dtype).expand(n)
-    if problem.sample_weight is not None:
-        share = share * problem.sample_weight
-    return problem._replace(
-        normalizer=counted.to(norm.dtype), sample_weight=share.contiguous(), options=options
-    )
-
-
 def _of_rows(problem: Problem, rows: Index) -> Problem:
     """The problem of some of the rows."""
     given = {name: getattr(problem, name) for name in _BY_ROW}
     taken = {name: value[rows] for name, value in given.items() if value is not None}
     return problem._replace(input=problem.input[: taken["target"].shape[0]], **taken)
+
+
+def _no_statistics(n: int, dtype: torch.dtype, device: torch.device) -> RowStatistics:
+    """Of rows that are ignored."""
+    dtypes = (dtype, dtype, torch.bool)
+    return RowStatistics(*(torch.zeros(n, dtype=each, device=device) for each in dtypes))
 
 
 class Sweep:
@@ -205,6 +185,7 @@ class Sweep:
         upstream: 0-dim, or (N,) for reduction "none", beside the forward's `terms` where these were
             kept: the gradients are for that, and there is no loss. None: for 1.
         keep: the rows' terms, for a gradient by `upstream`.
+        told: statistics of the rows are wanted.
     """
 
     _widest: int | None = None  # classes of the layer by whose width chunks are cut; None: this
@@ -218,11 +199,13 @@ class Sweep:
         upstream: Tensor | None = None,
         terms: Tensor | None = None,
         keep: bool = False,
+        *,
+        told: bool = False,
     ) -> None:
         self._layer, self._backend, self._door = layer, backend, load(backend)
         self._want = want
         self._tables = [name for name in want if name in TABLES]
-        self._problem = problem = _summed(problem)
+        self._problem = problem = mean_as_sum(problem)
         self._upstream, self._given, self._keep = upstream, terms, keep
         self._dtype = accumulate_dtype(layer.dtype)
         self._each = problem.options.reduction == NONE
@@ -239,6 +222,9 @@ class Sweep:
             (n if keep else 0, len(Terms._fields)), dtype=self._dtype, device=device
         )
         self._sums = {name: self._zeros(name) for name in want}
+        self.statistics: tuple[Tensor, ...] = ()  # RowStatistics, those of rows in no chunk 0
+        if told:
+            self.statistics = _no_statistics(n, self._dtype, device)
 
     @property
     def loss(self) -> Tensor:
@@ -272,6 +258,11 @@ class Sweep:
 
     def _differentiated(self, run: Run, rows: Index, problem: Problem) -> Tensor | None:
         """The gradient of a chunk's logits, where the layer wants it; loss and tables are added."""
+        if self.statistics:
+            plain = problem
+            if problem.steps is not None:
+                plain = with_fixed_delta(problem, self._backend)
+            self._store_statistics(rows, statistics(self._door, [plain]))
         if problem.steps is None:
             return self._known(run, rows, problem)
         if not self._tables:
@@ -340,6 +331,8 @@ class Sweep:
             return False
         loss = known.loss
         self._store_loss(rows, loss if self._each else loss.double().sum() / self._norm)
+        if self.statistics:
+            self._store_statistics(rows, statistics(self._door, columns, known, whole=problem))
         if not self._want or self._keep:
             return True
         upstream, of_input = self._upstream_of(rows, n), None
@@ -367,6 +360,10 @@ class Sweep:
             self._loss[rows] = loss
         else:
             self._loss = self._loss + loss
+
+    def _store_statistics(self, rows: Index, found: RowStatistics) -> None:
+        for place, numbers in zip(self.statistics, found, strict=True):
+            place[rows] = numbers
 
     # the layer's products
 

@@ -1,8 +1,10 @@
 """The operators of a linear layer with its loss: schemas, fakes, autograd. What they do: chunks.py.
 
-linear_cross_entropy(Layer, Problem, backend, want, keep) -> (loss, terms, gradients)
+linear_cross_entropy(Layer, Problem, backend, want, keep, told)
+        -> (loss, terms, gradients, statistics)
     `Problem.input` is made anew: `Layer.stand_in`. `gradients`: of WANTED those that are
-    wanted, for an upstream of 1; with `keep` none, but the rows' terms where there are such
+    wanted, for an upstream of 1; with `keep` none, but the rows' terms where there are such.
+    `statistics`: RowStatistics, if `told`
 linear_gradient(Layer, Problem, backend, want, terms, upstream) -> gradients
 """
 
@@ -14,13 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..algebra.rows import ignored_rows
+from ..algebra.statistics import RowStatistics
 from ..algebra.sweep import with_steps
 from ..algebra.terms import Terms
 from ..backends.contract import Choose, Forward
 from ..precision import full_precision
 from ..problem import NONE, TABLES, Options, Problem, accumulate_dtype
 from ..tracing import direct, settled
-from .chunks import OF_LAYER, WANTED, Layer, Sweep, ignored_rows, weight_sum_dtype
+from .chunks import OF_LAYER, WANTED, Layer, Sweep, weight_sum_dtype
 from .dispatch import AUTO, STATISTICS, SWEEP, checked_form, given, once_backward, register
 
 # how a gradient comes about
@@ -30,9 +34,11 @@ _SCHEMA = (
     "Tensor input, Tensor weight, Tensor? bias, ScalarType dtype, int memory, Tensor target,"
     " Tensor?[] parts, int[] codes, float[] numbers, str backend, bool[] want"
 )
+_Found = tuple[Tensor, Tensor, list[Tensor], list[Tensor]]  # what the forward operator returns
 _LIBRARY = torch.library.Library("lpl_fused", "FRAGMENT")
 _LIBRARY.define(
-    f"linear_cross_entropy({_SCHEMA}, bool keep) -> (Tensor loss, Tensor terms, Tensor[] gradients)"
+    f"linear_cross_entropy({_SCHEMA}, bool keep, bool told)"
+    " -> (Tensor loss, Tensor terms, Tensor[] gradients, Tensor[] statistics)"
 )
 _LIBRARY.define(f"linear_gradient({_SCHEMA}, Tensor terms, Tensor upstream) -> Tensor[] gradients")
 
@@ -49,11 +55,13 @@ def _unpacked(*packed: Any) -> tuple[Layer, Problem, str, list[str]]:
     return layer, problem, backend, [n for n, w in zip(WANTED, flags, strict=True) if w]
 
 
-def _forward_kernel(*packed: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
-    layer, problem, backend, want = _unpacked(*packed[:-1])
+def _forward_kernel(*packed: Any) -> _Found:
+    layer, problem, backend, want = _unpacked(*packed[:-2])
+    keep, told = packed[-2:]
     with torch.no_grad(), full_precision(layer.input.device):
-        found = Sweep(layer, problem, backend, want, keep=packed[-1]).run()
-    return found.loss, found.terms, [] if packed[-1] else found.gradients
+        found = Sweep(layer, problem, backend, want, keep=keep, told=told).run()
+    gradients = [] if keep else found.gradients
+    return found.loss, found.terms, gradients, list(found.statistics)
 
 
 def _gradient_kernel(*packed: Any) -> list[Tensor]:
@@ -69,13 +77,16 @@ def _tables(want: Sequence[str]) -> bool:
     return any(name in TABLES for name in want)
 
 
-def _forward_fake(*packed: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
-    layer, problem, _, want = _unpacked(*packed[:-1])
+def _forward_fake(*packed: Any) -> _Found:
+    layer, problem, _, want = _unpacked(*packed[:-2])
+    keep, told = packed[-2:]
     n, dtype = layer.input.shape[0], accumulate_dtype(layer.dtype)
     shape = (n,) if problem.options.reduction == NONE else ()
     loss = layer.weight.new_empty(shape, dtype=dtype)
-    terms = loss.new_empty((n if packed[-1] else 0, len(Terms._fields)))
-    return loss, terms, [] if packed[-1] else _fake_gradients(layer, problem, want)
+    terms = loss.new_empty((n if keep else 0, len(Terms._fields)))
+    gradients = [] if keep else _fake_gradients(layer, problem, want)
+    dtypes = (dtype, dtype, torch.bool) if told else ()
+    return loss, terms, gradients, [loss.new_empty(n, dtype=each) for each in dtypes]
 
 
 def _gradient_fake(*packed: Any) -> list[Tensor]:
@@ -101,14 +112,19 @@ _gradient_op = register(_LIBRARY, "linear_gradient", _gradient_kernel, _gradient
 
 
 def _forward(
-    layer: Layer, problem: Problem, backend: str, want: Sequence[str] = (), keep: bool = False
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+    layer: Layer,
+    problem: Problem,
+    backend: str,
+    want: Sequence[str] = (),
+    keep: bool = False,
+    told: bool = False,
+) -> _Found:
     past = direct(*layer[:3], *problem[:-1])
     run = _forward_kernel if past else _forward_op
-    return run(*_packed(layer, problem, backend, want), keep)  # type: ignore[no-any-return]
+    return run(*_packed(layer, problem, backend, want), keep, told)  # type: ignore[no-any-return]
 
 
-_BEFORE_TENSORS = 5  # options, backend, form, dtype and memory
+_BEFORE_TENSORS = 6  # options, backend, form, dtype, memory and told
 _LAYER = len(OF_LAYER)
 # where the tables stand among the tensors of a problem, its input apart
 _TABLE_PLACES = [_LAYER + Problem._fields.index(name) - 1 for name in TABLES]
@@ -130,20 +146,25 @@ class LinearCrossEntropy(torch.autograd.Function):
         form: str,
         dtype: torch.dtype,
         memory: int,
+        told: bool,
         *tensors: Tensor | None,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, ...]:
         layer, problem = layer_and_problem(tensors, options, dtype, memory)
         ctx.numbers, ctx.backend = (options, dtype, memory), backend
         ctx.sweeps = sweeps_by(form, problem)
-        loss, terms, found = _forward(
-            layer, problem, backend, wanted(ctx.needs_input_grad[_BEFORE_TENSORS:]), not ctx.sweeps
+        want = wanted(ctx.needs_input_grad[_BEFORE_TENSORS:])
+        loss, terms, found, statistics = _forward(
+            layer, problem, backend, want, not ctx.sweeps, told
         )
         ctx.tensors = len(tensors)
         ctx.save_for_backward(*tensors, terms, *found)
-        return loss
+        if not told:
+            return loss
+        ctx.mark_non_differentiable(*statistics)
+        return loss, *statistics
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         return once_backward(ctx, settled(grad_loss), _backward)
 
 
@@ -249,18 +270,26 @@ def sweeps_by(form: str, problem: Problem) -> bool:
 
 
 def cross_entropy(
-    layer: Layer, problem: Problem, backend: str, choose: Choose | None = None, form: str = AUTO
-) -> Tensor:
+    layer: Layer,
+    problem: Problem,
+    backend: str,
+    choose: Choose | None = None,
+    form: str = AUTO,
+    told: bool = False,
+) -> tuple[Tensor, RowStatistics | None]:
     """The loss of a layer and a problem (of whose `input` only the dtype is asked for),
-    differentiable with respect to the layer and to the problem's tables."""
+    differentiable with respect to the layer and to the problem's tables; `told`: and the statistics
+    of its rows."""
     sweeps_by(form, problem)
     if choose is not None:
         problem = _with_chosen_steps(layer, problem, backend, choose)
     tensors = (layer.input, layer.weight, layer.bias, *given(problem)[1:])
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        numbers = problem.options, backend, form, layer.dtype, layer.memory
-        return LinearCrossEntropy.apply(*numbers, *tensors)  # type: ignore[no-any-return]
-    return _forward(layer, problem, backend)[0]
+        numbers = problem.options, backend, form, layer.dtype, layer.memory, told
+        found = LinearCrossEntropy.apply(*numbers, *tensors)
+        return (found[0], RowStatistics(*found[1:])) if told else (found, None)
+    loss, _, _, rows = _forward(layer, problem, backend, told=told)
+    return loss, RowStatistics(*rows) if told else None
 
 
 def _with_chosen_steps(layer: Layer, problem: Problem, backend: str, choose: Choose) -> Problem:

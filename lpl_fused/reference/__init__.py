@@ -15,6 +15,7 @@ from .softmax import (
     perturb,
     renormed,
     row_losses,
+    row_statistics,
     target_cross_entropy,
 )
 
@@ -30,6 +31,7 @@ __all__ = [
     "perturb",
     "renormed",
     "row_losses",
+    "row_statistics",
     "sigmoid",
     "target_cross_entropy",
 ]

@@ -11,9 +11,20 @@ import torch
 from torch import Tensor
 
 from .. import penalty, phi
-from ..algebra import groups, learned
+from ..algebra import groups, learned, statistics
 from ..algebra.known import Known
-from ..algebra.parts import Detail, Kind, Mass, Part, Rivals, Round, Size, finite, power
+from ..algebra.parts import (
+    Detail,
+    Kind,
+    Mass,
+    Part,
+    Rivals,
+    Round,
+    Size,
+    Statistics,
+    finite,
+    power,
+)
 from ..algebra.rows import Rows
 from ..algebra.settle import rounds, settle
 from ..algebra.terms import Gradients, Terms
@@ -31,6 +42,7 @@ def reduce(problem: Problem, round: Round, known: Known) -> Part:
         Kind.MASS: _mass,
         Kind.DETAIL: _detail,
         Kind.RIVALS: _rivals,
+        Kind.STATISTICS: _statistics,
     }[round.kind](problem, known)
 
 
@@ -247,6 +259,30 @@ def _detail(problem: Problem, known: Known) -> Part:
     if options.penalty:
         penalties, push = at.penalty(terms.top)
     return Detail(*_live(at, value, slope, along, penalties, push))
+
+
+def _statistics(problem: Problem, known: Known) -> Part:
+    at = _Columns(problem, known)
+    z = _moved(problem, known, at).double()
+    n, width = z.shape
+    if not width:
+        nothing = z.new_zeros(n)
+        lowest = nothing - torch.inf
+        return Statistics(lowest, nothing, nothing, lowest, -lowest, *statistics.likely(problem))
+    shift = z.amax(1)
+    above = z - finite(shift)[:, None]
+    e = torch.exp(above)
+    heat = torch.where(above == -torch.inf, 0.0, e * above).sum(1)
+    top, place = problem.input.max(1)
+    return Statistics(
+        shift=shift,
+        total=e.sum(1),
+        heat=heat,
+        top=top.double(),
+        place=(place + problem.options.first).double(),
+        likely=statistics.likely(problem)[0],
+        aim=statistics.likely(problem)[1],
+    )
 
 
 def _rivals(problem: Problem, known: Known) -> Part:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..algebra.statistics import RowStatistics
 from ..norm import Numbers
 from ..paths import LEARNING, NORMING, PENALISING, SCALING, TARGETS, WEIGHING, Path
 from ..penalty import value_of
@@ -299,6 +300,37 @@ def penalties(problem: Problem, counted: Tensor) -> Tensor:
     strength = options.penalty_strength
     values = value_of(excess, options.penalty, strength, problem.multiplier, problem.rho)
     return values.mean(1).masked_fill(~counted, 0)
+
+
+def row_statistics(problem: Problem) -> RowStatistics:
+    """Of the rows, beside their loss; no gradient."""
+    check_labels(problem)
+    with torch.no_grad():
+        z = perturb(constant(problem))
+        if problem.steps is not None:
+            delta, slot = learned_perturbation(problem)
+            z = z + delta[slot]
+        lse = torch.logsumexp(z, 1)
+        log_p = z - lse[:, None]
+        p = torch.exp(log_p)
+        entropy = -torch.where(p == 0, 0.0, p * log_p).sum(1)
+        none = (z == -torch.inf).all(1)
+        broken = (z.isnan() | (z == torch.inf)).any(1)
+        lse, entropy = lse.masked_fill(broken, torch.nan), entropy.masked_fill(none, torch.nan)
+        if problem.dense:
+            label = problem.target.argmax(1)
+        elif problem.other is None:
+            label = problem.target
+        else:
+            assert problem.lam is not None
+            gone = [y == problem.options.ignore_index for y in (problem.target, problem.other)]
+            first = ((problem.lam >= 0.5) & ~gone[0]) | gone[1]
+            label = torch.where(first, problem.target, problem.other)
+        counted = counted_rows(problem)
+        correct = (problem.input.argmax(1) == label) & ~broken & ~none & counted
+        return RowStatistics(
+            lse.masked_fill(~counted, 0), entropy.masked_fill(~counted, 0), correct
+        )
 
 
 def cross_entropy(problem: Problem) -> Tensor:

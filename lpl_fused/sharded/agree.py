@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
+from ..algebra.rows import mean_as_sum
+from ..algebra.statistics import RowStatistics
 from ..backends import BACKENDS, REFERENCE
 from ..backends.contract import Choose
 from ..ops.dispatch import AUTO, FORMS
@@ -57,6 +59,12 @@ class HasProblem(Protocol):
     @property
     def backend(self) -> str: ...
 
+    @property
+    def zero(self) -> bool: ...
+
+    @property
+    def told(self) -> bool: ...
+
 
 B = TypeVar("B", bound=HasProblem)
 S = TypeVar("S", bound=Some)
@@ -69,6 +77,11 @@ class Call(NamedTuple, Generic[B]):
     problem: Problem  # of its columns, numbered among all
     shards: Shards
     restored: Callable[[Tensor], Tensor]  # makes of a loss what the caller gets
+    of_rows: Callable[[Tensor], Tensor]  # of a number of every row
+
+    def restored_with(self, loss: Tensor, *numbers: Tensor) -> tuple[Tensor, RowStatistics]:
+        """What the caller gets of a loss and the statistics of its rows."""
+        return self.restored(loss), RowStatistics(*map(self.of_rows, numbers))
 
 
 # -- what ranks tell each other ------------------------------------------------------------------
@@ -177,6 +190,8 @@ def agreed(
     problem = None if built is None else built.problem
     said = _told(kind, problem, form)
     said.add("=backend", -1 if built is None else _at(_BACKENDS, built.backend))
+    said.add("=empty", built is not None and built.zero)
+    said.add("=return_stats", built is not None and built.told)
     own = others()
     for name, value in own:
         said.add(f"={name}", value)
@@ -195,10 +210,18 @@ def agreed(
         raise ValueError("input: expected at least one class on some rank, got none on any")
     problem = _whole(problem, shards, said, numbers, shaped.reductions)
     check_labels(problem)
+    if built.zero:
+        problem = mean_as_sum(problem, of_nothing=0.0)
     shaped.classes, shaped.agreed = shards.classes, True
     options, back = problem.options, shaped.restored
-    restore = shaped.restore
-    return Call(built, problem, shards, lambda loss: back(restore(loss, options)))
+    restore, of_rows = shaped.restore, shaped.of_rows
+    return Call(
+        built,
+        problem,
+        shards,
+        lambda loss: back(restore(loss, options)),
+        lambda numbers: back(of_rows(numbers)),
+    )
 
 
 def refused(input: Any, process_group: Any, error: Exception) -> None:
@@ -329,11 +352,13 @@ def _shown(name: str, value: int) -> str:
     for words, what in ((FORMS, "gradient"), (_DEVICES, "device of input"), (_BACKENDS, "backend")):
         if name == what:
             return repr(words[value]) if value >= 0 else "another"
+    if name == "empty":
+        return repr("zero" if value else "nan")
     if name == "reduction":
         return repr(list(REDUCTIONS)[value])
     if isinstance(Options._field_defaults.get(name), float):
         return str(struct.unpack("d", struct.pack("q", value))[0])
-    if name.endswith("or not"):
+    if name.endswith("or not") or name == "return_stats":
         return str(bool(value))
     return f"checksum {value & 0xFFFFFFFF:08x}" if name.endswith("numbers)") else str(value)
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from .. import phi
 from ..algebra.groups import Tail
 from ..algebra.learned import HEADS
-from ..algebra.parts import Detail, Kind, Mass, Part, Rivals, Round, Size
+from ..algebra.parts import Detail, Kind, Mass, Part, Rivals, Round, Size, Statistics
 from ..problem import Problem, accumulate_dtype
 from .agree import Shards
 from .local import exchanged, gathered
@@ -82,6 +82,9 @@ def _used(problem: Problem, part: Part) -> list[str]:
         return names + (["penalty", "push"] if problem.options.penalty else [])
     if isinstance(part, Size):
         return ["peak", "total", "top", "ties"]
+    if isinstance(part, Statistics):
+        names = ["shift", "total", "heat", "top", "place"]
+        return names + (["likely", "aim"] if problem.dense else [])
     if isinstance(part, Rivals):
         return ["shift", "rest", "own", "largest", "listed"]
     return ["mass", "most", "listed"]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..algebra.known import Known
+from ..algebra.statistics import RowStatistics
 from ..algebra.sweep import with_steps
 from ..backends import REFERENCE
 from ..backends.contract import Choose, Forward
@@ -33,9 +34,11 @@ class _Sweep(chunks.Sweep):
     """Chunks of rows whose classes are on several ranks, which all have the same rows in each. A
     class with more rows than a chunk has all of its logits here at once."""
 
-    def __init__(self, run: Run, layer: Layer, problem: Problem, *arguments: Any) -> None:
+    def __init__(
+        self, run: Run, layer: Layer, problem: Problem, *arguments: Any, told: bool = False
+    ) -> None:
         self._run, self._widest = run, max(run.shards.widths)
-        super().__init__(layer, problem, run.backend, *arguments)
+        super().__init__(layer, problem, run.backend, *arguments, told=told)
 
     def _zeros(self, name: str) -> Tensor:
         found = super()._zeros(name)
@@ -51,6 +54,8 @@ class _Sweep(chunks.Sweep):
             loss = known.loss
             assert loss is not None
             self._store_loss(rows, loss if self._each else loss.double().sum() / self._norm)
+            if self.statistics:
+                self._store_statistics(rows, self._run.statistics(problem, known))
         if self._keep:
             self.terms[here] = known.terms
         if not self._want or self._keep:
@@ -83,24 +88,29 @@ class ShardedLinearCrossEntropy(torch.autograd.Function):
         form: str,
         dtype: torch.dtype,
         memory: int,
+        told: bool,
         *tensors: Tensor | None,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, ...]:
         layer, problem = layer_and_problem(tensors, options, dtype, memory)
         ctx.numbers, ctx.run = (options, dtype, memory), run
         ctx.sweeps = sweeps_by(form, problem)
         want = wanted(ctx.needs_input_grad[_BEFORE:])
         with full_precision(layer.input.device):
-            found = _Sweep(run, layer, problem, want, None, None, not ctx.sweeps).run()
+            keep = not ctx.sweeps
+            found = _Sweep(run, layer, problem, want, None, None, keep, told=told).run()
         ctx.tensors = len(tensors)
         ctx.save_for_backward(*tensors, found.terms, *(found.gradients if ctx.sweeps else ()))
-        return found.loss
+        if not told:
+            return found.loss
+        ctx.mark_non_differentiable(*found.statistics)
+        return found.loss, *found.statistics
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         return once_backward(ctx, settled(grad_loss), _backward)
 
 
-_BEFORE = 5  # options, run, form, dtype and memory stand before the tensors
+_BEFORE = 6  # options, run, form, dtype, memory and told stand before the tensors
 
 
 def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -141,8 +151,9 @@ def linear_cross_entropy(
     chunk_memory: int | None,
     form: str,
     build: Callable[[PartOfLayer], Built],
-) -> Tensor:
-    """The loss of a call of the function `kind` whose layer has this rank's classes alone.
+) -> Tensor | tuple[Tensor, RowStatistics]:
+    """The loss of a call of the function `kind` whose layer has this rank's classes alone; and the
+    statistics of its rows, if they are wanted.
 
     Args:
         arguments: features, weight, bias, target.
@@ -174,10 +185,11 @@ def linear_cross_entropy(
     of_layer = Layer(layer.features, layer.weight, layer.bias, layer.dtype, memory)
     if call.built.choose is not None:
         problem = _with_chosen_steps(run, of_layer, problem, call.built.choose)
-    numbers = problem.options, run, form, layer.dtype, memory
+    told = call.built.told
+    numbers = problem.options, run, form, layer.dtype, memory, told
     tensors = (*of_layer[: len(OF_LAYER)], *given(problem)[1:])
-    loss = ShardedLinearCrossEntropy.apply(*numbers, *tensors)  # type: ignore[no-untyped-call]
-    return call.restored(loss)
+    found = ShardedLinearCrossEntropy.apply(*numbers, *tensors)  # type: ignore[no-untyped-call]
+    return call.restored_with(*found) if told else call.restored(found)
 
 
 def _last(input: Any) -> int:

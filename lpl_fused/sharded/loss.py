@@ -16,9 +16,11 @@ from torch.nn import functional as F
 from ..algebra import groups, learned
 from ..algebra.known import Known
 from ..algebra.learned import Learned
-from ..algebra.parts import Kind
+from ..algebra.parts import Kind, Round
+from ..algebra.parts import Part as Sums
 from ..algebra.rows import Classes, normalizer, present
 from ..algebra.settle import begin, stepped
+from ..algebra.statistics import RowStatistics, statistics
 from ..algebra.sweep import with_steps
 from ..backends import REFERENCE, load
 from ..backends.contract import Choose, Forward
@@ -62,6 +64,15 @@ class Run(NamedTuple):
                 known = left_rows(self.door, problem, self.shards, known)
         return known
 
+    def statistics(self, problem: Problem, known: Known) -> RowStatistics:
+        """Those of the rows, once their loss is known: one more collective."""
+        join = functools.partial(self._joined, problem)
+        return statistics(self.door, [problem], known, join)
+
+    def _joined(self, problem: Problem, round: Round, parts: list[Sums]) -> Sums:
+        (part,) = parts
+        return whole(problem, self.shards, round, part)
+
     def forward(self, problem: Problem, want_grad: bool, *, final: bool) -> Forward:
         """The losses of rows, for whoever chooses steps."""
         loss = self.sweep(problem).loss
@@ -89,8 +100,9 @@ class ShardedCrossEntropy(torch.autograd.Function):
         run: Run,
         choose: Choose | None,
         form: str,
+        told: bool,
         *tensors: Tensor | None,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, ...]:
         problem = _problem(tensors, options)
         if choose is not None:
             problem = with_steps(run.forward, problem, agreed_choice(choose, run.shards))
@@ -101,16 +113,21 @@ class ShardedCrossEntropy(torch.autograd.Function):
         ctx.options, ctx.run, ctx.tables = options, run, len(tensors)
         ctx.grouped = known.learned is not None and known.learned.grouped
         ctx.in_place, ctx.spent = form == INPLACE, False
-        return _reduced(problem, known.loss, norm)
+        loss = _reduced(problem, known.loss, norm)
+        if not told:
+            return loss
+        found = run.statistics(problem, known)
+        ctx.mark_non_differentiable(*found)
+        return loss, *found
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.in_place:
             spend(ctx)
         return once_backward(ctx, settled(grad_loss), _backward)
 
 
-_BEFORE = 4  # options, run, choose and form stand before the tensors
+_BEFORE = 5  # options, run, choose, form and told stand before the tensors
 
 
 def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
@@ -148,6 +165,8 @@ class Built(NamedTuple):
     problem: Problem
     backend: str  # that runs
     choose: Choose | None = None  # who makes its steps
+    zero: bool = False  # a mean over nothing is 0
+    told: bool = False  # statistics of the rows are wanted, too
 
 
 Build = Callable[[Shaped], Built]
@@ -156,15 +175,17 @@ Build = Callable[[Shaped], Built]
 @uncompiled
 def cross_entropy(
     kind: str, input: Any, target: Target, process_group: Any, form: str, build: Build
-) -> Tensor:
-    """The loss of a call of the function `kind` whose `input` has this rank's classes alone."""
+) -> Tensor | tuple[Tensor, RowStatistics]:
+    """The loss of a call of the function `kind` whose `input` has this rank's classes alone; and
+    the statistics of its rows, if they are wanted."""
     shape = functools.partial(Part, input, target)
     built = functools.partial(_built, build, form)
     call = agreed(kind, input, process_group, shape, built, form)
     problem, run = call.problem, Run.of(call.built.backend, call.shards)
     options, choose = problem.options, call.built.choose
-    loss = ShardedCrossEntropy.apply(options, run, choose, form, *given(problem))  # type: ignore[no-untyped-call]
-    return call.restored(loss)
+    told = call.built.told
+    found = ShardedCrossEntropy.apply(options, run, choose, form, told, *given(problem))  # type: ignore[no-untyped-call]
+    return call.restored_with(*found) if told else call.restored(found)
 
 
 def _built(build: Build, form: str, shaped: Shaped) -> Built:

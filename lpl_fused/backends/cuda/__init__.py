@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...algebra import groups, learned
+from ...algebra import groups, learned, statistics
 from ...algebra.known import Known
 from ...algebra.parts import Kind, Part, Round
 from ...algebra.settle import rounds, settle
@@ -100,6 +100,8 @@ def describe() -> str:
 def reduce(problem: Problem, round: Round, known: Known) -> Part:
     if round.kind is Kind.GROUP:
         return groups.reduce(problem, round, known, perturbed)
+    if round.kind is Kind.STATISTICS:
+        return statistics.reduce(problem, known, perturbed)
     part = PARTS[round.kind]
     n, width = problem.input.shape
     stored = new(problem, n, len(part.numbers()), dtype=torch.float64)

@@ -127,6 +127,44 @@ def mass_rows(problem, masses, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def statistic_rows(problem, numbers, BLOCK: tl.constexpr):
+    """numbers (N, 5): the Statistics of each row."""
+    index = tl.program_id(0).to(tl.int64)
+    live, row = read_row(index, problem, problem.terms.dtype.element_ty)
+    zero = tl.zeros_like(row.hard)
+    shift = zero + float("-inf")
+    top = zero + float("-inf")
+    total = zero
+    heat = zero
+    place = tl.full((), -1, tl.int32)
+    if live:
+        start = 0
+        while start < problem.classes:
+            columns = start + tl.arange(0, BLOCK)
+            u, z, inside = read_logits(row, columns, problem)
+            u = tl.where(inside, u, float("-inf"))
+            z = tl.where(inside, z, float("-inf"))
+            highest = tl.max(u, 0)
+            first = tl.min(tl.where(u == highest, columns, problem.classes), 0)
+            place = tl.where(highest > top, first, place)
+            top = tl.maximum(highest, top)
+            joint = tl.maximum(shift, tl.max(z, 0))
+            by = finite_shift(joint)
+            heat += tl.where(total > 0, total * (shift - by), 0)
+            factor = tl.exp(shift - by)
+            total *= factor
+            heat *= factor
+            shift = joint
+            above = z - by
+            e = tl.exp(above)
+            total += tl.sum(e, 0)
+            heat += tl.sum(e * tl.where(above < -1e4, -1e4, above), 0)
+            start += BLOCK
+    where = class_of(place, problem)
+    store_numbers(numbers + index * 5, (shift, total, heat, top, where), 5)
+
+
+@triton.jit
 def detail_rows(problem, details, BLOCK: tl.constexpr):
     """details (N, 5): the Detail of each row."""
     index = tl.program_id(0).to(tl.int64)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...algebra import groups, learned
+from ...algebra import groups, learned, statistics
 from ...algebra.known import Known
-from ...algebra.parts import Detail, Kind, Mass, Part, Rivals, Round, Size
+from ...algebra.parts import Detail, Kind, Mass, Part, Rivals, Round, Size, Statistics
 from ...problem import Problem
 from ..buffers import gradients, new, table_places
 from ..contract import Gradients
@@ -22,7 +22,7 @@ from .arguments import arguments_of
 
 
 def reduce(problem: Problem, round: Round, known: Known) -> Part:
-    from ..kernels.reductions import detail_rows, mass_rows, measure_rows
+    from ..kernels.reductions import detail_rows, mass_rows, measure_rows, statistic_rows
 
     kind, n = round.kind, problem.input.shape[0]
     if kind is Kind.GROUP:
@@ -38,6 +38,10 @@ def reduce(problem: Problem, round: Round, known: Known) -> Part:
         masses = _numbers(problem, 10)
         launching.launch(mass_rows, (n,), arguments, masses, **sweep_meta(problem))
         return Mass.of(masses)
+    if kind is Kind.STATISTICS:
+        numbers = _numbers(problem, 5)
+        launching.launch(statistic_rows, (n,), arguments, numbers, **column_meta(problem))
+        return Statistics.of(numbers, *statistics.likely(problem))
     details = _numbers(problem, 5)
     launching.launch(detail_rows, (n,), arguments, details, **sweep_meta(problem))
     return Detail.of(details)
