@@ -5,6 +5,7 @@ imports torch, which takes longer than most of them, and is copied for each.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ import torch, torch._dynamo  # what optimizers import
 torch.set_num_threads(1)
 first, programs = json.load(sys.stdin)
 exec(first)
+# a lock that another thread holds stays locked in the copy
+assert len(os.listdir("/proc/self/task")) == 1, "copied while other threads run"
 
 def start(code, rank, world, port, file):
     child = os.fork()
@@ -82,6 +85,7 @@ def run(
         capture_output=True,
         text=True,
         timeout=timeout,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
     )
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout.splitlines()[-1])

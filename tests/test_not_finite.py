@@ -179,9 +179,8 @@ def test_logits_far_from_0(
     named: str, form: str, far: float, classes: int, dtype: torch.dtype
 ) -> None:
     """They are numbers, up to the largest float: of a rival, of the label, two alike, one a float
-    before the other, a row that is far from 0 throughout. Not yet on CUDA."""
-    if named == "cuda":
-        pytest.skip("levels of its exponentials are too coarse beyond 10⁹")
+    before the other, a row that is far from 0 throughout. On CUDA rows whose largest is beyond
+    1.48·10⁹ may be nan, and nothing else but right."""
     if named == "triton" and (classes == 1500) != (form == "plain"):
         pytest.skip("others have them")
     logits, target = rows(classes, dtype), torch.tensor([1, 2, 3, 1, 4, 0])
@@ -216,6 +215,8 @@ def test_logits_far_from_0(
             near = {"rtol": 1e-2 if got.dim() > 1 else 1e-5, "atol": 1e-6}
             # plain PyTorch, too, sums what no float holds, and loses δ beside large logits
             there = torch.isclose(plain.double(), right, **near)
+            if named == "cuda" and far > 1.48e9:
+                there &= ~got.isnan()
             torch.testing.assert_close(got.double()[there], right[there], **near)
             assert not got[5].isnan().any()
 

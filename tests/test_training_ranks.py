@@ -79,7 +79,7 @@ def ended(folder: Path) -> dict[str, list[Ended]]:
     for fault, code in FAULTS.items():
         call, world = asked(fault, (*SHARDED, "--loss", "ce"))
         programs[fault] = code + call, world
-    return forked.run(programs, FIRST, timeout=180)
+    return forked.run(programs, FIRST)
 
 
 def results(folder: Path, name: str) -> list[dict[str, Any]]:

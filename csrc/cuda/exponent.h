@@ -12,6 +12,14 @@ LPL_DEVICE inline Acc finite_shift(Acc top) {
 
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
+// Levels from here on are further apart than exponents reach: what is made of one is nan, so that no
+// row is wrong without a word.
+constexpr float kTooFar = 2147483648.0f;
+
+LPL_DEVICE inline float level_or_nan(float level) {
+  return std::abs(level) < kTooFar ? level : NAN;
+}
+
 // 2^x to two units in the last place; 0 where that is no normal number.
 LPL_DEVICE inline float exp2_of(float x) {
 #if defined(__CUDA_ARCH__)
@@ -64,7 +72,9 @@ class Exponential<float, true> {
   LPL_DEVICE float shift() const { return level_ * kLn2; }
 
   LPL_DEVICE float of(float z) const { return exp2_of(std::fma(z, kLog2E, -level_)); }
-  LPL_DEVICE float unit(float shift) const { return exp2_of(-std::fma(shift, kLog2E, -level_)); }
+  LPL_DEVICE float unit(float shift) const {
+    return exp2_of(-std::fma(shift, kLog2E, -level_or_nan(level_)));
+  }
   LPL_DEVICE float in(const Exponential& to) const { return exp2_of(level_ - to.level_); }
 
  private:
@@ -93,7 +103,7 @@ class FactorExponential {
 
   LPL_DEVICE float of(float y) const { return exp2_of(std::fma(y, times_, -level_)); }
   LPL_DEVICE float unit(float shift) const {
-    return exp2_of(level_ * lack_ - std::fma(shift, kLog2E, -level_));
+    return exp2_of(level_or_nan(level_) * lack_ - std::fma(shift, kLog2E, -level_));
   }
   // What turns a sum of of(y), in units of any level, into one of factor·y's Exponential of it.
   LPL_DEVICE float made_up(float level) const { return exp2_of(level * lack_); }

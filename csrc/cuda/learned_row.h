@@ -18,7 +18,7 @@ struct Scale;
 template <>
 struct Scale<float> {
   static constexpr float kUnit = kLn2, kPerUnit = kLog2E;  // nats in a unit; units
-  static LPL_DEVICE float level(float top) { return finite_shift(top) * kLog2E; }
+  static LPL_DEVICE float level(float top) { return level_or_nan(finite_shift(top) * kLog2E); }
   // rounded once, so that a common offset of the logits costs no digits
   static LPL_DEVICE float exponent(float z, float level) { return std::fma(z, kLog2E, -level); }
   static LPL_DEVICE float exp(float x) { return exp2_of(x); }
