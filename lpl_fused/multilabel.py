@@ -38,7 +38,11 @@ def binary_options(
     rebalance: RebalancedWeight | None = None,
 ) -> BinaryOptions:
     Choice(*REDUCTIONS)("reduction", reduction)
-    options = BinaryOptions(REDUCTIONS[reduction], **binary_coded(phi))
+    # numbers are written down: of those of a class's defaults torch.compile makes symbols, which
+    # the second of two calls then asks the first for, in vain
+    off = {"phi_negative": 0.0, "phi_clip": 0.0, "ignored": 0.0, "step_size": 0.0}
+    off |= {"alpha": 0.0, "beta": 0.0, "mu": 0.0}
+    options = BinaryOptions(REDUCTIONS[reduction], **(off | binary_coded(phi)))
     ignored = MISSING("ignore_index", ignore_index)
     if ignored is not None:
         options = options._replace(missing=True, ignored=ignored)

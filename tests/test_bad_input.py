@@ -260,13 +260,6 @@ def test_an_index_into_a_table_of_no_rows() -> None:
     assert LF.cross_entropy(*nothing, perturbation=none, reduction="sum") == 0
 
 
-def test_tables_that_need_one_label() -> None:
-    for target in (torch.full((2, 3), 1 / 3), MixedTarget(LABELS, LABELS, 0.5)):
-        for tables in ({"margin": torch.ones(3)}, {"rows": torch.ones(3, 3)}):
-            with pytest.raises(ValueError, match="margin|rows"):
-                LF.cross_entropy(EXAMPLE, target, perturbation=Perturbation(**tables))
-
-
 @pytest.mark.parametrize("target", [3, 10**6, -1, -(2**40)])
 def test_labels_out_of_range(backend: str, target: int) -> None:
     """An error on the CPU from the compiled kernels too, as ValueError and as torch's IndexError."""

@@ -107,7 +107,7 @@ def labelled_kernels() -> set[Labelled]:
         Labelled(body, type) for body in ("Labels", "Norm", "Loss") for type in ("float", "double")
     }
     for type in DTYPES.values():
-        found |= {Labelled(body, type) for body in ("Steps", "Scale")}
+        found |= {Labelled(body, type) for body in ("Steps", "Scale", "Sided")}
         found.add(Labelled("Tile", type, "Any", True))
         if type == "double":
             continue

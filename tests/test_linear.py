@@ -534,8 +534,10 @@ def test_operators() -> None:
         for memory_ in (0, 4 * C * ROWS):
             given = chunks.Layer(*layer, torch.float32, memory_)
             packed = linear._packed(given, problem, "cpp", want)
-            torch.library.opcheck(torch.ops.lpl_fused.linear_cross_entropy, (*packed, False))
-            loss, terms, _ = torch.ops.lpl_fused.linear_cross_entropy(*packed, True)
+            for told in (False, True):
+                operator = torch.ops.lpl_fused.linear_cross_entropy
+                torch.library.opcheck(operator, (*packed, False, told))
+            loss, terms, *_ = torch.ops.lpl_fused.linear_cross_entropy(*packed, True, False)
             arguments = (*packed, terms, torch.ones_like(loss))
             torch.library.opcheck(torch.ops.lpl_fused.linear_gradient, arguments)
 
@@ -582,7 +584,7 @@ BAD: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "form": (ValueError, "gradient: expected one of", {"gradient": "inplace"}),
     "form of the reference": (ValueError, "gradient: 'sweep' is for fused", {"gradient": "sweep", "backend": "reference"}),
     "float16 by sweep": (ValueError, "float16", {"gradient": "sweep", "input": torch.ones(N, D).half(), "linear_weight": torch.ones(C, D).half()}),
-    "margins of mixed targets": (ValueError, "margin: needs class indices", {"target": torch.full((N, C), 1 / C), "perturbation": Perturbation(margin=torch.ones(C))}),
+    "margins of mixed targets": (ValueError, "margin: needs one class index per row here", {"target": torch.full((N, C), 1 / C), "perturbation": Perturbation(margin=torch.ones(C))}),
 }  # fmt: skip
 
 

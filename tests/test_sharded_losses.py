@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +18,6 @@ from torch import Tensor, nn
 from lpl_fused import losses
 
 N = 18
-DOCS = Path(__file__).resolve().parent.parent / "docs"
 # without the group: what can not have it from its constructor, or only in `eval()`
 LEFT_OUT = {"lpl-eval": "the authors' script in training"}
 
@@ -118,18 +115,7 @@ def test_others_refuse_by_name(ranks: Ranks) -> None:
             assert "process_group" in words or "required positional" in words, (name, words)
 
 
-@pytest.mark.skipif(not DOCS.exists(), reason="no source tree here")
-def test_the_page_names_every_loss_that_can() -> None:
-    section = (DOCS / "scale.md").read_text().partition("| loss | `linear` | `process_group`")[2]
-    rows = [line.split(" | ") for line in section.split("\n\n")[0].splitlines()]
-    told = {
-        name: (linear.startswith(("yes", "on")), group.startswith(("yes", "on")))
-        for names, linear, group, _ in reversed([row for row in rows if len(row) == 4])
-        for name in re.findall(r"`(\w+Loss)`", names)
-    }
-    having = {type(make()).__name__ for make in HAVE.values()}
-    sharding = {type(make()).__name__ for name, make in HAVE.items() if name not in LEFT_OUT}
-    assert told == {name: (True, name in sharding) for name in having}
+def test_a_loss_says_whether_it_has_linear() -> None:
     for name, make in HAVE.items():
         assert make().has_linear, name  # type: ignore[union-attr]
     for name, make in REFUSE.items():

@@ -351,6 +351,7 @@ RECIPES: dict[str, Recipe] = {
     # several labels
     "bce": _multi_label(losses.MultiLabelLoss, "binary cross-entropy"),
     "focal-bce": _balanced("focal binary cross-entropy, Lin et al. 2017", None, ntr=False),
+    "asl": _multi_label(losses.AsymmetricLoss, "asymmetric focusing, Ridnik et al. 2021"),
     "cb-bce": _balanced("class-balanced weights, Cui et al. 2019", "class-balanced", False, False),
     "r-bce": _balanced("weights by a sample's labels, Wu et al. 2020", ntr=False, focal=False),
     "ntr": _balanced("negative-tolerant regularisation, Wu et al. 2020", None, focal=False),
