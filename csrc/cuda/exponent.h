@@ -12,8 +12,8 @@ LPL_DEVICE inline Acc finite_shift(Acc top) {
 
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
-// Levels from here on are further apart than exponents reach: what is made of one is nan, so that no
-// row is wrong without a word.
+// Levels from here on are further apart than exponents reach: what is made of one is nan, so that
+// no row is wrong without a word.
 constexpr float kTooFar = 2147483648.0f;
 
 LPL_DEVICE inline float level_or_nan(float level) {

@@ -51,8 +51,8 @@ struct BlocksOf<LearnedStatisticsBody<T, kSet>> : std::integral_constant<int, 2>
 template <>
 struct BlocksOf<RowStepsBody<float>> : std::integral_constant<int, 3> {};
 
-// Whether rows are never on chip, so that no blocks share one: what they would need of each other is
-// left out.
+// Whether rows are never on chip, so that no blocks share one: what they would need of each other
+// is left out.
 template <typename Body>
 struct IsAlone : std::false_type {};
 template <typename Body>
