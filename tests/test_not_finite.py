@@ -172,8 +172,8 @@ def test_a_class_weight_of_0_hides_no_infinite_loss(named: str, phi: Any, reduct
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("classes", [5, 70, 1500])
-@pytest.mark.parametrize("far", [3.0e38, 1e30, 2.1e9, 1.47e9])
+@pytest.mark.parametrize("classes", [5, 1500])
+@pytest.mark.parametrize("far", [3.0e38, 1e30, 1.47e9])
 @pytest.mark.parametrize("form", ["plain", "smoothed", "mixed", "offset", "clip", "lpl"])
 def test_logits_far_from_0(
     named: str, form: str, far: float, classes: int, dtype: torch.dtype
