@@ -29,7 +29,8 @@ class TransformersLoss:
 
     The sum over the labels of a call is divided by the labels of the whole step, over all its
     accumulated batches, which the Trainer counts; so gradients under accumulation are those of one
-    large batch. Without that number, in evaluation, the mean over the call's labels.
+    large batch, but for what a loss makes of a batch as a whole: LPL's steps are each batch's own.
+    Without that number, in evaluation, the mean over the call's labels.
 
     Args:
         criterion: a loss of ours whose reduction is "sum". It follows the logits to their device.
