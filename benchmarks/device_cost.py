@@ -91,8 +91,24 @@ OF_ROWS = (
 # Those that read some rows only, and how many.
 SOME_ROWS: tuple[tuple[str, int], ...] = ((r"\bBinaryGuessBody\b", 256),)
 
+# What a kernel writes that is as large as the logits, by the first pattern that its name has: T of
+# their type, A of the type that sums are of. More it does not write, whatever ways its code has:
+# of those that exclude each other one is taken, and a list or a number of a row is not of logits.
+WRITES: tuple[tuple[str, str], ...] = (
+    (r"\b(Row|Gradient)Body<\w+, 63u>|\bBinaryTileBody<\w+, \w+, true>", "TA"),
+    (r"\b(Swept|BinarySided)Body\b", "TA"),
+    (r"\b(Row|Gradients?|LearnedGradient|GroupGradient|Scale)Body\b", "T"),
+    (r"\bBinary(Span|Tile|Scale)Body\b", "T"),
+    (r"\b(LearnedDelta|GroupDelta|Perturbed)Body\b", "A"),
+    (r"Body\b", ""),
+)
+
 # Those that walk down columns, logit by logit.
 COLUMNS = r"\bBinary(Guess|Moments)Body\b"
+# Those that do so beside labels of whatever size, and logits of a turn (`kBatch`).
+SINGLY: tuple[tuple[str, int], ...] = (
+    (r"\bBinaryTileBody<\w+, Any, true>|\bBinarySidedBody\b", 4),
+)
 
 # Kernels that a form launches, forward and backward, T the element type: patterns of their names.
 # "16:" and "32:" stand before what only logits of so many bits have; "sums:" before a kernel that
@@ -110,7 +126,7 @@ def _labelled(
     sweep: str, labels: str, moments: str = ""
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The same of multi-label losses, with moments under a learned perturbation."""
-    again = f"Binary{sweep}Body<T, {labels}>"
+    again = f"Binary{sweep}Body<{', '.join(('T', labels) if labels else 'T')}>"
     forward: tuple[str, ...] = again, "BinaryLossBody"
     if moments:
         learns = "BinaryGuessBody<T>", f"BinaryMomentsBody<T, {moments}>", "BinaryStepsBody<T>"
@@ -145,6 +161,7 @@ CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "BCE": _labelled("Span", "T"),
     "BCE, bool labels": _labelled("Span", "Bool"),
     "BCE, everything": _labelled("Tile", "Any, true"),
+    "BCE, asymmetric": _labelled("Sided", ""),
     "BCE, LPL, 10 steps": _labelled("Tile", "T, false", "T"),
     "BCE, LPL, 10 steps, bool labels": _labelled("Tile", "Bool, false", "Bool"),
     ALONE: _learned(0, 0),
@@ -220,6 +237,7 @@ class Kernel:
     writes: float = 0.0
     writing: tuple[float, float] = field(default=(0.0, 0.0), compare=False)  # loops that write:
     # their instructions and MUFU
+    lost: int = field(default=0, compare=False)  # instructions that the tool found no way to
 
     @property
     def sums(self) -> Kernel:
@@ -270,10 +288,15 @@ def of_code(
     labels = label_bytes(name, size)
     # labels as wide as the logits are loaded as these are
     columns = re.search(COLUMNS, name) is not None
-    cost = sass.cost(code, size * (2 if columns and labels == size else 1), columns=columns)
+    cost = sass.cost(
+        code,
+        size * (2 if columns and labels == size else 1),
+        columns=columns,
+        singly=next((most for pattern, most in SINGLY if re.search(pattern, name)), None),
+    )
     count, mufu = cost.per_logit(logits)
     loads = cost.bytes_per_logit(logits, "LDG", "LD")
-    writes = cost.bytes_per_logit(logits, "STG", "ST")
+    writes = min(cost.bytes_per_logit(logits, "STG", "ST"), written_bytes(name, size))
     copies = cost.bytes_per_logit(logits, "LDGSTS") + (size if cost.bulk else 0)
     if shared is None:
         row = CLASSES * size + 16 if copies else 0
@@ -308,6 +331,7 @@ def of_code(
         loops=tuple(loops),
         writes=writes * each,
         writing=_writing(cost),
+        lost=cost.lost,
     )
 
 
@@ -331,7 +355,16 @@ def label_bytes(name: str, size: int) -> int:
     found = re.search(r"\bBinary(?:Span|Tile|Moments)Body<\w+, (\w+)", name)
     if found:
         return {"Bool": 1, "float": 4}.get(found[1], size)
-    return size if re.search(r"\bBinary(Guess|Labels)Body\b", name) else 0
+    # those of Triton's kernels, too, are of the logits' type
+    return size if re.search(r"\bBinary(Guess|Labels|Sided)Body\b|^binary_", name) else 0
+
+
+def written_bytes(name: str, size: int) -> float:
+    """Bytes at most that a kernel writes for a logit of `size` bytes."""
+    for kernels, types in WRITES:
+        if re.search(kernels, name):
+            return sum(size if type == "T" else max(size, 4) for type in types)
+    return math.inf
 
 
 def logits_of(name: str) -> float:
@@ -642,6 +675,15 @@ def record(key: str, found: dict[str, list[float]]) -> None:
     BASELINE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
+def too_low(kernels: Iterable[Kernel]) -> dict[str, str]:
+    """The kernels with code that no way was found to, whose counts say too little."""
+    return {
+        kernel.name: f"no way found to {kernel.lost} instructions: the counts are too low"
+        for kernel in kernels
+        if kernel.lost
+    }
+
+
 def grown(found: dict[str, list[float]], known: dict[str, list[float]]) -> dict[str, str]:
     """The kernels on record whose threads do over 5 % more for a logit."""
     return {
@@ -861,6 +903,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _show_kernels(out: Console, title: str, kernels: list[Kernel], pattern: str) -> None:
     chosen = [kernel for kernel in kernels if re.search(pattern, kernel.name)]
     out.print(_shown(f"{title}: kernels", _KERNEL_COLUMNS, list(kernel_rows(chosen))))
+    for name, how in too_low(kernels).items():
+        out.print(f"{name}: {how}", markup=False)
     if pattern:
         for kernel in chosen:
             out.print(f"{kernel.name} ({kernel.dtype})", markup=False)

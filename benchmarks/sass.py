@@ -7,7 +7,7 @@ loops, and the dearest path through them. What is counted:
   turn and has M of them takes M/L turns. L is the bytes that a turn reads, by its widest accesses
   to memory, over an element's. Loops that do the same work one after the other (parts of a row that
   arrive by and by) share the logits; one that does it in smaller pieces is the remainder of the
-  other.
+  other, and so is one that fills rows with what it does not compute.
 * Of two ways through a branch that exclude each other the dearer one, so a count is an upper bound
   of what a thread does, but for what is rarely done. Rare is: an atomic, a call, a wait; the
   element by element beside the vector, as at a row's ends; inside a loop a way around which there
@@ -15,6 +15,7 @@ loops, and the dearest path through them. What is counted:
   need, unless it is there for every element. Rare code is counted apart.
 
 A path through a loop that counts no logits, as over steps or over warps, is counted once and named.
+Instructions that no way leads to are told (`Cost.lost`): what is counted is too little then.
 """
 
 from __future__ import annotations
@@ -130,6 +131,7 @@ class Cost:
     loops: tuple[Loop, ...]
     work: collections.Counter[object]  # outside of loops
     bulk: bool  # whether rows arrive by bulk copies
+    lost: int = 0  # instructions that no way leads to: what is counted is too little
 
     def per_logit(self, logits: float) -> tuple[float, float]:
         """Instructions and MUFU, of a thread that does so many logits."""
@@ -239,10 +241,30 @@ def demangled(name: str) -> str:
 def graph(code: list[Instruction]) -> list[Block]:
     """Blocks in the order of addresses; the first is where a kernel begins."""
     code = _trimmed(code)
+    return _blocks(_jumps_for_calls(code, _blocks(code)))
+
+
+def _jumps_for_calls(code: list[Instruction], blocks: list[Block]) -> list[Instruction]:
+    """The same with calls that nothing returns from as the jumps that they are: compilers for 8.0
+    leave loops by them."""
+    before: dict[int, list[int]] = collections.defaultdict(list)
+    for k, block in enumerate(blocks):
+        for to in block.next:
+            before[to].append(k)
+    returns = {k for k, block in enumerate(blocks) if block.code[-1].base == "RET"}
+    returning = {k for end in returns for k in _order(end, before)}
+    entries = {block.code[0].address for k, block in enumerate(blocks) if k not in returning}
+    return [
+        one._replace(name="BRA") if one.base == "CALL" and one.target in entries else one
+        for one in code
+    ]
+
+
+def _blocks(code: list[Instruction]) -> list[Block]:
     at = {one.address: k for k, one in enumerate(code)}
     leaders = {0}
     for k, one in enumerate(code):
-        if one.base in ("BRA", "JMP", "BSSY") and one.target in at:
+        if one.base in ("BRA", "JMP", "BSSY", "CALL") and one.target in at:
             leaders.add(at[one.target])
         if one.base in ("BRA", "JMP", "EXIT", "RET", "BSYNC", "BRX", "JMX"):
             leaders.add(k + 1)
@@ -273,7 +295,21 @@ def graph(code: list[Instruction]) -> list[Block]:
             block.next = [min(to_)] if to_ else follows
         else:
             block.next = follows
+    _find_cases(blocks)
     return blocks
+
+
+def _find_cases(blocks: list[Block]) -> None:
+    """A jump by a table, which is not among the instructions, leads to what lies behind it and has
+    no other way: to the cases of a switch."""
+    known = {to for block in blocks for to in block.next}
+    called = {one.target for block in blocks for one in block.code if one.base == "CALL"}
+    switch = None
+    for k, block in enumerate(blocks):
+        if switch and k not in known and block.code[0].address not in called:
+            switch.next.append(k)
+        if block.code[-1].base in ("BRX", "JMX"):
+            switch = block
 
 
 def _trimmed(code: list[Instruction]) -> list[Instruction]:
@@ -558,13 +594,21 @@ def _longest(level: _Level, rare: set[tuple[int, int]], weight: dict[int, int]) 
     return way[::-1]
 
 
-def _logits(path: _Path, element: int) -> float | None:
+def _logits(path: _Path, element: int, singly: int | None = None) -> float | None:
     """Those of a turn: by the bytes of its widest loads or of all stores, whichever are fewer; no
     more than it takes exponentials, where it takes several.
 
     Beside global memory, narrow loads on chip, and those of a turn with a barrier, belong to sums
-    over warps.
+    over warps. Where logits come one by one there are `singly`, or one in what a loop of them
+    leaves.
     """
+    if singly:
+        loads, stores = (
+            sum(path.work[Traffic(base, element)] for base in bases)
+            for bases in (("LDG", "LD"), _STORES)
+        )
+        each = min(loads, stores or loads)
+        return (singly if each >= singly else 1) if each else None
     kinds = {k: n for k, n in path.work.items() if isinstance(k, Traffic) and k.base != "STS"}
     moved: dict[str, int] = {}
     for key, number in kinds.items():
@@ -637,14 +681,17 @@ def _walks_alone(code: list[Instruction]) -> bool:
     return bool(sizes) and _stride(code) < _WARP * sum(sizes)
 
 
-def cost(code: list[Instruction], element: int, *, columns: bool = False) -> Cost:
+def cost(
+    code: list[Instruction], element: int, *, columns: bool = False, singly: int | None = None
+) -> Cost:
     """Of a kernel whose logits have `element` bytes.
 
     Args:
         columns: the kernel walks down columns, logit by logit; its loops without special functions,
             or with numbers from on chip, are the block's, not of logits.
+        singly: logits come one by one, beside numbers of any size, and a turn has so many, or one.
     """
-    return _Counting(graph(code), element, columns).cost(
+    return _Counting(graph(code), element, columns, singly).cost(
         any(one.base.startswith("UBLKCP") for one in code),
     )
 
@@ -652,8 +699,10 @@ def cost(code: list[Instruction], element: int, *, columns: bool = False) -> Cos
 class _Counting:
     """The loops of a kernel, counted from the inside out."""
 
-    def __init__(self, blocks: list[Block], element: int, columns: bool) -> None:
-        self.blocks, self.element, self.columns = blocks, element, columns
+    def __init__(
+        self, blocks: list[Block], element: int, columns: bool, singly: int | None
+    ) -> None:
+        self.blocks, self.element, self.columns, self.singly = blocks, element, columns, singly
         self.reached = set(_order(0, {k: block.next for k, block in enumerate(blocks)}))
         self.bodies = {
             head: body for head, body in natural_loops(blocks).items() if head in self.reached
@@ -681,7 +730,19 @@ class _Counting:
             tuple(self.loops[head] for head in counted),
             straight.work,
             bulk,
+            self._lost(),
         )
+
+    def _lost(self) -> int:
+        """Instructions that neither a way nor a call leads to."""
+        at = {block.code[0].address: k for k, block in enumerate(self.blocks)}
+        calls = [one.target for block in self.blocks for one in block.code if one.base == "CALL"]
+        follows = {k: block.next for k, block in enumerate(self.blocks)}
+        found = set(self.reached)
+        for entry in calls:
+            if entry is not None and entry in at:
+                found.update(_order(at[entry], follows))
+        return sum(len(block.code) for k, block in enumerate(self.blocks) if k not in found)
 
     def _depth(self, head: int) -> int:
         up = self.parent[head]
@@ -709,7 +770,7 @@ class _Counting:
             path.instructions,
             path.mufu,
             rare,
-            None if walks else _logits(path, self.element),
+            None if walks else _logits(path, self.element, self.singly),
             path.work,
         )
         logits = self.loops[head].logits
@@ -731,7 +792,7 @@ class _Counting:
         everything = _Path()
         for node in level.order:
             everything.add(level.paths[node])
-        logits = _logits(everything, self.element) or 1
+        logits = _logits(everything, self.element, self.singly) or 1
         rare = _rare_ways(level, self.inside, head is not None, logits, self.element)
         way = _longest(level, rare, {node: self._weight(level, node) for node in level.order})
         self.ways[head] = way
@@ -768,7 +829,13 @@ def _share(loops: Iterable[Loop], element: int, bulk: bool) -> None:
     for loop in (one for one in loops if one.logits):
         copies = bulk and loop.work["LDGSTS"] and not loop.mufu  # where there are no bulk copies
         if copies or (
-            sweeps and (_small(loop) or _single(loop, element) or _guarded(loop, sweeps))
+            sweeps
+            and (
+                _small(loop)
+                or _single(loop, element)
+                or _guarded(loop, sweeps)
+                or _fills(loop, sweeps)
+            )
         ):
             loop.remainder = True
             continue
@@ -835,19 +902,41 @@ def _single(loop: Loop, element: int) -> bool:
 
 def _guarded(loop: Loop, sweeps: list[Loop]) -> bool:
     """Whether a loop asks of every logit whether it is there, where another, that takes more of
-    them in a turn and writes if this one does, costs half as much: it is of a row's ends."""
+    them in a turn and does the same with them, costs half as much: it is of a row's ends, as is
+    one that only copies them."""
     assert loop.logits
     if sum(loop.work[name] for name in _QUESTIONS) < _ASKED * loop.logits:
         return False
+    copies = not _computes(loop)
     return any(
         other is not loop
         and other.logits is not None
         and other.logits > loop.logits
         and bool(_each(other, _STORES)) == bool(_each(loop, _STORES))
-        and bool(other.mufu) >= bool(loop.mufu)
+        and (copies or bool(other.mufu) == bool(loop.mufu))
         and 2 * other.instructions / other.logits <= loop.instructions / loop.logits
         for other in sweeps
     )
+
+
+def _fills(loop: Loop, sweeps: list[Loop]) -> bool:
+    """Whether a loop writes what it neither reads nor computes, where another computes what it
+    writes: zeros of rows that count nothing, for which the other has nothing to write."""
+    reads = any(loop.work[name] for name in (*_LOADS, "LDGSTS"))
+    writes = any(loop.work[name] for name in _STORES)
+    return (
+        writes
+        and not reads
+        and not _computes(loop)
+        and any(
+            other is not loop and _computes(other) and any(other.work[name] for name in _STORES)
+            for other in sweeps
+        )
+    )
+
+
+def _computes(loop: Loop) -> bool:
+    return any(loop.work[name] for names in _ARITHMETIC for name in names)
 
 
 def _each(loop: Loop, names: tuple[str, ...]) -> float:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from test_sass import code
 
-from benchmarks import device_cost
-from benchmarks.device_cost import Kernel, Use
+from benchmarks import device_cost, sass
+from benchmarks.device_cost import Form, Kernel, Use
 
 Once = Callable[[str, Callable[[Path], None]], Path]
 ARCHITECTURES = [
@@ -37,6 +39,20 @@ def needs(backend: str) -> None:
         pytest.skip(reason)
 
 
+def moves_what_it_must(form: Form) -> None:
+    """Logits read and gradients written, once a sweep and not more often."""
+    size = device_cost.SIZES[form.dtype]
+    least = (
+        4 if form.name.endswith("any upstream") else 2 if "upstream" in form.name else 3
+    ) * size
+    most = math.inf if form.name.startswith("BCE") else least
+    if form.name.startswith("everything"):
+        most += max(size, 4)  # gradients of what the logits were perturbed to
+    if form.name.startswith(("norm (", "penalty (")):
+        most += size  # Triton measures a row by a launch of its own
+    assert 0.99 * least <= form.sum("memory") <= 1.06 * most, form.name
+
+
 def compare(backend: str, arch: str, found: dict[str, list[float]]) -> None:
     key = device_cost.compiler(backend, arch)
     known = device_cost.baseline(key)
@@ -60,6 +76,9 @@ def test_no_cuda_kernel_takes_five_per_cent_more_than_on_record(once: Once, arch
         for pattern in (*both[0], *both[1]):
             dtype = "fp32" if pattern.startswith("32:") else "bf16"
             assert device_cost.of_pattern(kernels, pattern, dtype), (form, pattern)
+    assert not device_cost.too_low(kernels)
+    for form in device_cost.forms(uses):
+        moves_what_it_must(form)
     found = device_cost.counts(uses, kernels)
     # the usual way of a kernel is one of its ways
     for what, _, dearest, usual, _, _ in device_cost.budget_rows(found):
@@ -72,6 +91,9 @@ def test_no_triton_kernel_takes_five_per_cent_more_than_on_record(once: Once, ar
     needs("triton")
     folder = once(f"launches-{arch}", functools.partial(device_cost.compile_triton, arch))
     uses = device_cost.triton_uses(folder, arch)
+    assert not device_cost.too_low(use.kernel for use in uses)
+    for form in device_cost.forms(uses):
+        moves_what_it_must(form)
     found = {form.name: form for form in device_cost.forms(uses) if form.dtype == "bf16"}
     plain = found["plain; upstream 1"]
     # an exponential a logit for the sum and one for the gradient, logits read and gradient written
@@ -108,6 +130,63 @@ def test_records_belong_to_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path:
 )
 def test_blocks_beside_each_other(registers: int, shared: int, threads: int, blocks: int) -> None:
     assert device_cost.beside(registers, shared, threads, "90") == blocks
+
+
+def test_of_what_excludes_each_other_nothing_is_added_up() -> None:
+    """Zeros of rows that count nothing are written instead of gradients, not beside them; and what
+    a kernel writes into lists is none of its logits, however many there might be."""
+    sweep = """L: IADD3 R2, R2, R7, RZ
+        LDG.E.128 R8, desc[UR4][R2.64]
+        FFMA R8, R8, R9, R10
+        STG.E.128 desc[UR4][R2.64], R8
+        @!P0 BRA @L"""
+    zeros = """Z: IADD3 R2, R2, R7, RZ
+        STG.E.128 desc[UR4][R2.64], RZ
+        @!P0 BRA @Z"""
+    resources = sass.Resources(32, 0, 0)
+
+    def of(name: str, text: str) -> Kernel:
+        kinds = {"arch": "90", "dtype": "bf16"}
+        return device_cost.of_code(name, code(text), resources, threads=256, logits=1e6, **kinds)
+
+    name = "piece_kernel<GradientsBody<__nv_bfloat16, 1u> >"
+    both = of(name, f"{sweep}\n{zeros}\nEXIT")
+    alone = of(name, f"{sweep}\nEXIT")
+    assert both.memory == alone.memory == pytest.approx(4)
+    assert both.l2 == alone.l2
+    assert both.instructions == pytest.approx(alone.instructions, rel=1e-3)
+    # by themselves they are what there is to do
+    assert of(name, f"{zeros}\nEXIT").memory == pytest.approx(2)
+    # written twice by the code, but the gradient is there once
+    twice = sweep.replace("L:", "M:").replace("@L", "@M").replace("FFMA", "FMUL")
+    assert of(name, f"{sweep}\n{twice}\nEXIT").memory == pytest.approx(4)
+    lists = of("row_kernel<LearnedStatisticsBody<__nv_bfloat16, 0u> >", f"{sweep}\nEXIT")
+    assert (lists.memory, lists.writes) == (pytest.approx(2), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "bytes"),
+    [
+        ("row_kernel<RowBody<__nv_bfloat16, 0u> >", 2, 2),
+        ("row_kernel<RowBody<__nv_bfloat16, 63u> >", 2, 6),
+        ("row_kernel<RowBody<double, 63u> >", 8, 16),
+        ("row_kernel<InTurns<GroupDeltaBody<__half, 0u> > >", 2, 4),
+        ("warp_kernel<RowStepsBody<float> >", 4, 0),
+        ("team_kernel<BinaryTileBody<float, Any, true> >", 4, 8),
+        ("team_kernel<BinaryTileBody<float, Bool, false> >", 4, 4),
+        ("team_kernel<BinarySidedBody<double> >", 8, 16),
+        ("forward", 2, math.inf),
+    ],
+)
+def test_what_kernels_write_of_each_logit(name: str, size: int, bytes: float) -> None:
+    assert device_cost.written_bytes(name, size) == bytes
+
+
+def test_what_is_not_found_is_said_aloud() -> None:
+    found, lost = kernel("found"), kernel("lost", lost=411)
+    assert device_cost.too_low([found, lost]) == {
+        "lost": "no way found to 411 instructions: the counts are too low"
+    }
 
 
 def test_the_model_takes_what_lasts_longest() -> None:

@@ -138,6 +138,70 @@ def test_a_sum_over_warps_is_no_loop_over_the_row() -> None:
     assert loop.logits == 8
 
 
+def test_a_call_that_never_comes_back_is_a_jump() -> None:
+    """As compilers for 8.0 leave loops; what is called and returns is neither lost nor on the way."""
+    text = f"""MOV R1, R1
+        {row_loop("A", 1)}
+        @P1 CALL.REL.NOINC @slow
+        @P2 CALL.REL.NOINC @more
+        BRA @A
+        more: BAR.SYNC.DEFER_BLOCKING 0x0
+        {row_loop("B", 1, "STG.E.128 desc[UR4][R2.64], R8")}
+        EXIT
+        slow: MUFU.RCP R4, R4
+        RET.REL.NODEC R20 0x0"""
+    found = sass.cost(code(text), 2)
+    assert found.lost == 0
+    assert found.per_logit(1e9)[1] == pytest.approx(2)
+    assert found.bytes_per_logit(1e9, "STG") == 2
+
+
+def test_the_cases_of_a_switch_are_found() -> None:
+    """The table of a jump is not in the listing: its cases lie behind it, and nothing else leads
+    there."""
+    text = f"""MOV R1, R1
+        L: IADD3 R2, R2, R7, RZ
+        LDG.E.128 R8, desc[UR4][R2.64]
+        BRX R14 -0x10
+        {FMA}
+        BRA @join
+        {FMA}
+        {FMA}
+        BRA @join
+        {FMA}
+        join: {EXP}
+        @!P0 BRA @L
+        EXIT"""
+    found = sass.cost(code(text), 2)
+    (loop,) = found.loops
+    assert found.lost == 0
+    assert (loop.instructions, loop.mufu) == (3 + 3 + 2, 1)  # the dearest of three
+
+
+def test_code_that_nothing_leads_to_is_told() -> None:
+    text = f"MOV R1, R1\nEXIT\n{FMA}\n{FMA}\nEXIT"
+    assert sass.cost(code(text), 2).lost == 3
+    assert sass.cost(code("MOV R1, R1\nEXIT"), 2).lost == 0
+
+
+def test_a_sweep_with_many_questions_is_no_row_end_where_no_other_does_its_work() -> None:
+    """A penalty is measured by such a sweep, beside which the sums cost half as much."""
+    asks = "\n".join(["ISETP.GT.AND P1, PT, R4, R5, PT", "SEL R4, R4, R5, P1", FMA] * 16)
+    measured = f"""M: LDG.E.128 R8, desc[UR4][R2.64]
+        IADD3 R2, R2, R7, RZ
+        {asks}
+        {asks}
+        @!P0 BRA @M"""
+    alone = sass.cost(code(f"{measured}\nEXIT"), 2)
+    found = sass.cost(code(f"{measured}\n{row_loop('L', 2)}\nEXIT"), 2)
+    assert [loop.remainder for loop in found.loops] == [False, False]
+    assert found.loops[0].instructions == alone.loops[0].instructions
+    # one that has as much to do with each logit as the sums is of a row's ends
+    ends = measured.replace("@!P0", "\n".join([EXP] * 8) + "\n@!P0")
+    found = sass.cost(code(f"{ends}\n{row_loop('L', 2)}\nEXIT"), 2)
+    assert [loop.remainder for loop in found.loops] == [True, False]
+
+
 def test_copies_of_single_elements_beside_vectors_are_of_the_ends() -> None:
     copies = """C: LDG.E.U16 R8, desc[UR4][R12.64]
         IADD3 R12, R12, R7, RZ

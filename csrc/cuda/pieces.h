@@ -270,7 +270,9 @@ class Pieces {
 
   LPL_DEVICE void fetch() {
     in_bulk_ = team_.begins_bulk();
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
     LPL_USUALLY(in_bulk_);
+#endif
     // pieces that are copied as they lie in memory: in bulk by lines that are the row's alone
     int from = in_bulk_ ? multiple(whole_from_, kPerLine) : whole_from_;
     int to = in_bulk_ ? whole_to_ / kPerLine * kPerLine : whole_to_;
