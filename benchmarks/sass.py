@@ -41,6 +41,7 @@ _WIDTHS = {"256": 32, "128": 16, "64": 8, "U16": 2, "S16": 2, "16": 2, "U8": 1, 
 _LOADS, _STORES = ("LDG", "LDS", "LD"), ("STG", "ST")
 _ATOMIC = ("ATOM", "ATOMG", "ATOMS", "RED", "REDG", "REDAS")
 _SLOW = ("CALL", "BPT", "NANOSLEEP")
+_TABLES = ("BRX", "JMX", "BRXU", "JMXU")  # jumps to where a table says
 _WAITS = ("SYNCS", "NANOSLEEP", "ACQBULK")
 _WARP, _SIZE = 32, 16
 _VECTOR = 8  # bytes of an access from which on it has several logits
@@ -55,6 +56,7 @@ _ARITHMETIC: tuple[_Names, ...] = (
     *(("MUFU",), ("FFMA", "FFMA2"), ("FADD", "FADD2"), ("FMUL", "FMUL2")),
     *(("DFMA",), ("DADD",), ("DMUL",)),
 )
+_PRODUCTS: tuple[_Names, ...] = (("MUFU",), ("FFMA", "FFMA2"), ("DFMA",))
 _COMPARISONS: tuple[_Names, ...] = (
     ("FMNMX", "FMNMX3", "HMNMX2", "VHMNMX"),
     ("FSETP",),
@@ -266,7 +268,7 @@ def _blocks(code: list[Instruction]) -> list[Block]:
     for k, one in enumerate(code):
         if one.base in ("BRA", "JMP", "BSSY", "CALL") and one.target in at:
             leaders.add(at[one.target])
-        if one.base in ("BRA", "JMP", "EXIT", "RET", "BSYNC", "BRX", "JMX"):
+        if one.base in ("BRA", "JMP", "EXIT", "RET", "BSYNC", *_TABLES):
             leaders.add(k + 1)
     starts = sorted(k for k in leaders if k < len(code))
     number = {start: index for index, start in enumerate(starts)}
@@ -286,7 +288,7 @@ def _blocks(code: list[Instruction]) -> list[Block]:
                 block.next += [k for k in follows if k not in block.next]
             if (".DIV" in last.name or ".CONV" in last.name) and to is not None:
                 block.rare.add(to)
-        elif last.base in ("EXIT", "RET", "BRX", "JMX"):
+        elif last.base in ("EXIT", "RET", *_TABLES):
             block.next = follows if conditional else []
         elif last.base == "BSYNC":
             # to where its BSSY says, which stands before it
@@ -308,7 +310,7 @@ def _find_cases(blocks: list[Block]) -> None:
     for k, block in enumerate(blocks):
         if switch and k not in known and block.code[0].address not in called:
             switch.next.append(k)
-        if block.code[-1].base in ("BRX", "JMX"):
+        if block.code[-1].base in _TABLES:
             switch = block
 
 
@@ -645,7 +647,8 @@ def _stride(code: list[Instruction]) -> float:
             sources = [part.strip().removesuffix(".reuse") for part in one.operands.split(",")[1:]]
             constants = [int(part, 16) for part in sources if part.startswith("0x")]
             if register in sources and one.base in ("VIADD", "IADD3", "UIADD3", "IMAD"):
-                if not constants:
+                product = one.base == "IMAD" and sources[0] not in ("RZ", register)
+                if product or not constants:
                     return math.inf
                 moved = constants[-1]
                 found = max(found, min(moved, 2**32 - moved))
@@ -859,14 +862,17 @@ def _share(loops: Iterable[Loop], element: int, bulk: bool) -> None:
 
 def _alike(a: Loop, b: Loop) -> bool:
     """Whether they do the same for a logit: both write or neither does, with as many special
-    functions and as much of each arithmetic; what guards it may differ. Where there is none of
-    that, the same kinds of access and as many comparisons."""
+    functions and as much of each arithmetic; what guards it may differ. Of those that write after
+    special functions the products say it: nothing is written twice, and sums beside them patch a
+    label's. Where there is none of that, the same kinds of access and as many comparisons."""
     kinds: list[_Names] = [_STORES]
     if not (a.mufu or b.mufu):
         kinds += [(name,) for name in (*_LOADS, "STS", "LDGSTS")]
     if any(bool(_each(a, names)) != bool(_each(b, names)) for names in kinds):
         return False
     work = _ARITHMETIC if a.mufu or b.mufu else (*_ARITHMETIC, *_COMPARISONS)
+    if a.mufu and b.mufu and _each(a, _STORES):
+        work = _PRODUCTS
     return all(
         math.isclose(_each(a, names), _each(b, names), rel_tol=_ALIKE, abs_tol=_NEAR)
         for names in work

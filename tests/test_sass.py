@@ -156,13 +156,14 @@ def test_a_call_that_never_comes_back_is_a_jump() -> None:
     assert found.bytes_per_logit(1e9, "STG") == 2
 
 
-def test_the_cases_of_a_switch_are_found() -> None:
+@pytest.mark.parametrize("jump", ["BRX R14 -0x10", "BRXU UR6 -0x10", "JMX R14 -0x10"])
+def test_the_cases_of_a_switch_are_found(jump: str) -> None:
     """The table of a jump is not in the listing: its cases lie behind it, and nothing else leads
     there."""
     text = f"""MOV R1, R1
         L: IADD3 R2, R2, R7, RZ
         LDG.E.128 R8, desc[UR4][R2.64]
-        BRX R14 -0x10
+        {jump}
         {FMA}
         BRA @join
         {FMA}
@@ -200,6 +201,34 @@ def test_a_sweep_with_many_questions_is_no_row_end_where_no_other_does_its_work(
     ends = measured.replace("@!P0", "\n".join([EXP] * 8) + "\n@!P0")
     found = sass.cost(code(f"{ends}\n{row_loop('L', 2)}\nEXIT"), 2)
     assert [loop.remainder for loop in found.loops] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "moves", ["IMAD R2, R5, 0x8, R2", "IMAD.IADD R2, R5, 0x1, R2", "IADD3 R2, R2, R7, RZ"]
+)
+def test_a_turn_moves_on_by_registers_too(moves: str) -> None:
+    text = f"""MOV R1, R1
+        L: {moves}
+        IMAD.WIDE R44, R2, 0x8, R36
+        LDG.E.128 R8, desc[UR6][R44.64]
+        DMUL R8, R34, R8
+        STG.E.128 desc[UR6][R44.64], R8
+        @!P0 BRA @L
+        EXIT"""
+    (loop,) = sass.cost(code(text), 8).loops
+    assert loop.logits == 2
+
+
+def test_smaller_pieces_of_a_gradient_are_a_remainder_though_each_asks_for_its_label() -> None:
+    writes = "STG.E.128 desc[UR4][R2.64], R8\n"
+    large = row_loop("A", 2, writes * 2)
+    patch = "\n".join(["FADD R4, R4, R5"] * 8)
+    found = sass.cost(code(f"{large}\n{row_loop('B', 1, writes + patch)}\nEXIT"), 2)
+    assert [loop.remainder for loop in found.loops] == [False, True]
+    # where products differ they do not do the same
+    patch = "\n".join([FMA] * 8)
+    found = sass.cost(code(f"{large}\n{row_loop('B', 1, writes + patch)}\nEXIT"), 2)
+    assert [loop.remainder for loop in found.loops] == [False, False]
 
 
 def test_copies_of_single_elements_beside_vectors_are_of_the_ends() -> None:
