@@ -1,10 +1,10 @@
 """`python -m benchmarks.device_cost`: what the GPU kernels cost, without a GPU.
 
-Compiles the kernels of both GPU backends and counts in their machine code (benchmarks/sass.py), per
-form of call and element type: instructions of a thread and MUFU (exponential, logarithm,
-reciprocal: 16 lanes a cycle and multiprocessor, where others have 128) per logit, rare code apart;
-bytes per logit of device memory and of L2; registers; blocks beside each other on a multiprocessor;
-launches; and the time that a model predicts. A launch takes the longest of
+Compiles the kernels of both GPU backends and counts in their machine code (loop_cost.py), per form
+of call and element type: instructions of a thread and MUFU (exponential, logarithm, reciprocal: 16
+lanes a cycle and multiprocessor, where others have 128) per logit, rare code apart; bytes per logit
+of device memory and of L2; registers; blocks beside each other on a multiprocessor; launches; and
+the time that a model predicts. A launch takes the longest of
 
     bytes / rate,   instructions·logits / (multiprocessors·128·clock) / busy,
     MUFU·logits / (multiprocessors·16·clock)
@@ -38,7 +38,7 @@ from rich.table import Table
 
 import lpl_fused
 
-from . import sass, triton_launches
+from . import loop_cost, sass, triton_launches
 from .options import pattern
 from .triton_launches import Launch
 
@@ -288,7 +288,7 @@ def of_code(
     labels = label_bytes(name, size)
     # labels as wide as the logits are loaded as these are
     columns = re.search(COLUMNS, name) is not None
-    cost = sass.cost(
+    cost = loop_cost.cost(
         code,
         size * (2 if columns and labels == size else 1),
         columns=columns,
@@ -335,7 +335,7 @@ def of_code(
     )
 
 
-def _writing(cost: sass.Cost) -> tuple[float, float]:
+def _writing(cost: loop_cost.Cost) -> tuple[float, float]:
     """(instructions, MUFU) per logit of the loops that write to memory."""
     loops = [loop for loop in cost.loops if any(loop.work[name] for name in ("STG", "ST"))]
     count = sum(loop.instructions * loop.turns_per_logit for loop in loops)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_sass import code
+from test_loop_cost import code
 
 from benchmarks import device_cost, sass
 from benchmarks.device_cost import Form, Kernel, Use
