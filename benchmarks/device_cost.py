@@ -20,462 +20,38 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
 import re
-import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-import lpl_fused
-
-from . import loop_cost, sass, triton_launches
+from . import kernel_compile, sass, triton_launches
+from .kernel_compile import ARCHITECTURES, COUNTED, ROOT
+from .kernel_cost import Kernel, object_kernels, of_code
+from .kernel_forms import (
+    ALONE,
+    BUDGETS,
+    CLASSES,
+    CUDA,
+    DTYPES,
+    IDLE_ALONE,
+    IDLE_ANEW,
+    ROWS,
+    SIZES,
+    USUAL,
+)
 from .options import pattern
 from .triton_launches import Launch
 
-ROOT = Path(__file__).parent.parent
-SOURCES = tuple(ROOT / "csrc" / "cuda" / f"{name}.cu" for name in ("kernels", "binary_kernels"))
 RESULTS = Path(__file__).parent / "results"
 BASELINE = RESULTS / "device_cost.json"
-OBJECTS, SAID = tuple(f"{source.stem}.o" for source in SOURCES), "said.txt"
-COUNTED = (*OBJECTS, "usual.o")  # objects whose kernels are counted
-ARCHITECTURES = ("80", "90", "100")  # the default of setup.py
 TOLERANCE = 1.05  # of the count on record
 RATES = (4.2e12, 3.0e12)  # bytes a second: an H200, an H100
-ROWS, CLASSES = 8192, 32000  # of the predicted times
-
-# An H100 or H200 of 132 multiprocessors
-_PROCESSORS, _CLOCK, _LANES, _MUFU_LANES = 132, 1.98e9, 128, 16
-_REGISTERS, _THREADS, _MOST_BLOCKS = 65536, 2048, 32
-_SHARED = {"80": 164 * 1024, "90": 228 * 1024, "100": 228 * 1024}  # of a multiprocessor
-_KEPT = 1024  # bytes of it that every block costs beside its own
-_OPTIN = {"80": 163 * 1024, "90": 227 * 1024, "100": 227 * 1024}  # of one block at most
-
-DTYPES = {"bf16": "__nv_bfloat16", "fp16": "__half", "fp32": "float", "fp64": "double"}
-SIZES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
-
-# ------------------------------------------------------ what forms of call launch: to be amended
-
-# Threads that share a row where they are not 256, and rows of which they make one: the first
-# pattern that a kernel's name has.
-THREADS: tuple[tuple[str, int], ...] = (
-    ("batch_kernel", 1024),
-    ("warp_kernel|beside_kernel", 32),
-    ("LearnedStatisticsBody", 128),
-    ("", 256),
-)
-
-# Logits of a thread where they are not its share of a row.
-LOGITS: tuple[tuple[str, float], ...] = (
-    (r"\b(Statistics|Gradients)Body\b", 4 * CLASSES / 256),  # of four rows
-    (r"\bBinary(Span|Tile|Sided|Scale)Body\b", 64),
-    (r"\bBinaryMomentsBody\b", 128),
-    (r"\bBinaryGuessBody\b", 32),
-)
-
-# Those whose threads do a number for a row, or for a class, not for a logit.
-OF_ROWS = (
-    r"\b(LossBody|NormBody|RanksBody|SortBody|RowStepsBody|list_groups|group_rows"
-    r"|BinaryLossBody|BinaryNormBody|BinaryStepsBody)\b"
-)
-
-# Those that read some rows only, and how many.
-SOME_ROWS: tuple[tuple[str, int], ...] = ((r"\bBinaryGuessBody\b", 256),)
-
-# What a kernel writes that is as large as the logits, by the first pattern that its name has: T of
-# their type, A of the type that sums are of. More it does not write, whatever ways its code has:
-# of those that exclude each other one is taken, and a list or a number of a row is not of logits.
-WRITES: tuple[tuple[str, str], ...] = (
-    (r"\b(Row|Gradient)Body<\w+, 63u>|\bBinaryTileBody<\w+, \w+, true>", "TA"),
-    (r"\b(Swept|BinarySided)Body\b", "TA"),
-    (r"\b(Row|Gradients?|LearnedGradient|GroupGradient|Scale)Body\b", "T"),
-    (r"\bBinary(Span|Tile|Scale)Body\b", "T"),
-    (r"\b(LearnedDelta|GroupDelta|Perturbed)Body\b", "A"),
-    (r"Body\b", ""),
-)
-
-# Those that walk down columns, logit by logit.
-COLUMNS = r"\bBinary(Guess|Moments)Body\b"
-# Those that do so beside labels of whatever size, and logits of a turn (`kBatch`).
-SINGLY: tuple[tuple[str, int], ...] = (
-    (r"\bBinaryTileBody<\w+, Any, true>|\bBinarySidedBody\b", 4),
-)
-
-# Kernels that a form launches, forward and backward, T the element type: patterns of their names.
-# "16:" and "32:" stand before what only logits of so many bits have; "sums:" before a kernel that
-# here leaves out what writes. Sets of a problem's features (csrc/cuda/algebra.h) are numbers.
-ALONE = "LPL, 10 steps, a class a row"  # a form's name
-
-
-def _rows(set: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Loss and gradient in one sweep; another upstream makes 16 bits anew, and scales others."""
-    again = f"16:GradientBody<T, {set}u>", "32:ScaleBody<T>"
-    return (f"RowBody<T, {set}u>", "NormBody", "LossBody"), again
-
-
-def _labelled(
-    sweep: str, labels: str, moments: str = ""
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The same of multi-label losses, with moments under a learned perturbation."""
-    again = f"Binary{sweep}Body<{', '.join(('T', labels) if labels else 'T')}>"
-    forward: tuple[str, ...] = again, "BinaryLossBody"
-    if moments:
-        learns = "BinaryGuessBody<T>", f"BinaryMomentsBody<T, {moments}>", "BinaryStepsBody<T>"
-        forward = (*learns, *forward)
-    return forward, ("BinaryScaleBody<T>", f"16:{again}")
-
-
-def _learned(set: int, groups: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """LPL of rows; kernels of classes with several rows, of which there are none, end at once."""
-    tail = (f"GroupTailBody<T, {groups}u>",) * 2
-    forward = (
-        "RanksBody",
-        f"LearnedStatisticsBody<T, {set}u>",
-        "beside_kernel<RowStepsBody",
-        *(f"FirstTailBody<T, {groups}u>", f"GroupGatherBody<T, {groups}u>", *tail),
-        "SweptBody<T>",
-    )
-    gradient = f"LearnedGradientBody<T, {set}u>", f"GroupGradientBody<T, {groups}u>", "SweptBody<T>"
-    return forward, gradient
-
-
-CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "plain, a margin, φ": _rows(0),
-    "plain, by statistics": (("sums:RowBody<T, 0u>",), ("GradientBody<T, 0u>",)),
-    "tables": _rows(1),
-    "tables, by statistics": (("StatisticsBody<T, 1u>",), ("GradientsBody<T, 1u>",)),
-    "smoothing": _rows(2),
-    "norm": _rows(4),
-    "norm, with tables": _rows(5),
-    "penalty": _rows(8),
-    "everything": _rows(63),
-    "BCE": _labelled("Span", "T"),
-    "BCE, bool labels": _labelled("Span", "Bool"),
-    "BCE, everything": _labelled("Tile", "Any, true"),
-    "BCE, asymmetric": _labelled("Sided", ""),
-    "BCE, LPL, 10 steps": _labelled("Tile", "T, false", "T"),
-    "BCE, LPL, 10 steps, bool labels": _labelled("Tile", "Bool, false", "Bool"),
-    ALONE: _learned(0, 0),
-    f"{ALONE}, tables": _learned(1, 63),
-}
-# Instructions a logit that kernels for bf16 are to keep to: (what, kernels, reach, stretch).
-BUDGETS: tuple[tuple[str, tuple[str, ...], int, int], ...] = (
-    ("loss and gradient, plain", ("RowBody<T, 0u>",), 16, 12),
-    ("tables, by statistics", ("StatisticsBody<T, 1u>", "GradientsBody<T, 1u>"), 22, 16),
-    ("smoothing", ("RowBody<T, 2u>",), 22, 16),
-    ("norm", ("RowBody<T, 4u>",), 40, 30),
-    ("penalty", ("RowBody<T, 8u>",), 40, 30),
-    ("LPL, statistics", ("LearnedStatisticsBody<T, 0u>",), 16, 11),
-    ("LPL, gradient", ("LearnedGradientBody<T, 0u>",), 16, 11),
-    ("BCE", ("BinarySpanBody<T, T>",), 30, 22),
-)
-
-# Kernels that are also compiled for the way that most threads take (LPL_USUALLY in
-# csrc/cuda/call.h): no label and no head among a thread's logits, rows of whole pieces, the row's
-# own numbers made by another warp; a 2-norm of numbers that need no scaling, ReLU's penalty.
-USUAL = "(usual way)"
-_USUAL_FILE, _USUAL_OBJECT = "usual.cu", "usual.o"
-
-
-def usual_text() -> str:
-    """The file that instantiates those of bf16 that have ways which exclude each other."""
-    lines = ["#define LPL_USUAL", f'#include "{SOURCES[0]}"', "namespace lpl {", "namespace {"]
-    for name in (name for _, kernels, _, _ in BUDGETS for name in kernels):
-        if name.startswith("Binary"):
-            continue
-        of_pieces = re.match(r"LearnedGradient|Gradients", name)
-        kernel, rest = ("piece", "int") if of_pieces else ("row", "int, Fill")
-        body = name.replace("<T", "<BFloat16")
-        lines.append(
-            f"template __global__ void {kernel}_kernel<{body}>"
-            f"(const __grid_constant__ Call, {rest});"
-        )
-    return "\n".join([*lines, "}", "}", ""])
-
-
-# What is launched lest the host waits for the device, and ends at once: where the upstream gradient
-# is 1, in forms whose forward has written the gradient; where every row has a class of its own.
-IDLE_UPSTREAM = r"^(rescale_rows|scale_rows|scale_labels|.*ScaleBody.*)$"
-# … and where a gradient of 16 bits is made anew.
-IDLE_ANEW = r".*\bBinaryScaleBody<(__half|__nv_bfloat16)>"
-IDLE_ALONE = (
-    r"^(list_groups|split_columns|move_tail|move_groups|plain_steps"
-    r"|.*Group\w*Body.*|.*FirstTailBody.*|.*SweptBody.*)$"
-)
-
-
-# ------------------------------------------------------------------------------------- counting
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A kernel's machine code for a use of it; what is counted is per logit."""
-
-    name: str
-    dtype: str
-    arch: str
-    instructions: float
-    mufu: float
-    rare: float
-    memory: float  # bytes: logits and labels once, if they are read, and all that is written
-    l2: float  # bytes: all that is read and written
-    registers: int
-    shared: int  # bytes, static and dynamic
-    local: int
-    threads: int
-    blocks: int  # beside each other on a multiprocessor
-    loops: tuple[str, ...] = field(default=(), compare=False)
-    writes: float = 0.0
-    writing: tuple[float, float] = field(default=(0.0, 0.0), compare=False)  # loops that write:
-    # their instructions and MUFU
-    lost: int = field(default=0, compare=False)  # instructions that the tool found no way to
-
-    @property
-    def sums(self) -> Kernel:
-        """Where nothing that is as large as the logits is to be written."""
-        count, mufu = self.writing
-        return replace(
-            self,
-            instructions=self.instructions - count,
-            mufu=self.mufu - mufu,
-            memory=self.memory - self.writes,
-            l2=self.l2 - self.writes,
-            writes=0.0,
-        )
-
-    @property
-    def occupancy(self) -> float:
-        return self.blocks * self.threads / _THREADS
-
-    def seconds(self, logits: float, rate: float) -> float:
-        """As the model has it."""
-        busy = 0.7 if self.occupancy >= 1 / 3 else 0.5
-        cycles = _PROCESSORS * _CLOCK
-        return max(
-            self.memory * logits / rate,
-            self.instructions * logits / (cycles * _LANES * busy),
-            self.mufu * logits / (cycles * _MUFU_LANES),
-        )
-
-
-def of_code(
-    name: str,
-    code: list[sass.Instruction],
-    resources: sass.Resources,
-    *,
-    arch: str,
-    dtype: str,
-    threads: int,
-    logits: float,
-    shared: int | None = None,
-) -> Kernel:
-    """What a kernel costs whose threads have so many logits each.
-
-    Args:
-        shared: bytes on chip that a launch asks for, beside the static ones; by default a row of
-            CLASSES logits where the kernel copies rows on chip.
-    """
-    size = SIZES[dtype]
-    labels = label_bytes(name, size)
-    # labels as wide as the logits are loaded as these are
-    columns = re.search(COLUMNS, name) is not None
-    cost = loop_cost.cost(
-        code,
-        size * (2 if columns and labels == size else 1),
-        columns=columns,
-        singly=next((most for pattern, most in SINGLY if re.search(pattern, name)), None),
-    )
-    count, mufu = cost.per_logit(logits)
-    loads = cost.bytes_per_logit(logits, "LDG", "LD")
-    writes = min(cost.bytes_per_logit(logits, "STG", "ST"), written_bytes(name, size))
-    copies = cost.bytes_per_logit(logits, "LDGSTS") + (size if cost.bulk else 0)
-    if shared is None:
-        row = CLASSES * size + 16 if copies else 0
-        shared = row // math.ceil((row + resources.shared) / _OPTIN[arch]) if row else 0
-    on_chip = shared + resources.shared
-    each = 1 / CLASSES if re.search(OF_ROWS, name) else 1.0
-    each *= next((rows / ROWS for pattern, rows in SOME_ROWS if re.search(pattern, name)), 1.0)
-    loops = []
-    for loop in cost.loops:
-        done = loop.instructions * loop.turns_per_logit
-        what = "remainder" if loop.remainder else f"{done:.2f} a logit" if done else "counted once"
-        turn = f", {loop.logits:g} logits a turn" if loop.logits else ""
-        shares = f", shared by {loop.shared_by}" if loop.shared_by > 1 else ""
-        loops.append(
-            f"{'  ' * loop.depth}loop at {loop.first:#06x}: {loop.instructions} instructions, MUFU "
-            f"{loop.mufu}, rare {loop.rare}{turn}{shares}: {what}"
-        )
-    return Kernel(
-        name=name,
-        dtype=dtype,
-        arch=arch,
-        instructions=count * each,
-        mufu=mufu * each,
-        rare=cost.rare_per_logit(logits) * each,
-        memory=(min(loads + copies, size + labels) + writes) * each,
-        l2=(loads + copies + writes) * each,
-        registers=resources.registers,
-        shared=on_chip,
-        local=resources.local,
-        threads=threads,
-        blocks=beside(resources.registers, on_chip, threads, arch),
-        loops=tuple(loops),
-        writes=writes * each,
-        writing=_writing(cost),
-        lost=cost.lost,
-    )
-
-
-def _writing(cost: loop_cost.Cost) -> tuple[float, float]:
-    """(instructions, MUFU) per logit of the loops that write to memory."""
-    loops = [loop for loop in cost.loops if any(loop.work[name] for name in ("STG", "ST"))]
-    count = sum(loop.instructions * loop.turns_per_logit for loop in loops)
-    return count, sum(loop.mufu * loop.turns_per_logit for loop in loops)
-
-
-def beside(registers: int, shared: int, threads: int, arch: str) -> int:
-    """Blocks that find room on a multiprocessor."""
-    warps = math.ceil(threads / 32)
-    of_registers = _REGISTERS // (math.ceil(max(registers, 1) / 8) * 8 * 32 * warps)
-    of_shared = _SHARED[arch] // (math.ceil(shared / 128) * 128 + _KEPT)
-    return min(of_registers, of_shared, _THREADS // (32 * warps), _MOST_BLOCKS)
-
-
-def label_bytes(name: str, size: int) -> int:
-    """Bytes of a label that a multi-label kernel reads beside each logit of `size` bytes."""
-    found = re.search(r"\bBinary(?:Span|Tile|Moments)Body<\w+, (\w+)", name)
-    if found:
-        return {"Bool": 1, "float": 4}.get(found[1], size)
-    # those of Triton's kernels, too, are of the logits' type
-    return size if re.search(r"\bBinary(Guess|Labels|Sided)Body\b|^binary_", name) else 0
-
-
-def written_bytes(name: str, size: int) -> float:
-    """Bytes at most that a kernel writes for a logit of `size` bytes."""
-    for kernels, types in WRITES:
-        if re.search(kernels, name):
-            return sum(size if type == "T" else max(size, 4) for type in types)
-    return math.inf
-
-
-def logits_of(name: str) -> float:
-    """Those of a thread."""
-    found = next((logits for pattern, logits in LOGITS if re.search(pattern, name)), None)
-    return found or CLASSES / threads_of(name)
-
-
-def threads_of(name: str) -> int:
-    return next(threads for pattern, threads in THREADS if re.search(pattern, name))
-
-
-def dtype_of(name: str) -> str:
-    """The element type that a kernel's name has among its arguments."""
-    arguments = name[name.find("<") :]
-    for dtype, type in DTYPES.items():
-        if re.search(rf"\b{type}\b", arguments):
-            return dtype
-    return "fp32"
-
-
-def object_kernels(arch: str, *paths: Path) -> Iterator[Kernel]:
-    """All kernels of objects, in the order of their names; those of the usual ways by another."""
-    found = {
-        sass.demangled(name) + (f" {USUAL}" if path.name == _USUAL_OBJECT else ""): value
-        for path in paths
-        for name, value in sass.functions(path).items()
-    }
-    for name, (code, resources) in sorted(found.items()):
-        yield of_code(
-            name,
-            code,
-            resources,
-            arch=arch,
-            dtype=dtype_of(name),
-            threads=threads_of(name),
-            logits=logits_of(name),
-        )
-
-
-# ------------------------------------------------------------------------------------ compiling
-
-
-def nvcc() -> str | None:
-    return os.environ.get("NVCC") or shutil.which("nvcc")
-
-
-def compile_cuda(arch: str, folder: Path, sources: Iterable[Path] = SOURCES) -> None:
-    """Leaves objects with machine code and PTX, and what the compiler said, in a folder."""
-    code = f"arch=compute_{arch},code=[sm_{arch},compute_{arch}]"
-    flags = *(str(nvcc()), "-std=c++17", "-O3", "-gencode", code, "-Xptxas", "-v"), "-c"
-    with open(folder / SAID, "w") as said:
-        for source in sources:
-            command = [*flags, str(source), "-o", str(folder / f"{source.stem}.o")]
-            done = subprocess.run(command, check=False, capture_output=True, text=True)
-            said.write(done.stdout + done.stderr)
-            if done.returncode:
-                raise RuntimeError(f"nvcc failed: {(done.stdout + done.stderr)[-4000:]}")
-    (folder / _USUAL_FILE).write_text(usual_text())
-    command = [*flags, "-DLPL_SPLIT", str(folder / _USUAL_FILE), "-o", str(folder / _USUAL_OBJECT)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"nvcc failed: {(done.stdout + done.stderr)[-4000:]}")
-
-
-def compile_triton(arch: str, folder: Path) -> None:
-    """Leaves cubins and `triton_launches.FILE` in a folder, by a process of its own."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        (str(ROOT), str(Path(lpl_fused.__file__).parents[1]))
-    )
-    environment["TRITON_CACHE_DIR"] = str(folder / "cache")
-    command = [sys.executable, "-m", triton_launches.__name__, arch, str(folder)]
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"compiling Triton's kernels failed: {done.stderr[-4000:]}")
-
-
-def without_tool() -> str | None:
-    """Why no machine code can be read here; None if it can."""
-    try:
-        sass.tool("cuobjdump")
-    except FileNotFoundError as error:
-        return str(error)
-    return None
-
-
-def unavailable(backend: str) -> str | None:
-    """Why a backend's kernels cannot be counted here; None if they can."""
-    if reason := without_tool():
-        return reason
-    if backend == "cuda":
-        return None if nvcc() else "no nvcc on PATH, and NVCC does not name one"
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return "triton is not installed"
-    return None
-
-
-def compiler(backend: str, arch: str) -> str:
-    """Whose counts they are: a key of the record."""
-    if backend == "cuda":
-        said = subprocess.run(
-            [str(nvcc()), "--version"], check=True, capture_output=True, text=True
-        )
-        found = re.search(r"release .*, V([\d.]+)", said.stdout)
-        return f"CUDA sm_{arch}, nvcc {found[1] if found else 'unknown'}"
-    import triton
-
-    return f"Triton sm_{arch}, triton {triton.__version__}, torch {torch.__version__.split('+')[0]}"
 
 
 class Use(NamedTuple):
@@ -844,7 +420,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.object:
         if not options.object.is_file():
             made.error(f"--object: {options.object} is no file")
-        if reason := without_tool():
+        if reason := kernel_compile.without_tool():
             made.error(reason)
         kernels = list(object_kernels(options.arch, options.object))
         _show_kernels(out, options.object.name, kernels, options.kernel)
@@ -853,20 +429,20 @@ def main(arguments: list[str] | None = None) -> None:
     for backend in backends:
         if backend not in ("cuda", "triton"):
             made.error(f"backends: expected cuda, triton or both, got {backend!r}")
-        if reason := unavailable(backend):
+        if reason := kernel_compile.unavailable(backend):
             made.error(f"{backend}: {reason}")
     for backend in backends:
         with tempfile.TemporaryDirectory() as folder:
-            key = compiler(backend, options.arch)
+            key = kernel_compile.compiler(backend, options.arch)
             kernels = []
             if backend == "cuda":
-                compile_cuda(options.arch, Path(folder))
+                kernel_compile.compile_cuda(options.arch, Path(folder))
                 kernels = list(
                     object_kernels(options.arch, *(Path(folder) / name for name in COUNTED))
                 )
                 uses = cuda_uses(kernels)
             else:
-                compile_triton(options.arch, Path(folder))
+                kernel_compile.compile_triton(options.arch, Path(folder))
                 uses = triton_uses(Path(folder), options.arch)
         found = counts(uses, kernels)
         rows = list(form_rows(forms(uses)))

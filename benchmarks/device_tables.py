@@ -34,7 +34,7 @@ import torch
 
 import lpl_fused
 
-from . import device_cost, records, sass
+from . import device_cost, kernel_forms, records, sass
 from .cases import COPY, Batch, Case, draw
 from .measure import admit
 from .memory import peak_bytes
@@ -282,8 +282,8 @@ FORMS = {
     "focal": "focal",
     "logitclip": "norm (LogitClip)",
     "mbls": "penalty (MbLS)",
-    "lpl-unique": device_cost.ALONE,
-    "lpl-zipf": device_cost.ALONE,
+    "lpl-unique": kernel_forms.ALONE,
+    "lpl-zipf": kernel_forms.ALONE,
     "bce": "BCE",
     "bce-lpl": "BCE, LPL, 10 steps",
 }

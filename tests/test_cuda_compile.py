@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
-from benchmarks.device_cost import ARCHITECTURES, DTYPES, OBJECTS, SAID, compile_cuda, nvcc
+from benchmarks.kernel_compile import ARCHITECTURES, OBJECTS, SAID, compile_cuda, nvcc
+from benchmarks.kernel_forms import DTYPES
 from benchmarks.sass import demangled
 
 if nvcc() is None:

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from test_loop_cost import code
 
-from benchmarks import device_cost, sass
-from benchmarks.device_cost import Form, Kernel, Use
+from benchmarks import device_cost, kernel_compile, kernel_cost, kernel_forms, sass
+from benchmarks.device_cost import Form, Use
+from benchmarks.kernel_cost import Kernel
 
 Once = Callable[[str, Callable[[Path], None]], Path]
 ARCHITECTURES = [
     arch if arch == "90" else pytest.param(arch, marks=pytest.mark.architectures)
-    for arch in device_cost.ARCHITECTURES
+    for arch in kernel_compile.ARCHITECTURES
 ]
 RENEW = (
     "python -m benchmarks.device_cost --record --arch {} makes what is counted now the record: say "
@@ -35,13 +36,13 @@ def kernel(name: str = "k", **changes: object) -> Kernel:
 
 
 def needs(backend: str) -> None:
-    if reason := device_cost.unavailable(backend):
+    if reason := kernel_compile.unavailable(backend):
         pytest.skip(reason)
 
 
 def moves_what_it_must(form: Form) -> None:
     """Logits read and gradients written, once a sweep and not more often."""
-    size = device_cost.SIZES[form.dtype]
+    size = kernel_forms.SIZES[form.dtype]
     least = (
         4 if form.name.endswith("any upstream") else 2 if "upstream" in form.name else 3
     ) * size
@@ -54,7 +55,7 @@ def moves_what_it_must(form: Form) -> None:
 
 
 def compare(backend: str, arch: str, found: dict[str, list[float]]) -> None:
-    key = device_cost.compiler(backend, arch)
+    key = kernel_compile.compiler(backend, arch)
     known = device_cost.baseline(key)
     if not known:
         pytest.skip(f"no counts on record for {key}")
@@ -66,13 +67,13 @@ def compare(backend: str, arch: str, found: dict[str, list[float]]) -> None:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_no_cuda_kernel_takes_five_per_cent_more_than_on_record(once: Once, arch: str) -> None:
     needs("cuda")
-    folder = once(f"cuda-{arch}", functools.partial(device_cost.compile_cuda, arch))
-    objects = (folder / name for name in device_cost.COUNTED)
-    kernels = list(device_cost.object_kernels(arch, *objects))
+    folder = once(f"cuda-{arch}", functools.partial(kernel_compile.compile_cuda, arch))
+    objects = (folder / name for name in kernel_compile.COUNTED)
+    kernels = list(kernel_cost.object_kernels(arch, *objects))
     uses = device_cost.cuda_uses(kernels)
     # what the table of forms names is there: a kernel that was renamed is missed
-    assert {use.form for use in uses} == set(device_cost.CUDA)
-    for form, both in device_cost.CUDA.items():
+    assert {use.form for use in uses} == set(kernel_forms.CUDA)
+    for form, both in kernel_forms.CUDA.items():
         for pattern in (*both[0], *both[1]):
             dtype = "fp32" if pattern.startswith("32:") else "bf16"
             assert device_cost.of_pattern(kernels, pattern, dtype), (form, pattern)
@@ -89,7 +90,7 @@ def test_no_cuda_kernel_takes_five_per_cent_more_than_on_record(once: Once, arch
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_no_triton_kernel_takes_five_per_cent_more_than_on_record(once: Once, arch: str) -> None:
     needs("triton")
-    folder = once(f"launches-{arch}", functools.partial(device_cost.compile_triton, arch))
+    folder = once(f"launches-{arch}", functools.partial(kernel_compile.compile_triton, arch))
     uses = device_cost.triton_uses(folder, arch)
     assert not device_cost.too_low(use.kernel for use in uses)
     for form in device_cost.forms(uses):
@@ -129,7 +130,7 @@ def test_records_belong_to_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path:
     ],
 )
 def test_blocks_beside_each_other(registers: int, shared: int, threads: int, blocks: int) -> None:
-    assert device_cost.beside(registers, shared, threads, "90") == blocks
+    assert kernel_cost.beside(registers, shared, threads, "90") == blocks
 
 
 def test_of_what_excludes_each_other_nothing_is_added_up() -> None:
@@ -147,7 +148,7 @@ def test_of_what_excludes_each_other_nothing_is_added_up() -> None:
 
     def of(name: str, text: str) -> Kernel:
         kinds = {"arch": "90", "dtype": "bf16"}
-        return device_cost.of_code(name, code(text), resources, threads=256, logits=1e6, **kinds)
+        return kernel_cost.of_code(name, code(text), resources, threads=256, logits=1e6, **kinds)
 
     name = "piece_kernel<GradientsBody<__nv_bfloat16, 1u> >"
     both = of(name, f"{sweep}\n{zeros}\nEXIT")
@@ -179,7 +180,7 @@ def test_of_what_excludes_each_other_nothing_is_added_up() -> None:
     ],
 )
 def test_what_kernels_write_of_each_logit(name: str, size: int, bytes: float) -> None:
-    assert device_cost.written_bytes(name, size) == bytes
+    assert kernel_cost.written_bytes(name, size) == bytes
 
 
 def test_what_is_not_found_is_said_aloud() -> None:
@@ -205,22 +206,22 @@ def test_the_model_takes_what_lasts_longest() -> None:
 def test_forms_know_what_is_idle() -> None:
     """Where the upstream gradient is 1 nothing is scaled; a row alone in its class has no group."""
     uses = [
-        Use(device_cost.ALONE, "bf16", False, kernel("solve")),
-        Use(device_cost.ALONE, "bf16", False, kernel("move_tail", instructions=500.0)),
-        Use(device_cost.ALONE, "bf16", True, kernel("rescale_rows", instructions=3.0)),
+        Use(kernel_forms.ALONE, "bf16", False, kernel("solve")),
+        Use(kernel_forms.ALONE, "bf16", False, kernel("move_tail", instructions=500.0)),
+        Use(kernel_forms.ALONE, "bf16", True, kernel("rescale_rows", instructions=3.0)),
         Use("by statistics", "bf16", False, kernel("sums", writes=0.0)),
         Use("by statistics", "bf16", True, kernel("gradient")),
     ]
     found = {form.name: form for form in device_cost.forms(uses)}
-    assert found[f"{device_cost.ALONE}; upstream 1"].sum("instructions") == 10
-    assert found[f"{device_cost.ALONE}; any upstream"].sum("instructions") == 13
-    assert found[f"{device_cost.ALONE}; any upstream"].launches == 3
+    assert found[f"{kernel_forms.ALONE}; upstream 1"].sum("instructions") == 10
+    assert found[f"{kernel_forms.ALONE}; any upstream"].sum("instructions") == 13
+    assert found[f"{kernel_forms.ALONE}; any upstream"].launches == 3
     assert found["by statistics"].sum("instructions") == 20
 
 
 def test_kernels_that_no_form_names_are_shown() -> None:
     form = "plain, a margin, φ"
-    forward, backward = device_cost.CUDA[form]
+    forward, backward = kernel_forms.CUDA[form]
     patterns = [name.split(":")[-1] for name in (*forward, *backward) if not name.startswith("32")]
     known = [
         kernel(name.replace("<T", "<__nv_bfloat16"), dtype="bf16" if "<T" in name else "fp32")
@@ -237,7 +238,7 @@ def test_kernels_that_no_form_names_are_shown() -> None:
 def test_the_guide_has_the_budgets_on_record() -> None:
     (key,) = (key for key in json.loads(device_cost.BASELINE.read_text()) if "CUDA sm_90" in key)
     table = device_cost.budget_table(device_cost.baseline(key))
-    assert len(table.splitlines()) == 2 + len(device_cost.BUDGETS)
+    assert len(table.splitlines()) == 2 + len(kernel_forms.BUDGETS)
     assert table in device_cost.GUIDE.read_text()
     assert "missed" in device_cost.budget_table(
         {name: [99.0] for name in device_cost.baseline(key)}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from benchmark_conditions import CPU
 
-from benchmarks import device_cost, device_tables, records
+from benchmarks import device_tables, kernel_forms, records
 from benchmarks.cases import COPY, Case
 from benchmarks.device_tables import ENTRIES, ONE, OURS, RANDOM, Entry, KernelTime, Measured, Run
 from benchmarks.providers import Provider, providers
@@ -180,7 +180,7 @@ def test_predictions_come_from_the_record_by_form_and_kernel() -> None:
     assert device_tables.predicted("elementwise", "cuda", case, known, 4e12) is None
     for loss in ("lpl10-zipf", "lpl50-unique", "bce-lpl10"):
         what = device_tables.form_of(Case.parse("80x90", "bf16", loss))
-        assert what in {*device_cost.CUDA, "BCE, LPL, 10 steps"}
+        assert what in {*kernel_forms.CUDA, "BCE, LPL, 10 steps"}
 
 
 def test_without_a_device_or_a_folder_the_command_says_so(

@@ -1,0 +1,111 @@
+"""The kernels of both GPU backends, compiled where there is no GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+import lpl_fused
+
+from . import sass, triton_launches
+from .kernel_forms import BUDGETS, USUAL_OBJECT
+
+ROOT = Path(__file__).parent.parent
+SOURCES = tuple(ROOT / "csrc" / "cuda" / f"{name}.cu" for name in ("kernels", "binary_kernels"))
+OBJECTS, SAID = tuple(f"{source.stem}.o" for source in SOURCES), "said.txt"
+COUNTED = (*OBJECTS, USUAL_OBJECT)  # objects whose kernels are counted
+ARCHITECTURES = ("80", "90", "100")  # the default of setup.py
+_USUAL_FILE = "usual.cu"
+
+
+def usual_text() -> str:
+    """The file that instantiates those of bf16 that have ways which exclude each other."""
+    lines = ["#define LPL_USUAL", f'#include "{SOURCES[0]}"', "namespace lpl {", "namespace {"]
+    for name in (name for _, kernels, _, _ in BUDGETS for name in kernels):
+        if name.startswith("Binary"):
+            continue
+        of_pieces = re.match(r"LearnedGradient|Gradients", name)
+        kernel, rest = ("piece", "int") if of_pieces else ("row", "int, Fill")
+        body = name.replace("<T", "<BFloat16")
+        lines.append(
+            f"template __global__ void {kernel}_kernel<{body}>"
+            f"(const __grid_constant__ Call, {rest});"
+        )
+    return "\n".join([*lines, "}", "}", ""])
+
+
+def nvcc() -> str | None:
+    return os.environ.get("NVCC") or shutil.which("nvcc")
+
+
+def compile_cuda(arch: str, folder: Path, sources: Iterable[Path] = SOURCES) -> None:
+    """Leaves objects with machine code and PTX, and what the compiler said, in a folder."""
+    code = f"arch=compute_{arch},code=[sm_{arch},compute_{arch}]"
+    flags = *(str(nvcc()), "-std=c++17", "-O3", "-gencode", code, "-Xptxas", "-v"), "-c"
+    with open(folder / SAID, "w") as said:
+        for source in sources:
+            command = [*flags, str(source), "-o", str(folder / f"{source.stem}.o")]
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            said.write(done.stdout + done.stderr)
+            if done.returncode:
+                raise RuntimeError(f"nvcc failed: {(done.stdout + done.stderr)[-4000:]}")
+    (folder / _USUAL_FILE).write_text(usual_text())
+    command = [*flags, "-DLPL_SPLIT", str(folder / _USUAL_FILE), "-o", str(folder / USUAL_OBJECT)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"nvcc failed: {(done.stdout + done.stderr)[-4000:]}")
+
+
+def compile_triton(arch: str, folder: Path) -> None:
+    """Leaves cubins and `triton_launches.FILE` in a folder, by a process of its own."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        (str(ROOT), str(Path(lpl_fused.__file__).parents[1]))
+    )
+    environment["TRITON_CACHE_DIR"] = str(folder / "cache")
+    command = [sys.executable, "-m", triton_launches.__name__, arch, str(folder)]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"compiling Triton's kernels failed: {done.stderr[-4000:]}")
+
+
+def without_tool() -> str | None:
+    """Why no machine code can be read here; None if it can."""
+    try:
+        sass.tool("cuobjdump")
+    except FileNotFoundError as error:
+        return str(error)
+    return None
+
+
+def unavailable(backend: str) -> str | None:
+    """Why a backend's kernels cannot be counted here; None if they can."""
+    if reason := without_tool():
+        return reason
+    if backend == "cuda":
+        return None if nvcc() else "no nvcc on PATH, and NVCC does not name one"
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return "triton is not installed"
+    return None
+
+
+def compiler(backend: str, arch: str) -> str:
+    """Whose counts they are: a key of the record."""
+    if backend == "cuda":
+        said = subprocess.run(
+            [str(nvcc()), "--version"], check=True, capture_output=True, text=True
+        )
+        found = re.search(r"release .*, V([\d.]+)", said.stdout)
+        return f"CUDA sm_{arch}, nvcc {found[1] if found else 'unknown'}"
+    import triton
+
+    return f"Triton sm_{arch}, triton {triton.__version__}, torch {torch.__version__.split('+')[0]}"
