@@ -80,7 +80,8 @@ def _without_torch(value: Any) -> Any:
 
 
 @contextmanager
-def _recorded() -> Iterator[Recorder]:
+def recorded() -> Iterator[Recorder]:
+    """While it lasts native calls are recorded, on one thread."""
     recorder, native, threads = Recorder(), cpp._native, torch.get_num_threads()
     cpp._native = lambda: recorder  # type: ignore[assignment]
     torch.set_num_threads(1)
@@ -94,7 +95,7 @@ def _recorded() -> Iterator[Recorder]:
 def calls_of(case: Case) -> list[tuple[str, tuple[Any, ...]]]:
     """The native calls of forward and backward."""
     batch = draw(case, torch.device("cpu"))
-    with _recorded() as recorder:
+    with recorded() as recorder:
         evaluate(fused("cpp")(case, batch), batch)
     return recorder.calls
 

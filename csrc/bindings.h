@@ -266,6 +266,7 @@ inline py::dict numbers() {
   found["Mass"] = LPL_NAMES(LPL_MASS);
   found["Detail"] = LPL_NAMES(LPL_DETAIL);
   found["Rivals"] = LPL_NAMES(LPL_RIVALS);
+  found["Statistics"] = LPL_NAMES(LPL_STATISTICS);
   return found;
 }
 

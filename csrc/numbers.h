@@ -46,6 +46,13 @@ namespace lpl {
   X(penalty)          \
   X(push)
 
+#define LPL_STATISTICS(X) \
+  X(shift)                \
+  X(total)                \
+  X(heat)                 \
+  X(top)                  \
+  X(place)
+
 // Beside the powers and the heads.
 #define LPL_RIVALS(X) \
   X(shift)            \
@@ -76,7 +83,14 @@ template <typename Number>
 struct Rivals {
   LPL_RIVALS(LPL_NUMBER)
 };
+template <typename Number>
+struct Statistics {
+  LPL_STATISTICS(LPL_NUMBER)
+};
 
 #undef LPL_NUMBER
+
+// e^x is 0 in every dtype below it, and products with it are numbers: of Statistics::heat.
+constexpr int kNothing = -10000;
 
 }  // namespace lpl

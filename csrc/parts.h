@@ -7,7 +7,7 @@
 
 namespace lpl {
 
-enum class Kind : int32_t { size = 0, mass = 1, detail = 2, rivals = 3 };
+enum class Kind : int32_t { size = 0, mass = 1, detail = 2, rivals = 3, statistics = 4 };
 
 // What is known of the rows of a problem.
 #define LPL_KNOWN(X)                                                      \

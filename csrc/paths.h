@@ -40,6 +40,7 @@ constexpr uint64_t kTerms = set_of(Output::terms);
 constexpr uint64_t kTableGrads =
     set_of(Output::grad_perturbed, Output::grad_scale, Output::grad_offset, Output::grad_margin);
 constexpr uint64_t kDelta = set_of(Output::delta, Output::slot);
+constexpr uint64_t kStatistics = set_of(Output::lse, Output::entropy, Output::correct);
 
 }  // namespace
 }  // namespace lpl

@@ -98,7 +98,10 @@ struct Problem {
   X(void*, grad_margin, nullptr)     /* (C,) Acc */                                               \
   X(void*, swept, nullptr)           /* (N, 3) Acc: shift, rest and target's logit of each row */ \
   X(void*, delta, nullptr)           /* (N, C) Acc, zero at first: the learned perturbation */    \
-  X(int64_t*, slot, nullptr)         /* (N,) row of `delta` that each row uses */
+  X(int64_t*, slot, nullptr)         /* (N,) row of `delta` that each row uses */                 \
+  X(void*, lse, nullptr)             /* (N,) Acc, of z; with it the next two, of every row */     \
+  X(void*, entropy, nullptr)         /* (N,) Acc, of softmax(z) */                                \
+  X(bool*, correct, nullptr)         /* (N,): the largest of the raw logits is the target's */
 
 struct Outputs {
   LPL_OUTPUTS(LPL_FIELD)

@@ -37,7 +37,7 @@ def _there(found: Any, *_: Any) -> tuple[Tensor, ...]:
 
 # what launchers return that is defined: all of it, unless said
 CONTRACT: dict[str, Callable[..., Any]] = {
-    "forward": _there,
+    "forward": lambda found, *_: (*_there(found), *(found.statistics or ())),
     "reduce": _there,
     "perturbed": lambda found, *_: (found,),
     "gradient": _there,

@@ -343,9 +343,9 @@ def test_auto_is_what_the_documentation_says(backend: str, monkeypatch: pytest.M
     module = load(backend)
     forward, wanted = module.forward, []
 
-    def seen(problem, want_grad, choose=None, *, final=False):  # type: ignore[no-untyped-def]
+    def seen(problem, want_grad, choose=None, **more):  # type: ignore[no-untyped-def]
         wanted.append(want_grad)
-        return forward(problem, want_grad, choose, final=final)
+        return forward(problem, want_grad, choose, **more)
 
     monkeypatch.setattr(module, "forward", seen)
     draw = Draw(6, 9, seed=1)

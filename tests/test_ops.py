@@ -52,11 +52,11 @@ def test_opcheck(monkeypatch: pytest.MonkeyPatch, backend: str, name: str) -> No
     p = problem(name)
     detached = Problem(*(t.detach() if isinstance(t, torch.Tensor) else t for t in p))
     packed = dispatch.packed(detached, backend)
-    for want_grad in (False, True):
-        torch.library.opcheck(torch.ops.lpl_fused.cross_entropy.default, (*packed, want_grad))
+    for flags in ((False, False), (True, True)):
+        torch.library.opcheck(torch.ops.lpl_fused.cross_entropy.default, (*packed, *flags))
     upstream = torch.ones(4, dtype=torch.float64)
     if p.steps is None:
-        terms = torch.ops.lpl_fused.cross_entropy(*packed, False)[2]
+        terms = torch.ops.lpl_fused.cross_entropy(*packed, False, False)[2]
         want = [True] + [getattr(p, table) is not None for table in TABLES]
         torch.library.opcheck(
             torch.ops.lpl_fused.cross_entropy_gradient.default, (*packed, terms, upstream, want)
@@ -219,9 +219,9 @@ def test_a_learned_state_waits_for_the_backward(
         rows = problem.input.shape[0]
         return ((rows, 3), torch.float32), ((rows,), torch.int64)
 
-    def leaving(asked, want_grad, choose=None, *, final=False):  # type: ignore[no-untyped-def]
-        found = forward(asked, want_grad, choose, final=final)
-        if final or found.grad is not None:
+    def leaving(asked, want_grad, choose=None, **more):  # type: ignore[no-untyped-def]
+        found = forward(asked, want_grad, choose, **more)
+        if more.get("final") or found.grad is not None:
             return found
         rows = asked.input.shape[0]
         return found._replace(state=(torch.full((rows, 3), 7.0), torch.arange(rows)))

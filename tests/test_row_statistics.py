@@ -18,9 +18,11 @@ from linear_cases import HAVE, REFUSE
 from ranks import Ranks
 from torch import Tensor
 
+from benchmarks import instructions
 from lpl_fused import LogitNorm, MixedTarget, Perturbation, RowStatistics, losses
 from lpl_fused import functional as LF
 from lpl_fused.algebra import statistics as algebra
+from lpl_fused.backends import cpp
 from lpl_fused.functional import keywords
 from lpl_fused.problem import Problem
 from lpl_fused.testing import Case
@@ -34,6 +36,10 @@ NAMES = (
 CASES = {name: build for name, build in cross_entropy_cases().items() if name in NAMES}
 LPL = {f"lpl-{name}": build for name, build in lpl_cases().items() if "through" not in name}
 LPL = dict(list(LPL.items())[::3])
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+# every case in one dtype, the first and the last in all
+TYPED = {(name, DTYPES[k % 3]) for k, name in enumerate([*CASES, *LPL])}
+TYPED |= set(itertools.product(("hard", "everything", next(iter(LPL))), DTYPES))
 TOLERANCE = {
     torch.float64: {"rtol": 1e-12, "atol": 1e-12},
     torch.float32: {"rtol": 2e-6, "atol": 2e-6},
@@ -101,8 +107,7 @@ def test_by_hand(backend: str) -> None:
     same(found, by_hand(input + own, input, target), torch.float64)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", [*CASES, *LPL])
+@pytest.mark.parametrize(("name", "dtype"), sorted(TYPED, key=str))
 def test_against_the_truth(name: str, dtype: torch.dtype, backend: str) -> None:
     case = {**CASES, **LPL}[name](Draw(N, C, seed=2)).rounded(dtype)
     _, truth = called(case.to(torch.float64), case.input.double(), backend="reference")
@@ -131,6 +136,25 @@ def test_ties(backend: str, classes: int) -> None:
     for target in (draw.labels(), input.argmax(1), input.flip(1).argmax(1)):
         _, found = LF.cross_entropy(input, target, return_stats=True, backend=backend)
         same(found, by_hand(input, input, target), torch.float64)
+
+
+@pytest.mark.parametrize("classes", [48, 3001])
+def test_rows_that_rise(backend: str, classes: int) -> None:
+    """Sums are carried from one maximum to the next."""
+    slope = torch.linspace(-300, 300, classes, dtype=torch.float64)
+    flat, hole = torch.full_like(slope, -300.0), slope.clone()
+    hole[: classes // 2] = -math.inf
+    late = torch.full_like(slope, -math.inf)
+    late[-1] = 3
+    input = torch.stack([slope, slope / 30, -slope, slope / 300, flat, hole, hole.flip(0), late])
+    for target in (torch.full((8,), classes - 1), torch.zeros(8, dtype=torch.int64)):
+        # plain PyTorch has fewer digits
+        for dtype in (torch.float64, torch.float32)[: 1 if backend == "reference" else 2]:
+            z = input.to(dtype)
+            _, found = LF.cross_entropy(
+                z, target, return_stats=True, reduction="none", backend=backend
+            )
+            same(found, by_hand(z, z, target), dtype)
 
 
 def test_rows_without_a_softmax(backend: str) -> None:
@@ -165,6 +189,14 @@ def test_who_is_right(backend: str) -> None:
     assert right(MixedTarget(labels, others, 0.4)) == [False, True, False, True]
     dense = torch.tensor([[0.4, 0.4, 0.2], [0.3, 0.4, 0.3], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
     assert right(dense) == [True, False, False, True]
+    # the probabilities as they are given: float64 tells these apart, and a weight changes nothing
+    close = torch.tensor([[0.5, 0.5 + 1e-12, 0.0]], dtype=torch.float64).expand(4, 3)
+    assert right(close) == [False] * 4
+    few = {"weight": torch.tensor([0.1, 1.0, 1.0]), "softcap": 2.0}
+    input = torch.tensor([[math.inf, 1.0, 0.0]] * 4)  # that a cap makes finite
+    _, found = LF.cross_entropy(input, dense, return_stats=True, backend=backend, **few)
+    assert found.correct.tolist() == [True, False, False, True]
+    assert found.lse.isfinite().all()
 
 
 def test_shapes() -> None:
@@ -182,8 +214,7 @@ def test_shapes() -> None:
     assert found.entropy.shape == (0,)
 
 
-@pytest.mark.parametrize("rows", [None, 5, 2])
-@pytest.mark.parametrize("grads", [True, False])
+@pytest.mark.parametrize(("rows", "grads"), [(None, False), (5, True), (2, True)])
 def test_chunks_of_a_layer(rows: int | None, grads: bool, backend: str) -> None:
     draw = Draw(N, C, seed=5)
     hidden, weight, bias = draw.normal(N, D), draw.normal(C, D), draw.normal(C)
@@ -338,29 +369,41 @@ def test_typed_keywords_are_those_of_the_function(function: Any, kind: Any) -> N
     ) | (set(inspect.get_annotations(keywords.CrossEntropyKeywords)) & names)
 
 
-def test_one_reduction(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside the loss the logits are read once; a norm is measured once more."""
-    rounds = []
-    for norm, expected in ((None, ["statistics"]), (LogitNorm(0.3), ["size", "statistics"])):
-        rounds.clear()
-        from lpl_fused.backends import cpp
+@pytest.mark.skipif(cpp.unavailable() is not None, reason="C++ backend not built")
+@pytest.mark.parametrize("learns", [True, False])
+def test_cpp_sweeps_once(learns: bool) -> None:
+    """The statistics come from the calls that there are without them."""
+    draw = Draw(N, C, seed=12)
+    steps, tables = draw.steps(), Perturbation(offset=draw.normal(C), margin=draw.normal(C).abs())
+    input, hidden = draw.input().requires_grad_(learns), draw.normal(N, D).requires_grad_(learns)
+    weight, target, dense = draw.normal(C, D), draw.ignoring(), torch.softmax(draw.normal(N, C), 1)
 
-        reduce = cpp.reduce
+    def all_of_them(**told: bool) -> None:
+        more: dict[str, Any] = {"backend": "cpp", **told}
+        for reduction in ("mean", "sum", "none"):
+            more["reduction"] = reduction
+            LF.cross_entropy(input, target, **more)
+            LF.cross_entropy(input, target, perturbation=tables, norm=LogitNorm(0.3), **more)
+            LF.cross_entropy(input, target, label_smoothing=0.1, **more)
+            LF.cross_entropy(input, dense, phi="log", z_loss=0.1, softcap=3.0, **more)
+            LF.linear_cross_entropy(hidden, weight, target, perturbation=tables, **more)
+            LF.lpl_cross_entropy(input, target, steps, step_size=0.1, **more)
+            LF.linear_lpl_cross_entropy(hidden, weight, target, steps, step_size=0.1, **more)
 
-        def seen(problem: Problem, round: Any, known: Any, r: Any = reduce) -> Any:
-            rounds.append(round.kind.value)
-            return r(problem, round, known)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(cpp, "reduce", seen)
-            draw = Draw(N, C, seed=12)
-            LF.cross_entropy(
-                draw.input(), draw.labels(), norm=norm, return_stats=True, backend="cpp"
-            )
-        assert rounds == expected
+    names = []
+    for told in (False, True):
+        with instructions.recorded() as recorder:
+            all_of_them(return_stats=told)
+        names.append([name for name, _ in recorder.calls])
+    assert names[0] == names[1]
+    assert "reduce" not in names[0]
 
 
-def _on_a_rank(group: Any, learned: bool) -> list[str]:
+def _on_a_rank(group: Any) -> list[str]:
+    return _of_a_rank(group, False) + _of_a_rank(group, True)
+
+
+def _of_a_rank(group: Any, learned: bool) -> list[str]:
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     mine = [slice(0, 9), slice(9, 9), slice(9, C)][rank] if world == 3 else slice(0, C)
     draw = Draw(N, C, seed=13)
@@ -393,11 +436,10 @@ def _on_a_rank(group: Any, learned: bool) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("learned", [False, True])
-def test_over_ranks(learned: bool) -> None:
+def test_over_ranks() -> None:
     ranks = Ranks(3)
     try:
-        assert ranks.run(3, _on_a_rank, learned) == [[], [], []]
+        assert ranks.run(3, _on_a_rank) == [[], [], []]
     finally:
         ranks.close()
 
@@ -407,9 +449,9 @@ def test_parts_join_in_any_order() -> None:
     problem = Problem(draw.input().round(), draw.labels())
     from lpl_fused.reference import parts as door
 
-    whole = algebra.statistics(door, [problem])
+    whole = algebra.statistics(door.reduce, [problem])
     for cuts in ([0, 5, C], [0, 1, 2, 20, C]):
         pieces = [problem.columns(a, b) for a, b in itertools.pairwise(cuts)]
         for order in (pieces, pieces[::-1]):
-            found = algebra.statistics(door, order, whole=problem)
+            found = algebra.statistics(door.reduce, order, whole=problem)
             same(found, whole, torch.float64)

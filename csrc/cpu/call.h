@@ -4,11 +4,14 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <limits>
+#include <type_traits>
 
 #include "../lpl_math.h"
 #include "norm.h"
 #include "paths.h"
+#include "row_statistics.h"
 
 namespace lpl {
 namespace {
@@ -123,6 +126,23 @@ struct Call {
     return count;
   }
 
+  // The class that is right of row i: of class probabilities the first of the most likely, as torch
+  // has it, nan the most; of two labels that with the larger share.
+  i64 aim(i64 i) const {
+    if (!p.dense) {
+      const bool first =
+          !p.other || ignored(p.other[i]) || (!(share(i) < Acc(0.5)) && !ignored(p.target[i]));
+      return first ? p.target[i] : p.other[i];
+    }
+    switch (p.dense_dtype) {
+      case DType::f64: return most_likely<double>(i);
+      case DType::f32: return most_likely<float>(i);
+      case DType::bf16: return most_likely<BFloat16>(i);
+      case DType::f16: return most_likely<Float16>(i);
+    }
+    return 0;
+  }
+
   // Exponentials of a row: e^(z_j − shift), Σ over all but one of them, z of that one, and where z
   // is; null where that is not known any more. What the row's norm has done to it.
   struct Exponentials {
@@ -137,8 +157,13 @@ struct Call {
   // changes them; `capped` is scratch of a block, for the softcap), the exponentials to `e` (may be
   // null or `z`), their sum without class `skip` (or −1). The maximum comes to light block by
   // block; what was summed before is scaled to it where it exceeds the shift by more than kSlack.
-  // Nothing is swept where an earlier call has left the exponentials in the gradient's row.
-  Exponentials exponentials(i64 i, const Acc* delta, i64 skip, Acc* z, Acc* capped, Acc* e) const {
+  // Nothing is swept where an earlier call has left the exponentials in the gradient's row. What is
+  // `told` of the row beside that, a RowStatistics if anybody asks, needs an `e` that is not `z`,
+  // or none.
+  template <typename Told = std::nullptr_t>
+  Exponentials exponentials(i64 i, const Acc* delta, i64 skip, Acc* z, Acc* capped, Acc* e,
+                            Told told = nullptr) const {
+    constexpr bool kTells = !std::is_same<Told, std::nullptr_t>::value;
     if (p.swept && !delta) {
       const Acc* swept = table(p.swept) + 3 * i;
       return {swept[0], double(swept[1]), swept[2], nullptr, {}};
@@ -148,6 +173,7 @@ struct Call {
     const Acc* row = delta ? nullptr : unperturbed(i, norm.factor);
     const bool fill = row == nullptr;
     if (fill) row = z;
+    if constexpr (kTells) told->begin();
     Acc shift = std::numeric_limits<Acc>::lowest();
     double rest = 0;
     const i64 ahead = p.norm_p > 0 && c <= kRowAhead ? p.row_stride : kBlock;
@@ -159,9 +185,20 @@ struct Call {
         const Acc factor = exp_of(shift - top);
         rest *= factor;
         if (e) scale_by(factor, e, lo);
+        if constexpr (kTells) told->raise(shift, top);
         shift = top;
       }
-      rest += block_sum(i, lo, size, row + lo, shift, at(e, lo), skip, ahead);
+      Acc* to = at(e, lo);
+      if constexpr (kTells)
+        if (!e) to = told->room();
+      const double sum = block_sum(i, lo, size, row + lo, shift, to, skip, ahead);
+      rest += sum;
+      if constexpr (kTells) {
+        const bool own = skip >= lo && skip < lo + size, raw = raw_ && norm.factor == 1 && !delta;
+        const T* u = logits(i) + lo;
+        told->add(lo, size, row + lo, to, shift, own ? sum + to[skip - lo] : sum, u,
+                  raw ? top : max_of(u, size));
+      }
     }
     return {shift, rest, skip < 0 ? Acc(0) : row[skip], row, norm};
   }
@@ -210,6 +247,16 @@ struct Call {
   }
 
  private:
+  template <typename D>
+  i64 most_likely(i64 i) const {
+    const D* row = static_cast<const D*>(p.dense) + i * p.dense_stride;
+    int32_t strange = 0;
+#pragma omp simd reduction(| : strange)
+    for (i64 j = 0; j < c; ++j) strange |= int32_t(load(row[j]) != load(row[j]));
+    if (!strange) return first_of(row, c, max_of(row, c));
+    return std::find_if(row, row + c, [](D x) { return load(x) != load(x); }) - row;
+  }
+
   template <typename D>
   void weigh_dense(i64 i, i64 lo, i64 size, Acc* t) const {
     const D* row = static_cast<const D*>(p.dense) + i * p.dense_stride + lo;

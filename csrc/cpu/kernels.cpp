@@ -61,9 +61,9 @@ Status cross_entropy_of_type(const Problem& p, const Outputs& out) {
     workspaces.resize(plan.threads);
     for (Workspace<Acc>& w : workspaces) w = row_loss.workspace();
     const auto place = [&](i64 i) { return row_loss.place(i); };
-    const auto solved = [&](int, i64 i, Solver<T>& solver, int lane) {
+    const auto solved = [&](int thread, i64 i, Solver<T>& solver, int lane) {
       if (!row_loss.direct()) return false;
-      const Acc loss = row_loss.run_solved(i, solver, lane);
+      const Acc loss = row_loss.run_solved(i, solver, lane, workspaces[thread]);
       if (losses) losses[i] = loss;
       return true;
     };

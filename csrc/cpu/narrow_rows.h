@@ -30,7 +30,8 @@ class NarrowRows {
     first_ = first;
     count_ = count;
     read();
-    exponentials();
+    out_.lse ? exponentials<true>() : exponentials<false>();
+    if (out_.lse) tell();
     out_.terms ? settle<true>(losses) : settle<false>(losses);
     if (out_.grad) write();
   }
@@ -53,6 +54,7 @@ class NarrowRows {
       top_[r] = std::numeric_limits<Acc>::lowest();
       rest_[r] = 0;
     }
+    if (out_.lse) compare();
     for (i64 j = 0; j < c_; ++j) {
       const Acc scale = scale_of(j), offset = call_.offset ? call_.offset[j] : Acc(0);
       Acc* column = z + j * kRows;
@@ -70,19 +72,48 @@ class NarrowRows {
     }
   }
 
+  // Whether a class has a larger logit than the target, or as large a one before it.
+  void compare() {
+    const Acc* u = tile_.data();
+    Acc own[kRows];
+    for (i64 r = 0; r < kRows; ++r) {
+      own[r] = u[label_[r] * kRows + r];
+      beaten_[r] = 0;
+    }
+    for (i64 j = 0; j < c_; ++j) {
+      const Acc* column = u + j * kRows;
+      const Acc here = Acc(j);
+      LPL_SIMD
+      for (i64 r = 0; r < kRows; ++r)
+        beaten_[r] += Acc(column[r] > own[r]) + Acc(column[r] == own[r]) * Acc(here < column_[r]);
+    }
+  }
+
   // e^(z − maximum) over z, and its sums without the target's own term.
+  template <bool Tells>
   void exponentials() {
     Acc* z = tile_.data();
     for (i64 r = 0; r < kRows; ++r) lift_[r] = z[label_[r] * kRows + r] - top_[r];
+    if (Tells) std::fill(heat_, heat_ + kRows, Acc(0));
     for (i64 j = 0; j < c_; ++j) {
       Acc* column = z + j * kRows;
       const Acc here = Acc(j);
       LPL_SIMD
       for (i64 r = 0; r < kRows; ++r) {
-        const Acc e = exp_of(column[r] - top_[r]);
+        const Acc above = column[r] - top_[r], e = exp_of(above);
         column[r] = e;
+        if (Tells) heat_[r] += e * (above < Acc(kNothing) ? Acc(kNothing) : above);
         rest_[r] += e * Acc(column_[r] != here);
       }
+    }
+  }
+
+  void tell() const {
+    for (i64 r = 0; r < count_; ++r) {
+      const bool counts = !call_.ignored(p_.target[row(r)]);
+      const double total = double(exp_of(lift_[r])) + double(rest_[r]);
+      const Told told = counts ? told_of(top_[r], total, heat_[r]) : Told{};
+      leave_told<Acc>(out_, row(r), told, counts && beaten_[r] == 0);
     }
   }
 
@@ -170,6 +201,7 @@ class NarrowRows {
   i64 label_[kRows];
   Acc column_[kRows];  // the label as a number that compares with lanes
   Acc top_[kRows], lift_[kRows], rest_[kRows], share_[kRows], at_label_[kRows];
+  Acc heat_[kRows], beaten_[kRows];
 };
 
 }  // namespace

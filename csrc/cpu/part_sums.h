@@ -43,6 +43,7 @@ class PartSums {
       case Kind::mass: return mass(i);
       case Kind::detail: return detail(i);
       case Kind::rivals: return rivals(i);
+      case Kind::statistics: return statistics(i);
     }
   }
 
@@ -224,6 +225,27 @@ class PartSums {
     leave(i, shift, rest, own, largest, listed);
   }
 
+  void statistics(i64 i) {
+    Acc shift = -INFINITY;
+    told_.begin();
+    if (!call_.nothing(i)) {
+      for_blocks([&](i64 lo, i64 size) {
+        const T* u = call_.logits(i) + lo;
+        const Acc* z = rows_.z(i, lo, size);
+        const Acc top = max_of(z, size);
+        if (top > shift) {
+          told_.raise(shift, top);
+          shift = top;
+        }
+        const Acc from = finite(shift);
+        const double total = call_.block_sum(i, lo, size, z, from, e_.data(), -1, kBlock);
+        told_.add(p_.first + lo, size, z, e_.data(), from, total, u, max_of(u, size));
+      });
+    }
+    const auto& [none, total, heat, largest, place] = told_.sums();
+    leave(i, shift, total, heat, largest, place);
+  }
+
   // Adds Σ e_j^r, r = 1 …, of what is at most `cut`, and gives the largest of that.
   Acc tail(const Acc* e, Acc cut, i64 size, double* powers) {
     Acc *power = x_.data(), *kept = tail_.data();
@@ -254,6 +276,7 @@ class PartSums {
   const Kind kind_;
   const i64 c_;
   RowPenalty<T> penalty_;
+  RowStatistics<Acc> told_;
   Vector<Acc> e_, x_, whole_, tail_;  // exponentials, directions, z of a whole row, e of its tail
 };
 

@@ -7,7 +7,7 @@
 namespace lpl {
 namespace {
 
-constexpr Path kRowPath = {"rows", kEverything | kThrough, kLoss | kGrad | kTerms};
+constexpr Path kRowPath = {"rows", kEverything | kThrough, kLoss | kGrad | kTerms | kStatistics};
 constexpr Path kDeltaPath = {"learned perturbation", kEverything | kThrough, kDelta};
 
 // Sums over some of the columns, and their gradient.
@@ -22,13 +22,13 @@ constexpr Path kRawPath = {"raw logits",
 
 // Few classes: rows side by side (narrow_rows.h).
 constexpr Path kNarrowPath = {"narrow rows", kWeighing | kPressing | kScaling,
-                              kLoss | kGrad | kTerms};
+                              kLoss | kGrad | kTerms | kStatistics};
 
 // A row's loss needs nothing of its softmax but the masses of target and rivals, and its gradient
 // nothing but one product per class: such rows take the solver's result as it is.
 constexpr Path kDirectPath = {"solved rows",
                               kWeighing | kPressing | kScaling | kByRow | kLearning | kThrough,
-                              kLoss | kGrad | set_of(Output::swept)};
+                              kLoss | kGrad | kStatistics | set_of(Output::swept)};
 
 // One sweep makes the exponentials that another call ends with (Problem::swept).
 constexpr Path kSweepPath = {"one sweep",

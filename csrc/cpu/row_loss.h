@@ -14,6 +14,8 @@ template <typename Acc>
 struct Workspace {
   Vector<Acc> z, e, pull, dz, push;  // (C,)
   Vector<Acc> capped;                // of a block
+  Vector<Acc> delta;                 // (C,), of a row that the solver has
+  RowStatistics<Acc> told;
   RowNorm<Acc> norm;
   double along = 0;  // Σ dL/dT_j·u_j/n
   Penalised<Acc> penalised;
@@ -36,6 +38,7 @@ class RowLoss {
     soft_ = p_.dense || call.smooth();
     direct_ = kDirectPath.serves(call.features, wanted_of(out));
     differentiates_ = out.grad || (out.terms && p_.norm_p > 0);
+    tells_ = out.lse;
   }
 
   Workspace<Acc> workspace() const {
@@ -46,6 +49,8 @@ class RowLoss {
     if (penalised_ && out_.grad) w.push.resize(c_);
     if (p_.softcap > 0) w.capped.resize(kBlock);
     if (p_.softcap > 0) w.dz.resize(c_);
+    if (tells_) w.told.reserve();
+    if (tells_ && p_.steps) w.delta.resize(c_);
     return w;
   }
 
@@ -59,9 +64,13 @@ class RowLoss {
   }
 
   // Row i as the solver left it, if direct(). Writes its gradient, returns its loss.
-  Acc run_solved(i64 i, Solver<T>& solver, int lane) const {
+  Acc run_solved(i64 i, Solver<T>& solver, int lane, Workspace<Acc>& w) const {
     const Solved<Acc>& solved = solver.solution(lane);
     const i64 y = p_.target[i];
+    if (tells_) {  // the row is in a cache, and its exponentials are not yet written over
+      solver.perturbation(lane, y, w.delta.data());
+      told(i, w.delta.data(), -1, nullptr, w);
+    }
     Pull pull{};
     pull.labels = 1;
     pull.label[0] = y;
@@ -136,13 +145,24 @@ class RowLoss {
 
   typename Call<T>::Exponentials sweep(i64 i, const Acc* delta, i64 skip, Workspace<Acc>& w) const {
     Acc* e = differentiates_ ? exponentials(i, w) : nullptr;
-    const auto swept = call_.exponentials(i, delta, skip, w.z.data(), w.capped.data(), e);
+    const auto swept = tells_ ? told(i, delta, skip, e, w)
+                              : call_.exponentials(i, delta, skip, w.z.data(), w.capped.data(), e);
     w.norm = swept.norm;
     return swept;
   }
 
-  // One label, or the two of a mixed target, unsmoothed.
-  Pull labelled(i64 i, const Acc* delta, Workspace<Acc>& w) const {
+  // The same with what is told of the row. Not inlined: few ask.
+  __attribute__((noinline)) typename Call<T>::Exponentials told(i64 i, const Acc* delta, i64 skip,
+                                                                Acc* e, Workspace<Acc>& w) const {
+    const auto swept = call_.exponentials(i, delta, skip, w.z.data(), w.capped.data(), e, &w.told);
+    const Statistics<double>& found = w.told.sums();
+    leave_told<Acc>(out_, i, told_of(swept.shift, found.total, found.heat),
+                    found.place == double(call_.aim(i)));
+    return swept;
+  }
+
+  // One label, or the two of a mixed target, unsmoothed. Inlined by force: a call costs short rows.
+  __attribute__((always_inline)) Pull labelled(i64 i, const Acc* delta, Workspace<Acc>& w) const {
     Pull pull{};
     Acc mass[2];
     int from[2];
@@ -477,6 +497,7 @@ class RowLoss {
   void clear(i64 i) const {
     if (out_.grad) std::memset(grad_row(i), 0, sizeof(T) * c_);
     if (out_.terms) static_cast<Terms<Acc>*>(out_.terms)[i] = {};
+    if (tells_) leave_told<Acc>(out_, i, {}, false);
   }
 
   const Call<T>& call_;
@@ -484,7 +505,7 @@ class RowLoss {
   const Outputs& out_;
   const double norm_;
   const i64 c_;
-  bool soft_, penalised_, differentiates_, direct_;
+  bool soft_, penalised_, differentiates_, direct_, tells_;
   double penalty_weight_ = 1;
   RowPenalty<T> penalty_;
 };

@@ -424,12 +424,27 @@ inline double square_sum(const Acc* x, i64 n) {
 }
 
 // max that ignores nan, as comparisons do; a nan reaches the row through its exponential.
-template <typename Acc>
-inline Acc max_of(const Acc* x, i64 n) {
-  Acc top = -INFINITY;
+template <typename T>
+inline typename AccumulateOf<T>::type max_of(const T* x, i64 n) {
+  typename AccumulateOf<T>::type top = -INFINITY;
 #pragma omp simd reduction(max : top)
-  for (i64 j = 0; j < n; ++j) top = x[j] > top ? x[j] : top;
+  for (i64 j = 0; j < n; ++j) top = load(x[j]) > top ? load(x[j]) : top;
   return top;
+}
+
+// The first place where x is `value`; n where it is nowhere.
+template <typename T>
+inline i64 first_of(const T* x, i64 n, typename AccumulateOf<T>::type value) {
+  constexpr i64 kChunk = 64;
+  i64 lo = 0;
+  for (; lo + kChunk <= n; lo += kChunk) {
+    int32_t here = 0;
+#pragma omp simd reduction(| : here)
+    for (i64 j = 0; j < kChunk; ++j) here |= int32_t(load(x[lo + j]) == value);
+    if (here) break;
+  }
+  while (lo < n && load(x[lo]) != value) ++lo;
+  return lo;
 }
 
 // z_j = uniform·u_j, scale_j·u_j or both (+ offset_j) (+ factor·extra_j).

@@ -268,3 +268,17 @@ def delta(problem: Problem, known: Known, perturbed: Perturbed) -> Tensor | None
         assert found.left_delta is not None
         result[found.left] = found.left_delta
     return result
+
+
+def with_delta(problem: Problem, delta: Tensor, slot: Tensor) -> Problem:
+    """The problem with delta[slot] in the place of its steps: what is added to its rows last."""
+    delta = delta / problem.options.inverse_temperature
+    if problem.rows is None:
+        return problem._replace(rows=delta, row_index=slot, steps=None)
+    index = problem.row_index
+    if index is None:
+        ignored = problem.target == problem.options.ignore_index
+        index = problem.target.masked_fill(ignored, 0)
+    rows = problem.rows[index] + delta[slot]
+    each = torch.arange(slot.shape[0], device=slot.device)
+    return problem._replace(rows=rows, row_index=each, steps=None)

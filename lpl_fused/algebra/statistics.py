@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..problem import Problem, accumulate_dtype
 from .known import Known
-from .learned import CHUNK, Perturbed, delta
+from .learned import CHUNK, Perturbed, delta, with_delta
 from .parts import Kind, Part, Round, Statistics, finite
 from .rows import Rows
-from .settle import begin
+from .settle import begin, settle
 
-if TYPE_CHECKING:
-    from .sweep import Door
-
+# of a backend's contract
+Reduce = Callable[[Problem, Round, Known], Part]
+Perturbation = Callable[[Problem], tuple[Tensor, Tensor]]
 
 # e^x is 0 in every dtype below it, and products with it are numbers
 _NOTHING = -1e4
@@ -65,8 +65,22 @@ class RowStatistics(NamedTuple):
         return self.lse.square()
 
 
+def dtypes(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """Of the fields of RowStatistics, beside logits of a dtype."""
+    return accumulate_dtype(dtype), accumulate_dtype(dtype), torch.bool
+
+
+def of_rows(problem: Problem, reduce: Reduce, perturbation: Perturbation) -> RowStatistics:
+    """Those of the rows of a problem with all its columns, by a sweep of their own, before which
+    its δ is found as a table."""
+    if problem.steps is not None:
+        problem = problem._replace(options=problem.options._replace(through=False))
+        problem = with_delta(problem, *perturbation(problem))
+    return statistics(reduce, [problem])
+
+
 def statistics(
-    door: Door,
+    reduce: Reduce,
     problems: Iterable[Problem],
     known: Known | None = None,
     join: Callable[[Round, list[Part]], Part] | None = None,
@@ -83,7 +97,7 @@ def statistics(
     one = next(iter(problems)) if whole is None else whole
 
     def reduced(round: Round, known: Known) -> Part:
-        parts = [door.reduce(problem, round, known) for problem in problems]
+        parts = [reduce(problem, round, known) for problem in problems]
         if join is not None:
             return join(round, parts)
         return functools.reduce(lambda a, b: a.join(b), parts)
@@ -92,7 +106,7 @@ def statistics(
         known = begin(one)
         if one.options.norm_p > 0:
             size = Round(Kind.SIZE)
-            known = door.settle(one, size, reduced(size, known), known)
+            known = settle(one, size, reduced(size, known), known)
     part = reduced(Round(Kind.STATISTICS), known)
     assert isinstance(part, Statistics)
     return settled(one, part)

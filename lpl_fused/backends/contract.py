@@ -11,7 +11,8 @@ come out of a matrix product):
                                           small tensors, no logits
     gradient(problem, known, upstream, want)    one sweep
 
-Beside these `reduce` takes Kind.STATISTICS, no round of the loss: see algebra/statistics.py.
+Beside these `reduce` takes Kind.STATISTICS, no round of the loss: see algebra/statistics.py, whose
+`of_rows` is the way of a `forward` that does not find them on its own.
 
 `problem.input` may be some columns of all, those from `options.first` on of `options.classes`:
 logits (and class probabilities) are of these columns, tables, labels and steps of all classes.
@@ -38,6 +39,7 @@ from torch import Tensor
 
 from ..algebra.known import Known
 from ..algebra.parts import Part, Round
+from ..algebra.statistics import RowStatistics
 from ..algebra.terms import Gradients as Gradients
 from ..problem import BinaryProblem, Problem
 
@@ -56,6 +58,7 @@ class Forward(NamedTuple):
     grad: Tensor | None = None  # (N, C), input dtype: dL/d input for an upstream of 1; if wanted
     steps: Tensor | None = None  # those that `choose` has made
     state: tuple[Tensor, ...] = ()  # of a problem with steps, of no `grad`: see `learned_state`
+    statistics: RowStatistics | None = None  # of the rows, if wanted
 
 
 def leaves_terms(problem: Problem, want_grad: bool, final: bool) -> bool:
@@ -111,8 +114,10 @@ class Backend(Protocol):
         choose: Choose | None = None,
         *,
         final: bool = False,
+        told: bool = False,
     ) -> Forward:
-        """`final`: the loss is all, nobody will ask for a gradient."""
+        """`final`: the loss is all, nobody will ask for a gradient. `told`: statistics of the rows
+        are wanted, too; all else is what it is without."""
         ...
 
     def learned_state(self, problem: Problem) -> tuple[Form, ...]:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..algebra import groups, learned, statistics
 from ..algebra.known import Known
-from ..algebra.parts import Kind, Part, Rivals, Round, Size
+from ..algebra.parts import Kind, Part, Rivals, Round, Size, Statistics
 from ..algebra.settle import rounds, settle
+from ..algebra.statistics import RowStatistics
 from ..algebra.sweep import with_steps
 from ..algebra.terms import Terms
 from ..problem import (
@@ -142,10 +143,15 @@ def _check(status: tuple[int, int, int, int], problem: Problem) -> None:
 
 
 def forward(
-    problem: Problem, want_grad: bool, choose: Choose | None = None, *, final: bool = False
+    problem: Problem,
+    want_grad: bool,
+    choose: Choose | None = None,
+    *,
+    final: bool = False,
+    told: bool = False,
 ) -> Forward:
     if choose is not None:
-        if want_grad and _sweeps_first(problem):
+        if want_grad and not told and _sweeps_first(problem):
             return _forward_after(problem, choose)
         problem = with_steps(forward, problem, choose)
     input, steps = problem.input, problem.steps
@@ -161,8 +167,13 @@ def forward(
     outputs = Outputs(loss, norm, grad)  # by place, in a third of the time
     if terms is not None:
         outputs = outputs._replace(terms=terms)
+    found = None
+    if told:
+        places = statistics.dtypes(input.dtype)
+        found = RowStatistics(*(torch.empty(input.shape[:1], dtype=d, device=CPU) for d in places))
+        outputs = outputs._replace(**found._asdict())
     _check(_native().cross_entropy(problem, _sizes(problem), outputs), problem)
-    return Forward(loss, norm, terms, grad, None if choose is None else steps)
+    return Forward(loss, norm, terms, grad, None if choose is None else steps, statistics=found)
 
 
 def _narrow(grad: Tensor) -> bool:
@@ -257,8 +268,6 @@ def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ..
 def reduce(problem: Problem, round: Round, known: Known) -> Part:
     if round.kind is Kind.GROUP:
         return groups.reduce(problem, round, known, perturbed)
-    if round.kind is Kind.STATISTICS:
-        return statistics.reduce(problem, known, perturbed)
     (n, width), dtype = problem.input.shape, accumulate_dtype(problem.input.dtype)
     part, kind = PARTS[round.kind], list(PARTS).index(round.kind)
     sums = Sums(torch.empty((n, len(part.numbers())), dtype=torch.float64, device=CPU))
@@ -279,6 +288,8 @@ def reduce(problem: Problem, round: Round, known: Known) -> Part:
         beside = sums.powers, sums.columns, sums.logits
     elif part is Size:
         beside = (problem.options.norm_p,)
+    elif part is Statistics:
+        beside = statistics.likely(problem)
     return part.of(sums.numbers, *beside)  # type: ignore[arg-type]
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ..algebra.parts import Detail, Kind, Mass, Part, Rivals, Size
+from ..algebra.parts import Detail, Kind, Mass, Part, Rivals, Size, Statistics
 from ..algebra.terms import Terms
 from ..problem import BinaryProblem, Problem, accumulate_dtype
 
@@ -31,6 +31,7 @@ PARTS: dict[Kind, type[Part]] = {
     Kind.MASS: Mass,
     Kind.DETAIL: Detail,
     Kind.RIVALS: Rivals,
+    Kind.STATISTICS: Statistics,
 }
 
 
@@ -82,6 +83,9 @@ class Outputs(NamedTuple):
     swept: Tensor | None = None
     delta: Tensor | None = None
     slot: Tensor | None = None
+    lse: Tensor | None = None
+    entropy: Tensor | None = None
+    correct: Tensor | None = None
 
     def and_tables(self, places: Mapping[str, Tensor | None]) -> Outputs:
         """With places for the gradients of tables; `grad_rows` being upstream, that of `rows`,

@@ -28,10 +28,11 @@ from ..perturbation import Perturbation
 from ..phi import Phi
 from ..problem import TABLES, Problem
 from ..reference import cross_entropy as reference_cross_entropy
+from ..reference import row_statistics as reference_row_statistics
 from ..sharded import Built
 from ..tracing import only_autograd_follows
 from ..validation import Projected, Target, call_options, checked_step_size, empty_is_zero
-from .softmax import chooser, row_statistics, with_chosen_steps
+from .softmax import chooser, with_chosen_steps
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -329,7 +330,9 @@ def _run(
         if choose is not None:
             problem = with_chosen_steps(problem, REFERENCE, choose)
         loss = layer.restore(reference_cross_entropy(problem), options)
-        return (loss, row_statistics(problem, REFERENCE, layer)) if told else loss
+        if not told:
+            return loss
+        return loss, RowStatistics(*map(layer.of_rows, reference_row_statistics(problem)))
     _check_followed(layer, problem)
     given = ops.Layer(layer.features, layer.weight, layer.bias, layer.dtype, memory)
     loss, found = ops.linear.cross_entropy(given, problem, chosen, choose, form, told)

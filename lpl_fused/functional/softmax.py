@@ -273,9 +273,8 @@ def cross_entropy(
             of float64, float32 and bfloat16 where no table learns (C++: for "none", too, but for 16
             bits; CUDA: not beside a scale or an offset, of which several rows then share what is
             read), else "statistics".
-        return_stats: also gives a `RowStatistics`: lse, entropy and correctness of every row, by
-            one more reduction over the logits; the loss is what it is without. docs/evaluation.md
-            says what that costs.
+        return_stats: also gives a `RowStatistics`: lse, entropy and correctness of every row; the
+            loss is what it is without. docs/evaluation.md says what that costs.
         process_group: a `torch.distributed.ProcessGroup`, or a DeviceMesh of one dimension, whose
             ranks have some of the classes each, in the order of their ranks: `input` (and class
             probabilities) are of this rank's, which may be none; labels are those of all classes,
@@ -338,14 +337,15 @@ def cross_entropy(
     problem, found, _, zero, _ = build(shaped)
     if zero:
         problem = mean_as_sum(problem, of_nothing=0.0)
+    rows = None
     if problem.other is not None and problem.by_label:
         if return_stats:
             raise ValueError(_TWO_SOFTMAXES)
         loss = _of_two_labels(problem, found, gradient)
     else:
-        loss = _run(problem, found, form=gradient)
+        loss, rows = _run(problem, found, form=gradient, told=return_stats)
     loss = shaped.restore(loss, problem.options) if problem.options.reduction == NONE else loss
-    return (loss, row_statistics(problem, found, shaped)) if return_stats else loss
+    return loss if rows is None else (loss, RowStatistics(*map(shaped.of_rows, rows)))
 
 
 @overload
@@ -432,7 +432,7 @@ def lpl_cross_entropy(
             phi, z_loss, softcap, norm, sample_weight, gradient, return_stats, process_group,
             backend: as in `cross_entropy`. Ignored rows take no part in δ. gradient="auto" is
             "statistics" where the backend leaves the numbers that δ is made of; else that finds δ
-            twice. Not "inplace". For `return_stats` δ is found once more, as a table (N, C).
+            twice. Not "inplace". On a GPU `return_stats` finds δ once more, as a table (N, C).
         target: class indices, or a `MixedTarget` of them. That takes 2·|steps| sweeps in plain
             PyTorch for δ, and the fused loss twice; neither gradient="inplace" nor process_group,
             and no `return_stats`.
@@ -497,19 +497,17 @@ def lpl_cross_entropy(
     problem, found, choose, zero, _ = build(shaped)
     if zero:
         problem = mean_as_sum(problem, of_nothing=0.0)
-    runs = _resolve(found, problem) if return_stats and through_perturbation else found
-    if return_stats and problem.other is not None:
-        raise ValueError(_TWO_SOFTMAXES)
-    if return_stats and choose is not None:
-        problem, choose = with_chosen_steps(problem, runs, choose), None
+    rows = None
     if problem.other is not None:
+        if return_stats:
+            raise ValueError(_TWO_SOFTMAXES)
         loss = _of_two_labels(problem, _resolve(found, problem), gradient, choose)
     elif through_perturbation:
-        loss = _through_perturbation(problem, found, choose, gradient)
+        loss, rows = _through_perturbation(problem, found, choose, gradient, return_stats)
     else:
-        loss = _run(problem, found, choose, gradient)
+        loss, rows = _run(problem, found, choose, gradient, return_stats)
     loss = shaped.restore(loss, problem.options) if problem.options.reduction == NONE else loss
-    return (loss, row_statistics(problem, runs, shaped)) if return_stats else loss
+    return loss if rows is None else (loss, RowStatistics(*map(shaped.of_rows, rows)))
 
 
 def lpl_perturbation(
@@ -570,16 +568,23 @@ def lpl_perturbation(
         return classes, delta[leader]
 
 
-def _run(problem: Problem, backend: str, choose: Choose | None = None, form: str = AUTO) -> Tensor:
-    """The loss on a backend that was resolved."""
+def _run(
+    problem: Problem,
+    backend: str,
+    choose: Choose | None = None,
+    form: str = AUTO,
+    told: bool = False,
+) -> tuple[Tensor, RowStatistics | None]:
+    """The loss on a backend that was resolved; `told`: and the statistics of its rows."""
     learns = torch.is_grad_enabled() and ops.tables_learn(problem)
     if choose is not None and (learns or backend == REFERENCE):
         problem, choose = with_chosen_steps(problem, backend, choose), None
     if backend == REFERENCE:
-        return reference.cross_entropy(problem)
+        rows = reference.row_statistics(problem) if told else None
+        return reference.cross_entropy(problem), rows
     if problem.steps is not None and learns:
         problem = ops.with_fixed_delta(problem, backend)
-    return ops.cross_entropy(problem, backend, choose, form)
+    return ops.cross_entropy(problem, backend, choose, form, told)
 
 
 def _of_two_labels(
@@ -589,17 +594,8 @@ def _of_two_labels(
     if problem.options.through and checked_form(form) != AUTO:
         raise ValueError(f"gradient: {form!r} can not be chosen beside through_perturbation")
     return two_labels.cross_entropy(
-        problem, lambda half: _run(half, backend, form=form), form, choose
+        problem, lambda half: _run(half, backend, form=form)[0], form, choose
     )
-
-
-def row_statistics(problem: Problem, backend: str, shaped: Shaped) -> RowStatistics:
-    """What rows are told of beside their loss, on a backend that was resolved."""
-    if backend == REFERENCE:
-        found = reference.row_statistics(problem)
-    else:
-        found = ops.row_statistics(problem, backend)
-    return RowStatistics(*map(shaped.of_rows, found))
 
 
 def chooser(shaped: Shaped, steps: Choose) -> Choose:
@@ -627,9 +623,10 @@ def with_chosen_steps(problem: Problem, backend: str, choose: Choose) -> Problem
 
 
 def _through_perturbation(
-    problem: Problem, backend: str, choose: Choose | None, form: str
-) -> Tensor:
-    """Loss and gradient through the steps, fused where that is possible."""
+    problem: Problem, backend: str, choose: Choose | None, form: str, told: bool
+) -> tuple[Tensor, RowStatistics | None]:
+    """Loss and gradient through the steps, fused where that is possible; `told`: and the statistics
+    of the rows."""
     if checked_form(form) != AUTO:
         raise ValueError(f"gradient: {form!r} can not be chosen beside through_perturbation")
     fused = _resolve(backend, problem)
@@ -637,7 +634,7 @@ def _through_perturbation(
         problem = with_chosen_steps(problem, fused, choose)
     moves = tangent(problem.input) is not None
     if fused == REFERENCE or not (torch.is_grad_enabled() or moves):
-        return _run(problem, fused)
+        return _run(problem, fused, told=told)
     reason = None
     if moves:
         reason = "the fused backends differentiate the steps in reverse mode alone"
@@ -651,13 +648,13 @@ def _through_perturbation(
         reason = "no 16 bits where somebody traces"
     if reason is None:
         try:
-            return _run(problem, fused)
+            return _run(problem, fused, told=told)
         except NotDifferentiable:
             if backend != "auto":
                 raise
     elif backend != "auto":
         raise NotDifferentiable(f'through_perturbation: {reason}; use backend="auto"')
-    return _run(problem, REFERENCE)
+    return _run(problem, REFERENCE, told=told)
 
 
 # what no backend differentiates

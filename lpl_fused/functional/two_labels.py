@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .. import ops, reference
+from .. import reference
+from ..algebra.learned import with_delta
 from ..algebra.rows import normalizer
 from ..backends.contract import Choose
 from ..ops.dispatch import INPLACE
@@ -55,7 +56,7 @@ def cross_entropy(
         through = problem.options.through
         delta, slot = reference.learned_perturbation(both, differentiable=through)
         halves = tuple(
-            ops.with_delta(half._replace(options=_without_steps(half.options)), delta, place)
+            with_delta(half._replace(options=_without_steps(half.options)), delta, place)
             for half, place in zip(halves, (slot[:n], slot[n:]), strict=True)
         )
     value = run(halves[0]) + run(halves[1])

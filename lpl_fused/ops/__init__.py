@@ -8,12 +8,11 @@ from .softmax import (
     CrossEntropy,
     cross_entropy,
     learned_perturbation,
+    row_statistics,
     tables_learn,
     with_chosen_steps,
-    with_delta,
     with_fixed_delta,
 )
-from .statistics import row_statistics
 
 __all__ = [
     "CrossEntropy",
@@ -25,6 +24,5 @@ __all__ = [
     "sigmoid",
     "tables_learn",
     "with_chosen_steps",
-    "with_delta",
     "with_fixed_delta",
 ]

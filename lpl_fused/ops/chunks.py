@@ -22,11 +22,12 @@ from torch import Tensor
 
 from ..algebra.known import Known
 from ..algebra.rows import ignored_rows, mean_as_sum
-from ..algebra.statistics import RowStatistics, statistics
+from ..algebra.statistics import RowStatistics, dtypes, statistics
 from ..algebra.sweep import sweep
 from ..algebra.terms import Terms
 from ..arguments import Integer, Maybe
 from ..backends import load
+from ..backends.contract import Forward
 from ..problem import NONE, TABLES, Problem, accumulate_dtype
 from .softmax import with_fixed_delta
 
@@ -169,12 +170,6 @@ def _of_rows(problem: Problem, rows: Index) -> Problem:
     return problem._replace(input=problem.input[: taken["target"].shape[0]], **taken)
 
 
-def _no_statistics(n: int, dtype: torch.dtype, device: torch.device) -> RowStatistics:
-    """Of rows that are ignored."""
-    dtypes = (dtype, dtype, torch.bool)
-    return RowStatistics(*(torch.zeros(n, dtype=each, device=device) for each in dtypes))
-
-
 class Sweep:
     """Loss and gradients of a problem, chunk by chunk.
 
@@ -222,9 +217,10 @@ class Sweep:
             (n if keep else 0, len(Terms._fields)), dtype=self._dtype, device=device
         )
         self._sums = {name: self._zeros(name) for name in want}
-        self.statistics: tuple[Tensor, ...] = ()  # RowStatistics, those of rows in no chunk 0
-        if told:
-            self.statistics = _no_statistics(n, self._dtype, device)
+        # RowStatistics, those of rows in no chunk 0
+        self.statistics = tuple(
+            torch.zeros(n, dtype=each, device=device) for each in dtypes(layer.dtype) if told
+        )
 
     @property
     def loss(self) -> Tensor:
@@ -258,11 +254,6 @@ class Sweep:
 
     def _differentiated(self, run: Run, rows: Index, problem: Problem) -> Tensor | None:
         """The gradient of a chunk's logits, where the layer wants it; loss and tables are added."""
-        if self.statistics:
-            plain = problem
-            if problem.steps is not None:
-                plain = with_fixed_delta(problem, self._backend)
-            self._store_statistics(rows, statistics(self._door, [plain]))
         if problem.steps is None:
             return self._known(run, rows, problem)
         if not self._tables:
@@ -279,9 +270,8 @@ class Sweep:
         that its learned δ is in."""
         here = slice(run.begin, run.end)
         if self._given is None:
-            found = self._door.forward(problem, False, final=not (self._want or self._keep))
-            self._store_loss(rows, found.loss)
-            terms = found.terms
+            final = not (self._want or self._keep)
+            terms = self._forward(rows, problem, False, final=final).terms
             if self._keep:
                 assert terms is not None
                 self.terms[here] = terms
@@ -306,18 +296,28 @@ class Sweep:
     def _learned(self, rows: Index, problem: Problem) -> Tensor | None:
         """Of a learned perturbation, beside which no table learns."""
         if not self._want or self._keep:
-            self._store_loss(rows, self._door.forward(problem, False, final=True).loss)
+            self._forward(rows, problem, False, final=True)
             return None
         by_state = bool(self._door.learned_state(problem))
         state: tuple[Tensor, ...] = ()
         if by_state or self._upstream is None:
-            found = self._door.forward(problem, not by_state)
-            self._store_loss(rows, found.loss)
+            found = self._forward(rows, problem, not by_state)
             if found.grad is not None:
                 return found.grad
             state = found.state
         upstream = self._upstream_of(rows, problem.input.shape[0])
         return self._door.learned_gradient(problem, upstream, state)
+
+    def _forward(
+        self, rows: Index, problem: Problem, want_grad: bool, *, final: bool = False
+    ) -> Forward:
+        """A chunk's, whose loss and statistics are stored."""
+        told = bool(self.statistics)
+        found: Forward = self._door.forward(problem, want_grad, final=final, told=told)
+        self._store_loss(rows, found.loss)
+        if found.statistics is not None:
+            self._store_statistics(rows, found.statistics)
+        return found
 
     def _by_columns(self, rows: Index, x: Tensor, problem: Problem) -> bool:
         """Of a class that is larger than a chunk. False, with nothing done, where its steps are not
@@ -332,7 +332,9 @@ class Sweep:
         loss = known.loss
         self._store_loss(rows, loss if self._each else loss.double().sum() / self._norm)
         if self.statistics:
-            self._store_statistics(rows, statistics(self._door, columns, known, whole=problem))
+            self._store_statistics(
+                rows, statistics(self._door.reduce, columns, known, whole=problem)
+            )
         if not self._want or self._keep:
             return True
         upstream, of_input = self._upstream_of(rows, n), None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..algebra.rows import ignored_rows
-from ..algebra.statistics import RowStatistics
+from ..algebra.statistics import RowStatistics, dtypes
 from ..algebra.sweep import with_steps
 from ..algebra.terms import Terms
 from ..backends.contract import Choose, Forward
@@ -85,8 +85,8 @@ def _forward_fake(*packed: Any) -> _Found:
     loss = layer.weight.new_empty(shape, dtype=dtype)
     terms = loss.new_empty((n if keep else 0, len(Terms._fields)))
     gradients = [] if keep else _fake_gradients(layer, problem, want)
-    dtypes = (dtype, dtype, torch.bool) if told else ()
-    return loss, terms, gradients, [loss.new_empty(n, dtype=each) for each in dtypes]
+    statistics = [loss.new_empty(n, dtype=each) for each in dtypes(layer.dtype) if told]
+    return loss, terms, gradients, statistics
 
 
 def _gradient_fake(*packed: Any) -> list[Tensor]:

@@ -1,8 +1,8 @@
 """The operators of the softmax link: schemas, fakes, autograd. Imports torch alone; a backend
 (backends/contract.py) is loaded when it runs.
 
-    cross_entropy(Problem, backend, want_grad) -> (loss, norm, terms, grad, state)
-        Backend.forward; what is not there is an empty tensor
+    cross_entropy(Problem, backend, want_grad, told) -> (loss, norm, terms, grad, state, statistics)
+        Backend.forward; what is not there is an empty tensor, or no tensor of a list
     cross_entropy_gradient(Problem, backend, terms, upstream, want)
             -> (input, scale, offset, margin, rows), empty where not wanted
         Backend.gradient of whole rows, upstream (N,) with stride 0 or 1
@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..algebra.known import Known
+from ..algebra.learned import with_delta
+from ..algebra.statistics import RowStatistics, dtypes
 from ..algebra.sweep import with_steps
 from ..algebra.terms import Terms
 from ..backends import load
@@ -51,8 +53,8 @@ from .dispatch import (
 
 _LIBRARY = torch.library.Library("lpl_fused", "DEF")
 _LIBRARY.define(
-    f"cross_entropy({SCHEMA}, bool want_grad)"
-    " -> (Tensor loss, Tensor norm, Tensor terms, Tensor grad, Tensor[] state)"
+    f"cross_entropy({SCHEMA}, bool want_grad, bool told)"
+    " -> (Tensor loss, Tensor norm, Tensor terms, Tensor grad, Tensor[] state, Tensor[] statistics)"
 )
 _LIBRARY.define(
     f"cross_entropy_gradient({SCHEMA}, Tensor terms, Tensor upstream, bool[] want)"
@@ -72,14 +74,15 @@ def _unpacked(
     return Problem(input, target, *parts, Options.unpacked(codes, numbers))  # type: ignore
 
 
-def _cross_entropy(input, target, parts, codes, numbers, backend, want_grad):  # type: ignore[no-untyped-def]
+def _cross_entropy(input, target, parts, codes, numbers, backend, want_grad, told):  # type: ignore[no-untyped-def]
     problem = _unpacked(input, target, parts, codes, numbers)
-    loss, norm, terms, grad, _, state = load(backend).forward(problem, want_grad)
-    nothing = loss.new_empty(0)
+    found = load(backend).forward(problem, want_grad, told=told)
+    loss, norm, terms, grad, _, state, rows = found
+    nothing, statistics = loss.new_empty(0), list(rows or ())
     if want_grad:
-        return loss, nothing, nothing.clone(), grad, []
-    norm = unshared(norm, problem)
-    return loss, norm, nothing if terms is None else terms, input.new_empty(0), list(state)
+        return loss, nothing, nothing.clone(), grad, [], statistics
+    norm, terms = unshared(norm, problem), nothing if terms is None else terms
+    return loss, norm, terms, input.new_empty(0), list(state), statistics
 
 
 def _gradient(  # type: ignore[no-untyped-def]
@@ -101,19 +104,20 @@ def _learned_perturbation(input, target, parts, codes, numbers, backend):  # typ
     return load(backend).learned_perturbation(problem)
 
 
-def _cross_entropy_fake(input, target, parts, codes, numbers, backend, want_grad):  # type: ignore[no-untyped-def]
+def _cross_entropy_fake(input, target, parts, codes, numbers, backend, want_grad, told):  # type: ignore[no-untyped-def]
     problem = _unpacked(input, target, parts, codes, numbers)
     n, dtype = input.shape[0], accumulate_dtype(input.dtype)
     loss = input.new_empty((n,) if problem.options.reduction == NONE else (), dtype=dtype)
+    statistics = [input.new_empty((n,), dtype=each) for each in dtypes(input.dtype) if told]
     if want_grad:
         grad = input.new_empty(tuple(input.shape))
-        return loss, loss.new_empty(0), loss.new_empty(0), grad, []
+        return loss, loss.new_empty(0), loss.new_empty(0), grad, [], statistics
     terms, state = loss.new_empty((n, len(Terms._fields))), []
     if problem.steps is not None:
         terms = loss.new_empty(0)
         forms = load(backend).learned_state(problem)
         state = [loss.new_empty(shape, dtype=dtype) for shape, dtype in forms]
-    return loss, loss.new_empty(()), terms, input.new_empty(0), state
+    return loss, loss.new_empty(()), terms, input.new_empty(0), state, statistics
 
 
 def _gradient_fake(  # type: ignore[no-untyped-def]
@@ -152,9 +156,8 @@ _perturbation_op = register(
 _TABLE_FIELDS = tuple(Problem._fields.index(name) for name in TABLES)
 # Gradients, and the fields of a problem that they are of
 _OF_GRADIENTS = tuple(zip(Gradients._fields, (0, *_TABLE_FIELDS), strict=True))
-_BEFORE_TENSORS = (
-    4  # options, backend, choose and form stand before the tensors in CrossEntropy.apply
-)
+# options, backend, choose, form and told stand before the tensors in CrossEntropy.apply
+_BEFORE_TENSORS = 5
 
 
 def _forward(
@@ -164,12 +167,14 @@ def _forward(
     *,
     final: bool = False,
     past: bool | None = None,
+    told: bool = False,
 ) -> Forward:
     """`past`: what `direct` says of the problem, where that is known."""
     if direct(*problem[:-1]) if past is None else past:
-        return load(backend).forward(problem, want_grad, final=final)
-    loss, norm, terms, grad, state = _forward_op(*packed(problem, backend), want_grad)
-    return Forward(loss, norm, terms, grad, state=tuple(state))
+        return load(backend).forward(problem, want_grad, final=final, told=told)
+    loss, norm, terms, grad, state, rows = _forward_op(*packed(problem, backend), want_grad, told)
+    statistics = RowStatistics(*rows) if told else None
+    return Forward(loss, norm, terms, grad, None, tuple(state), statistics)
 
 
 def _forward_of(backend: str, problem: Problem, want_grad: bool) -> Forward:
@@ -185,7 +190,8 @@ class CrossEntropy(torch.autograd.Function):
 
     `tensors` are the leading fields of a Problem, up to the last that is present. `choose`, if
     any, makes the steps of the learned perturbation from the losses of the rows without it. `form`
-    is one of dispatch.FORMS; *in place* is by statistics, into the memory of the logits.
+    is one of dispatch.FORMS; *in place* is by statistics, into the memory of the logits. `told`:
+    beside the loss, those of RowStatistics.
     """
 
     @staticmethod
@@ -195,8 +201,9 @@ class CrossEntropy(torch.autograd.Function):
         backend: str,
         choose: Choose | None,
         form: str,
+        told: bool,
         *tensors: Tensor | None,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, ...]:
         problem = _problem(tensors, options)
         tables_learn = any(ctx.needs_input_grad[_BEFORE_TENSORS + 2 :])
         learned = problem.steps is not None or choose is not None
@@ -205,9 +212,9 @@ class CrossEntropy(torch.autograd.Function):
         ctx.options, ctx.backend, ctx.sweeps, ctx.held = options, backend, sweeps, None
         ctx.chosen, ctx.state, ctx.past = choose is not None, 0, direct(*tensors)
         if choose is None:
-            found = _forward(problem, backend, sweeps, past=ctx.past)
+            found = _forward(problem, backend, sweeps, past=ctx.past, told=told)
         else:
-            found = load(backend).forward(problem, sweeps, choose)
+            found = load(backend).forward(problem, sweeps, choose, told=told)
             tensors = problem._replace(steps=found.steps)[:-1]  # type: ignore[assignment]
         if not sweeps:
             ctx.save_for_backward(*tensors, found.norm, found.terms, *found.state)
@@ -220,10 +227,13 @@ class CrossEntropy(torch.autograd.Function):
             of_shape = Problem(found.grad, labels, other=problem.other, options=options)  # type: ignore[arg-type]
             ctx.held = of_shape, Forward(GONE, found.norm, found.terms, found.grad, found.steps)
             ctx.save_for_backward(*tensors, None, None)
-        return found.loss
+        if found.statistics is None:
+            return found.loss
+        ctx.mark_non_differentiable(*found.statistics)
+        return found.loss, *found.statistics
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grad_loss = settled(grad_loss)
         if ctx.in_place:
             spend(ctx)
@@ -380,9 +390,14 @@ def _problem(tensors: Sequence[Tensor | None], options: Options) -> Problem:
 
 
 def cross_entropy(
-    problem: Problem, backend: str, choose: Choose | None = None, form: str = AUTO
-) -> Tensor:
-    """The loss of a problem, differentiable with respect to its input and its tables.
+    problem: Problem,
+    backend: str,
+    choose: Choose | None = None,
+    form: str = AUTO,
+    told: bool = False,
+) -> tuple[Tensor, RowStatistics | None]:
+    """The loss of a problem, differentiable with respect to its input and its tables; `told`: and
+    the statistics of its rows.
 
     `choose` makes its steps from the losses (N,) of its rows without them. Tables do not learn
     beside steps. `form`: of dispatch.FORMS.
@@ -393,11 +408,24 @@ def cross_entropy(
         problem, choose = with_chosen_steps(problem, backend, choose), None
     if moves:
         run = functools.partial(_forward_of, backend)
-        return Moved.apply(problem, run, problem.input)  # type: ignore[no-any-return]
+        loss = Moved.apply(problem, run, problem.input)
+        return loss, row_statistics(problem, backend) if told else None
     if learns:
         apply = CrossEntropy.apply if torch.compiler.is_compiling() else _apply
-        return apply(problem.options, backend, choose, form, *given(problem))  # type: ignore[no-any-return]
-    return _forward(problem, backend, False, final=True).loss
+        found = apply(problem.options, backend, choose, form, told, *given(problem))
+        return (found[0], RowStatistics(*found[1:])) if told else (found, None)
+    made = _forward(problem, backend, False, final=True, told=told)
+    return made.loss, made.statistics
+
+
+def row_statistics(problem: Problem, backend: str) -> RowStatistics:
+    """Those of a problem's rows alone."""
+    with torch.no_grad():
+        detached = [part.detach() if isinstance(part, Tensor) else part for part in problem]
+        problem = Problem(*detached)  # type: ignore[arg-type]
+        found = _forward(problem, backend, False, final=True, told=True).statistics
+        assert found is not None
+        return found
 
 
 def with_chosen_steps(problem: Problem, backend: str, choose: Choose) -> Problem:
@@ -429,17 +457,3 @@ def with_fixed_delta(problem: Problem, backend: str) -> Problem:
     detached = [part.detach() if isinstance(part, Tensor) else part for part in problem]
     delta, slot = learned_perturbation(Problem(*detached), backend)  # type: ignore[arg-type]
     return with_delta(problem, delta, slot)
-
-
-def with_delta(problem: Problem, delta: Tensor, slot: Tensor) -> Problem:
-    """The problem with delta[slot] in the place of its steps: what is added to its rows last."""
-    delta = delta / problem.options.inverse_temperature
-    if problem.rows is None:
-        return problem._replace(rows=delta, row_index=slot, steps=None)
-    index = problem.row_index
-    if index is None:
-        ignored = problem.target == problem.options.ignore_index
-        index = problem.target.masked_fill(ignored, 0)
-    rows = problem.rows[index] + delta[slot]
-    each = torch.arange(slot.shape[0], device=slot.device)
-    return problem._replace(rows=rows, row_index=each, steps=None)

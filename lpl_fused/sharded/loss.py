@@ -67,7 +67,7 @@ class Run(NamedTuple):
     def statistics(self, problem: Problem, known: Known) -> RowStatistics:
         """Those of the rows, once their loss is known: one more collective."""
         join = functools.partial(self._joined, problem)
-        return statistics(self.door, [problem], known, join)
+        return statistics(self.door.reduce, [problem], known, join)
 
     def _joined(self, problem: Problem, round: Round, parts: list[Sums]) -> Sums:
         (part,) = parts

@@ -159,7 +159,12 @@ def gradient(
 
 
 def forward(
-    problem: Problem, want_grad: bool, choose: Choose | None = None, *, final: bool = False
+    problem: Problem,
+    want_grad: bool,
+    choose: Choose | None = None,
+    *,
+    final: bool = False,
+    told: bool = False,
 ) -> Forward:
     _refuse_parts(problem)
     if choose is not None:
@@ -180,7 +185,8 @@ def forward(
         norm = losses.new_ones(())
     steps = None if choose is None else problem.steps
     left = () if want_grad or final else state
-    return Forward(losses if loss is None else loss, norm, terms, grad, steps, left)
+    found = statistics.of_rows(problem, reduce, learned_perturbation) if told else None
+    return Forward(losses if loss is None else loss, norm, terms, grad, steps, left, found)
 
 
 def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...algebra import statistics
 from ...algebra.rows import normalizer
 from ...algebra.sweep import with_steps
 from ...problem import NONE, Problem, divides
@@ -14,16 +15,23 @@ from ..kernels.arguments import FELL_BACK, TERMS, Upstream, Wanted
 from ..kernels.launch import filling_meta, row_meta, sweep_meta
 from . import launching, learned
 from .arguments import arguments_of, prepared
+from .sums import reduce
 
 
 def forward(
-    problem: Problem, want_grad: bool, choose: Choose | None = None, *, final: bool = False
+    problem: Problem,
+    want_grad: bool,
+    choose: Choose | None = None,
+    *,
+    final: bool = False,
+    told: bool = False,
 ) -> Forward:
     if choose is not None:
         problem = with_steps(forward, problem, choose)
     steps = None if choose is None else problem.steps
+    found = statistics.of_rows(problem, reduce, learned_perturbation) if told else None
     if learned.solves(problem):
-        return _learned(problem, want_grad, final)._replace(steps=steps)
+        return _learned(problem, want_grad, final)._replace(steps=steps, statistics=found)
     input = problem.input
     n = input.shape[0]
     norm = normalizer(problem)
@@ -32,7 +40,7 @@ def forward(
     grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
     wanted = Wanted(losses=losses, terms=terms, grad=grad)
     _sweep(problem, wanted, Upstream(norm=norm if divides(problem) else None))
-    return Forward(_reduced(problem, losses, norm), norm, terms, grad, steps)
+    return Forward(_reduced(problem, losses, norm), norm, terms, grad, steps, statistics=found)
 
 
 def _reduced(problem: Problem, losses: Tensor, norm: Tensor) -> Tensor:

@@ -1,0 +1,74 @@
+// What a row is told of beside its loss, gathered while the blocks of its sweep are in the first
+// cache: the part `Statistics` of lpl_fused/algebra/parts.py, which says what each number is.
+#pragma once
+
+#include <cmath>
+
+#include "../numbers.h"
+#include "simd.h"
+
+namespace lpl {
+namespace {
+
+template <typename Acc>
+class RowStatistics {
+ public:
+  // Memory for exponentials that nobody else wants.
+  void reserve() { e_.resize(kBlock); }
+  Acc* room() { return e_.data(); }
+
+  void begin() { sums_ = {0, 0, 0, -INFINITY, INFINITY}; }
+
+  // The shift rises.
+  void raise(Acc from, Acc to) {
+    if (sums_.total == 0) return;
+    const double by = double(from) - double(to), factor = std::exp(by);
+    sums_.heat = (sums_.heat + sums_.total * by) * factor;
+    sums_.total *= factor;
+  }
+
+  // A block of classes from `first` on: its z, e^(z − shift) and Σ of them, its raw logits and
+  // their largest.
+  template <typename T>
+  void add(i64 first, i64 size, const Acc* z, const Acc* e, Acc shift, double total, const T* u,
+           Acc top) {
+    sums_.total += total;
+    sums_.heat += sum_over<Acc>(size, [=](i64 j) {
+      const Acc above = z[j] - shift;
+      return e[j] * (above < Acc(kNothing) ? Acc(kNothing) : above);
+    });
+    if (!(top > sums_.top)) return;
+    sums_.top = top;
+    sums_.place = double(first + first_of(u, size, top));
+  }
+
+  // All but the shift, which who sweeps knows.
+  const Statistics<double>& sums() const { return sums_; }
+
+ private:
+  Statistics<double> sums_{};
+  Vector<Acc> e_;
+};
+
+// What is left of a row's statistics.
+struct Told {
+  double lse, entropy;
+};
+
+// Of Σ e^(z − shift) and Σ e^(z − shift)·(z − shift).
+inline Told told_of(double shift, double total, double heat) {
+  const double log_total = std::log(total), entropy = log_total - heat / total;
+  // of one class rounding leaves less than nothing; nan stays
+  return {shift + log_total, entropy < 0 ? 0 : entropy};
+}
+
+// `first`: the target is the first of the largest logits.
+template <typename Acc>
+inline void leave_told(const Outputs& out, i64 i, const Told& told, bool first) {
+  static_cast<Acc*>(out.lse)[i] = Acc(told.lse);
+  static_cast<Acc*>(out.entropy)[i] = Acc(told.entropy);
+  out.correct[i] = first && std::isfinite(told.entropy);
+}
+
+}  // namespace
+}  // namespace lpl
