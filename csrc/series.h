@@ -26,6 +26,13 @@
 #define LPL_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+// Registers hold a series; a call would take it through memory.
+#if defined(__GNUC__) && !defined(__CUDACC__)
+#define LPL_INLINE inline __attribute__((always_inline))
+#else
+#define LPL_INLINE inline
+#endif
+
 namespace lpl {
 namespace {  // every object has its own, made for its instruction set
 
@@ -44,7 +51,7 @@ struct ScalarOf<float> {
 
 // E ← E·exp(a·E); `Real` is float, double, or a vector of doubles: one per row.
 template <int Order = kOrder, typename Real>
-LPL_HOST_DEVICE inline void series_step(Real* e, Real a) {
+LPL_HOST_DEVICE LPL_INLINE void series_step(Real* e, Real a) {
   using Scalar = typename ScalarOf<Real>::type;
   // g = exp(aE) by n·g_n = Σ k·(aE_k)·g_{n−k}
   Real g[Order], slope[Order];
@@ -54,21 +61,21 @@ LPL_HOST_DEVICE inline void series_step(Real* e, Real a) {
     slope[n] = a * e[n] * Scalar(n);
     Real sum = slope[n];
     LPL_UNROLL
-    for (int k = 1; k < n; ++k) sum += slope[k] * g[n - k];
+    for (int k = n - 1; k > 0; --k) sum += slope[k] * g[n - k];
     g[n] = sum * Scalar(1.0 / n);
   }
   LPL_UNROLL
   for (int n = Order; n > 1; --n) {
     Real sum = e[n];
     LPL_UNROLL
-    for (int m = 1; m < n; ++m) sum += e[m] * g[n - m];
+    for (int m = n - 1; m > 0; --m) sum += e[m] * g[n - m];
     e[n] = sum;
   }
 }
 
 // Coefficients of E², of order 2 to Order: Σ over rivals of squares is Σ_s square[s]·M_s.
 template <int Order = kOrder, typename Real>
-LPL_HOST_DEVICE inline void series_square(const Real* e, Real* square) {
+LPL_HOST_DEVICE LPL_INLINE void series_square(const Real* e, Real* square) {
   LPL_UNROLL
   for (int s = 2; s <= Order; ++s) {
     Real sum = e[1] * e[s - 1];
@@ -98,19 +105,28 @@ LPL_HOST_DEVICE constexpr double series_tolerance() {
   return sizeof(Acc) == 8 ? 1e-13 : 2e-7;
 }
 
+// What an error of Z counts for beside one of a probability. A share ε_k of Z that is missing
+// before step k changes the dose by |a_k|·ε_k. It is a term of the order of what is cut off, so
+// that it grows with the dose d that was taken until then like (d/D)^kTinyOrder or faster: the sum
+// over the steps is at most ∫ ε·(d/D)^kTinyOrder dd from 0 to D.
+LPL_HOST_DEVICE constexpr double series_weight(double dose) {
+  return 1 + dose / (kTinyOrder + 1);
+}
+
 // Bound of the relative error of all probabilities: what is cut off, and what that does to Z and so
 // to all later steps.
 template <int Order = kOrder>
 LPL_HOST_DEVICE inline double series_error(double dose, const Thresholds& cut) {
+  static_assert(Order >= kTinyOrder, "the tiny ones' terms are the fewest");
   const double middling = dose * cut.middling, tiny = dose * cut.tiny;
   if (!(middling < 0.5)) return INFINITY;
   const double worst = std::fmax(std::pow(middling, Order), std::pow(tiny, kTinyOrder));
-  return (1 + dose) * 2 * worst;
+  return series_weight(dose) * 2 * worst;
 }
 
 // The largest thresholds that keep the error of a row of this dose within the tolerance.
 LPL_HOST_DEVICE inline Thresholds series_thresholds(double dose, double tolerance) {
-  const double worst = tolerance / (2 * (1 + dose));
+  const double worst = tolerance / (2 * series_weight(dose));
   const double middling = std::fmin(0.49, std::pow(worst, 1.0 / kOrder) * 0.999);
   const double tiny = std::pow(worst, 1.0 / kTinyOrder) * 0.999;
   if (!(dose > 0)) return {1, 1};

@@ -11,8 +11,8 @@
 #include <utility>
 #include <vector>
 
-#ifdef __SSE__
-#include <xmmintrin.h>
+#ifdef __SSE2__
+#include <immintrin.h>
 #endif
 
 #include "../row.h"
@@ -365,30 +365,95 @@ __attribute__((noinline)) bool tail_sums(const Acc* e, Acc inverse, Acc cut, int
   return most > cut;
 }
 
-// Calls `found` with the place of every e above `cut`. Few are, and nobody foretells where: chunks
-// that have any are listed without a branch, for one that is mispredicted costs as much as a chunk.
+// Bit k of a register says whether its element k is above `cut`. A comparison's bits come by
+// instructions that have no other name: of a loop compilers make ten times as many.
+#if defined(__AVX512F__)
+constexpr int kRegister = 64;
+inline uint64_t register_above(const float* e, float cut) {
+  return _mm512_cmp_ps_mask(_mm512_loadu_ps(e), _mm512_set1_ps(cut), _CMP_GT_OQ);
+}
+inline uint64_t register_above(const double* e, double cut) {
+  return _mm512_cmp_pd_mask(_mm512_loadu_pd(e), _mm512_set1_pd(cut), _CMP_GT_OQ);
+}
+#elif defined(__AVX__)
+constexpr int kRegister = 32;
+inline uint64_t register_above(const float* e, float cut) {
+  const __m256 above = _mm256_cmp_ps(_mm256_loadu_ps(e), _mm256_set1_ps(cut), _CMP_GT_OQ);
+  return uint32_t(_mm256_movemask_ps(above));
+}
+inline uint64_t register_above(const double* e, double cut) {
+  const __m256d above = _mm256_cmp_pd(_mm256_loadu_pd(e), _mm256_set1_pd(cut), _CMP_GT_OQ);
+  return uint32_t(_mm256_movemask_pd(above));
+}
+#elif defined(__SSE2__)
+constexpr int kRegister = 16;
+inline uint64_t register_above(const float* e, float cut) {
+  return uint32_t(_mm_movemask_ps(_mm_cmpgt_ps(_mm_loadu_ps(e), _mm_set1_ps(cut))));
+}
+inline uint64_t register_above(const double* e, double cut) {
+  return uint32_t(_mm_movemask_pd(_mm_cmpgt_pd(_mm_loadu_pd(e), _mm_set1_pd(cut))));
+}
+#else
+constexpr int kRegister = 8;
+inline uint64_t register_above(const float* e, float cut) {
+  return uint64_t(e[0] > cut) | uint64_t(e[1] > cut) << 1;
+}
+inline uint64_t register_above(const double* e, double cut) {
+  return e[0] > cut;
+}
+#endif
+
+// Places among the elements of a row: bit k of a word stands for the element `first` + k.
+struct Marks {
+  i64 first;
+  uint64_t word;
+};
+constexpr i64 kMarked = 64;  // elements of a word
+
+// Appends those of a block from `first` on whose e is above `cut` to the `count` that are there,
+// room for size/kMarked + 1 more; returns how many there are then. Few are, and nobody foretells
+// where: no branch asks, for one that is mispredicted costs as much as a word.
+template <typename Acc>
+inline i64 mark_above(const Acc* e, Acc cut, i64 first, i64 size, Marks* marks, i64 count) {
+  constexpr i64 kAtOnce = kRegister / sizeof(Acc);
+  i64 lo = 0;
+  for (; lo + kMarked <= size; lo += kMarked) {
+    uint64_t word = 0;
+    for (i64 k = 0; k < kMarked; k += kAtOnce) word |= register_above(e + lo + k, cut) << k;
+    marks[count] = {first + lo, word};
+    count += word != 0;
+  }
+  marks[count] = {first + lo, 0};
+  for (i64 k = 0; lo + k < size; ++k) marks[count].word |= uint64_t(e[lo + k] > cut) << k;
+  return count + (marks[count].word != 0);
+}
+
+// Calls `found` with every place, the first of each word before the second of any, and so on: most
+// have one, and whether there are more is asked once for all. Leaves no mark.
+template <typename Found>
+inline void for_each_mark(Marks* marks, i64 count, Found found) {
+  while (count > 0) {
+    i64 more = 0;
+    for (i64 k = 0; k < count; ++k) {
+      const Marks mark = marks[k];
+      found(mark.first + __builtin_ctzll(mark.word));
+      marks[more] = {mark.first, mark.word & (mark.word - 1)};
+      more += marks[more].word != 0;
+    }
+    count = more;
+  }
+}
+
+// Calls `found` with the place of every e above `cut`, in their order.
 template <typename Acc, typename Found>
 inline void for_each_above(const Acc* e, Acc cut, i64 size, Found found) {
-  constexpr i64 kChunk = 32, kMost = kBlock / kChunk;
-  i64 lo = 0;
-  while (lo + kChunk <= size) {
-    uint32_t chunks[kMost + 1];
-    i64 first[kMost + 1];
-    int some = 0;
-    for (i64 end = std::min(size, lo + kBlock); lo + kChunk <= end; lo += kChunk) {
-      uint32_t above = 0;
-#pragma omp simd reduction(| : above)
-      for (int32_t k = 0; k < kChunk; ++k) above |= uint32_t(e[lo + k] > cut) << k;
-      chunks[some] = above;
-      first[some] = lo;
-      some += above != 0;
-    }
-    for (int k = 0; k < some; ++k)
-      for (uint32_t above = chunks[k]; above; above &= above - 1)
-        found(first[k] + __builtin_ctz(above));
+  Marks marks[kBlock / kMarked + 1];
+  for (i64 lo = 0; lo < size; lo += kBlock) {
+    const i64 count = mark_above(e + lo, cut, lo, std::min(kBlock, size - lo), marks, 0);
+    for (i64 k = 0; k < count; ++k)
+      for (uint64_t word = marks[k].word; word; word &= word - 1)
+        found(marks[k].first + __builtin_ctzll(word));
   }
-  for (; lo < size; ++lo)
-    if (e[lo] > cut) found(lo);
 }
 
 // While it lives products that are too small are 0: as subnormal numbers they take many times as

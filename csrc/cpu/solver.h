@@ -23,7 +23,10 @@ struct Solved {
   // rivals above cut.tiny and above cut.middling, by class
   Vector<i64> middling, head;
   Vector<double> middling_q;
-  Vector<double> head_mass, head_change;  // e^(h + δ), δ
+  Vector<double> head_mass;
+
+  // q of class j.
+  double share(i64 j) const { return double(e[j]) * inverse; }
 
   double at(double q) const {
     double value = series[kOrder];
@@ -43,6 +46,9 @@ class Solver {
 
   explicit Solver(const Call<T>& call) : call_(call), c_(call.c) {
     lanes_ = int(std::max<i64>(1, std::min<i64>(kLanes, kCache / (c_ * i64(sizeof(Acc))))));
+    standing_out_.resize(c_);
+    blocks_.resize(c_ / kBlock + 1);
+    marks_.resize(c_ / kMarked + 1);
   }
 
   // Rows that are solved together: as many as stay in the cache from first to last sweep.
@@ -121,7 +127,7 @@ class Solver {
     for (double& value : head) value *= share;
     for (i64 k = i64(count_[lane]) - 1; k >= 0; --k) {
       const Step& step = path_[k];
-      const Lanes* masses = path_masses_.data() + k * i64(heads_.size());
+      const Lanes* masses = path_masses_.data() + k * i64(masses_.size());
       const double a = step.a[lane], z = step.rest[lane] + step.own[lane];
       if (a == 0) continue;
       for (int r = 1; r <= kOrder; ++r) mass[r] = step.series[r][lane];
@@ -172,7 +178,8 @@ class Solver {
     }
     for (size_t k = 0; k < row.middling.size(); ++k)
       delta[row.middling[k]] = Acc(std::log(row.at(row.middling_q[k]) / row.middling_q[k]));
-    for (size_t k = 0; k < row.head.size(); ++k) delta[row.head[k]] = Acc(row.head_change[k]);
+    for (size_t k = 0; k < row.head.size(); ++k)
+      delta[row.head[k]] = Acc(std::log(row.head_mass[k] / row.share(row.head[k])));
     delta[y] = 0;
     // a step adds up to nothing, so what a masked target's is, or one's whose lift has no digits
     // for it, shows in the others'
@@ -185,7 +192,9 @@ class Solver {
   static constexpr i64 kCache = 256 << 10;
   static constexpr int kAttempts = 3;
   static constexpr double kFarthest = 500;  // as of classes with several rows
-  static constexpr double kLoweringDose = 1.25, kRetryDose = 1.25;
+  // What a lowered row's dose is expected to be, over that of constant Z: of logits of standard
+  // deviation 3 one row in 40 takes more. A row that does lets all lanes do their steps again.
+  static constexpr double kLoweringDose = 1.5, kRetryDose = 1.25;
   // Exponents up to which Taylor's polynomial of the 7th degree misses e^x by 4e-10, of the 13th by
   // 4e-20: more than 2^n times a reduced one, for half of the instructions.
   static constexpr double kShort = 0.25;
@@ -209,36 +218,46 @@ class Solver {
     Solved<Acc>& row = rows_[lane];
     if (!(call_.p.step_size * double(count_[lane]) <= kFarthest)) return false;
     row.cut = series_thresholds(expected_dose_[lane], tolerance());
-    row.middling.clear();
-    row.middling_q.clear();
-    row.head.clear();
     double sums[kTinyOrder + 1] = {0};
     const FlushSubnormals flush;  // of q⁵
     const Acc inverse = Acc(row.inverse), tiny = Acc(row.cut.tiny / row.inverse);
-    const i64 most_heads = std::max<i64>(64, c_ / kHeadShare);
-    Vector<double>& logs = head_logs_[lane];
-    logs.clear();
+    // what stands out is listed when all is summed: in turn the one would wait for the other
+    i64 blocks = 0, words = 0;
     for (i64 lo = 0; lo < c_; lo += kBlock) {
-      const i64 size = std::min(kBlock, c_ - lo);
-      if (!tail_sums(row.e + lo, inverse, tiny, int32_t(size), sums)) continue;
-      for_each_above(row.e + lo, tiny, size, [&](i64 j) {
-        const double q = double(row.e[lo + j]) * row.inverse;
-        if (q > row.cut.middling) {
-          row.head.push_back(lo + j);
-          logs.push_back(std::log(q));
-        } else {
-          row.middling.push_back(lo + j);
-          row.middling_q.push_back(q);
-        }
-      });
-      if (i64(row.head.size()) > most_heads) return false;
+      blocks_[blocks] = lo;
+      blocks += tail_sums(row.e + lo, inverse, tiny, int32_t(std::min(kBlock, c_ - lo)), sums);
     }
+    for (i64 k = 0; k < blocks; ++k) {
+      const i64 lo = blocks_[k], size = std::min(kBlock, c_ - lo);
+      words = mark_above(row.e + lo, tiny, lo, size, marks_.data(), words);
+    }
+    size_t count = 0;
+    for_each_mark(marks_.data(), words, [&](i64 j) { standing_out_[count++] = j; });
+    // into both lists, of which one keeps it: nobody foretells which
+    row.middling.resize(count);
+    row.middling_q.resize(count);
+    row.head.resize(count);
+    row.head_mass.resize(count);
+    size_t middling = 0, heads = 0;
+    for (size_t k = 0; k < count; ++k) {
+      const i64 j = standing_out_[k];
+      const double q = row.share(j);
+      row.middling[middling] = row.head[heads] = j;
+      row.middling_q[middling] = row.head_mass[heads] = q;
+      const bool large = q > row.cut.middling;
+      middling += !large;
+      heads += large;
+    }
+    row.middling.resize(middling);
+    row.middling_q.resize(middling);
+    row.head.resize(heads);
+    row.head_mass.resize(heads);
+    if (i64(heads) > std::max<i64>(64, c_ / kHeadShare)) return false;
     double power_sums[kOrder + 1] = {0};
-    const size_t count = row.middling_q.size();
     const double* q = row.middling_q.data();
     double power[kBlock];
-    for (size_t lo = 0; lo < count; lo += kBlock) {
-      const size_t size = std::min<size_t>(kBlock, count - lo);
+    for (size_t lo = 0; lo < middling; lo += kBlock) {
+      const size_t size = std::min<size_t>(kBlock, middling - lo);
       for (size_t k = 0; k < size; ++k) power[k] = 1;
       for (int r = 1; r <= kOrder; ++r) {
         double sum = 0;
@@ -254,9 +273,9 @@ class Solver {
       moments_[r][lane] = power_sums[r] + (r <= kTinyOrder ? sums[r] : 0);
     lift_[lane] = row.initial_lift;
     count_now_[lane] = count_[lane];
-    if (heads_.size() < row.head.size()) heads_.resize(row.head.size(), Lanes{} - INFINITY);
-    for (size_t k = 0; k < heads_.size(); ++k)
-      heads_[k][lane] = k < logs.size() ? logs[k] : -INFINITY;
+    if (masses_.size() < row.head.size()) masses_.resize(row.head.size(), Lanes{});
+    for (size_t k = 0; k < masses_.size(); ++k)
+      masses_[k][lane] = k < row.head.size() ? row.head_mass[k] : 0;
     return true;
   }
 
@@ -265,96 +284,118 @@ class Solver {
     moments_[1][lane] = 1;
     lift_[lane] = 0;
     count_now_[lane] = 0;
-    for (Lanes& slot : heads_) slot[lane] = -INFINITY;
+    for (Lanes& slot : masses_) slot[lane] = 0;
   }
 
   // All steps of all lanes.
-  void iterate() { call_.p.normalize ? iterate<true>() : iterate<false>(); }
-
-  template <bool Normalize>
   void iterate() {
-    size_t used = 0;
-    for (size_t k = 0; k < heads_.size(); ++k)
-      for (int lane = 0; lane < kLanes; ++lane)
-        if (heads_[k][lane] != -INFINITY) used = k + 1;
-    heads_.resize(used);
-    masses_.resize(used);
+    // slots that rows before had, and none has now
+    while (!masses_.empty() && !any(masses_.back())) masses_.pop_back();
     double most = 0;
     for (int lane = 0; lane < kLanes; ++lane) most = std::max(most, count_now_[lane]);
-    for (int r = 1; r <= kOrder; ++r) series_[r] = Lanes{} + (r == 1 ? 1.0 : 0.0);
-    dose_ = Lanes{};
-    for (size_t slot = 0; slot < used; ++slot) masses_[slot] = exp_of<kPrecise>(heads_[slot]);
+    if (call_.p.through) {
+      path_.resize(i64(most));
+      path_masses_.resize(i64(most) * i64(masses_.size()));
+    }
+    bool long_series = false;
+    for (int r = kTinyOrder + 1; r <= kOrder; ++r) long_series |= any(moments_[r]);
+    long_series ? iterate<kOrder>(most) : iterate<kTinyOrder>(most);
+  }
+
+  static bool any(const Lanes& lanes) {
+    return std::any_of(&lanes[0], &lanes[0] + kLanes, [](double lane) { return lane != 0; });
+  }
+
+  // By `Order` terms of the series: those beyond stand for middling rivals alone.
+  template <int Order>
+  void iterate(double most) {
+    for (int r = Order + 1; r <= kOrder; ++r) series_[r] = Lanes{};
     // a rival has at most all of Z, and of Z‖g‖
     const bool brief = call_.p.step_size <= kShort;
-    for (double k = 0;; ++k) {
-      for (int pack = 0; pack < kLanes / kPack; ++pack) weigh<Normalize>(pack, k);
-      if (k == most) return;
-      if (call_.p.through) remember(i64(k));
-      for (int pack = 0; pack < kLanes / kPack; ++pack)
-        brief ? move<true>(pack) : move<false>(pack);
+    if (!brief) {
+      logs_.resize(masses_.size());
+      for (size_t slot = 0; slot < masses_.size(); ++slot)
+        for (int lane = 0; lane < kLanes; ++lane) logs_[slot][lane] = std::log(masses_[slot][lane]);
+    }
+    for (int pack = 0; pack < kLanes / kPack; ++pack) {
+      if (call_.p.normalize)
+        brief ? iterate<Order, true, true>(pack, most) : iterate<Order, true, false>(pack, most);
+      else
+        brief ? iterate<Order, false, true>(pack, most) : iterate<Order, false, false>(pack, most);
     }
   }
 
-  // What every lane's rivals and target weigh before step k, and the size of that.
-  template <bool Normalize>
-  void weigh(int pack, double k) {
+  // `Brief`: no exponent of a step is above kShort.
+  template <int Order, bool Normalize, bool Brief>
+  void iterate(int pack, double most) {
     const auto of = [pack](Lanes& lanes) -> Pack& { return pack_of(lanes, pack); };
-    Lanes* const masses = masses_.data();
-    const size_t heads = heads_.size();
-    Pack rest{}, squares{};
-    for (size_t slot = 0; slot < heads; ++slot) {
+    Lanes *const logs = logs_.data(), *const masses = masses_.data();
+    const size_t count = masses_.size();
+    const Pack none{}, highest = none + 700.0;
+    Pack series[Order + 1], moments[Order + 1];
+    for (int r = 1; r <= Order; ++r) series[r] = none + (r == 1 ? 1.0 : 0.0);
+    for (int r = 1; r <= Order; ++r) moments[r] = of(moments_[r]);
+    Pack lift = of(lift_), rest, own, dose{}, heads{}, head_squares{};
+    for (size_t slot = 0; slot < count; ++slot) {
       const Pack mass = of(masses[slot]);
-      rest += mass;
-      if (Normalize) squares += mass * mass;
+      heads += mass;
+      if (Normalize) head_squares += mass * mass;
     }
-    for (int r = 1; r <= kOrder; ++r) rest += of(series_[r]) * of(moments_[r]);
-    const Pack own = exp_of<kPrecise>(of(lift_)), z = rest + own, none{};
-    Pack a = of(step_) / z;
-    if (Normalize) {
-      Pack series[kOrder + 1], square[kOrder + 1];
-      for (int r = 1; r <= kOrder; ++r) series[r] = of(series_[r]);
-      series_square(series, square);
-      for (int s = 2; s <= kOrder; ++s) squares += square[s] * of(moments_[s]);
-      const Pack length = sqrt_of(squares + rest * rest);  // ‖g‖·Z
-      a = length < kNormFloor * z ? none : of(step_) / length;
+    for (double k = 0;; ++k) {
+      // what rivals and target weigh before step k, and the size of that; the series' last term is
+      // the one that a step knows last
+      Pack tail = moments[1];
+      for (int r = 2; r <= Order; ++r) tail += series[r] * moments[r];
+      rest = heads + tail;
+      own = exp_of<kPrecise>(lift);
+      if (k == most) break;
+      const Pack z = rest + own;
+      Pack a = of(step_) / z;
+      if (Normalize) {
+        Pack square[Order + 1], squares = head_squares;
+        series_square<Order>(series, square);
+        for (int s = 2; s <= Order; ++s) squares += square[s] * moments[s];
+        const Pack length = sqrt_of(squares + rest * rest);  // ‖g‖·Z
+        a = length < kNormFloor * z ? none : of(step_) / length;
+      }
+      a = of(count_now_) > k ? a : none;
+      dose += a < none ? -a : a;
+      if (call_.p.through) remember(pack, i64(k), a, own, rest, series, Order);
+
+      lift -= a * rest;
+      lift = lift > highest ? highest : lift;
+      series_step<Order>(series, a);
+      heads = head_squares = none;
+      for (size_t slot = 0; slot < count; ++slot) {
+        const Pack before = of(masses[slot]), change = a * before;
+        Pack mass;
+        if (Brief) {
+          mass = before * exp_near_zero<kPrecise ? 13 : 7>(change);
+        } else {
+          of(logs[slot]) += change;
+          mass = exp_of<true>(of(logs[slot]));
+        }
+        of(masses[slot]) = mass;
+        heads += mass;
+        if (Normalize) head_squares += mass * mass;
+      }
     }
-    a = of(count_now_) > k ? a : none;
+    for (int r = 1; r <= Order; ++r) of(series_[r]) = series[r];
+    of(lift_) = lift;
     of(rest_) = rest;
     of(own_) = own;
-    of(a_) = a;
-    of(dose_) += a < none ? -a : a;
+    of(dose_) = dose;
   }
 
-  // Takes it. `Short`: no exponent of a step is above kShort.
-  template <bool Short>
-  void move(int pack) {
+  void remember(int pack, i64 k, Pack a, Pack own, Pack rest, const Pack* series, int order) {
     const auto of = [pack](Lanes& lanes) -> Pack& { return pack_of(lanes, pack); };
-    const Pack a = of(a_), most = Pack{} + 700.0;
-    Lanes *const logs = heads_.data(), *const masses = masses_.data();
-    const size_t heads = heads_.size();
-    for (size_t slot = 0; slot < heads; ++slot) {
-      const Pack mass = of(masses[slot]), change = a * mass, log = of(logs[slot]) + change;
-      of(logs[slot]) = log;
-      of(masses[slot]) =
-          Short ? mass * exp_near_zero<kPrecise ? 13 : 7>(change) : exp_of<kPrecise>(log);
-    }
-    const Pack lift = of(lift_) - a * of(rest_);
-    of(lift_) = lift > most ? most : lift;
-    Pack series[kOrder + 1];
-    for (int r = 1; r <= kOrder; ++r) series[r] = of(series_[r]);
-    series_step(series, a);
-    for (int r = 1; r <= kOrder; ++r) of(series_[r]) = series[r];
-  }
-
-  void remember(i64 k) {
-    path_.resize(k + 1);
     Step& step = path_[k];
-    step.a = a_;
-    step.own = own_;
-    step.rest = rest_;
-    std::copy(series_ + 1, series_ + kOrder + 1, step.series + 1);
-    path_masses_.resize((k + 1) * masses_.size());
-    std::copy(masses_.begin(), masses_.end(), path_masses_.begin() + k * i64(masses_.size()));
+    of(step.a) = a;
+    of(step.own) = own;
+    of(step.rest) = rest;
+    for (int r = 1; r <= kOrder; ++r) of(step.series[r]) = r <= order ? series[r] : Pack{};
+    Lanes* const masses = path_masses_.data() + k * i64(masses_.size());
+    for (size_t slot = 0; slot < masses_.size(); ++slot) of(masses[slot]) = of(masses_[slot]);
   }
 
   void finish(int lane) {
@@ -363,12 +404,7 @@ class Solver {
     row.lift = lift_[lane];
     row.own = own_[lane];
     row.rest = rest_[lane];
-    row.head_mass.resize(row.head.size());
-    row.head_change.resize(row.head.size());
-    for (size_t k = 0; k < row.head.size(); ++k) {
-      row.head_mass[k] = masses_[k][lane];
-      row.head_change[k] = heads_[k][lane] - head_logs_[lane][k];
-    }
+    for (size_t k = 0; k < row.head.size(); ++k) row.head_mass[k] = masses_[k][lane];
   }
 
   // Before a step: its size and what it was made from.
@@ -381,13 +417,16 @@ class Solver {
   int lanes_;
   State states_[kLanes];
   Solved<Acc> rows_[kLanes];
-  Vector<double> head_logs_[kLanes];
-  Vector<Lanes> heads_, masses_;
+  // of a row: its blocks with classes that stand out, those as marks, and listed
+  Vector<i64> blocks_, standing_out_;
+  Vector<Marks> marks_;
+  // of heads, by slot; their logarithms where steps are not brief
+  Vector<Lanes> masses_, logs_;
   Lanes moments_[kOrder + 1], series_[kOrder + 1];
   Vector<Step> path_;
-  Vector<Lanes> path_masses_;  // (steps, heads_.size())
+  Vector<Lanes> path_masses_;  // (steps, masses_.size())
   Vector<double> turned_;
-  Lanes lift_, own_, rest_, a_, step_, count_, count_now_, dose_, expected_dose_;
+  Lanes lift_, own_, rest_, step_, count_, count_now_, dose_, expected_dose_;
 };
 
 }  // namespace
