@@ -403,23 +403,41 @@ inline uint64_t register_above(const double* e, double cut) {
 }
 #endif
 
+// The same of kMarked elements.
+constexpr i64 kMarked = 64;
+template <typename Acc>
+inline uint64_t word_above(const Acc* e, Acc cut) {
+  constexpr i64 kAtOnce = kRegister / sizeof(Acc);
+  uint64_t word = 0;
+  for (i64 k = 0; k < kMarked; k += kAtOnce) word |= register_above(e + k, cut) << k;
+  return word;
+}
+#if defined(__AVX512BW__)
+// put together where comparisons leave their bits: a third of the instructions less
+inline uint64_t word_above(const float* e, float cut) {
+  const __m512 at = _mm512_set1_ps(cut);
+  const auto part = [=](int k) {
+    return _mm512_cmp_ps_mask(_mm512_loadu_ps(e + 16 * k), at, _CMP_GT_OQ);
+  };
+  const __mmask32 low = _mm512_kunpackw(part(1), part(0)), high = _mm512_kunpackw(part(3), part(2));
+  return _cvtmask64_u64(_mm512_kunpackd(high, low));
+}
+#endif
+
 // Places among the elements of a row: bit k of a word stands for the element `first` + k.
 struct Marks {
   i64 first;
   uint64_t word;
 };
-constexpr i64 kMarked = 64;  // elements of a word
 
 // Appends those of a block from `first` on whose e is above `cut` to the `count` that are there,
 // room for size/kMarked + 1 more; returns how many there are then. Few are, and nobody foretells
 // where: no branch asks, for one that is mispredicted costs as much as a word.
 template <typename Acc>
 inline i64 mark_above(const Acc* e, Acc cut, i64 first, i64 size, Marks* marks, i64 count) {
-  constexpr i64 kAtOnce = kRegister / sizeof(Acc);
   i64 lo = 0;
   for (; lo + kMarked <= size; lo += kMarked) {
-    uint64_t word = 0;
-    for (i64 k = 0; k < kMarked; k += kAtOnce) word |= register_above(e + lo + k, cut) << k;
+    const uint64_t word = word_above(e + lo, cut);
     marks[count] = {first + lo, word};
     count += word != 0;
   }
