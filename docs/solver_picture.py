@@ -24,7 +24,7 @@ _NUMBER = FuncFormatter(lambda value, _: f"{value:g}")
 
 def thresholds(dose: float, tolerance: float = 2e-7) -> tuple[float, float]:
     """(tiny, middling) of q, as series_thresholds in csrc/series.h gives them for float32."""
-    worst = tolerance / (2 * (1 + dose))
+    worst = tolerance / (2 * (1 + dose / 6))
     tiny, middling = (0.999 * worst ** (1 / order) / dose for order in (5, 10))
     return tiny, middling
 

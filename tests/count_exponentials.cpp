@@ -1,5 +1,5 @@
 // Counts the exponentials of one call: every function is compiled to report that it is entered
-// (-finstrument-functions), and those that are exp_of are counted.
+// (-finstrument-functions), and those that are exponentials are counted.
 //
 //     count_exponentials ROWS CLASSES ROWS_PER_CLASS STEPS NORMALIZE SWEEP
 //
@@ -24,7 +24,10 @@ extern "C" __attribute__((no_instrument_function)) void __cyg_profile_func_enter
   };
   exponentials += is(static_cast<float (*)(float)>(lpl::exp_of));
   exponentials += is(static_cast<double (*)(double)>(lpl::exp_of));
-  exponentials += lpl::kLanes * is(static_cast<lpl::Lanes (*)(lpl::Lanes)>(lpl::exp_of<false>));
+  // of rows side by side: their targets', and their heads' where steps are brief
+  using OfPack = lpl::Pack (*)(lpl::Pack);
+  exponentials += lpl::kPack * is(static_cast<OfPack>(lpl::exp_of<false>));
+  exponentials += lpl::kPack * is(static_cast<OfPack>(lpl::exp_near_zero<7, 0>));
 }
 extern "C" __attribute__((no_instrument_function)) void __cyg_profile_func_exit(void*, void*) {}
 
