@@ -39,7 +39,7 @@ def drw_weights(cls_num_list: Counts, epoch: int, start_epoch: int, beta: float 
     """
     if REAL("epoch", epoch) < REAL("start_epoch", start_epoch):
         BELOW_ONE("beta", beta)
-        return torch.ones(len(checked_counts(cls_num_list)))
+        return torch.ones_like(checked_counts(cls_num_list), dtype=torch.float32)
     return effective_number_weights(cls_num_list, beta)
 
 

@@ -111,10 +111,12 @@ def test_resumed(name: str) -> None:
         copies = {
             "state_dict": through_a_file(loss, subject.make, steps, subject),
             "into a fresh one": subject.make(),
+            "assigned": subject.make(),
             "deepcopy": copy.deepcopy(loss),
             "pickle": pickle.loads(pickle.dumps(loss)),
         }
         copies["into a fresh one"].load_state_dict(loss.state_dict())
+        copies["assigned"].load_state_dict(copy.deepcopy(loss.state_dict()), assign=True)
         for step in steps[saved_after:]:
             expected = subject.step(loss, step)
             for how, other in copies.items():
@@ -396,6 +398,28 @@ def test_follows_devices_never_dtypes(name: str) -> None:
         assert all(p.dtype == model[1].weight.dtype for p in loss.parameters())
     loss.to("meta")
     assert all(value.is_meta for value in [*tensors(loss).values(), *loss.parameters()])
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_whatever_dtype_is_the_default(name: str, dtype: torch.dtype) -> None:
+    """Tables, state and draws have dtypes of their own. (A parameter has the default, as torch's.)"""
+    subject = SUBJECTS[name]
+    plain = subject.make()
+    steps = batches(subject)
+    expected = [subject.step(plain, step) for step in steps]
+    torch.set_default_dtype(dtype)
+    try:
+        loss = subject.make()
+        found = [subject.step(loss, step) for step in steps]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    near: Any = (
+        {"rtol": 2e-2, "atol": 2e-2, "check_dtype": False} if list(loss.parameters()) else {}
+    )
+    for one, other in zip(found, expected, strict=True):
+        same(one, other, **near)
+    same(states(loss), states(plain), **near)
 
 
 @every

@@ -91,8 +91,8 @@ class SoftmaxEQLLoss(CrossEntropyLoss):
         label = class_indices(input, target, self)
         expect_classes(input, len(self.rare))
         y = label.reshape(-1, 1)
-        draw = torch.rand(y.shape[0], len(self.rare), device=input.device) < self.gamma
-        dropped = (draw & self.rare).scatter(1, y, False)
+        draw = torch.rand(y.shape[0], len(self.rare), dtype=torch.float32, device=input.device)
+        dropped = ((draw < self.gamma) & self.rare).scatter(1, y, False)
         rows = torch.zeros(
             dropped.shape, dtype=accumulate_dtype(input.dtype), device=input.device
         ).masked_fill_(dropped, -math.inf)

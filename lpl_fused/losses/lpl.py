@@ -168,7 +168,7 @@ class LPLLoss(Reducing, CrossEntropyLoss):
         self.num_head = _head_size(head, len(counts))
         self._build()
         if statistics == "ema":
-            self.register_buffer("mean_probability", torch.zeros(len(counts)))
+            self.register_buffer("mean_probability", torch.zeros(len(counts), dtype=torch.float32))
             self.register_buffer("seen", torch.zeros(len(counts), dtype=torch.bool))
 
     def rebuild(self) -> None:

@@ -37,7 +37,7 @@ class LossModule(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         rule = self.rules.get(name)
-        if rule is None:
+        if rule is None or "_loads" in self.__dict__:
             super().__setattr__(name, value)
             return
         if rule.check is not None and isinstance(getattr(type(self), name, None), property):
@@ -140,7 +140,14 @@ class LossModule(nn.Module):
                 self._buffers[name] = torch.empty_like(saved, device=here)
             elif buffer is not None and saved is None and held:
                 self._buffers[name] = None
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *arguments, **keywords)
+        # assign=True sets buffers that are read-only for others
+        self.__dict__["_loads"] = True
+        try:
+            super()._load_from_state_dict(
+                state_dict, prefix, local_metadata, *arguments, **keywords
+            )
+        finally:
+            del self.__dict__["_loads"]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LossModule:
         # .half() on a model must not round the tables of its loss, to_empty() not empty those that
