@@ -76,6 +76,15 @@ def batched() -> bool:
     return any(level.key() == vmap for level in stack)
 
 
+def of_all_levels(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor with every dimension that a transform hides: those of all samples of
+    `vmap`, of which none may be looked at alone."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
+
+
 def recomputing() -> bool:
     """Within a backward: activation checkpointing runs a forward again, which was counted once."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

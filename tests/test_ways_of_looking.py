@@ -253,6 +253,23 @@ def test_per_sample_gradients_of_a_model(named: str) -> None:
     close(run(named), torch.stack(expected))
 
 
+@pytest.mark.parametrize("learned", [True, False], ids=["softmax", "sigmoid"])
+def test_steps_of_each_sample(learned: bool) -> None:
+    """Mapped over with the logits, as those that a loss makes of each sample's own probabilities."""
+    logits, steps = torch.stack([LOGITS, OTHER]).double(), torch.stack([STEPS, -2 * STEPS])
+
+    def loss(u: Tensor, steps: Tensor) -> Tensor:
+        if learned:
+            return LF.lpl_cross_entropy(u, LABELS, steps, step_size=0.2)
+        return LF.lpl_binary_cross_entropy_with_logits(u, MANY, steps, step_size=0.2)
+
+    found = torch.func.vmap(torch.func.grad_and_value(loss))(logits, steps)
+    for sample, (u, own) in enumerate(zip(logits, steps, strict=True)):
+        gradient, value = torch.func.grad_and_value(loss)(u, own)
+        close(found[0][sample], gradient)
+        close(found[1][sample], value)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_jit_trace(function: Function, named: str) -> None:
     if function.steps:

@@ -16,6 +16,7 @@ from ..paths import PHI_OF_LABELS, SIDE_TABLES, WEIGHING_LABELS, Path
 from ..phi import ASYMMETRIC
 from ..phi import value_of as phi_of
 from ..problem import NONE, BinaryProblem, accumulate_dtype, divides
+from ..tracing import of_all_levels
 from .operators import binary_problem_of, constant, fake_sides, opaque, operator
 
 _KNOWN = Path(
@@ -73,6 +74,8 @@ def _learned_perturbation(problem: BinaryProblem) -> Tensor:
     y, known = labels(problem)
     z = sides(problem)
     count = problem.steps.abs()
+    of_all = of_all_levels(count)
+    most = int(of_all.max()) if of_all.numel() else 0
     step = problem.steps.sign().to(y.dtype) * problem.options.step_size
     others = 1 - y if known is None else (1 - y) * known
     found = []
@@ -82,7 +85,7 @@ def _learned_perturbation(problem: BinaryProblem) -> Tensor:
         share = torch.where(mass > 0, share / mass.where(mass > 0, torch.ones_like(mass)), 0.0)
         distance = distance.masked_fill(share == 0, 0)  # an infinite logit of the other side
         moved = torch.zeros_like(step)
-        for k in range(int(count.max()) if count.numel() else 0):
+        for k in range(most):
             mean = (share * torch.sigmoid(distance + moved)).sum(0)
             moved = moved + torch.where(count > k, step * mean, 0.0)
         found.append(sign * moved)

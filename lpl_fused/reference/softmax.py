@@ -15,7 +15,7 @@ from ..paths import LEARNING, NORMING, PENALISING, SCALING, TARGETS, WEIGHING, P
 from ..penalty import value_of
 from ..phi import value_of as phi_of
 from ..problem import MEAN, NONE, Problem, accumulate_dtype, divides, label_range_error
-from ..tracing import batched, readable
+from ..tracing import batched, of_all_levels, readable
 from .operators import constant, fake_rows, opaque, operator, problem_of
 
 _KNOWN = Path(
@@ -175,6 +175,7 @@ def _most(steps: Tensor) -> int:
             "through_perturbation: the number of steps is in the data, which torch.compile does not"
             " see; call the loss outside of what is compiled (torch.compiler.disable)"
         )
+    steps = of_all_levels(steps)
     return int(steps.abs().max()) if steps.numel() else 0
 
 
