@@ -25,6 +25,7 @@ from .arguments import (
     shown,
     whole_number,
 )
+from .problem import is_ignored
 from .tracing import readable
 
 _INDEX = Integer(least=0)
@@ -441,7 +442,7 @@ def present_classes(
         >>> lpl_fused.class_stats.present_classes(torch.tensor([4, 1, 4]), num_classes=5)
         (tensor([1, 4]), tensor([1, 0, 1]))
     """
-    counted = (target != ignore_index) & (target >= 0) & (target < num_classes)
+    counted = ~is_ignored(target, ignore_index) & (target >= 0) & (target < num_classes)
     label = torch.where(counted, target, num_classes)
     present = torch.zeros(num_classes + 1, dtype=torch.bool, device=target.device)
     present = present.scatter(0, label, torch.ones_like(counted))[:num_classes]

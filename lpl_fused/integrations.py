@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .arguments import FLAG, Integer, shown
 from .class_stats import on_cpu
+from .problem import is_ignored
 
 _COUNT = Integer(least=1)
 _INDEX = Integer()
@@ -90,11 +91,13 @@ class TransformersLoss:
             )
         ignored = getattr(self.criterion, "ignore_index", -100)
         labels = labels.to(logits.device)
+        if labels.dtype in _INTEGERS:
+            labels = labels.long()  # 8 bits do not hold the padding's label
         if self.shift:
             labels = F.pad(labels, (0, 1), value=ignored)[..., 1:]
         target = labels.reshape(-1)
         if num_items_in_batch is None:
-            num_items_in_batch = (target != ignored).sum()
+            num_items_in_batch = (~is_ignored(target, ignored)).sum()
         if isinstance(num_items_in_batch, Tensor):  # of the Trainer, on whatever device
             num_items_in_batch = num_items_in_batch.to(logits.device)
         if logits.device != self._device:

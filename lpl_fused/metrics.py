@@ -33,6 +33,7 @@ from .evaluation import (
     variation_sums,
 )
 from .extras import needs_extra
+from .problem import is_ignored
 from .susceptibility import Loss
 
 with needs_extra():
@@ -113,7 +114,7 @@ class _Answers(_Judge):
     def _count(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Adds a batch; gives the k highest classes `(n, k)` of its rows, and which are nan."""
         _check_batch(input, target, self.num_classes)
-        kept = target != self.ignore_index
+        kept = ~is_ignored(target, self.ignore_index)
         labels = target[kept].long()
         check_labels(labels, self.num_classes, "target")
         if self.top_k == 1:
@@ -504,7 +505,7 @@ class LossVariation(_Judge):
                     f"{name}: expected the shape {tuple(target.shape)} of the target, got"
                     f" {tuple(values.shape)}"
                 )
-        kept = target != self.ignore_index
+        kept = ~is_ignored(target, self.ignore_index)
         loss, perturbed_loss, target = loss[kept], perturbed_loss[kept], target[kept]
         check_labels(target, self.num_classes, "target")
         sums, samples = variation_sums(loss, perturbed_loss, target, self.num_classes)
@@ -615,7 +616,7 @@ def _rows(
     """Logits (n, C) and labels (n,) of the rows that count, in pieces that fit into memory."""
     step = max(1, _PIECE // max(1, input[:1].numel()))
     for part, labels in zip(input.split(step), target.split(step), strict=True):
-        kept = labels != ignore_index
+        kept = ~is_ignored(labels, ignore_index)
         labels = labels[kept].long()
         check_labels(labels, num_classes, "target")
         yield part.movedim(1, -1)[kept], labels

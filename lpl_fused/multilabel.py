@@ -6,6 +6,7 @@ Every message says what was expected and what came.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from .arguments import POSITIVE, REAL, Choice, Maybe, Number
 from .perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from .phi import BinaryPhi, binary_coded
 from .problem import NONE, REDUCTIONS, BinaryOptions, BinaryProblem, accumulate_dtype
-from .validation import checked_normalizer
+from .validation import checked_normalizer, narrow_steps
 
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -92,6 +93,13 @@ class MultiLabel:
                 f"{name}: expected device {self.device}, as input, got {tensor.device}"
             )
 
+    def _check(self, name: str, tensor: Tensor, shape: Sequence[int], why: str = "") -> None:
+        if tensor.shape != tuple(shape):
+            raise ValueError(
+                f"{name}: expected shape {tuple(shape)}{why}, got {tuple(tensor.shape)}"
+            )
+        self._on_device(name, tensor)
+
     def table(self, name: str, value: Tensor | None) -> Tensor | None:
         """(C,) in the dtype of sums."""
         if value is None:
@@ -100,12 +108,9 @@ class MultiLabel:
             raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
         if value.is_complex():
             raise TypeError(f"{name}: expected a real tensor, got {value.dtype}")
-        self._on_device(name, value)
-        if value.shape != (self.classes,):
-            raise ValueError(
-                f"{name}: expected shape {(self.classes,)}, one entry per class (the last dimension"
-                f" of input), got {tuple(value.shape)}"
-            )
+        self._check(
+            name, value, (self.classes,), ", one entry per class (the last dimension of input)"
+        )
         return value.to(self.accumulate).contiguous()
 
     def weight(self, name: str, value: Tensor | None) -> Weight:
@@ -182,19 +187,7 @@ class MultiLabel:
             scale = torch.ones(self.classes, dtype=self.accumulate, device=self.device)
         return scale * inverse, None if offset is None else offset * inverse
 
-    def steps(self, steps: Tensor) -> Tensor:
-        """Signed step counts as the kernels take them."""
-        if not isinstance(steps, Tensor):
-            raise TypeError(f"steps: expected a tensor, got {type(steps).__name__}")
-        if steps.is_floating_point() or steps.is_complex() or steps.dtype == torch.bool:
-            raise TypeError(f"steps: expected signed integers, got {steps.dtype}")
-        if steps.shape != (self.classes,):
-            raise ValueError(
-                f"steps: expected shape {(self.classes,)}, one signed count per class, got"
-                f" {tuple(steps.shape)}"
-            )
-        self._on_device("steps", steps)
-        return steps.to(torch.int32).contiguous()
+    steps = narrow_steps
 
     def restore(self, loss: Tensor, options: BinaryOptions) -> Tensor:
         return loss.reshape(self.shape) if options.reduction == NONE else loss

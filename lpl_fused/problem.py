@@ -244,6 +244,11 @@ class NotDifferentiable(RuntimeError):
     """A backend that cannot differentiate through the steps of this problem."""
 
 
+def is_ignored(labels: Tensor, ignore_index: int) -> Tensor:
+    """Which of them are `ignore_index`. (Compared in 8 bits of their own, −100 would be 156.)"""
+    return labels.long() == ignore_index
+
+
 def label_range_error(what: str, value: int, size: int, ignore_index: int | None) -> RangeError:
     ignored = "" if ignore_index is None else f", or ignore_index={ignore_index}"
     return RangeError(f"{what} {value} is out of range: expected 0 <= {what} < {size}{ignored}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -180,6 +180,31 @@ def integer(name: str, value: int) -> int:
 
 def checked_step_size(value: float) -> float:
     return NOT_NEGATIVE("step_size", value)
+
+
+class _OfClasses(Protocol):
+    classes: int
+
+    def _check(self, name: str, tensor: Tensor, shape: Sequence[int], why: str = "") -> None: ...
+
+
+def narrow_steps(call: _OfClasses, steps: Tensor) -> Tensor:
+    """Signed step counts as the kernels take them: a method of what a call is checked by."""
+    if not isinstance(steps, Tensor):
+        raise TypeError(f"steps: expected a tensor, got {type(steps).__name__}")
+    if steps.is_floating_point() or steps.is_complex() or steps.dtype == torch.bool:
+        raise TypeError(f"steps: expected signed integers, got {steps.dtype}")
+    call._check("steps", steps, (call.classes,), ", one signed count per class")
+    if steps.dtype.itemsize > 4:
+        if readable(steps) and steps.numel():
+            # not modulo 2³²; on a GPU nobody waits to see them
+            far = steps.flatten()[steps.abs().argmax()]
+            if not -_MOST_STEPS <= far <= _MOST_STEPS:
+                raise ValueError(
+                    f"steps: expected counts of at most {_MOST_STEPS} in size, got {far.item()}"
+                )
+        steps = steps.clamp(-_MOST_STEPS, _MOST_STEPS)
+    return steps.to(torch.int32).contiguous()
 
 
 EMPTY = Choice("nan", "zero")
@@ -381,23 +406,7 @@ class Shaped:
         if self.other is not None and not self.two_labels:
             raise ValueError("target: here the learned perturbation needs one class index per row")
 
-    def steps(self, steps: Tensor) -> Tensor:
-        """Signed step counts as the kernels take them."""
-        if not isinstance(steps, Tensor):
-            raise TypeError(f"steps: expected a tensor, got {type(steps).__name__}")
-        if steps.is_floating_point() or steps.is_complex() or steps.dtype == torch.bool:
-            raise TypeError(f"steps: expected signed integers, got {steps.dtype}")
-        self._check("steps", steps, (self.classes,), ", one signed count per class")
-        if steps.dtype.itemsize > 4:
-            if readable(steps) and steps.numel():
-                # not modulo 2³²; on a GPU nobody waits to see them
-                far = steps.flatten()[steps.abs().argmax()]
-                if not -_MOST_STEPS <= far <= _MOST_STEPS:
-                    raise ValueError(
-                        f"steps: expected counts of at most {_MOST_STEPS} in size, got {far.item()}"
-                    )
-            steps = steps.clamp(-_MOST_STEPS, _MOST_STEPS)
-        return steps.to(torch.int32).contiguous()
+    steps = narrow_steps
 
     def _tables(
         self, perturbation: Perturbation, *, labelled: bool

@@ -11,6 +11,7 @@ import io
 import pickle
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -398,6 +399,28 @@ def test_follows_devices_never_dtypes(name: str) -> None:
         assert all(p.dtype == model[1].weight.dtype for p in loss.parameters())
     loss.to("meta")
     assert all(value.is_meta for value in [*tensors(loss).values(), *loss.parameters()])
+
+
+@every
+def test_labels_of_8_bits(name: str) -> None:
+    """−253 is no class, though it is 3 in 8 bits: −100 is class 156 of 200."""
+    subject = SUBJECTS[name]
+    plain, loss = subject.make(), subject.make()
+    ignoring = [
+        part for part in (*plain.modules(), *loss.modules()) if "ignore_index" in vars(part)
+    ]
+    if not ignoring or "target" not in subject.takes:
+        pytest.skip("takes no labels of one class by number")
+    for part in ignoring:
+        part.ignore_index = 3 - 256
+    assert 3 in subject.batch(0, 8).target
+    for step in range(2):
+        whole = subject.batch(step, 8)
+        whole = replace(whole, target=whole.target.clamp(min=0))
+        narrow = replace(whole, target=whole.target.to(torch.uint8))
+        expected = subject.step(plain, whole, lead=False)
+        same(subject.step(loss, narrow, lead=False), expected, rtol=1e-5, atol=1e-6)
+    same(states(loss), states(plain), rtol=1e-5, atol=1e-6)
 
 
 @every

@@ -73,6 +73,17 @@ def test_a_label_for_each_row_of_logits() -> None:
     )
 
 
+def test_labels_of_8_bits() -> None:
+    """−253 is no class, though it is 3 in 8 bits; the last position of a row has it."""
+    logits, labels = batch()
+    labels = labels.clamp(min=0)
+    assert (labels == 3).any()
+    criterion = losses.CrossEntropyLoss(reduction="sum", ignore_index=3 - 256)
+    expected = TransformersLoss(criterion)((logits,), labels)
+    found = TransformersLoss(criterion)((logits,), labels.to(torch.uint8))
+    torch.testing.assert_close(found, expected)
+
+
 def test_ignored_labels_are_the_criterions() -> None:
     logits, labels = batch()
     other = labels.masked_fill(labels == -100, -1)

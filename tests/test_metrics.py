@@ -268,6 +268,14 @@ def test_images_are_their_pixels(name: str) -> None:
 
 
 @every
+def test_labels_of_8_bits(name: str) -> None:
+    """−255 is no class, though it is 1 in 8 bits."""
+    arguments = given(name, LOGITS, TARGET)
+    narrow = (*arguments[:-1], TARGET.to(torch.uint8))
+    assert_same(MADE[name](ignore_index=1 - 256)(*narrow), whole(name))
+
+
+@every
 @pytest.mark.parametrize("label", [-100, 255, 0])
 def test_ignored_rows_count_nothing_nan_or_not(name: str, label: int) -> None:
     kept = torch.arange(N) % 3 != 0

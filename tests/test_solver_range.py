@@ -70,3 +70,12 @@ def test_counts_that_no_kernel_can_take_are_refused() -> None:
     for count in (2**31, -(2**31), 2**40):
         with pytest.raises(ValueError, match=rf"steps: expected counts .* got .*{count}"):
             LF.lpl_cross_entropy(logits, target, torch.tensor([0, count, 0]), step_size=0.1)
+        for normalize in (False, True):
+            with pytest.raises(ValueError, match=rf"steps: expected counts .* got .*{count}"):
+                LF.lpl_binary_cross_entropy_with_logits(
+                    logits,
+                    logits > 0,
+                    torch.tensor([0, count, 0]),
+                    step_size=0.1,
+                    normalize=normalize,
+                )

@@ -223,9 +223,10 @@ def by_group(table: Tensor, label: Tensor, group: Tensor) -> Tensor:
     if not isinstance(group, Tensor) or group.shape != label.shape or group.is_floating_point():
         got = f"{group.dtype} of shape {tuple(group.shape)}" if isinstance(group, Tensor) else group
         raise ValueError(f"group: expected indices of shape {tuple(label.shape)}, got {got}")
+    group = group.long()
     bad = (group < 0) | (group >= len(table))
     if readable(group) and bool(bad.any()):
         raise ValueError(
             f"group: expected indices in [0, {len(table)}), got {int(group[bad].reshape(-1)[0])}"
         )
-    return table[group.long().clamp(0, len(table) - 1)].masked_fill(bad, math.nan)
+    return table[group.clamp(0, len(table) - 1)].masked_fill(bad, math.nan)

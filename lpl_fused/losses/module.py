@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..arguments import Integer, Maybe, Rule, live, rebuilding
 from ..distributed import all_rows, all_sum, checked_group, is_group, joined_rows, world_size
-from ..problem import accumulate_dtype
+from ..problem import accumulate_dtype, is_ignored
 from ..validation import Target
 
 
@@ -244,7 +244,7 @@ def of_part(name: str, part: str = "base") -> Any:
 def counted(target: Target, ignore_index: int) -> Tensor:
     """Which rows count, a bool per loss: all but those that are ignored (with both labels)."""
     if not isinstance(target, Tensor):
-        return (target[0] != ignore_index) | (target[1] != ignore_index)
+        return ~(is_ignored(target[0], ignore_index) & is_ignored(target[1], ignore_index))
     if target.is_floating_point():  # class probabilities
         return torch.ones_like(target.select(0 if target.dim() == 1 else 1, 0), dtype=torch.bool)
-    return target != ignore_index
+    return ~is_ignored(target, ignore_index)

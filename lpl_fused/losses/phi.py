@@ -25,6 +25,7 @@ from ..arguments import (
 from ..norm import checked_norm
 from ..perturbation import Perturbation
 from ..phi import GCE, Alpha, Poly1, checked_phi
+from ..problem import is_ignored
 from ..row_transforms import class_dim
 from ..tracing import readable
 from .cross_entropy import CrossEntropyLoss
@@ -161,13 +162,14 @@ class TruncatedGCELoss(Reducing, CrossEntropyLoss):
                 f"index: expected sample numbers of shape {tuple(target.shape)}"
                 f", got {index.dtype} of shape {tuple(index.shape)}"
             )
+        index = index.long()
         bad = (index < 0) | (index >= len(self.kept))
         if readable(index) and bool(bad.any()):
             raise ValueError(
                 f"index: expected sample numbers in [0, {len(self.kept)})"
                 f", got {int(index[bad].reshape(-1)[0])}"
             )
-        return index.long()
+        return index
 
     @torch.no_grad()
     def update(
@@ -189,7 +191,7 @@ class TruncatedGCELoss(Reducing, CrossEntropyLoss):
             backend=self.backend,
         )
         numbers = self._indices(label, index)
-        unknown = (target == self.ignore_index) | ~value.isfinite()
+        unknown = is_ignored(target, self.ignore_index) | ~value.isfinite()
         fresh = torch.where(unknown, self.kept[numbers], value < -math.log(self.k))
         numbers, fresh = numbers.flatten(), fresh.flatten()
         self.kept[self.joined_rows(numbers)] = self.joined_rows(fresh)

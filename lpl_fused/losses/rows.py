@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..problem import label_range_error
+from ..problem import is_ignored, label_range_error
 from ..row_transforms import class_dim
 from ..tracing import readable
 from ..validation import Shaped, Target
@@ -39,7 +39,7 @@ def class_indices(input: Tensor, target: Target, loss: RowLoss) -> Tensor:
     label = shaped.target.clamp(0, shaped.classes - 1).reshape(target.shape)
     ignore_index = loss.ignore_index
     if readable(target):
-        bad = (label != target) & (target != ignore_index)
+        bad = (label != target) & ~is_ignored(target, ignore_index)
         if bad.any():
             raise label_range_error("target", int(target[bad][0]), shaped.classes, ignore_index)
     return label
@@ -56,7 +56,7 @@ def blanked(input: Tensor, target: Target, ignore_index: int) -> Tensor:
     Shaped(input, target)
     if not isinstance(target, Tensor) or target.is_floating_point():
         return input
-    return input.masked_fill((target == ignore_index).unsqueeze(class_dim(input)), 0)
+    return input.masked_fill(is_ignored(target, ignore_index).unsqueeze(class_dim(input)), 0)
 
 
 def as_rows(tensor: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def row_weights(target: Tensor, label: Tensor, like: Tensor, loss: RowLoss) -> T
         label: `class_indices` of `target`.
     """
     weight = torch.ones_like(like) if loss.weight is None else loss.weight.to(like.dtype)[label]
-    ignored = target == loss.ignore_index
+    ignored = is_ignored(target, loss.ignore_index)
     return weight.masked_fill(label != target, math.nan).masked_fill(ignored, 0)
 
 
