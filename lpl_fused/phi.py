@@ -22,7 +22,8 @@ class Alpha:
     """α-loss (Sypherd et al.): φ = (1 − p^κ)/κ with κ = 1 − 1/α.
 
     α = 1 is the log loss, α = ∞ is 1 − p, α = 1/2 is 1/p − 1. α > 1 resists label noise, α < 1
-    stresses rare classes. The same family as `GCE(q=κ)`.
+    stresses rare classes; there p^κ is cut off at e^80 (of float64 e^700), without gradient beyond.
+    The same family as `GCE(q=κ)`.
 
     Args:
         alpha: in (0, ∞]. Default 2.0, from the middle of the authors' grid of 0.8 to 4.
