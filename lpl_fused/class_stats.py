@@ -42,7 +42,8 @@ def checked_counts(
 ) -> Tensor:
     """`cls_num_list` as a float64 tensor (C,); `name` is what messages call it.
 
-    A Counter or dict has a count for each class index; those below the largest that it lacks are 0.
+    A Counter, a dict or what pandas' `value_counts` gives has a count for each class index; those
+    below the largest that it lacks are 0.
 
     Classes without samples: an equation that has a value at n = 0 takes them as they are. For those
     that have none, `filled` takes them as if they had as many as the rarest class that has any,
@@ -84,6 +85,8 @@ def checked_counts(
 def count_tensor(counts: Counts, name: str) -> Tensor:
     """Counts of any kind as a real tensor."""
     expected = "one count per class, as a list, array, tensor, Counter or dict of class indices"
+    if hasattr(counts, "items") and hasattr(counts, "index") and not isinstance(counts, Mapping):
+        counts = dict(counts.items())  # of pandas' value_counts, whose order is not the classes'
     if isinstance(counts, Mapping):
         indices = [whole_number(key) for key in counts]
         if not indices or any(index is None or not 0 <= index < 1 << 31 for index in indices):
@@ -114,7 +117,11 @@ def _real_tensor(values: Any, name: str, expected: str) -> Tensor:
 def on_cpu(values: Any) -> Tensor:
     """Numbers as a tensor: a tensor as it is, others on the CPU, whatever device is the default
     (a model that is made on "meta" has its losses' tables)."""
-    return values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
+    if isinstance(values, Tensor):
+        return values
+    # an array says itself what it holds: torch would ask a column of a table for its row 0
+    array = getattr(values, "__array__", None)
+    return torch.as_tensor(values if array is None else array(), device="cpu")
 
 
 def class_counts(

@@ -95,7 +95,11 @@ class UniMix(LossModule):
         """(index, lam) of the batch, both (N,): partners j and shares λ, float64."""
         _check_classes(target, len(self.counts))
         n = self.counts[target.long()]
-        index = torch.multinomial(n**self.tau, len(n), replacement=True)
+        if len(n) == 0:
+            return target.long(), n
+        log_odds = self.tau * n.log()  # of which no power overflows
+        odds = torch.exp(log_odds - log_odds.max())
+        index = torch.multinomial(odds, len(n), replacement=True)
         concentration = torch.full_like(n, self.alpha)
         # validated above; distributions would look at values, and wait for a GPU
         beta = torch.distributions.Beta(concentration, concentration, validate_args=False).sample()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,28 @@ def value(loss: nn.Module) -> Tensor:
     return torch.cat([result.detach().reshape(1), grad.flatten()])
 
 
+class Column:
+    """As pandas' Series: numbers by a label each, in an order of their own."""
+
+    def __init__(self, numbers: dict[Any, Any]) -> None:
+        self.numbers, self.index = numbers, np.array(list(numbers))
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return np.array(list(self.numbers.values()), dtype)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.numbers.values())
+
+    def __getitem__(self, label: Any) -> Any:
+        return self.numbers[label]
+
+    def items(self) -> Any:
+        return self.numbers.items()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_class_without_samples_leaves_a_loss_finite(kind: Any) -> None:
     assert value(made(kind, COUNTS)).isfinite().all()
@@ -66,6 +89,8 @@ def test_counts_of_every_form_are_the_same_counts(kind: Any) -> None:
         tuple(COUNTS),
         Counter({0: 100, 1: 10, 3: 3}),
         {np.int64(3): 3, 1: 10, 0: 100},
+        Column({np.int64(3): 3, np.int64(0): 100, np.int64(1): 10, np.int64(2): 0}),
+        Column({3: 3, 0: 100, 1: 10}),
     ):
         assert torch.equal(value(made(kind, counts)), expected)
 
@@ -118,6 +143,8 @@ LABELS = [0, 0, 0, 0, 1, 1, 1, 2, 2, 4]
         (ConcatDataset([Images(targets=LABELS), Images(targets=[5])]), [4, 3, 2, 0, 1, 1]),
         (TensorDataset(torch.tensor([7, 7, 7]), torch.tensor([0, 1, 1])), [1, 2]),
         (range(3), [1, 1, 1]),
+        (Column({7: 0, 9: 2, 1: 0}), [2, 0, 1]),
+        (Images(targets=Column({7: 0, 9: 2, 1: 0})), [2, 0, 1]),
     ],
 )
 def test_data_sets_are_counted_by_their_labels(data: Any, expected: list[int]) -> None:

@@ -85,6 +85,15 @@ def test_unimix_without_preferences_is_mixup() -> None:
     assert torch.bincount(mixed.other).min() > 1800
 
 
+def test_unimix_of_no_row_and_of_any_tau() -> None:
+    mixed, target = UniMix(COUNTS)(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+    assert mixed.shape == (0, 3) and all(part.shape == (0,) for part in target)
+    labels = torch.tensor([0, 0, 1])  # of the more frequent classes alone
+    for tau in (1000.0, -1000.0):  # no n^τ is a number
+        chosen = UniMix([1000, 2, 1], tau=tau)(torch.zeros(3, 1), labels)[1].other
+        assert (chosen == (0 if tau > 0 else 1)).all()
+
+
 def test_unimix_trains_with_bayias() -> None:
     x = torch.randn(8, 3, dtype=torch.bfloat16, requires_grad=True)
     mixed, target = UniMix(COUNTS).half()(x, torch.arange(8) % 3)  # its counts stay float64
