@@ -287,12 +287,27 @@ class Shaped:
             self.lam = self._per_row("target.lam", lam)
         if not isinstance(target, Tensor):
             raise TypeError(f"target: expected a tensor, got {type(target).__name__}")
-        if target.is_floating_point() and self.other is None:
-            self._check("target (class probabilities)", target, input.shape)
-            self.target = self._rows(target)
-        else:
-            self.target = self._labels("target", target)
+        try:
+            if target.is_floating_point() and self.other is None:
+                self._check("target (class probabilities)", target, input.shape)
+                self.target = self._rows(target)
+            else:
+                self.target = self._labels("target", target)
+        except ValueError as error:
+            raise ValueError(f"{error}{self._way_out(input, target)}") from None
         self.input = input
+
+    def _way_out(self, input: Tensor, target: Tensor) -> str:
+        """What a target that does not fit was probably meant to be."""
+        shape, rows = tuple(target.shape), tuple(self.loss_shape)
+        if target.is_floating_point() and shape == rows:
+            return "; class indices are integers: target.long()"
+        if input.dim() > 2 and shape == tuple(input.shape[:-1]) != rows:
+            return (
+                "; the second dimension of the logits numbers the classes: where that is the last"
+                " one, pass logits.movedim(-1, 1)"
+            )
+        return ""
 
     def _check(self, name: str, tensor: Tensor, shape: Sequence[int], why: str = "") -> None:
         if tensor.shape != tuple(shape):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lpl_fused import GCE, Alpha, Focal, MarginPenalty, MixedTarget, Perturbation, Poly1
+from lpl_fused import GCE, Alpha, Focal, MarginPenalty, MixedTarget, Perturbation, Poly1, losses
 from lpl_fused import functional as LF
 from lpl_fused.problem import RangeError
 
@@ -28,6 +28,26 @@ BAD = {
         lambda: LF.cross_entropy(torch.tensor(1.0), LABELS),
         ValueError,
         "input.*0-dim",
+    ),
+    "labels that are numbers": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS.float()),
+        ValueError,
+        r"\(2, 3\), got \(2,\); .*target.long\(\)",
+    ),
+    "classes last": (
+        lambda: LF.cross_entropy(torch.ones(2, 7, 3), torch.ones(2, 7).long()),
+        ValueError,
+        r"\(2, 3\).*got \(2, 7\); .*movedim",
+    ),
+    "labels of another shape": (
+        lambda: LF.cross_entropy(torch.ones(2, 7, 3), torch.ones(2, 5).long()),
+        ValueError,
+        r"got \(2, 5\)$",
+    ),
+    "an array of labels": (
+        lambda: losses.SeesawLoss(3)(EXAMPLE, LABELS.numpy()),
+        TypeError,
+        "target: expected a tensor, got ndarray",
     ),
     "zero classes": (
         lambda: LF.cross_entropy(torch.ones(2, 0), LABELS),

@@ -30,6 +30,8 @@ def class_indices(input: Tensor, target: Target, loss: RowLoss) -> Tensor:
     Raises:
         ValueError, TypeError: no class indices, one per row of logits; out of range (CPU).
     """
+    if not isinstance(target, (Tensor, tuple)):
+        raise TypeError(f"target: expected a tensor, got {type(target).__name__}")
     if not isinstance(target, Tensor) or target.is_floating_point():
         raise ValueError(
             f"target: {type(loss).__name__} needs class indices, one per row, got"
