@@ -123,6 +123,49 @@ def test_all_phases_and_nothing_beside_a_row(use_fill, fill, form: str) -> None:
         assert_near(grad, expected[1], 2.0**-7)
 
 
+PRECISION = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10, torch.float32: 4e-6}
+
+
+@ON_HOST
+@pytest.mark.parametrize("dtype", [*PRECISION, torch.float64], ids=str)
+@pytest.mark.parametrize("form", ["bare", "tables", "lpl"])
+def test_gradients_begin_at_any_place_whatever_that_of_the_logits(
+    use_fill: Any, form: str, dtype: torch.dtype
+) -> None:
+    """Of rows that all begin at one place in a line of 16 bytes the gradients, an odd number of
+    elements each, begin at every place in turn; one row counts nothing."""
+    classes, count, line = 67, 10, 16 // dtype.itemsize
+    values, target = drawn(count, classes, seed=3)
+    if form == "lpl":
+        target = torch.arange(count) * 6
+    target[3] = -100
+    steps = torch.full((classes,), 3)
+
+    def differentiated(input: torch.Tensor, reduction: str, name: str) -> list[torch.Tensor]:
+        input = input.detach().requires_grad_()
+        given: dict[str, Any] = {"reduction": reduction, "backend": name}
+        if form == "lpl":
+            loss = LF.lpl_cross_entropy(input, target, steps, step_size=0.2, **given)
+        else:
+            wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+            loss = LF.cross_entropy(input, target, **keywords_of(form, classes, wide), **given)
+        return [loss, *torch.autograd.grad(loss.sum(), input)]
+
+    for start, reduction in itertools.product(range(line), ("sum", "none")):
+        use_fill(True, True, 1 + start % 2)
+        memory = torch.full((start + count * 72,), 77.0, dtype=dtype)
+        rows = memory.as_strided((count, classes), (72, 1), start)
+        rows.copy_(values)
+        before = memory.clone()
+        expected = differentiated(rows.double(), reduction, "reference")
+        loss, grad = differentiated(rows, reduction, "cuda")
+        assert torch.equal(memory, before)
+        assert {row.data_ptr() % 16 // dtype.itemsize for row in grad} == set(range(line))
+        assert (grad[3] == 0).all()
+        torch.testing.assert_close(loss.double(), expected[0], rtol=3e-6, atol=1e-6)
+        assert_near(grad, expected[1], PRECISION.get(dtype, 1e-12))
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("offset", [0.0, 100.0, -100.0, 1e4, -1e4])
 @pytest.mark.parametrize("form", ["bare", "offset", "even", "norm-1", "penalty"])

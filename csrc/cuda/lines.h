@@ -145,6 +145,30 @@ LPL_DEVICE inline void put_line(T* to, const Acc* from) {
   *reinterpret_cast<Line*>(to) = line;
 }
 
+// All of them, wherever they lie: two in one access, from the first or the second on. Without a
+// branch between the two: one within the loop that writes would cost rows that lie alike, too.
+template <int kCount, typename T, typename Acc>
+LPL_DEVICE inline void put_anywhere(T* to, const Acc* from) {
+  if constexpr (kCount < 4 || sizeof(T) > 4) {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) store(to[k], from[k]);
+  } else {
+    const bool odd = reinterpret_cast<uintptr_t>(to) % (2 * sizeof(T)) != 0;
+    T* const at = to + odd;
+#pragma unroll
+    for (int k = 0; k + 2 < kCount; k += 2) {
+      const Acc pair[2] = {odd ? from[k + 1] : from[k], odd ? from[k + 2] : from[k + 1]};
+      put_line<2>(at + k, pair);
+    }
+    if (odd) {
+      store(to[0], from[0]);
+      store(to[kCount - 1], from[kCount - 1]);
+    } else {
+      put_line<2>(to + kCount - 2, from + kCount - 2);
+    }
+  }
+}
+
 template <int kCount, typename T, typename Acc>
 LPL_DEVICE inline void put_beside(T* to, int count, const Acc* from) {
   struct alignas(kCount * sizeof(T)) {

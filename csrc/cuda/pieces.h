@@ -156,9 +156,10 @@ class Pieces {
     LPL_DEVICE void write(int first, const Acc* x, Kind) const {
       LPL_USUALLY(aligned_);
       if (Kind::value && aligned_) return pieces_.put(row_, first, x, Whole());
+      if (Kind::value) return put_anywhere<kSize>(row_ + first, x);
 #pragma unroll
       for (int v = 0; v < kSize; ++v)
-        if (Kind::value || pieces_.inside(first + v)) store(row_[first + v], x[v]);
+        if (pieces_.inside(first + v)) store(row_[first + v], x[v]);
     }
 
    private:
