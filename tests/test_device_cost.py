@@ -105,8 +105,9 @@ def test_no_triton_kernel_takes_five_per_cent_more_than_on_record(once: Once, ar
 
 
 def test_growth_is_told_from_what_is_near() -> None:
-    known = {"a": [10.0, 1.0, 32], "b": [10.0, 1.0, 32], "c": [10.0, 1.0, 32]}
+    known = {"a": [10.0, 1.0, 32], "b": [10.0, 1.0, 32], "c": [10.0, 1.0, 32], "row": [0.004, 0, 8]}
     found = {"a": [10.4, 1.0, 32], "b": [10.6, 1.0, 32], "c": [5.0, 1.0, 32], "new": [1.0, 0, 8]}
+    found["row"] = [0.005, 0, 8]  # a row's own numbers, rounded
     assert device_cost.grown(found, known) == {"b": "10.0 → 10.6 instructions a logit"}
 
 
