@@ -18,8 +18,15 @@ namespace py = pybind11;
 
 // The data of a tensor, null for None alone: one without elements is there, and read by nobody. One
 // with elements and no memory (freed, or of a subclass that keeps its values elsewhere) is refused.
+// An int is an address within a tensor's memory, which its caller has asked for.
 inline const void* data(PyObject* tensor) {
   if (tensor == Py_None) return nullptr;
+  if (PyLong_CheckExact(tensor)) {
+    const void* const place = PyLong_AsVoidPtr(tensor);
+    if (!place && !PyErr_Occurred()) throw std::runtime_error("no memory: an address of 0");
+    if (!place) throw py::error_already_set();
+    return place;
+  }
   static PyObject* const name = PyUnicode_InternFromString("data_ptr");
   static PyObject* const size = PyUnicode_InternFromString("numel");
   static const char nothing = 0;

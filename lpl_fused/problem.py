@@ -6,6 +6,7 @@ and per-row numbers are contiguous and of `accumulate_dtype(input.dtype)`, label
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -139,7 +140,7 @@ class Problem(NamedTuple):
     @property
     def features(self) -> frozenset[str]:
         """What is on: see csrc/fields.h."""
-        return features_of(self) | ({"dense"} if self.dense else set())
+        return _features(Problem, self.dense, self.options, *[part is None for part in self[2:-1]])
 
     @property
     def dense(self) -> bool:
@@ -224,7 +225,16 @@ class BinaryProblem(NamedTuple):
 
     @property
     def features(self) -> frozenset[str]:
-        return features_of(self)
+        absent = [part is None for part in self[2:-1]]
+        return _features(BinaryProblem, False, self.options, *absent)
+
+
+@functools.lru_cache(maxsize=512)
+def _features(kind: Any, dense: bool, options: Any, *absent: bool) -> frozenset[str]:
+    """`features_of` a problem without these tensors, looked up: training repeats them."""
+    parts = (None if is_absent else () for is_absent in absent)
+    found = features_of(kind(None, None, *parts, options))
+    return found | {"dense"} if dense else found
 
 
 def divides(problem: Problem | BinaryProblem) -> bool:

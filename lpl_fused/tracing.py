@@ -27,12 +27,13 @@ def direct(*tensors: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    there = [tensor for tensor in tensors if tensor is not None]
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if type(tensor) not in PLAIN or tensor.is_neg() or tensor._is_zerotensor():
+            return False
     return (
-        PLAIN.issuperset(map(type, there))
-        and not any(map(Tensor.is_neg, there))
-        and not any(map(Tensor._is_zerotensor, there))
-        and not torch._C._len_torch_dispatch_stack()
+        not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None
     )

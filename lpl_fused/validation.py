@@ -20,7 +20,7 @@ from .penalty import KINDS, MarginPenalty
 from .perturbation import Perturbation
 from .phi import Phi, coded
 from .problem import NONE, REDUCTIONS, SUM, TABLES, Options, Problem, accumulate_dtype
-from .tracing import readable
+from .tracing import PLAIN, readable
 
 _MOST_STEPS = 2**31 - 1  # that kernels count
 _NEEDS_LABELS = (
@@ -249,27 +249,26 @@ class Shaped:
     two_labels = True  # each of two labels may move a row's logits: see functional/two_labels.py
 
     def __init__(self, input: Tensor, target: Target) -> None:
-        if not isinstance(input, Tensor):
-            raise TypeError(f"input: expected a tensor, got {type(input).__name__}")
-        if type(input).__name__ == "DTensor":
-            raise TypeError(
-                "input: a DTensor is not supported; pass its local rows, input.to_local()"
-            )
+        if type(input) not in PLAIN:
+            if not isinstance(input, Tensor):
+                raise TypeError(f"input: expected a tensor, got {type(input).__name__}")
+            if type(input).__name__ == "DTensor":
+                raise TypeError(
+                    "input: a DTensor is not supported; pass its local rows, input.to_local()"
+                )
         if input.dtype not in _FLOATING:
             raise TypeError(
                 f"input: expected float64, float32, bfloat16 or float16 logits, got {input.dtype}"
             )
-        if input.dim() == 0:
+        shape = input.shape
+        if len(shape) == 0:
             raise ValueError(
                 "input: expected shape (C,), (N, C) or (N, C, d1, ...), got a 0-dim tensor"
             )
-        self.classes = input.shape[0 if input.dim() == 1 else 1]
+        self.classes = shape[0 if len(shape) == 1 else 1]
         if self.classes == 0 and not self.of_some_classes:
-            raise ValueError(f"input: expected at least one class, got shape {tuple(input.shape)}")
-        if input.dim() == 1:
-            self.loss_shape: Sequence[int] = ()
-        else:
-            self.loss_shape = (input.shape[0], *input.shape[2:])
+            raise ValueError(f"input: expected at least one class, got shape {tuple(shape)}")
+        self.loss_shape: Sequence[int] = () if len(shape) == 1 else (shape[0], *shape[2:])
         self._take(input, target)
 
     def _take(self, input: Tensor, target: Target) -> None:
@@ -322,13 +321,16 @@ class Shaped:
     def _labels(self, name: str, labels: Tensor) -> Tensor:
         if not isinstance(labels, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(labels).__name__}")
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        known = labels.dtype == torch.int64  # which is what mostly comes
+        if not known and (
+            labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
+        ):
             raise TypeError(
                 f"{name}: expected integer class indices of shape {tuple(self.loss_shape)}"
                 f", got {labels.dtype} of shape {tuple(labels.shape)}"
             )
         self._check(name, labels, self.loss_shape, ", one class index per row of logits")
-        if labels.dtype != torch.int64:
+        if not known:
             labels = labels.long()
         return (
             labels

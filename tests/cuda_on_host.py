@@ -17,11 +17,24 @@ SOURCE = ROOT / "tests" / "cuda_on_host.cpp"
 NAME = "lpl_fused._cuda"
 
 
-def build() -> Path:
-    """The compiled module; compiled once for the same text, whoever asks first."""
+# no thread jumps: what threads meet at stands once in the code; numbers that lie in memory as their
+# types ask for, indices inside of arrays
+_CHECKED = (
+    *("-O1", "-fno-thread-jumps"),
+    *("-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error"),
+)
+_IDLE = "-O2", "-DLPL_IDLE"
+
+
+def build(*, idle: bool = False) -> Path:
+    """The compiled module; compiled once for the same text, whoever asks first.
+
+    `idle`: its launches are counted, and nothing runs; all else as in a release.
+    """
     import pybind11
 
-    text = hashlib.sha256(sys.version.encode())
+    flags = _IDLE if idle else _CHECKED
+    text = hashlib.sha256((sys.version + str(flags)).encode())
     for source in [
         SOURCE,
         *sorted((ROOT / "csrc").glob("*.h")),
@@ -42,11 +55,7 @@ def build() -> Path:
             command = [
                 os.environ.get("CXX", "c++"),
                 "-std=c++17",
-                "-O1",
-                "-fno-thread-jumps",  # what threads meet at stands once in the code
-                # numbers that lie in memory as their types ask for, indices inside of arrays
-                "-fsanitize=alignment,bounds",
-                "-fsanitize-undefined-trap-on-error",
+                *flags,
                 "-fPIC",
                 "-shared",
                 "-fvisibility=hidden",
@@ -64,9 +73,9 @@ def build() -> Path:
     return module
 
 
-def install() -> ModuleType:
+def install(*, idle: bool = False) -> ModuleType:
     """Puts it in the place of lpl_fused._cuda."""
-    path = build()
+    path = build(idle=idle)
     specification = importlib.util.spec_from_file_location(NAME, path)
     assert specification is not None
     assert specification.loader is not None

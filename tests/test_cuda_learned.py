@@ -16,6 +16,9 @@ from test_cuda import DEVICE, FELL_BACK, ON_HOST, SHAPES, SOLVED, UNCHANGED, bac
 from torch import Tensor
 
 from lpl_fused import LogitClip, Perturbation, testing
+from lpl_fused.backends.buffers import new
+from lpl_fused.backends.cuda import memory
+from lpl_fused.backends.native import DTYPES
 from lpl_fused.problem import MEAN, SUM, Options, Problem
 
 __all__ = ["use_shape"]  # a fixture
@@ -42,8 +45,10 @@ def asked(
 
 def numbers(problem: Problem) -> tuple[list[int], list[int]]:
     """(terms of the series, heads) of each row."""
-    rows = backend.forward(problem, False).state[0]
-    order, heads, _, _ = rows.view(torch.int32)[:, -4:].unbind(1)
+    (state,) = backend.forward(problem, False).state
+    n, each = problem.input.shape[0], backend._native().learned_bytes(DTYPES[problem.input.dtype])
+    rows = state[: n * each].view(torch.int32).view(n, -1)  # what comes first
+    order, heads, _, _ = rows[:, -4:].unbind(1)
     return order.tolist(), heads.tolist()
 
 
@@ -269,6 +274,36 @@ def test_what_it_costs(steps: int) -> None:
     take_counts(counts)
     assert counts[1] <= 2 * 1.05 * size
     assert (forward, counts[0]) == (2 * 8, 2 * 3)
+
+
+@ON_HOST
+@pytest.mark.parametrize(("n", "classes"), [(1, 1), (5, 9), (7, 700), (12, 33)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nobody_writes_between_the_parts_of_the_state(
+    n: int, classes: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is one memory, whose guards are around all of it."""
+    problem = asked(Draw(n, classes, seed=n).normal(n, classes).to(dtype), 9)
+    problem = problem._replace(target=torch.arange(n) // 3 % classes)
+    layout = memory.of_learned(problem, False).state
+    made: list[Tensor] = []
+
+    def marked(asked: Problem, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        found = new(asked, *shape, dtype=dtype)
+        if shape == (layout.size,):
+            made.append(found.fill_(0xA5))
+        return found
+
+    monkeypatch.setattr(backend, "new", marked)
+    found = backend.forward(problem, False)
+    backend.learned_gradient(problem, torch.ones(n, dtype=dtype), found.state)
+    assert made
+    begins = [begin for _, begin, _ in layout.places]
+    ends = [begin + size for _, begin, size in layout.places]
+    for held in made:
+        for end, begin in zip(ends, [*begins[1:], layout.size], strict=True):
+            assert end <= begin
+            assert (held[end:begin] == 0xA5).all()
 
 
 @ON_HOST

@@ -8,13 +8,24 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from lpl_fused.backends.kernels.arguments import Kept
 from lpl_fused.backends.triton import launching
+from lpl_fused.backends.triton.memory import Layout
 
 
 class Parts(NamedTuple):
     input: Any
     stride: Any
     absent: Any = None
+
+
+class _Part(NamedTuple):
+    numbers: Any
+    count: Any
+
+
+class Part(_Part, Kept):
+    """What several launches are handed."""
 
 
 class Constant:
@@ -43,6 +54,7 @@ class Kernel:
 
     def __init__(self, made: Any) -> None:
         self.made = made
+        self.fn = object()
         self.calls = 0
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
@@ -136,3 +148,42 @@ def test_another_triton_launches_by_itself(hooks: object, made: object) -> None:
     for _ in range(2):
         run(kernel, parts)
     assert kernel.calls == 2
+
+
+def test_addresses_are_those_of_the_parts(hooks: object) -> None:
+    """Whoever has to know their types gets tensors, a launch past Triton's own the addresses."""
+    layout = Layout([((3, 5), torch.float32), ((0,), torch.int32), ((7,), torch.int64)])
+    memory = torch.empty(layout.size, dtype=torch.uint8)
+    parts = layout.within(memory)
+    addresses = layout.addresses(memory)
+    assert [part.shape for part in parts] == [(3, 5), (0,), (7,)]
+    assert [part.dtype for part in parts] == [torch.float32, torch.int32, torch.int64]
+    assert addresses[0] == parts[0].data_ptr()
+    assert addresses[2] == parts[2].data_ptr() == layout.part(memory, 2).data_ptr()
+    assert addresses[2] % 16 == 0 and addresses[2] >= addresses[0] + parts[0].nbytes
+    assert layout.size >= addresses[2] - addresses[0] + parts[2].nbytes
+
+    made = Compiled()
+    kernel = Kernel(made)
+    typed, placed = Part(parts[0], 3), Part(addresses[0], 3)
+    placed.views = lambda: typed
+    meta = {"BLOCK": 64, "num_warps": 4}
+    for _ in range(2):
+        launching._run(1, kernel, (1,), (placed, 5), meta)
+    assert kernel.calls == 1  # with tensors
+    (found,) = made.launches
+    assert found[9] is placed
+    # the same whether it is found of tensors or of addresses, and found once
+    assert launching.key(placed) is placed.known
+    assert launching.key(typed) == placed.known
+    assert launching.key(Part(parts[0], 16)) != placed.known
+
+
+def test_what_is_kept_of_a_tuple_is_not_kept_of_another(hooks: object) -> None:
+    part = Part(torch.zeros(64), 3)
+    launching.key(part)
+    assert part._replace(count=4).known is None
+    freed = torch.zeros(64)
+    freed.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="a tensor without memory"):
+        launching.key(part._replace(numbers=freed))

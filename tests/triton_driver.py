@@ -31,6 +31,7 @@ class Driver:
     """Triton's driver from now on, in a process that has loaded no other."""
 
     def __init__(self, folder: Path) -> None:
+        from triton.backends.compiler import GPUTarget
         from triton.backends.nvidia import driver
         from triton.runtime import driver as active
 
@@ -50,8 +51,17 @@ class Driver:
         os.environ["TRITON_LIBCUDA_PATH"] = str(folder)
         made = driver.CudaDriver.__new__(driver.CudaDriver)  # without a look for devices
         made.utils = driver.CudaUtils()
+        made.launcher_cls = self._launcher = driver.CudaLauncher
+        made.get_current_device = lambda: 0
+        made.get_current_stream = lambda device: 0
+        made.get_current_target = lambda: GPUTarget("cuda", 90, 32)
         active.set_active(made)
-        self._launcher = driver.CudaLauncher
+        self._launches = ctypes.c_int.in_dll(self._library, "launches")
+
+    @property
+    def launches(self) -> int:
+        """How many there were."""
+        return self._launches.value
 
     def launch(self, source: Any, binary: Any, values: tuple[Any, ...]) -> int:
         """Launches what was compiled, `values` by parameter of the kernel's Python function; how
@@ -62,11 +72,10 @@ class Driver:
             for leaf in _leaves(*pair)
         ]
         ctypes.c_int.in_dll(self._library, "wanted").value = len(expected)
-        launches = ctypes.c_int.in_dll(self._library, "launches")
-        before, meta = launches.value, binary.metadata
+        before, meta = self.launches, binary.metadata
         packed = (meta.num_warps, meta.num_ctas, meta.shared)
         self._launcher(source, meta)(*GRID, 0, 1, packed, None, None, None, *values)
-        assert launches.value == before + 1
+        assert self.launches == before + 1
         assert tuple((ctypes.c_uint * 3).in_dll(self._library, "grid")) == GRID
         handed = (ctypes.c_ulonglong * 1024).in_dll(self._library, "handed")
         for place, (type, value) in enumerate(expected):

@@ -77,6 +77,10 @@ def preferred(device: str, dtype: torch.dtype, multilabel: bool = False) -> str:
     return REFERENCE
 
 
+# what was asked for by name, and can run: a process does not lose that
+_can_run: set[tuple[str, str, torch.dtype, bool]] = set()
+
+
 def resolve(backend: str, device: str, dtype: torch.dtype, multilabel: bool = False) -> str:
     """The name of the implementation that runs: a member of BACKENDS, or "reference".
 
@@ -94,9 +98,12 @@ def resolve(backend: str, device: str, dtype: torch.dtype, multilabel: bool = Fa
     if backend not in BACKENDS:
         expected = ", ".join(repr(name) for name in ("auto", *BACKENDS, REFERENCE))
         raise ValueError(f"backend: expected one of {expected}, got {backend!r}")
+    if (backend, device, dtype, multilabel) in _can_run:
+        return backend
     reason = reason_against(backend, device, dtype, multilabel)
     if reason is not None:
         raise RuntimeError(f"backend {backend!r} cannot run on {device} {dtype}: {reason}")
+    _can_run.add((backend, device, dtype, multilabel))
     return backend
 
 

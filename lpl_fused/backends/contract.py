@@ -53,7 +53,8 @@ class Forward(NamedTuple):
     """What the shortcut leaves."""
 
     loss: Tensor  # 0-dim, or (N,) for reduction "none"; accumulate dtype
-    norm: Tensor | None = None  # 0-dim: what the loss was divided by, where a gradient may want it
+    # 0-dim: what the loss was divided by, where it was and a gradient may want it
+    norm: Tensor | None = None
     terms: Tensor | None = None  # (N, len(Terms)), upstream 1; None where a gradient needs none
     grad: Tensor | None = None  # (N, C), input dtype: dL/d input for an upstream of 1; if wanted
     steps: Tensor | None = None  # those that `choose` has made

@@ -67,11 +67,15 @@ class Sizes(NamedTuple):
         )
 
 
+# a tensor's memory, or an address within that of one that its caller holds
+Place = Tensor | int | None
+
+
 class Outputs(NamedTuple):
     """Where the kernels write what is wanted, and the gradient that they start from."""
 
     loss: Tensor | None = None
-    norm: Tensor | None = None
+    norm: Place = None
     grad: Tensor | None = None
     grad_rows: Tensor | None = None
     grad_rows_stride: int = 0
@@ -81,8 +85,8 @@ class Outputs(NamedTuple):
     grad_offset: Tensor | None = None
     grad_margin: Tensor | None = None
     swept: Tensor | None = None
-    delta: Tensor | None = None
-    slot: Tensor | None = None
+    delta: Place = None
+    slot: Place = None
     lse: Tensor | None = None
     entropy: Tensor | None = None
     correct: Tensor | None = None

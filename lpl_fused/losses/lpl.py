@@ -102,7 +102,7 @@ class LPLLoss(Reducing, CrossEntropyLoss):
         >>> logits, target = torch.tensor([[2.0, 1.0, 0.0]] * 2), torch.tensor([0, 2])
         >>> criterion = losses.LPLLoss([100, 10, 1], reduction="none")
         >>> criterion.steps  # lowers the first class's loss, raises that of the rarest
-        tensor([-6,  1, 10])
+        tensor([-6,  1, 10], dtype=torch.int32)
         >>> criterion(logits, target)
         tensor([0.1504, 4.2626])
         >>> criterion.eval()(logits, target)  # cross-entropy
@@ -210,7 +210,8 @@ class LPLLoss(Reducing, CrossEntropyLoss):
         bound = self.epsilon + torch.where(
             in_head, lowered * counts / counts.max(), raised * counts.min() / counts
         )
-        return torch.where(in_head, -1, 1) * self.step_count(bound)
+        count = self.step_count(bound)
+        return torch.where(in_head, -count, count)
 
     def step_count(self, bound: Tensor) -> Tensor:
         """K = ⌊ε/α⌋; the tiny margin keeps 0.4/0.01 at 40 where floating point says 39.999…"""

@@ -81,7 +81,8 @@ def _cross_entropy(input, target, parts, codes, numbers, backend, want_grad, tol
     nothing, statistics = loss.new_empty(0), list(rows or ())
     if want_grad:
         return loss, nothing, nothing.clone(), grad, [], statistics
-    norm, terms = unshared(norm, problem), nothing if terms is None else terms
+    norm = loss.new_ones(()) if norm is None else unshared(norm, problem)
+    terms = nothing if terms is None else terms
     return loss, norm, terms, input.new_empty(0), list(state), statistics
 
 
@@ -270,7 +271,8 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         return _only_input(ctx, scaled)
     upstream = grad_loss
     if not grad_loss.dim():
-        upstream = (grad_loss / first).expand(problem.input.shape[0])
+        whole = grad_loss if first is None else grad_loss / first
+        upstream = whole.expand(problem.input.shape[0])
     past = ctx.in_place or (ctx.past and direct(upstream))
     if problem.steps is not None:
         if past:

@@ -1,6 +1,7 @@
 """Launchers of the CUDA kernels: CUDA tensors, every dtype.
 
 binary     the sigmoid link
+memory     where in one memory the parts of a learned perturbation are
 module     the native module, and how its kernels are queued
 
 As on Triton, no launcher waits for the device: kernels and torch operations are queued on the
@@ -27,7 +28,8 @@ from ...algebra.terms import Terms
 from ...problem import MEAN, NONE, Problem, accumulate_dtype, divides
 from ..buffers import gradients, new, table_places
 from ..contract import Choose, Form, Forward, Gradients, leaves_terms
-from ..native import DTYPES, PARTS, Outputs, Sizes, not_built, replaced
+from ..native import DTYPES, PARTS, Outputs, Place, Sizes, not_built, replaced
+from . import memory
 from .binary import (
     binary_forward,
     binary_gradient,
@@ -61,6 +63,8 @@ __all__ = [
 
 
 _native = native
+_TERMS = len(Terms._fields)
+_TEAMS = Scratch._fields.index("teams")
 
 
 class Buffers(NamedTuple):
@@ -68,12 +72,13 @@ class Buffers(NamedTuple):
 
     out: Outputs = Outputs()
     scratch: Scratch = Scratch()
+    held: tuple[Tensor, ...] = ()  # until all is queued: memory that addresses are within
 
     def and_out(self, **tensors: Any) -> Buffers:
-        return Buffers(replaced(self.out, tensors), self.scratch)
+        return Buffers(replaced(self.out, tensors), self.scratch, self.held)
 
     def and_scratch(self, **tensors: Any) -> Buffers:
-        return Buffers(self.out, replaced(self.scratch, tensors))
+        return Buffers(self.out, replaced(self.scratch, tensors), self.held)
 
 
 @functools.cache
@@ -169,24 +174,34 @@ def forward(
     _refuse_parts(problem)
     if choose is not None:
         problem = with_steps(forward, problem, choose)
-    input, reduction = problem.input, problem.options.reduction
-    n = input.shape[0]
-    losses = new(problem, n)
-    loss = None if reduction == NONE else new(problem)
-    grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
-    leaves = leaves_terms(problem, want_grad, final)
-    terms = new(problem, n, len(Terms._fields)) if leaves else None
-    buffers = Buffers(Outputs(loss=loss, grad=grad, terms=terms), Scratch(losses=losses))
-    buffers = _with_norm(problem, buffers)
-    state = _new_state(problem)
-    _run(_native().cross_entropy, problem, _with_steps(problem, buffers, state))
-    norm = buffers.out.norm
-    if norm is None and not final and (terms is not None or not want_grad):
-        norm = losses.new_ones(())
+    input, options = problem.input, problem.options
+    n, dtype, device = input.shape[0], accumulate_dtype(input.dtype), input.device
+    grad = torch.empty(input.shape, dtype=input.dtype, device=device) if want_grad else None
+    terms = None
+    if leaves_terms(problem, want_grad, final):
+        terms = torch.empty((n, _TERMS), dtype=dtype, device=device)
+    norm: Place = problem.normalizer
+    averages = norm is None and options.reduction == MEAN
+    # who asks for the norm later gets a tensor of its own
+    if averages and not final and (not want_grad or _narrow(problem)):
+        norm = torch.empty((), dtype=dtype, device=device)
+    each = options.reduction == NONE
+    losses = torch.empty(n if each else n + 2, dtype=dtype, device=device)
+    loss = losses if each else torch.empty((), dtype=dtype, device=device)
+    beside = losses.data_ptr() + n * dtype.itemsize
+    if averages and norm is None:
+        norm = beside
+    outputs = Outputs(None if each else loss, norm, grad, None, 0, terms)
+    weight = beside + dtype.itemsize if averages and options.penalty else None
+    buffers = Buffers(outputs, Scratch(losses, weight))
+    if problem.steps is not None:
+        buffers = _with_steps(problem, buffers)
+    _run(_native().cross_entropy, problem, buffers)
     steps = None if choose is None else problem.steps
-    left = () if want_grad or final else state
+    left = () if want_grad or final else buffers.held[:1]
     found = statistics.of_rows(problem, reduce, learned_perturbation) if told else None
-    return Forward(losses if loss is None else loss, norm, terms, grad, steps, left, found)
+    kept = norm if isinstance(norm, Tensor) else None
+    return Forward(loss, kept, terms, grad, steps, left, found)
 
 
 def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
@@ -196,27 +211,29 @@ def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
     assert grad is not None
     if forward.steps is not None:
         problem = problem._replace(steps=forward.steps)
-    upstream = upstream.to(accumulate_dtype(problem.input.dtype))
+    dtype = accumulate_dtype(grad.dtype)
+    if upstream.dtype != dtype:
+        upstream = upstream.to(dtype)
     by_row = upstream.dim() == 1
-    if by_row and terms is None and _narrow(problem):
+    narrow = grad.element_size() == 2
+    if by_row and terms is None and narrow:
         return _anew(problem, upstream, grad)
     stride = upstream.stride(0) if by_row else 0
-    buffers = Buffers(Outputs(grad=grad), Scratch(factor=upstream, factor_stride=stride))
+    buffers = Buffers(Outputs(None, None, grad), Scratch(factor=upstream, factor_stride=stride))
     if terms is not None:
         norm = forward.norm if divides(problem) else None
         buffers = buffers.and_out(norm=norm, terms=terms)
-    elif _narrow(problem):
-        buffers = _with_steps(problem, _with_norm(problem, buffers), _new_state(problem))
+    elif narrow:
+        buffers = _with_norm(problem, buffers)
+        if problem.steps is not None:
+            buffers = _with_steps(problem, buffers)
     _run(_native().rescale, problem, buffers)
     return grad
 
 
 def learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
     """(delta, slot): see contract.py"""
-    out = _solved(problem).out
-    delta, slot = out.delta, out.slot
-    assert delta is not None
-    assert slot is not None
+    delta, slot, _ = _solved(problem)
     return delta, slot
 
 
@@ -224,19 +241,8 @@ def learned_state(problem: Problem) -> tuple[Form, ...]:
     """The rows' numbers, the columns of their heads and a number of each; the rows by class, what
     there is of classes, and the numbers of those with several rows. Where loss and gradient want δ,
     that of every class."""
-    n, classes = problem.input.shape
-    dtype = accumulate_dtype(problem.input.dtype)
-    code = DTYPES[problem.input.dtype]
-    heads = n, min(learned.HEADS, classes)
-    return (
-        ((n, _native().learned_bytes(code) // dtype.itemsize), dtype),
-        (heads, torch.int32),
-        (heads, dtype),
-        ((3, n), torch.int64),
-        ((8,), torch.int32),
-        ((_native().group_bytes(n, classes, code),), torch.uint8),
-        *((((n, classes), dtype), ((n,), torch.int64)) if _wants_delta(problem) else ()),
-    )
+    layout = memory.of_learned(problem, _wants_delta(problem))
+    return (((layout.state.size,), torch.uint8),)
 
 
 def _wants_delta(problem: Problem) -> bool:
@@ -258,23 +264,28 @@ def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ..
     grad = new(problem, *problem.input.shape, dtype=problem.input.dtype)
     if not state:
         return _anew(problem, upstream, grad)
-    _run(_native().learned_gradient, problem, _from(problem, state, upstream, grad))
+    upstream = upstream.to(accumulate_dtype(problem.input.dtype))
+    out = Outputs(None, None, grad, upstream, upstream.stride(0))
+    layout = memory.of_learned(problem, _wants_delta(problem))
+    _run(_native().learned_gradient, problem, _placed(problem, Buffers(out), layout, *state))
     return grad
 
 
 def outcomes(problem: Problem) -> Tensor:
     """(N,) what the solver made of each row of a problem with `steps`, by the codes of
     csrc/cuda/call.h. For tests and diagnosis."""
-    outcome = _solved(problem).scratch.outcome
-    assert outcome is not None
-    return outcome
+    return _solved(problem)[2]
 
 
-def _solved(problem: Problem) -> Buffers:
+def _solved(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """(delta, slot, outcome)"""
     _refuse_parts(problem)
-    buffers = _with_steps(problem, Buffers(), _new_state(problem), only_delta=True)
-    _run(_native().learned_perturbation, problem, buffers)
-    return buffers
+    n, width = problem.input.shape
+    delta, slot = new(problem, n, width), new(problem, n, dtype=torch.int64)
+    outcome = new(problem, n, dtype=torch.int32)
+    buffers = _with_steps(problem, Buffers(Outputs(delta=delta, slot=slot)))
+    _run(_native().learned_perturbation, problem, buffers.and_scratch(outcome=outcome))
+    return delta, slot, outcome
 
 
 def _anew(problem: Problem, upstream: Tensor, grad: Tensor) -> Tensor:
@@ -283,7 +294,8 @@ def _anew(problem: Problem, upstream: Tensor, grad: Tensor) -> Tensor:
     buffers = Buffers(Outputs(grad=grad, grad_rows=upstream, grad_rows_stride=upstream.stride(0)))
     if problem.options.penalty:
         buffers = _with_norm(problem, buffers)
-    buffers = _with_steps(problem, buffers, _new_state(problem))
+    if problem.steps is not None:
+        buffers = _with_steps(problem, buffers)
     _run(_native().cross_entropy, problem, buffers)
     return grad
 
@@ -304,7 +316,7 @@ def _narrow(problem: Problem) -> bool:
 
 def _run(kernels: Callable[..., None], problem: Problem, buffers: Buffers) -> None:
     """Queues kernels on the current stream of the problem's device."""
-    queue(kernels, problem, Sizes.of(problem), *buffers)
+    queue(kernels, problem, Sizes.of(problem), buffers.out, buffers.scratch)
 
 
 def _with_norm(problem: Problem, buffers: Buffers) -> Buffers:
@@ -317,52 +329,25 @@ def _with_norm(problem: Problem, buffers: Buffers) -> Buffers:
     return buffers.and_out(norm=new(problem)).and_scratch(penalty_weight=weight)
 
 
-def _new_state(problem: Problem) -> tuple[Tensor, ...]:
-    """Memory of `learned_state`, where there is a learned perturbation."""
-    if problem.steps is None:
-        return ()
-    return tuple(new(problem, *shape, dtype=dtype) for shape, dtype in learned_state(problem))
+def _with_steps(problem: Problem, buffers: Buffers) -> Buffers:
+    """The buffers and those of a learned perturbation."""
+    wants = buffers.out.delta is None and _wants_delta(problem)
+    layout = memory.of_learned(problem, wants)
+    return _placed(problem, buffers, layout, new(problem, layout.state.size, dtype=torch.uint8))
 
 
-def _with_state(
-    problem: Problem, buffers: Buffers, state: tuple[Tensor, ...], *, only_delta: bool = False
-) -> Buffers:
-    rows, columns, numbers, classes, flags, groups, *delta = state
-    order, begin, counts = classes.unbind(0)
-    n, width = problem.input.shape
-    if only_delta and not delta:
-        delta = [new(problem, n, width), new(problem, n, dtype=torch.int64)]
-    if delta:
-        buffers = buffers.and_out(delta=delta[0], slot=delta[1])
-    # rows that take plain steps share the memory of as many classes as are at work at once
-    teams = min(n, _native().most_teams(problem.input.get_device()))
-    return buffers.and_scratch(
-        order=order,
-        begin=begin,
-        counts=counts,
-        flags=flags,
-        learned=rows,
-        head_columns=columns,
-        head_numbers=numbers,
-        groups=groups if groups.numel() else None,
-        teams=teams,
-        swept=new(problem, teams, width),
-    )
-
-
-def _from(problem: Problem, state: tuple[Tensor, ...], upstream: Tensor, grad: Tensor) -> Buffers:
-    """The buffers of a gradient from what a forward has left."""
-    upstream = upstream.to(accumulate_dtype(problem.input.dtype))
-    out = Outputs(grad=grad, grad_rows=upstream, grad_rows_stride=upstream.stride(0))
-    return _with_state(problem, Buffers(out), state)
-
-
-def _with_steps(
-    problem: Problem, buffers: Buffers, state: tuple[Tensor, ...], *, only_delta: bool = False
-) -> Buffers:
-    """The buffers and those that the learned perturbation needs, if there is one."""
-    if problem.steps is None:
-        return buffers
-    buffers = _with_state(problem, buffers, state, only_delta=only_delta)
-    outcome = new(problem, problem.input.shape[0], dtype=torch.int32)
-    return buffers.and_scratch(outcome=outcome)
+def _placed(problem: Problem, buffers: Buffers, layout: memory.Learned, state: Tensor) -> Buffers:
+    """The buffers and those within the state of a learned perturbation, and the memory beside it
+    that nobody asks for later."""
+    work = new(problem, layout.work.size, dtype=torch.uint8)
+    scratch: list[Any] = list(buffers.scratch)
+    for part, held in ((layout.state, state), (layout.work, work)):
+        begin = held.data_ptr()
+        for place, offset, _ in part.places:
+            scratch[place] = begin + offset
+    scratch[_TEAMS] = layout.teams
+    out = buffers.out
+    if layout.delta:
+        begin = state.data_ptr()
+        out = replaced(out, {"delta": begin + layout.delta, "slot": begin + layout.slot})
+    return Buffers(out, Scratch(*scratch), (state, work))

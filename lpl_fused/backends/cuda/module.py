@@ -11,30 +11,30 @@ import torch
 from torch import Tensor
 
 from ...problem import BinaryOptions, BinaryProblem, Options, Problem
-from ..native import BinaryOutputs, BinarySizes, Outputs, Sizes, load
+from ..native import BinaryOutputs, BinarySizes, Outputs, Place, Sizes, load
 
 
 class Scratch(NamedTuple):
     """What the kernels need beside; see csrc/cuda/call.h."""
 
-    losses: Tensor | None = None
-    penalty_weight: Tensor | None = None
-    order: Tensor | None = None
-    begin: Tensor | None = None
-    counts: Tensor | None = None
-    flags: Tensor | None = None
-    outcome: Tensor | None = None
-    groups: Tensor | None = None
+    losses: Place = None
+    penalty_weight: Place = None
+    order: Place = None
+    begin: Place = None
+    counts: Place = None
+    flags: Place = None
+    outcome: Place = None
+    groups: Place = None
     chunk: int = 1
     factor: Tensor | None = None
     factor_stride: int = 0
     part: Tensor | None = None
     threshold: Tensor | None = None
     powers: Tensor | None = None
-    head_columns: Tensor | None = None
-    head_numbers: Tensor | None = None
-    learned: Tensor | None = None
-    swept: Tensor | None = None
+    head_columns: Place = None
+    head_numbers: Place = None
+    learned: Place = None
+    swept: Place = None
     teams: int = 1
     perturbed: Tensor | None = None
 

@@ -26,7 +26,23 @@ WEIGHED = 4  # its rivals are summed, its steps are still to be taken
 INFINITY = float("inf")
 
 
-class Arguments(NamedTuple):
+class Kept:
+    """A tuple that several launches of a call are handed: what it is keyed by is found once (see
+    ../triton/launching.py). Those that are made of it (`_replace`) begin anew.
+
+    Tensors may be the addresses of their memory, which a launch past Triton's own takes for them;
+    `views` has them as they are, for a launch that has to know their types.
+    """
+
+    known: Any = None
+    views: Any = None
+
+    def typed(self) -> Any:
+        """With tensors."""
+        return self if self.views is None else self.views()
+
+
+class _Arguments(NamedTuple):
     """A lpl_fused.problem.Problem in kernel form, with its δ if there is one, and with what is
     known of its rows.
 
@@ -82,6 +98,11 @@ class Arguments(NamedTuple):
     penalties: Any  # (N,): what the penalty adds to the loss of each row
 
 
+class Arguments(_Arguments, Kept):
+    __doc__ = _Arguments.__doc__
+    _fields = _Arguments._fields  # where Triton looks for them
+
+
 class Numbers(NamedTuple):
     """What the solver knows of a row, in this order: Σ over rivals of e_j = exp(z_j − shift), then
     what its steps have made of it."""
@@ -102,7 +123,7 @@ POWERS = 10
 SERIES = 20
 
 
-class State(NamedTuple):
+class _State(NamedTuple):
     """Of rows that have their class for themselves, from which δ and the gradient are one sweep."""
 
     numbers: Any  # (N, NUMBERS)
@@ -111,7 +132,12 @@ class State(NamedTuple):
     outcome: Any  # (N,) int32
 
 
-class Groups(NamedTuple):
+class State(_State, Kept):
+    __doc__ = _State.__doc__
+    _fields = _State._fields  # where Triton looks for them
+
+
+class _Groups(NamedTuple):
     """The rows of each class; the first of them leads its group."""
 
     slot: Any  # (N,): the leader of a row's group
@@ -121,7 +147,12 @@ class Groups(NamedTuple):
     tickets: Any  # (2,), 0: programs that are done, of kernels of which the last one does more
 
 
-class Shared(NamedTuple):
+class Groups(_Groups, Kept):
+    __doc__ = _Groups.__doc__
+    _fields = _Groups._fields  # where Triton looks for them
+
+
+class _Shared(NamedTuple):
     """Of the solver of classes with several rows (kernels/group_solver.py).
 
     G is the most groups that a batch can have, K chunks of columns, M nodes, H exact classes. What
@@ -162,13 +193,17 @@ class Shared(NamedTuple):
     used: Any = None  # (N, M): the `gains` that the steps have been taken with
 
 
+class Shared(_Shared, Kept):
+    __doc__ = _Shared.__doc__
+    _fields = _Shared._fields  # where Triton looks for them
+
+
 class Reduced(NamedTuple):
     """Where the loss of a batch goes, and what it is divided by."""
 
     loss: Any
-    norm: Any  # where that goes, or None
-    mean: Any  # constexpr: it is the weights of the rows that count, else 1
-    normalizer: Any  # it, or None
+    norm: Any  # where that goes, the weights of the rows that count; or None
+    normalizer: Any  # what is known of it before, or None
 
 
 class Upstream(NamedTuple):

@@ -5,8 +5,10 @@ flight; not tuned on a GPU.
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -15,6 +17,39 @@ from ...phi import LOG
 from ...problem import BinaryProblem, Problem
 
 ENOUGH = 1024  # programs, for every multiprocessor to have some
+
+
+Asked = TypeVar("Asked", Problem, BinaryProblem)
+Made = TypeVar("Made")
+
+
+def by_form(
+    make: Callable[[Asked], Made], besides: Callable[[], tuple[Any, ...]] = tuple
+) -> Callable[[Asked], Made]:
+    """`make`, looked up for problems of a form it was made for: training repeats them. What it
+    gives nobody changes. `besides`: what else it depends on."""
+    kept: dict[Any, Made] = {}
+
+    @functools.wraps(make)
+    def known(problem: Asked) -> Made:
+        input, target = problem.input, problem.target
+        shape = input.shape
+        if type(shape[0]) is not int or type(shape[1]) is not int:
+            return make(problem)  # of a trace, which has no numbers yet
+        there = [part is None for part in problem[2:]]
+        more = target.dim(), target.stride(0), target.dtype, ENOUGH, *besides()
+        form = (shape, input.stride(0), input.dtype, *there, problem.options, *more)
+        found = kept.get(form)
+        if found is None:
+            if len(kept) >= _MOST_FORMS:
+                kept.clear()
+            found = kept[form] = make(problem)
+        return found
+
+    return known
+
+
+_MOST_FORMS = 256
 
 
 def power_of_two(n: int, least: int, most: int) -> int:
@@ -106,6 +141,7 @@ def _block(problem: Problem) -> tuple[int, int, int]:
     return 2048, 16, 4 if _PLAIN.serves(problem) else 2
 
 
+@by_form
 def row_meta(problem: Problem) -> dict[str, Any]:
     """One block for a row that fits the registers, else a sweep over smaller blocks."""
     most = 4096 if _heavy(problem) else 8192
@@ -117,11 +153,13 @@ def row_meta(problem: Problem) -> dict[str, Any]:
     return {**_tuned(problem, power_of_two(places, 16, most), 8), "ONE_BLOCK": True}
 
 
+@by_form
 def sweep_meta(problem: Problem) -> dict[str, Any]:
     """As row_meta, for a sweep, however short the row."""
     return _sweep(problem)
 
 
+@by_form
 def block_meta(problem: Problem) -> dict[str, Any]:
     """For programs that have one block of one row each."""
     block, each, _ = _block(problem)
@@ -141,12 +179,13 @@ def blocks_of(problem: Problem, meta: dict[str, Any]) -> int:
     return -(-_places(problem) // int(meta["BLOCK"]))
 
 
+@by_form
 def solver_meta(problem: Problem) -> dict[str, Any]:
     """As row_meta; at most HEAD rivals take their steps one by one, ORDER terms stand for all
     others: with the share of head_share as many as make steps exact.
     """
     classes, double = problem.input.shape[1], problem.input.dtype == torch.float64
-    found = row_meta(problem)
+    found = dict(row_meta(problem))
     if not (found["ONE_BLOCK"] or double or _heavy(problem)):
         # power sums of half as many logits of a thread leave room for twice as many programs
         found["BLOCK"] //= 2
@@ -174,6 +213,7 @@ def moved_meta(problem: Problem, meta: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+@by_form
 def grouping_meta(problem: Problem) -> dict[str, Any]:
     n = problem.input.shape[0]
     rows, block = power_of_two(n, 1, 16), power_of_two(n, 16, 128)
@@ -192,6 +232,7 @@ class GroupMeta(NamedTuple):
     move_groups: dict[str, Any]
 
 
+@by_form
 def group_meta(problem: Problem) -> GroupMeta:
     """Three rounds bring the error below the tolerance where the dose is 5, and mostly where it is
     10; they are not needed where all classes are exact.
@@ -225,12 +266,14 @@ def group_meta(problem: Problem) -> GroupMeta:
     )
 
 
+@by_form
 def column_meta(problem: Problem) -> dict[str, Any]:
     few = problem.input.dtype == torch.float64 or _crowded(problem)
     block = power_of_two(problem.input.shape[1], 16, 1024 if few else 2048)
     return meta(block, each=4 if few else 8, ample=not _PLAIN.serves(problem))
 
 
+@by_form
 def plain_meta(problem: Problem) -> dict[str, Any]:
     """A tile of several rows for few classes, of one row for many."""
     n, classes = problem.input.shape
@@ -251,6 +294,7 @@ def _binary_meta(problem: BinaryProblem, block: int, rows: int) -> dict[str, Any
     return {**meta(block, rows, each=4 if double else 8, ample=True), "ROWS": rows}
 
 
+@by_form
 def binary_tile_meta(problem: BinaryProblem) -> dict[str, Any]:
     """Tiles as wide as the classes allow; what is read of classes serves all tiles of a program."""
     n, classes = problem.input.shape
@@ -267,6 +311,7 @@ def binary_tile_meta(problem: BinaryProblem) -> dict[str, Any]:
     return {**_binary_meta(problem, block, rows), **turns, "STEP": 1}
 
 
+@by_form
 def binary_flat_meta(problem: BinaryProblem) -> dict[str, Any]:
     """For logits that need to know nothing of their row and their class: 16 bytes of a thread."""
     each, total = lane_of(problem.input), problem.input.numel()
@@ -283,10 +328,12 @@ def _turns(logits: int, tile: int, most: int) -> dict[str, Any]:
     return {"TURNS": power_of_two(min(most, logits // tile // ENOUGH), 1, 8)}
 
 
+@by_form
 def binary_mass_meta(problem: BinaryProblem) -> dict[str, Any]:
     return meta(power_of_two(problem.input.shape[1], 16, 2048))
 
 
+@by_form
 def binary_learned_meta(problem: BinaryProblem) -> dict[str, Any]:
     """Whole columns in registers where at least 16 of them fit side by side, a sector of memory
     in half precision and more; else tiles of them, half as high: of larger ones Triton 3.7 spills
@@ -311,13 +358,14 @@ class WalkMeta(NamedTuple):
     rest: dict[str, Any]
 
 
+@by_form
 def binary_walk_meta(problem: BinaryProblem) -> WalkMeta | None:
     """None where whole columns stay in registers, and in float64, where a walk left out too much.
 
     A leg of a hard class's steps adds up to 1.4, the first to 0.9.
     """
     classes = problem.input.shape[1]
-    rest = binary_learned_meta(problem)
+    rest = dict(binary_learned_meta(problem))
     if rest.pop("RESIDENT") or problem.input.dtype == torch.float64:
         return None
     block = power_of_two(classes, 16, 64)

@@ -360,8 +360,6 @@ def reduce_losses(problem, losses, reduced, n_rows):
     loss = tl.sum(total, 0)
     if reduced.norm is not None:
         norm = tl.sum(weight, 0)
-        if reduced.mean == 0:
-            norm = norm * 0 + 1
         tl.store(reduced.norm, norm.to(dtype))
         loss = loss / norm
     elif reduced.normalizer is not None:

@@ -6,6 +6,7 @@ learned    the learned perturbation's launches: statistics, steps, gradient
 binary     the sigmoid link
 arguments  a problem in kernel form
 launching  how a kernel is launched
+memory     parts of one memory
 
 No launcher waits for the device: what depends on data (labels, weights, step counts, the upstream
 gradient) is decided by kernels or by torch operations on the device. Sums over rows run in a fixed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from ...phi import LOG
 from ...problem import Options, Problem
 from ..buffers import new
 from ..kernels.arguments import DENSE, LABELS, ONE_LABEL, TERMS, Arguments, Groups, Shared
-from ..kernels.launch import column_meta, grouping_meta, lane_of, phased
+from ..kernels.launch import by_form, column_meta, grouping_meta, lane_of, phased
 from . import launching
 
 # what the kernels are told of, and what launchers do about the rest
@@ -35,13 +35,18 @@ _RAW = Path(
 _SHORTCUT = Path("triton, shortcut", Problem, _KERNELS.features - {"first", "classes"})
 
 
-def arguments_of(
-    problem: Problem,
-    terms: Tensor | None = None,
-    delta: Tensor | None = None,
-    unless: Tensor | None = None,
-) -> Arguments:
-    """The problem with what is known of its rows, and with δ of each."""
+class _Form(NamedTuple):
+    """What arguments of problems of a form have in common."""
+
+    values: tuple[Any, ...]  # of Arguments, without tensors
+    tensors: tuple[tuple[int, int], ...]  # places in Arguments, and in the Problem
+    one_sweep: bool  # it can be done in
+    measured: bool  # norms or penalties have to be known of its rows
+    known: dict[Any, Any]  # what launches are keyed by, by what tensors have beside
+
+
+@by_form
+def _form_of(problem: Problem) -> _Form:
     from triton.language import constexpr
 
     features = problem.features
@@ -59,8 +64,8 @@ def arguments_of(
         return None if value == off else number(value)
 
     norm, penalty = options.norm_p > 0, options.penalty
-    return Arguments(
-        input=problem.input,
+    values = Arguments(
+        input=None,
         input_stride=None if stride == width else stride,
         each=constexpr(each),
         phased=constexpr(phased(problem.input)),
@@ -69,26 +74,26 @@ def arguments_of(
         classes=width,
         first=None if whole else options.first,
         total=None if whole else problem.classes,
-        unless=unless,
-        terms=terms,
-        target=problem.target,
-        target_stride=problem.target.stride(0),
+        unless=None,
+        terms=None,
+        target=None,
+        target_stride=None,
         form=constexpr(form),
         spread=constexpr(problem.spread),
-        other=problem.other,
-        lam=problem.lam,
+        other=None,
+        lam=None,
         ignore_index=options.ignore_index,
-        weight=problem.weight,
-        sample_weight=problem.sample_weight,
-        smoothing=problem.smoothing,
+        weight=None,
+        sample_weight=None,
+        smoothing=None,
         label_smoothing=besides(0, options.label_smoothing),
-        scale=problem.scale,
-        offset=problem.offset,
-        margin=problem.margin,
-        rows=problem.rows,
-        row_index=problem.row_index,
-        row_count=None if problem.rows is None else problem.rows.shape[0],
-        delta=delta,
+        scale=None,
+        offset=None,
+        margin=None,
+        rows=None,
+        row_index=None,
+        row_count=None,
+        delta=None,
         slot=None,
         softcap=besides(0, options.softcap),
         norm_p=constexpr(options.norm_p) if norm else None,
@@ -103,10 +108,62 @@ def arguments_of(
         penalty_margin=number(options.penalty_margin) if penalty else None,
         penalty_unit=number(options.penalty_unit) if penalty else None,
         penalty_strength=number(options.penalty_strength) if penalty else None,
-        multiplier=problem.multiplier,
-        rho=problem.rho,
+        multiplier=None,
+        rho=None,
         penalties=None,
     )
+    tensors = tuple(
+        (Arguments._fields.index(name), place)
+        for place, name in enumerate(Problem._fields)
+        if name in Arguments._fields and isinstance(problem[place], Tensor)
+    )
+    return _Form(tuple(values), tensors, features <= _SHORTCUT.features, norm or penalty > 0, {})
+
+
+_TERMS, _DELTA, _UNLESS, _STRIDE, _COUNT = map(
+    Arguments._fields.index, ("terms", "delta", "unless", "target_stride", "row_count")
+)
+
+
+def arguments_of(
+    problem: Problem,
+    terms: Tensor | None = None,
+    delta: Tensor | None = None,
+    unless: Tensor | None = None,
+) -> Arguments:
+    """The problem with what is known of its rows, and with δ of each."""
+    return _arguments(_form_of(problem), problem, terms, delta, unless)
+
+
+def _arguments(
+    form: _Form,
+    problem: Problem,
+    terms: Tensor | None,
+    delta: Tensor | None,
+    unless: Tensor | None,
+) -> Arguments:
+    values = list(form.values)
+    for to, place in form.tensors:
+        values[to] = problem[place]
+    values[_TERMS], values[_DELTA], values[_UNLESS] = terms, delta, unless
+    values[_STRIDE] = problem.target.stride(0)
+    if problem.rows is not None:
+        values[_COUNT] = problem.rows.shape[0]
+    arguments = Arguments(*values)
+    beside = problem.target.dtype, values[_STRIDE], values[_COUNT], terms is None, delta is None
+    if unless is None and delta is None and (terms is None or terms.data_ptr() & 15 == 0):
+        places = [problem[place].data_ptr() for _, place in form.tensors]  # type: ignore[union-attr]
+        if all(places):  # what has no memory is looked at
+            which = *beside, *[place & 15 == 0 for place in places]
+            arguments.known = form.known.get(which)
+            if arguments.known is None and launching.past_triton():
+                if len(form.known) >= _MOST_KNOWN:
+                    form.known.clear()
+                form.known[which] = launching.key(arguments)
+    return arguments
+
+
+_MOST_KNOWN = 64
 
 
 def prepared(
@@ -114,14 +171,16 @@ def prepared(
 ) -> Arguments:
     """The problem with what its norm and its penalty want to know of each row, into `terms` if
     there is a place for them; for what is done in one sweep."""
-    _SHORTCUT.demand(problem)
-    n, options = problem.input.shape[0], problem.options
-    if not (options.norm_p > 0 or options.penalty):
-        return arguments_of(problem, unless=unless)
+    form = _form_of(problem)
+    if not form.one_sweep:
+        _SHORTCUT.demand(problem)
+    if not form.measured:
+        return _arguments(form, problem, None, None, unless)
     from ..kernels.forward import prepare_rows
 
+    n, options = problem.input.shape[0], problem.options
     known = new(problem, n, TERMS) if terms is None else terms
-    arguments, weight = arguments_of(problem, known, unless=unless), None
+    arguments, weight = _arguments(form, problem, known, None, unless), None
     if options.penalty:
         arguments = arguments._replace(penalties=new(problem, n))
         weight = penalty_weight(problem, normalizer(problem))
@@ -150,7 +209,7 @@ def group_rows(
     slot, count = Classes.of(problem)
     ordered, order = slot.sort(stable=True)
     found = slot, count, torch.searchsorted(ordered, slot), order
-    for place, part in zip(groups[:4], found, strict=True):
+    for place, part in zip(groups.typed()[:4], found, strict=True):
         place.copy_(part)
     if shared is not None:
         launching.launch(list_groups, (1,), *what, num_warps=4)

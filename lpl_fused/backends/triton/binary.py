@@ -214,7 +214,7 @@ def _run(
         if places.get("delta") is not None:
             places["delta"].zero_()  # type: ignore[union-attr]
         return None if found is None else found.new_zeros(0)
-    meta["DTYPE"] = _language_dtype(problem)
+    meta = {**meta, "DTYPE": _language_dtype(problem)}
     if tiles and flat:
         arguments = _in_rows(problem, meta["BLOCK"])
     else:

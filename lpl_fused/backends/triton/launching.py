@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...problem import BinaryProblem, Problem
+from ..kernels.arguments import Kept
 
 
 def interpreted() -> bool:
@@ -19,11 +21,14 @@ def interpreted() -> bool:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **meta: Any) -> None:
-    """Runs a kernel on the device of its first argument's tensor, if there is anything to do."""
+    """Runs a kernel on the device of its first argument's tensor, if there is anything to do.
+
+    Raises:
+        RuntimeError: a tensor has elements and no memory, as the native modules say (bindings.h).
+    """
     on = arguments[0]
     if grid[0] <= 0:
         return
-    check_memory(arguments)
     device = (on if isinstance(on, Tensor) else on.input).get_device()
     if device < 0 or device == torch.cuda.current_device():
         _run(device, kernel, grid, arguments, meta)
@@ -32,18 +37,22 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **meta: Any) -> 
             _run(device, kernel, grid, arguments, meta)
 
 
-def check_memory(arguments: tuple[Any, ...]) -> None:
-    """Raises for a tensor with elements and no memory, as the native modules do (bindings.h)."""
-    for value in arguments:
-        if isinstance(value, tuple):
-            check_memory(value)
-        elif isinstance(value, Tensor) and not value.data_ptr() and value.numel():
-            raise RuntimeError("a tensor without memory: its storage was freed")
+class _Direct(NamedTuple):
+    """A compiled kernel, and what every launch of it hands over."""
+
+    run: Any
+    what: tuple[Any, ...]
+    rest: tuple[Any, ...]  # its parameters behind the arguments
 
 
 # Compiled kernels by all that Triton specialises them by. Its own launch asks every time what that
 # is, option by option, and whether a global has changed since: four times what is asked here.
-_compiled: dict[Any, Any] = {}
+_compiled: dict[Any, _Direct] = {}
+
+
+def past_triton() -> bool:
+    """Whether there have been launches that can go past Triton's own: an interpreter's can not."""
+    return bool(_compiled)
 
 
 def _run(
@@ -53,32 +62,45 @@ def _run(
     arguments: tuple[Any, ...],
     meta: dict[str, Any],
 ) -> None:
-    key = device, kernel, _key(arguments), *meta.items()
-    compiled = _compiled.get(key)
-    if compiled is None or not _direct():
-        made = kernel[grid](*arguments, **meta, enable_fp_fusion=True)
+    # a kernel's own hash is one of its source
+    place = device, kernel.fn, key(arguments), *meta.items()
+    found = _compiled.get(place)
+    if found is None or not _direct():
+        typed = [each.typed() if isinstance(each, Kept) else each for each in arguments]
+        made = kernel[grid](*typed, **meta, enable_fp_fusion=True)
         if _can_run(made):
-            _compiled[key] = made
+            what = made.function, made.packed_metadata, None, None, None
+            names = kernel.arg_names[len(arguments) :]
+            _compiled[place] = _Direct(made.run, what, tuple(meta[name] for name in names))
         return
-    names = kernel.arg_names[len(arguments) :]
     sizes = (*grid, 1, 1)[:3]
     stream = _driver().active.get_current_stream(device)
-    what = compiled.function, compiled.packed_metadata, None, None, None
-    compiled.run(*sizes, stream, *what, *arguments, *[meta[name] for name in names])
+    found.run(*sizes, stream, *found.what, *arguments, *found.rest)
 
 
-def _key(values: tuple[Any, ...]) -> tuple[Any, ...]:
+# numbers of what kept tuples are keyed by
+_known: dict[Any, int] = {}
+_number = itertools.count()
+
+
+def key(values: tuple[Any, ...]) -> Any:
     """What a kernel is specialised by of arguments."""
+    kept = isinstance(values, Kept)
+    if kept and values.known is not None:  # type: ignore[attr-defined]
+        return values.known  # type: ignore[attr-defined]
     found: list[Any] = [type(values)]
     add = found.append
-    for value in values:
+    for value in values.typed() if kept else values:  # type: ignore[attr-defined]
         if value is None:
             add(None)
             continue
         kind = type(value)
-        if kind is Tensor:
+        if kind is Tensor or isinstance(value, Tensor):
+            place = value.data_ptr()
+            if not place and value.numel():
+                raise RuntimeError("a tensor without memory: its storage was freed")
             add(value.dtype)
-            add(value.data_ptr() & 15 == 0)
+            add(place & 15 == 0)
         elif kind is int:
             if -(1 << 31) <= value < 1 << 31:
                 add(1 if value == 1 else 16 if value & 15 == 0 else 32)
@@ -87,12 +109,14 @@ def _key(values: tuple[Any, ...]) -> tuple[Any, ...]:
         elif kind is float:
             add(kind)
         elif isinstance(value, tuple):
-            add(_key(value))
-        elif isinstance(value, Tensor):
-            add(value.dtype)
-            add(value.data_ptr() & 15 == 0)
+            add(key(value))
         else:  # a constant
             add((kind, getattr(value, "value", value)))
+    if kept:
+        # several threads may find a number at once, never two for a key
+        number = _known.setdefault(tuple(found), next(_number))
+        values.known = type(values), number  # type: ignore[attr-defined]
+        return values.known  # type: ignore[attr-defined]
     return tuple(found)
 
 

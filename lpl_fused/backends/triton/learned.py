@@ -8,7 +8,7 @@ the solvers do not know the loss under it (_SOLVED).
 
 from __future__ import annotations
 
-import math
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ from ..kernels.arguments import (
 )
 from ..kernels.launch import (
     blocks_of,
+    by_form,
     group_meta,
     moved_meta,
     plain_meta,
@@ -38,6 +39,7 @@ from ..kernels.launch import (
 from . import launching
 from .arguments import group_rows, prepared
 from .launching import number
+from .memory import Layout, Part
 
 # rows of which the solver gives all that is wanted, not only their δ
 _SOLVED = Path(
@@ -55,9 +57,45 @@ FEW_LOGITS = 1 << 16
 MOST_PLAIN, ENOUGH_NUMBERS = 256, 1 << 18
 
 
+@by_form
 def solves(problem: Problem) -> bool:
     """Whether the solver gives all that is wanted of a problem's rows, not only their δ."""
     return problem.steps is not None and _SOLVED.serves(problem)
+
+
+class _How:
+    """How the perturbation of problems of a form is learned."""
+
+    def __init__(self, problem: Problem) -> None:
+        n, classes = problem.input.shape
+        self.rows = n
+        number = accumulate_dtype(problem.input.dtype)
+        self.solver, self.plain = solver_meta(problem), plain_meta(problem)
+        self.steps, self.moved = steps_meta(self.solver), moved_meta(problem, self.solver)
+        self.blocks = blocks_of(problem, self.moved)
+        # rows of a class whose plain steps are taken in registers
+        few = classes <= self.plain["BLOCK"]
+        self.resident = int(self.plain["ROWS"]) if few else 0
+        parts = _rows_saved(n, self.solver["HEAD"], number)
+        self.groups = group_meta(problem) if solves_groups(problem) else None
+        self.chunks = self.pieces = 0
+        if self.groups is not None:
+            head, nodes = self.groups.head, self.groups.nodes
+            self.chunks = -(-classes // self.groups.block)
+            self.pieces = min(n // 2 * self.chunks, PROGRAMS)
+            parts += _groups_saved(n, number, head, nodes, self.chunks)
+            self.scratch = Layout(_groups_scratch(n, number, head, nodes, self.chunks))
+        self.saved = Layout(parts)
+        # what launches are keyed by, once one has found it
+        self.known: tuple[Any, ...] | None = None
+        self.known_scratch: Any = None
+
+
+def _other_than_form() -> tuple[Any, ...]:
+    return solver_meta, plain_meta, group_meta, FEW_LOGITS, PROGRAMS
+
+
+how = functools.partial(by_form, besides=_other_than_form)(_How)
 
 
 class Saved(NamedTuple):
@@ -66,56 +104,72 @@ class Saved(NamedTuple):
     rows: State
     groups: Groups
     shared: Shared | None  # classes with several rows, if they are solved
+    how: _How
 
     @staticmethod
     def size(problem: Problem) -> int:
         """Bytes of the memory."""
-        return sum(_bytes(part) for part in _saved_parts(problem))
+        return how(problem).saved.size
 
     @staticmethod
     def within(problem: Problem, memory: Tensor) -> Saved:
         """The parts of such memory."""
-        parts = _saved_parts(problem)
-        pieces = memory.split([_bytes(part) for part in parts])
-        found = [
-            piece[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
-            for piece, (shape, dtype) in zip(pieces, parts, strict=True)
-        ]
-        tickets, order, numbers, heads, changes, outcome, *of_groups = found
-        shared = None
-        if of_groups:
-            n, meta = problem.input.shape[0], group_meta(problem)
-            chunks = -(-problem.input.shape[1] // meta.block)
-            shared = Shared(n, n // 2, chunks, *of_groups)
-        rows = State(numbers, heads, changes, outcome)
-        slot, count, begin, places = order.unbind()
-        return Saved(rows, Groups(slot, count, begin, places, tickets), shared)
+        found = how(problem)
+        aligned = memory.data_ptr() & 15 == 0
+        if found.known is None or not aligned:
+            whole = _kept(found, found.saved.within(memory))
+            if aligned and launching.past_triton():
+                found.known = tuple(each and launching.key(each) for each in whole)
+            return Saved(*whole, found)
+        parts: list[Any] = found.saved.addresses(memory)
+        parts[_OUTCOME] = found.saved.part(memory, _OUTCOME)
+        whole = _kept(found, parts)
+
+        def views(place: int) -> Any:
+            return _kept(found, found.saved.within(memory))[place]
+
+        for place, (each, known) in enumerate(zip(whole, found.known, strict=True)):
+            if each is not None:
+                each.known, each.views = known, functools.partial(views, place)
+        return Saved(*whole, found)
 
 
-Part = tuple[tuple[int, ...], torch.dtype]
+def _kept(how: _How, parts: list[Any]) -> tuple[State, Groups, Shared | None]:
+    """What the parts of Saved's memory are."""
+    tickets, slot, count, begin, order, numbers, heads, changes, outcome, *of_groups = parts
+    rows, groups = (
+        State(numbers, heads, changes, outcome),
+        Groups(slot, count, begin, order, tickets),
+    )
+    if not of_groups:
+        return rows, groups, None
+    n = how.rows
+    return rows, groups, Shared(n, n // 2, how.chunks, *of_groups)
 
 
-def _saved_parts(problem: Problem) -> list[Part]:
-    """Shapes and dtypes of the parts of Saved, in their order."""
-    n, classes = problem.input.shape
-    head, number = solver_meta(problem)["HEAD"], accumulate_dtype(problem.input.dtype)
-    rows: list[Part] = [((2,), torch.int32), ((4, n), torch.int64), ((n, NUMBERS), number)]
-    rows += [((n, head), torch.int32), ((n, head), number), ((n,), torch.int32)]
-    if not solves_groups(problem):
-        return rows
-    meta, most = group_meta(problem), n // 2
-    chunks = -(-classes // meta.block)
-    groups: list[Part] = [((most + 1,), torch.int64), *[((most,), torch.int32)] * 2]
-    groups += [((most, chunks), torch.int32), ((n, meta.head), torch.int32)]
-    groups += [((n,), number)] * 4 + [((n, meta.nodes), number)] * 2
-    groups += [((most, meta.head), number), ((most, 4, meta.nodes), number), ((most, 2), number)]
-    return rows + groups
+def _rows_saved(n: int, head: int, number: torch.dtype) -> tuple[Part, ...]:
+    return (
+        ((2,), torch.int32),
+        *[((n,), torch.int64)] * 4,
+        ((n, NUMBERS), number),
+        *(((n, head), torch.int32), ((n, head), number), ((n,), torch.int32)),
+    )
 
 
-def _bytes(part: Part) -> int:
-    """Of a part, which begins and ends at a multiple of 16, as a kernel is compiled for."""
-    shape, dtype = part
-    return -(-math.prod(shape) * dtype.itemsize // 16) * 16
+_OUTCOME = 8  # its place among them
+
+
+def _groups_saved(
+    n: int, number: torch.dtype, head: int, nodes: int, chunks: int
+) -> tuple[Part, ...]:
+    most = n // 2
+    return (
+        *(((most + 1,), torch.int64), ((most,), torch.int32), ((most,), torch.int32)),
+        *(((most, chunks), torch.int32), ((n, head), torch.int32)),
+        *[((n,), number)] * 4,
+        *[((n, nodes), number)] * 2,
+        *(((most, head), number), ((most, 4, nodes), number), ((most, 2), number)),
+    )
 
 
 def solves_groups(problem: Problem) -> bool:
@@ -142,19 +196,18 @@ def take_steps(
     gradients are made of. The classes that are left take theirs in `finish`."""
     from ..kernels.solver import step_rows, weigh_rivals
 
-    n, meta = problem.input.shape[0], solver_meta(problem)
-    shared = saved.shared and _with_scratch(problem, saved.shared)
-    resident = _resident(problem)
-    group_rows(problem, arguments, saved.groups, shared, resident)
-    how = {"NORMALIZE": problem.options.normalize}
+    n, how = problem.input.shape[0], saved.how
+    shared = saved.shared and _with_scratch(problem, saved.shared, how)
+    group_rows(problem, arguments, saved.groups, shared, how.resident)
+    kind = {"NORMALIZE": problem.options.normalize}
     steps, step_size = problem.steps, number(problem, problem.options.step_size)
     asked = steps, step_size, saved.rows
-    rows = (arguments, saved.groups, *asked, shared, resident, losses)
-    launching.launch(weigh_rivals, (n,), *rows, **how, **meta)
-    launching.launch(step_rows, (n,), arguments, *asked, losses, **how, **steps_meta(meta))
+    rows = (arguments, saved.groups, *asked, shared, how.resident, losses)
+    launching.launch(weigh_rivals, (n,), *rows, **kind, **how.solver)
+    launching.launch(step_rows, (n,), arguments, *asked, losses, **kind, **how.steps)
     if shared is not None:
         what = arguments, saved.groups, steps, step_size, shared
-        _solve_groups(problem, what, saved.rows.outcome, losses)
+        _solve_groups(how, what, saved.rows.outcome, losses)
 
 
 def finish(
@@ -179,7 +232,7 @@ def finish(
     direction = new(problem, n if by_row else programs, classes) if normalize else None
     steps, step_size = problem.steps, number(problem, problem.options.step_size)
     what = (arguments, saved.groups, steps, step_size, saved.rows.outcome, work)
-    whose = wanted._replace(delta=None), upstream, reduced
+    whose = wanted._replace(delta=None) if by_row else wanted, upstream, reduced
     launching.launch(
         plain_steps,
         (programs,),
@@ -188,17 +241,11 @@ def finish(
         direction,
         *whose,
         n,
-        _resident(problem),
+        saved.how.resident,
         BY_ROW=by_row,
         NORMALIZE=normalize,
-        **plain_meta(problem),
+        **saved.how.plain,
     )
-
-
-def _resident(problem: Problem) -> int:
-    """Rows of a class whose plain steps are taken in registers."""
-    meta = plain_meta(problem)
-    return int(meta["ROWS"]) if problem.input.shape[1] <= meta["BLOCK"] else 0
 
 
 def move(
@@ -208,15 +255,15 @@ def move(
     from ..kernels.group_solver import move_groups
     from ..kernels.solver import move_rows
 
-    n, meta = problem.input.shape[0], moved_meta(problem, solver_meta(problem))
+    n, how = problem.input.shape[0], saved.how
     whither = upstream, wanted.grad, wanted.delta
-    grid = (n, blocks_of(problem, meta))
-    launching.launch(move_rows, grid, arguments, saved.groups, saved.rows, *whither, **meta)
+    grid = (n, how.blocks)
+    launching.launch(move_rows, grid, arguments, saved.groups, saved.rows, *whither, **how.moved)
     if saved.shared is not None:
+        assert how.groups is not None
         steps, step_size = problem.steps, number(problem, problem.options.step_size)
         what = (arguments, saved.groups, steps, step_size, saved.shared, saved.rows.outcome)
-        pieces = (min(saved.shared.most * saved.shared.chunks, PROGRAMS),)
-        launching.launch(move_groups, pieces, *what, *whither, **group_meta(problem).move_groups)
+        launching.launch(move_groups, (how.pieces,), *what, *whither, **how.groups.move_groups)
 
 
 def with_learned(
@@ -230,7 +277,7 @@ def with_learned(
     wanted = Wanted(delta=delta)
     move(problem, arguments, saved, Upstream(), wanted)
     finish(problem, arguments, saved, wanted, Upstream())
-    return arguments._replace(delta=delta, slot=saved.groups.slot), saved.rows.outcome
+    return arguments._replace(delta=delta, slot=saved.groups.typed().slot), saved.rows.outcome
 
 
 def solve(
@@ -254,48 +301,53 @@ def gradient(
     finish(problem, arguments, saved, wanted, upstream)
 
 
-def reduction(problem: Problem) -> tuple[Reduced, Tensor]:
-    """Where the loss of a batch goes, and what it is divided by."""
-    from triton.language import constexpr
-
-    normalizer = problem.normalizer
-    norm = new(problem) if normalizer is None else None
-    mean = constexpr(problem.options.reduction == MEAN)
-    reduced = Reduced(new(problem), norm, mean, normalizer)
-    return reduced, norm if normalizer is None else normalizer  # type: ignore[return-value]
+def reduction(problem: Problem) -> tuple[Reduced, Tensor | None]:
+    """Where the loss of a batch goes, and what it is divided by, if it is."""
+    averages = problem.options.reduction == MEAN
+    norm = new(problem) if averages and problem.normalizer is None else None
+    reduced = Reduced(new(problem), norm, problem.normalizer)
+    return reduced, problem.normalizer if norm is None else norm
 
 
-def _solve_groups(
-    problem: Problem, what: tuple[Any, ...], outcome: Tensor, losses: Tensor | None
-) -> None:
+def _solve_groups(how: _How, what: tuple[Any, ...], outcome: Tensor, losses: Tensor | None) -> None:
     """All steps of the classes with several rows for which that costs less than plain ones."""
     from ..kernels.group_solver import move_tail, split_columns
 
-    meta, shared = group_meta(problem), what[-1]
-    pieces = (min(shared.most * shared.chunks, PROGRAMS),)
+    meta, pieces = how.groups, (how.pieces,)
+    assert meta is not None
     launching.launch(split_columns, pieces, *what, **meta.split_columns)
     for turn in range(meta.rounds):
         which = {"ROUND": turn, "LAST": turn == meta.rounds - 1}
         launching.launch(move_tail, pieces, *what, outcome, losses, **which, **meta.move_tail)
 
 
-def _with_scratch(problem: Problem, shared: Shared) -> Shared:
-    """With the memory that only the solving of groups needs."""
-    meta = group_meta(problem)
-    n, nodes = problem.input.shape[0], meta.nodes
-    lift, tail, slope, way, inverse, rest = new(problem, 6, n).unbind()
-    gains, used = new(problem, 2, n, nodes).unbind()
-    return shared._replace(
-        listed=new(problem, shared.most, meta.head, dtype=torch.int32),
-        lift=lift,
-        tail=tail,
-        slope=slope,
-        way=way,
-        inverse=inverse,
-        rest=rest,
-        exact=new(problem, n, meta.head),
-        partial=new(problem, shared.chunks, nodes, n),
-        squares=new(problem, shared.most, shared.chunks, nodes),
-        gains=gains,
-        used=used,
+# fields of Shared before those that only the solving needs
+_KEPT = Shared._fields.index("listed")
+
+
+def _groups_scratch(
+    n: int, number: torch.dtype, head: int, nodes: int, chunks: int
+) -> tuple[Part, ...]:
+    most = n // 2
+    return (
+        ((most, head), torch.int32),
+        *[((n,), number)] * 6,
+        *(((n, head), number), ((chunks, nodes, n), number), ((most, chunks, nodes), number)),
+        *[((n, nodes), number)] * 2,
     )
+
+
+def _with_scratch(problem: Problem, shared: Shared, how: _How) -> Shared:
+    """With the memory that only the solving of groups needs."""
+    memory = new(problem, how.scratch.size, dtype=torch.uint8)
+
+    def views() -> Shared:
+        return Shared(*shared.typed()[:_KEPT], *how.scratch.within(memory))
+
+    if shared.views is None:
+        return views()
+    whole = Shared(*shared[:_KEPT], *how.scratch.addresses(memory))
+    whole.known, whole.views = how.known_scratch, views
+    if whole.known is None:
+        how.known_scratch = launching.key(whole)
+    return whole

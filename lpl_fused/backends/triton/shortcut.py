@@ -34,26 +34,27 @@ def forward(
         return _learned(problem, want_grad, final)._replace(steps=steps, statistics=found)
     input = problem.input
     n = input.shape[0]
-    norm = normalizer(problem)
+    norm = normalizer(problem) if divides(problem) else None
     losses = new(problem, n)
     terms = new(problem, n, TERMS) if leaves_terms(problem, want_grad, final) else None
     grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
     wanted = Wanted(losses=losses, terms=terms, grad=grad)
-    _sweep(problem, wanted, Upstream(norm=norm if divides(problem) else None))
+    _sweep(problem, wanted, Upstream(norm))
     return Forward(_reduced(problem, losses, norm), norm, terms, grad, steps, statistics=found)
 
 
-def _reduced(problem: Problem, losses: Tensor, norm: Tensor) -> Tensor:
+def _reduced(problem: Problem, losses: Tensor, norm: Tensor | None) -> Tensor:
     loss = losses if problem.options.reduction == NONE else losses.sum()
-    return loss / norm if divides(problem) else loss
+    return loss if norm is None else loss / norm
 
 
 def _learned(problem: Problem, want_grad: bool, final: bool) -> Forward:
     """`forward` of a problem that the solver solves."""
     n = problem.input.shape[0]
     losses, reduced = new(problem, n), None
+    norm: Tensor | None
     if problem.options.reduction == NONE or n == 0:
-        norm = normalizer(problem)
+        norm = normalizer(problem) if divides(problem) else None
     else:
         reduced, norm = learned.reduction(problem)
     memory, saved, arguments = learned.solve(problem, losses)
@@ -62,7 +63,7 @@ def _learned(problem: Problem, want_grad: bool, final: bool) -> Forward:
     if not want_grad:
         return Forward(loss, norm, state=() if final else (memory,))
     grad = new(problem, *problem.input.shape, dtype=problem.input.dtype)
-    upstream = Upstream(norm=norm if divides(problem) else None)
+    upstream = Upstream(norm)
     learned.gradient(problem, arguments, saved, upstream, grad)
     return Forward(loss, norm, grad=grad)
 

@@ -1,0 +1,77 @@
+"""What kernels have beside logits, losses and gradients: parts of one memory, by their places.
+
+An allocation, and each view of one, costs the host as much as reading a whole call; an address
+within is a number.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+from ...algebra import learned
+from ...problem import Problem, accumulate_dtype
+from ..native import DTYPES
+from .module import Scratch, native
+
+_LINE = 256  # bytes that every part begins at a multiple of
+
+
+class Layout(NamedTuple):
+    """Bytes of a memory, and of its parts the place of their field, where they begin, and bytes."""
+
+    size: int
+    places: tuple[tuple[int, int, int], ...]
+
+    @staticmethod
+    def of(parts: dict[str, int], fields: tuple[str, ...]) -> Layout:
+        """Of so many bytes each; a part of none is not there."""
+        places, size = [], 0
+        for name, wanted in parts.items():
+            if wanted:
+                places.append((fields.index(name), size, wanted))
+                size += -(-wanted // _LINE) * _LINE
+        return Layout(size, tuple(places))
+
+
+class Learned(NamedTuple):
+    """Of a problem with steps."""
+
+    state: Layout  # the numbers of rows, heads and classes: what a gradient is made of
+    work: Layout  # what nobody asks for later
+    teams: int  # rows that take plain steps at once, each with memory for its δ
+    delta: int  # where in the state δ (N, C) is, for kernels that want it; 0: it is not
+    slot: int
+
+
+def of_learned(problem: Problem, delta: bool) -> Learned:
+    """`delta`: it is kept with the state."""
+    input = problem.input
+    n, width = input.shape
+    return _of_learned(int(n), int(width), input.dtype, input.get_device(), delta)
+
+
+@functools.lru_cache(maxsize=64)
+def _of_learned(n: int, width: int, dtype: torch.dtype, device: int, delta: bool) -> Learned:
+    code, number = DTYPES[dtype], accumulate_dtype(dtype).itemsize
+    heads, teams = n * min(learned.HEADS, width), min(n, native().most_teams(device))
+    state = {
+        "learned": n * native().learned_bytes(code),
+        "head_columns": 4 * heads,
+        "head_numbers": number * heads,
+        "order": 8 * n,
+        "begin": 8 * n,
+        "counts": 8 * n,
+        "flags": 32,
+        "groups": native().group_bytes(n, width, code),
+    }
+    kept = Layout.of(state, Scratch._fields)
+    work = Layout.of({"swept": number * teams * width, "outcome": 4 * n}, Scratch._fields)
+    if not delta:
+        return Learned(kept, work, teams, 0, 0)
+    beside = Layout.of({"delta": number * n * width, "slot": 8 * n}, ("delta", "slot"))
+    first, second = ([begin for _, begin, _ in beside.places] + [0, 0])[:2]
+    size = kept.size
+    return Learned(kept._replace(size=size + beside.size), work, teams, size + first, size + second)
