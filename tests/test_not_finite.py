@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lpl_fused import Focal, LogitClip, MixedTarget, Perturbation, RebalancedWeight, losses
 from lpl_fused import functional as LF
-from lpl_fused.backends import BACKENDS, REFERENCE, has_multilabel
+from lpl_fused.backends import BACKENDS, REFERENCE, cpp, has_multilabel
 
 N = 6
 IGNORED = torch.tensor([1, -100, 3, 1, -100, 0])
@@ -82,6 +82,37 @@ def test_ignored_rows_contribute_nothing(
         assert not gradient[[1, 4]].any(), gradient[[1, 4]]
         if upstream in ("one", "half"):
             assert gradient[[0, 2, 3, 5]].isfinite().all()
+
+
+@pytest.mark.skipif(cpp.unavailable() is not None, reason="C++ backend not built")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("classes", [10, 70])
+def test_a_nan_is_one_whatever_its_bits(classes: int, dtype: torch.dtype) -> None:
+    """A GPU's has all of them set."""
+    numbers = torch.int64 if dtype == torch.float64 else torch.int32
+    usual = torch.tensor(BAD["nan"], dtype=dtype).view(numbers)
+    labels = torch.zeros(N, classes)
+    losses_ = {
+        **LOSSES,
+        "labels": lambda u, r, b: LF.binary_cross_entropy_with_logits(
+            u, labels, reduction=r, backend=b
+        ).sum(),
+        "labels, lpl": lambda u, r, b: LF.lpl_binary_cross_entropy_with_logits(
+            u, labels, steps(classes), step_size=0.3, reduction=r, backend=b
+        ).sum(),
+    }
+    for name, loss in losses_.items():
+        found = []
+        for bits in (usual, usual | 1, usual | 0xFFFF, torch.full_like(usual, -1)):
+            logits = rows(classes, dtype)
+            logits[0].view(numbers)[5] = bits
+            leaf = logits.requires_grad_()
+            made = loss(leaf, "none", "cpp")
+            gradient = torch.autograd.grad(made.sum(), leaf)[0]
+            found.append((made.isnan(), gradient.isnan()))
+        assert found[0][0].any(), name
+        for one in found[1:]:
+            assert all(map(torch.equal, one, found[0])), name
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])

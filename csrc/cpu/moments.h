@@ -32,8 +32,8 @@ struct GroupOf<double> {
 
 inline Floats exp_of(Floats x) {
   Floats shifted;
-  const Floats p = exp_near_zero(split_power<float>(x, shifted));
-  const Floats y = (Floats)((FloatBits)p + ((FloatBits)shifted << 23));
+  const Floats p = exp_near_zero(split_power<float, 127>(x, shifted));
+  const Floats y = p * (Floats)((FloatBits)shifted << 23);
   return x < -87.33654f ? Floats{} : y;
 }
 inline Lanes exp_of(Lanes x) {

@@ -63,16 +63,16 @@ inline V polynomial(V x, C first, More... more) {
   return first + x * polynomial(x, more...);
 }
 
-// e^x = 2^n·e^r with |r| ≤ ln2/2; n stands in the low bits of `shifted`.
-template <typename Acc, typename V>
+// e^x = 2^n·e^r with |r| ≤ ln2/2; n + Bias stands in the low bits of `shifted`.
+template <typename Acc, int Bias, typename V>
 inline V split_power(V x, V& shifted) {
   if constexpr (sizeof(Acc) == 4) {
-    shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5·2^23: rounds to integer
-    const V n = shifted - 12582912.0f;
+    shifted = x * 1.44269504088896341f + (12582912.0f + Bias);  // 1.5·2^23: rounds to integer
+    const V n = shifted - (12582912.0f + Bias);
     return (x - n * 0.693359375f) + n * 2.12194440e-4f;
   } else {
-    shifted = x * 1.4426950408889634074 + 6755399441055744.0;  // 1.5·2^52
-    const V n = shifted - 6755399441055744.0;
+    shifted = x * 1.4426950408889634074 + (6755399441055744.0 + Bias);  // 1.5·2^52
+    const V n = shifted - (6755399441055744.0 + Bias);
     return (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
   }
 }
@@ -99,29 +99,30 @@ inline V exp_near_zero(V r) {
   }
 }
 
-// e^x to about one unit in the last place for x ≤ 88; 0 below the smallest normal number.
+// e^x to about one unit in the last place for x ≤ 88; 0 below the smallest normal number. A product
+// with 2^n, as a sum of exponents makes numbers of a nan that has bits at its end (a GPU's has).
 inline float exp_of(float x) {
   float shifted;
-  const float p = exp_near_zero(split_power<float>(x, shifted));
-  const uint32_t y = bit_cast<uint32_t>(p) + (bit_cast<uint32_t>(shifted) << 23);
+  const float p = exp_near_zero(split_power<float, 127>(x, shifted));
+  const float y = p * bit_cast<float>(bit_cast<uint32_t>(shifted) << 23);
   // bits, not a choice: that would become one in all that is made of y
-  return bit_cast<float>(y & -uint32_t(!(x < -87.33654f)));
+  return bit_cast<float>(bit_cast<uint32_t>(y) & -uint32_t(!(x < -87.33654f)));
 }
 
 // The same for double, x ≤ 709.
 inline double exp_of(double x) {
   double shifted;
-  const double p = exp_near_zero<13>(split_power<double>(x, shifted));
-  const double y = bit_cast<double>(bit_cast<uint64_t>(p) + (bit_cast<uint64_t>(shifted) << 52));
+  const double p = exp_near_zero<13>(split_power<double, 1023>(x, shifted));
+  const double y = p * bit_cast<double>(bit_cast<uint64_t>(shifted) << 52);
   return x < -708.39 ? 0.0 : y;
 }
 
 // e^x to 1e-7 of it, in fewer operations, for −87 ≤ x ≤ 88.
 inline float rough_exp_of(float x) {
-  const float shifted = x * 1.44269504088896341f + 12582912.0f;
-  const float r = x - (shifted - 12582912.0f) * 0.693147180559945f;
+  const float shifted = x * 1.44269504088896341f + 12583039.0f;  // as above
+  const float r = x - (shifted - 12583039.0f) * 0.693147180559945f;
   const float p = polynomial(r, 1.0f, 1.0f, 0.4999923f, 0.16667116f, 0.04189033f, 0.008312501f);
-  return bit_cast<float>(bit_cast<uint32_t>(p) + (bit_cast<uint32_t>(shifted) << 23));
+  return p * bit_cast<float>(bit_cast<uint32_t>(shifted) << 23);
 }
 inline double rough_exp_of(double x) {
   return exp_of(x);
@@ -152,8 +153,8 @@ template <bool Precise, typename V>
 inline V exp_of(V x) {
   using Bits = typename std::conditional<sizeof(V) == sizeof(LaneBits), LaneBits, PackBits>::type;
   V shifted;
-  const V p = exp_near_zero<Precise ? 13 : 9>(split_power<double>(x, shifted));
-  const V y = (V)((Bits)p + ((Bits)shifted << 52));
+  const V p = exp_near_zero<Precise ? 13 : 9>(split_power<double, 1023>(x, shifted));
+  const V y = p * (V)((Bits)shifted << 52);
   return x < -708.39 ? V{} : y;
 }
 
