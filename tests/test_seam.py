@@ -267,3 +267,28 @@ def test_an_offset_of_all_logits_leaves_the_digits(backend: str) -> None:
             testing.Case(input, labels, {"step_size": 0.3}, torch.full((CLASSES,), 3)),
         ):
             check(case, backend, by_parts(lambda width: cut(width, 3)))
+
+
+@pytest.mark.parametrize("offset", [100.0, -100.0, 1e4, -1e4])
+def test_delta_keeps_its_digits_beside_an_offset(backend: str, offset: float) -> None:
+    """Where plain PyTorch rounds z + δ as it rounds z: a thousandth at 1e4."""
+    draw = Draw(6, CLASSES, seed=20)
+    input = (draw.input().float() + offset).double()  # held exactly by float32
+    steps = torch.arange(CLASSES) % 5 - 2
+    each, few = torch.tensor([2, 4, 16, 0, 8, 7]), torch.tensor([2, 4, 2, 2, 4, -100])
+    for labels, keywords in (
+        (each, {}),
+        (few, {"normalize": True}),
+        (few, {"label_smoothing": 0.1}),
+        (each, {"label_smoothing": 0.2, "phi": Focal(2.0)}),
+    ):
+        keywords = {"step_size": 0.7, "reduction": "none", **keywords}
+        case = testing.Case(input, labels, keywords, steps)
+        factors = upstream(torch.empty(len(labels)))
+        truth = testing.evaluate(case, "reference", factors)
+        run = by_parts(lambda width: cut(width, 3))
+        found = run(case.to(torch.float32), backend, factors)
+        pairs = [(found.loss, truth.loss), (found.grads["input"], truth.grads["input"])]
+        for value, exact in pairs:
+            off = (value.cpu().double() - exact).abs().max() / exact.abs().max()
+            assert off <= 1e-6, (keywords, float(off))

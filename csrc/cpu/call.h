@@ -207,17 +207,15 @@ struct Call {
   // exponentials() has found; z and capped are scratch.
   void block_again(i64 i, Acc length, Acc shift, i64 lo, i64 size, Acc* z, Acc* capped,
                    Acc* e) const {
-    exp_sum(perturbed(i, nullptr, lo, size, length, z, capped), shift, e, size, -1);
+    exp_sum(perturbed(i, lo, size, length, z, capped), shift, e, size, -1);
   }
 
-  // z of a block of row i, whose norm makes its logits `length` times as long, plus `delta` (of the
-  // block; may be null): the logits themselves, or `z`, with the bounded ones in `capped` if there
-  // is a softcap.
-  const Acc* perturbed(i64 i, const Acc* delta, i64 lo, i64 size, Acc length, Acc* z,
-                       Acc* capped) const {
-    const Acc* row = delta ? nullptr : unperturbed(i, length);
+  // z of a block of row i, whose norm makes its logits `length` times as long: the logits
+  // themselves, or `z`, with the bounded ones in `capped` if there is a softcap.
+  const Acc* perturbed(i64 i, i64 lo, i64 size, Acc length, Acc* z, Acc* capped) const {
+    const Acc* row = unperturbed(i, length);
     if (row) return row + lo;
-    perturb(i, delta, lo, size, length, z, capped);
+    perturb(i, nullptr, lo, size, length, z, capped);
     return z;
   }
 

@@ -79,7 +79,7 @@ class PartGradient {
   // dL/dz of a block.
   void at_logits(i64 i, i64 lo, i64 size, Acc upstream) {
     const Terms<Acc>& terms = rows_.terms(i);
-    const Acc strength = upstream * terms.strength, shift = terms.shift;
+    const Acc strength = upstream * terms.strength, shift = rows_.shift(i);
     const Acc* z = rows_.z(i, lo, size);
     Acc* d = d_.data();
     LPL_SIMD
@@ -97,6 +97,7 @@ class PartGradient {
   void pull(i64 i, i64 lo, i64 size, Acc uniform, const Acc* z) {
     const Terms<Acc>& terms = rows_.terms(i);
     const Acc* w = rows_.weights(i, lo, size);
+    const Acc shift = rows_.shift(i);
     Acc* d = d_.data();
     if (p_.phi == Phi::log) {
       LPL_SIMD
@@ -105,7 +106,7 @@ class PartGradient {
     }
     for (i64 j = 0; j < size; ++j) {
       if (w[j] == 0) continue;
-      const Acc ell = terms.log_total - (z[j] - terms.shift);
+      const Acc ell = terms.log_total - (z[j] - shift);
       d[j] -= uniform * w[j] * phi_of(ell, p_.phi, Acc(p_.phi_parameter)).slope;
     }
   }

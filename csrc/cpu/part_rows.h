@@ -34,12 +34,22 @@ class PartRows {
   i64 own(i64 i) const { return p.target ? call.column(p.target[i]) : -1; }
   i64 other(i64 i) const { return p.other ? call.column(p.other[i]) : -1; }
 
-  // z of a block of row i; in scratch of this object's, or the logits themselves.
+  // z of a block of row i, less `base`; in scratch of this object's, or the logits themselves.
   const Acc* z(i64 i, i64 lo, i64 size) {
-    const Acc* delta = static_cast<const Acc*>(known_.delta);
-    if (delta) delta += i * c + lo;
-    return call.perturbed(i, delta, lo, size, terms(i).factor, z_.data(), capped_.data());
+    const Acc* z = call.perturbed(i, lo, size, terms(i).factor, z_.data(), capped_.data());
+    if (!known_.delta) return z;
+    const Acc* delta = static_cast<const Acc*>(known_.delta) + i * c + lo;
+    const Acc less = base(i);
+    Acc* moved = z_.data();
+    LPL_SIMD
+    for (i64 j = 0; j < size; ++j) moved[j] = (z[j] - less) + delta[j];
+    return moved;
   }
+
+  // Under a δ the shift of the row's terms, else 0: of logits far from 0 δ keeps its digits so.
+  Acc base(i64 i) const { return known_.delta ? terms(i).shift : Acc(0); }
+  // The shift of the terms, less the base.
+  Acc shift(i64 i) const { return known_.delta ? Acc(0) : terms(i).shift; }
 
   // Such a block with one of its numbers left out, in scratch: at −∞.
   const Acc* without(i64 place, const Acc* block, i64 size) {

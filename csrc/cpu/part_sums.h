@@ -150,7 +150,9 @@ class PartSums {
                        : sum_over<Acc>(size, [=](i64 j) { return w[j] * (z[j] - from); });
       if (normed) spread += dot(w, x_.data(), size);
     });
-    leave(i, shift, rest, z_at[0], z_at[1], mass, pull, along, x_at[0], x_at[1], spread);
+    const double base = rows_.base(i);
+    leave(i, shift + base, rest, z_at[0] + base, z_at[1] + base, mass, pull, along, x_at[0],
+          x_at[1], spread);
   }
 
   static double dot(const Acc* a, const Acc* b, i64 size) {
@@ -160,6 +162,7 @@ class PartSums {
   void detail(i64 i) {
     if (call_.nothing(i)) return leave(i, 0, 0, 0, 0, 0);
     const Terms<Acc>& terms = rows_.terms(i);
+    const Acc shift = rows_.shift(i);
     const bool normed = p_.norm_p > 0, bent = rows_.spread && p_.phi != Phi::log;
     double value = 0, slope = 0, along = 0, penalty = 0, push = 0;
     for_blocks([&](i64 lo, i64 size) {
@@ -170,7 +173,7 @@ class PartSums {
         for (i64 j = 0; j < size; ++j) {
           if (p_.dense && w[j] == 0) continue;
           const PhiValue<Acc> phi =
-              phi_of(terms.log_total - (z[j] - terms.shift), p_.phi, Acc(p_.phi_parameter));
+              phi_of(terms.log_total - (z[j] - shift), p_.phi, Acc(p_.phi_parameter));
           value += double(w[j]) * phi.value;
           slope += double(w[j]) * phi.slope;
           if (normed) along += double(w[j] * phi.slope) * x_[j];

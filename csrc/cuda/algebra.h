@@ -18,6 +18,7 @@ struct Row {
   bool outside;      // its label or row index is out of range
   Acc hard, other_hard, uniform, margin;
   const Acc *extra, *delta;  // (C,), null where there is none
+  Acc base;                  // what is taken off z before δ is added: see Algebra::centre
   Acc factor, length, bend;  // its norm: logits are `factor` times as long
   Acc per_length;            // 1/length, 0 where that is 0
   bool finite;               // known: its logits are
@@ -150,13 +151,23 @@ class Algebra {
     return r;
   }
 
+  // Under a δ z is less the shift of the row's terms, `t`, which has none left: of logits far from 0
+  // δ keeps its digits so.
+  LPL_DEVICE Terms<Acc> centre(Row<Acc>& r, Terms<Acc> t) const {
+    if (has(kMove) && r.delta) {
+      r.base = t.shift;
+      t.shift = 0;
+    }
+    return t;
+  }
+
   // v = softcap·tanh(T(u)/softcap)
   LPL_DEVICE Acc bounded(Acc u, const Row<Acc>& r) const {
     const Acc x = has(kLength) ? u * r.factor : u;
     return has(kRest) && softcap_ > 0 ? softcap_ * std::tanh(x / softcap_) : x;
   }
 
-  // z = (scale·v + offset + rows[r] − margin[y]·1[j = y])/temperature + δ
+  // z = ((scale·v + offset + rows[r] − margin[y]·1[j = y])/temperature − base) + δ
   LPL_DEVICE Acc perturbed(Acc u, int j, const Row<Acc>& r) const {
     expect(exists(j));
     Acc z = bounded(u, r);
@@ -167,7 +178,7 @@ class Algebra {
     if (has(kRest) && r.extra) z += r.extra[j];
     if (j == r.label) z -= r.margin;
     if (has(kTables)) z *= inverse_temperature_;
-    if (has(kMove) && r.delta) z += r.delta[j];
+    if (has(kMove) && r.delta) z = (z - r.base) + r.delta[j];
     return z;
   }
 
@@ -212,7 +223,8 @@ class Algebra {
 #pragma unroll
       for (int v = 0; v < kSize; ++v) z[v] *= inverse_temperature_;
     }
-    if (has(kMove) && r.delta) each<kSize, Kind>(r.delta, first, [&](int v, Acc x) { z[v] += x; });
+    if (has(kMove) && r.delta)
+      each<kSize, Kind>(r.delta, first, [&](int v, Acc x) { z[v] = (z[v] - r.base) + x; });
     if constexpr (!Kind::value) {
 #pragma unroll
       for (int v = 0; v < kSize; ++v)

@@ -114,7 +114,8 @@ struct TableBody {
       for (i64 k = begin; k < end && k < call.p.n; ++k) {
         Row<Acc> row = algebra.row(k, static_cast<const Acc*>(out.delta));
         if (!row.live) continue;
-        const Terms<Acc> t = scaled(terms_of<Acc>(call, k), upstream_of<Acc>(call, k));
+        const Terms<Acc> t =
+            algebra.centre(row, scaled(terms_of<Acc>(call, k), upstream_of<Acc>(call, k)));
         row.factor = t.factor;
         const Acc u = load(algebra.logits(k)[j]), z = algebra.perturbed(u, j, row);
         const Acc dz = algebra.gradient(z, std::exp(z - t.shift), j, row, t);

@@ -42,7 +42,8 @@ struct GradientBody {
     TeamRow<Team, T, kSet, false> here(team, call, algebra, row);
     if (!row.live || !algebra.exists(row.label)) here.clear_margin();
     if (!row.live) return here.clear();
-    const Terms<Acc> t = scaled(terms_of<Acc>(call, i), upstream_of<Acc>(call, i));
+    const Terms<Acc> t =
+        algebra.centre(row, scaled(terms_of<Acc>(call, i), upstream_of<Acc>(call, i)));
     here.use(t);
     here.write(t);
   }

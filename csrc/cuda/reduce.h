@@ -51,10 +51,10 @@ struct MassBody {
     Mass<double> mass{};
     mass.shift = mass.own = mass.other = -INFINITY;
     if (!row.live) return store_part(team, call, i, mass);
-    here.use(terms_of<Acc>(call, i));
+    here.use(algebra.centre(row, terms_of<Acc>(call, i)));
     const bool by_log = call.p.phi == Phi::log;
     const RowSums<Acc> sums = here.sums(algebra.spread ? -1 : row.label, algebra.spread);
-    mass.shift = double(sums.top);
+    mass.shift = double(sums.top) + double(row.base);
     mass.rest = double(sums.rest);
     mass.mass = double(sums.mass);
     if (by_log) mass.pull = double(sums.pull);
@@ -72,7 +72,7 @@ struct MassBody {
                                   double& z, double& along) {
     if (!algebra.exists(label)) return;
     const Acc u = load(algebra.logits(row.index)[label]);
-    z = double(algebra.perturbed(u, label, row));
+    z = double(algebra.perturbed(u, label, row)) + double(row.base);
     if (algebra.normed()) along = double(unit_along(algebra, u, label, row));
   }
 
@@ -102,7 +102,7 @@ struct DetailBody {
     TeamRow<Team, T, kAll> here(team, call, algebra, row);
     Detail<double> detail{};
     if (!row.live) return store_part(team, call, i, detail);
-    const Terms<Acc> t = terms_of<Acc>(call, i);
+    const Terms<Acc> t = algebra.centre(row, terms_of<Acc>(call, i));
     here.use(t);
     if (algebra.spread && call.p.phi != Phi::log) {
       const OfPhi<Acc> sum = here.sum_phi(t.shift, t.log_total);

@@ -85,14 +85,16 @@ def stepped(problem: Problem, known: Known) -> Known:
     """What is known once no more steps are taken: of classes that are open still, nothing exact."""
     if known.walk is not None:
         known = groups.joined(problem, known)
+    assert known.learned is not None
+    mass = known.learned.mass()
     if _settled_by_steps(problem):
-        assert known.learned is not None
-        mass = known.learned.mass()
         if _detailed(problem):
             shift, log_total = _totals(problem, mass)
             return _with(problem, known._replace(mass=mass), shift=shift, log_total=log_total)
         return _finished(problem, known, mass, None)
-    return known
+    # about the largest z + δ: what sums under δ take off z first
+    largest = torch.maximum(mass.shift, mass.own)
+    return _with(problem, known, shift=largest.masked_fill(~largest.isfinite(), 0))
 
 
 def _detailed(problem: Problem) -> bool:
@@ -133,16 +135,17 @@ def _settle_size(problem: Problem, size: Size, known: Known) -> Known:
 
 def _totals(problem: Problem, mass: Mass) -> tuple[Tensor, Tensor]:
     """(shift, log of the whole mass in its units)."""
-    if problem.spread:
-        return finite(mass.shift), torch.log(mass.rest)
-    largest = torch.maximum(mass.shift, mass.own)
-    if problem.other is not None:
-        largest = torch.maximum(largest, mass.other)
+    largest = mass.shift
+    if not problem.spread:
+        largest = torch.maximum(largest, mass.own)
+        if problem.other is not None:
+            largest = torch.maximum(largest, mass.other)
     # a number that kernels can hold, so that what is left of it is in no exponent
     shift = finite(largest).to(accumulate_dtype(problem.input.dtype)).double()
     total = rescaled(mass.rest, mass.shift, shift)
-    for _, logit, _ in _labels(problem, Rows.of(problem), mass):
-        total = total + torch.exp(logit - shift)
+    if not problem.spread:
+        for _, logit, _ in _labels(problem, Rows.of(problem), mass):
+            total = total + torch.exp(logit - shift)
     return shift, torch.log(total)
 
 
@@ -184,7 +187,8 @@ def _finished(problem: Problem, known: Known, mass: Mass, detail: Detail | None)
     value, slope, weight, push = nothing, nothing, nothing, nothing
     if problem.spread:
         uniform = rows.uniform
-        values, slopes = mass.mass * log_total - mass.pull, mass.mass
+        further = shift - finite(mass.shift)
+        values, slopes = mass.mass * (log_total + further) - mass.pull, mass.mass
         if code != phi.LOG:
             assert detail is not None
             values, slopes = detail.value, detail.slope

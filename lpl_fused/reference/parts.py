@@ -55,8 +55,8 @@ def gradient(problem: Problem, known: Known, upstream: Tensor, want: Sequence[st
     """The gradients of the problem's columns: see lpl_fused/algebra/terms.py."""
     at, options = _Columns(problem, known), problem.options
     terms = Terms(*(column[:, None] for column in Terms.of(known.terms)))
-    moved = _moved(problem, known, at)
-    above = moved - terms.shift
+    moved, base = _moved(problem, known, at)
+    above = moved - (terms.shift - base)
     dz = torch.exp(above) * terms.strength
     if problem.spread:
         slope = phi.slope_of(terms.log_total - above, options.phi, options.phi_parameter)
@@ -165,10 +165,14 @@ class _Columns:
         return penalty.value_of(h, *kind), penalty.slope_of(h, *kind)
 
 
-def _moved(problem: Problem, known: Known, at: _Columns) -> Tensor:
-    """z + δ."""
+def _moved(problem: Problem, known: Known, at: _Columns) -> tuple[Tensor, Tensor]:
+    """(z + δ − base, base (N, 1)): under a δ the base is the shift of the terms, so that of logits
+    far from 0 δ keeps its digits, else 0."""
     delta = learned.delta(problem, known, perturbed)
-    return at.z if delta is None else at.z + delta
+    shift = Terms.of(known.terms).shift[:, None]
+    if delta is None:
+        return at.z, torch.zeros_like(shift)
+    return (at.z - shift) + delta, shift
 
 
 def _live(at: _Columns, *values: Tensor) -> list[Tensor]:
@@ -205,7 +209,7 @@ def _size(problem: Problem, known: Known) -> Part:
 def _mass(problem: Problem, known: Known) -> Part:
     at, options = _Columns(problem, known), problem.options
     length = Terms.of(known.terms).length[:, None]
-    z = _moved(problem, known, at)
+    z, base = _moved(problem, known, at)
     among = torch.ones_like(at.is_label) if problem.spread else ~(at.is_label | at.is_other)
     shift = _top(at, z, among)
     above = z.double() - finite(shift)[:, None]
@@ -227,11 +231,12 @@ def _mass(problem: Problem, known: Known) -> Part:
         torch.where(at.is_other, x, 0.0),
         weight * x if by_log else torch.zeros_like(x),
     )
+    base = base[:, 0].double()
     return Mass(
-        shift=shift,
+        shift=shift + base,
         rest=rest,
-        own=_top(at, z, at.is_label),
-        other=_top(at, z, at.is_other),
+        own=_top(at, z, at.is_label) + base,
+        other=_top(at, z, at.is_other) + base,
         mass=mass,
         pull=pulls,
         along=along,
@@ -247,7 +252,8 @@ def _detail(problem: Problem, known: Known) -> Part:
     zeros = torch.zeros_like(at.u)
     value, slope, along, penalties, push = zeros, zeros, zeros, zeros, zeros
     if problem.spread and options.phi != phi.LOG:
-        ell = terms.log_total - (_moved(problem, known, at).double() - terms.shift)
+        moved, base = _moved(problem, known, at)
+        ell = terms.log_total - (moved.double() - (terms.shift - base))
         parameters = options.phi, options.phi_parameter, accumulate_dtype(problem.input.dtype)
         value = at.weight * phi.value_of(ell, *parameters)
         slope = at.weight * phi.slope_of(ell, *parameters)
@@ -263,7 +269,8 @@ def _detail(problem: Problem, known: Known) -> Part:
 
 def _statistics(problem: Problem, known: Known) -> Part:
     at = _Columns(problem, known)
-    z = _moved(problem, known, at).double()
+    moved, base = _moved(problem, known, at)
+    z = moved.double() + base
     n, width = z.shape
     if not width:
         nothing = z.new_zeros(n)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from ... import phi
+from ...algebra.terms import Terms
 from . import arguments
 from .elementary import expm1, tanh
 from .norms import read_length
@@ -22,6 +23,8 @@ POLY1 = tl.constexpr(phi.POLY1)
 ONE_LABEL = tl.constexpr(arguments.ONE_LABEL)
 LABELS = tl.constexpr(arguments.LABELS)
 DENSE = tl.constexpr(arguments.DENSE)
+TERMS = tl.constexpr(arguments.TERMS)
+SHIFT = tl.constexpr(Terms._fields.index("shift"))
 SOLVED = tl.constexpr(arguments.SOLVED)
 TWO_INFINITIES = tl.constexpr(0xFF80FF80 - (1 << 32))  # −∞ twice, in bfloat16
 
@@ -40,6 +43,7 @@ class Row(NamedTuple):
     uniform: Any
     table_row: Any  # of problem.rows
     delta_row: Any  # of problem.delta
+    base: Any  # what is taken off z before a δ of the row's own is added: its terms' shift
     begin: Any  # where it begins among the logits, without its phase
     phase: Any  # by how many logits it begins behind a multiple of 16 bytes
     margin: Any
@@ -111,7 +115,8 @@ def bounded(u, row, problem):
 
 @triton.jit
 def perturb(u, columns, inside, row, problem):
-    """z = (scale·v + offset + rows[r] − margin[y]·1[j = y])/temperature + delta; −inf outside."""
+    """z = ((scale·v + offset + rows[r] − margin[y]·1[j = y])/temperature − base) + delta; −inf
+    outside."""
     z = bounded(u, row, problem)
     classes = class_of(columns, problem)
     if problem.scale is not None:
@@ -126,6 +131,8 @@ def perturb(u, columns, inside, row, problem):
     if problem.inverse_temperature is not None:
         z = z * problem.inverse_temperature
     if problem.delta is not None:
+        if problem.slot is None:  # of logits far from 0 δ keeps its digits so
+            z = z - row.base
         delta = problem.delta + row.delta_row * problem.classes
         z = z + read_at(delta + columns, inside, z.dtype)
     # last, so that no transform makes a padded lane finite
@@ -387,6 +394,9 @@ def read_row(index, problem, dtype: tl.constexpr):
     delta_row = index
     if problem.slot is not None:
         delta_row = tl.load(problem.slot + index)
+    base = share * 0
+    if problem.delta is not None and problem.slot is None:
+        base = tl.load(problem.terms + index * TERMS + SHIFT)
     margin = share * 0
     if problem.margin is not None:
         margin = tl.load(problem.margin + label)
@@ -401,7 +411,7 @@ def read_row(index, problem, dtype: tl.constexpr):
     column = column_of(label, problem).to(tl.int32)
     row = Row(
         index, lost, column, hard, column_of(other, problem).to(tl.int32), other_hard, uniform,
-        table_row, delta_row, begin, phase, margin, factor, length, bend,
+        table_row, delta_row, base, begin, phase, margin, factor, length, bend,
     )  # fmt: skip
     return live, row
 

@@ -85,7 +85,7 @@ def read_members(group, first, problem, groups, ROWS: tl.constexpr):
     factor, length, bend = read_length(index, problem, weight)
     return Row(
         index, outside, group.column, weight, group.column, weight, weight, table_row, index,
-        index, index, group.margin, factor, length, bend,
+        weight * 0, index, index, group.margin, factor, length, bend,
     )  # fmt: skip
 
 

@@ -10,17 +10,16 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .algebra import LOG, class_of, read_logits, read_row, row_stride
+from .algebra import LOG, TERMS, class_of, read_logits, read_row, row_stride
 from .norms import INFINITY, counted, power
 from .penalties import penalty_of
 from .rows import (
     LOG_TOTAL,
-    SHIFT,
-    TERMS,
     TOP,
     Detail,
     finite_shift,
     label_logits,
+    read_shift,
     sweep_detail,
     sweep_mass,
 )
@@ -119,8 +118,9 @@ def mass_rows(problem, masses, BLOCK: tl.constexpr):
     if live:
         own, other = label_logits(row, problem)
         mass = sweep_mass(row, problem, BLOCK)
+        base = row.base.to(tl.float64)
         numbers = (
-            mass.shift, mass.rest, own[0], other[0], mass.mass, mass.pull,
+            mass.shift + base, mass.rest, own[0] + base, other[0] + base, mass.mass, mass.pull,
             mass.along, own[1], other[1], mass.along_spread,
         )  # fmt: skip
     store_numbers(masses + index * 10, numbers, 10)
@@ -161,6 +161,7 @@ def statistic_rows(problem, numbers, BLOCK: tl.constexpr):
             heat += tl.sum(e * tl.where(above < -1e4, -1e4, above), 0)
             start += BLOCK
     where = class_of(place, problem)
+    shift = shift.to(tl.float64) + row.base.to(tl.float64)
     store_numbers(numbers + index * 5, (shift, total, heat, top, where), 5)
 
 
@@ -177,7 +178,7 @@ def detail_rows(problem, details, BLOCK: tl.constexpr):
     if live:
         here = problem.terms + index * TERMS
         if problem.spread and problem.phi != LOG:
-            shift = tl.load(here + SHIFT)
+            shift = read_shift(here, problem)
             log_total = tl.load(here + LOG_TOTAL)
             detail = sweep_detail(row, shift, log_total, problem, BLOCK)
         if problem.penalty is not None:

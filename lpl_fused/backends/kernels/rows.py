@@ -18,6 +18,8 @@ from .algebra import (
     LABELS,
     LOG,
     ONE_LABEL,
+    SHIFT,
+    TERMS,
     is_within,
     last_block,
     of_rivals,
@@ -32,9 +34,7 @@ from .elementary import exp, log1p
 from .norms import in_lengths, through_norm
 from .penalties import push_of
 
-TERMS = tl.constexpr(arguments.TERMS)
 TOP = tl.constexpr(Terms._fields.index("top"))
-SHIFT = tl.constexpr(Terms._fields.index("shift"))
 LOG_TOTAL = tl.constexpr(Terms._fields.index("log_total"))
 RAISES = tl.constexpr(Terms._fields.index("raises"))
 EACH = tl.constexpr(Terms._fields.index("each"))
@@ -456,14 +456,14 @@ def _weighted(weight, value, problem):
 
 @triton.jit
 def read_terms(index, problem):
-    """The Terms of a row."""
+    """The Terms of a row, their shift less its base."""
     here = problem.terms + index * TERMS
     return Terms(
         tl.load(here),
         tl.load(here + 1),
         tl.load(here + 2),
         tl.load(here + 3),
-        tl.load(here + 4),
+        read_shift(here, problem),
         tl.load(here + 5),
         tl.load(here + 6),
         tl.load(here + 7),
@@ -473,6 +473,15 @@ def read_terms(index, problem):
         tl.load(here + 11),
         tl.load(here + 12),
     )
+
+
+@triton.jit
+def read_shift(here, problem):
+    """Of the terms that stand there, less the base."""
+    shift = tl.load(here + SHIFT)
+    if problem.delta is not None and problem.slot is None:
+        shift = tl.zeros_like(shift)
+    return shift
 
 
 @triton.jit
