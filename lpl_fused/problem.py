@@ -117,7 +117,7 @@ class Problem(NamedTuple):
     input: Tensor  # (N, W), unit stride along W
     target: Tensor  # (N,) int64, or (N, W) floating: class probabilities
     other: Tensor | None = None  # (N,) int64: the second label of a mixed target
-    lam: Tensor | None = None  # (N,): the share of `target`; `other` has 1 − lam
+    lam: Tensor | None = None  # (N,): the share of `target`; without `other` in its class's δ alone
     weight: Tensor | None = None  # (C,)
     sample_weight: Tensor | None = None  # (N,)
     smoothing: Tensor | None = None  # (C,): label smoothing by target class

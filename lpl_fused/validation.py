@@ -242,11 +242,37 @@ def checked_normalizer(
     return value.to(input.device, dtype, non_blocking=True)
 
 
+def moved_by_two(problem: Problem, choose: object, told: bool, *, whole: bool = True) -> bool:
+    """Whether rows have two labels, each of which moves the row's logits.
+
+    Args:
+        choose: who makes steps; None: nobody.
+        told: statistics of the rows are wanted.
+        whole: all logits are in one place.
+
+    Raises:
+        ValueError: they have, beside what does not go with that.
+    """
+    if problem.other is None or not (problem.by_label or choose is not None):
+        return False
+    if told:
+        raise ValueError(
+            "return_stats: expected one label per row, or tables that are the same for all labels:"
+            " with a margin, a row by label or a learned perturbation a MixedTarget has two"
+            " softmaxes"
+        )
+    if problem.options.penalty and not whole:
+        raise ValueError(
+            "penalty: beside a MixedTarget whose labels move the logits it needs all of these in"
+            " one place; call cross_entropy, without process_group"
+        )
+    return True
+
+
 class Shaped:
     """Logits and target flattened to rows, and the way back."""
 
     of_some_classes = False  # others may have the classes of these rows: there may be none here
-    two_labels = True  # each of two labels may move a row's logits: see functional/two_labels.py
 
     def __init__(self, input: Tensor, target: Target) -> None:
         if type(input) not in PLAIN:
@@ -392,9 +418,7 @@ class Shaped:
                 raise ValueError("label_smoothing: by class it needs class indices as the target")
             fields["smoothing"] = self._table("label_smoothing", label_smoothing)
         if perturbation is not None:
-            tables, inverse_temperature = self._tables(
-                perturbation, labelled=not dense and (self.lam is None or self.two_labels)
-            )
+            tables, inverse_temperature = self._tables(perturbation, labelled=not dense)
             fields.update(tables)
             if inverse_temperature != 1:
                 options = options._replace(inverse_temperature=inverse_temperature)
@@ -420,8 +444,6 @@ class Shaped:
         """Raises ValueError where the target names no classes that could have a δ."""
         if self.target.is_floating_point():
             raise ValueError(f"target: the learned perturbation {_NEEDS_LABELS}")
-        if self.other is not None and not self.two_labels:
-            raise ValueError("target: here the learned perturbation needs one class index per row")
 
     steps = narrow_steps
 
@@ -433,8 +455,7 @@ class Shaped:
             raise TypeError(f"perturbation: expected a Perturbation, got {perturbation!r}")
         p = perturbation
         if not labelled and p.margin is not None:
-            here = _NEEDS_LABELS if self.two_labels else "needs one class index per row here"
-            raise ValueError(f"margin: {here}, as the target")
+            raise ValueError(f"margin: {_NEEDS_LABELS}, as the target")
         if not labelled and p.rows is not None and p.row_index is None:
             raise ValueError("rows: with this target they need a row_index")
         if p.row_index is not None and p.rows is None:
@@ -490,8 +511,6 @@ class Projected(Shaped):
     `input` stands for the logits in all that asks for their shape, dtype and device; it has no
     numbers. `dtype` is that of the products: autocast's, where that is on.
     """
-
-    two_labels = False  # whose logits would be made twice
 
     def __init__(
         self, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Target

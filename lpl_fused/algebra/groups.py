@@ -7,7 +7,8 @@ that moves little is nearly a function of B_j = (step/N)·Σ_i W_i q_ij; those t
 exact ones, are taken one by one. What the tail gains in mass by that is summed over columns for the
 W of a few moments of the last walk, its nodes, and interpolated between them in the next.
 
-Here a row carries what its class has: (N,) holds the same number for all rows of a class.
+Here a row carries what its class has: (N,) holds the same number for all rows of a class. Where
+rows have shares of their class (`lam`), means are weighted by them: what stands above as 1/N.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ def joined(problem: Problem, known: Known) -> Known:
     assert known.learned is not None
     walk, alone, classes = known.walk, known.learned, Classes.of(problem)
     grouped = walk.steps > 0
-    share = walk.size / classes.rows
+    share = walk.size * classes.shares(problem)
     lost = classes.max(walk.lift.isnan().double()) > 0
     own = torch.where(lost, torch.nan, walk.own_change)
     return known._replace(
@@ -212,7 +213,7 @@ def _take_steps(problem: Problem, classes: Classes, walk: Walk, tail: Tail | Non
     """All steps of all classes, from the start, with the tail's gains at the nodes of the walk
     before; without any if there is no `tail`."""
     normalize, before, steps = problem.options.normalize, walk.nodes, walk.steps
-    share = 1 / classes.rows.double()
+    share = classes.shares(problem)
     n = share.shape[0]
     nothing = torch.zeros_like(share)
     places = torch.arange(1, NODES, device=share.device).double() / NODES
@@ -246,8 +247,9 @@ def _take_steps(problem: Problem, classes: Classes, walk: Walk, tail: Tail | Non
             way = torch.where(live, way + factor * inverse, way)
             squares = torch.where(live, squares + (factor * inverse) ** 2, squares)
         inverse = 1 / (rest + torch.exp((walk.lift + own_change).clamp(max=LARGEST)))
-        own = classes.sum(rest * inverse) * share
-        mean = classes.sum(walk.shares * inverse[:, None]) * share[:, None] * x
+        part = share * inverse
+        own = classes.sum(rest * part)
+        mean = classes.sum(walk.shares * part[:, None]) * x
         factor, of_tail = torch.ones_like(share), nothing
         if normalize:
             length = (weights * length_of_tail).sum(1)
@@ -291,7 +293,7 @@ def _take_steps(problem: Problem, classes: Classes, walk: Walk, tail: Tail | Non
         change = torch.where(moves[:, None], change + (walk.size * factor)[:, None] * mean, change)
         x = torch.exp(change)
         own_change = torch.where(moves, own_change - walk.size * factor * own, own_change)
-        weight = torch.where(moves, factor * classes.sum(inverse) * share, 0.0)
+        weight = torch.where(moves, factor * classes.sum(part), 0.0)
         walked, squares_walked = walked + weight, squares_walked + weight * weight
     if tail is not None:
         # κ of a class is at most the largest of its rows, and at least that of equal steps
@@ -385,8 +387,8 @@ def _sums(problem: Problem, round: Round, known: Known, perturbed: Perturbed) ->
     n, width = problem.input.shape
     first, nodes = problem.options.first, walk.nodes
     label = Rows.of(problem).label[:, None] - first
-    share = walk.size.abs() / classes.rows
-    sign = walk.size.sign()[:, None]
+    share = classes.shares(problem)[:, None]
+    size_of_step = walk.size[:, None]
     threshold = least_exact(problem, walk)[:, None]
     last = nodes.way.gather(1, nodes.last[:, None])
     normalize = problem.options.normalize
@@ -405,7 +407,7 @@ def _sums(problem: Problem, round: Round, known: Known, perturbed: Perturbed) ->
         z = perturbed(problem, known, begin, end).double()
         q = torch.exp(z - found.shift[:, None]) * found.inverse[:, None]
         q = torch.where((each == label) | (walk.steps == 0)[:, None], 0.0, q)
-        of_all = classes.sum(last * q) * share[:, None]
+        of_all = classes.sum(share * last * q) * size_of_step.abs()
         if round.turn == 0:
             exact = (of_all > threshold) & (each != label) & (walk.steps > 0)[:, None]
             place = listed[:, None] + exact.cumsum(1) - 1
@@ -424,13 +426,13 @@ def _sums(problem: Problem, round: Round, known: Known, perturbed: Perturbed) ->
         mass = mass + q.sum(1)
         most = torch.maximum(most, torch.where(exact, 0.0, of_all).amax(1))
         for m in range(NODES + 1):
-            b = classes.sum(nodes.way[:, m, None] * q) * (share[:, None] * sign)
+            b = classes.sum(share * nodes.way[:, m, None] * q) * size_of_step
             kappa = nodes.kappa[:, m, None]
             third = 1 - kappa * (2.5 - kappa * 5 / 3)
             gain = b * (1 + b * (1 - kappa + b * third))
             here = exists[:, m]
             gains[:, m] += torch.where(here, (q * gain).sum(1), 0.0)
             if normalize:
-                mean = classes.sum(nodes.inverse[:, m, None] * q) / classes.rows[:, None]
+                mean = classes.sum(share * nodes.inverse[:, m, None] * q)
                 squares[:, m] += torch.where(here, ((mean * (1 + gain)) ** 2).sum(1), 0.0)
     return Tail(mass, gains, squares, most, listed, columns[:, :room], shares[:, :room])

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..problem import Problem, accumulate_dtype
+from ..problem import Options, Problem, accumulate_dtype
 from .known import Known
 from .parts import Mass, Rivals
 from .rows import Classes, Rows
@@ -223,6 +223,54 @@ def _advanced(series: list[Tensor], a: Tensor) -> list[Tensor]:
     return [
         sum(series[i] * growth[n - i] for i in range(n + 1))  # type: ignore[misc]
         for n in range(terms)
+    ]
+
+
+def plain_steps(
+    z: Tensor,
+    label: Tensor,
+    slot: Tensor,
+    share: Tensor,
+    steps: Tensor,
+    options: Options,
+    most: int,
+) -> Tensor:
+    """δ (N, C) by steps one after the other, a softmax of every row each: the definition, which may
+    be differentiated. Of rows that lead a class; of others 0.
+
+    Args:
+        z: (N, C).
+        label, slot: (N,), of each row and the first row of its class.
+        share: (N,), of its class's mean.
+        steps: (N,), signed; 0 of rows that do not lead.
+        most: steps that are taken at most.
+    """
+    label, steps = label[:, None], steps[:, None]
+    sign, delta = steps.sign().to(z.dtype), torch.zeros_like(z)
+    for k in range(most):
+        # the target's entry is minus the rivals' sum: p_y − 1 without cancellation
+        rivals = torch.softmax(z + delta[slot], 1).scatter(1, label, 0.0) * share[:, None]
+        g = torch.zeros_like(delta).index_add(0, slot, rivals)
+        g = g.scatter(1, label, -g.sum(1, keepdim=True))
+        if options.normalize:
+            norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
+            g = torch.where(norm < NORM_FLOOR, 0.0, g / norm.clamp(min=NORM_FLOOR))
+        # no `steps.sign() * ...` outside the where: an inactive row's g must not reach delta
+        delta = delta + torch.where(steps.abs() > k, sign * options.step_size * g, 0.0)
+    return delta
+
+
+def by_plain_steps(problem: Problem, z: Tensor) -> Tensor:
+    """δ (N, C) of every row, from z (N, C) of whole classes."""
+    assert problem.steps is not None
+    rows, classes = Rows.of(problem), Classes.of(problem)
+    outside = (problem.target < 0) | (problem.target >= problem.classes)
+    leads = classes.slot == torch.arange(z.shape[0], device=z.device)
+    steps = problem.steps[rows.label].masked_fill(~rows.live | outside | ~leads, 0)
+    most = int(steps.abs().max()) if steps.numel() else 0
+    share = classes.shares(problem).to(z.dtype)
+    return plain_steps(z, rows.label, classes.slot, share, steps, problem.options, most)[
+        classes.slot
     ]
 
 

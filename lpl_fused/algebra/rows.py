@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -147,6 +147,41 @@ def mean_as_sum(problem: Problem, *, of_nothing: float = torch.nan) -> Problem:
     return problem._replace(normalizer=counted, sample_weight=share.contiguous(), options=options)
 
 
+def by_label(problem: Problem) -> tuple[Problem, Problem]:
+    """Rows of two labels with one of their labels each, its share among the sample weights. A label
+    without a share is ignored, however infinite its loss."""
+    lam, ignore_index = problem.lam, problem.options.ignore_index
+    assert lam is not None and problem.other is not None
+
+    def half(label: Tensor, share: Tensor) -> Problem:
+        weight = share if problem.sample_weight is None else problem.sample_weight * share
+        label = label.masked_fill(share == 0, ignore_index)
+        return problem._replace(target=label, other=None, lam=None, sample_weight=weight)
+
+    return half(problem.target, lam), half(problem.other, 1 - lam)
+
+
+def label_rows(problem: Problem, *, learned: bool) -> Problem:
+    """The 2·N rows of one label each that N rows of two labels are, those of the first labels
+    first. Their losses add up to those of the rows, in pairs; the input is left as it is, (N, W).
+
+    Args:
+        learned: there are, or will be, steps: each row has its share of its class's δ as `lam`.
+    """
+    first, second = by_label(mean_as_sum(problem))
+    pairs: dict[str, Any] = {
+        name: torch.cat([getattr(first, name), getattr(second, name)])
+        for name in ("target", "sample_weight", "row_index")
+        if getattr(first, name) is not None
+    }
+    lam = None
+    if learned:
+        assert problem.lam is not None
+        shares = torch.cat([problem.lam, 1 - problem.lam])
+        lam = shares.masked_fill(pairs["target"] == problem.options.ignore_index, 1)
+    return first._replace(lam=lam, **pairs)
+
+
 class Classes(NamedTuple):
     """The rows of a batch by class, (N,) int64. Ignored rows are a class of their own, and so are
     those whose label is out of range."""
@@ -166,6 +201,13 @@ class Classes(NamedTuple):
         slot = first[label]
         count = torch.zeros_like(slot).index_add(0, slot, torch.ones_like(slot))[slot]
         return Classes(slot, count)
+
+    def shares(self, problem: Problem) -> Tensor:
+        """(N,) float64: what each row is of its class's mean, by `lam` where rows have a share."""
+        if problem.lam is None:
+            return 1 / self.rows.double()
+        lam = problem.lam.double()
+        return lam / self.sum(lam)
 
     def sum(self, values: Tensor) -> Tensor:
         """Of (N, …): each row gets its class's."""

@@ -75,6 +75,6 @@ def with_steps(forward: Sweep, problem: Problem, choose: Choose) -> Problem:
         through=False,
     )
     bare = problem._replace(
-        weight=None, sample_weight=None, smoothing=None, normalizer=None, options=options
+        lam=None, weight=None, sample_weight=None, smoothing=None, normalizer=None, options=options
     )
     return problem._replace(steps=choose(forward(bare, False, final=True).loss))

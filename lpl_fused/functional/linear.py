@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import ops, sharded
-from ..algebra.rows import mean_as_sum
+from .. import ops, reference, sharded
+from ..algebra.rows import label_rows, mean_as_sum
 from ..algebra.statistics import RowStatistics
 from ..arguments import FLAG
 from ..backends import REFERENCE, resolve
@@ -26,12 +26,18 @@ from ..ops.dispatch import AUTO
 from ..penalty import MarginPenalty
 from ..perturbation import Perturbation
 from ..phi import Phi
-from ..problem import TABLES, Problem
-from ..reference import cross_entropy as reference_cross_entropy
-from ..reference import row_statistics as reference_row_statistics
+from ..problem import NONE, TABLES, Problem
 from ..sharded import Built
 from ..tracing import only_autograd_follows
-from ..validation import Projected, Target, call_options, checked_step_size, empty_is_zero
+from ..validation import (
+    Projected,
+    Target,
+    call_options,
+    checked_step_size,
+    empty_is_zero,
+    moved_by_two,
+)
+from . import two_labels
 from .softmax import chooser, with_chosen_steps
 
 if TYPE_CHECKING:
@@ -115,7 +121,8 @@ def linear_cross_entropy(
             bfloat16 or float16. Under autocast products are in its dtype, as those of `linear`.
         linear_weight: (C, D), as that of `torch.nn.Linear`.
         target: class indices, shape (…), one for each vector of features; or class probabilities,
-            shape (…, C); or a `MixedTarget` of indices. (The classes are the last dimension, where
+            shape (…, C); or a `MixedTarget` of indices, whose logits are made twice where the
+            label moves them (a margin, rows by class). (The classes are the last dimension, where
             `cross_entropy` has them second.)
         linear_bias: (C,).
         weight, perturbation, ignore_index, reduction, empty, normalizer, label_smoothing, phi,
@@ -183,7 +190,7 @@ def linear_cross_entropy(
 def linear_lpl_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
-    target: Tensor,
+    target: Target,
     steps: Tensor | Choose,
     *,
     step_size: float,
@@ -196,7 +203,7 @@ def linear_lpl_cross_entropy(
 def linear_lpl_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
-    target: Tensor,
+    target: Target,
     steps: Tensor | Choose,
     *,
     step_size: float,
@@ -209,7 +216,7 @@ def linear_lpl_cross_entropy(
 def linear_lpl_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
-    target: Tensor,
+    target: Target,
     steps: Tensor | Choose,
     *,
     step_size: float,
@@ -221,7 +228,7 @@ def linear_lpl_cross_entropy(
 def linear_lpl_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
-    target: Tensor,
+    target: Target,
     steps: Tensor | Choose,
     *,
     step_size: float,
@@ -257,7 +264,7 @@ def linear_lpl_cross_entropy(
             empty, normalizer, label_smoothing, phi, z_loss, softcap, norm, sample_weight,
             chunk_memory, gradient, return_stats, process_group, backend: as in
             `linear_cross_entropy`. Half as many rows fit in a chunk.
-        target: class indices, shape (…).
+        target: class indices, shape (…), or a `MixedTarget` of them, whose logits are made twice.
         steps, step_size, normalize: as in `lpl_cross_entropy`. For a function that makes the steps
             the logits are made once more.
 
@@ -319,6 +326,7 @@ def _run(
     if zero:
         problem = mean_as_sum(problem, of_nothing=0.0)
     options = problem.options
+    pairs = moved_by_two(problem, choose, told, whole=chosen == REFERENCE)
     if chosen == REFERENCE:
         if form != AUTO:
             raise ValueError(
@@ -327,15 +335,25 @@ def _run(
             )
         logits = F.linear(layer.features, layer.weight, layer.bias)
         problem = problem._replace(input=logits)
+        if pairs:
+            loss = two_labels.cross_entropy(problem, reference.cross_entropy, form, choose)
+            return layer.restore(loss, options)
         if choose is not None:
             problem = with_chosen_steps(problem, REFERENCE, choose)
-        loss = layer.restore(reference_cross_entropy(problem), options)
+        loss = layer.restore(reference.cross_entropy(problem), options)
         if not told:
             return loss
-        return loss, RowStatistics(*map(layer.of_rows, reference_row_statistics(problem)))
+        return loss, RowStatistics(*map(layer.of_rows, reference.row_statistics(problem)))
     _check_followed(layer, problem)
     given = ops.Layer(layer.features, layer.weight, layer.bias, layer.dtype, memory)
+    rows = layer.features.shape[0]
+    if pairs:
+        reference.check_labels(problem)
+        learned = problem.steps is not None or choose is not None
+        problem = label_rows(problem, learned=learned)._replace(input=given.stand_in(2 * rows))
     loss, found = ops.linear.cross_entropy(given, problem, chosen, choose, form, told)
+    if pairs and options.reduction == NONE:
+        loss = loss[:rows] + loss[rows:]
     loss = layer.restore(loss, options)
     return loss if found is None else (loss, RowStatistics(*map(layer.of_rows, found)))
 

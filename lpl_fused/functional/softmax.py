@@ -38,6 +38,7 @@ from ..validation import (
     checked_step_size,
     empty_is_zero,
     integer,
+    moved_by_two,
 )
 from . import two_labels
 from .differentiable import Fixed
@@ -52,11 +53,6 @@ P = ParamSpec("P")
 
 __all__ = ["MixedTarget", "cross_entropy", "lpl_cross_entropy", "lpl_perturbation"]
 
-
-_TWO_SOFTMAXES = (
-    "return_stats: expected one label per row, or tables that are the same for all labels: with a"
-    " margin, a row by label or a learned perturbation a MixedTarget has two softmaxes"
-)
 
 # arguments with which torch's function does what ours does; every other one must be off
 _TORCHS = "input", "target", "ignore_index", "reduction", "perturbation"
@@ -240,7 +236,7 @@ def cross_entropy(
         weight: (C,), class weights w.
         perturbation: the tables between u and z; None leaves the logits as they are. With a margin,
             or rows by class, a `MixedTarget` is λ·L(u, y) + (1 − λ)·L(u, y'): two calls of the
-            fused loss; neither gradient="inplace" nor process_group.
+            fused loss; not gradient="inplace", nor beside process_group a penalty.
         ignore_index: rows with this label count nothing. Class indices only.
         reduction: "none", "mean" or "sum". As in torch the mean divides by the summed class weights
             of the targets (by the number of rows for class probabilities), times sample weights.
@@ -338,9 +334,7 @@ def cross_entropy(
     if zero:
         problem = mean_as_sum(problem, of_nothing=0.0)
     rows = None
-    if problem.other is not None and problem.by_label:
-        if return_stats:
-            raise ValueError(_TWO_SOFTMAXES)
+    if problem.other is not None and moved_by_two(problem, None, return_stats):
         loss = _of_two_labels(problem, found, gradient)
     else:
         loss, rows = _run(problem, found, form=gradient, told=return_stats)
@@ -434,8 +428,8 @@ def lpl_cross_entropy(
             "statistics" where the backend leaves the numbers that δ is made of; else that finds δ
             twice. Not "inplace". On a GPU `return_stats` finds δ once more, as a table (N, C).
         target: class indices, or a `MixedTarget` of them. That takes 2·|steps| sweeps in plain
-            PyTorch for δ, and the fused loss twice; neither gradient="inplace" nor process_group,
-            and no `return_stats`.
+            PyTorch for δ, and the fused loss twice (sums in rounds, of twice the rows, beside
+            process_group); neither gradient="inplace" nor `return_stats`.
         steps: (C,), integer; 0 leaves a class untouched. Or a function that makes them from the
             batch: it is called once with the unweighted cross-entropy of z of every row (the shape
             of `target`, 0 where ignored, no gradient), for which no row is swept twice. Of a
@@ -498,9 +492,7 @@ def lpl_cross_entropy(
     if zero:
         problem = mean_as_sum(problem, of_nothing=0.0)
     rows = None
-    if problem.other is not None:
-        if return_stats:
-            raise ValueError(_TWO_SOFTMAXES)
+    if problem.other is not None and moved_by_two(problem, choose, return_stats):
         loss = _of_two_labels(problem, _resolve(found, problem), gradient, choose)
     elif through_perturbation:
         loss, rows = _through_perturbation(problem, found, choose, gradient, return_stats)

@@ -4,6 +4,7 @@
 
 so that it is two rows, each with the margin or the δ of its label: two calls of the fused loss. δ_c
 is that of all rows that have a share of class c, each with its share, see `lpl_cross_entropy`.
+(Here all logits are in one place; where they are not, `algebra.rows.label_rows` makes the rows.)
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from .. import reference
 from ..algebra.learned import with_delta
-from ..algebra.rows import normalizer
+from ..algebra.rows import by_label, label_rows, normalizer
 from ..backends.contract import Choose
 from ..ops.dispatch import INPLACE
 from ..problem import SUM, Options, Problem, accumulate_dtype, divides
@@ -45,7 +46,7 @@ def cross_entropy(
         rows = rows._replace(
             normalizer=normalizer(problem), options=rows.options._replace(reduction=SUM)
         )
-    halves: tuple[Problem, ...] = _by_label(
+    halves: tuple[Problem, ...] = by_label(
         rows._replace(options=rows.options._replace(penalty=_OFF.penalty))
     )
     if choose is not None or problem.steps is not None:
@@ -65,40 +66,18 @@ def cross_entropy(
 
 def members(problem: Problem) -> Problem:
     """The 2·N rows, of the first labels first, each with its share (`lam`) of its label's δ."""
-    first, second = _by_label(problem)
-
-    def twice(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else torch.cat([tensor, tensor])
-
-    assert problem.lam is not None
-    target = torch.cat([first.target, second.target])
+    rows = label_rows(problem, learned=True)
+    assert rows.lam is not None
     # no class has a row of a label out of range, which a GPU must not follow
     ignore_index = problem.options.ignore_index
-    nobody = (target < 0) | (target >= problem.classes)
-    target = target.masked_fill(nobody, ignore_index)
-    shares = torch.cat([problem.lam, 1 - problem.lam])
-    return first._replace(
+    nobody = (rows.target < 0) | (rows.target >= problem.classes)
+    return rows._replace(
         input=torch.cat([problem.input, problem.input]),
-        target=target,
-        lam=shares.masked_fill(target == ignore_index, 1),
+        target=rows.target.masked_fill(nobody, ignore_index),
+        lam=rows.lam.masked_fill(nobody, 1),
         sample_weight=None,
-        row_index=twice(problem.row_index),
         normalizer=None,
     )
-
-
-def _by_label(problem: Problem) -> tuple[Problem, Problem]:
-    """The rows with one of their labels each, its share among the sample weights. A label without
-    a share is ignored, however infinite its loss."""
-    lam, ignore_index = problem.lam, problem.options.ignore_index
-    assert lam is not None and problem.other is not None
-
-    def half(label: Tensor, share: Tensor) -> Problem:
-        weight = share if problem.sample_weight is None else problem.sample_weight * share
-        label = label.masked_fill(share == 0, ignore_index)
-        return problem._replace(target=label, other=None, lam=None, sample_weight=weight)
-
-    return half(problem.target, lam), half(problem.other, 1 - lam)
 
 
 def _losses(both: Problem) -> Tensor:

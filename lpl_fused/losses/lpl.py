@@ -350,7 +350,6 @@ class LPLLoss(Reducing, CrossEntropyLoss):
                     f"LPLLoss with {name}={getattr(self, name)!r} goes over all logits step by"
                     " step, it has no `linear`"
                 )
-        assert isinstance(target, Tensor)
         return functional.linear_lpl_cross_entropy(
             input,
             linear_weight,

@@ -9,6 +9,8 @@ that take the gradient further. Nothing is larger than a chunk but the gradients
   no class is in two chunks. One that is larger than a chunk is cut by columns, whose logits are
   made anew in every round (algebra/sweep.py).
 * Of 16 bits the weight's gradient is summed over chunks in float32.
+* A problem may have the rows of the features twice, one after the other: with one label each of
+  two. Where rows have shares of their class's δ (`lam`) it is found in rounds, by any backend.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..algebra.known import Known
+from ..algebra.learned import by_plain_steps
 from ..algebra.rows import ignored_rows, mean_as_sum
 from ..algebra.statistics import RowStatistics, dtypes, statistics
 from ..algebra.sweep import sweep
@@ -29,7 +32,7 @@ from ..arguments import Integer, Maybe
 from ..backends import load
 from ..backends.contract import Forward
 from ..problem import NONE, TABLES, Problem, accumulate_dtype
-from .softmax import with_fixed_delta
+from .softmax import with_delta, with_fixed_delta
 
 OF_LAYER = ("input", "weight", "bias")
 WANTED = (*OF_LAYER, *TABLES)  # what may want a gradient
@@ -54,10 +57,10 @@ class Layer(NamedTuple):
     dtype: torch.dtype
     memory: int  # bytes that a chunk's logits may take; 0: as many as seem right
 
-    def stand_in(self) -> Tensor:
-        """(N, C), of the logits' dtype, for all that asks for no numbers: there are none."""
+    def stand_in(self, rows: int) -> Tensor:
+        """(rows, C), of the logits' dtype, for all that asks for no numbers: there are none."""
         empty = self.weight.new_empty(self.weight.shape[0], dtype=self.dtype)
-        return empty.expand(self.input.shape[0], -1)
+        return empty.expand(rows, -1)
 
     @property
     def widened(self) -> bool:
@@ -104,9 +107,15 @@ def chunk_rows(layer: Layer, problem: Problem, tables: bool, classes: int | None
     if problem.steps is not None:
         # the gradient beside the logits; where tables learn δ as rows, and what is summed of it
         wide = accumulate_dtype(layer.dtype).itemsize // size
-        copies = 2 + (4 * wide if tables else 0)
+        copies = 2 + (4 * wide if tables else 2 * wide if problem.lam is not None else 0)
     most = max(1, memory // (classes * size * copies))
     return n if most >= n else -(-n // -(-n // most))
+
+
+def input_sum_dtype(layer: Layer, problem: Problem) -> torch.dtype:
+    """What the features' gradient is summed in: their own dtype where each row has one."""
+    once = problem.input.shape[0] == layer.input.shape[0]
+    return layer.dtype if once else accumulate_dtype(layer.dtype)
 
 
 def weight_sum_dtype(
@@ -204,6 +213,7 @@ class Sweep:
         self._upstream, self._given, self._keep = upstream, terms, keep
         self._dtype = accumulate_dtype(layer.dtype)
         self._each = problem.options.reduction == NONE
+        self._once = problem.input.shape[0] == layer.input.shape[0]
         n, device = problem.input.shape[0], problem.input.device
         norm = problem.normalizer
         self._norm = torch.ones((), dtype=self._dtype, device=device) if norm is None else norm
@@ -236,7 +246,7 @@ class Sweep:
         chunks = self._chunks
         for run in chunks.runs:
             rows = chunks.rows_of(run)
-            problem, x = _of_rows(self._problem, rows), self._layer.input[rows]
+            problem, x = _of_rows(self._problem, rows), self._layer.input[self._features(rows)]
             if chunks.blank:
                 x = x.masked_fill(ignored_rows(problem)[:, None], 0)
             x = x.to(self._layer.dtype)
@@ -256,12 +266,38 @@ class Sweep:
         """The gradient of a chunk's logits, where the layer wants it; loss and tables are added."""
         if problem.steps is None:
             return self._known(run, rows, problem)
+        if problem.lam is not None:
+            return self._shared(run, rows, problem)
         if not self._tables:
             return self._learned(rows, problem)
-        index = problem.row_index
-        if problem.rows is not None and index is None:
-            index = problem.target.clamp(0, problem.rows.shape[0] - 1)
-        return self._known(run, rows, with_fixed_delta(problem, self._backend), index)
+        fixed = with_fixed_delta(problem, self._backend)
+        return self._known(run, rows, fixed, self._table_rows(problem))
+
+    def _table_rows(self, problem: Problem) -> Tensor | None:
+        """What row each sample takes of a table of rows."""
+        if problem.rows is None or problem.row_index is not None:
+            return problem.row_index
+        return problem.target.clamp(0, problem.rows.shape[0] - 1)
+
+    def _shared(self, run: Run, rows: Index, problem: Problem) -> Tensor | None:
+        """Under a δ of which rows have shares: in rounds, or where they are not as exact as
+        promised by steps one after the other."""
+        known = sweep(self._door, [problem])
+        assert known.learned is not None
+        if bool(known.learned.exact.all()):
+            self._store_known(rows, known)
+            if not self._want or self._keep:
+                return None
+            upstream = self._upstream_of(rows, problem.input.shape[0])
+            self._add_to_tables(problem, known, upstream)
+            if len(self._tables) == len(self._want):
+                return None
+            self._door.gradient(problem, known, upstream, ["input"], problem.input)
+            return problem.input
+        z = self._door.perturbed(problem, known, 0, problem.classes)
+        slot = torch.arange(z.shape[0], device=z.device)
+        fixed = with_delta(problem._replace(lam=None), by_plain_steps(problem, z), slot)
+        return self._known(run, rows, fixed, self._table_rows(problem))
 
     def _known(
         self, run: Run, rows: Index, problem: Problem, index: Tensor | None = None
@@ -325,12 +361,10 @@ class Sweep:
         n, classes = problem.input.shape
         columns = _Columns(self, x, problem, max(1, self._chunks.rows * classes // n))
         known = sweep(self._door, columns, whole=problem)
-        assert known.loss is not None
         assert known.learned is not None
         if not bool(known.learned.exact.all()):
             return False
-        loss = known.loss
-        self._store_loss(rows, loss if self._each else loss.double().sum() / self._norm)
+        self._store_known(rows, known)
         if self.statistics:
             self._store_statistics(
                 rows, statistics(self._door.reduce, columns, known, whole=problem)
@@ -340,16 +374,36 @@ class Sweep:
         upstream, of_input = self._upstream_of(rows, n), None
         for part in columns:
             begin = part.options.first
-            if self._tables:
-                found = self._door.gradient(part, known, upstream, self._tables)
-                here = slice(begin, begin + part.input.shape[1])
-                for name in self._tables:
-                    place = self._sums[name]
-                    place[..., slice(None) if name == "margin" else here] += getattr(found, name)
+            self._add_to_tables(part, known, upstream)
             self._door.gradient(part, known, upstream, ["input"], part.input)
             of_input = self._through_layer(x, part.input, begin, of_input)
         self._store_input(rows, of_input)
         return True
+
+    def _store_known(self, rows: Index, known: Known) -> None:
+        """The loss of rows that were settled in rounds."""
+        loss = known.loss
+        assert loss is not None
+        self._store_loss(rows, loss if self._each else loss.double().sum() / self._norm)
+
+    def _add_to_tables(self, part: Problem, known: Known, upstream: Tensor) -> None:
+        """What columns of rows add to the gradients of the tables; they read the logits."""
+        if not self._tables:
+            return
+        found, begin = self._door.gradient(part, known, upstream, self._tables), part.options.first
+        columns = slice(begin, begin + part.input.shape[1])
+        for name in self._tables:
+            place = self._sums[name]
+            place[..., slice(None) if name == "margin" else columns] += getattr(found, name)
+
+    def _features(self, rows: Index) -> Index:
+        """The places of rows among those of the features."""
+        if self._once:
+            return rows
+        device = self._layer.input.device
+        if isinstance(rows, slice):
+            rows = torch.arange(rows.start, rows.stop, device=device)
+        return rows % self._layer.input.shape[0]
 
     def _upstream_of(self, rows: Index, n: int) -> Tensor:
         """(n,): that of each row's loss."""
@@ -373,7 +427,7 @@ class Sweep:
         """Where a gradient is summed."""
         dtype = self._dtype
         if name == "input":
-            dtype = self._layer.dtype
+            dtype = input_sum_dtype(self._layer, self._problem)
         elif name == "weight":
             tables = bool(self._tables)
             dtype = weight_sum_dtype(self._layer, self._problem, tables, self._widest)
@@ -448,8 +502,12 @@ class Sweep:
 
     def _store_input(self, rows: Index, of_input: Tensor | None) -> None:
         if of_input is not None:
-            total = self._sums["input"]
-            total[rows] = of_input.to(total.dtype)
+            total, places = self._sums["input"], self._features(rows)
+            if self._once:
+                total[places] = of_input.to(total.dtype)
+            else:  # index_put_ adds in an order of its own, where index_add_ would in any
+                assert isinstance(places, Tensor)
+                total.index_put_((places,), of_input.to(total.dtype), accumulate=True)
 
 
 class _Columns:

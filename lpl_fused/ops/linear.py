@@ -24,7 +24,7 @@ from ..backends.contract import Choose, Forward
 from ..precision import full_precision
 from ..problem import NONE, TABLES, Options, Problem, accumulate_dtype
 from ..tracing import direct, settled
-from .chunks import OF_LAYER, WANTED, Layer, Sweep, weight_sum_dtype
+from .chunks import OF_LAYER, WANTED, Layer, Sweep, input_sum_dtype, weight_sum_dtype
 from .dispatch import AUTO, STATISTICS, SWEEP, checked_form, given, once_backward, register
 
 # how a gradient comes about
@@ -51,7 +51,8 @@ def _packed(layer: Layer, problem: Problem, backend: str, want: Sequence[str]) -
 def _unpacked(*packed: Any) -> tuple[Layer, Problem, str, list[str]]:
     layer = Layer(*packed[:5])
     target, parts, codes, numbers, backend, flags = packed[5:]
-    problem = Problem(layer.stand_in(), target, *parts, Options.unpacked(codes, numbers))  # type: ignore[call-arg]
+    input, options = layer.stand_in(target.shape[0]), Options.unpacked(codes, numbers)
+    problem = Problem(input, target, *parts, options)  # type: ignore[call-arg]
     return layer, problem, backend, [n for n, w in zip(WANTED, flags, strict=True) if w]
 
 
@@ -80,7 +81,7 @@ def _tables(want: Sequence[str]) -> bool:
 def _forward_fake(*packed: Any) -> _Found:
     layer, problem, _, want = _unpacked(*packed[:-2])
     keep, told = packed[-2:]
-    n, dtype = layer.input.shape[0], accumulate_dtype(layer.dtype)
+    n, dtype = problem.input.shape[0], accumulate_dtype(layer.dtype)
     shape = (n,) if problem.options.reduction == NONE else ()
     loss = layer.weight.new_empty(shape, dtype=dtype)
     terms = loss.new_empty((n if keep else 0, len(Terms._fields)))
@@ -96,7 +97,7 @@ def _gradient_fake(*packed: Any) -> list[Tensor]:
 
 def _fake_gradients(layer: Layer, problem: Problem, want: Sequence[str]) -> list[Tensor]:
     dtypes = {
-        "input": layer.dtype,
+        "input": input_sum_dtype(layer, problem),
         "weight": weight_sum_dtype(layer, problem, _tables(want)),
     }
     found = []
@@ -209,7 +210,10 @@ def finished(
             grad = scaled_gradient(grad, upstream, grad.dtype if parts else like.dtype)
             if of_input and not problem.dense:
                 # an upstream that is nan or infinite is none of ignored rows
-                grad = grad.masked_fill(ignored_rows(problem)[:, None], 0)
+                nothing = ignored_rows(problem)
+                if nothing.shape[0] != grad.shape[0]:  # with either of two labels
+                    nothing = nothing.unflatten(0, (-1, grad.shape[0])).all(0)
+                grad = grad.masked_fill(nothing[:, None], 0)
         if of_input and summed is not None:
             grad = summed(grad)
         grads[PLACES[name]] = grad.to(like.dtype)
@@ -246,7 +250,8 @@ def layer_and_problem(
     tensors: Sequence[Tensor | None], options: Options, dtype: torch.dtype, memory: int
 ) -> tuple[Layer, Problem]:
     layer = Layer(*tensors[:_LAYER], dtype, memory)  # type: ignore
-    return layer, Problem(layer.stand_in(), *tensors[_LAYER:], options=options)  # type: ignore
+    rows: int = tensors[_LAYER].shape[0]  # type: ignore[union-attr]
+    return layer, Problem(layer.stand_in(rows), *tensors[_LAYER:], options=options)  # type: ignore
 
 
 def sweeps_by(form: str, problem: Problem) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..algebra.learned import plain_steps
 from ..algebra.statistics import RowStatistics
 from ..norm import Numbers
 from ..paths import LEARNING, NORMING, PENALISING, SCALING, TARGETS, WEIGHING, Path
@@ -26,7 +27,6 @@ _KNOWN = Path(
         *(*WEIGHING, *SCALING, *NORMING, *TARGETS, *LEARNING, *PENALISING),
     ),
 )
-NORM_FLOOR = 1e-12  # a gradient shorter than this has no direction: the normalised step is 0
 
 
 def check_labels(problem: Problem) -> None:
@@ -141,27 +141,15 @@ def _learned_perturbation(problem: Problem) -> tuple[Tensor, Tensor]:
     if z.shape[0] == 0:
         return torch.zeros_like(z), slot
     ignored = problem.target == options.ignore_index
-    label = problem.target.masked_fill(ignored, 0)[:, None]
-    steps = problem.steps[label[:, 0]].masked_fill(ignored, 0)
+    label = problem.target.masked_fill(ignored, 0)
+    steps = problem.steps[label].masked_fill(ignored, 0)
     is_leader = slot == torch.arange(slot.shape[0], device=slot.device)
-    steps = steps.masked_fill(~is_leader, 0)[:, None]
-    sign = steps.sign().to(z.dtype)
-    delta = torch.zeros_like(z)
-    divisor = count.to(z.dtype)
+    steps = steps.masked_fill(~is_leader, 0)
+    share = 1 / count.to(z.dtype)
     if problem.lam is not None:
-        mass = torch.zeros_like(problem.lam).index_add(0, slot, problem.lam)
-        divisor = mass[slot] / problem.lam
-    for k in range(_most(problem.steps if batched() else steps)):
-        # the target's entry is minus the rivals' sum: p_y − 1 without cancellation
-        rivals = torch.softmax(z + delta[slot], 1).scatter(1, label, 0.0) / divisor[:, None]
-        g = torch.zeros_like(delta).index_add(0, slot, rivals)
-        g = g.scatter(1, label, -g.sum(1, keepdim=True))
-        if options.normalize:
-            norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
-            g = torch.where(norm < NORM_FLOOR, 0.0, g / norm.clamp(min=NORM_FLOOR))
-        # no `steps.sign() * ...` outside the where: an inactive row's g must not reach delta
-        delta = delta + torch.where(steps.abs() > k, sign * options.step_size * g, 0.0)
-    return delta, slot
+        share = problem.lam / torch.zeros_like(problem.lam).index_add(0, slot, problem.lam)[slot]
+    most = _most(problem.steps if batched() else steps)
+    return plain_steps(z, label, slot, share, steps, options, most), slot
 
 
 def _most(steps: Tensor) -> int:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import reference
+from ..algebra import learned
 from ..algebra.known import Known
 from ..algebra.parts import finite
 from ..algebra.rows import Classes, Rows
 from ..algebra.settle import stepped
-from ..problem import Options, Problem
+from ..problem import Problem
 from .agree import Shards
 from .local import gathered
 
@@ -42,7 +42,7 @@ def left_rows(door: Any, problem: Problem, shards: Shards, known: Known) -> Know
     for index in _chunks(classes.slot[rows], max(1, LOGITS // shards.classes)):
         some = rows[index]
         z = _of_all_classes(door, problem, shards, known, some)
-        delta = _delta(problem, some, z)
+        delta = learned.by_plain_steps(_of(problem, some), z)
         moved = z + delta
         label = Rows.of(problem).label[some][:, None]
         rivals = moved.scatter(1, label, -torch.inf)
@@ -70,25 +70,16 @@ def _of_all_classes(
     door: Any, problem: Problem, shards: Shards, known: Known, rows: Tensor
 ) -> Tensor:
     """z (n, C) of rows, float64."""
-    some = problem._replace(
-        input=problem.input[rows],
-        target=problem.target[rows],
-        sample_weight=None,
-        row_index=None if problem.row_index is None else problem.row_index[rows],
-    )
+    some = _of(problem, rows)
     own = door.perturbed(some, Known(known.terms[rows]), 0, some.input.shape[1])
     parts = gathered(F.pad(own, (0, max(shards.widths) - own.shape[1])), shards.group)
     pairs = zip(parts, shards.widths, strict=True)
     return torch.cat([part[:, :width] for part, width in pairs], 1).double()
 
 
-def _delta(problem: Problem, rows: Tensor, z: Tensor) -> Tensor:
-    """δ (n, C) of rows that are whole classes, by plain steps."""
-    options = Options(
-        ignore_index=problem.options.ignore_index,
-        step_size=problem.options.step_size,
-        normalize=problem.options.normalize,
-    )
-    plain = Problem(z, problem.target[rows], steps=problem.steps, options=options)
-    delta, slot = reference.learned_perturbation(plain)
-    return delta[slot]
+def _of(problem: Problem, rows: Tensor) -> Problem:
+    """The problem of some rows, as far as their δ is concerned."""
+    given = {name: getattr(problem, name) for name in ("lam", "row_index")}
+    taken = {name: value[rows] for name, value in given.items() if value is not None}
+    input, target = problem.input[rows], problem.target[rows]
+    return problem._replace(input=input, target=target, sample_weight=None, **taken)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..algebra.known import Known
+from ..algebra.rows import label_rows
 from ..algebra.statistics import RowStatistics
 from ..algebra.sweep import with_steps
 from ..backends import REFERENCE
@@ -22,9 +23,9 @@ from ..ops.chunks import OF_LAYER, Index, Layer, checked_memory
 from ..ops.dispatch import given, once_backward
 from ..ops.linear import finished, layer_and_problem, sweeps_by, wanted
 from ..precision import full_precision
-from ..problem import Options, Problem, accumulate_dtype
+from ..problem import NONE, Options, Problem, accumulate_dtype
 from ..tracing import direct, settled, uncompiled
-from ..validation import Target
+from ..validation import Target, moved_by_two
 from .agree import agreed, agreed_choice
 from .local import PartOfLayer, summed
 from .loss import Built, Run
@@ -51,9 +52,7 @@ class _Sweep(chunks.Sweep):
             known = Known(self._given[here])
         else:
             known = self._run.sweep(problem)
-            loss = known.loss
-            assert loss is not None
-            self._store_loss(rows, loss if self._each else loss.double().sum() / self._norm)
+            self._store_known(rows, known)
             if self.statistics:
                 self._store_statistics(rows, self._run.statistics(problem, known))
         if self._keep:
@@ -61,13 +60,7 @@ class _Sweep(chunks.Sweep):
         if not self._want or self._keep:
             return None
         upstream = self._upstream_of(rows, problem.input.shape[0])
-        if self._tables:  # they read the logits
-            found = self._door.gradient(problem, known, upstream, self._tables)
-            begin = problem.options.first
-            columns = slice(begin, begin + problem.input.shape[1])
-            for name in self._tables:
-                place = self._sums[name]
-                place[..., slice(None) if name == "margin" else columns] += getattr(found, name)
+        self._add_to_tables(problem, known, upstream)
         if len(self._tables) == len(self._want):
             return None
         self._door.gradient(problem, known, upstream, ["input"], problem.input)
@@ -170,6 +163,7 @@ def linear_cross_entropy(
         memory = checked_memory(chunk_memory)
         made = build(layer)
         _refuse(layer, form, made)
+        moved_by_two(made.problem, made.choose, made.told, whole=False)
         return made
 
     def others() -> list[tuple[str, int]]:
@@ -183,12 +177,19 @@ def linear_cross_entropy(
     (layer,) = shaped
     run, problem = Run.of(call.built.backend, call.shards), call.problem
     of_layer = Layer(layer.features, layer.weight, layer.bias, layer.dtype, memory)
-    if call.built.choose is not None:
-        problem = _with_chosen_steps(run, of_layer, problem, call.built.choose)
-    told = call.built.told
+    choose, told, rows = call.built.choose, call.built.told, problem.target.shape[0]
+    pairs = moved_by_two(problem, choose, told, whole=False)
+    if pairs:
+        learned = problem.steps is not None or choose is not None
+        problem = label_rows(problem, learned=learned)
+        problem = problem._replace(input=of_layer.stand_in(2 * rows))
+    if choose is not None:
+        problem = _with_chosen_steps(run, of_layer, problem, choose)
     numbers = problem.options, run, form, layer.dtype, memory, told
     tensors = (*of_layer[: len(OF_LAYER)], *given(problem)[1:])
     found = ShardedLinearCrossEntropy.apply(*numbers, *tensors)  # type: ignore[no-untyped-call]
+    if pairs and problem.options.reduction == NONE:
+        found = found[:rows] + found[rows:]
     return call.restored_with(*found) if told else call.restored(found)
 
 

@@ -116,7 +116,6 @@ class Some(Shaped):
     """Some of the classes; tables may be of these or of all, which is settled later."""
 
     of_some_classes = True
-    two_labels = False
     agreed = False  # how many classes there are is known
     reductions: dict[str, Reduction]
     restored: Callable[[Tensor], Tensor]  # of a loss, what the caller gets

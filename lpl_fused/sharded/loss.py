@@ -18,7 +18,7 @@ from ..algebra.known import Known
 from ..algebra.learned import Learned
 from ..algebra.parts import Kind, Round
 from ..algebra.parts import Part as Sums
-from ..algebra.rows import Classes, normalizer, present
+from ..algebra.rows import Classes, label_rows, normalizer, present
 from ..algebra.settle import begin, stepped
 from ..algebra.statistics import RowStatistics, statistics
 from ..algebra.sweep import with_steps
@@ -26,10 +26,10 @@ from ..backends import REFERENCE, load
 from ..backends.contract import Choose, Forward
 from ..ops.dispatch import INPLACE, SWEEP, given, once_backward, spend
 from ..ops.softmax import gradient_past
-from ..problem import NONE, TABLES, Options, Problem
+from ..problem import NONE, TABLES, Options, Problem, accumulate_dtype
 from ..reference import parts as reference_door
 from ..tracing import settled, uncompiled
-from ..validation import Shaped, Target
+from ..validation import Shaped, Target, moved_by_two
 from .agree import Shards, agreed, agreed_choice
 from .gather import whole
 from .left import left_rows
@@ -182,19 +182,34 @@ def cross_entropy(
     built = functools.partial(_built, build, form)
     call = agreed(kind, input, process_group, shape, built, form)
     problem, run = call.problem, Run.of(call.built.backend, call.shards)
-    options, choose = problem.options, call.built.choose
-    told = call.built.told
+    choose, told, rows = call.built.choose, call.built.told, problem.target.shape[0]
+    pairs = moved_by_two(problem, choose, told, whole=False)
+    if pairs:
+        problem = _by_label(problem, learned=problem.steps is not None or choose is not None)
+    options = problem.options
     found = ShardedCrossEntropy.apply(options, run, choose, form, told, *given(problem))  # type: ignore[no-untyped-call]
+    if pairs and options.reduction == NONE:
+        found = found[:rows] + found[rows:]
     return call.restored_with(*found) if told else call.restored(found)
 
 
 def _built(build: Build, form: str, shaped: Shaped) -> Built:
     built = build(shaped)
+    pairs = moved_by_two(built.problem, built.choose, built.told, whole=False)
+    if form == INPLACE and pairs:
+        raise ValueError('gradient: "inplace" is not for rows of two labels that move their logits')
     if form == SWEEP:
         raise ValueError('gradient: "sweep" is not for process_group, where it is "statistics"')
     if form == INPLACE and (built.problem.steps is not None or built.choose is not None):
         raise ValueError('gradient: "inplace" is not for a learned perturbation')
     return built
+
+
+def _by_label(problem: Problem, *, learned: bool) -> Problem:
+    """With a row for each of two labels. Two gradients are added up: those of 16 bits before they
+    are rounded."""
+    input = problem.input.to(accumulate_dtype(problem.input.dtype))
+    return label_rows(problem, learned=learned)._replace(input=torch.cat([input, input]))
 
 
 @uncompiled
@@ -206,6 +221,8 @@ def lpl_perturbation(
         shape = functools.partial(Part, input, target)
         call = agreed("lpl_perturbation", input, process_group, shape, build)
         problem, run = call.problem, Run.of(call.built.backend, call.shards)
+        if problem.other is not None:
+            problem = _by_label(problem, learned=True)
         known = run.sweep(problem)
         delta = learned.delta(problem, known, run.door.perturbed)
         assert delta is not None

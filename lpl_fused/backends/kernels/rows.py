@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 
 from ...algebra.terms import Terms
-from . import arguments
 from .algebra import (
     DENSE,
     LABELS,
