@@ -26,6 +26,9 @@ page is written from their table (`python -m docs.without_logits`).
 
 """
 END = """
+* With two labels of a row (`MixedTarget`) all marks hold, of LPL and margins, too, with these left
+  out: `return_stats` where the labels move the logits; and, in `linear` and `process_group`, a
+  penalty there (`MbLSLoss` over margins, say).
 * What goes through the steps goes neither with `linear` nor with `process_group`.
 * `MbLSLoss` and `CALSLoss` go where their base does, which has to be a choice of tables and
   keywords.

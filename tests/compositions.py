@@ -197,8 +197,12 @@ def ldam_margins() -> Tensor:
 
 
 def arc(call: Call, u: Tensor) -> Tensor:
-    angle = torch.where(hot(call).bool(), torch.acos(u), 0.0)
-    return composed(call, 8.0 * torch.where(hot(call).bool(), torch.cos(angle + 0.2), u))
+    def of_one(one: Call) -> tuple[Tensor, Tensor]:
+        angle = torch.where(hot(one).bool(), torch.acos(u), 0.0)
+        rotated = torch.where(hot(one).bool(), torch.cos(angle + 0.2), u)
+        return row_losses(one, perturbed(one, 8.0 * rotated))
+
+    return reduced(call, *by_label(call, of_one))
 
 
 def lade(call: Call, u: Tensor) -> Tensor:
@@ -524,7 +528,7 @@ ENTRIES: dict[str, Entry] = {
         MARGIN,
         cosines=True,
     ),
-    "ArcFaceLoss": Entry(plain(losses.ArcFaceLoss, 8.0, 0.2), arc, INDICES, cosines=True),
+    "ArcFaceLoss": Entry(plain(losses.ArcFaceLoss, 8.0, 0.2), arc, MARGIN, cosines=True),
     "CDTLoss": Entry(
         plain(losses.CDTLoss, COUNTS), lambda call, u: composed(call, SCALE.to(u) * u)
     ),

@@ -175,6 +175,7 @@ def _softmax(at: random.Random, made: Draw, number: int) -> Trial:
             target[:, 0] += 0.1  # a row of no mass at all is neither ignored nor does it count
     said["target"] = form
     one_label = isinstance(target, Tensor) and not target.is_floating_point()
+    labelled = one_label or isinstance(target, MixedTarget)
     label = target if one_label else target[0] if isinstance(target, MixedTarget) else None
     input = _logits(at, made, label, said)
     keywords: dict[str, Any] = {"reduction": at.choice(["none", "mean", "sum"])}
@@ -207,7 +208,7 @@ def _softmax(at: random.Random, made: Draw, number: int) -> Trial:
             input = torch.where(input.abs() == 3e38, input.sign() * 1e4, input)
     chosen: list[str] = []
     if at.random() < 0.4:
-        allowed = [name for name in TABLES if one_label or name != "margin"]
+        allowed = [name for name in TABLES if labelled or name != "margin"]
         chosen = at.sample(allowed, at.randint(1, min(4, len(allowed))))
         tables = made.tables()
         kept = {name: getattr(tables, name) for name in chosen}
@@ -223,7 +224,7 @@ def _softmax(at: random.Random, made: Draw, number: int) -> Trial:
     learns = at.random() < 0.4 and (
         made.classes > 1 or finite
     )  # (of one class δ is nothing, or nan)
-    if one_label and learns:
+    if labelled and learns:
         steps = made.steps(at.choice([0, 1, 3, 8, 40]))
         keywords["step_size"] = at.choice([0.01, 0.3, 1.0])
         keywords["normalize"] = at.random() < 0.5
@@ -233,7 +234,11 @@ def _softmax(at: random.Random, made: Draw, number: int) -> Trial:
         keywords["penalty"] = made.penalty(at.choice(PENALTIES), normalize=at.random() < 0.5)
     said["function"] = "cross_entropy" if steps is None else "lpl_cross_entropy"
     trial = _trial(at, Case(input, target, keywords, steps, learn), number, said)
-    if at.random() < 0.06 and made.n and bool(input.isfinite().all()):
+    moved = not one_label and (steps is not None or "margin" in chosen)
+    if moved:
+        said["kind"] = "two labels that move the logits"
+    often = 0.2 if moved and "penalty" not in keywords else 0 if moved else 0.06
+    if at.random() < often and made.n and bool(input.isfinite().all()):
         # the layer that makes the logits, too; in 16 bits these are rounded, by whoever makes them
         trial.hidden = made.normal(made.n, WIDTH).float().double()
         trial.matrix = made.normal(made.classes, WIDTH).float().double()
@@ -279,6 +284,13 @@ def _binary(at: random.Random, made: Draw, number: int) -> Trial:
         keywords["rebalance"] = rebalance(made)
     if at.random() < 0.3:
         keywords["phi"] = at.choice([PHIS[at.choice(sorted(PHIS))], Focal(1.5)])
+    elif at.random() < 0.3:
+        said["kind"] = "asymmetric"
+        keywords["phi"] = lpl_fused.Asymmetric(
+            *(at.choice([0.0, 0.5, 1.0, 2.5, 4.0]) for _ in range(2)),
+            at.choice([0.0, 0.05, 0.3]),
+            detach=at.random() < 0.5,
+        )
     if at.random() < 0.15 and keywords["reduction"] == "sum":
         keywords["normalizer"] = 7.5
     steps = None
@@ -547,7 +559,7 @@ def perturbation_of(trial: Trial, case: Case, backend: str) -> tuple[Tensor, ...
     if trial.layout == "expanded" and len(values):
         values = values[:1].expand_as(values)
     find = functional.lpl_binary_perturbation if case.multilabel else functional.lpl_perturbation
-    assert isinstance(case.target, Tensor) and case.steps is not None
+    assert case.steps is not None
     found = find(values, case.target, case.steps, backend=backend, **keywords)
     return found if isinstance(found, tuple) else (found,)
 
@@ -591,6 +603,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=20000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--case", type=int, help="this one alone")
+    parser.add_argument("--kind", help="those alone that are called so: asymmetric, two labels")
     parser.add_argument("--backends", nargs="+", help="these alone, each for every case")
     parser.add_argument("--report", type=Path, help="a file for the counts and the failures")
     options = parser.parse_args(arguments)
@@ -614,6 +627,8 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = tuple(options.backends or backends_of(number, there))
         slow = bool({"triton", "cuda"} & set(chosen)) or number % 10 == 0
         trial = draw(options.seed, number, small=slow)
+        if options.kind is not None and options.kind not in trial.said.get("kind", ""):
+            continue
         try:
             wrong = check(trial, chosen)
         except Exception as error:
@@ -623,6 +638,8 @@ def main(arguments: list[str] | None = None) -> int:
         counts["cases"] += 1
         counts[trial.said["function"]] += 1
         counts[f"target {trial.said['target']}"] += 1
+        if "kind" in trial.said:
+            counts[trial.said["kind"]] += 1
         counts[str(trial.dtype)] += 1
         counts[f"layout {trial.layout}"] += 1
         counts[f"upstream {trial.upstream}"] += 1

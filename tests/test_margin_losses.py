@@ -20,6 +20,7 @@ from equations import (
 )
 
 from lpl_fused import Focal, MixedTarget, Perturbation, class_stats, linear, losses
+from lpl_fused.testing import device_of
 
 
 def replaced(u: torch.Tensor, target: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -152,6 +153,34 @@ def test_arcface_where_the_sine_is_zero(dtype: torch.dtype) -> None:
     assert (u.grad[:, 0] < 0).all()
 
 
+def test_arcface_of_two_labels(backend: str) -> None:
+    """Each label under its own margin, by its share; sub-centres; nothing that counts."""
+    u = torch.tanh(Draw(6, 4, seed=3).input())
+    first, other = torch.tensor([0, 1, 2, 3, -100, -100]), torch.tensor([1, 1, -100, 0, -100, 2])
+    lam = torch.tensor([0.3, 0.6, 0.5, 1.0, 0.2, 0.0]).double()
+    margins, keywords = torch.tensor([0.1, 0.2, 0.3, 0.4]), {"s": 8.0, "backend": backend}
+    single = losses.ArcFaceLoss(m=margins, reduction="none", **keywords)
+    device = device_of(backend)
+    u, first, other, lam = (each.to(device) for each in (u, first, other, lam))
+    target = MixedTarget(first, other, lam)
+    counts = [lam * (first >= 0), (1 - lam) * (other >= 0)]
+    expected = counts[0] * single(u, first) + counts[1] * single(u, other)
+    torch.testing.assert_close(single(u, target), expected)
+    mean = losses.ArcFaceLoss(m=margins, **keywords)
+    torch.testing.assert_close(mean(u, target), expected.sum() / sum(counts).sum())
+    assert mean(u, MixedTarget(first, first, 0.3)).allclose(mean(u, first))
+    image = MixedTarget(first[None], other[None], lam[None])
+    assert mean(u.T[None], image).allclose(mean(u, target))
+    with pytest.raises(ValueError, match="normalizer"):
+        mean(u, target, normalizer=3.0)
+    nothing = torch.full_like(first, -100)
+    mean.empty = "zero"
+    assert mean(u, MixedTarget(nothing, nothing, 0.5)) == 0
+    layer = linear.NormalizedLinear(3, 4, sub_centers=2).to(device)
+    mean(layer(torch.randn(6, 3, device=device)), target).backward()
+    assert layer.weight.grad is not None and layer.weight.grad.isfinite().all()
+
+
 def test_arcface_ignores_rows_and_keeps_shapes() -> None:
     cosines = COSINES.clone()
     cosines[1] = math.nan
@@ -240,7 +269,8 @@ def test_a_perturbation_under_the_learned_one() -> None:
         (lambda: losses.ArcFaceLoss(m=torch.tensor([0.5, 0.4]))(COSINES, LABELS), "2 classes"),
         (lambda: losses.CosFaceLoss(m=torch.tensor([0.5, 0.4]))(COSINES, LABELS), "margin"),
         (lambda: losses.ArcFaceLoss()(COSINES, torch.softmax(COSINES, 1)), "class probabilities"),
-        (lambda: losses.ArcFaceLoss()(COSINES, MixedTarget(LABELS, LABELS, 0.5)), "ArcFaceLoss.*mixed"),
+        (lambda: losses.ArcFaceLoss()(COSINES, MixedTarget(LABELS, LABELS + 9, 0.5)), "out of range"),
+        (lambda: losses.ArcFaceLoss()(COSINES, MixedTarget(LABELS, LABELS[:1], 0.5)), "target.other: .*shape"),
         (lambda: losses.ArcFaceLoss()(COSINES, LABELS[:1]), "shape"),
         (lambda: losses.ArcFaceLoss()(COSINES, torch.tensor([0, 3])), "out of range"),
         (lambda: losses.CosFaceLoss()(COSINES, torch.softmax(COSINES, 1)), "margin"),

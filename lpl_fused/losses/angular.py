@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .. import functional
 from ..arguments import POSITIVE, REAL, Either, Number, RealTensor, live, shown
-from ..perturbation import Perturbation
-from ..problem import accumulate_dtype
+from ..perturbation import Perturbation, chained
+from ..problem import MEAN, accumulate_dtype
 from ..row_transforms import arc_margin, class_dim
-from ..validation import Target
+from ..validation import MixedTarget, Shaped, Target, checked_normalizer
 from .cross_entropy import CrossEntropyLoss
-from .rows import blanked, class_indices, expect_classes
+from .rows import blanked, class_indices, expect_classes, mean_divisor, row_weights
 
 _BY_CLASS = RealTensor(1, "a tensor (C,), one margin per class")
 _MARGIN = Either(REAL, _BY_CLASS)
@@ -89,7 +90,8 @@ class ArcFaceLoss(CrossEntropyLoss):
     ψ = cos(θ + m), from cos θ ≤ cos(π − m) on cos θ − m·sin(π − m). The gradient of the target
     carries dψ/dcos θ = cos m + sin m·cos θ/sin θ, with sin θ held constant where it is 0. End the
     model in `linear.NormalizedLinear`; with its `sub_centers` this is sub-centre ArcFace (Deng et
-    al., 2020). Cost: one more row sweep.
+    al., 2020). Of two labels (`MixedTarget`) each has its own cosine rotated, and its share of the
+    loss. Cost: one more row sweep; of two labels twice as much.
 
     Args:
         s: scale > 0, default 64, insightface's.
@@ -123,8 +125,53 @@ class ArcFaceLoss(CrossEntropyLoss):
         perturbation: Perturbation | None = None,
         normalizer: float | Tensor | None = None,
     ) -> Tensor:
-        label = class_indices(input, target, self)
         if isinstance(self.m, Tensor):
             expect_classes(input, len(self.m))
-        rotated = arc_margin(blanked(input, target, self.ignore_index), label, self.m)
+        if isinstance(target, tuple):
+            return self._of_two(input, MixedTarget(*target), perturbation, normalizer)
+        rotated = self._rotated(input, target)
         return super().forward(rotated, target, perturbation=perturbation, normalizer=normalizer)
+
+    def _rotated(self, input: Tensor, target: Tensor) -> Tensor:
+        label = class_indices(input, target, self)
+        return arc_margin(blanked(input, target, self.ignore_index), label, self.m)
+
+    def _of_two(
+        self,
+        input: Tensor,
+        target: MixedTarget,
+        perturbation: Perturbation | None,
+        normalizer: float | Tensor | None,
+    ) -> Tensor:
+        """Rows of two labels: each label's loss, its own cosine rotated, by its share."""
+        Shaped(input, target)
+        # two gradients are added up: those of 16 bits before they are rounded
+        input = input.to(accumulate_dtype(input.dtype))
+        first = torch.as_tensor(target.lam, dtype=input.dtype, device=input.device)
+        first = first.expand(target.target.shape)
+        pairs = [
+            (label.masked_fill(share == 0, self.ignore_index), share)
+            for label, share in ((target.target, first), (target.other, 1 - first))
+        ]
+        keywords = self.keywords()
+        if self.reduction == "mean":
+            checked_normalizer(normalizer, MEAN, input)  # none, beside a mean
+            weights = [
+                row_weights(label, class_indices(input, label, self), share, self) * share
+                for label, share in pairs
+            ]
+            normalizer = mean_divisor(sum(weight.sum() for weight in weights), self.empty)  # type: ignore[arg-type]
+            keywords["reduction"] = "sum"
+        tables = chained(self.perturbation(input), perturbation)
+        nobody = torch.full_like(target.target, self.ignore_index)
+        values = [
+            functional.cross_entropy(
+                self._rotated(input, label),
+                MixedTarget(label, nobody, share),
+                perturbation=tables,
+                normalizer=normalizer,
+                **keywords,
+            )
+            for label, share in pairs
+        ]
+        return values[0] + values[1]
