@@ -528,7 +528,7 @@ ENTRIES: dict[str, Entry] = {
         MARGIN,
         cosines=True,
     ),
-    "ArcFaceLoss": Entry(plain(losses.ArcFaceLoss, 8.0, 0.2), arc, MARGIN, cosines=True),
+    "ArcFaceLoss": Entry(plain(losses.ArcFaceLoss, 8.0, 0.2), arc, TWO_AT_MOST, cosines=True),
     "CDTLoss": Entry(
         plain(losses.CDTLoss, COUNTS), lambda call, u: composed(call, SCALE.to(u) * u)
     ),

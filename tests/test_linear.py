@@ -584,7 +584,7 @@ BAD: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "form": (ValueError, "gradient: expected one of", {"gradient": "inplace"}),
     "form of the reference": (ValueError, "gradient: 'sweep' is for fused", {"gradient": "sweep", "backend": "reference"}),
     "float16 by sweep": (ValueError, "float16", {"gradient": "sweep", "input": torch.ones(N, D).half(), "linear_weight": torch.ones(C, D).half()}),
-    "margins of mixed targets": (ValueError, "margin: needs one class index per row here", {"target": torch.full((N, C), 1 / C), "perturbation": Perturbation(margin=torch.ones(C))}),
+    "margins of mixed targets": (ValueError, "margin: needs class indices, one per row or two", {"target": torch.full((N, C), 1 / C), "perturbation": Perturbation(margin=torch.ones(C))}),
 }  # fmt: skip
 
 
