@@ -151,8 +151,8 @@ class Algebra {
     return r;
   }
 
-  // Under a δ z is less the shift of the row's terms, `t`, which has none left: of logits far from 0
-  // δ keeps its digits so.
+  // Under a δ z is less the shift of the row's terms, `t`, which has none left: of logits far from
+  // 0 δ keeps its digits so.
   LPL_DEVICE Terms<Acc> centre(Row<Acc>& r, Terms<Acc> t) const {
     if (has(kMove) && r.delta) {
       r.base = t.shift;

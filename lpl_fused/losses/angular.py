@@ -174,4 +174,5 @@ class ArcFaceLoss(CrossEntropyLoss):
             )
             for label, share in pairs
         ]
-        return values[0] + values[1]
+        loss: Tensor = values[0] + values[1]
+        return loss
