@@ -246,7 +246,7 @@ class PartSums {
       });
     }
     const auto& [none, total, heat, largest, place] = told_.sums();
-    leave(i, shift, total, heat, largest, place);
+    leave(i, double(shift) + double(rows_.base(i)), total, heat, largest, place);
   }
 
   // Adds Σ e_j^r, r = 1 …, of what is at most `cut`, and gives the largest of that.

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..algebra.known import Known
-from ..algebra.learned import by_plain_steps
+from ..algebra.learned import by_plain_steps, with_delta
 from ..algebra.rows import ignored_rows, mean_as_sum
 from ..algebra.statistics import RowStatistics, dtypes, statistics
 from ..algebra.sweep import sweep
@@ -32,7 +32,7 @@ from ..arguments import Integer, Maybe
 from ..backends import load
 from ..backends.contract import Forward
 from ..problem import NONE, TABLES, Problem, accumulate_dtype
-from .softmax import with_delta, with_fixed_delta
+from .softmax import with_fixed_delta
 
 OF_LAYER = ("input", "weight", "bias")
 WANTED = (*OF_LAYER, *TABLES)  # what may want a gradient
