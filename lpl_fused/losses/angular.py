@@ -150,7 +150,7 @@ class ArcFaceLoss(CrossEntropyLoss):
         first = torch.as_tensor(target.lam, dtype=input.dtype, device=input.device)
         first = first.expand(target.target.shape)
         pairs = [
-            (label.masked_fill(share == 0, self.ignore_index), share)
+            (label.long().masked_fill(share == 0, self.ignore_index), share)
             for label, share in ((target.target, first), (target.other, 1 - first))
         ]
         keywords = self.keywords()
@@ -163,7 +163,7 @@ class ArcFaceLoss(CrossEntropyLoss):
             normalizer = mean_divisor(sum(weight.sum() for weight in weights), self.empty)  # type: ignore[arg-type]
             keywords["reduction"] = "sum"
         tables = chained(self.perturbation(input), perturbation)
-        nobody = torch.full_like(target.target, self.ignore_index)
+        nobody = torch.full_like(target.target, self.ignore_index, dtype=torch.int64)
         values = [
             functional.cross_entropy(
                 self._rotated(input, label),
