@@ -151,6 +151,7 @@ struct Call {
     Acc own;
     const Acc* z;
     RowNorm<Acc> norm;
+    Acc base;
   };
 
   // One sweep over row i plus `delta` (may be null): perturbed logits to `z` (where anything
@@ -159,28 +160,31 @@ struct Call {
   // block; what was summed before is scaled to it where it exceeds the shift by more than kSlack.
   // Nothing is swept where an earlier call has left the exponentials in the gradient's row. What is
   // `told` of the row beside that, a RowStatistics if anybody asks, needs an `e` that is not `z`,
-  // or none.
+  // or none. Beside `delta` all z are less `base`, or logits far from 0 would take its digits.
   template <typename Told = std::nullptr_t>
   Exponentials exponentials(i64 i, const Acc* delta, i64 skip, Acc* z, Acc* capped, Acc* e,
                             Told told = nullptr) const {
     constexpr bool kTells = !std::is_same<Told, std::nullptr_t>::value;
     if (p.swept && !delta) {
       const Acc* swept = table(p.swept) + 3 * i;
-      return {swept[0], double(swept[1]), swept[2], nullptr, {}};
+      return {swept[0], double(swept[1]), swept[2], nullptr, {}, 0};
     }
     RowNorm<Acc> norm;
     if (p.norm_p > 0) norm = measured_norm<Acc>(p, logits(i));
     const Acc* row = delta ? nullptr : unperturbed(i, norm.factor);
     const bool fill = row == nullptr;
     if (fill) row = z;
+    const Acc base = delta ? base_of(i, norm.factor) : Acc(0);
     if constexpr (kTells) told->begin();
     Acc shift = std::numeric_limits<Acc>::lowest();
     double rest = 0;
     const i64 ahead = p.norm_p > 0 && c <= kRowAhead ? p.row_stride : kBlock;
     for (i64 lo = 0; lo < c; lo += kBlock) {
       const i64 size = std::min(kBlock, c - lo);
-      if (fill) perturb(i, at(delta, lo), lo, size, norm.factor, z + lo, capped);
-      const Acc top = max_of(row + lo, size);
+      if (fill) perturb(i, lo, size, norm.factor, z + lo, capped);
+      if (delta) move(base, delta + lo, size, z + lo);
+      // a number that base + shift holds whole: the shift is handed on as that
+      const Acc top = (base + max_of(row + lo, size)) - base;
       if (top > shift + kSlack) {
         const Acc factor = exp_of(shift - top);
         rest *= factor;
@@ -200,7 +204,7 @@ struct Call {
                   raw ? top : max_of(u, size));
       }
     }
-    return {shift, rest, skip < 0 ? Acc(0) : row[skip], row, norm};
+    return {shift, rest, skip < 0 ? Acc(0) : row[skip], row, norm, base};
   }
 
   // e^(z_j − shift) of a block of row i to `e`, once more, by the shift and the norm's factor that
@@ -215,7 +219,7 @@ struct Call {
   const Acc* perturbed(i64 i, i64 lo, i64 size, Acc length, Acc* z, Acc* capped) const {
     const Acc* row = unperturbed(i, length);
     if (row) return row + lo;
-    perturb(i, nullptr, lo, size, length, z, capped);
+    perturb(i, lo, size, length, z, capped);
     return z;
   }
 
@@ -294,23 +298,16 @@ struct Call {
   }
 
   // The same, always into `z`.
-  void perturb(i64 i, const Acc* delta, i64 lo, i64 size, Acc length, Acc* z, Acc* capped) const {
+  void perturb(i64 i, i64 lo, i64 size, Acc length, Acc* z, Acc* capped) const {
     const Acc* extra = at(extra_row(i), lo);
-    // `delta` lives in z, `extra` in the units of the logits
-    const Acc* first = extra ? extra : delta;
-    const Acc factor = extra ? uniform : Acc(1);
     if (p.softcap > 0) {
       const Acc cap = Acc(p.softcap), inverse = length * Acc(1 / p.softcap);
       const T* u = logits(i) + lo;
       LPL_SIMD
       for (i64 j = 0; j < size; ++j) capped[j] = cap * tanh_of(load(u[j]) * inverse);
-      add_tables(static_cast<const Acc*>(capped), Acc(1), first, factor, lo, size, z);
+      add_tables(static_cast<const Acc*>(capped), Acc(1), extra, lo, size, z);
     } else {
-      add_tables(logits(i) + lo, length, first, factor, lo, size, z);
-    }
-    if (extra && delta) {
-      LPL_SIMD
-      for (i64 j = 0; j < size; ++j) z[j] += delta[j];
+      add_tables(logits(i) + lo, length, extra, lo, size, z);
     }
     if (p.margin) {
       const i64 y = column(p.target[i]) - lo;
@@ -319,11 +316,10 @@ struct Call {
   }
 
   template <typename U>
-  void add_tables(const U* u, Acc length, const Acc* extra, Acc factor, i64 lo, i64 size,
-                  Acc* z) const {
+  void add_tables(const U* u, Acc length, const Acc* extra, i64 lo, i64 size, Acc* z) const {
     const Acc each = scale ? length : length * uniform;  // `scale` has 1/temperature in it
     const auto run = [&](auto kernel) {
-      kernel(u, at(scale, lo), each, at(offset, lo), extra, factor, z, size);
+      kernel(u, at(scale, lo), each, at(offset, lo), extra, uniform, z, size);
     };
     const bool stretched = scale && length != 1;
     switch ((stretched ? 8 : scale ? 4 : 0) | (offset ? 2 : 0) | (extra ? 1 : 0)) {
@@ -340,6 +336,18 @@ struct Call {
       case 10: return run(perturb_block<true, true, true, false, U, Acc>);
       default: return run(perturb_block<true, true, true, true, U, Acc>);
     }
+  }
+
+  // A number near the largest z of row i, as far as its logits tell.
+  Acc base_of(i64 i, Acc length) const {
+    if (p.softcap > 0) return 0;
+    const Acc top = Acc(max_of(logits(i), c)) * (scale ? length : length * uniform);
+    return std::isfinite(top) ? top : Acc(0);
+  }
+
+  static void move(Acc base, const Acc* delta, i64 size, Acc* z) {
+    LPL_SIMD
+    for (i64 j = 0; j < size; ++j) z[j] = (z[j] - base) + delta[j];
   }
 
   // Logits that the sweep comes to a block later, of this row or the next: fetched part by part, so

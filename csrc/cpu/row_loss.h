@@ -156,7 +156,8 @@ class RowLoss {
                                                                 Acc* e, Workspace<Acc>& w) const {
     const auto swept = call_.exponentials(i, delta, skip, w.z.data(), w.capped.data(), e, &w.told);
     const Statistics<double>& found = w.told.sums();
-    leave_told<Acc>(out_, i, told_of(swept.shift, found.total, found.heat),
+    const double shift = double(swept.base) + swept.shift;
+    leave_told<Acc>(out_, i, told_of(shift, found.total, found.heat),
                     found.place == double(call_.aim(i)));
     return swept;
   }
@@ -185,10 +186,10 @@ class RowLoss {
     // may come so far
     const T* u = call_.logits(i);
     const int first = pull.labels == 2 && load(u[pull.label[1]]) > load(u[pull.label[0]]);
-    const auto [top, others, z_own, z, norm] = sweep(i, delta, pull.label[first], w);
+    const auto [top, others, z_own, z, norm, base] = sweep(i, delta, pull.label[first], w);
     const Acc own = exp_of(z_own - top);
     const Acc total = Acc(others + own);
-    const Acc lse = p_.z_loss > 0 ? top + std::log(total) : Acc(0);
+    const Acc lse = p_.z_loss > 0 ? (base + top) + std::log(total) : Acc(0);
     Acc own_of[2], rest_of[2], lift[2];
     for (int k = 0; k < pull.labels; ++k) {
       lift[k] = (k == first ? z_own : z[pull.label[k]]) - top;
@@ -201,7 +202,7 @@ class RowLoss {
     Acc slope[2];
     settle(pull, mass, lift, own_of, rest_of, total, lse, slope);
     if (out_.terms) {
-      w.shift = top;
+      w.shift = base + top;
       w.log_total = std::log(total);
       w.uniform = w.beside[0] = w.beside[1] = 0;
       for (int k = 0; k < pull.labels; ++k) w.beside[from[k]] = pull.at_label[k];
@@ -248,11 +249,11 @@ class RowLoss {
     // without the class that may have all mass, whose rivals' mass is then what log_total is made
     // of
     const i64 lead = leader(i, t);
-    const auto [top, others, z_lead, z, norm] = sweep(i, delta, lead, w);
+    const auto [top, others, z_lead, z, norm, base] = sweep(i, delta, lead, w);
     const Acc own = exp_of(z_lead - top), total = Acc(others + own);
     const Acc log_total =
         own >= Acc(others) ? (z_lead - top) + std::log1p(Acc(others) / own) : std::log(total);
-    const Acc lse = top + log_total;
+    const Acc lse = (base + top) + log_total;
     const double mass = sum_of(t, c_);
 
     Pull pull{};
@@ -280,7 +281,7 @@ class RowLoss {
     pull.loss = Acc(loss + mass * p_.z_loss * double(lse) * double(lse));
     pull.share = Acc((slopes + mass * 2 * p_.z_loss * double(lse)) / total);
     if (out_.terms) {
-      w.shift = top;
+      w.shift = base + top;
       w.log_total = log_total;
       w.uniform = target.even;
       w.beside[0] = w.beside[1] = 0;

@@ -112,8 +112,8 @@ def mass_rows(problem, masses, BLOCK: tl.constexpr):
     index = tl.program_id(0).to(tl.int64)
     live, row = read_row(index, problem, problem.terms.dtype.element_ty)
     zero = tl.zeros_like(row.hard)
-    nowhere = zero + float("-inf")
     along = zero.to(tl.float64)
+    nowhere = along + float("-inf")
     numbers = (nowhere, zero, nowhere, nowhere, zero, zero, along, zero, zero, along)
     if live:
         own, other = label_logits(row, problem)
