@@ -155,11 +155,14 @@ class Pieces {
     template <typename Kind>
     LPL_DEVICE void write(int first, const Acc* x, Kind) const {
       LPL_USUALLY(aligned_);
-      if (Kind::value && aligned_) return pieces_.put(row_, first, x, Whole());
-      if (Kind::value) return put_anywhere<kSize>(row_ + first, x);
+      if constexpr (Kind::value) {
+        if (aligned_) return pieces_.put(row_, first, x, Whole());
+        put_anywhere<kSize>(row_ + first, x);
+      } else {
 #pragma unroll
-      for (int v = 0; v < kSize; ++v)
-        if (pieces_.inside(first + v)) store(row_[first + v], x[v]);
+        for (int v = 0; v < kSize; ++v)
+          if (pieces_.inside(first + v)) store(row_[first + v], x[v]);
+      }
     }
 
    private:

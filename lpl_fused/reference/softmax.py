@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..algebra.learned import height, plain_steps
+from ..algebra.learned import plain_steps
 from ..algebra.statistics import RowStatistics
 from ..norm import Numbers
 from ..paths import LEARNING, NORMING, PENALISING, SCALING, TARGETS, WEIGHING, Path
@@ -191,13 +191,10 @@ def target_cross_entropy(z: Tensor, label: Tensor) -> Tensor:
     return torch.logaddexp(log_mass - own, torch.zeros_like(own))
 
 
-def row_losses(problem: Problem, z: Tensor, base: Tensor | None = None) -> Tensor:
-    """(N,) losses Σ_j t_j·(φ(ℓ_j) + z_loss·lse²), t weighted by class and sample; of z + base
-    (N, 1), if there is one."""
+def row_losses(problem: Problem, z: Tensor) -> Tensor:
+    """(N,) losses Σ_j t_j·(φ(ℓ_j) + z_loss·lse²), t weighted by class and sample."""
     options = problem.options
     lse = torch.logsumexp(z, 1)
-    if base is not None:
-        lse = lse + base[:, 0]
     penalty = options.z_loss * lse**2 if options.z_loss > 0 else None
 
     def phi_at(columns: Tensor | slice) -> Tensor:
@@ -298,13 +295,11 @@ def row_statistics(problem: Problem) -> RowStatistics:
     """Of the rows, beside their loss; no gradient."""
     check_labels(problem)
     with torch.no_grad():
-        z, base = perturb(constant(problem)), None
+        z = perturb(constant(problem))
         if problem.steps is not None:
             delta, slot = learned_perturbation(problem)
-            base = height(z)
-            z = (z - base) + delta[slot]
+            z = z + delta[slot]
         lse = torch.logsumexp(z, 1)
-        shift = 0.0 if base is None else base[:, 0]
         log_p = z - lse[:, None]
         p = torch.exp(log_p)
         entropy = -torch.where(p == 0, 0.0, p * log_p).sum(1)
@@ -323,7 +318,7 @@ def row_statistics(problem: Problem) -> RowStatistics:
         counted = counted_rows(problem)
         correct = (problem.input.argmax(1) == label) & ~broken & ~none & counted
         return RowStatistics(
-            (lse + shift).masked_fill(~counted, 0), entropy.masked_fill(~counted, 0), correct
+            lse.masked_fill(~counted, 0), entropy.masked_fill(~counted, 0), correct
         )
 
 
@@ -340,14 +335,13 @@ def cross_entropy(problem: Problem) -> Tensor:
         nothing = ~counted_rows(problem)[:, None]
         input = input.masked_fill(nothing, 0)
     problem = problem._replace(input=input)
-    z, base = perturb(problem), None
+    z = perturb(problem)
     if problem.steps is not None:
         delta, slot = learned_perturbation(problem, differentiable=problem.options.through)
-        base = height(z)
-        z = (z - base) + delta[slot]
+        z = z + delta[slot]
     if nothing is not None:
         z = z.masked_fill(nothing, 0)  # nor that of tables
-    loss = row_losses(problem, z, base)
+    loss = row_losses(problem, z)
     reduction = problem.options.reduction
     value = loss if reduction == NONE else loss.sum()
     if divides(problem):
