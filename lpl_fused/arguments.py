@@ -241,9 +241,7 @@ class Numbers:
         return f"a tensor of {kind}{self.what and ', ' + self.what}"
 
     def __call__(self, name: str, value: Any) -> Tensor:
-        integers = isinstance(value, Tensor) and not (
-            value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
-        )
+        integers = isinstance(value, Tensor) and is_integer(value)
         floating = isinstance(value, Tensor) and value.is_floating_point()
         if not (floating if self.floating else integers):
             raise TypeError(f"{name}: expected {self}, got {shown(value)}")
@@ -311,6 +309,11 @@ def fixed(check: Check) -> Rule:
 
 
 CONSUMED = Rule(None, False)  # an argument of the constructor that is no attribute at all
+
+
+def is_integer(tensor: Tensor) -> bool:
+    """Of an integer dtype, signed or not (a bool is none)."""
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def real_number(value: Any) -> float | None:

@@ -421,6 +421,7 @@ def class_mean(
         >>> lpl_fused.class_stats.class_mean(values, target, num_classes=3)
         (tensor([1.5000, 0.0000, 4.0000]), tensor([2., 0., 1.]))
     """
+    target = target.long()
     present = (target >= 0) & (target < num_classes)
     index = torch.where(present, target, num_classes)
     zeros = values.new_zeros(num_classes + 1)
@@ -449,6 +450,7 @@ def present_classes(
         >>> lpl_fused.class_stats.present_classes(torch.tensor([4, 1, 4]), num_classes=5)
         (tensor([1, 4]), tensor([1, 0, 1]))
     """
+    target = target.long()
     counted = ~is_ignored(target, ignore_index) & (target >= 0) & (target < num_classes)
     label = torch.where(counted, target, num_classes)
     present = torch.zeros(num_classes + 1, dtype=torch.bool, device=target.device)

@@ -13,7 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .arguments import CLASSES, POSITIVE, Instance, Integer, Maybe, Number, Numbers, shown
+from .arguments import (
+    CLASSES,
+    POSITIVE,
+    Instance,
+    Integer,
+    Maybe,
+    Number,
+    Numbers,
+    is_integer,
+    shown,
+)
 from .class_stats import count_tensor
 
 MANY_ABOVE = 100
@@ -89,7 +99,7 @@ def accuracy(
         (0.75, 1.0, 1.0, 0.0)
     """
     _TENSOR("input", input)
-    CLASSES("target", target)
+    target = CLASSES("target", target).long()
     counts = count_tensor(cls_num_list, "cls_num_list").to(target.device)
     num_classes = _check_class_vector(counts)
     check_borders(many_above, few_below)
@@ -100,8 +110,8 @@ def accuracy(
                 f"got {tuple(input.shape)}"
             )
         predictions = answers(input)
-    elif input.ndim == 1 and _is_integer(input):
-        predictions = input
+    elif input.ndim == 1 and is_integer(input):
+        predictions = input.long()
     else:
         raise TypeError(
             "input must be raw logits (N, C) of a floating dtype or predicted classes (N,) of an "
@@ -112,8 +122,8 @@ def accuracy(
     _check_same_length(predictions, target, "input")
 
     return accuracy_of_counts(
-        torch.bincount(target[predictions == target].long(), minlength=num_classes),
-        torch.bincount(target.long(), minlength=num_classes),
+        torch.bincount(target[predictions == target], minlength=num_classes),
+        torch.bincount(target, minlength=num_classes),
         counts,
         many_above=many_above,
         few_below=few_below,
@@ -393,10 +403,6 @@ def _check_scores(scores: Tensor) -> None:
         raise ValueError("scores: expected numbers, got nan")
 
 
-def _is_integer(tensor: Tensor) -> bool:
-    return tensor.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-
 def _check_class_vector(counts: Tensor) -> int:
     if counts.ndim != 1 or len(counts) == 0:
         raise ValueError(
@@ -417,7 +423,7 @@ def check_borders(many_above: float, few_below: float) -> None:
 
 def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
     """Raise where one is no class."""
-    CLASSES(name, labels)
+    labels = CLASSES(name, labels).long()
     outside = labels[(labels < 0) | (labels >= num_classes)]
     if len(outside):
         raise ValueError(f"{name} {int(outside[0])} is out of range for {num_classes} classes")

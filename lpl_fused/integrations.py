@@ -16,13 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .arguments import FLAG, Integer, shown
+from .arguments import FLAG, Integer, is_integer, shown
 from .class_stats import on_cpu
 from .problem import is_ignored
 
 _COUNT = Integer(least=1)
 _INDEX = Integer()
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class TransformersLoss:
@@ -91,7 +90,7 @@ class TransformersLoss:
             )
         ignored = getattr(self.criterion, "ignore_index", -100)
         labels = labels.to(logits.device)
-        if labels.dtype in _INTEGERS:
+        if is_integer(labels):
             labels = labels.long()  # 8 bits do not hold the padding's label
         if self.shift:
             labels = F.pad(labels, (0, 1), value=ignored)[..., 1:]
@@ -176,7 +175,7 @@ def _tokens(row: Any, number: int) -> Tensor:
         tokens = None
     if tokens is not None and tokens.numel() == 0 and tokens.dim():
         return tokens.long()
-    if tokens is None or tokens.dim() == 0 or tokens.dtype not in _INTEGERS:
+    if tokens is None or tokens.dim() == 0 or not is_integer(tokens):
         raise TypeError(
             f"labels: expected sequences of token indices, got {shown(row)} as row {number}"
         )

@@ -126,7 +126,7 @@ class UniMix(LossModule):
 
 def _check_classes(target: Tensor, num_classes: int) -> None:
     """Dtype, shape and, on the CPU (elsewhere it would synchronise), range."""
-    CLASSES("target", target)
+    target = CLASSES("target", target).long()
     if target.device.type == "cpu":
         outside = target[(target < 0) | (target >= num_classes)]
         if len(outside):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .arguments import BELOW_ONE, NOT_NEGATIVE, POSITIVE, REAL, SHARE, Choice, Integer
+from .arguments import BELOW_ONE, NOT_NEGATIVE, POSITIVE, REAL, SHARE, Choice, Integer, is_integer
 from .arguments import OFF_OR_NOT_NEGATIVE as _OFF
 from .norm import Norm, numbers_of
 from .penalty import KINDS, MarginPenalty
@@ -36,6 +36,8 @@ class MixedTarget(NamedTuple):
     """Two labels per sample (mixup, CutMix, UniMix): `lam` of `target`, 1 − `lam` of `other`.
 
     Shapes: `target` and `other` as class indices, `lam` the same shape or 0-dim or a number.
+    Shares are in [0, 1]; of another the loss makes a ValueError, or on a GPU, where nobody waits to
+    see it, nan in its row.
 
     Examples:
         >>> logits, lam = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0.75])
@@ -192,7 +194,7 @@ def narrow_steps(call: _OfClasses, steps: Tensor) -> Tensor:
     """Signed step counts as the kernels take them: a method of what a call is checked by."""
     if not isinstance(steps, Tensor):
         raise TypeError(f"steps: expected a tensor, got {type(steps).__name__}")
-    if steps.is_floating_point() or steps.is_complex() or steps.dtype == torch.bool:
+    if not is_integer(steps):
         raise TypeError(f"steps: expected signed integers, got {steps.dtype}")
     call._check("steps", steps, (call.classes,), ", one signed count per class")
     if steps.dtype.itemsize > 4:
@@ -205,6 +207,20 @@ def narrow_steps(call: _OfClasses, steps: Tensor) -> Tensor:
                 )
         steps = steps.clamp(-_MOST_STEPS, _MOST_STEPS)
     return steps.to(torch.int32).contiguous()
+
+
+def checked_shares(name: str, shares: Tensor) -> Tensor:
+    """Numbers in [0, 1]; nan in the place of others that nobody waits to see.
+
+    Raises:
+        ValueError: others, where they may be looked at.
+    """
+    inside = shares.clamp(0, 1) == shares
+    if not readable(shares):
+        return shares.where(inside, math.nan)
+    if not inside.all():
+        raise ValueError(f"{name}: expected {SHARE}, got {shares[~inside][0].item():g}")
+    return shares
 
 
 EMPTY = Choice("nan", "zero")
@@ -309,17 +325,22 @@ class Shaped:
                 raise TypeError(f"target: expected (target, other, lam), got {len(target)} values")
             target, other, lam = target
             self.other = self._labels("target.other", other)
-            self.lam = self._per_row("target.lam", lam)
+            self.lam = self._shares("target.lam", lam)
         if not isinstance(target, Tensor):
             raise TypeError(f"target: expected a tensor, got {type(target).__name__}")
         try:
             if target.is_floating_point() and self.other is None:
                 self._check("target (class probabilities)", target, input.shape)
+                if target.dtype not in _FLOATING:
+                    raise TypeError(
+                        "target (class probabilities): expected float64, float32, bfloat16 or"
+                        f" float16, got {target.dtype}"
+                    )
                 self.target = self._rows(target)
             else:
                 self.target = self._labels("target", target)
-        except ValueError as error:
-            raise ValueError(f"{error}{self._way_out(input, target)}") from None
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{error}{self._way_out(input, target)}") from None
         self.input = input
 
     def _way_out(self, input: Tensor, target: Tensor) -> str:
@@ -327,6 +348,11 @@ class Shaped:
         shape, rows = tuple(target.shape), tuple(self.loss_shape)
         if target.is_floating_point() and shape == rows:
             return "; class indices are integers: target.long()"
+        if not target.is_floating_point() and shape == tuple(input.shape) != rows:
+            return (
+                "; class probabilities, one-hot ones too, are floating: target.float() (several"
+                " labels per row: MultiLabelLoss, binary_cross_entropy_with_logits)"
+            )
         if input.dim() > 2 and shape == tuple(input.shape[:-1]) != rows:
             return (
                 "; the second dimension of the logits numbers the classes: where that is the last"
@@ -348,9 +374,7 @@ class Shaped:
         if not isinstance(labels, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(labels).__name__}")
         known = labels.dtype == torch.int64  # which is what mostly comes
-        if not known and (
-            labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
-        ):
+        if not known and not is_integer(labels):
             raise TypeError(
                 f"{name}: expected integer class indices of shape {tuple(self.loss_shape)}"
                 f", got {labels.dtype} of shape {tuple(labels.shape)}"
@@ -363,6 +387,12 @@ class Shaped:
             if labels.dim() == 1 and labels.is_contiguous()
             else labels.reshape(-1).contiguous()
         )
+
+    def _shares(self, name: str, value: Tensor | float) -> Tensor:
+        """Those of the rows: see `checked_shares`."""
+        if not isinstance(value, Tensor):
+            return self._per_row(name, SHARE(name, value))
+        return checked_shares(name, self._per_row(name, value))
 
     def _per_row(self, name: str, value: Tensor | float) -> Tensor:
         if not isinstance(value, Tensor):

@@ -121,7 +121,49 @@ BAD = {
     "target bool": (
         lambda: LF.cross_entropy(EXAMPLE, torch.ones(2).bool()),
         TypeError,
-        "target.*bool",
+        r"expected integer class indices of shape \(2,\), got torch.bool of shape \(2,\)$",
+    ),
+    "target complex": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS.to(torch.complex64)),
+        TypeError,
+        "target: expected integer class indices.*complex64",
+    ),
+    "labels that are one-hot": (
+        lambda: LF.cross_entropy(EXAMPLE, torch.eye(3)[LABELS].long()),
+        ValueError,
+        r"target: expected shape \(2,\).*got \(2, 3\); .*target.float\(\) .*MultiLabelLoss",
+    ),
+    "labels that are one-hot bools": (
+        lambda: losses.LPLLoss([3, 2, 1])(EXAMPLE, torch.eye(3)[LABELS].bool()),
+        TypeError,
+        r"target: expected integer class indices.*bool.*; .*target.float\(\)",
+    ),
+    "probabilities of 8 bits": (
+        lambda: LF.cross_entropy(EXAMPLE, torch.eye(3)[LABELS].to(torch.float8_e4m3fn)),
+        TypeError,
+        "target .class probabilities.: expected float64, .*got torch.float8_e4m3fn",
+    ),
+    "target complex, multi-label": (
+        lambda: LF.binary_cross_entropy_with_logits(EXAMPLE, EXAMPLE.to(torch.complex64)),
+        TypeError,
+        "target: expected a real tensor, got torch.complex64",
+    ),
+    "target complex, multi-label LPL": (
+        lambda: losses.MultiLabelLPLLoss([3, 2, 1], split="balanced")(
+            EXAMPLE, EXAMPLE.to(torch.complex64)
+        ),
+        TypeError,
+        "target: expected a real tensor, got torch.complex64",
+    ),
+    "target complex, two classes": (
+        lambda: losses.BinaryAlphaLoss()(EXAMPLE, EXAMPLE.to(torch.complex64)),
+        TypeError,
+        "target: expected a real tensor, got torch.complex64",
+    ),
+    "no tensor of labels, multi-label LPL": (
+        lambda: losses.MultiLabelLPLLoss([3, 2, 1], split="balanced")(EXAMPLE, [0, 2]),
+        TypeError,
+        "target: expected a tensor, got list",
     ),
     "target too high": (
         lambda: LF.cross_entropy(EXAMPLE, torch.tensor([0, 3])),
@@ -226,6 +268,37 @@ BAD = {
         TypeError,
         "lam.*2 values",
     ),
+    "lam above 1": (
+        lambda: LF.cross_entropy(EXAMPLE, MixedTarget(LABELS, LABELS, 1.2)),
+        ValueError,
+        r"target.lam: expected a number in \[0, 1\], got 1.2",
+    ),
+    "lam below 0": (
+        lambda: LF.cross_entropy(EXAMPLE, MixedTarget(LABELS, LABELS, torch.tensor([0.5, -1e-30]))),
+        ValueError,
+        r"target.lam: expected a number in \[0, 1\], got -1e-30",
+    ),
+    "lam nan": (
+        lambda: losses.LPLLoss([3, 2, 1], split="balanced")(
+            EXAMPLE, MixedTarget(LABELS, LABELS, torch.tensor(float("nan")))
+        ),
+        ValueError,
+        r"target.lam: expected a number in \[0, 1\], got nan",
+    ),
+    "lam infinite, two cosines": (
+        lambda: losses.ArcFaceLoss()(
+            EXAMPLE / 2, MixedTarget(LABELS, LABELS, torch.tensor(float("inf")))
+        ),
+        ValueError,
+        r"target.lam: expected a number in \[0, 1\], got inf",
+    ),
+    "lam of features": (
+        lambda: LF.linear_cross_entropy(
+            EXAMPLE, EXAMPLE, MixedTarget(LABELS % 2, LABELS % 2, 1.01)
+        ),
+        ValueError,
+        r"target.lam: expected a number in \[0, 1\], got 1.01",
+    ),
     "lam shape": (
         lambda: LF.cross_entropy(EXAMPLE, (LABELS, LABELS, torch.ones(3))),
         ValueError,
@@ -296,6 +369,23 @@ def test_labels_out_of_range(backend: str, target: int) -> None:
                 step_size=0.1,
                 backend=backend,
             )
+
+
+@pytest.mark.parametrize("lam", [-0.5, 1.5, float("nan"), float("inf")])
+def test_shares_that_nobody_looks_at(lam: float) -> None:
+    """As on a GPU: the row is nan, and no other."""
+    logits, shares = EXAMPLE.clone().requires_grad_(), torch.tensor([0.25, lam])
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def loss(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        return LF.cross_entropy(logits, MixedTarget(LABELS, 2 - LABELS, shares), reduction="none")
+
+    found = loss(logits, shares)
+    (grad,) = torch.autograd.grad(found.sum(), logits)
+    right = LF.cross_entropy(EXAMPLE[:1], MixedTarget(LABELS[:1], 2 - LABELS[:1], 0.25))
+    torch.testing.assert_close(found[0], right)
+    assert grad[0].isfinite().all()
+    assert found[1].isnan() and grad[1].isnan().all()
 
 
 @pytest.mark.parametrize("bad", [lambda: Alpha(0.0), lambda: Alpha(float("nan")), lambda: GCE(1.5), lambda: Focal(-1.0), lambda: Poly1(float("inf"))])  # fmt: skip

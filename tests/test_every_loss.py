@@ -424,6 +424,19 @@ def test_labels_of_8_bits(name: str) -> None:
 
 
 @every
+def test_labels_that_torch_does_not_calculate_with(name: str) -> None:
+    """Token files are of uint16: torch neither compares nor joins these with other integers."""
+    subject = SUBJECTS[name]
+    whole = subject.batch(0, 8)
+    whole = replace(whole, target=whole.target.clamp(min=0), labels=whole.labels.clamp(min=0))
+    given = [key for key in ("target", "labels", "half", "group", "index") if key in subject.takes]
+    expected = subject.step(subject.make(), whole, lead=False)
+    for dtype in (torch.uint16, torch.uint32, torch.uint64):
+        found = replace(whole, **{key: getattr(whole, key).to(dtype) for key in given})
+        same(subject.step(subject.make(), found, lead=False), expected, rtol=1e-5, atol=1e-6)
+
+
+@every
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_whatever_dtype_is_the_default(name: str, dtype: torch.dtype) -> None:
     """Tables, state and draws have dtypes of their own. (A parameter has the default, as torch's.)"""

@@ -389,7 +389,7 @@ PARTS = ("target", "weight", "sample_weight", "lam", "label_smoothing", "multipl
 def test_what_a_backend_does_not_differentiate_it_refuses(backend: str, part: str) -> None:
     """A gradient that is left out would be a wrong one; "auto" takes the reference for it."""
     logits, y = random(4, 3), labels(4, 3)
-    leaf = (0.1 + torch.rand(4 if part in ("sample_weight", "lam") else 3)).requires_grad_()
+    leaf = (0.1 + 0.9 * torch.rand(4 if part in ("sample_weight", "lam") else 3)).requires_grad_()
     target: object = y
     keywords: dict[str, object] = {}
     if part == "target":

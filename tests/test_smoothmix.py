@@ -259,6 +259,7 @@ def test_votes_and_abstention() -> None:
         (lambda: losses.SmoothMixLoss(-1.0), "eta.*got -1"),
         (lambda: losses.SmoothMixLoss()(LOGITS, LOGITS, LABELS, LABELS), r"\(m, N, C\)"),
         (lambda: losses.SmoothMixLoss()(LOGITS[None], LOGITS[None], torch.ones(3), LABELS), r"lam, target.*\(2,\)"),
+        (lambda: losses.SmoothMixLoss()(LOGITS[None], LOGITS[None], torch.tensor([0.2, 1.1]), LABELS), r"lam: expected a number in \[0, 1\], got 1.1"),
         (lambda: losses.smoothmix_attack(None, LOGITS, LABELS, [LOGITS]), r"\[0, 1\]"),
         (lambda: losses.smoothmix_attack(None, LOGITS / 2, LABELS, [LOGITS], mix_step=4), "mix_step"),
         (lambda: losses.smoothmix_attack(None, LOGITS / 2, LABELS, []), "noises"),

@@ -78,7 +78,7 @@ class BinaryAlphaLoss(BinaryLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         f = input.to(accumulate_dtype(input.dtype))
-        t = checked_targets(input, target).to(f.dtype)
+        t = checked_targets(input, target)
         f = f.masked_fill((t < 0) | (t > 1), math.nan)
         positive = self.phi_of(-logsigmoid(f))
         negative = self.phi_of(-logsigmoid(-f))
@@ -90,20 +90,23 @@ class BinaryAlphaLoss(BinaryLoss):
 
 
 def checked_targets(input: Tensor, target: Tensor) -> Tensor:
+    """The targets, of any real dtype, in the dtype of sums."""
     if not input.is_floating_point():
         raise TypeError(f"input: expected floating logits, got {input.dtype}")
     if target.shape != input.shape:
         raise ValueError(
             f"target: expected shape {tuple(input.shape)}, that of input, got {tuple(target.shape)}"
         )
-    if readable(target) and bool(((target < 0) | (target > 1)).any()):
+    if target.is_complex():
+        raise TypeError(f"target: expected a real tensor, got {target.dtype}")
+    numbers = target.to(accumulate_dtype(input.dtype))
+    if readable(numbers) and bool(((numbers < 0) | (numbers > 1)).any()):
         raise ValueError("target: expected values in [0, 1]")
-    return target
+    return numbers
 
 
-def binary_labels(input: Tensor, target: Tensor) -> Tensor:
-    """Hard labels 0 and 1, of any dtype, as int64."""
-    checked_targets(input, target)
+def binary_labels(target: Tensor) -> Tensor:
+    """Hard labels 0 and 1 as int64, of `checked_targets`."""
     label = target.long()
     if readable(target) and not torch.equal(label.to(target.dtype), target):
         raise ValueError("target: expected hard labels 0 and 1, got soft ones")

@@ -154,7 +154,7 @@ class OneVsRestLoss(BinaryLoss):
         label = class_indices(input, target, self)
         expect_classes(input, self.num_classes)
         # on CUDA a label may be no class: it must index no table, its weight makes the row nan
-        known = torch.where(is_ignored(target, self.ignore_index), target, label)
+        known = torch.where(is_ignored(target, self.ignore_index), target.long(), label)
         options = Options(ignore_index=self.ignore_index)
         problem = Shaped(input, known).problem(options, perturbation)
         reference.check_labels(problem)

@@ -16,7 +16,7 @@ from ..perturbation import Perturbation
 from ..problem import accumulate_dtype
 from ..row_transforms import scale_and_margin
 from ..tracing import readable
-from .binary import BinaryLoss, binary_labels
+from .binary import BinaryLoss, binary_labels, checked_targets
 from .cross_entropy import CrossEntropyLoss
 from .rows import blanked, class_indices, reduced
 
@@ -191,7 +191,8 @@ class BinaryVSLoss(BinaryLoss):
         if (group is None) != (self.groups == 0):
             wanted = f"indices below {self.groups}" if self.groups else "none, counts are (2,)"
             raise ValueError(f"group: expected {wanted}, got {group if group is None else 'some'}")
-        label = binary_labels(input, target)
+        target = checked_targets(input, target)
+        label = binary_labels(target)
         f = input.to(accumulate_dtype(input.dtype))
 
         def chosen(table: Tensor) -> Tensor:

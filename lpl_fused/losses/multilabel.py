@@ -27,10 +27,11 @@ from ..arguments import (
     shown,
 )
 from ..class_stats import Counts, checked_counts, effective_number
-from ..multilabel import MISSING
+from ..multilabel import MISSING, MultiLabel
 from ..perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from ..phi import Asymmetric, BinaryPhi, Focal, checked_binary_phi
 from ..precision import full_precision
+from ..problem import accumulate_dtype
 from .cross_entropy import BACKEND, GRADIENT, REDUCTION
 from .lpl import LPLLoss
 from .module import LossModule, Reducing, of_part
@@ -546,6 +547,8 @@ class MultiLabelLPLLoss(MultiLabelLoss):
         if self.bounds.split == "long-tail":
             return self.bounds.steps
         with torch.no_grad():
+            MultiLabel(input, target)  # says what is wrong with them
+            target = target.to(accumulate_dtype(input.dtype))
             if self.bounds.statistics == "ema":
                 fit = input.isfinite()
                 input, target = input.masked_fill(~fit, 0), target.masked_fill(~fit, 0)

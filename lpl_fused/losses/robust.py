@@ -21,6 +21,7 @@ from ..arguments import (
     Maybe,
     Number,
     fixed,
+    is_integer,
     live,
     rebuilding,
     shown,
@@ -327,7 +328,7 @@ class GroupDROLoss(_Rows):
         """(M,) groups; G for what is no group, on a GPU, where it cannot be looked at, too."""
         if not isinstance(group, Tensor):
             raise TypeError(f"group: expected a tensor of integers, got {shown(group)}")
-        if group.is_floating_point() or group.is_complex() or group.dtype == torch.bool:
+        if not is_integer(group):
             raise TypeError(f"group: expected integers, got {group.dtype}")
         if group.shape != shape:
             raise ValueError(

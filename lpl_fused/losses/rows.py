@@ -41,10 +41,17 @@ def class_indices(input: Tensor, target: Target, loss: RowLoss) -> Tensor:
     label = shaped.target.clamp(0, shaped.classes - 1).reshape(target.shape)
     ignore_index = loss.ignore_index
     if readable(target):
-        bad = (label != target) & ~is_ignored(target, ignore_index)
+        bad = changed(label, target) & ~is_ignored(target, ignore_index)
         if bad.any():
-            raise label_range_error("target", int(target[bad][0]), shaped.classes, ignore_index)
+            wrong = int(target.long()[bad][0])
+            raise label_range_error("target", wrong, shaped.classes, ignore_index)
     return label
+
+
+def changed(label: Tensor, target: Tensor) -> Tensor:
+    """Where a label that is fit to index with is not the one that was given: that is ignored, or no
+    class. (Integers of few dtypes are compared with those of another.)"""
+    return label != target.long()
 
 
 def expect_classes(input: Tensor, classes: int) -> None:
@@ -81,7 +88,7 @@ def row_weights(target: Tensor, label: Tensor, like: Tensor, loss: RowLoss) -> T
     """
     weight = torch.ones_like(like) if loss.weight is None else loss.weight.to(like.dtype)[label]
     ignored = is_ignored(target, loss.ignore_index)
-    return weight.masked_fill(label != target, math.nan).masked_fill(ignored, 0)
+    return weight.masked_fill(changed(label, target), math.nan).masked_fill(ignored, 0)
 
 
 def reduced(values: Tensor, weights: Tensor, reduction: str, empty: str = "nan") -> Tensor:

@@ -14,7 +14,7 @@ from ..problem import accumulate_dtype, is_ignored
 from ..tracing import recomputing
 from .cross_entropy import CrossEntropyLoss
 from .module import Reducing
-from .rows import as_rows, blanked, class_indices, expect_classes, numbered
+from .rows import as_rows, blanked, changed, class_indices, expect_classes, numbered
 
 
 class SeesawLoss(Reducing, CrossEntropyLoss):
@@ -91,7 +91,7 @@ class SeesawLoss(Reducing, CrossEntropyLoss):
         with torch.no_grad():
             log_p, y = _log_softmax(logits), label.reshape(-1, 1)
             if self.training and not recomputing():
-                counted = (label == target) & ~is_ignored(target, self.ignore_index)
+                counted = ~changed(label, target) & ~is_ignored(target, self.ignore_index)
                 counted = counted.reshape(-1) & log_p.gather(1, y)[:, 0].isfinite()
                 batch = torch.zeros_like(self.seen)
                 batch.index_add_(0, y[:, 0], counted.to(batch.dtype))

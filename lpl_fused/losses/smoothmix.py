@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..arguments import FLAG, NOT_NEGATIVE, Integer, Maybe, live
 from ..problem import accumulate_dtype
+from ..validation import checked_shares
 from .cross_entropy import BACKEND
 from .module import LossModule
 
@@ -42,7 +43,7 @@ class SmoothMixLoss(LossModule):
     about raw logits: no perturbation, weights or φ.
 
     Raises:
-        ValueError: shapes that do not fit; bad η.
+        ValueError: shapes that do not fit; bad η; λ outside [0, 1] (on a GPU the loss is nan).
 
     Examples:
         >>> model, target = torch.nn.Linear(4, 3), torch.tensor([0, 2])
@@ -83,8 +84,8 @@ class SmoothMixLoss(LossModule):
         rows = clean.reshape(-1, classes)
         loss = functional.cross_entropy(rows, labels, backend=self.backend)
         average = torch.softmax(clean, 2).mean(0)
-        kept = (average.argmax(1) == target).to(average.dtype)
-        share = lam.to(average.dtype)[:, None]
+        kept = (average.argmax(1) == target.long()).to(average.dtype)
+        share = checked_shares("lam", lam.to(average.dtype))[:, None]
         soft = (1 - share) * average + share / classes
         # t·log t has no slope at 0, where F̂ underflowed beside λ = 0
         soft = soft.clamp(min=torch.finfo(soft.dtype).tiny)
