@@ -9,6 +9,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lpl_fused.functional.softmax as functional
 from lpl_fused.algebra.known import Known
@@ -21,6 +22,19 @@ from lpl_fused.reference import parts as reference
 from lpl_fused.testing import Case, Result, device_of
 
 Run = Callable[[Case, str, Tensor], Result]
+
+
+class Made(TorchDispatchMode):
+    """How many numbers of float64 torch's operations write into memory of their own."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
+        found = function(*arguments, **(keywords or {}))
+        own = not any(value.alias_info for value in function._schema.returns)
+        if own and isinstance(found, Tensor) and found.dtype == torch.float64:
+            self.count += found.numel()
+        return found
 
 
 def door(backend: str) -> Door:

@@ -7,11 +7,21 @@ import math
 import os
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from cases import Draw, cross_entropy_cases, lpl_cases
-from seam import by_parts, cut, door, from_the_first, in_pairs_from_the_last, known_of, problem_of
+from seam import (
+    Made,
+    by_parts,
+    cut,
+    door,
+    from_the_first,
+    in_pairs_from_the_last,
+    known_of,
+    problem_of,
+)
 
 from lpl_fused import Focal, LogitClip, MarginPenalty, Perturbation, testing
 from lpl_fused.algebra import groups
@@ -241,17 +251,46 @@ def test_rows_alone_in_their_class_are_left_out(
     found = []
     for of_some in (True, False):
         if not of_some:
-            monkeypatch.setattr(groups, "readable", lambda tensor: False)
+            monkeypatch.setattr(groups, "reduce", watching)
         known, _ = known_of(backend, problem, cut(classes, 3))
         assert known.learned is not None
         assert known.loss is not None
         found.append([known.loss, *known.learned[:-3]])
         # triton's kernels have sums of their own
-        assert set(seen) <= ({4} if of_some and not problem.input.is_cuda else {n})
+        assert set(seen) <= ({4} if of_some else {n})
         assert seen or backend == "triton"
         seen.clear()
     for some, all_ in zip(*found, strict=True):
         torch.testing.assert_close(some, all_, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+@pytest.mark.parametrize("target", [[5] * 64, [5] * 33 + [6] * 31], ids=["one", "two"])
+def test_a_large_class_makes_few_numbers_of_a_logit(normalize: bool, target: list[int]) -> None:
+    """What its rows have in common is made once, whatever the number of nodes: of each logit there
+    are but what its share is made of, and what becomes of it without the exact classes."""
+    n, classes = len(target), 4096
+    case = testing.Case(
+        Draw(n, classes, seed=43).input().float(),
+        torch.tensor(target),
+        keywords={"step_size": 0.1, "normalize": normalize},
+        steps=torch.full((classes,), 12),
+    )
+    problem = problem_of(case, "cpp", {})
+    made = []
+    reduce = groups.reduce
+
+    def counting(*arguments: Any) -> groups.Tail:
+        with Made() as numbers:
+            found = reduce(*arguments)
+        made.append(numbers.count)
+        return found
+
+    with mock.patch.object(groups, "reduce", counting):
+        known, _ = known_of("cpp", problem, cut(classes, 1))
+    assert known.learned is not None and known.learned.exact.all()
+    assert len(made) == groups.TURNS
+    assert max(made) <= (4 if len(set(target)) == 1 else 6) * n * classes
 
 
 def test_an_offset_of_all_logits_leaves_the_digits(backend: str) -> None:

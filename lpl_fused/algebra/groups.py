@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem, accumulate_dtype
-from ..tracing import readable
 from .known import Known
 from .learned import CHUNK, HEADS, LARGEST, NORM_FLOOR, Perturbed, tolerance
 from .parts import Part, Round
@@ -345,15 +344,53 @@ def least_exact(problem: Problem, walk: Walk) -> Tensor:
     return (1.001 / HEADS * walk.size.abs() * end).clamp(min=LARGEST_TAIL)
 
 
+class _Alike(NamedTuple):
+    """Classes that have about as many rows, (G, S): what sums over the rows of each is a product of
+    matrices, of all nodes at once."""
+
+    rows: Tensor  # (G, S); a class with fewer has its first row in the place of those it lacks
+    there: Tensor  # (G, S) float64: 0 of a row that is lacking
+    all: bool  # one class, and its rows are those that there are
+
+    def each(self, values: Tensor) -> Tensor:
+        """(G, S, …) of (N, …)."""
+        return values[None] if self.all else values[self.rows]
+
+    def first(self, values: Tensor) -> Tensor:
+        """(G, …) of (N, …) that hold the same for all rows of a class."""
+        return values[self.rows[:, 0]]
+
+    def put(self, place: Tensor, values: Tensor) -> None:
+        """Into (N, …): values (G, S, …)."""
+        here = self.there > 0
+        place[self.rows[here]] = values[here]
+
+
+def _alike(classes: Classes, live: Tensor) -> list[_Alike]:
+    """Classes with live rows, those of about as many together: at most twice as many as any."""
+    rows = live.nonzero()[:, 0]
+    slot, order = classes.slot[rows].sort(stable=True)
+    rows, sizes = rows[order], slot.unique_consecutive(return_counts=True)[1]
+    begins, powers = sizes.cumsum(0) - sizes, sizes.double().frexp().exponent
+    found = []
+    for power in powers.unique():
+        begin, size = begins[powers == power, None], sizes[powers == power, None]
+        each = torch.arange(int(size.max()), device=rows.device)
+        there = each < size
+        places = rows[begin + torch.where(there, each, 0)]
+        whole = places.shape[0] == 1 and places.shape[1] == live.shape[0]
+        found.append(_Alike(places, there.double(), whole))
+    return found
+
+
 def reduce(problem: Problem, round: Round, known: Known, perturbed: Perturbed) -> Tail:
     """The sums of one turn over the problem's columns, chunk by chunk of logits."""
     assert known.walk is not None
     steps = known.walk.steps
-    if readable(steps):
-        rows, n = steps.nonzero()[:, 0], steps.shape[0]
-        if 2 * rows.shape[0] <= n:  # most are alone in their class: a copy of the others is little
-            some = _sums(_of_rows(problem, rows), round, _known_of(known, rows), perturbed)
-            return Tail(*(_spread(getattr(some, f.name), rows, n, f.name) for f in fields(some)))
+    rows, n = steps.nonzero()[:, 0], steps.shape[0]
+    if 2 * rows.shape[0] <= n:  # most are alone in their class: a copy of the others is little
+        some = _sums(_of_rows(problem, rows), round, _known_of(known, rows), perturbed)
+        return Tail(*(_spread(getattr(some, f.name), rows, n, f.name) for f in fields(some)))
     return _sums(problem, round, known, perturbed)
 
 
@@ -383,56 +420,127 @@ def _spread(values: Tensor, rows: Tensor, n: int, name: str) -> Tensor:
 def _sums(problem: Problem, round: Round, known: Known, perturbed: Perturbed) -> Tail:
     assert known.walk is not None
     assert known.learned is not None
-    walk, found, classes = known.walk, known.learned, Classes.of(problem)
+    walk, found = known.walk, known.learned
     n, width = problem.input.shape
-    first, nodes = problem.options.first, walk.nodes
-    label = Rows.of(problem).label[:, None] - first
-    share = classes.shares(problem)[:, None]
-    size_of_step = walk.size[:, None]
-    threshold = least_exact(problem, walk)[:, None]
-    last = nodes.way.gather(1, nodes.last[:, None])
-    normalize = problem.options.normalize
-    mass = torch.zeros_like(walk.lift)
-    gains, squares = torch.zeros_like(nodes.way), torch.zeros_like(nodes.way)
-    most = torch.zeros_like(walk.lift)
-    room = min(HEADS, width) if round.turn == 0 else 0
-    columns = torch.full((n, room + 1), -1, dtype=torch.int64, device=mass.device)
-    shares = mass.new_zeros((n, room + 1))
-    listed = torch.zeros_like(walk.steps)
-    exists = _exists(nodes)
+    label = Rows.of(problem).label[:, None] - problem.options.first
+    classes = Classes.of(problem)
+    tails = [
+        _OfAlike(problem, round, walk, alike, classes, label)
+        for alike in _alike(classes, walk.steps > 0)
+    ]
     size = max(1, CHUNK // max(1, n))
-    for begin in range(0, width, size):
+    for begin in range(0, width if tails else 0, size):
         end = min(width, begin + size)
-        each = torch.arange(begin, end, device=mass.device)
-        z = perturbed(problem, known, begin, end).double()
-        q = torch.exp(z - found.shift[:, None]) * found.inverse[:, None]
-        q = torch.where((each == label) | (walk.steps == 0)[:, None], 0.0, q)
-        of_all = classes.sum(share * last * q) * size_of_step.abs()
-        if round.turn == 0:
-            exact = (of_all > threshold) & (each != label) & (walk.steps > 0)[:, None]
-            place = listed[:, None] + exact.cumsum(1) - 1
-            # what has no room goes behind the last place
-            place = torch.where(exact & (place < room), place, room)
-            columns.scatter_(1, place, (each + first).expand(n, -1))
-            shares.scatter_(1, place, q)
-            listed = listed + exact.sum(1)
-        else:
-            wide = torch.zeros((n, end - begin + 1), dtype=torch.bool, device=mass.device)
-            there = walk.columns - first
-            inside = (there >= begin) & (there < end)
-            wide.scatter_(1, torch.where(inside, there - begin, end - begin), True)
-            exact = wide[:, :-1]
-        q = torch.where(exact, 0.0, q)
-        mass = mass + q.sum(1)
-        most = torch.maximum(most, torch.where(exact, 0.0, of_all).amax(1))
-        for m in range(NODES + 1):
-            b = classes.sum(share * nodes.way[:, m, None] * q) * size_of_step
-            kappa = nodes.kappa[:, m, None]
-            third = 1 - kappa * (2.5 - kappa * 5 / 3)
-            gain = b * (1 + b * (1 - kappa + b * third))
-            here = exists[:, m]
-            gains[:, m] += torch.where(here, (q * gain).sum(1), 0.0)
-            if normalize:
-                mean = classes.sum(share * nodes.inverse[:, m, None] * q)
-                squares[:, m] += torch.where(here, ((mean * (1 + gain)) ** 2).sum(1), 0.0)
-    return Tail(mass, gains, squares, most, listed, columns[:, :room], shares[:, :room])
+        z = perturbed(problem, known, begin, end)
+        q = (z - found.shift[:, None]).exp_().mul_(found.inverse[:, None])
+        own = (label - begin).clamp(0, end - begin - 1)
+        q.scatter_(1, own, torch.where(label - begin == own, 0.0, q.gather(1, own)))
+        for tail in tails:
+            tail.add(q, begin, end)
+    room = _room(problem, round)
+    zeros = torch.zeros_like
+    sums = Tail(
+        mass=zeros(walk.lift),
+        gains=zeros(walk.nodes.way),
+        squares=zeros(walk.nodes.way),
+        most=zeros(walk.lift),
+        listed=zeros(walk.steps),
+        columns=walk.steps.new_full((n, room), -1),
+        shares=walk.lift.new_zeros((n, room)),
+    )
+    for tail in tails:
+        tail.put(sums)
+    return sums
+
+
+def _room(problem: Problem, round: Round) -> int:
+    """For how many exact classes of a row there is room in a part; they are found but once."""
+    return min(HEADS, problem.input.shape[1]) if round.turn == 0 else 0
+
+
+class _OfAlike:
+    """The sums of some classes, on their way through the columns."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        round: Round,
+        walk: Walk,
+        alike: _Alike,
+        classes: Classes,
+        label: Tensor,
+    ) -> None:
+        nodes, first = walk.nodes, problem.options.first
+        self._alike, self._offset = alike, first
+        self._label = alike.first(label)
+        self._threshold = alike.first(least_exact(problem, walk))[:, None]
+        self._size = alike.first(walk.size)[:, None]
+        self._listing = round.turn == 0
+        self._listed_before = alike.first(walk.columns) - first
+        # (G, M, 1); what a node that is none gains is nothing, as its way is 0
+        kappa = alike.first(nodes.kappa)[:, :, None]
+        self._second = 1 - kappa
+        self._third = 1 - kappa * (2.5 - kappa * 5 / 3)
+        self._exists = alike.first(_exists(nodes))
+        share = (alike.each(classes.shares(problem)) * alike.there)[:, None]
+        self._of_way = share * alike.each(nodes.way).mT * self._size[:, :, None]  # (G, M, S)
+        self._of_inverse = share * alike.each(nodes.inverse).mT
+        self._normalize = problem.options.normalize
+        last = alike.first(nodes.last)[:, None, None].expand(-1, 1, share.shape[2])
+        self._of_last = self._of_way.gather(1, last).abs()
+        (g, s), m = alike.rows.shape, nodes.way.shape[1]
+        self._room = _room(problem, round)
+        self._mass, self._most = share.new_zeros((g, s)), share.new_zeros(g)
+        self._gains, self._squares = share.new_zeros((g, s, m)), share.new_zeros((g, m))
+        self._columns = alike.rows.new_full((g, self._room + 1), -1)
+        self._shares = share.new_zeros((g, s, self._room + 1))
+        self._listed = alike.rows.new_zeros(g)
+
+    def add(self, q: Tensor, begin: int, end: int) -> None:
+        """Columns from begin to end: q (N, end − begin), of a row's own label 0."""
+        q = self._alike.each(q)
+        of_all = torch.bmm(self._of_last, q)[:, 0]
+        exact = self._list(q, of_all, begin, end) if self._listing else self._known(begin, end)
+        q = q.masked_fill(exact[:, None], 0.0)
+        self._mass += q.sum(2)
+        self._most = torch.maximum(self._most, of_all.masked_fill(exact, 0.0).amax(1))
+        b = torch.bmm(self._of_way, q)
+        gain = b * (1 + b * (self._second + b * self._third))
+        self._gains += torch.bmm(q, gain.mT)
+        if self._normalize:
+            mean = torch.bmm(self._of_inverse, q)
+            self._squares += (mean * (1 + gain)).square().sum(2)
+
+    def _list(self, q: Tensor, of_all: Tensor, begin: int, end: int) -> Tensor:
+        """(G, end − begin) bool: the classes that are exact from now on, which are listed."""
+        each = torch.arange(begin, end, device=q.device)
+        exact = (of_all > self._threshold) & (each != self._label)
+        place = self._listed[:, None] + exact.cumsum(1) - 1
+        # what has no room goes behind the last place
+        place = torch.where(exact & (place < self._room), place, self._room)
+        self._columns.scatter_(1, place, (each + self._offset).expand_as(place))
+        self._shares.scatter_(2, place[:, None].expand_as(q), q)
+        self._listed += exact.sum(1)
+        return exact
+
+    def _known(self, begin: int, end: int) -> Tensor:
+        """(G, end − begin) bool: the classes that are listed."""
+        there = self._listed_before
+        wide = torch.zeros((there.shape[0], end - begin + 1), dtype=torch.bool, device=there.device)
+        inside = (there >= begin) & (there < end)
+        return wide.scatter_(1, torch.where(inside, there - begin, end - begin), True)[:, :-1]
+
+    def put(self, sums: Tail) -> None:
+        """Where the rows of the classes have theirs."""
+        alike, shape = self._alike, self._alike.rows.shape
+        alike.put(sums.mass, self._mass)
+        alike.put(sums.gains, self._gains)
+        squares = torch.where(self._exists, self._squares, 0.0)
+        for place, values in (
+            (sums.squares, squares),
+            (sums.most, self._most),
+            (sums.listed, self._listed),
+            (sums.columns, self._columns[:, : self._room]),
+        ):
+            alike.put(place, values[:, None].expand(*shape, *values.shape[1:]))
+        alike.put(sums.shares, self._shares[:, :, : self._room])
