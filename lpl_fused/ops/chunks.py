@@ -286,14 +286,7 @@ class Sweep:
         assert known.learned is not None
         if bool(known.learned.exact.all()):
             self._store_known(rows, known)
-            if not self._want or self._keep:
-                return None
-            upstream = self._upstream_of(rows, problem.input.shape[0])
-            self._add_to_tables(problem, known, upstream)
-            if len(self._tables) == len(self._want):
-                return None
-            self._door.gradient(problem, known, upstream, ["input"], problem.input)
-            return problem.input
+            return self._gradient(rows, problem, known)
         z = self._door.perturbed(problem, known, 0, problem.classes)
         slot = torch.arange(z.shape[0], device=z.device)
         fixed = with_delta(problem._replace(lam=None), by_plain_steps(problem, z), slot)
@@ -313,17 +306,17 @@ class Sweep:
                 self.terms[here] = terms
         else:
             terms = self._given[here]
+        return None if terms is None else self._gradient(rows, problem, Known(terms), index)
+
+    def _gradient(
+        self, rows: Index, problem: Problem, known: Known, index: Tensor | None = None
+    ) -> Tensor | None:
+        """From what is known of a chunk's rows: the gradient of its logits, in their place, where
+        the layer wants it; those of tables are added. `index`: as `_known`'s."""
         if not self._want or self._keep:
             return None
-        assert terms is not None
-        known, upstream = Known(terms), self._upstream_of(rows, problem.input.shape[0])
-        if self._tables:  # they read the logits
-            found_tables = self._door.gradient(problem, known, upstream, self._tables)
-            for name in self._tables:
-                if name == "rows" and index is not None:
-                    self._sums[name].index_add_(0, index, getattr(found_tables, name))
-                else:
-                    self._sums[name] += getattr(found_tables, name)
+        upstream = self._upstream_of(rows, problem.input.shape[0])
+        self._add_to_tables(problem, known, upstream, index)
         if len(self._tables) == len(self._want):
             return None
         self._door.gradient(problem, known, upstream, ["input"], problem.input)
@@ -386,15 +379,20 @@ class Sweep:
         assert loss is not None
         self._store_loss(rows, loss if self._each else loss.double().sum() / self._norm)
 
-    def _add_to_tables(self, part: Problem, known: Known, upstream: Tensor) -> None:
+    def _add_to_tables(
+        self, part: Problem, known: Known, upstream: Tensor, index: Tensor | None = None
+    ) -> None:
         """What columns of rows add to the gradients of the tables; they read the logits."""
         if not self._tables:
             return
         found, begin = self._door.gradient(part, known, upstream, self._tables), part.options.first
         columns = slice(begin, begin + part.input.shape[1])
         for name in self._tables:
-            place = self._sums[name]
-            place[..., slice(None) if name == "margin" else columns] += getattr(found, name)
+            place = self._sums[name][..., slice(None) if name == "margin" else columns]
+            if name == "rows" and index is not None:
+                place.index_add_(0, index, getattr(found, name))
+            else:
+                place += getattr(found, name)
 
     def _features(self, rows: Index) -> Index:
         """The places of rows among those of the features."""

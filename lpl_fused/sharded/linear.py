@@ -57,14 +57,7 @@ class _Sweep(chunks.Sweep):
                 self._store_statistics(rows, self._run.statistics(problem, known))
         if self._keep:
             self.terms[here] = known.terms
-        if not self._want or self._keep:
-            return None
-        upstream = self._upstream_of(rows, problem.input.shape[0])
-        self._add_to_tables(problem, known, upstream)
-        if len(self._tables) == len(self._want):
-            return None
-        self._door.gradient(problem, known, upstream, ["input"], problem.input)
-        return problem.input
+        return self._gradient(rows, problem, known)
 
     def _by_columns(self, rows: Index, x: Tensor, problem: Problem) -> bool:
         return False
