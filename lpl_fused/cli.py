@@ -66,7 +66,9 @@ _WORDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (2 for bad input, 130 after Ctrl-C)."""
-    arguments = _parser().parse_args(argv)
+    arguments, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     status: int = arguments.run(arguments)
     return status
 
@@ -80,13 +82,15 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="lpl-fused", description="Fused losses with class-level logit perturbation."
+        prog="lpl-fused",
+        description="Losses for very many, very unequal classes: compare them on data, see what "
+        "they do to each class, and what runs them here.",
     )
     parser.add_argument("--version", action="version", version=f"lpl_fused {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     explain = commands.add_parser("explain", help="versions, and which backend runs and why")
-    explain.set_defaults(run=_explain)
+    explain.set_defaults(run=_explain, parser=explain)
 
     train = commands.add_parser(
         "train",
@@ -98,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         "fails or diverges does not stop the others.",
         argument_default=argparse.SUPPRESS,  # so that --resume can tell given from default
     )
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, parser=train)
     what = train.add_argument_group("what to compare")
     what.add_argument(
         "--loss",
@@ -133,9 +137,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     data.add_argument(
         "--path",
-        help="folder: PATH/CLASS/… or PATH/train/CLASS/…, PATH/test/CLASS/…; inat2018: where "
-        "train2018.json and train_val2018 are; imagenet-lt, places-lt: that the paths of the lists "
-        "begin in, with these in it; cifar10-lt, cifar100-lt: of the unpacked archive",
+        help="the folder of the data. folder: PATH/CLASS/… or PATH/train/CLASS/…, "
+        "PATH/test/CLASS/…; inat2018: with train2018.json, val2018.json and train_val2018; "
+        "imagenet-lt, places-lt: that the lists' paths begin in, with the lists in it; cifar10-lt, "
+        "cifar100-lt: what the archive unpacks to, or where that is",
     )
     data.add_argument(
         "--image-size",
@@ -334,18 +339,20 @@ def _in_options(message: str) -> str:
     """A message about a keyword as one about the option that gives it."""
     message = re.sub(r"\bloss_options\.(?=\w)", "--set ", message)
     message = message.replace("data_options.", "")
-    unknown = re.fullmatch(r"(data '\w+' has no option )'(\w+)'; it has (.*)", message)
+    unknown = re.fullmatch(r"(data '[\w-]+' has no option )'(\w+)'; it has (.*)", message)
     if unknown:
         options = [_WORDS[name] for name in unknown[3].split(", ") if name in _WORDS]
         return f"{unknown[1]}{_WORDS.get(unknown[2], unknown[2])}; it has {', '.join(options)}"
     # a word by itself may be anything: it is a keyword where a message begins with it, or has its
     # value after it, and if it has an underscore
-    return re.sub(
+    message = re.sub(
         r"(?:^|(?<=: ))\w+(?=: )|(?<=has )\w+(?= .*, now )|\b(?:device|backend)(?= ')"
         r"|\b[a-z]+_[a-z]+\b",
         lambda found: _WORDS.get(found[0], found[0]),
         message,
     )
+    # None is what an option that is left out stands for, and `--classes all`
+    return message.replace(" or None, got", " or all, got" if "--classes:" in message else ", got")
 
 
 def _warn(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:

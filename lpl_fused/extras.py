@@ -19,15 +19,19 @@ class MissingExtraError(ModuleNotFoundError):
 
 
 @contextmanager
-def needs_extra() -> Iterator[None]:
-    """Say which `pip install` helps where a package of an extra is missing."""
+def needs_extra(extra: str | None = None) -> Iterator[None]:
+    """Say which `pip install` helps where a package is missing.
+
+    Args:
+        extra: brings all that is wanted; by default the least that brings the package.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in _EXTRAS:
             raise MissingExtraError(
-                f'{package} is missing: pip install "lpl_fused[{_EXTRAS[package]}]"',
+                f'{package} is missing: pip install "lpl_fused[{extra or _EXTRAS[package]}]"',
                 name=error.name,
             ) from error
         raise

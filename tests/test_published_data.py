@@ -835,7 +835,7 @@ def test_cifar_by_command(cifar: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert (settings["augment"], settings["nesterov"], settings["warm_up"]) == (True, False, 5)
     printed = " ".join(capsys.readouterr().out.split())
     assert "no published error of these losses on these data is known here" in printed
-    assert "epochs is 2, in Cao et al. 2019, cifar_train.py of LDAM-DRW 200" in printed
+    assert "that of Cao et al. 2019, cifar_train.py of LDAM-DRW: epochs: 2, there 200" in printed
     assert run("train", "--resume", out, "--loss", "ldam") == 0
     assert run("train", "--resume", out, "--schedule", "lpl") == 2
     assert "has --schedule 'ldam', now 'lpl' was given" in capsys.readouterr().err
@@ -866,10 +866,11 @@ def test_the_published_row_stands_beside_ours(
     caption = " ".join(" ".join(lines[start:]).split())
     for words in (
         "LPL's slides (Li et al., AAAI 2022)",
-        "NOT the published training: the model is small, there resnet32",
-        "batch size is 16, in Cao et al.",
-        "augment is False",
-        f"there are {record['data']['train_examples']} training images, in the published data 20,431",
+        "NOT the published training, that of Cao et al. 2019, cifar_train.py of LDAM-DRW:",
+        "backbone: small, there resnet32",
+        "batch size: 16, there 128",
+        "augment: False, there True",
+        f"training images: {record['data']['train_examples']}, in the published data 20,431",
     ):
         assert words in caption, words
 
@@ -893,9 +894,9 @@ def test_without_torchvision_the_small_model_is_trained(
     printed = capsys.readouterr()
     assert "so the small model is trained in the place of resnext50_32x4d" in printed.err
     caption = " ".join(printed.out.split())
-    assert "colours are jittered in training" in caption
-    assert "there are 3 classes, in the published data 1,000" in caption
-    assert "backbone is small, in Kang et al. 2020" in caption
+    assert "there colours are jittered in training" in caption
+    assert "classes: 3, in the published data 1,000" in caption
+    assert "backbone: small, there resnext50_32x4d" in caption
 
 
 def test_a_broken_image_ends_the_comparison(
@@ -912,8 +913,11 @@ def test_a_broken_image_ends_the_comparison(
     assert run("train", *where, *rest) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"lpl-fused train: error: cannot read the image {file}")
+    assert line.endswith(" (--skip-broken finds such images first, and leaves them out)")
     assert run("train", *where, *rest, "--skip-broken") == 0
-    assert "left out, seed 0: 1" in capsys.readouterr().out
+    printed = capsys.readouterr().out.splitlines()
+    told = printed[printed.index("left out, seed 0: 1") + 1]
+    assert told.startswith(f"cannot read the image {file}: "), "one line, however long"
 
 
 def test_the_command_line_knows_all_data_and_backbones(capsys: pytest.CaptureFixture[str]) -> None:

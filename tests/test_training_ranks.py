@@ -119,8 +119,8 @@ def test_a_run_is_resumed(folder: Path, ended: dict[str, list[Ended]]) -> None:
     ("name", "words"),
     {
         "not sharded": "--shard-classes: torchrun started 2 processes",
-        "logits": "loss 'arcface': ArcFaceLoss looks at the logits themselves",
-        "shown logits": "loss 'cals': CALSLoss is shown logits during training",
+        "logits": "loss 'arcface': --linear: ArcFaceLoss looks at the logits themselves",
+        "shown logits": "loss 'cals': --linear: CALSLoss is shown logits during training",
         "reference": "--linear: the reference makes all logits",
         "tags": "--linear: is for data of single labels",
     }.items(),

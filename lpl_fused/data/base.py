@@ -165,11 +165,25 @@ def long_tail_counts(
     return (largest * torch.exp(-log_imbalance * exponent)).round().long()
 
 
-def told(root: Path, faults: Sequence[str]) -> str:
-    """All faults of the data below `root`, for a message: one is told by itself."""
+def told(root: Path, faults: Sequence[str], *, skipping: bool) -> str:
+    """All faults of the data below `root`, for a message: one is told by itself.
+
+    Args:
+        skipping: `skip_broken` is on already.
+    """
     if len(faults) == 1:
-        return faults[0]
+        return faults[0] if skipping else f"{faults[0]} (skip_broken leaves it out)"
     lines = list(faults[:_MOST_FAULTS])
     if len(faults) > len(lines):
         lines = [*lines, f"… and {len(faults) - len(lines)} more"]
-    return "\n  ".join([f"{root} has {len(faults)} faults (skip_broken leaves them out):", *lines])
+    hint = "" if skipping else " (skip_broken leaves them out)"
+    return "\n  ".join([f"{root} has {len(faults)} faults{hint}:", *lines])
+
+
+def too_few(root: Path, faults: Sequence[str], classes: int) -> DataError:
+    """What the data below `root` have, or are left with, is no two classes."""
+    word = "class" if classes == 1 else "classes"
+    if not faults:
+        return DataError(f"{root} has {classes} {word}; at least 2 are needed")
+    told_of = told(root, faults, skipping=True)
+    return DataError(f"{told_of}\n{root} is left with {classes} {word}; at least 2 are needed")

@@ -64,6 +64,7 @@ class ImageFiles:
             draws: (n, `DRAWS`) in [0, 1): another part of each image in the place of its centre,
                 mirrored or not, as `images.random_box` has it.
         """
+        from .base import DataError
         from .images import read_crop
 
         crops = [None] * len(index) if draws is None else draws.tolist()
@@ -74,7 +75,12 @@ class ImageFiles:
         none = torch.empty(0, *self.shape[1:], dtype=torch.uint8)
 
         def batch() -> Tensor:
-            return (torch.stack([one.result() for one in read]) if read else none).to(self.device)
+            try:
+                images = torch.stack([one.result() for one in read]) if read else none
+            except DataError as error:
+                hint = "skip_broken finds such images first, and leaves them out"
+                raise DataError(f"{error} ({hint})") from error
+            return images.to(self.device)
 
         return batch
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .base import DataError, LongTailedData, told
+from .base import DataError, LongTailedData, told, too_few
 from .images import read_square
 
 IMAGE_SIZE = 32
@@ -88,11 +88,9 @@ def load_folder(
         share = TEST_SHARE if test_share is None else test_share
         train, test = _draw_test(read[0], share, seed, faults)
     if faults and not skip_broken:
-        raise DataError(told(root, faults))
+        raise DataError(told(root, faults, skipping=False))
     if len(train) < 2:
-        raise DataError(
-            f"{told(root, faults)}\n{root} is left with {len(train)} classes; at least 2 are needed"
-        )
+        raise too_few(root, faults, len(train))
     train_inputs, train_targets = _stacked(train)
     test_inputs, test_targets = _stacked(test)
     return LongTailedData(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from .base import DataError, LongTailedData, told
+from .base import DataError, LongTailedData, told, too_few
 from .files import ImageFiles, for_each
 
 
@@ -68,12 +68,10 @@ def from_lists(
             if label not in labels[split]:
                 faults.append(f"class {class_names[label]!r} ({label}) has no {split} image")
     if faults and not skip_broken:
-        raise DataError(told(root, faults))
+        raise DataError(told(root, faults, skipping=False))
     both = sorted(labels["training"] & labels["test"] & set(class_names))
     if len(both) < 2:
-        raise DataError(
-            f"{told(root, faults)}\n{root} is left with {len(both)} classes; at least 2 are needed"
-        )
+        raise too_few(root, faults, len(both))
     number = {label: i for i, label in enumerate(both)}
     inputs, targets = {}, {}
     for split, entries in kept.items():

@@ -41,7 +41,7 @@ def add(commands: Any, loss_option: Callable[[str], tuple[str, str, Any]]) -> No
         "its tables or LPL's δ.",
         argument_default=argparse.SUPPRESS,  # so that what does not fit the source can be told
     )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, parser=parser)
     parser.add_argument("source", help="a .npz, .pt or .safetensors file, a run.json or its folder")
     what = parser.add_argument_group("what to ask")
     what.add_argument(
@@ -105,7 +105,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from ..extras import MissingExtraError, needs_extra
 
     try:
-        with needs_extra():
+        with needs_extra("inspect"):
             from ..training import SettingsError
             from .files import InspectError
         try:
@@ -128,7 +128,7 @@ def _inspect(given: dict[str, Any]) -> int:
     from ..training.record import storable
     from .files import InspectError
 
-    with needs_extra():
+    with needs_extra("inspect"):
         from . import picture
 
     top = _at_least("--top", given.get("top", 10), 1)

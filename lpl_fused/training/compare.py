@@ -357,7 +357,8 @@ def _train_all(
                 record.describe_data(data, seed)
                 if data.left_out:
                     console.print(f"left out, seed {seed}: {len(data.left_out)}")
-                    console.print(*data.left_out[:_MOST_LEFT_OUT], sep="\n", markup=False)
+                    some = data.left_out[:_MOST_LEFT_OUT]
+                    console.print(*some, sep="\n", markup=False, soft_wrap=True)
                 _check_losses(record, data, losses, seed, ranks)
             with ranks.together():
                 if new and ranks.leads:

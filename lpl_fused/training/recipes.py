@@ -121,13 +121,13 @@ class Recipe:
         """Raises ValueError where the loss, or what it asks of the loop, looks at logits."""
         if any(hook.of_logits for hook in self.hooks):
             raise ValueError(
-                f"{type(criterion).__name__} is shown logits during training; expected a loss that"
-                " trains without, beside linear"
+                f"linear: {type(criterion).__name__} is shown logits during training; expected a"
+                " loss that trains without"
             )
         if not criterion.has_linear:
             raise ValueError(
-                f"{type(criterion).__name__} looks at the logits themselves; expected a loss that"
-                " has `linear`, beside linear"
+                f"linear: {type(criterion).__name__} looks at the logits themselves; expected a"
+                " loss that takes the last layer"
             )
 
     def known_options(self) -> list[str]:

@@ -106,7 +106,9 @@ def beside_published(record: Record) -> Group | None:
     else:
         lines.append("no published error of these losses on these data is known here")
     if differing:
-        lines += ["NOT the published training:", *(f"  {one}" for one in differing)]
+        schedule = published.SCHEDULES[settings.data].get(settings.schedule)
+        that = "" if schedule is None else f", that of {schedule.source}"
+        lines += [f"NOT the published training{that}:", *(f"  {one}" for one in differing)]
     result = Table(title="beside the published errors")
     for heading in ("loss", "here", "published"):
         result.add_column(heading, justify="left" if heading == "loss" else "right")
@@ -122,19 +124,18 @@ def _differing(record: Record, models: set[str]) -> list[str]:
     settings, data = record.settings, record.data_summary
     told = []
     if settings.backbone not in models and models:
-        told.append(f"the model is {settings.backbone}, there {', '.join(sorted(models))}")
+        told.append(f"backbone: {settings.backbone}, there {', '.join(sorted(models))}")
     schedule = published.SCHEDULES[settings.data].get(settings.schedule)
     if schedule is None:
         told.append("the schedule is our own")
     else:
         told += [
-            f"{name.replace('_', ' ')} is {_shown(getattr(settings, name))}, in {schedule.source} "
-            f"{_shown(value)}"
+            f"{name.replace('_', ' ')}: {_shown(getattr(settings, name))}, there {_shown(value)}"
             for name, value in schedule.settings.items()
             if getattr(settings, name) != value and not (name == "backbone" and models)
         ]
         if schedule.otherwise:
-            told.append(f"in {schedule.source} {schedule.otherwise}")
+            told.append(f"there {schedule.otherwise}")
     for (name, key), size in zip(
         (("classes", "classes"), ("training", "train_examples"), ("test", "test_examples")),
         _published_sizes(settings),
@@ -142,7 +143,7 @@ def _differing(record: Record, models: set[str]) -> list[str]:
     ):
         if data[key] != size:
             what = name if name == "classes" else f"{name} images"
-            told.append(f"there are {data[key]:,} {what}, in the published data {size:,}")
+            told.append(f"{what}: {data[key]:,}, in the published data {size:,}")
     return told
 
 
