@@ -16,9 +16,10 @@ from .arguments import POSITIVE, REAL, Choice, Maybe, Number
 from .perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from .phi import BinaryPhi, binary_coded
 from .problem import NONE, REDUCTIONS, BinaryOptions, BinaryProblem, accumulate_dtype
-from .validation import checked_normalizer, narrow_steps
+from .validation import OF_COUNTS, checked_normalizer, narrow_steps
 
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_ENTRIES = f", one entry per class, the last dimension{OF_COUNTS}"
 
 
 class Weight(NamedTuple):
@@ -108,9 +109,7 @@ class MultiLabel:
             raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
         if value.is_complex():
             raise TypeError(f"{name}: expected a real tensor, got {value.dtype}")
-        self._check(
-            name, value, (self.classes,), ", one entry per class (the last dimension of input)"
-        )
+        self._check(name, value, (self.classes,), _ENTRIES)
         return value.to(self.accumulate).contiguous()
 
     def weight(self, name: str, value: Tensor | None) -> Weight:

@@ -28,6 +28,12 @@ _NEEDS_LABELS = (
     " probabilities that name no more)"
 )
 
+# what a caller gave, who knows of no table
+OF_COUNTS = " of the logits (a loss makes it of cls_num_list)"
+_ENTRIES = ", one entry per class"
+_ENTRIES_OF_COUNTS = _ENTRIES + OF_COUNTS
+_COUNTS_OF_STEPS = ", one signed count per class" + OF_COUNTS
+
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -196,7 +202,7 @@ def narrow_steps(call: _OfClasses, steps: Tensor) -> Tensor:
         raise TypeError(f"steps: expected a tensor, got {type(steps).__name__}")
     if not is_integer(steps):
         raise TypeError(f"steps: expected signed integers, got {steps.dtype}")
-    call._check("steps", steps, (call.classes,), ", one signed count per class")
+    call._check("steps", steps, (call.classes,), _COUNTS_OF_STEPS)
     if steps.dtype.itemsize > 4:
         if readable(steps) and steps.numel():
             # not modulo 2³²; on a GPU nobody waits to see them
@@ -415,7 +421,7 @@ class Shaped:
                 f"{name}: expected shape (R, {self.classes}), got {tuple(value.shape)}"
             )
         shape = (value.shape[0], self.classes) if rows else (self.classes,)
-        self._check(name, value, shape, ", one entry per class")
+        self._check(name, value, shape, _ENTRIES_OF_COUNTS if name in TABLES else _ENTRIES)
         if value.is_complex():
             raise TypeError(f"{name}: expected a real tensor, got {value.dtype}")
         if value.dtype != self.accumulate:

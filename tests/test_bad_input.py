@@ -299,6 +299,21 @@ BAD = {
         ValueError,
         r"target.lam: expected a number in \[0, 1\], got 1.01",
     ),
+    "counts of other classes": (
+        lambda: losses.LogitAdjustedLoss([9, 5, 3, 1])(EXAMPLE, LABELS),
+        ValueError,
+        r"\(3,\), one entry per class of the logits \(.*of cls_num_list\), got \(4,\)",
+    ),
+    "counts of other classes, LPL": (
+        lambda: losses.LPLLoss([9, 5, 3, 1])(EXAMPLE, LABELS),
+        ValueError,
+        r"\(3,\), .* per class of the logits \(.*of cls_num_list\), got \(4,\)",
+    ),
+    "counts of other classes, multi-label": (
+        lambda: losses.MultiLabelLDAMLoss([9, 5, 3, 1])(EXAMPLE, EXAMPLE > 1),
+        ValueError,
+        r"\(3,\), .* dimension of the logits \(.*of cls_num_list\), got \(4,\)",
+    ),
     "lam shape": (
         lambda: LF.cross_entropy(EXAMPLE, (LABELS, LABELS, torch.ones(3))),
         ValueError,
