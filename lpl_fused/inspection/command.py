@@ -108,10 +108,11 @@ def _run(arguments: argparse.Namespace) -> int:
         with needs_extra("inspect"):
             from ..training import SettingsError
             from .files import InspectError
-        try:
-            return _inspect(vars(arguments))
-        except (InspectError, SettingsError) as error:
-            message = str(error)
+
+            try:
+                return _inspect(vars(arguments))
+            except (InspectError, SettingsError) as error:
+                message = str(error)
     except MissingExtraError as error:
         message = str(error)
     except KeyboardInterrupt:
@@ -124,12 +125,9 @@ def _run(arguments: argparse.Namespace) -> int:
 def _inspect(given: dict[str, Any]) -> int:
     from rich.console import Console
 
-    from ..extras import needs_extra
     from ..training.record import storable
+    from . import picture
     from .files import InspectError
-
-    with needs_extra("inspect"):
-        from . import picture
 
     top = _at_least("--top", given.get("top", 10), 1)
     folder = Path(given["out"]) if "out" in given else None
