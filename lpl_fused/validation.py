@@ -23,6 +23,7 @@ from .problem import NONE, REDUCTIONS, SUM, TABLES, Options, Problem, accumulate
 from .tracing import PLAIN, readable
 
 _MOST_STEPS = 2**31 - 1  # that kernels count
+_ABSENT = (None,) * (len(Problem._fields) - 5)  # of a problem, between its labels and its options
 _NEEDS_LABELS = (
     "needs class indices, one per row or two (MixedTarget; its of_probabilities finds them in class"
     " probabilities that name no more)"
@@ -309,14 +310,17 @@ class Shaped:
                 f"input: expected float64, float32, bfloat16 or float16 logits, got {input.dtype}"
             )
         shape = input.shape
-        if len(shape) == 0:
+        dims = len(shape)
+        if dims == 0:
             raise ValueError(
                 "input: expected shape (C,), (N, C) or (N, C, d1, ...), got a 0-dim tensor"
             )
-        self.classes = shape[0 if len(shape) == 1 else 1]
+        self.classes = shape[0 if dims == 1 else 1]
         if self.classes == 0 and not self.of_some_classes:
             raise ValueError(f"input: expected at least one class, got shape {tuple(shape)}")
-        self.loss_shape: Sequence[int] = () if len(shape) == 1 else (shape[0], *shape[2:])
+        self.loss_shape: Sequence[int] = ()
+        if dims > 1:
+            self.loss_shape = (shape[0],) if dims == 2 else (shape[0], *shape[2:])
         self._take(input, target)
 
     def _take(self, input: Tensor, target: Target) -> None:
@@ -379,13 +383,14 @@ class Shaped:
     def _labels(self, name: str, labels: Tensor) -> Tensor:
         if not isinstance(labels, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(labels).__name__}")
-        known = labels.dtype == torch.int64  # which is what mostly comes
+        known = labels.dtype is torch.int64  # which is what mostly comes
         if not known and not is_integer(labels):
             raise TypeError(
                 f"{name}: expected integer class indices of shape {tuple(self.loss_shape)}"
                 f", got {labels.dtype} of shape {tuple(labels.shape)}"
             )
-        self._check(name, labels, self.loss_shape, ", one class index per row of logits")
+        if labels.shape != self.loss_shape or labels.device != self.device:
+            self._check(name, labels, self.loss_shape, ", one class index per row of logits")
         if not known:
             labels = labels.long()
         return (
@@ -472,9 +477,11 @@ class Shaped:
             )
             for name in ("multiplier", "rho"):
                 fields[name] = self._table(name, getattr(penalty, name))
-        return Problem(
-            self._rows(self.input), self.target, self.other, self.lam, options=options, **fields
-        )
+        rows = self._rows(self.input), self.target, self.other, self.lam
+        if not fields:  # by place: names cost more than the rest of this
+            found: Problem = tuple.__new__(Problem, (*rows, *_ABSENT, options))
+            return found
+        return Problem(*rows, options=options, **fields)
 
     def check_labelled(self) -> None:
         """Raises ValueError where the target names no classes that could have a δ."""
@@ -526,9 +533,10 @@ class Shaped:
     def _rows(self, tensor: Tensor) -> Tensor:
         """What has the logits' shape as (N, C) with unit stride along C; a copy only where the
         layout needs one."""
-        if tensor.dim() == 1:
+        dim = tensor.dim()
+        if dim == 1:
             tensor = tensor[None]
-        elif tensor.dim() > 2:
+        elif dim > 2:
             tensor = tensor.movedim(1, -1).flatten(0, -2)
         unit = tensor.stride(1) == 1 or self.classes == 1
         return tensor if unit else tensor.contiguous()

@@ -73,7 +73,9 @@ class Poison:
             like = make(*args, **{**keywords, "device": "meta"})
             if type(like) is not Tensor or torch.compiler.is_compiling():
                 return make(*args, **keywords)
-            device = args[0].device if isinstance(args[0], Tensor) else keywords.get("device")
+            device = keywords.get("device")
+            if args and isinstance(args[0], Tensor):
+                device = args[0].device
             memory = torch.empty(2 * GUARD + like.nbytes, dtype=torch.uint8, device=device)
             own = slice(GUARD, GUARD + like.nbytes)
             memory[: own.start] = memory[own.stop :] = MARK

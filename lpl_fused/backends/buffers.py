@@ -14,7 +14,14 @@ from .contract import Gradients
 def new(problem: Problem | BinaryProblem, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
     """Memory beside the logits; by default of the dtype that is calculated in."""
     dtype = dtype or accumulate_dtype(problem.input.dtype)
-    return torch.empty(shape, dtype=dtype, device=problem.input.device)
+    # by name: who reads `shape` by its place tries a number first
+    return torch.empty(size=shape, dtype=dtype, device=problem.input.device)
+
+
+def like(rows: Tensor) -> Tensor:
+    """Contiguous memory of the shape and dtype of rows; asking for these by word takes twice as
+    long."""
+    return torch.empty_like(rows, memory_format=torch.contiguous_format)
 
 
 def table_places(problem: Problem, want: Container[str]) -> tuple[int, dict[str, Tensor | None]]:

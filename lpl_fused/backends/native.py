@@ -53,18 +53,22 @@ class Sizes(NamedTuple):
         input, target, rows = problem.input, problem.target, problem.rows
         n, classes = input.shape
         dense = target.dim() == 2
-        # in the order of the fields: names would cost as long as the rest of this
-        return Sizes(
-            n,
-            classes,
-            input.stride(0),
-            dense,
-            target.stride(0) if dense else 0,
-            0 if rows is None else rows.shape[0],
-            DTYPES[input.dtype],
-            DTYPES[target.dtype] if dense else 0,
-            threads,
+        # in the order of the fields, past their names, which would cost as long as the rest of this
+        found: Sizes = tuple.__new__(
+            Sizes,
+            (
+                n,
+                classes,
+                input.stride(0),
+                dense,
+                target.stride(0) if dense else 0,
+                0 if rows is None else rows.shape[0],
+                DTYPES[input.dtype],
+                DTYPES[target.dtype] if dense else 0,
+                threads,
+            ),
         )
+        return found
 
 
 # a tensor's memory, or an address within that of one that its caller holds

@@ -14,7 +14,7 @@ from ..perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from ..phi import BinaryPhi
 from ..problem import NONE, BinaryOptions, BinaryProblem, divides
 from ..validation import checked_step_size
-from .differentiable import Fixed
+from .differentiable import Fixed, device_type
 from .inplace import check_form
 
 _FORMS = tuple(form for form in FORMS if form != INPLACE)
@@ -284,4 +284,4 @@ def _resolve(backend: str, problem: BinaryProblem) -> str:
     """The backend to run; "auto" leaves to the reference what only it differentiates."""
     if _FIXED.left_to_reference(problem, backend):
         return REFERENCE
-    return resolve(backend, problem.input.device.type, problem.input.dtype, multilabel=True)
+    return resolve(backend, device_type(problem.input), problem.input.dtype, multilabel=True)

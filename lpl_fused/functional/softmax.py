@@ -41,7 +41,7 @@ from ..validation import (
     moved_by_two,
 )
 from . import two_labels
-from .differentiable import Fixed
+from .differentiable import Fixed, device_type
 from .inplace import check_form
 
 if TYPE_CHECKING:
@@ -657,5 +657,4 @@ def _resolve(backend: str, problem: Problem) -> str:
     """The backend to run; "auto" leaves to the reference what only it differentiates."""
     if _FIXED.left_to_reference(problem, backend):
         return REFERENCE
-    kind, dtype = problem.input.device.type, problem.input.dtype
-    return resolve(backend, kind, dtype)
+    return resolve(backend, device_type(problem.input), problem.input.dtype)

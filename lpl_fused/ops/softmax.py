@@ -157,7 +157,7 @@ _perturbation_op = register(
 _TABLE_FIELDS = tuple(Problem._fields.index(name) for name in TABLES)
 # Gradients, and the fields of a problem that they are of
 _OF_GRADIENTS = tuple(zip(Gradients._fields, (0, *_TABLE_FIELDS), strict=True))
-# options, backend, choose, form and told stand before the tensors in CrossEntropy.apply
+# call, backend, choose, form and told stand before the tensors in CrossEntropy.apply
 _BEFORE_TENSORS = 5
 
 
@@ -189,45 +189,52 @@ class CrossEntropy(torch.autograd.Function):
     one makes it again. *By statistics* the backward makes it from the rows' terms: see `by_sweep`;
     also where tables learn, and where the backend leaves a state of the learned perturbation.
 
-    `tensors` are the leading fields of a Problem, up to the last that is present. `choose`, if
-    any, makes the steps of the learned perturbation from the losses of the rows without it. `form`
-    is one of dispatch.FORMS; *in place* is by statistics, into the memory of the logits. `told`:
-    beside the loss, those of RowStatistics.
+    `tensors` are the leading fields of a Problem whose options are the `call`, up to the last that
+    is present; or they are its input alone, which then is all that learns, and the `call` is the
+    problem: who does not trace does not make it again. `choose`, if any, makes the steps of the
+    learned perturbation from the losses of the rows without it. `form` is one of dispatch.FORMS;
+    *in place* is by statistics, into the memory of the logits. `told`: beside the loss, those of
+    RowStatistics.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        options: Options,
+        call: Options | Problem,
         backend: str,
         choose: Choose | None,
         form: str,
         told: bool,
         *tensors: Tensor | None,
     ) -> Tensor | tuple[Tensor, ...]:
-        problem = _problem(tensors, options)
-        tables_learn = any(ctx.needs_input_grad[_BEFORE_TENSORS + 2 :])
+        if isinstance(call, Problem):
+            problem, tensors, tables_learn = call, call[:-1], False
+        else:
+            problem = _problem(tensors, call)
+            tables_learn = any(ctx.needs_input_grad[_BEFORE_TENSORS + 2 :])
         learned = problem.steps is not None or choose is not None
         sweeps = _sweeps(problem, backend, form, tables_learn, learned)
-        ctx.in_place, ctx.spent = form == INPLACE, False
-        ctx.options, ctx.backend, ctx.sweeps, ctx.held = options, backend, sweeps, None
-        ctx.chosen, ctx.state, ctx.past = choose is not None, 0, direct(*tensors)
+        past, held = direct(*tensors), None
         if choose is None:
-            found = _forward(problem, backend, sweeps, past=ctx.past, told=told)
+            found = _forward(problem, backend, sweeps, past=past, told=told)
         else:
             found = load(backend).forward(problem, sweeps, choose, told=told)
             tensors = problem._replace(steps=found.steps)[:-1]  # type: ignore[assignment]
         if not sweeps:
             ctx.save_for_backward(*tensors, found.norm, found.terms, *found.state)
-            ctx.state = len(found.state)
-        elif not ctx.past or kept_as_saved():
+        elif not past or kept_as_saved():
             ctx.save_for_backward(*tensors, found.grad, None)
         else:
             # nothing that would keep the logits alive beside what is saved
-            labels = GONE_ROWS if problem.dense else problem.target
-            of_shape = Problem(found.grad, labels, other=problem.other, options=options)  # type: ignore[arg-type]
-            ctx.held = of_shape, Forward(GONE, found.norm, found.terms, found.grad, found.steps)
+            labels = GONE_ROWS if problem.target.dim() == 2 else problem.target
+            rows = found.grad, labels, problem.other
+            of_shape: Problem = tuple.__new__(Problem, (*rows, *_ABSENT, problem.options))
+            held = of_shape, Forward(GONE, found.norm, found.terms, found.grad, found.steps)
             ctx.save_for_backward(*tensors, None, None)
+        ctx.held, ctx.spent = held, False
+        # in one: an attribute costs more than a place in a tuple
+        chosen, in_place = choose is not None, form == INPLACE
+        ctx.call = problem.options, backend, sweeps, chosen, past, len(found.state), in_place
         if found.statistics is None:
             return found.loss
         ctx.mark_non_differentiable(*found.statistics)
@@ -236,7 +243,7 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grad_loss = settled(grad_loss)
-        if ctx.in_place:
+        if ctx.call[-1]:  # in place
             spend(ctx)
         if torch.is_grad_enabled():
             return once_backward(ctx, grad_loss, _backward)
@@ -248,24 +255,25 @@ _apply = super(torch.autograd.Function, CrossEntropy).apply
 
 
 def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    options, backend, sweeps, chosen, past, states, in_place = ctx.call
     held, ctx.held = ctx.held, None
     if held is not None and held[0].input.element_size() > 2:
         # scaled as it is; asking for what is saved would cost as much as the kernel of few logits
-        grad = load(ctx.backend).rescale_(held[0], held[1], grad_loss)
+        grad = load(backend).rescale_(held[0], held[1], grad_loss)
         if grad is None:
-            problem = _problem(ctx.saved_tensors[:-2], ctx.options)
+            problem = _problem(ctx.saved_tensors[:-2], options)
             grad = _scaled_past_ignored(problem, held[1].grad, grad_loss)
         return _only_input(ctx, grad)
     saved = ctx.saved_tensors  # raises where one was changed since
-    state = saved[len(saved) - ctx.state :]
-    *tensors, first, terms = saved[: len(saved) - ctx.state]
-    problem = _problem(tensors, ctx.options)
-    if ctx.sweeps:
+    state = saved[len(saved) - states :]
+    *tensors, first, terms = saved[: len(saved) - states]
+    problem = _problem(tensors, options)
+    if sweeps:
         if first is not None:  # nobody could hold it
             return _only_input(ctx, _scaled_past_ignored(problem, first, grad_loss))
         # the buffer may have gone to an earlier backward
-        swept = _swept_again(ctx, problem) if held is None else held[1]
-        scaled = load(ctx.backend).rescale_(problem, swept, grad_loss)
+        swept = _swept_again(problem, backend, chosen) if held is None else held[1]
+        scaled = load(backend).rescale_(problem, swept, grad_loss)
         if scaled is None:
             scaled = _scaled_past_ignored(problem, swept.grad, grad_loss)
         return _only_input(ctx, scaled)
@@ -273,22 +281,22 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     if not grad_loss.dim():
         whole = grad_loss if first is None else grad_loss / first
         upstream = whole.expand(problem.input.shape[0])
-    past = ctx.in_place or (ctx.past and direct(upstream))
+    past = in_place or (past and direct(upstream))
     if problem.steps is not None:
         if past:
-            learned = load(ctx.backend).learned_gradient(problem, upstream, state)
+            learned = load(backend).learned_gradient(problem, upstream, state)
         else:
-            learned = _learned_gradient_op(*packed(problem, ctx.backend), upstream, state)
+            learned = _learned_gradient_op(*packed(problem, backend), upstream, state)
         return _only_input(ctx, learned)
     needed = (*ctx.needs_input_grad[_BEFORE_TENSORS:], *[False] * len(Problem._fields))
     names = [name for name, field in _OF_GRADIENTS if needed[field]]
     found: Sequence[Tensor | None]
     if past:
-        module = load(ctx.backend)
-        found = gradient_past(problem, module, Known(terms), upstream, names, ctx.in_place)
+        module = load(backend)
+        found = gradient_past(problem, module, Known(terms), upstream, names, in_place)
     else:
         want = [name in names for name in Gradients._fields]
-        found = _gradient_op(*packed(problem, ctx.backend), terms, upstream, want)
+        found = _gradient_op(*packed(problem, backend), terms, upstream, want)
     grads: list[Tensor | None] = [None] * len(tensors)
     for (name, field), grad in zip(_OF_GRADIENTS, found, strict=True):
         if name in names:
@@ -373,18 +381,22 @@ def _leaves_states(backend: str) -> bool:
 _leaves_states._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _swept_again(ctx: Any, problem: Problem) -> Forward:
+def _swept_again(problem: Problem, backend: str, chosen: bool) -> Forward:
     """What the forward left, bit for bit."""
-    if not ctx.chosen:
-        return _forward(problem, ctx.backend, True)
+    if not chosen:
+        return _forward(problem, backend, True)
     steps = problem.steps
     assert steps is not None
-    return load(ctx.backend).forward(problem._replace(steps=None), True, lambda losses: steps)
+    return load(backend).forward(problem._replace(steps=None), True, lambda losses: steps)
 
 
 def _only_input(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     others = len(ctx.needs_input_grad) - _BEFORE_TENSORS - 1
-    return (*[None] * _BEFORE_TENSORS, grad, *[None] * others)
+    return (None, None, None, None, None, grad, *(None,) * others)
+
+
+# of a problem, what is there beside logits and labels
+_ABSENT = (None,) * (len(Problem._fields) - 4)
 
 
 def _problem(tensors: Sequence[Tensor | None], options: Options) -> Problem:
@@ -413,8 +425,14 @@ def cross_entropy(
         loss = Moved.apply(problem, run, problem.input)
         return loss, row_statistics(problem, backend) if told else None
     if learns:
-        apply = CrossEntropy.apply if torch.compiler.is_compiling() else _apply
-        found = apply(problem.options, backend, choose, form, told, *given(problem))
+        found: Any
+        if torch.compiler.is_compiling():
+            tensors = given(problem)
+            found = CrossEntropy.apply(problem.options, backend, choose, form, told, *tensors)  # type: ignore[no-untyped-call]
+        elif tables_learn(problem):
+            found = _apply(problem.options, backend, choose, form, told, *given(problem))
+        else:
+            found = _apply(problem, backend, choose, form, told, problem.input)
         return (found[0], RowStatistics(*found[1:])) if told else (found, None)
     made = _forward(problem, backend, False, final=True, told=told)
     return made.loss, made.statistics

@@ -26,7 +26,7 @@ from ...algebra.settle import rounds, settle
 from ...algebra.sweep import with_steps
 from ...algebra.terms import Terms
 from ...problem import MEAN, NONE, Problem, accumulate_dtype, divides
-from ..buffers import gradients, new, table_places
+from ..buffers import gradients, like, new, table_places
 from ..contract import Choose, Form, Forward, Gradients, leaves_terms
 from ..native import DTYPES, PARTS, Outputs, Place, Sizes, not_built, replaced
 from . import memory
@@ -63,8 +63,15 @@ __all__ = [
 
 
 _native = native
+_made = tuple.__new__
 _TERMS = len(Terms._fields)
 _TEAMS = Scratch._fields.index("teams")
+# what stands behind the first fields of these, where they are all that is said: to say so by name,
+# or to ask a named tuple for its defaults, costs the host more than to read it
+_NO_MORE_OUTPUTS = Outputs()[6:]
+_NO_MORE_SCRATCH = Scratch()[2:]
+_BEFORE_FACTOR = Scratch()[: Scratch._fields.index("factor")]
+_BEHIND_FACTOR = Scratch()[Scratch._fields.index("factor_stride") + 1 :]
 
 
 class Buffers(NamedTuple):
@@ -146,14 +153,11 @@ def gradient(
     upstream = upstream.to(known.terms.dtype)
     input, grad = problem.input, out
     if grad is None and "input" in want:
-        grad = new(problem, *input.shape, dtype=input.dtype)
-    outputs = Outputs(
-        grad=grad,
-        grad_rows=upstream,
-        grad_rows_stride=upstream.stride(0),
-        terms=known.terms,
-        delta=learned.delta(problem, known, perturbed),
-    )
+        grad = like(input)
+    delta = learned.delta(problem, known, perturbed)
+    # in the order of the fields: names would cost as long as the rest of this
+    rows = None, None, grad, upstream, upstream.stride(0), known.terms
+    outputs = Outputs(*rows) if delta is None else Outputs(*rows, delta=delta)
     if list(want) == ["input"]:
         _run(_native().gradient, problem, Buffers(outputs))
         return Gradients(grad)
@@ -176,29 +180,31 @@ def forward(
         problem = with_steps(forward, problem, choose)
     input, options = problem.input, problem.options
     n, dtype, device = input.shape[0], accumulate_dtype(input.dtype), input.device
-    grad = torch.empty(input.shape, dtype=input.dtype, device=device) if want_grad else None
+    grad = like(input) if want_grad else None
     terms = None
     if leaves_terms(problem, want_grad, final):
-        terms = torch.empty((n, _TERMS), dtype=dtype, device=device)
+        terms = torch.empty(size=(n, _TERMS), dtype=dtype, device=device)
     norm: Place = problem.normalizer
     averages = norm is None and options.reduction == MEAN
     # who asks for the norm later gets a tensor of its own
     if averages and not final and (not want_grad or _narrow(problem)):
-        norm = torch.empty((), dtype=dtype, device=device)
+        norm = torch.empty(size=(), dtype=dtype, device=device)
     each = options.reduction == NONE
     losses = torch.empty(n if each else n + 2, dtype=dtype, device=device)
-    loss = losses if each else torch.empty((), dtype=dtype, device=device)
+    loss = losses if each else torch.empty(size=(), dtype=dtype, device=device)
     beside = losses.data_ptr() + n * dtype.itemsize
     if averages and norm is None:
         norm = beside
-    outputs = Outputs(None if each else loss, norm, grad, None, 0, terms)
     weight = beside + dtype.itemsize if averages and options.penalty else None
-    buffers = Buffers(outputs, Scratch(losses, weight))
+    place = None if each else loss
+    out: Outputs = _made(Outputs, (place, norm, grad, None, 0, terms, *_NO_MORE_OUTPUTS))
+    scratch: Scratch = _made(Scratch, (losses, weight, *_NO_MORE_SCRATCH))
+    left: tuple[Tensor, ...] = ()
     if problem.steps is not None:
-        buffers = _with_steps(problem, buffers)
-    _run(_native().cross_entropy, problem, buffers)
+        out, scratch, held = _with_steps(problem, Buffers(out, scratch))
+        left = () if want_grad or final else held[:1]
+    queue(_native().cross_entropy, problem, Sizes.of(problem), out, scratch)
     steps = None if choose is None else problem.steps
-    left = () if want_grad or final else buffers.held[:1]
     found = statistics.of_rows(problem, reduce, learned_perturbation) if told else None
     kept = norm if isinstance(norm, Tensor) else None
     return Forward(loss, kept, terms, grad, steps, left, found)
@@ -218,12 +224,17 @@ def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
     narrow = grad.element_size() == 2
     if by_row and terms is None and narrow:
         return _anew(problem, upstream, grad)
-    stride = upstream.stride(0) if by_row else 0
-    buffers = Buffers(Outputs(None, None, grad), Scratch(factor=upstream, factor_stride=stride))
+    factor = upstream, upstream.stride(0) if by_row else 0
+    out: Outputs = _made(Outputs, (None, None, grad, None, 0, None, *_NO_MORE_OUTPUTS))
+    scratch: Scratch = _made(Scratch, (*_BEFORE_FACTOR, *factor, *_BEHIND_FACTOR))
+    if not narrow:  # scaled, whatever its terms are
+        queue(_native().rescale, problem, Sizes.of(problem), out, scratch)
+        return grad
+    buffers = Buffers(out, scratch)
     if terms is not None:
         norm = forward.norm if divides(problem) else None
         buffers = buffers.and_out(norm=norm, terms=terms)
-    elif narrow:
+    else:
         buffers = _with_norm(problem, buffers)
         if problem.steps is not None:
             buffers = _with_steps(problem, buffers)
@@ -261,7 +272,7 @@ def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ..
     """dL/d input of a problem with steps, which without a state are taken anew; `upstream` (N,):
     the gradient of each row's loss."""
     _refuse_parts(problem)
-    grad = new(problem, *problem.input.shape, dtype=problem.input.dtype)
+    grad = like(problem.input)
     if not state:
         return _anew(problem, upstream, grad)
     upstream = upstream.to(accumulate_dtype(problem.input.dtype))

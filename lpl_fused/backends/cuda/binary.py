@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...problem import MEAN, NONE, BinaryProblem, accumulate_dtype
-from ..buffers import new
+from ..buffers import like, new
 from ..contract import Forward
 from ..native import BinaryOutputs, BinarySizes, replaced, with_known_labels
 from .module import BinaryScratch, native, queue
@@ -17,7 +17,7 @@ from .module import BinaryScratch, native, queue
 def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
     problem = with_known_labels(problem)
     input, reduction = problem.input, problem.options.reduction
-    grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
+    grad = like(input) if want_grad else None
     each = reduction == NONE
     loss = new(problem, *input.shape) if each else new(problem)
     if each:
@@ -33,7 +33,7 @@ def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
 
 
 def binary_gradient(problem: BinaryProblem, upstream: Tensor) -> Tensor:
-    grad = new(problem, *problem.input.shape, dtype=problem.input.dtype)
+    grad = like(problem.input)
     return _gradient(problem, upstream, grad)
 
 

@@ -15,6 +15,7 @@ from ..buffers import new
 from ..kernels.arguments import DENSE, LABELS, ONE_LABEL, TERMS, Arguments, Groups, Shared
 from ..kernels.launch import by_form, column_meta, grouping_meta, lane_of, phased
 from . import launching
+from .launching import kernels
 
 # what the kernels are told of, and what launchers do about the rest
 _KERNELS = Path(
@@ -35,7 +36,7 @@ _RAW = Path(
 _SHORTCUT = Path("triton, shortcut", Problem, _KERNELS.features - {"first", "classes"})
 
 
-class _Form(NamedTuple):
+class Form(NamedTuple):
     """What arguments of problems of a form have in common."""
 
     values: tuple[Any, ...]  # of Arguments, without tensors
@@ -46,7 +47,7 @@ class _Form(NamedTuple):
 
 
 @by_form
-def _form_of(problem: Problem) -> _Form:
+def form_of(problem: Problem) -> Form:
     from triton.language import constexpr
 
     features = problem.features
@@ -117,7 +118,7 @@ def _form_of(problem: Problem) -> _Form:
         for place, name in enumerate(Problem._fields)
         if name in Arguments._fields and isinstance(problem[place], Tensor)
     )
-    return _Form(tuple(values), tensors, features <= _SHORTCUT.features, norm or penalty > 0, {})
+    return Form(tuple(values), tensors, features <= _SHORTCUT.features, norm or penalty > 0, {})
 
 
 _TERMS, _DELTA, _UNLESS, _STRIDE, _COUNT = map(
@@ -132,11 +133,11 @@ def arguments_of(
     unless: Tensor | None = None,
 ) -> Arguments:
     """The problem with what is known of its rows, and with δ of each."""
-    return _arguments(_form_of(problem), problem, terms, delta, unless)
+    return _arguments(form_of(problem), problem, terms, delta, unless)
 
 
 def _arguments(
-    form: _Form,
+    form: Form,
     problem: Problem,
     terms: Tensor | None,
     delta: Tensor | None,
@@ -167,24 +168,26 @@ _MOST_KNOWN = 64
 
 
 def prepared(
-    problem: Problem, terms: Tensor | None = None, unless: Tensor | None = None
+    problem: Problem,
+    terms: Tensor | None = None,
+    unless: Tensor | None = None,
+    form: Form | None = None,
 ) -> Arguments:
     """The problem with what its norm and its penalty want to know of each row, into `terms` if
-    there is a place for them; for what is done in one sweep."""
-    form = _form_of(problem)
+    there is a place for them; for what is done in one sweep. `form`: that of the problem, if it was
+    looked up."""
+    form = form or form_of(problem)
     if not form.one_sweep:
         _SHORTCUT.demand(problem)
     if not form.measured:
         return _arguments(form, problem, None, None, unless)
-    from ..kernels.forward import prepare_rows
-
     n, options = problem.input.shape[0], problem.options
     known = new(problem, n, TERMS) if terms is None else terms
     arguments, weight = _arguments(form, problem, known, None, unless), None
     if options.penalty:
         arguments = arguments._replace(penalties=new(problem, n))
         weight = penalty_weight(problem, normalizer(problem))
-    launching.launch(prepare_rows, (n,), arguments, weight, **column_meta(problem))
+    launching.launch(kernels.forward.prepare_rows, (n,), arguments, weight, **column_meta(problem))
     return arguments
 
 
@@ -192,19 +195,22 @@ MOST_COMPARED = 16384  # rows: with more of them a sort costs less than to compa
 
 
 def group_rows(
-    problem: Problem, arguments: Arguments, groups: Groups, shared: Shared | None, resident: int
+    problem: Problem,
+    arguments: Arguments,
+    groups: Groups,
+    shared: Shared | None,
+    resident: int,
+    meta: dict[str, Any] | None = None,
 ) -> None:
     """`groups` of the rows by class; ignored rows, and rows with a label out of range, have none to
     learn. Which classes are solved, if there is a place for that, `shared`; of at most `resident`
-    rows plain steps are taken in registers."""
-    from ..kernels.grouping import group_rows as kernel
-    from ..kernels.grouping import list_groups
-
+    rows plain steps are taken in registers. `meta`: its
+    grouping_meta, if it was looked up."""
     n = problem.input.shape[0]
     what = arguments, groups, problem.steps, shared, n, resident
     if n <= MOST_COMPARED:
-        meta = grouping_meta(problem)
-        launching.launch(kernel, (-(-n // meta["ROWS"]),), *what, **meta)
+        meta = meta or grouping_meta(problem)
+        launching.launch(kernels.grouping.group_rows, (-(-n // meta["ROWS"]),), *what, **meta)
         return
     slot, count = Classes.of(problem)
     ordered, order = slot.sort(stable=True)
@@ -212,4 +218,4 @@ def group_rows(
     for place, part in zip(groups.typed()[:4], found, strict=True):
         place.copy_(part)
     if shared is not None:
-        launching.launch(list_groups, (1,), *what, num_warps=4)
+        launching.launch(kernels.grouping.list_groups, (1,), *what, num_warps=4)

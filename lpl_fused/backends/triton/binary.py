@@ -10,7 +10,7 @@ from torch import Tensor
 from ...paths import PHI_OF_LABELS, SIDE_TABLES, WEIGHING_LABELS, Path
 from ...phi import ASYMMETRIC, LOG
 from ...problem import MEAN, NONE, BinaryProblem, accumulate_dtype, divides
-from ..buffers import new
+from ..buffers import like, new
 from ..contract import Forward
 from ..kernels.launch import (
     WalkMeta,
@@ -22,6 +22,7 @@ from ..kernels.launch import (
     filling_meta,
 )
 from . import launching
+from .launching import kernels
 
 # both sides have the same z, and φ = log: one exponential for both
 _SHARED = Path("triton, shared sides", BinaryProblem, WEIGHING_LABELS)
@@ -54,7 +55,7 @@ _KERNELS = Path(
 def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
     input, reduction = problem.input, problem.options.reduction
     norm = _normalizer(problem)
-    grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
+    grad = like(input) if want_grad else None
     losses = new(problem, *input.shape) if reduction == NONE else None
     walk = _walk_meta(problem)
     known = None if walk is None else _learned(problem, walk)
@@ -75,7 +76,7 @@ def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
 
 
 def binary_gradient(problem: BinaryProblem, upstream: Tensor) -> Tensor:
-    grad = new(problem, *problem.input.shape, dtype=problem.input.dtype)
+    grad = like(problem.input)
     walk = _walk_meta(problem)
     known = None if walk is None else _learned(problem, walk)
     _run(problem, grad=grad, known=known, upstream=_contiguous(problem, upstream))
@@ -83,8 +84,6 @@ def binary_gradient(problem: BinaryProblem, upstream: Tensor) -> Tensor:
 
 
 def binary_rescale_(problem: BinaryProblem, forward: Forward, upstream: Tensor) -> Tensor | None:
-    from ..kernels.binary import scale_labels
-
     grad, norm = forward.grad, forward.norm
     assert grad is not None
     assert norm is not None
@@ -104,7 +103,7 @@ def binary_rescale_(problem: BinaryProblem, forward: Forward, upstream: Tensor) 
         if problem.options.missing:
             labels = _labels(problem), problem.target.stride(0), _ignored(problem)
         rows = grad, upstream, classes, *labels
-        launching.launch(scale_labels, (n,), *rows, **filling_meta(classes))
+        launching.launch(kernels.binary.scale_labels, (n,), *rows, **filling_meta(classes))
     return grad
 
 
@@ -189,8 +188,6 @@ def _run(
     before."""
     from triton.language import constexpr
 
-    from ..kernels.binary import BinaryWanted, binary_learned, binary_tiles
-
     n, classes = problem.input.shape
     tiles = problem.steps is None or known is not None
     flat = known is None and _is_flat(problem)
@@ -209,7 +206,7 @@ def _run(
     found = new(problem, programs if n else 0) if sums else None
     upstream = places.get("upstream")
     each = constexpr(upstream is not None and upstream.dim() > 0)
-    wanted = BinaryWanted(sums=found, each=each, **places)
+    wanted = kernels.binary.BinaryWanted(sums=found, each=each, **places)
     if n == 0 or classes == 0:
         if places.get("delta") is not None:
             places["delta"].zero_()  # type: ignore[union-attr]
@@ -227,10 +224,12 @@ def _run(
                 soft=known.soft, soft_chunk=walk.chunk, soft_block=block, even=constexpr(True)
             )
     if tiles:
-        launching.launch(binary_tiles, grid, arguments, wanted, **meta)
+        launching.launch(kernels.binary.binary_tiles, grid, arguments, wanted, **meta)
     else:
         step_size = launching.number(problem, problem.options.step_size)
-        launching.launch(binary_learned, grid, arguments, wanted, problem.steps, step_size, **meta)
+        launching.launch(
+            kernels.binary.binary_learned, grid, arguments, wanted, problem.steps, step_size, **meta
+        )
     return found
 
 
@@ -311,15 +310,13 @@ def _in_rows(problem: BinaryProblem, width: int) -> Any:
 
 def _weighed(problem: BinaryProblem, arguments: Any) -> Any:
     """The problem with what its re-balanced weights want to know of each row."""
-    from ..kernels.binary import row_masses
-
     if problem.inverse_count is None:
         return arguments
     n = problem.input.shape[0]
     masses = new(problem, n)
     meta = binary_mass_meta(problem)
     dtype = _language_dtype(problem)
-    launching.launch(row_masses, (n,), arguments, masses, DTYPE=dtype, **meta)
+    launching.launch(kernels.binary.row_masses, (n,), arguments, masses, DTYPE=dtype, **meta)
     return arguments._replace(masses=masses)
 
 

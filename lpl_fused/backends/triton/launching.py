@@ -6,6 +6,7 @@ import functools
 import importlib
 import itertools
 import os
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -37,12 +38,26 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **meta: Any) -> 
             _run(device, kernel, grid, arguments, meta)
 
 
+class Kernels:
+    """The modules of ../kernels by their names. Triton comes with the first; an import statement
+    within a function costs every call as much as a tenth of a launch."""
+
+    def __getattr__(self, name: str) -> Any:
+        module = importlib.import_module(f"lpl_fused.backends.kernels.{name}")
+        setattr(self, name, module)
+        return module
+
+
+kernels = Kernels()
+
+
 class _Direct(NamedTuple):
     """A compiled kernel, and what every launch of it hands over."""
 
     run: Any
     what: tuple[Any, ...]
     rest: tuple[Any, ...]  # its parameters behind the arguments
+    in_one: bool  # the parameters are one tuple
 
 
 # Compiled kernels by all that Triton specialises them by. Its own launch asks every time what that
@@ -63,19 +78,43 @@ def _run(
     meta: dict[str, Any],
 ) -> None:
     # a kernel's own hash is one of its source
-    place = device, kernel.fn, key(arguments), *meta.items()
+    asked: list[Any] = [device, kernel.fn, *meta, *meta.values()]
+    _ask(asked, arguments)
+    place = tuple(asked)
     found = _compiled.get(place)
     if found is None or not _direct():
         typed = [each.typed() if isinstance(each, Kept) else each for each in arguments]
         made = kernel[grid](*typed, **meta, enable_fp_fusion=True)
         if _can_run(made):
-            what = made.function, made.packed_metadata, None, None, None
             names = kernel.arg_names[len(arguments) :]
-            _compiled[place] = _Direct(made.run, what, tuple(meta[name] for name in names))
+            _compiled[place] = _direct_of(made, tuple(meta[name] for name in names))
         return
-    sizes = (*grid, 1, 1)[:3]
+    x, y, z = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
     stream = _driver().active.get_current_stream(device)
-    found.run(*sizes, stream, *found.what, *arguments, *found.rest)
+    if found.in_one:
+        found.run(x, y, z, stream, *found.what, arguments + found.rest)
+    else:
+        found.run(x, y, z, stream, *found.what, *arguments, *found.rest)
+
+
+def _direct_of(made: Any, rest: tuple[Any, ...]) -> _Direct:
+    """How a compiled kernel is launched. Of NVIDIA's launcher in the Triton that it is known of,
+    past its part in Python, which looks for memory that the kernel would want of the host."""
+    import triton
+
+    run = made.run
+    needs = "global_scratch_size", "profile_scratch_size", "gsan_enabled"
+    if (
+        triton.__version__.startswith("3.9.")
+        and type(run).__name__ == "CudaLauncher"
+        and not any(getattr(run, name) for name in needs)
+    ):
+        kind = run.launch_cooperative_grid, run.launch_pdl
+        nobody = (None,) * 5  # is told of it, and no memory is wanted
+        how = made.function, *kind, made.packed_metadata, *nobody
+        return _Direct(run.launch, (*how, run.arg_annotations, run.kernel_signature), rest, True)
+    what = made.function, made.packed_metadata, None, None, None
+    return _Direct(run, what, rest, False)
 
 
 # numbers of what kept tuples are keyed by
@@ -83,41 +122,46 @@ _known: dict[Any, int] = {}
 _number = itertools.count()
 
 
-def key(values: tuple[Any, ...]) -> Any:
-    """What a kernel is specialised by of arguments."""
-    kept = isinstance(values, Kept)
-    if kept and values.known is not None:  # type: ignore[attr-defined]
-        return values.known  # type: ignore[attr-defined]
-    found: list[Any] = [type(values)]
+def key(values: Kept) -> Any:
+    """What a kernel is specialised by of a kept tuple, found once."""
+    if values.known is None:
+        found: list[Any] = []
+        _ask(found, values.typed())
+        # several threads may find a number at once, never two for a key
+        values.known = type(values), _known.setdefault((type(values), *found), next(_number))
+    return values.known
+
+
+def _ask(found: list[Any], values: Iterable[Any]) -> None:
+    """Adds what a kernel is specialised by of arguments."""
     add = found.append
-    for value in values.typed() if kept else values:  # type: ignore[attr-defined]
+    for value in values:
         if value is None:
             add(None)
             continue
         kind = type(value)
-        if kind is Tensor or isinstance(value, Tensor):
+        if kind is int:
+            if -(1 << 31) <= value < 1 << 31:
+                add(1 if value == 1 else 16 if value & 15 == 0 else 32)
+            else:
+                add(48 if value & 15 == 0 else 64)
+        elif isinstance(value, tuple):
+            if isinstance(value, Kept):
+                add(value.known or key(value))
+            else:
+                add(kind)
+                add(len(value))
+                _ask(found, value)
+        elif kind is Tensor or isinstance(value, Tensor):
             place = value.data_ptr()
             if not place and value.numel():
                 raise RuntimeError("a tensor without memory: its storage was freed")
             add(value.dtype)
             add(place & 15 == 0)
-        elif kind is int:
-            if -(1 << 31) <= value < 1 << 31:
-                add(1 if value == 1 else 16 if value & 15 == 0 else 32)
-            else:
-                add(48 if value & 15 == 0 else 64)
         elif kind is float:
             add(kind)
-        elif isinstance(value, tuple):
-            add(key(value))
         else:  # a constant
             add((kind, getattr(value, "value", value)))
-    if kept:
-        # several threads may find a number at once, never two for a key
-        number = _known.setdefault(tuple(found), next(_number))
-        values.known = type(values), number  # type: ignore[attr-defined]
-        return values.known  # type: ignore[attr-defined]
-    return tuple(found)
 
 
 @functools.cache

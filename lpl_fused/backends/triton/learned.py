@@ -31,14 +31,15 @@ from ..kernels.launch import (
     blocks_of,
     by_form,
     group_meta,
+    grouping_meta,
     moved_meta,
     plain_meta,
     solver_meta,
     steps_meta,
 )
 from . import launching
-from .arguments import group_rows, prepared
-from .launching import number
+from .arguments import form_of, group_rows, prepared
+from .launching import kernels, number
 from .memory import Layout, Part
 
 # rows of which the solver gives all that is wanted, not only their δ
@@ -57,10 +58,9 @@ FEW_LOGITS = 1 << 16
 MOST_PLAIN, ENOUGH_NUMBERS = 256, 1 << 18
 
 
-@by_form
 def solves(problem: Problem) -> bool:
     """Whether the solver gives all that is wanted of a problem's rows, not only their δ."""
-    return problem.steps is not None and _SOLVED.serves(problem)
+    return problem.steps is not None and how(problem).solves
 
 
 class _How:
@@ -69,6 +69,9 @@ class _How:
     def __init__(self, problem: Problem) -> None:
         n, classes = problem.input.shape
         self.rows = n
+        self.solves = _SOLVED.serves(problem)
+        self.form = form_of(problem)
+        self.grouping = grouping_meta(problem)
         number = accumulate_dtype(problem.input.dtype)
         self.solver, self.plain = solver_meta(problem), plain_meta(problem)
         self.steps, self.moved = steps_meta(self.solver), moved_meta(problem, self.solver)
@@ -107,14 +110,8 @@ class Saved(NamedTuple):
     how: _How
 
     @staticmethod
-    def size(problem: Problem) -> int:
-        """Bytes of the memory."""
-        return how(problem).saved.size
-
-    @staticmethod
-    def within(problem: Problem, memory: Tensor) -> Saved:
-        """The parts of such memory."""
-        found = how(problem)
+    def within(found: _How, memory: Tensor) -> Saved:
+        """The parts of memory of `found.saved.size` bytes."""
         aligned = memory.data_ptr() & 15 == 0
         if found.known is None or not aligned:
             whole = _kept(found, found.saved.within(memory))
@@ -179,11 +176,11 @@ def solves_groups(problem: Problem) -> bool:
     return n > 1 and problem.input.dtype != torch.float64 and n * classes > FEW_LOGITS
 
 
-def new_saved(problem: Problem) -> tuple[Tensor, Saved]:
+def new_saved(problem: Problem, how: _How) -> tuple[Tensor, Saved]:
     """(memory, what is in it). Zeros: tickets begin at 0, and what is saved for a backward, and
     what torch compares, holds no garbage."""
-    memory = new(problem, Saved.size(problem), dtype=torch.uint8).zero_()
-    return memory, Saved.within(problem, memory)
+    memory = new(problem, how.saved.size, dtype=torch.uint8).zero_()
+    return memory, Saved.within(how, memory)
 
 
 def take_steps(
@@ -194,17 +191,15 @@ def take_steps(
 ) -> None:
     """Takes all steps that the solvers can; where losses (N,) are wanted they know them, and what
     gradients are made of. The classes that are left take theirs in `finish`."""
-    from ..kernels.solver import step_rows, weigh_rivals
-
     n, how = problem.input.shape[0], saved.how
     shared = saved.shared and _with_scratch(problem, saved.shared, how)
-    group_rows(problem, arguments, saved.groups, shared, how.resident)
+    group_rows(problem, arguments, saved.groups, shared, how.resident, how.grouping)
     kind = {"NORMALIZE": problem.options.normalize}
     steps, step_size = problem.steps, number(problem, problem.options.step_size)
     asked = steps, step_size, saved.rows
     rows = (arguments, saved.groups, *asked, shared, how.resident, losses)
-    launching.launch(weigh_rivals, (n,), *rows, **kind, **how.solver)
-    launching.launch(step_rows, (n,), arguments, *asked, losses, **kind, **how.steps)
+    launching.launch(kernels.solver.weigh_rivals, (n,), *rows, **kind, **how.solver)
+    launching.launch(kernels.solver.step_rows, (n,), arguments, *asked, losses, **kind, **how.steps)
     if shared is not None:
         what = arguments, saved.groups, steps, step_size, shared
         _solve_groups(how, what, saved.rows.outcome, losses)
@@ -220,8 +215,6 @@ def finish(
 ) -> None:
     """Plain steps for the classes that the solvers have left, and what is wanted of their rows: δ
     (N, C), or losses and gradients. At last the loss of the batch, if there is a place for it."""
-    from ..kernels.lpl import plain_steps
-
     n, classes = problem.input.shape
     by_row, normalize = wanted.delta is not None, problem.options.normalize
     if by_row:
@@ -234,7 +227,7 @@ def finish(
     what = (arguments, saved.groups, steps, step_size, saved.rows.outcome, work)
     whose = wanted._replace(delta=None) if by_row else wanted, upstream, reduced
     launching.launch(
-        plain_steps,
+        kernels.lpl.plain_steps,
         (programs,),
         *what,
         new(problem, 2, n),
@@ -252,27 +245,27 @@ def move(
     problem: Problem, arguments: Arguments, saved: Saved, upstream: Upstream, wanted: Wanted
 ) -> None:
     """The gradient of rows that the solvers have solved, or their δ."""
-    from ..kernels.group_solver import move_groups
-    from ..kernels.solver import move_rows
-
     n, how = problem.input.shape[0], saved.how
     whither = upstream, wanted.grad, wanted.delta
     grid = (n, how.blocks)
-    launching.launch(move_rows, grid, arguments, saved.groups, saved.rows, *whither, **how.moved)
+    kernel = kernels.solver.move_rows
+    launching.launch(kernel, grid, arguments, saved.groups, saved.rows, *whither, **how.moved)
     if saved.shared is not None:
         assert how.groups is not None
         steps, step_size = problem.steps, number(problem, problem.options.step_size)
         what = (arguments, saved.groups, steps, step_size, saved.shared, saved.rows.outcome)
-        launching.launch(move_groups, (how.pieces,), *what, *whither, **how.groups.move_groups)
+        kernel = kernels.group_solver.move_groups
+        launching.launch(kernel, (how.pieces,), *what, *whither, **how.groups.move_groups)
 
 
 def with_learned(
     problem: Problem, terms: Tensor | None = None, unless: Tensor | None = None
 ) -> tuple[Arguments, Tensor]:
     """The problem, prepared, with δ (N, C); and what the solvers made of each row (N,)."""
-    arguments = prepared(problem, terms, unless)
+    found = how(problem)
+    arguments = prepared(problem, terms, unless, found.form)
     delta = new(problem, *problem.input.shape)
-    saved = new_saved(problem)[1]
+    saved = new_saved(problem, found)[1]
     take_steps(problem, arguments, saved)
     wanted = Wanted(delta=delta)
     move(problem, arguments, saved, Upstream(), wanted)
@@ -286,8 +279,9 @@ def solve(
     """Takes the steps of a problem that the solver solves: the losses (N,) of its rows, but for
     classes that are left, which `finish`, or `gradient`, has. (What the gradient wants of it, in
     its memory; the problem, prepared)."""
-    arguments = prepared(problem, unless=unless)
-    memory, saved = new_saved(problem)
+    found = how(problem)
+    arguments = prepared(problem, None, unless, found.form)
+    memory, saved = new_saved(problem, found)
     take_steps(problem, arguments, saved, losses)
     return memory, saved, arguments
 
@@ -311,14 +305,13 @@ def reduction(problem: Problem) -> tuple[Reduced, Tensor | None]:
 
 def _solve_groups(how: _How, what: tuple[Any, ...], outcome: Tensor, losses: Tensor | None) -> None:
     """All steps of the classes with several rows for which that costs less than plain ones."""
-    from ..kernels.group_solver import move_tail, split_columns
-
     meta, pieces = how.groups, (how.pieces,)
     assert meta is not None
-    launching.launch(split_columns, pieces, *what, **meta.split_columns)
+    launching.launch(kernels.group_solver.split_columns, pieces, *what, **meta.split_columns)
+    kernel = kernels.group_solver.move_tail
     for turn in range(meta.rounds):
         which = {"ROUND": turn, "LAST": turn == meta.rounds - 1}
-        launching.launch(move_tail, pieces, *what, outcome, losses, **which, **meta.move_tail)
+        launching.launch(kernel, pieces, *what, outcome, losses, **which, **meta.move_tail)
 
 
 # fields of Shared before those that only the solving needs

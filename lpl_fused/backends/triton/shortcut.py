@@ -9,12 +9,13 @@ from ...algebra import statistics
 from ...algebra.rows import normalizer
 from ...algebra.sweep import with_steps
 from ...problem import NONE, Problem, divides
-from ..buffers import new
+from ..buffers import like, new
 from ..contract import Choose, Form, Forward, leaves_terms
 from ..kernels.arguments import FELL_BACK, TERMS, Upstream, Wanted
 from ..kernels.launch import filling_meta, row_meta, sweep_meta
 from . import launching, learned
 from .arguments import arguments_of, prepared
+from .launching import kernels
 from .sums import reduce
 
 
@@ -37,7 +38,7 @@ def forward(
     norm = normalizer(problem) if divides(problem) else None
     losses = new(problem, n)
     terms = new(problem, n, TERMS) if leaves_terms(problem, want_grad, final) else None
-    grad = new(problem, *input.shape, dtype=input.dtype) if want_grad else None
+    grad = like(input) if want_grad else None
     wanted = Wanted(losses=losses, terms=terms, grad=grad)
     _sweep(problem, wanted, Upstream(norm))
     return Forward(_reduced(problem, losses, norm), norm, terms, grad, steps, statistics=found)
@@ -62,7 +63,7 @@ def _learned(problem: Problem, want_grad: bool, final: bool) -> Forward:
     loss = _reduced(problem, losses, norm) if reduced is None else reduced.loss
     if not want_grad:
         return Forward(loss, norm, state=() if final else (memory,))
-    grad = new(problem, *problem.input.shape, dtype=problem.input.dtype)
+    grad = like(problem.input)
     upstream = Upstream(norm)
     learned.gradient(problem, arguments, saved, upstream, grad)
     return Forward(loss, norm, grad=grad)
@@ -72,13 +73,12 @@ def _sweep(
     problem: Problem, wanted: Wanted, upstream: Upstream, unless: Tensor | None = None
 ) -> None:
     """Leaves what is wanted; nothing where `unless`, 0-dim, scales 16 bits exactly."""
-    from ..kernels.forward import forward as kernel
-
     n = problem.input.shape[0]
     if problem.steps is None:
         arguments = prepared(problem, wanted.terms, unless)
     else:
         arguments, _ = learned.with_learned(problem, wanted.terms, unless)
+    kernel = kernels.forward.forward
     launching.launch(kernel, (n,), arguments, upstream, wanted, **row_meta(problem))
 
 
@@ -96,8 +96,7 @@ def _learned_anew(
 
 
 def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
-    from ..kernels.gradient import rescale_rows, scale_rows
-
+    kernel = kernels.gradient
     grad = forward.grad
     assert grad is not None
     n, classes = grad.shape
@@ -109,33 +108,35 @@ def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
     scaled = (grad, upstream, stride, classes, *ignored)
     meta = filling_meta(classes)
     if grad.element_size() > 2:
-        launching.launch(scale_rows, (n,), *scaled, EXACTLY=False, **meta)
+        launching.launch(kernel.scale_rows, (n,), *scaled, EXACTLY=False, **meta)
     elif problem.steps is None:
         arguments = arguments_of(problem, forward.terms)
-        launching.launch(rescale_rows, (n,), arguments, factors, grad, **sweep_meta(problem))
+        launching.launch(kernel.rescale_rows, (n,), arguments, factors, grad, **sweep_meta(problem))
     elif upstream.dim():
         _learned_anew(problem, factors, grad)
     else:
-        launching.launch(scale_rows, (n,), *scaled, EXACTLY=True, **meta)
+        launching.launch(kernel.scale_rows, (n,), *scaled, EXACTLY=True, **meta)
         _learned_anew(problem, factors, grad, unless=upstream)
     return grad
 
 
 def learned_state(problem: Problem) -> tuple[Form, ...]:
-    if not learned.solves(problem):
+    if problem.steps is None:
         return ()
-    return (((learned.Saved.size(problem),), torch.uint8),)
+    how = learned.how(problem)
+    return (((how.saved.size,), torch.uint8),) if how.solves else ()
 
 
 def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ...] = ()) -> Tensor:
     """dL/d input (N, C) of a problem with steps; `upstream` (N,) the gradient of each row's loss.
     Steps that `state` does not know, those of classes left to plain steps, are taken anew."""
-    grad = new(problem, *problem.input.shape, dtype=problem.input.dtype)
+    grad = like(problem.input)
     factors = Upstream(rows=upstream, stride=upstream.stride(0))
     if not state:
         return _learned_anew(problem, factors, grad)
-    saved = learned.Saved.within(problem, *state)
-    learned.gradient(problem, prepared(problem), saved, factors, grad)
+    how = learned.how(problem)
+    saved = learned.Saved.within(how, *state)
+    learned.gradient(problem, prepared(problem, form=how.form), saved, factors, grad)
     return grad
 
 

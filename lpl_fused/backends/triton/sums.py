@@ -12,18 +12,18 @@ from ...algebra import groups, learned, statistics
 from ...algebra.known import Known
 from ...algebra.parts import Detail, Kind, Mass, Part, Rivals, Round, Size, Statistics
 from ...problem import Problem
-from ..buffers import gradients, new, table_places
+from ..buffers import gradients, like, new, table_places
 from ..contract import Gradients
 from ..kernels.arguments import Arguments, Upstream
 from ..kernels.arguments import Gradients as Stored
 from ..kernels.launch import block_meta, blocks_of, column_meta, sweep_meta
 from . import launching
 from .arguments import arguments_of
+from .launching import kernels
 
 
 def reduce(problem: Problem, round: Round, known: Known) -> Part:
-    from ..kernels.reductions import detail_rows, mass_rows, measure_rows, statistic_rows
-
+    run = kernels.reductions
     kind, n = round.kind, problem.input.shape[0]
     if kind is Kind.GROUP:
         return groups.reduce(problem, round, known, perturbed)
@@ -31,32 +31,32 @@ def reduce(problem: Problem, round: Round, known: Known) -> Part:
         return _rivals(problem, known)
     if kind is Kind.SIZE:
         sizes, arguments = _numbers(problem, 4), arguments_of(problem, known.terms)
-        launching.launch(measure_rows, (n,), arguments, sizes, **column_meta(problem))
+        launching.launch(run.measure_rows, (n,), arguments, sizes, **column_meta(problem))
         return Size.of(sizes, problem.options.norm_p)
     arguments = _under_delta(problem, known)
     if kind is Kind.MASS:
         masses = _numbers(problem, 10)
-        launching.launch(mass_rows, (n,), arguments, masses, **sweep_meta(problem))
+        launching.launch(run.mass_rows, (n,), arguments, masses, **sweep_meta(problem))
         return Mass.of(masses)
     if kind is Kind.STATISTICS:
         numbers = _numbers(problem, 5)
-        launching.launch(statistic_rows, (n,), arguments, numbers, **column_meta(problem))
+        launching.launch(run.statistic_rows, (n,), arguments, numbers, **column_meta(problem))
         return Statistics.of(numbers, *statistics.likely(problem))
     details = _numbers(problem, 5)
-    launching.launch(detail_rows, (n,), arguments, details, **sweep_meta(problem))
+    launching.launch(run.detail_rows, (n,), arguments, details, **sweep_meta(problem))
     return Detail.of(details)
 
 
 def _rivals(problem: Problem, known: Known) -> Part:
-    from ..kernels.reductions import rival_rows
-
     n, width = problem.input.shape
     order, room = learned.order(problem.input.dtype), min(learned.HEADS, width)
     sums, powers = _numbers(problem, 5), _numbers(problem, order)
     columns = new(problem, n, room, dtype=torch.int32).fill_(-1)
     logits = new(problem, n, room).fill_(-torch.inf)
     what = (arguments_of(problem, known.terms), known.threshold, sums, powers, columns, logits)
-    launching.launch(rival_rows, (n,), *what, room, POWERS=order, **column_meta(problem))
+    launching.launch(
+        kernels.reductions.rival_rows, (n,), *what, room, POWERS=order, **column_meta(problem)
+    )
     return Rivals.of(sums, powers, columns, logits)
 
 
@@ -70,13 +70,11 @@ def _under_delta(problem: Problem, known: Known) -> Arguments:
 
 def perturbed(problem: Problem, known: Known, begin: int, end: int) -> Tensor:
     """z without δ (N, end − begin), accumulate dtype, of the problem's columns from `begin` on."""
-    from ..kernels.reductions import perturb_rows
-
     n, meta = problem.input.shape[0], column_meta(problem)
     z = new(problem, n, end - begin)
     grid = (n, -(-(end - begin) // meta["BLOCK"]))
     arguments = arguments_of(problem, known.terms)
-    launching.launch(perturb_rows, grid, arguments, z, begin, end, **meta)
+    launching.launch(kernels.reductions.perturb_rows, grid, arguments, z, begin, end, **meta)
     return z
 
 
@@ -87,22 +85,21 @@ def gradient(
     want: Sequence[str],
     out: Tensor | None = None,
 ) -> Gradients:
-    from ..kernels.gradient import gradient as kernel
-    from ..kernels.gradient import gradient_rows
-
     n, width = problem.input.shape
     if list(want) == ["input"]:
-        grad = new(problem, n, width, dtype=problem.input.dtype) if out is None else out
+        grad = like(problem.input) if out is None else out
         meta = block_meta(problem)
         rows = (_under_delta(problem, known), Upstream(None, upstream, upstream.stride(0)), grad)
-        launching.launch(gradient_rows, (n, blocks_of(problem, meta)), *rows, **meta)
+        launching.launch(
+            kernels.gradient.gradient_rows, (n, blocks_of(problem, meta)), *rows, **meta
+        )
         return Gradients(grad)
     chunk, tables = table_places(problem, want)
     of_input = out
     if of_input is None and "input" in want:
-        of_input = new(problem, n, width, dtype=problem.input.dtype)
+        of_input = like(problem.input)
     wanted, meta = Stored(input=of_input, **tables), column_meta(problem)
     grid = (-(-n // chunk), -(-width // meta["BLOCK"]))
     what = (_under_delta(problem, known), Upstream(None, upstream, upstream.stride(0)), wanted)
-    launching.launch(kernel, grid, *what, n, chunk, **meta)
+    launching.launch(kernels.gradient.gradient, grid, *what, n, chunk, **meta)
     return gradients(problem, of_input, tables)
