@@ -39,6 +39,16 @@ def direct(*tensors: Tensor | None) -> bool:
     )
 
 
+def unwatched() -> bool:
+    """Nobody follows what is done with a call, but autograd in reverse mode."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+        and forward_ad._current_level < 0
+    )
+
+
 def readable(tensor: Tensor) -> bool:
     """Values may be looked at: no GPU synchronisation, nobody tracing, one number each."""
     return (

@@ -36,7 +36,7 @@ _ENTRIES_OF_COUNTS = _ENTRIES + OF_COUNTS
 _COUNTS_OF_STEPS = ", one signed count per class" + OF_COUNTS
 
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
-_FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class MixedTarget(NamedTuple):
@@ -213,7 +213,9 @@ def narrow_steps(call: _OfClasses, steps: Tensor) -> Tensor:
                     f"steps: expected counts of at most {_MOST_STEPS} in size, got {far.item()}"
                 )
         steps = steps.clamp(-_MOST_STEPS, _MOST_STEPS)
-    return steps.to(torch.int32).contiguous()
+    if steps.dtype is not torch.int32:
+        steps = steps.to(torch.int32)
+    return steps.contiguous()
 
 
 def checked_shares(name: str, shares: Tensor) -> Tensor:
@@ -305,7 +307,7 @@ class Shaped:
                 raise TypeError(
                     "input: a DTensor is not supported; pass its local rows, input.to_local()"
                 )
-        if input.dtype not in _FLOATING:
+        if input.dtype not in FLOATING:
             raise TypeError(
                 f"input: expected float64, float32, bfloat16 or float16 logits, got {input.dtype}"
             )
@@ -341,7 +343,7 @@ class Shaped:
         try:
             if target.is_floating_point() and self.other is None:
                 self._check("target (class probabilities)", target, input.shape)
-                if target.dtype not in _FLOATING:
+                if target.dtype not in FLOATING:
                     raise TypeError(
                         "target (class probabilities): expected float64, float32, bfloat16 or"
                         f" float16, got {target.dtype}"
@@ -567,7 +569,7 @@ class Projected(Shaped):
                 raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
             if type(tensor).__name__ == "DTensor":
                 raise TypeError(f"{name}: a DTensor is not supported; pass its local part")
-            if tensor.dtype not in _FLOATING:
+            if tensor.dtype not in FLOATING:
                 raise TypeError(
                     f"{name}: expected float64, float32, bfloat16 or float16, got {tensor.dtype}"
                 )

@@ -150,6 +150,44 @@ def test_another_triton_launches_by_itself(hooks: object, made: object) -> None:
     assert kernel.calls == 2
 
 
+def test_past_the_launchers_python_a_launch_is_handed_the_same(
+    hooks: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What NVIDIA's launcher of the installed Triton hands its native part, and what we do."""
+    triton = pytest.importorskip("triton")
+    driver = pytest.importorskip("triton.backends.nvidia.driver")
+    monkeypatch.setattr(triton.runtime.driver, "_active", SimpleNamespace(utils=None))
+    launcher = driver.CudaLauncher.__new__(driver.CudaLauncher)
+    handed: list[tuple[Any, ...]] = []
+    fields = {
+        "launch": lambda *found: handed.append(found),
+        "arg_annotations": ["an argument"],
+        "kernel_signature": b"signature",
+        "launch_cooperative_grid": False,
+        "launch_pdl": True,
+        "num_ctas": 1,
+        "gsan_enabled": False,
+        **{f"{kind}_scratch_size": 0 for kind in ("global", "profile")},
+        **{f"{kind}_scratch_align": 1 for kind in ("global", "profile")},
+    }
+    vars(launcher).update(fields)
+    made = SimpleNamespace(run=launcher, function=7, packed_metadata=(4, 1, 0))
+    direct = launching._direct_of(made, (64,))
+    if not triton.__version__.startswith("3.9."):
+        assert direct.run is launcher
+        return
+    assert direct.in_one
+    kernel, parts = Kernel(made), Parts(torch.zeros(64), 48)
+    for _ in range(2):
+        run(kernel, parts)
+    launcher(3, 2, 1, 71, 7, (4, 1, 0), None, None, None, parts, 5, 64)
+    ours, theirs = handed
+    assert ours == theirs
+    # memory that a kernel wants of the host is the launcher's to find
+    launcher.global_scratch_size = 8
+    assert launching._direct_of(made, (64,)).run is launcher
+
+
 def test_addresses_are_those_of_the_parts(hooks: object) -> None:
     """Whoever has to know their types gets tensors, a launch past Triton's own the addresses."""
     layout = Layout([((3, 5), torch.float32), ((0,), torch.int32), ((7,), torch.int64)])

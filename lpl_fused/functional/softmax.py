@@ -43,6 +43,7 @@ from ..validation import (
 from . import two_labels
 from .differentiable import Fixed, device_type
 from .inplace import check_form
+from .usual import usual, usual_learned
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -193,6 +194,7 @@ def cross_entropy(
 
 
 @_left_to_torch
+@usual
 def cross_entropy(
     input: Tensor,
     target: Target,
@@ -381,6 +383,7 @@ def lpl_cross_entropy(
 ) -> Any: ...
 
 
+@usual_learned
 def lpl_cross_entropy(
     input: Tensor,
     target: Target,

@@ -114,14 +114,23 @@ def _forward_of(backend: str, problem: BinaryProblem, want_grad: bool) -> Forwar
 
 class BinaryCrossEntropy(torch.autograd.Function):
     """Loss of a problem with its gradient, once differentiable; by sweep or by statistics (of which
-    there are none: the labels and logits again), as softmax.CrossEntropy.
+    there are none: the labels and logits again), as softmax.CrossEntropy, whose `call` and
+    `tensors` these are, too.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, options: BinaryOptions, backend: str, form: str, *tensors: Tensor | None
+        ctx: Any,
+        call: BinaryOptions | BinaryProblem,
+        backend: str,
+        form: str,
+        *tensors: Tensor | None,
     ) -> Tensor:
-        problem = _problem(tensors, options)
+        if isinstance(call, BinaryProblem):
+            problem, tensors = call, call[:-1]
+        else:
+            problem = _problem(tensors, call)
+        options = problem.options
         ctx.sweeps = sweeps_by(form, problem, backend)
         ctx.past = direct(*tensors)
         found = _forward(problem, backend, ctx.sweeps, ctx.past)
@@ -195,8 +204,10 @@ def binary_cross_entropy(problem: BinaryProblem, backend: str, form: str = AUTO)
         run = functools.partial(_forward_of, backend)
         return Moved.apply(problem, run, problem.input)  # type: ignore[no-any-return]
     if torch.is_grad_enabled() and problem.input.requires_grad:
-        apply = BinaryCrossEntropy.apply if torch.compiler.is_compiling() else _apply
-        return apply(problem.options, backend, form, *given(problem))  # type: ignore[no-any-return]
+        if torch.compiler.is_compiling():
+            all_of = problem.options, backend, form, *given(problem)
+            return BinaryCrossEntropy.apply(*all_of)  # type: ignore[no-any-return, no-untyped-call]
+        return _apply(problem, backend, form, problem.input)  # type: ignore[no-any-return]
     return _forward(problem, backend, False).loss
 
 

@@ -288,8 +288,11 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         else:
             learned = _learned_gradient_op(*packed(problem, backend), upstream, state)
         return _only_input(ctx, learned)
-    needed = (*ctx.needs_input_grad[_BEFORE_TENSORS:], *[False] * len(Problem._fields))
-    names = [name for name, field in _OF_GRADIENTS if needed[field]]
+    inputs = len(ctx.needs_input_grad) - _BEFORE_TENSORS
+    names = ["input"]
+    if inputs > 1:
+        needed = (*ctx.needs_input_grad[_BEFORE_TENSORS:], *[False] * len(Problem._fields))
+        names = [name for name, field in _OF_GRADIENTS if needed[field]]
     found: Sequence[Tensor | None]
     if past:
         module = load(backend)
@@ -297,11 +300,12 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     else:
         want = [name in names for name in Gradients._fields]
         found = _gradient_op(*packed(problem, backend), terms, upstream, want)
+    if inputs == 1:
+        return (*[None] * _BEFORE_TENSORS, found[0])
     grads: list[Tensor | None] = [None] * len(tensors)
     for (name, field), grad in zip(_OF_GRADIENTS, found, strict=True):
         if name in names:
             grads[field] = grad
-    inputs = len(ctx.needs_input_grad) - _BEFORE_TENSORS
     return (*[None] * _BEFORE_TENSORS, *grads[:inputs])
 
 
@@ -416,7 +420,8 @@ def cross_entropy(
     `choose` makes its steps from the losses (N,) of its rows without them. Tables do not learn
     beside steps. `form`: of dispatch.FORMS.
     """
-    learns = torch.is_grad_enabled() and (problem.input.requires_grad or tables_learn(problem))
+    tables = tables_learn(problem)
+    learns = torch.is_grad_enabled() and (problem.input.requires_grad or tables)
     moves = forward_ad._current_level >= 0 and tangent(problem.input) is not None
     if choose is not None and not (learns and not moves and direct(*problem[:-1])):
         problem, choose = with_chosen_steps(problem, backend, choose), None
@@ -427,9 +432,9 @@ def cross_entropy(
     if learns:
         found: Any
         if torch.compiler.is_compiling():
-            tensors = given(problem)
-            found = CrossEntropy.apply(problem.options, backend, choose, form, told, *tensors)  # type: ignore[no-untyped-call]
-        elif tables_learn(problem):
+            all_of = problem.options, backend, choose, form, told, *given(problem)
+            found = CrossEntropy.apply(*all_of)  # type: ignore[no-untyped-call]
+        elif tables:
             found = _apply(problem.options, backend, choose, form, told, *given(problem))
         else:
             found = _apply(problem, backend, choose, form, told, problem.input)

@@ -150,7 +150,8 @@ def gradient(
     want: Sequence[str],
     out: Tensor | None = None,
 ) -> Gradients:
-    upstream = upstream.to(known.terms.dtype)
+    if upstream.dtype != known.terms.dtype:
+        upstream = upstream.to(known.terms.dtype)
     input, grad = problem.input, out
     if grad is None and "input" in want:
         grad = like(input)
@@ -182,12 +183,12 @@ def forward(
     n, dtype, device = input.shape[0], accumulate_dtype(input.dtype), input.device
     grad = like(input) if want_grad else None
     terms = None
-    if leaves_terms(problem, want_grad, final):
+    if not final and leaves_terms(problem, want_grad, final):
         terms = torch.empty(size=(n, _TERMS), dtype=dtype, device=device)
     norm: Place = problem.normalizer
     averages = norm is None and options.reduction == MEAN
     # who asks for the norm later gets a tensor of its own
-    if averages and not final and (not want_grad or _narrow(problem)):
+    if averages and not final and (not want_grad or input.element_size() == 2):
         norm = torch.empty(size=(), dtype=dtype, device=device)
     each = options.reduction == NONE
     losses = torch.empty(n if each else n + 2, dtype=dtype, device=device)
@@ -275,7 +276,9 @@ def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ..
     grad = like(problem.input)
     if not state:
         return _anew(problem, upstream, grad)
-    upstream = upstream.to(accumulate_dtype(problem.input.dtype))
+    dtype = accumulate_dtype(problem.input.dtype)
+    if upstream.dtype != dtype:
+        upstream = upstream.to(dtype)
     out = Outputs(None, None, grad, upstream, upstream.stride(0))
     layout = memory.of_learned(problem, _wants_delta(problem))
     _run(_native().learned_gradient, problem, _placed(problem, Buffers(out), layout, *state))
@@ -318,11 +321,6 @@ def _refuse_parts(problem: Problem) -> None:
             f"options: expected all columns, got {problem.input.shape[1]} from {options.first} on "
             f"of {problem.classes}; parts are for reduce, settle and gradient"
         )
-
-
-def _narrow(problem: Problem) -> bool:
-    """The logits' dtype has fewer digits than what is calculated in."""
-    return problem.input.element_size() == 2
 
 
 def _run(kernels: Callable[..., None], problem: Problem, buffers: Buffers) -> None:

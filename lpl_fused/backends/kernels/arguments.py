@@ -42,6 +42,17 @@ class Kept:
         return self if self.views is None else self.views()
 
 
+class Address(int):
+    """Of memory, for a launch past Triton's own in the place of a tensor within it."""
+
+    dtype: Any
+    view: Any
+
+    def typed(self) -> Any:
+        """The tensor."""
+        return self.view()
+
+
 class _Arguments(NamedTuple):
     """A lpl_fused.problem.Problem in kernel form, with its δ if there is one, and with what is
     known of its rows.

@@ -96,6 +96,7 @@ def _crowded(problem: Problem) -> bool:
     return problem.options.penalty > 0 and _heavy(problem)
 
 
+@functools.lru_cache(maxsize=64)
 def filling_meta(classes: int) -> dict[str, Any]:
     """For a matrix that is but read and written."""
     return meta(power_of_two(classes, 16, 2048))

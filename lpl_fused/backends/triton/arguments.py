@@ -13,7 +13,7 @@ from ...phi import LOG
 from ...problem import Options, Problem
 from ..buffers import new
 from ..kernels.arguments import DENSE, LABELS, ONE_LABEL, TERMS, Arguments, Groups, Shared
-from ..kernels.launch import by_form, column_meta, grouping_meta, lane_of, phased
+from ..kernels.launch import by_form, column_meta, grouping_meta, lane_of, phased, row_meta
 from . import launching
 from .launching import kernels
 
@@ -44,6 +44,7 @@ class Form(NamedTuple):
     one_sweep: bool  # it can be done in
     measured: bool  # norms or penalties have to be known of its rows
     known: dict[Any, Any]  # what launches are keyed by, by what tensors have beside
+    sweep: dict[str, Any]  # row_meta
 
 
 @by_form
@@ -118,7 +119,8 @@ def form_of(problem: Problem) -> Form:
         for place, name in enumerate(Problem._fields)
         if name in Arguments._fields and isinstance(problem[place], Tensor)
     )
-    return Form(tuple(values), tensors, features <= _SHORTCUT.features, norm or penalty > 0, {})
+    one_sweep, measured = features <= _SHORTCUT.features, norm or penalty > 0
+    return Form(tuple(values), tensors, one_sweep, measured, {}, row_meta(problem))
 
 
 _TERMS, _DELTA, _UNLESS, _STRIDE, _COUNT = map(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...problem import BinaryProblem, Problem
-from ..kernels.arguments import Kept
+from ..kernels.arguments import Address, Kept
 
 
 def interpreted() -> bool:
@@ -83,7 +83,7 @@ def _run(
     place = tuple(asked)
     found = _compiled.get(place)
     if found is None or not _direct():
-        typed = [each.typed() if isinstance(each, Kept) else each for each in arguments]
+        typed = [each.typed() if isinstance(each, Kept | Address) else each for each in arguments]
         made = kernel[grid](*typed, **meta, enable_fp_fusion=True)
         if _can_run(made):
             names = kernel.arg_names[len(arguments) :]
@@ -107,7 +107,7 @@ def _direct_of(made: Any, rest: tuple[Any, ...]) -> _Direct:
     if (
         triton.__version__.startswith("3.9.")
         and type(run).__name__ == "CudaLauncher"
-        and not any(getattr(run, name) for name in needs)
+        and not any(getattr(run, name, True) for name in needs)
     ):
         kind = run.launch_cooperative_grid, run.launch_pdl
         nobody = (None,) * 5  # is told of it, and no memory is wanted
@@ -160,6 +160,9 @@ def _ask(found: list[Any], values: Iterable[Any]) -> None:
             add(place & 15 == 0)
         elif kind is float:
             add(kind)
+        elif kind is Address:
+            add(value.dtype)
+            add(value & 15 == 0)
         else:  # a constant
             add((kind, getattr(value, "value", value)))
 

@@ -19,6 +19,7 @@ from ...problem import MEAN, Problem, accumulate_dtype
 from ..buffers import new
 from ..kernels.arguments import (
     NUMBERS,
+    Address,
     Arguments,
     Groups,
     Reduced,
@@ -58,17 +59,13 @@ FEW_LOGITS = 1 << 16
 MOST_PLAIN, ENOUGH_NUMBERS = 256, 1 << 18
 
 
-def solves(problem: Problem) -> bool:
-    """Whether the solver gives all that is wanted of a problem's rows, not only their δ."""
-    return problem.steps is not None and how(problem).solves
-
-
-class _How:
+class How:
     """How the perturbation of problems of a form is learned."""
 
     def __init__(self, problem: Problem) -> None:
         n, classes = problem.input.shape
         self.rows = n
+        # the solver gives all that is wanted of rows, not only their δ
         self.solves = _SOLVED.serves(problem)
         self.form = form_of(problem)
         self.grouping = grouping_meta(problem)
@@ -98,7 +95,7 @@ def _other_than_form() -> tuple[Any, ...]:
     return solver_meta, plain_meta, group_meta, FEW_LOGITS, PROGRAMS
 
 
-how = functools.partial(by_form, besides=_other_than_form)(_How)
+how = functools.partial(by_form, besides=_other_than_form)(How)
 
 
 class Saved(NamedTuple):
@@ -107,10 +104,10 @@ class Saved(NamedTuple):
     rows: State
     groups: Groups
     shared: Shared | None  # classes with several rows, if they are solved
-    how: _How
+    how: How
 
     @staticmethod
-    def within(found: _How, memory: Tensor) -> Saved:
+    def within(found: How, memory: Tensor) -> Saved:
         """The parts of memory of `found.saved.size` bytes."""
         aligned = memory.data_ptr() & 15 == 0
         if found.known is None or not aligned:
@@ -119,7 +116,10 @@ class Saved(NamedTuple):
                 found.known = tuple(each and launching.key(each) for each in whole)
             return Saved(*whole, found)
         parts: list[Any] = found.saved.addresses(memory)
-        parts[_OUTCOME] = found.saved.part(memory, _OUTCOME)
+        outcome = Address(parts[_OUTCOME])
+        outcome.dtype = torch.int32
+        outcome.view = functools.partial(found.saved.part, memory, _OUTCOME)
+        parts[_OUTCOME] = outcome
         whole = _kept(found, parts)
 
         def views(place: int) -> Any:
@@ -131,7 +131,7 @@ class Saved(NamedTuple):
         return Saved(*whole, found)
 
 
-def _kept(how: _How, parts: list[Any]) -> tuple[State, Groups, Shared | None]:
+def _kept(how: How, parts: list[Any]) -> tuple[State, Groups, Shared | None]:
     """What the parts of Saved's memory are."""
     tickets, slot, count, begin, order, numbers, heads, changes, outcome, *of_groups = parts
     rows, groups = (
@@ -176,7 +176,7 @@ def solves_groups(problem: Problem) -> bool:
     return n > 1 and problem.input.dtype != torch.float64 and n * classes > FEW_LOGITS
 
 
-def new_saved(problem: Problem, how: _How) -> tuple[Tensor, Saved]:
+def new_saved(problem: Problem, how: How) -> tuple[Tensor, Saved]:
     """(memory, what is in it). Zeros: tickets begin at 0, and what is saved for a backward, and
     what torch compares, holds no garbage."""
     memory = new(problem, how.saved.size, dtype=torch.uint8).zero_()
@@ -270,18 +270,18 @@ def with_learned(
     wanted = Wanted(delta=delta)
     move(problem, arguments, saved, Upstream(), wanted)
     finish(problem, arguments, saved, wanted, Upstream())
-    return arguments._replace(delta=delta, slot=saved.groups.typed().slot), saved.rows.outcome
+    slot, outcome = saved.groups.typed().slot, saved.rows.typed().outcome
+    return arguments._replace(delta=delta, slot=slot), outcome
 
 
 def solve(
-    problem: Problem, losses: Tensor, unless: Tensor | None = None
+    problem: Problem, how: How, losses: Tensor, unless: Tensor | None = None
 ) -> tuple[Tensor, Saved, Arguments]:
     """Takes the steps of a problem that the solver solves: the losses (N,) of its rows, but for
     classes that are left, which `finish`, or `gradient`, has. (What the gradient wants of it, in
     its memory; the problem, prepared)."""
-    found = how(problem)
-    arguments = prepared(problem, None, unless, found.form)
-    memory, saved = new_saved(problem, found)
+    arguments = prepared(problem, None, unless, how.form)
+    memory, saved = new_saved(problem, how)
     take_steps(problem, arguments, saved, losses)
     return memory, saved, arguments
 
@@ -303,7 +303,7 @@ def reduction(problem: Problem) -> tuple[Reduced, Tensor | None]:
     return reduced, problem.normalizer if norm is None else norm
 
 
-def _solve_groups(how: _How, what: tuple[Any, ...], outcome: Tensor, losses: Tensor | None) -> None:
+def _solve_groups(how: How, what: tuple[Any, ...], outcome: Tensor, losses: Tensor | None) -> None:
     """All steps of the classes with several rows for which that costs less than plain ones."""
     meta, pieces = how.groups, (how.pieces,)
     assert meta is not None
@@ -330,7 +330,7 @@ def _groups_scratch(
     )
 
 
-def _with_scratch(problem: Problem, shared: Shared, how: _How) -> Shared:
+def _with_scratch(problem: Problem, shared: Shared, how: How) -> Shared:
     """With the memory that only the solving of groups needs."""
     memory = new(problem, how.scratch.size, dtype=torch.uint8)
 

@@ -12,9 +12,9 @@ from ...problem import NONE, Problem, divides
 from ..buffers import like, new
 from ..contract import Choose, Form, Forward, leaves_terms
 from ..kernels.arguments import FELL_BACK, TERMS, Upstream, Wanted
-from ..kernels.launch import filling_meta, row_meta, sweep_meta
+from ..kernels.launch import filling_meta, sweep_meta
 from . import launching, learned
-from .arguments import arguments_of, prepared
+from .arguments import arguments_of, form_of, prepared
 from .launching import kernels
 from .sums import reduce
 
@@ -31,8 +31,12 @@ def forward(
         problem = with_steps(forward, problem, choose)
     steps = None if choose is None else problem.steps
     found = statistics.of_rows(problem, reduce, learned_perturbation) if told else None
-    if learned.solves(problem):
-        return _learned(problem, want_grad, final)._replace(steps=steps, statistics=found)
+    how = None if problem.steps is None else learned.how(problem)
+    if how is not None and how.solves:
+        left = _learned(problem, how, want_grad, final)
+        if steps is None and found is None:
+            return left
+        return left._replace(steps=steps, statistics=found)
     input = problem.input
     n = input.shape[0]
     norm = normalizer(problem) if divides(problem) else None
@@ -49,7 +53,7 @@ def _reduced(problem: Problem, losses: Tensor, norm: Tensor | None) -> Tensor:
     return loss if norm is None else loss / norm
 
 
-def _learned(problem: Problem, want_grad: bool, final: bool) -> Forward:
+def _learned(problem: Problem, how: learned.How, want_grad: bool, final: bool) -> Forward:
     """`forward` of a problem that the solver solves."""
     n = problem.input.shape[0]
     losses, reduced = new(problem, n), None
@@ -58,7 +62,7 @@ def _learned(problem: Problem, want_grad: bool, final: bool) -> Forward:
         norm = normalizer(problem) if divides(problem) else None
     else:
         reduced, norm = learned.reduction(problem)
-    memory, saved, arguments = learned.solve(problem, losses)
+    memory, saved, arguments = learned.solve(problem, how, losses)
     learned.finish(problem, arguments, saved, Wanted(losses=losses), Upstream(), reduced)
     loss = _reduced(problem, losses, norm) if reduced is None else reduced.loss
     if not want_grad:
@@ -75,20 +79,23 @@ def _sweep(
     """Leaves what is wanted; nothing where `unless`, 0-dim, scales 16 bits exactly."""
     n = problem.input.shape[0]
     if problem.steps is None:
-        arguments = prepared(problem, wanted.terms, unless)
+        form = form_of(problem)
+        arguments = prepared(problem, wanted.terms, unless, form)
     else:
+        form = learned.how(problem).form
         arguments, _ = learned.with_learned(problem, wanted.terms, unless)
     kernel = kernels.forward.forward
-    launching.launch(kernel, (n,), arguments, upstream, wanted, **row_meta(problem))
+    launching.launch(kernel, (n,), arguments, upstream, wanted, **form.sweep)
 
 
 def _learned_anew(
     problem: Problem, upstream: Upstream, grad: Tensor, unless: Tensor | None = None
 ) -> Tensor:
     """The gradient of a problem with steps, of which nothing is known; nothing where `unless`."""
-    if learned.solves(problem):
+    how = learned.how(problem)
+    if how.solves:
         losses = new(problem, problem.input.shape[0])
-        _, saved, arguments = learned.solve(problem, losses, unless)
+        _, saved, arguments = learned.solve(problem, how, losses, unless)
         learned.gradient(problem, arguments, saved, upstream, grad)
     else:
         _sweep(problem, Wanted(grad=grad), upstream, unless)

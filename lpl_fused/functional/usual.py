@@ -1,0 +1,139 @@
+"""Usual calls, checked at once: logits in rows, a label each, no table and no option of ours.
+
+A call may be much else, which validation.py looks for argument by argument: on a GPU, whose kernels
+are queued meanwhile, that takes a quarter of the host's time for such a call.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..arguments import FLAG
+from ..backends import REFERENCE, resolve
+from ..ops.dispatch import AUTO
+from ..problem import Options, Problem
+from ..tracing import PLAIN, unwatched
+from ..validation import FLOATING, call_options, checked_step_size
+from .differentiable import device_type
+from .inplace import check_form
+
+P = ParamSpec("P")
+
+_KEYWORDS = frozenset({"reduction", "ignore_index", "gradient", "backend"})
+_LEARNING = _KEYWORDS | {"step_size", "normalize"}
+# of a problem, what stands between its labels and its options; the same, before and behind steps
+_ABSENT = (None,) * (len(Problem._fields) - 3)
+_STEPS = Problem._fields.index("steps")
+_BEFORE_STEPS, _BEHIND_STEPS = _ABSENT[: _STEPS - 2], _ABSENT[_STEPS - 1 :]
+
+
+def usual(function: Callable[P, Any]) -> Callable[P, Any]:
+    """`function`, cross_entropy, which usual calls go past."""
+
+    @functools.wraps(function)
+    def call(input: Tensor, target: Any, *others: Any, **keywords: Any) -> Any:
+        if (
+            not others
+            and "perturbation" not in keywords
+            and unwatched()
+            and keywords.keys() <= _KEYWORDS
+            and _are_rows(input, target)
+        ):
+            backend, form = keywords.pop("backend", "auto"), keywords.pop("gradient", AUTO)
+            found = resolve(backend, device_type(input), input.dtype)
+            if found != REFERENCE:
+                options = _options(**keywords)
+                if form != AUTO:
+                    check_form(form, input, found)
+                problem: Problem = tuple.__new__(Problem, (input, target, *_ABSENT, options))
+                return ops.cross_entropy(problem, found, None, form)[0]
+            keywords |= {"backend": backend, "gradient": form}
+        return function(input, target, *others, **keywords)  # type: ignore[call-arg, arg-type]
+
+    return call  # type: ignore[return-value]
+
+
+def usual_learned(function: Callable[P, Any]) -> Callable[P, Any]:
+    """`function`, lpl_cross_entropy, which usual calls go past."""
+
+    @functools.wraps(function)
+    def call(input: Tensor, target: Any, steps: Any, *others: Any, **keywords: Any) -> Any:
+        if (
+            not others
+            and "perturbation" not in keywords
+            and unwatched()
+            and keywords.keys() <= _LEARNING
+            and "step_size" in keywords
+            and _are_rows(input, target)
+            and _are_steps(steps, input)
+        ):
+            backend, form = keywords.pop("backend", "auto"), keywords.pop("gradient", AUTO)
+            found = resolve(backend, device_type(input), input.dtype)
+            if found != REFERENCE:
+                parts = *_BEFORE_STEPS, steps, *_BEHIND_STEPS
+                options = _learned_options(**keywords)
+                if form != AUTO:
+                    check_form(form, input, found)
+                problem: Problem = tuple.__new__(Problem, (input, target, *parts, options))
+                return ops.cross_entropy(problem, found, None, form)[0]
+            keywords |= {"backend": backend, "gradient": form}
+        return function(input, target, steps, *others, **keywords)  # type: ignore[call-arg, arg-type]
+
+    return call  # type: ignore[return-value]
+
+
+def _are_rows(input: Tensor, target: Any) -> bool:
+    """Whether these are logits (N, C) and labels (N,) as kernels take them."""
+    if type(input) not in PLAIN or type(target) is not Tensor:
+        return False
+    shape = input.shape
+    return (
+        len(shape) == 2
+        and shape[1] > 0
+        and input.stride(1) == 1
+        and input.dtype in FLOATING
+        and target.dtype is torch.int64
+        and target.shape == shape[:1]
+        and target.is_contiguous()
+        and target.device == input.device
+    )
+
+
+def _are_steps(steps: Any, input: Tensor) -> bool:
+    """Whether these are counts (C,) as kernels take them."""
+    return (
+        type(steps) is Tensor
+        and steps.dtype is torch.int32
+        and steps.shape == input.shape[1:]
+        and steps.is_contiguous()
+        and steps.device == input.device
+    )
+
+
+def _options(reduction: str = "mean", ignore_index: int = -100) -> Options:
+    return call_options(reduction, ignore_index, "log", 0.0, 0.0, 0.0)
+
+
+def _learned_options(**keywords: Any) -> Options:
+    try:
+        return _known_options(**keywords)
+    except TypeError:  # of what cannot be looked up, or is wrong
+        return _checked_options(**keywords)
+
+
+def _checked_options(
+    step_size: float, normalize: bool = False, reduction: str = "mean", ignore_index: int = -100
+) -> Options:
+    return _options(reduction, ignore_index)._replace(
+        step_size=checked_step_size(step_size), normalize=FLAG("normalize", normalize)
+    )
+
+
+# by type, too: True is no 1
+_known_options = functools.lru_cache(maxsize=256, typed=True)(_checked_options)
