@@ -78,7 +78,7 @@ def test_a_usual_call_is_as_any_other(
 ) -> None:
     found = []
     keywords = {**keywords, "backend": fused}
-    for unusual in ({}, {"empty": "nan"}):
+    for unusual in ({}, {"z_loss": None}):
         logits, target, steps = batch(dtype)
         if "ignore_index" in keywords:
             target = target.clamp(min=0)
@@ -97,7 +97,7 @@ def test_without_a_gradient(call: Call, fused: str, checked: list[object]) -> No
     with torch.no_grad():
         found = call(logits, target, steps, backend=fused)
         assert not checked
-        assert torch.equal(found, call(logits, target, steps, backend=fused, empty="nan"))
+        assert torch.equal(found, call(logits, target, steps, backend=fused, z_loss=None))
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -147,7 +147,7 @@ def test_what_is_wrong_is_told_as_ever(
 ) -> None:
     said = []
     keywords = {"backend": fused, **keywords}
-    for unusual in ({}, {"empty": "nan"}):
+    for unusual in ({}, {"z_loss": None}):
         call(*batch(), **{"backend": fused})  # what was right before is no excuse
         with pytest.raises(error) as raised:
             call(*batch(), **keywords, **unusual)

@@ -7,7 +7,9 @@ are queued meanwhile, that takes a quarter of the host's time for such a call.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Any, ParamSpec
 
 import torch
@@ -36,24 +38,20 @@ _BEFORE_STEPS, _BEHIND_STEPS = _ABSENT[: _STEPS - 2], _ABSENT[_STEPS - 1 :]
 def usual(function: Callable[P, Any]) -> Callable[P, Any]:
     """`function`, cross_entropy, which usual calls go past."""
 
+    off = _defaults(function)
+
     @functools.wraps(function)
     def call(input: Tensor, target: Any, *others: Any, **keywords: Any) -> Any:
-        if (
-            not others
-            and "perturbation" not in keywords
-            and unwatched()
-            and keywords.keys() <= _KEYWORDS
-            and _are_rows(input, target)
-        ):
-            backend, form = keywords.pop("backend", "auto"), keywords.pop("gradient", AUTO)
+        said = None if others else _said(keywords, _KEYWORDS, off)
+        if said is not None and _are_rows(input, target):
+            backend, form = said.pop("backend", "auto"), said.pop("gradient", AUTO)
             found = resolve(backend, device_type(input), input.dtype)
             if found != REFERENCE:
-                options = _options(**keywords)
+                options = _options(**said)
                 if form != AUTO:
                     check_form(form, input, found)
                 problem: Problem = tuple.__new__(Problem, (input, target, *_ABSENT, options))
                 return ops.cross_entropy(problem, found, None, form)[0]
-            keywords |= {"backend": backend, "gradient": form}
         return function(input, target, *others, **keywords)  # type: ignore[call-arg, arg-type]
 
     return call  # type: ignore[return-value]
@@ -62,30 +60,54 @@ def usual(function: Callable[P, Any]) -> Callable[P, Any]:
 def usual_learned(function: Callable[P, Any]) -> Callable[P, Any]:
     """`function`, lpl_cross_entropy, which usual calls go past."""
 
+    off = _defaults(function)
+
     @functools.wraps(function)
     def call(input: Tensor, target: Any, steps: Any, *others: Any, **keywords: Any) -> Any:
+        said = None if others else _said(keywords, _LEARNING, off)
         if (
-            not others
-            and "perturbation" not in keywords
-            and unwatched()
-            and keywords.keys() <= _LEARNING
-            and "step_size" in keywords
+            said is not None
+            and "step_size" in said
             and _are_rows(input, target)
             and _are_steps(steps, input)
         ):
-            backend, form = keywords.pop("backend", "auto"), keywords.pop("gradient", AUTO)
+            backend, form = said.pop("backend", "auto"), said.pop("gradient", AUTO)
             found = resolve(backend, device_type(input), input.dtype)
             if found != REFERENCE:
                 parts = *_BEFORE_STEPS, steps, *_BEHIND_STEPS
-                options = _learned_options(**keywords)
+                options = _learned_options(**said)
                 if form != AUTO:
                     check_form(form, input, found)
                 problem: Problem = tuple.__new__(Problem, (input, target, *parts, options))
                 return ops.cross_entropy(problem, found, None, form)[0]
-            keywords |= {"backend": backend, "gradient": form}
         return function(input, target, steps, *others, **keywords)  # type: ignore[call-arg, arg-type]
 
     return call  # type: ignore[return-value]
+
+
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _said(
+    keywords: dict[str, Any], usual: AbstractSet[str], off: dict[str, Any]
+) -> dict[str, Any] | None:
+    """What keywords say, if that is usual: all others are as they are by default. None, too, where
+    somebody watches."""
+    if keywords.get("perturbation") is not None or not unwatched():
+        return None
+    if keywords.keys() <= usual:
+        return keywords.copy()
+    said = {}
+    for name, value in keywords.items():
+        if name in usual:
+            said[name] = value
+            continue
+        default = off.get(name, off)
+        if value is not default and (type(value) is not type(default) or value != default):
+            return None
+    return said
 
 
 def _are_rows(input: Tensor, target: Any) -> bool:
