@@ -47,7 +47,7 @@ def usual(function: Callable[P, Any]) -> Callable[P, Any]:
             backend, form = said.pop("backend", "auto"), said.pop("gradient", AUTO)
             found = resolve(backend, device_type(input), input.dtype)
             if found != REFERENCE:
-                options = _options(**said)
+                options = _looked_up(_plain_options, said)
                 if form != AUTO:
                     check_form(form, input, found)
                 problem: Problem = tuple.__new__(Problem, (input, target, *_ABSENT, options))
@@ -75,7 +75,7 @@ def usual_learned(function: Callable[P, Any]) -> Callable[P, Any]:
             found = resolve(backend, device_type(input), input.dtype)
             if found != REFERENCE:
                 parts = *_BEFORE_STEPS, steps, *_BEHIND_STEPS
-                options = _learned_options(**said)
+                options = _looked_up(_learned_options, said)
                 if form != AUTO:
                     check_form(form, input, found)
                 problem: Problem = tuple.__new__(Problem, (input, target, *parts, options))
@@ -138,24 +138,23 @@ def _are_steps(steps: Any, input: Tensor) -> bool:
     )
 
 
-def _options(reduction: str = "mean", ignore_index: int = -100) -> Options:
+# by type, too: True is no 1
+@functools.lru_cache(maxsize=256, typed=True)
+def _plain_options(reduction: str = "mean", ignore_index: int = -100) -> Options:
     return call_options(reduction, ignore_index, "log", 0.0, 0.0, 0.0)
 
 
-def _learned_options(**keywords: Any) -> Options:
-    try:
-        return _known_options(**keywords)
-    except TypeError:  # of what cannot be looked up, or is wrong
-        return _checked_options(**keywords)
-
-
-def _checked_options(
+@functools.lru_cache(maxsize=256, typed=True)
+def _learned_options(
     step_size: float, normalize: bool = False, reduction: str = "mean", ignore_index: int = -100
 ) -> Options:
-    return _options(reduction, ignore_index)._replace(
+    return call_options(reduction, ignore_index, "log", 0.0, 0.0, 0.0)._replace(
         step_size=checked_step_size(step_size), normalize=FLAG("normalize", normalize)
     )
 
 
-# by type, too: True is no 1
-_known_options = functools.lru_cache(maxsize=256, typed=True)(_checked_options)
+def _looked_up(options: Any, said: dict[str, Any]) -> Options:
+    try:
+        return options(**said)  # type: ignore[no-any-return]
+    except TypeError:  # of what cannot be looked up, or is wrong
+        return options.__wrapped__(**said)  # type: ignore[no-any-return]
