@@ -45,15 +45,17 @@ def problem(
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> Problem:
+def problems(
+    draw: st.DrawFn, all_classes: tuple[int, ...] = (3, 70, 513, 900), most: int = 50
+) -> Problem:
     """Groups of all kinds, with steps from the least to the absurd."""
-    steps = draw(st.sampled_from([1, 3, 7, 9, 12, 50]))
+    steps = draw(st.sampled_from([1, 3, 7, 9, 12, most]))
     sizes = draw(st.sampled_from([[2], [3, 2], [9], [2, 4, 2], [40]]))
     signs = draw(st.lists(st.sampled_from([-1, 1]), min_size=len(sizes), max_size=len(sizes)))
     return problem(
         sizes,
         [sign * steps for sign in signs],
-        draw(st.sampled_from([3, 70, 513, 900])),
+        draw(st.sampled_from(all_classes)),
         draw(st.sampled_from([0.01, 1.0, 3.0, 6.0, 20.0])),
         draw(st.sampled_from([0.0, 10.0, -10.0, 30.0])),
         draw(st.integers(0, 10**6)),

@@ -1,21 +1,24 @@
-"""The C++ solver of classes with several rows: right wherever it does not fall back, whatever the
-steps.
+"""The C++ solver of classes with several rows, and its exact steps of few classes (csrc/cpu/
+exact_steps.h): right wherever they do not fall back, whatever the steps.
 """
 
 from __future__ import annotations
 
 import pytest
-from group_cases import case, check_delta, extremes, problem, problems, repeatable
+import torch
+from group_cases import FP32, FP64, case, check_delta, extremes, problem, problems, repeatable
 from hypothesis import given
 from torch import Tensor
 
-from lpl_fused import testing
+from lpl_fused import reference, testing
 from lpl_fused.backends import cpp, load
 from lpl_fused.problem import Problem
 
 pytestmark = pytest.mark.skipif(
     load("cpp").unavailable() is not None, reason=f"cpp: {load('cpp').unavailable()}"
 )
+
+FEW = 1024  # classes, up to which every one of them is exact
 
 
 def solve(asked: Problem) -> tuple[Tensor, dict[str, int]]:
@@ -55,16 +58,65 @@ def test_gains_found_for_another_way(steps: int, classes: int, ease: float, seed
     check_delta(asked, solve(asked)[0])
 
 
+@pytest.mark.parametrize("classes", [600, 1100], ids=["exact", "solver"])
 @pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
-def test_extremes(normalize: bool) -> None:
-    """Groups that take four steps are solved; those with nan or without mass are nan, no other."""
-    asked = extremes(600, normalize)
-    assert solve(asked)[1] == {"solved": int((asked.target < 2).sum()), "swept": 0}
+def test_extremes(normalize: bool, classes: int) -> None:
+    """Groups with nan or without mass are nan, no other; three steps are too few for the solver."""
+    asked = extremes(classes, normalize)
+    finite = asked.target < (3 if classes <= FEW else 2)
+    swept = int((asked.target > 2).sum()) if classes <= FEW else 0
+    assert solve(asked)[1] == {"solved": int(finite.sum()), "swept": swept}
     testing.assert_within_budget(case(asked), "cpp")
 
 
-@repeatable(300)
+@repeatable(200)
 @given(asked=problems())
-def test_whatever_is_asked(asked: Problem) -> None:
+def test_few_classes(asked: Problem) -> None:
+    """Exact or fallen back, δ is that of exact iteration."""
+    check_delta(asked, solve(asked)[0])
+
+
+@repeatable(100)
+@given(asked=problems((1025, 1500, 2100), most=30))
+def test_many_classes(asked: Problem) -> None:
     """Solved or fallen back, δ is that of exact iteration."""
     check_delta(asked, solve(asked)[0])
+
+
+@pytest.mark.parametrize("classes", [3, 17, 1024, 1025, 5000])
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+def test_float64_has_all_digits(normalize: bool, classes: int) -> None:
+    asked = problem([2, 5, 3], [1, -9, 40], classes, normalize=normalize)
+    truth, slot = reference.learned_perturbation(asked)
+    before = dict(cpp.solver_rows)
+    delta, _ = cpp.learned_perturbation(asked)
+    solved = {name: cpp.solver_rows[name] - count for name, count in before.items()}
+    assert solved == {"solved": 8, "swept": 0}  # one step is a plain one
+    torch.testing.assert_close(delta[slot], truth[slot], rtol=0, atol=1e-12)
+
+
+def test_many_rows_of_few_classes() -> None:
+    """A matrix that no cache holds, of which threads had better share the passes; to either side."""
+    for rows in (655, 656):
+        asked = problem([rows], [5], 100)
+        delta, counts = solve(asked)
+        assert counts == {"solved": rows, "swept": 0}
+        check_delta(asked, delta)
+
+
+@pytest.mark.parametrize("dtype", [FP32, torch.bfloat16, FP64], ids=str)
+def test_whatever_threads_there_are(dtype: torch.dtype) -> None:
+    """To the bit, on both sides of every border."""
+    sizes = [2, 90, 1, 3, 700, 1, 4]
+    for classes in (100, 1100):
+        asked = problem(sizes, [10, -10, 5, 3, 7, 2, -4], classes)
+        asked = asked._replace(input=asked.input.to(dtype))
+        found, threads = [], torch.get_num_threads()
+        try:
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                found.append(cpp.learned_perturbation(asked)[0])
+        finally:
+            torch.set_num_threads(threads)
+        assert torch.equal(found[0], found[1])
+        assert torch.equal(found[0], found[2])

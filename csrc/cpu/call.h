@@ -22,6 +22,16 @@ constexpr i64 kWorkPerThread = 16384;
 // e^x keeps its digits up to here: the rounding of x counts as much as that of the result.
 constexpr int kSlack = 4;
 
+// run(share, begin, end) for `threads` shares of `count`, side by side. One is run as it is: within
+// a thread of others a team of one costs more than a short row.
+template <typename Run>
+inline void for_shares(int threads, i64 count, Run run) {
+  if (threads == 1) return run(0, i64(0), count);
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int share = 0; share < threads; ++share)
+    run(share, count * share / threads, count * (share + 1) / threads);
+}
+
 // run(t) with t of the type of logits.
 template <typename Run>
 inline auto for_type(DType dtype, Run run) {

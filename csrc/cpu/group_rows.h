@@ -51,6 +51,22 @@ __attribute__((noinline)) void products_of_three(const Acc* const* left, const A
   std::memcpy(products, all, sizeof(all));
 }
 
+// sum_j = Σ_r weights_r·rows_rj over `count` rows.
+template <typename Acc>
+void sum_of_rows(const Acc* const* rows, const Acc* weights, i64 count, i64 size, Acc* sum) {
+  i64 r = count % 4;  // those that do not fill a quartet come first
+  switch (r) {
+    case 3:
+      add_rows<1, true>(rows, weights, size, sum);
+      add_rows<2, false>(rows + 1, weights + 1, size, sum);
+      break;
+    case 2: add_rows<2, true>(rows, weights, size, sum); break;
+    case 1: add_rows<1, true>(rows, weights, size, sum); break;
+    default: add_rows<4, true>(rows, weights, size, sum); r = 4;
+  }
+  for (; r < count; r += 4) add_rows<4, false>(rows + r, weights + r, size, sum);
+}
+
 template <typename T>
 class GroupRows {
  public:
@@ -87,30 +103,27 @@ class GroupRows {
       for (i64 r = 0; r < size_; ++r)
         if (!rows_[r].e) rows_[r].e = scratch_.data() + --homeless * c_;
     }
-    bool finite = true;
-#pragma omp parallel num_threads(threads) if (threads > 1) reduction(&& : finite)
-    {
+    for_shares(threads, size_, [&](int, i64 begin, i64 end) {
       Vector<Acc> z(c_), capped(call_.p.softcap > 0 ? kBlock : 0);
-#pragma omp for schedule(static)
-      for (i64 r = 0; r < size_; ++r) {
+      for (i64 r = begin; r < end; ++r) {
         const i64 i = group.rows[r];
         Acc* e = rows_[r].e;
         const auto swept = call_.exponentials(i, nullptr, label_, z.data(), capped.data(), e);
         if (e) e[label_] = 0;
         const bool rivals = swept.rest > 0;
         const double lift = double(swept.own) - double(swept.shift) - std::log(swept.rest);
+        const bool something = rivals || swept.own > std::numeric_limits<Acc>::lowest();
         // beyond e^700 the rivals' probabilities vanish, in the exact iteration too
         rows_[r] = {i,
                     e,
                     swept.shift,
                     swept.norm.factor,
                     rivals ? 1 / swept.rest : 0,
-                    rivals ? std::min(lift, 700.0) : 0};
-        const bool something = rivals || swept.own > std::numeric_limits<Acc>::lowest();
-        finite = finite && swept.rest < INFINITY && swept.own == swept.own && something;
+                    rivals ? std::min(lift, 700.0) : 0,
+                    swept.rest < INFINITY && swept.own == swept.own && something};
       }
-    }
-    return finite;
+    });
+    return std::all_of(rows_.begin(), rows_.end(), [](const Row& row) { return row.finite; });
   }
 
   Tile tile() const {
@@ -140,18 +153,7 @@ class GroupRows {
 
   // sum_j = Σ_r weights_r·rows_rj
   void add(const Tile& tile, const Acc* weights, i64 size, Acc* sum) const {
-    const Acc* const* rows = tile.rows.data();
-    i64 r = size_ % 4;  // those that do not fill a quartet come first
-    switch (r) {
-      case 3:
-        add_rows<1, true>(rows, weights, size, sum);
-        add_rows<2, false>(rows + 1, weights + 1, size, sum);
-        break;
-      case 2: add_rows<2, true>(rows, weights, size, sum); break;
-      case 1: add_rows<1, true>(rows, weights, size, sum); break;
-      default: add_rows<4, true>(rows, weights, size, sum); r = 4;
-    }
-    for (; r < size_; r += 4) add_rows<4, false>(rows + r, weights + r, size, sum);
+    sum_of_rows(tile.rows.data(), weights, size_, size, sum);
   }
 
   // sums (count + 1, N) += Σ_j rows_rj·values_mj, from m = 1 on, of values (count + 1, width()):
@@ -180,6 +182,7 @@ class GroupRows {
     Acc* e;  // (C,), null where it has no place
     Acc shift, length;
     double unit, lift;
+    bool finite;
   };
 
   const Call<T>& call_;

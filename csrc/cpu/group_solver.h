@@ -1,4 +1,5 @@
-// The solver for classes with several rows in the batch, which share one perturbation δ.
+// The solver for classes with several rows in the batch, which share one perturbation δ. (Where
+// classes or steps are few all classes are exact: see exact_steps.h.)
 //
 // With q_ij the rivals of row i in units of their initial mass, x_j = e^(δ_j) and Z_i the row's
 // mass,
@@ -20,7 +21,7 @@
 #pragma once
 
 #include "../series.h"
-#include "group_rows.h"
+#include "exact_steps.h"
 #include "nodes.h"
 
 namespace lpl {
@@ -31,13 +32,17 @@ class GroupSolver {
  public:
   using Acc = typename AccumulateOf<T>::type;
 
-  explicit GroupSolver(const Call<T>& call) : call_(call), c_(call.c), rows_(call) {}
+  explicit GroupSolver(const Call<T>& call)
+      : call_(call), c_(call.c), rows_(call), exact_steps_(call) {}
 
   // What a row of a group costs, in plain steps: these take some 6 instructions per logit each, the
   // solver's passes 8 to 20 (counted, 8142 classes, AVX2). It pays where that is less than the
-  // steps it saves.
+  // steps it saves; in double, where a tail would show, exact steps alone do.
   static constexpr double kCost = 3;
-  static bool pays(i64 steps) { return kCost < double(steps); }
+  bool pays(const Group& group, i64 steps) const {
+    return ExactSteps<T>::pays(group.size, c_, steps) ||
+           (sizeof(Acc) == 4 && kCost < double(steps));
+  }
 
   // δ of a group into `delta` (C,); place(i) says where the exponentials of a row may go, or null.
   // False, with `delta` unfinished, where the error bound is not met.
@@ -46,6 +51,8 @@ class GroupSolver {
     const double dose = call_.p.step_size * double(steps);
     if (dose > kLargestDose) return false;
     if (!rows_.sweep(group, threads, place)) return false;
+    if (ExactSteps<T>::pays(group.size, c_, steps))
+      return exact_steps_.run(rows_, group, steps, delta);
     const int few = few_nodes(dose);
     n_ = group.size;
     signed_step_ = call_.p.steps[group.label] > 0 ? call_.p.step_size : -call_.p.step_size;
@@ -77,9 +84,8 @@ class GroupSolver {
  private:
   static constexpr double kLargestDose = 500;  // e^δ has to stay a number
   // Classes of the tail have a B of at most kLargestTail, by a first estimate, times one of these,
-  // tried one after the other; and of at most kLargestB, whose fourth power is left out. In double
-  // there is no tail, because that would show.
-  static constexpr double kLargestTail = sizeof(Acc) == 8 ? 0 : 5e-3;
+  // tried one after the other; and of at most kLargestB, whose fourth power is left out.
+  static constexpr double kLargestTail = 5e-3;
   static constexpr double kLargestB = 0.012;
   static constexpr double kTails[] = {1, 0.2, 0.04};
   static constexpr int kRounds = 4;
@@ -239,12 +245,10 @@ class GroupSolver {
       }
     const i64 width = rows_.width();
     Vector<Part> parts(chunks());
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
+    for_shares(threads, parts.size(), [&](int, i64 begin, i64 end_of_share) {
       typename GroupRows<T>::Tile tile = rows_.tile();
       Vector<Acc> b((count + 1) * width), u(width);
-#pragma omp for schedule(static)
-      for (i64 chunk = 0; chunk < i64(parts.size()); ++chunk) {
+      for (i64 chunk = begin; chunk < end_of_share; ++chunk) {
         Part& part = parts[chunk];
         part.gains.assign((count + 1) * n_, 0.0);
         part.masses.assign(n_, 0.0);
@@ -295,7 +299,7 @@ class GroupSolver {
           rows_.add_products(tile, b.data(), count, size, part.gains.data());
         }
       }
-    }
+    });
     known_.gains.assign((count + 1) * n_, 0.0);
     std::fill(known_.ratio, known_.ratio + count + 1, 0.0);
     most_ = 0;
@@ -356,11 +360,9 @@ class GroupSolver {
     for (i64 r = 0; r < n_; ++r)
       weights[r] = Acc(signed_step_ / double(n_) * way_[r] * rows_.unit(r));
     const i64 width = rows_.width();
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
+    for_shares(threads, (c_ + width - 1) / width, [&](int, i64 begin, i64 end) {
       typename GroupRows<T>::Tile tile = rows_.tile();
-#pragma omp for schedule(static)
-      for (i64 lo = 0; lo < c_; lo += width) {
+      for (i64 lo = begin * width; lo < std::min(c_, end * width); lo += width) {
         const i64 size = std::min(width, c_ - lo);
         rows_.read(lo, size, tile);
         Acc* b = delta + lo;
@@ -368,7 +370,7 @@ class GroupSolver {
         LPL_SIMD
         for (i64 j = 0; j < size; ++j) b[j] *= 1 + b[j] * (second + b[j] * third);
       }
-    }
+    });
     for (size_t j = 0; j < exact_classes_.size(); ++j)
       delta[exact_classes_[j]] = Acc(exact_delta_[j]);
     delta[group.label] = Acc(own_delta_);
@@ -388,6 +390,7 @@ class GroupSolver {
   const Call<T>& call_;
   const i64 c_;
   GroupRows<T> rows_;
+  ExactSteps<T> exact_steps_;
   i64 n_ = 0;
   double signed_step_ = 0;
   Vector<i64> exact_classes_;

@@ -61,14 +61,14 @@ class Learned {
       if (call_.p.softcap > 0) capped[t].resize(kBlock);
     }
     for (int k = 0; k < count; ++k) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-      for (int chunk = 0; chunk < chunks; ++chunk) {
-        const int t = omp_get_thread_num();
-        Vector<Acc>& sum = mean[chunk];
-        std::fill(sum.begin(), sum.end(), Acc(0));
-        for (i64 r = group.size * chunk / chunks; r < group.size * (chunk + 1) / chunks; ++r)
-          add_probabilities(group.rows[r], delta, z[t].data(), capped[t].data(), sum.data());
-      }
+      for_shares(threads, chunks, [&](int t, i64 begin, i64 end) {
+        for (i64 chunk = begin; chunk < end; ++chunk) {
+          Vector<Acc>& sum = mean[chunk];
+          std::fill(sum.begin(), sum.end(), Acc(0));
+          for (i64 r = group.size * chunk / chunks; r < group.size * (chunk + 1) / chunks; ++r)
+            add_probabilities(group.rows[r], delta, z[t].data(), capped[t].data(), sum.data());
+        }
+      });
       Acc* g = mean[0].data();
       for (int chunk = 1; chunk < chunks; ++chunk) {
         const Acc* other = mean[chunk].data();

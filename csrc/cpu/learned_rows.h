@@ -56,7 +56,7 @@ void run_learned(const Call<T>& call, const Plan<T>& plan, const Learned<T>& lea
   const auto move = [&](GroupSolver<T>& solver, const Group& group, Acc* delta, int threads,
                         i64& solved_rows, i64& swept_rows) {
     const i64 steps = learned.steps(group);
-    if (GroupSolver<T>::pays(steps)) {
+    if (solver.pays(group, steps)) {
       const bool found = solver.run(group, steps, delta, threads, place);
       (found ? solved_rows : swept_rows) += group.size;
       if (found) return;

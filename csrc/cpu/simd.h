@@ -128,6 +128,14 @@ inline double rough_exp_of(double x) {
   return exp_of(x);
 }
 
+// e^x for |x| ≤ kShort, precise or to 4e-10 of it, by Taylor's polynomial: more than 2^n times that
+// of a reduced exponent, for half of the instructions.
+constexpr double kShort = 0.25;
+template <bool Precise, typename V>
+inline V short_exp_of(V x) {
+  return exp_near_zero<Precise ? 13 : 7>(x);
+}
+
 // Doubles side by side, one per row that is solved.
 constexpr int kLanes = 8;
 typedef double Lanes __attribute__((vector_size(kLanes * sizeof(double))));
@@ -315,17 +323,37 @@ inline double sum_of(const Acc* x, i64 n) {
   return sum_over<Acc>(n, [=](i64 j) { return x[j]; });
 }
 
+// Exponentials that fill a register: what is left of a row is taken as so many, those beyond its
+// end masked, where there are instructions for that. (Counted at 128×100, AVX2: 4 % less. With
+// AVX-512 it takes as long as one by one.)
+#if defined(__AVX512F__)
+constexpr int32_t kWhole = 16;
+#elif defined(__AVX2__)
+constexpr int32_t kWhole = 8;
+#else
+constexpr int32_t kWhole = 1;
+#endif
+
 // e_j = e^(z_j − shift) for a block of at most kBlock; returns Σ_{j ≠ skip} e_j.
 // Not inlined: GCC 12 splits the loop over blocks around `skip` and leaves the copy scalar.
 template <bool Store, bool Skip, typename Acc>
 __attribute__((noinline)) Acc exp_block(const Acc* z, Acc shift, Acc* e, int32_t size,
                                         int32_t skip) {
   Acc sum = 0;
+  const int32_t whole = size / kWhole * kWhole;
 #pragma omp simd reduction(+ : sum)
-  for (int32_t j = 0; j < size; ++j) {
+  for (int32_t j = 0; j < whole; ++j) {
     const Acc value = exp_of(z[j] - shift);
     if (Store) e[j] = value;
     sum += Skip ? value * Acc(j != skip) : value;  // a product: a choice here becomes a branch
+  }
+  if (whole == size) return sum;
+#pragma omp simd reduction(+ : sum)
+  for (int32_t k = 0; k < kWhole; ++k) {
+    const int32_t j = whole + k;
+    const Acc value = exp_of((j < size ? z[j] : Acc(-INFINITY)) - shift);
+    if (Store && j < size) e[j] = value;
+    sum += Skip ? value * Acc(j != skip) : value;
   }
   return sum;
 }

@@ -105,8 +105,10 @@ class Solver {
       for (int lane = 0; lane < kLanes; ++lane) {
         if (!collected[lane]) continue;
         finish(lane);
-        const bool good =
-            series_error(dose_[lane], rows_[lane].cut) <= tolerance() && fits(rows_[lane].series);
+        // of the dose that thresholds are made for, and of any smaller one, the bound is known
+        const bool bounded = dose_[lane] <= expected_dose_[lane] ||
+                             series_error(dose_[lane], rows_[lane].cut) <= tolerance();
+        const bool good = bounded && fits(rows_[lane].series);
         states_[lane] = good ? State::solved : State::open;
         expected_dose_[lane] = kRetryDose * dose_[lane];
       }
@@ -195,9 +197,6 @@ class Solver {
   // What a lowered row's dose is expected to be, over that of constant Z: of logits of standard
   // deviation 3 one row in 40 takes more. A row that does lets all lanes do their steps again.
   static constexpr double kLoweringDose = 1.5, kRetryDose = 1.25;
-  // Exponents up to which Taylor's polynomial of the 7th degree misses e^x by 4e-10, of the 13th by
-  // 4e-20: more than 2^n times a reduced one, for half of the instructions.
-  static constexpr double kShort = 0.25;
   // Solving a head of more than this share of the classes costs more than plain steps.
   static constexpr i64 kHeadShare = 8;
 
@@ -217,7 +216,11 @@ class Solver {
   bool collect(int lane) {
     Solved<Acc>& row = rows_[lane];
     if (!(call_.p.step_size * double(count_[lane]) <= kFarthest)) return false;
-    row.cut = series_thresholds(expected_dose_[lane], tolerance());
+    if (cut_dose_ != expected_dose_[lane]) {  // their powers cost as much as a tenth of a short row
+      cut_dose_ = expected_dose_[lane];
+      cut_ = series_thresholds(cut_dose_, tolerance());
+    }
+    row.cut = cut_;
     double sums[kTinyOrder + 1] = {0};
     const FlushSubnormals flush;  // of q⁵
     const Acc inverse = Acc(row.inverse), tiny = Acc(row.cut.tiny / row.inverse);
@@ -370,7 +373,7 @@ class Solver {
         const Pack before = of(masses[slot]), change = a * before;
         Pack mass;
         if (Brief) {
-          mass = before * exp_near_zero<kPrecise ? 13 : 7>(change);
+          mass = before * short_exp_of<kPrecise>(change);
         } else {
           of(logs[slot]) += change;
           mass = exp_of<true>(of(logs[slot]));
@@ -426,6 +429,8 @@ class Solver {
   Vector<Step> path_;
   Vector<Lanes> path_masses_;  // (steps, masses_.size())
   Vector<double> turned_;
+  Thresholds cut_;  // of the last dose that was asked for
+  double cut_dose_ = -1;
   Lanes lift_, own_, rest_, step_, count_, count_now_, dose_, expected_dose_;
 };
 
