@@ -13,7 +13,17 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .arguments import BELOW_ONE, NOT_NEGATIVE, POSITIVE, REAL, SHARE, Choice, Integer, is_integer
+from .arguments import (
+    BELOW_ONE,
+    FLAG,
+    NOT_NEGATIVE,
+    POSITIVE,
+    REAL,
+    SHARE,
+    Choice,
+    Integer,
+    is_integer,
+)
 from .arguments import OFF_OR_NOT_NEGATIVE as _OFF
 from .norm import Norm, numbers_of
 from .penalty import KINDS, MarginPenalty
@@ -125,10 +135,16 @@ def call_options(
     z_loss: float | None,
     softcap: float | None,
     norm: Norm | None = None,
+    step_size: float = 0.0,
+    normalize: bool = False,
+    through: bool = False,
 ) -> Options:
     """The options of a call, looked up where they were checked before: training repeats them."""
-    arguments = reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm
-    numbers = type(label_smoothing) is type(z_loss) is type(softcap) is float
+    arguments = (
+        *(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm),
+        *(step_size, normalize, through),
+    )
+    numbers = type(label_smoothing) is type(z_loss) is type(softcap) is type(step_size) is float
     if numbers and not torch.compiler.is_compiling():
         try:
             return _known_options(*arguments)
@@ -144,7 +160,10 @@ def _call_options(
     label_smoothing: float | Tensor,
     z_loss: float | None,
     softcap: float | None,
-    norm: Norm | None = None,
+    norm: Norm | None,
+    step_size: float,
+    normalize: bool,
+    through: bool,
 ) -> Options:
     Choice(*REDUCTIONS)("reduction", reduction)
     by_class = isinstance(label_smoothing, Tensor) and label_smoothing.dim() > 0
@@ -152,6 +171,9 @@ def _call_options(
     z_loss, softcap = _OFF("z_loss", z_loss), _OFF("softcap", softcap)
     code, parameter = coded(phi)
     numbers = numbers_of(norm)
+    step_size = checked_step_size(step_size)
+    normalize = FLAG("normalize", normalize)
+    through = FLAG("through_perturbation", through)
     # every field: torch.compile takes default numbers for inputs of the graph, and fails to find
     # them again in a second call
     return Options(
@@ -167,13 +189,13 @@ def _call_options(
         norm_gain=numbers.gain,
         norm_offset=numbers.offset,
         inverse_temperature=1.0,
-        step_size=0.0,
+        step_size=step_size,
         penalty=0,
         penalty_margin=1.0,
         penalty_unit=1.0,
         penalty_strength=1.0,
-        normalize=False,
-        through=False,
+        normalize=normalize,
+        through=through,
         first=0,
         classes=0,
     )
@@ -530,7 +552,9 @@ class Shaped:
             tables = {"scale": ones, **tables}
             tables = {name: table * inverse for name, table in tables.items()}
             return {**tables, "row_index": row_index}, 1.0
-        return {**tables, "row_index": row_index}, 1.0 / POSITIVE("temperature", temperature)
+        if type(temperature) is not float or temperature != 1:  # which is what mostly comes
+            temperature = POSITIVE("temperature", temperature)
+        return {**tables, "row_index": row_index}, 1.0 / temperature
 
     def _rows(self, tensor: Tensor) -> Tensor:
         """What has the logits' shape as (N, C) with unit stride along C; a copy only where the

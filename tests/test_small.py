@@ -74,6 +74,129 @@ def test_scale_and_offset_are_an_operation_of_torch(
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("names", "temperature"),
+    [
+        (("margin",), 1.0),
+        (("margin",), 1 / 4),
+        ((), 1 / 4),
+        (("margin", "offset"), 1.0),
+        (("margin", "scale"), 1.0),
+        (("margin", "scale", "offset"), 1.0),
+    ],
+    ids=str,
+)
+def test_margins_temperature_and_weights_are_torchs_too(
+    left_to_torch: list[bool],
+    names: tuple[str, ...],
+    temperature: float,
+    weighted: bool,
+    dtype: torch.dtype,
+) -> None:
+    logits, target = batch(dtype=dtype)
+    before = logits.detach().clone()
+    generator = torch.Generator().manual_seed(1)
+    tables = {name: torch.rand(C, generator=generator, dtype=dtype) for name in names}
+    weight = torch.rand(C, generator=generator, dtype=dtype) if weighted else None
+    perturbation = Perturbation(**tables, temperature=temperature)
+    for reduction in ("mean", "sum"):
+        keywords: dict[str, Any] = {"perturbation": perturbation, "reduction": reduction}
+        keywords["weight"] = weight
+
+        def found(
+            backend: str, keywords: dict[str, Any] = keywords
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            loss = LF.cross_entropy(logits, target, backend=backend, **keywords)
+            (grad,) = torch.autograd.grad(loss, logits, create_graph=True)
+            (second,) = torch.autograd.grad(grad.square().sum(), logits)
+            return loss, grad, second
+
+        left_to_torch.clear()
+        small = found("auto")
+        assert left_to_torch
+        for one, other in zip(small, found(REFERENCE), strict=True):
+            # entries of the second derivative are differences of larger ones
+            rounding = 64 * torch.finfo(dtype).eps * float(other.abs().max())
+            torch.testing.assert_close(one, other, rtol=0, atol=rounding)
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("layout", ["columns", "every other", "expanded"])
+def test_margins_find_their_place_in_any_layout(left_to_torch: list[bool], layout: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    if layout == "columns":
+        logits = torch.randn(C, N, generator=generator).t()
+    elif layout == "every other":
+        logits = torch.randn(2 * N, 2 * C, generator=generator)[::2, ::2]
+    else:
+        logits = torch.randn(1, C, generator=generator).expand(N, C)
+    logits = logits.detach().requires_grad_()
+    target = torch.arange(N) % C
+    for temperature in (1.0, 0.5):
+        perturbation = Perturbation(margin=torch.arange(C) / C, temperature=temperature)
+        both = [
+            LF.cross_entropy(logits, target, perturbation=perturbation, backend=backend)
+            for backend in ("auto", REFERENCE)
+        ]
+        torch.testing.assert_close(*both)
+        torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in both))
+    assert left_to_torch
+
+
+def test_margins_of_labels_that_mean_nothing_are_not_taken(left_to_torch: list[bool]) -> None:
+    """Neither from another place's memory nor from an ignored row, whose label may be a class."""
+    logits, target = batch()
+    perturbation = Perturbation(margin=torch.ones(C), temperature=0.5)
+    for label in (C, -1, 2**40, -(2**40)):
+        wrong = target.clone()
+        wrong[5] = label
+        with pytest.raises(IndexError, match=f"target {label} is out of range"):
+            LF.cross_entropy(logits, wrong, perturbation=perturbation)
+    for ignored in (-100, 3):
+        some = target.clone()
+        some[4] = ignored
+        keywords: dict[str, Any] = {"perturbation": perturbation, "ignore_index": ignored}
+        loss = LF.cross_entropy(logits, some, **keywords)
+        exact = LF.cross_entropy(logits, some, backend=REFERENCE, **keywords)
+        torch.testing.assert_close(loss, exact)
+    assert not left_to_torch
+
+
+@pytest.mark.parametrize("value", [-torch.inf, torch.inf, torch.nan])
+@pytest.mark.parametrize("at_target", [False, True])
+def test_margins_of_logits_that_are_not_finite(value: float, at_target: bool) -> None:
+    logits, target = batch()
+    with torch.no_grad():
+        logits[2, target[2] if at_target else (target[2] + 1) % C] = value
+    perturbation = Perturbation(margin=torch.ones(C), temperature=0.5)
+    losses, grads = [], []
+    for backend in ("auto", REFERENCE):
+        loss = LF.cross_entropy(logits, target, perturbation=perturbation, backend=backend)
+        losses.append(loss)
+        grads.append(torch.autograd.grad(loss, logits)[0])
+    torch.testing.assert_close(*losses, equal_nan=True)
+    torch.testing.assert_close(*grads, equal_nan=True)
+
+
+def test_whoever_watches_operations_sees_margins(left_to_torch: list[bool]) -> None:
+    logits, target = batch()
+    perturbation = Perturbation(margin=torch.ones(C), temperature=0.5)
+
+    def loss(logits: Tensor) -> Tensor:
+        return LF.cross_entropy(logits, target, perturbation=perturbation)
+
+    expected = torch.autograd.grad(loss(logits), logits)[0]
+    assert left_to_torch
+    left_to_torch.clear()
+    plain = logits.detach()
+    torch.testing.assert_close(torch.func.grad(loss)(plain), expected)
+    traced = torch.fx.experimental.proxy_tensor.make_fx(torch.func.grad(loss))(plain)
+    torch.testing.assert_close(traced(2 * plain), torch.func.grad(loss)(2 * plain))
+    assert not left_to_torch
+
+
 def test_a_table_of_a_wrong_shape_gets_our_message(left_to_torch: list[bool]) -> None:
     logits, target = batch()
     with pytest.raises(ValueError, match="offset: expected shape"):
@@ -92,8 +215,23 @@ def test_ignored_rows_are_ours(left_to_torch: list[bool]) -> None:
     torch.testing.assert_close(*(torch.autograd.grad(each, logits)[0] for each in (loss, exact)))
 
 
-def test_the_module_goes_the_same_way(left_to_torch: list[bool]) -> None:
-    losses.CrossEntropyLoss()(*batch())
+@pytest.mark.parametrize(
+    "made",
+    [
+        losses.CrossEntropyLoss(),
+        losses.CrossEntropyLoss(torch.ones(C)),
+        losses.LogitAdjustedLoss([100] * C),
+        losses.LDAMLoss([100] * C),
+        losses.LDAMLoss([100] * C, weight=torch.ones(C)),
+        losses.CosFaceLoss(),
+        losses.VSLoss([100] * C),
+    ],
+    ids=lambda made: type(made).__name__,
+)
+def test_the_module_goes_the_same_way(
+    left_to_torch: list[bool], made: losses.CrossEntropyLoss
+) -> None:
+    made(*batch())
     assert left_to_torch
 
 
@@ -107,12 +245,16 @@ def test_the_module_goes_the_same_way(left_to_torch: list[bool]) -> None:
         {"softcap": 30.0},
         {"label_smoothing": 0.1},
         {"label_smoothing": torch.full((C,), 0.1)},
-        {"weight": torch.ones(C)},
+        {"weight": torch.ones(C, dtype=torch.float64)},
+        {"weight": torch.ones(C, requires_grad=True)},
         {"sample_weight": torch.ones(N)},
-        {"perturbation": Perturbation(margin=torch.zeros(C))},
+        {"perturbation": Perturbation(margin=torch.zeros(C, requires_grad=True))},
+        {"perturbation": Perturbation(margin=torch.zeros(2 * C)[::2])},
+        {"perturbation": Perturbation(margin=torch.zeros(C, dtype=torch.float64))},
         {"perturbation": Perturbation(rows=torch.zeros(C, C))},
         {"perturbation": Perturbation(offset=torch.zeros(C), temperature=2.0)},
-        {"perturbation": Perturbation(offset=torch.zeros(C), temperature=torch.ones(()))},
+        {"perturbation": Perturbation(temperature=torch.ones(()))},
+        {"perturbation": Perturbation(temperature=2)},
         {"perturbation": Perturbation(offset=torch.zeros(C, dtype=torch.float64))},
     ],
     ids=str,

@@ -118,6 +118,29 @@ bool has_label(const py::object& labels, int64_t n, int64_t label) {
   return std::find(from, from + n, label) != from + n;
 }
 
+template <typename T>
+bool take_margins_of_type(T* z, const int64_t* labels, const T* margin, int64_t n, int64_t classes,
+                          int64_t row, int64_t column, T factor, int64_t ignored) {
+  const auto counts = [=](int64_t y) { return y >= 0 && y < classes && y != ignored; };
+  if (!std::all_of(labels, labels + n, counts)) return false;
+  for (int64_t i = 0; i < n; ++i) z[i * row + labels[i] * column] -= factor * margin[labels[i]];
+  return true;
+}
+
+// Takes factor·margin from z (n, classes) of any strides at each row's label. False, and nothing
+// done, where a label is ignored or out of range.
+bool take_margins(const py::object& z, const py::object& labels, const py::object& margin,
+                  int64_t n, int64_t classes, int64_t row, int64_t column, double factor,
+                  int64_t ignored, bool is_double) {
+  const auto* of = static_cast<const int64_t*>(lpl::data(labels));
+  void *const to = lpl::data(z), *const from = lpl::data(margin);
+  if (is_double)
+    return take_margins_of_type(static_cast<double*>(to), of, static_cast<const double*>(from), n,
+                                classes, row, column, factor, ignored);
+  return take_margins_of_type(static_cast<float*>(to), of, static_cast<const float*>(from), n,
+                              classes, row, column, float(factor), ignored);
+}
+
 // Gives the classes (solved, swept).
 py::tuple binary_cross_entropy(const py::tuple& problem, const py::tuple& sizes,
                                const py::tuple& outputs) {
@@ -174,6 +197,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("sweep", &sweep);
   m.def("scale_rows", &scale_rows);
   m.def("has_label", &has_label);
+  m.def("take_margins", &take_margins);
   m.def("reduce", &reduce);
   m.def("perturbed", &perturbed);
   m.def("gradient", &gradient);

@@ -140,7 +140,7 @@ def explain(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float
     if OVERRIDE != "auto":
         lines[0] += f" (LPL_FUSED_BACKEND={OVERRIDE})"
     elif kind == "cpu":
-        small = "training losses, plain or by scale and offset"
+        small = "training losses, plain or by tables of classes"
         lines[0] += f"; {small}, of at most {SMALL:,} logits: torch's own"
     for name in BACKENDS:
         module = load(name)

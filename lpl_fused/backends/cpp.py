@@ -248,6 +248,21 @@ def has_label(labels: Tensor, label: int) -> bool:
     return bool(_native().has_label(labels, labels.shape[0], label))
 
 
+def take_margins_(
+    z: Tensor, labels: Tensor, margin: Tensor, factor: float, ignore_index: int
+) -> bool:
+    """Takes factor·margin[y] from the numbers of z (N, C) at the rows' labels y; autograd does not
+    hear of it. False, and nothing is done, where a label is ignored or out of range. Labels (N,)
+    int64 and margin (C,), of z's dtype, are contiguous."""
+    (n, classes), (row, column) = z.shape, z.stride()
+    double = z.dtype is torch.float64
+    return bool(
+        _native().take_margins(
+            z, labels, margin, n, classes, row, column, factor, ignore_index, double
+        )
+    )
+
+
 def _recomputed(problem: Problem, upstream: Tensor, grad: Tensor) -> Tensor:
     """The gradient of the input by all of the sweep, for an upstream gradient (N,) of the rows'."""
     upstream = upstream.to(accumulate_dtype(grad.dtype))

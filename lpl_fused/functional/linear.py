@@ -33,7 +33,6 @@ from ..validation import (
     Projected,
     Target,
     call_options,
-    checked_step_size,
     empty_is_zero,
     moved_by_two,
 )
@@ -280,9 +279,9 @@ def linear_lpl_cross_entropy(
     """
 
     def build(layer: Projected) -> Built:
-        options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
-        options = options._replace(
-            step_size=checked_step_size(step_size), normalize=FLAG("normalize", normalize)
+        options = call_options(
+            *(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm),
+            *(step_size, normalize),
         )
         choose = None
         if callable(steps) and not isinstance(steps, Tensor):

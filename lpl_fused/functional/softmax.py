@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, overload
 
@@ -56,7 +57,9 @@ __all__ = ["MixedTarget", "cross_entropy", "lpl_cross_entropy", "lpl_perturbatio
 
 
 # arguments with which torch's function does what ours does; every other one must be off
-_TORCHS = "input", "target", "ignore_index", "reduction", "perturbation"
+_TORCHS = "input", "target", "weight", "ignore_index", "reduction", "perturbation"
+
+_UNKNOWN = inspect.Parameter.empty
 
 
 def _left_to_torch(function: Callable[P, Any]) -> Callable[P, Any]:
@@ -75,17 +78,20 @@ def _left_to_torch(function: Callable[P, Any]) -> Callable[P, Any]:
         ):
             ignore_index = keywords.get("ignore_index", -100)
             reduction = keywords.get("reduction", "mean")
-            z = _moved(input, keywords.get("perturbation"))
+            weight = keywords.get("weight")
             if (
-                z is not None
-                and type(ignore_index) is int
+                type(ignore_index) is int
                 and reduction != "none"
-                and not _ignores(target, ignore_index)
+                and (weight is None or (_is_table(weight, input) and not weight.requires_grad))
             ):
-                try:
-                    return F.cross_entropy(z, target, None, None, ignore_index, None, reduction)
-                except (TypeError, ValueError, IndexError):
-                    pass  # said by ours, as everywhere else
+                z = _moved(input, target, ignore_index, keywords.get("perturbation"))
+                if z is not None:
+                    try:
+                        return F.cross_entropy(
+                            z, target, weight, None, ignore_index, None, reduction
+                        )
+                    except (TypeError, ValueError, IndexError):
+                        pass  # said by ours, as everywhere else
         return function(input, target, *others, **keywords)  # type: ignore[call-arg, arg-type]
 
     return call  # type: ignore[return-value]
@@ -94,10 +100,10 @@ def _left_to_torch(function: Callable[P, Any]) -> Callable[P, Any]:
 def _unchanged(keywords: dict[str, Any], off: dict[str, Any]) -> bool:
     """Whether keywords say nothing beside what is torch's, but that something is off."""
     for name, value in keywords.items():
-        if name in _TORCHS:
+        default = off.get(name, _UNKNOWN)
+        if value is default or name in _TORCHS:
             continue
-        default = off.get(name, inspect.Parameter.empty)
-        if value is not default and (type(value) is not type(default) or value != default):
+        if type(value) is not type(default) or value != default:
             return False
     return True
 
@@ -109,7 +115,7 @@ def _small(input: Tensor, target: Tensor) -> bool:
     gradient is wanted none is made, and torch's loses the digits of small losses.
     """
     return (
-        (type(input) is Tensor or type(input) is torch.nn.Parameter)
+        type(input) in PLAIN
         and input.requires_grad
         and torch.is_grad_enabled()
         and type(target) is Tensor
@@ -128,36 +134,80 @@ def _ignores(target: Tensor, ignore_index: int) -> bool:
     """Whether a row is ignored, where torch's gradient makes nan of logits that are not finite."""
     if not -(2**63) <= ignore_index < 2**63:
         return True
-    if direct(target) and target.is_contiguous() and resolve("auto", "cpu", torch.float32) == "cpp":
+    if direct(target) and target.is_contiguous() and _has_native():
         return cpp.has_label(target, ignore_index)
     return not readable(target) or bool((target == ignore_index).any())
 
 
-def _moved(input: Tensor, perturbation: Perturbation | None) -> Tensor | None:
-    """The perturbed logits where that is one operation of torch: by scale, by offset or by both."""
+def _has_native() -> bool:
+    return resolve("auto", "cpu", torch.float32) == "cpp"
+
+
+def _is_table(table: Any, input: Tensor) -> bool:
+    """Whether it is one number per class as operations of torch take them beside the logits."""
+    return (
+        isinstance(table, Tensor)
+        and table.shape == (input.shape[1],)
+        and table.dtype is input.dtype
+        and table.is_cpu
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _number(value: float, dtype: torch.dtype) -> Tensor:
+    """It as operations of torch take it: made of a number in every forward and every backward, it
+    costs as much as a tenth of a small loss."""
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=dtype, device="cpu")
+
+
+def _moved(
+    input: Tensor, target: Tensor, ignore_index: int, perturbation: Perturbation | None
+) -> Tensor | None:
+    """The perturbed logits where that is one operation of torch: by scale, by offset, by both or by
+    a temperature; and by margins, in the numbers that it made. None where it is not, or where a row
+    is ignored."""
     if perturbation is None:
-        return input
+        return None if _ignores(target, ignore_index) else input
     if (
         type(perturbation) is not Perturbation
-        or perturbation.margin is not None
         or perturbation.rows is not None
         or perturbation.row_index is not None
         or type(perturbation.temperature) is not float
-        or perturbation.temperature != 1
+        or not 0 < perturbation.temperature < math.inf
     ):
         return None
-    scale, offset = perturbation.scale, perturbation.offset
-    for table in (scale, offset):
-        if table is not None and not (
-            isinstance(table, Tensor)
-            and table.shape == input.shape[1:]
-            and table.dtype is input.dtype
-            and table.is_cpu
-        ):
+    scale, offset, margin = perturbation.scale, perturbation.offset, perturbation.margin
+    inverse_temperature = 1.0 / perturbation.temperature
+    if inverse_temperature != 1 and not (scale is None and offset is None):
+        return None
+    for table in (scale, offset, margin):
+        if table is not None and not _is_table(table, input):
             return None
-    if scale is None:
-        return input if offset is None else input + offset
-    return input * scale if offset is None else torch.addcmul(offset, input, scale)
+    if margin is None:
+        if _ignores(target, ignore_index):
+            return None
+    elif (
+        margin.requires_grad
+        or not -(2**63) <= ignore_index < 2**63
+        or not direct(input, target, margin)
+        or not (target.is_contiguous() and margin.is_contiguous())
+        or not _has_native()
+    ):
+        return None
+    if inverse_temperature != 1:
+        plain = margin is None  # somebody may watch
+        z = input * (inverse_temperature if plain else _number(inverse_temperature, input.dtype))
+    elif scale is not None:
+        z = input * scale if offset is None else torch.addcmul(offset, input, scale)
+    elif offset is not None:
+        z = input + offset
+    else:
+        z = input if margin is None else input.clone()
+    # z is nobody's yet, and what made it does not keep it: autograd need not hear of this
+    if margin is None or cpp.take_margins_(z, target, margin, inverse_temperature, ignore_index):
+        return z
+    return None
 
 
 @overload
@@ -282,8 +332,8 @@ def cross_entropy(
             docs/scale.md.
         backend: "auto", "cpp", "triton", "cuda" or "reference"; see `lpl_fused.explain()`. "auto"
             leaves to torch's function what it can do, too, and does faster: a mean or sum, plain or
-            by scale and offset, with gradient of (N, C) float32 or float64 logits on the CPU, at
-            most `backends.SMALL`.
+            by scale and offset, or a temperature, margins and class weights beside, with gradient
+            of (N, C) float32 or float64 logits on the CPU, at most `backends.SMALL`.
 
     Returns:
         The loss, with `return_stats` (loss, `RowStatistics`): 0-dim for "mean" and "sum", the shape
@@ -457,11 +507,9 @@ def lpl_cross_entropy(
     """
 
     def build(shaped: Shaped) -> Built:
-        options = call_options(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm)
-        options = options._replace(
-            step_size=checked_step_size(step_size),
-            normalize=FLAG("normalize", normalize),
-            through=FLAG("through_perturbation", through_perturbation),
+        options = call_options(
+            *(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm),
+            *(step_size, normalize, through_perturbation),
         )
         choose = None
         if callable(steps) and not isinstance(steps, Tensor):

@@ -115,7 +115,7 @@ class LossModule(nn.Module):
 
     def table(self, name: str, logits: Tensor) -> Tensor:
         double = accumulate_dtype(logits.dtype) == torch.float64
-        found = self._buffers[f"{name}_{'float64' if double else 'float32'}"]
+        found = self._buffers[name + ("_float64" if double else "_float32")]
         assert found is not None
         return found
 
