@@ -37,9 +37,9 @@ SOME_ROWS: tuple[tuple[str, int], ...] = ((r"\bBinaryGuessBody\b", 256),)
 # their type, A of the type that sums are of. More it does not write, whatever ways its code has:
 # of those that exclude each other one is taken, and a list or a number of a row is not of logits.
 WRITES: tuple[tuple[str, str], ...] = (
-    (r"\b(Row|Gradient)Body<\w+, 63u>|\bBinaryTileBody<\w+, \w+, true>", "TA"),
+    (r"\b((Told)?Row|Gradient)Body<\w+, 63u>|\bBinaryTileBody<\w+, \w+, true>", "TA"),
     (r"\b(Swept|BinarySided)Body\b", "TA"),
-    (r"\b(Row|Gradients?|LearnedGradient|GroupGradient|Scale)Body\b", "T"),
+    (r"\b((Told)?Row|Gradients?|LearnedGradient|GroupGradient|Scale)Body\b", "T"),
     (r"\bBinary(Span|Tile|Scale)Body\b", "T"),
     (r"\b(LearnedDelta|GroupDelta|Perturbed)Body\b", "A"),
     (r"Body\b", ""),
@@ -58,10 +58,10 @@ SINGLY: tuple[tuple[str, int], ...] = (
 ALONE = "LPL, 10 steps, a class a row"  # a form's name
 
 
-def _rows(set: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _rows(set: int, sweep: str = "RowBody") -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Loss and gradient in one sweep; another upstream makes 16 bits anew, and scales others."""
     again = f"16:GradientBody<T, {set}u>", "32:ScaleBody<T>"
-    return (f"RowBody<T, {set}u>", "NormBody", "LossBody"), again
+    return (f"{sweep}<T, {set}u>", "NormBody", "LossBody"), again
 
 
 def _labelled(
@@ -90,9 +90,19 @@ def _learned(set: int, groups: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return forward, gradient
 
 
+def _told(
+    form: tuple[tuple[str, ...], tuple[str, ...]],
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The same with what rows are told of: of classes with several rows under their δ."""
+    others = "GroupDeltaBody<T, 0u>", "SweptBody<T>", "ToldRowBody<T, 63u>"
+    return (*form[0], "ToldStepsBody<T, 0u>", *others), form[1]
+
+
 CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "plain, a margin, φ": _rows(0),
     "plain, by statistics": (("sums:RowBody<T, 0u>",), ("GradientBody<T, 0u>",)),
+    "plain, told of": _rows(0, "ToldRowBody"),
+    "plain, told of, by statistics": (("sums:ToldRowBody<T, 0u>",), ("GradientBody<T, 0u>",)),
     "tables": _rows(1),
     "tables, by statistics": (("StatisticsBody<T, 1u>",), ("GradientsBody<T, 1u>",)),
     "smoothing": _rows(2),
@@ -100,6 +110,7 @@ CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "norm, with tables": _rows(5),
     "penalty": _rows(8),
     "everything": _rows(63),
+    "everything, told of": _rows(63, "ToldRowBody"),
     "BCE": _labelled("Span", "T"),
     "BCE, bool labels": _labelled("Span", "Bool"),
     "BCE, everything": _labelled("Tile", "Any, true"),
@@ -108,6 +119,7 @@ CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "BCE, LPL, 10 steps, bool labels": _labelled("Tile", "Bool, false", "Bool"),
     ALONE: _learned(0, 0),
     f"{ALONE}, tables": _learned(1, 63),
+    f"{ALONE}, told of": _told(_learned(0, 0)),
 }
 # Instructions a logit that kernels for bf16 are to keep to: (what, kernels, reach, stretch).
 BUDGETS: tuple[tuple[str, tuple[str, ...], int, int], ...] = (
@@ -132,6 +144,6 @@ USUAL_OBJECT = "usual.o"
 # is made anew, what would scale it; where every row has a class of its own, what is of groups.
 IDLE_ANEW = r".*\bBinaryScaleBody<(__half|__nv_bfloat16)>"
 IDLE_ALONE = (
-    r"^(list_groups|split_columns|move_tail|move_groups|plain_steps"
-    r"|.*Group\w*Body.*|.*FirstTailBody.*|.*SweptBody.*)$"
+    r"^(list_groups|split_columns|move_tail|move_groups|plain_steps|forward"
+    r"|.*Group\w*Body.*|.*FirstTailBody.*|.*SweptBody.*|.*ToldRowBody.*)$"
 )

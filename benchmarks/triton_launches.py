@@ -22,7 +22,7 @@ from torch import Tensor
 from lpl_fused import functional as LF
 from lpl_fused.phi import Focal
 
-from .cases import Case, draw
+from .cases import STEP_SIZE, Case, draw
 from .providers import fused
 
 FILE = "launches.json"
@@ -32,6 +32,8 @@ SHAPE, MULTILABEL_SHAPE = "1024x32000", "4096x9605"
 FORMS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("plain", "ce", {}),
     ("plain, by statistics", "ce", {"reduction": "none"}),
+    ("plain, told of", "ce", {"return_stats": True}),
+    ("plain, told of, by statistics", "ce", {"reduction": "none", "return_stats": True}),
     ("one table (logit adjustment)", "la", {}),
     ("two tables (VS)", "vs", {}),
     ("a margin (LDAM)", "ldam", {}),
@@ -40,6 +42,7 @@ FORMS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("norm (LogitClip)", "logitclip", {}),
     ("penalty (MbLS)", "mbls", {}),
     ("LPL, 10 steps, a class a row", "lpl10-unique", {}),
+    ("LPL, 10 steps, a class a row, told of", "lpl10-unique", {"return_stats": True}),
     ("BCE", "bce", {}),
     ("BCE, LPL, 10 steps", "bce-lpl10", {}),
 )
@@ -77,10 +80,18 @@ def forms() -> Iterator[tuple[str, Case, Callable[[Tensor], Tensor], Tensor]]:
             case = Case.parse(MULTILABEL_SHAPE if multilabel else SHAPE, dtype, loss)
             batch = draw(case, torch.device("cpu"))
             if others:
-                target = batch.target
+                target, steps = batch.target, batch.steps
+                keywords: dict[str, Any] = {"backend": "triton", **others}
+                loss_of: Any = LF.cross_entropy
+                if steps is not None:
+                    loss_of = LF.lpl_cross_entropy
+                    keywords |= {"steps": steps, "step_size": STEP_SIZE}
 
-                def called(u: Tensor, y: Tensor = target, k: dict[str, Any] = others) -> Tensor:
-                    losses: Tensor = LF.cross_entropy(u, y, backend="triton", **k)
+                def called(
+                    u: Tensor, y: Tensor = target, k: dict[str, Any] = keywords, of: Any = loss_of
+                ) -> Tensor:
+                    found = of(u, y, **k)
+                    losses: Tensor = found[0] if k.get("return_stats") else found
                     return losses.sum()
 
                 yield name, case, called, batch.logits

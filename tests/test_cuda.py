@@ -290,6 +290,39 @@ def test_no_factor_changes_the_launches(form: str) -> None:
     assert size // 2 < loads[3.0]
 
 
+@ON_HOST
+@pytest.mark.parametrize("want_grad", [False, True])
+def test_what_rows_are_told_of_costs_no_read(use_shape, want_grad: bool) -> None:  # type: ignore[no-untyped-def]
+    """Of plain rows and of such as have everything; others, which have a kernel for less than
+    that, are read once more."""
+    use_shape(2, 4, True, False)
+    take_counts = ctypes.CDLL(backend._native().__file__).take_counts
+    counts = (ctypes.c_long * 2)()
+    plain, weighed = (problem_of(form, torch.bfloat16) for form in ("plain", "weights"))
+    table = torch.linspace(-1, 1, plain.classes, device=DEVICE)
+    rows = plain._replace(rows=table[None], row_index=torch.zeros_like(plain.target))
+    smoothed = plain._replace(options=plain.options._replace(label_smoothing=0.1))
+    asked = {
+        "plain": (plain, False),
+        "weights": (weighed, False),
+        "everything": (rows._replace(options=smoothed.options._replace(softcap=5.0)), False),
+        "smoothed": (smoothed, True),
+        "table": (plain._replace(offset=table), True),
+    }
+    for name, (problem, reads) in asked.items():
+        found = []
+        for told in (False, True):
+            take_counts(counts)
+            backend.forward(problem, want_grad, told=told)
+            take_counts(counts)
+            found.append(tuple(counts))
+        (launches, silent), (more_launches, loads) = found
+        assert (more_launches > launches) == reads, name
+        # a row's own numbers are a few logits more
+        more = (loads - silent) / silent
+        assert 0.4 < more < 1.1 if reads else 0 < more < 0.05, name
+
+
 def test_float_gradients_are_scaled() -> None:
     for dtype in (torch.float32, torch.float64):
         asked = problem_of("steps", dtype)

@@ -55,7 +55,7 @@ def budget(kernel: Kernel) -> Use:
     """Blocks of 256 threads: two of them share 65,536 registers, in double one has them alone. What
     only reads and writes a row must leave room for as many as find threads."""
     registers = 255 if kernel.type == "double" else 128
-    rows = "Row", "Gradient", "Mass", "LearnedGradient"
+    rows = "Row", "ToldRow", "Gradient", "Mass", "LearnedGradient"
     if kernel.body in rows and not kernel.set & REST:
         registers = 64 if kernel.set in (BARE, MOVE) else 80
     if kernel.body in ("Scale", "Norm", "Loss", "Size", "Perturbed"):
@@ -123,7 +123,8 @@ def labelled_kernels() -> set[Labelled]:
 def kernels() -> set[Kernel]:
     """One for each element type that serves all calls; for less than everything separate ones,
     except in double."""
-    sets = {"Row": LEAN, "Gradient": LEAN, "Mass": (BARE,)}
+    sets = {"Row": LEAN, "Gradient": LEAN}
+    sets |= dict.fromkeys(("Mass", "ToldRow", "ToldSteps"), (BARE,))
     sets |= dict.fromkeys(("LearnedStatistics", "LearnedGradient"), (BARE, TABLES))
     sets |= {f"Group{body}": (BARE,) for body in ("Tail", "Gather", "Delta", "Gradient")}
     sets |= dict.fromkeys(("NormalizedTail", "FirstTail", "FirstNormalizedTail"), (BARE,))

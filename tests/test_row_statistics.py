@@ -138,6 +138,33 @@ def test_ties(backend: str, classes: int) -> None:
         same(found, by_hand(input, input, target), torch.float64)
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_learned_perturbation_of_many_classes(
+    backend: str, dtype: torch.dtype, normalize: bool
+) -> None:
+    """Rows alone in their class, with heads and without, by a short and a long series; such as
+    share it; such as take no steps, or plain ones; such as are ignored, or have no softmax."""
+    draw = Draw(20, 1500, seed=15)
+    input = draw.input()
+    input[:4] *= 0.2  # no heads
+    input[4, :700] += 3
+    input[5, ::7] = -math.inf
+    input[6, 3], input[7] = math.nan, -math.inf
+    target = torch.arange(20) * 70
+    target[10:14], target[14:16], target[16] = target[10], target[14], -100
+    target[17] = input[17].argmax()
+    input = input.to(dtype)
+    steps = torch.full((1500,), 12, dtype=torch.int32)
+    steps[target[2]], steps[target[3]], steps[target[9]] = 0, -9, 40
+    given: dict[str, Any] = {"normalize": normalize, "return_stats": True, "reduction": "none"}
+    for step_size in (0.02, 0.3, 3.0):
+        given["step_size"] = step_size
+        _, truth = LF.lpl_cross_entropy(input.double(), target, steps, backend="reference", **given)
+        _, found = LF.lpl_cross_entropy(input, target, steps, backend=backend, **given)
+        same(found, truth, dtype, f"{step_size}")
+
+
 @pytest.mark.parametrize("classes", [48, 3001])
 def test_rows_that_rise(backend: str, classes: int) -> None:
     """Sums are carried from one maximum to the next."""

@@ -90,6 +90,7 @@ class Variant:
     options: Options = PLAIN
     parts: tuple[str, ...] = ()
     n: int = 4
+    told: bool = False
 
     def problem(self) -> Problem:
         n, classes, dtype = self.n, self.classes, accumulate_dtype(self.dtype)
@@ -114,7 +115,7 @@ class Variant:
         backend, problem = load("triton"), self.problem()
         upstream = torch.ones((), dtype=accumulate_dtype(self.dtype))
         if self.call in ("loss", "gradient", "learned"):
-            backend.forward(problem, self.call != "loss")
+            backend.forward(problem, self.call != "loss", told=self.told)
         elif self.call == "backward":
             self._gradient(problem)
         elif self.call == "delta":
@@ -195,6 +196,16 @@ VARIANTS = {
     "plain, 128256": Variant("gradient", BF16, 128256),
     "plain loss, 50257": Variant("loss", FP16, 50257),
     "plain, 1": Variant("gradient", FP32, 1),
+    "told of, 8142": Variant("gradient", BF16, 8142, told=True),
+    "told of, 128256": Variant("gradient", BF16, 128256, told=True),
+    "told of, loss, 50257": Variant("loss", FP16, 50257, told=True),
+    "told of, everything, 50257": Variant("gradient", BF16, 50257, EVERYTHING, TABLES, told=True),
+    "told of, everything fp64, 2000": Variant(
+        "gradient", FP64, 2000, EVERYTHING, TABLES, told=True
+    ),
+    "told of, mixed, 8142": Variant("gradient", FP32, 8142, PLAIN, ("lam",), told=True),
+    "told of, dense, 1000": Variant("gradient", BF16, 1000, SMOOTHED, ("dense",), told=True),
+    "told of, lpl, 8142": Variant("learned", BF16, 8142, LPL, n=16, told=True),
     "plain fp64, 1000": Variant("gradient", FP64, 1000),
     "tables, 8142": Variant("gradient", FP32, 8142, ALL_OPTIONS._replace(softcap=0.0), TABLES),
     "tables, 16384": Variant("gradient", FP32, 16384, ALL_OPTIONS._replace(softcap=0.0), TABLES),
@@ -471,6 +482,7 @@ def test_every_kernel_is_compiled(reports: dict[str, list[Report]]) -> None:
         "weigh_rivals",
         "step_rows",
         "move_rows",
+        "tell_rows",
         "plain_steps",
         "binary_tiles",
         "scale_labels",

@@ -56,6 +56,14 @@ def forward_and_gradient(problem: Problem) -> None:
     backend.forward(problem, True)
 
 
+def forward_told(problem: Problem) -> None:
+    backend.forward(problem, False, told=True)
+
+
+def gradient_told(problem: Problem) -> None:
+    backend.forward(problem, True, told=True)
+
+
 def known_of(problem: Problem) -> Known:
     """Any terms: what is moved does not depend on them."""
     known = begin(problem)
@@ -161,6 +169,19 @@ BUDGETS = {
     ),
     "gradient, swept": Budget(
         forward_and_gradient, SWEEP, {"input": (4, 0), "wanted.grad": (0, 2)}
+    ),
+    # what rows are told of comes from the same reads
+    "forward, told of, swept": Budget(forward_told, SWEEP, {"input": (2, 0)}),
+    "gradient, told of": Budget(gradient_told, ONE_BLOCK, {"input": (2, 0), "wanted.grad": (0, 2)}),
+    "gradient, told of, swept": Budget(
+        gradient_told, SWEEP, {"input": (4, 0), "wanted.grad": (0, 2)}
+    ),
+    "gradient, tables, told of, swept": Budget(
+        gradient_told,
+        SWEEP,
+        {"input": (4, 0), "wanted.grad": (0, 2), "rows": (8, 0)},
+        tables=20,
+        parts=ALL,
     ),
     # gradient from the terms of the rows: one read, whatever the loss
     **{

@@ -62,7 +62,8 @@ using i64 = int64_t;
   X(void*, learned, nullptr)         /* (N,) LearnedRow */                                         \
   X(void*, swept, nullptr)           /* (teams, C) Acc: δ of a row that takes plain steps */       \
   X(int64_t, teams, 1)               /* that take plain steps of rows alone in their class */      \
-  X(void*, perturbed, nullptr)       /* (N, C) Acc, z */
+  X(void*, perturbed, nullptr)       /* (N, C) Acc, z */                                           \
+  X(const int64_t*, aim, nullptr)    /* (N,): the class that is right, of rows that are told of */
 
 struct Scratch {
   LPL_SCRATCH(LPL_FIELD)

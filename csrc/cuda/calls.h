@@ -21,6 +21,7 @@
 #include "kernels.h"
 #include "learned_gradient.h"
 #include "learned_statistics.h"
+#include "learned_told.h"
 #include "paths.h"
 #include "reduce.h"
 #include "row_steps.h"
@@ -148,6 +149,31 @@ inline i64 group_work(i64 c) {
   return parts * 8192 - 16;
 }
 
+inline Call but_for_statistics(Call call) {
+  call.out.lse = call.out.entropy = nullptr;
+  call.out.correct = nullptr;
+  return call;
+}
+
+// What rows are told of, by a sweep of its own, for which nothing matters but their softmax.
+template <typename T, typename Launcher>
+void tell(Launcher& launch, Call call) {
+  Outputs out;
+  out.lse = call.out.lse;
+  out.entropy = call.out.entropy;
+  out.correct = call.out.correct;
+  out.delta = call.out.delta;
+  out.slot = call.out.slot;
+  call.out = out;
+  call.scratch.losses = nullptr;
+  call.p.penalty = Penalty::none;
+  call.p.phi = Phi::log;
+  call.p.label_smoothing = 0;
+  call.p.smoothing = nullptr;
+  const bool stage = call.p.norm_p > 0 || call.p.n < launch.many_rows();
+  launch.rows(ToldRowBody<T, kAll>(), call, call.p.n, call.p.c * i64(sizeof(T)), stage);
+}
+
 // The steps of the classes with several rows, which have taken the first: until they have a
 // verdict, which lets the rest of the kernels pass.
 template <typename T, typename Launcher>
@@ -194,24 +220,45 @@ void sweep_left(Launcher& launch, const Call& call) {
   launch.rows(SweptBody<T>(), call, call.scratch.teams, call.p.c * i64(sizeof(T)), false);
 }
 
-// δ of all rows.
+// δ of the rows that share theirs with others, or are left to plain steps.
 template <typename T, typename Launcher>
-void learned_perturbation(Launcher& launch, Call call) {
-  const i64 n = call.p.n, bytes = call.p.c * i64(sizeof(T));
-  call.scratch.only_delta = true;
-  take_steps<T>(launch, call);
-  launch.rows(LearnedDeltaBody<T>(), call, n, bytes, false);
+void delta_of_others(Launcher& launch, const Call& call) {
   if (call.scratch.groups)
     for_learned<GroupDeltaBody, T>(
         call, [&](auto body) { launch_in_turns(launch, body, call, group_work(call.p.c)); });
   sweep_left<T>(launch, call);
 }
 
-// The loss of every row under its δ, which is there, and its gradient if that is wanted.
+// δ of all rows.
+template <typename T, typename Launcher>
+void learned_perturbation(Launcher& launch, Call call) {
+  call.scratch.only_delta = true;
+  take_steps<T>(launch, call);
+  launch.rows(LearnedDeltaBody<T>(), call, call.p.n, call.p.c * i64(sizeof(T)), false);
+  delta_of_others<T>(launch, call);
+}
+
+// The loss of every row under its δ, which is there, its gradient and what it is told of, if they
+// are wanted.
 template <typename T, typename Launcher>
 void under_delta(Launcher& launch, Call call) {
   call.scratch.only_delta = true;
-  launch_rows<RowBody, T>(launch, call, true, SetList<kMove>());
+  launch_rows<RowBody, T>(launch, but_for_statistics(call), true, SetList<kMove>());
+  if (!call.out.lse) return;
+  call.scratch.learned = nullptr;
+  tell<T>(launch, call);
+}
+
+// What rows are told of whose steps are taken: where they have a δ of their own from what these
+// have left, else under δ.
+template <typename T, typename Launcher>
+void tell_learned(Launcher& launch, Call call) {
+  const i64 bytes = call.p.c * i64(sizeof(T));
+  for_learned<ToldStepsBody, T>(
+      call, [&](auto body) { launch.rows(body, call, call.p.n, bytes, false); });
+  call.scratch.only_delta = true;
+  delta_of_others<T>(launch, call);
+  tell<T>(launch, call);
 }
 
 // The gradients of rows whose steps are taken.
@@ -236,6 +283,7 @@ void learned_cross_entropy(Launcher& launch, const Call& call) {
   take_steps<T>(launch, call);
   sweep_left<T>(launch, call);
   if (call.out.grad) gradient_of_steps<T>(launch, call);
+  if (call.out.lse) tell_learned<T>(launch, call);
 }
 
 // The gradient from what that has left.
@@ -246,25 +294,59 @@ void learned_gradient(Launcher& launch, const Call& call) {
   sweep_left<T>(launch, call);
 }
 
-// The loss of every row, its terms and its gradient, and what is summed over the batch, as far as
-// wanted.
+// What is wanted of rows that learn nothing, but for what they are told of.
+template <typename T, typename Launcher>
+void silent_rows(Launcher& launch, const Call& call, bool stage, bool again) {
+  const i64 n = call.p.n;
+  if constexpr (!std::is_same<T, double>::value)
+    if (shares_tables<T>(call) && !again && n >= launch.many_rows())
+      return launch.rows(StatisticsBody<T, kTables>(), call, groups_beside(n),
+                         call.p.c * i64(sizeof(T)), false);
+  launch_rows<RowBody, T>(launch, call, stage, Lean());
+}
+
+template <typename T, Set kSet>
+ToldRowBody<T, kSet> told_with(RowBody<T, kSet>) {
+  return {};
+}
+template <typename Body>
+constexpr bool kTellsBeside = false;
+template <typename T>
+constexpr bool kTellsBeside<RowBody<T, kBare>> = true;
+template <typename T>
+constexpr bool kTellsBeside<RowBody<T, kAll>> = true;
+
+// The same with what they are told of: from the sweep of their loss where a kernel has both, else
+// from one more.
+template <typename T, typename Launcher>
+void told_rows(Launcher& launch, const Call& call, bool stage, bool again) {
+  const Call silent = but_for_statistics(call);
+  for_set<RowBody, T>(silent, Lean(), [&](auto body) {
+    if constexpr (kTellsBeside<decltype(body)>) {
+      launch.rows(told_with(body), call, call.p.n, call.p.c * i64(sizeof(T)), stage);
+    } else {
+      silent_rows<T>(launch, silent, stage, again);
+      tell<T>(launch, call);
+    }
+  });
+}
+
+// The loss of every row, its terms and its gradient, what it is told of, and what is summed over
+// the batch, as far as wanted.
 template <typename T, typename Launcher>
 void cross_entropy(Launcher& launch, Call call) {
   using Acc = typename AccumulateOf<T>::type;
   const Problem& p = call.p;
   if (call.out.norm && !p.normalizer && !p.steps) launch.once(NormBody<Acc>(), call);
-  const i64 bytes = p.c * i64(sizeof(T));
   // one sweep of one row needs no stage; few rows are cut, for which they have to be on chip
   const bool again = call.out.grad || p.norm_p > 0 || p.penalty != Penalty::none;
+  const bool stage = again || p.n < launch.many_rows() || std::is_same<T, double>::value;
   if (p.steps)
     learned_cross_entropy<T>(launch, call);
-  else if constexpr (!std::is_same<T, double>::value)
-    if (shares_tables<T>(call) && !again && p.n >= launch.many_rows())
-      launch.rows(StatisticsBody<T, kTables>(), call, groups_beside(p.n), bytes, false);
-    else
-      launch_rows<RowBody, T>(launch, call, again || p.n < launch.many_rows(), Lean());
+  else if (call.out.lse)
+    told_rows<T>(launch, call, stage, again);
   else
-    launch_rows<RowBody, T>(launch, call, true, SetList<>());
+    silent_rows<T>(launch, call, stage, again);
   // after plain steps their last team has the sum; of no row there is none
   const bool summed = p.steps && serves(kSolvedPath, call) && p.n > 0 && p.n <= kLossesOfTeam;
   if (call.out.loss && !summed) launch.once(LossBody<Acc>(), call);

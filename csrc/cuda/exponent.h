@@ -47,7 +47,10 @@ class Exponential {
   // Near the level, as logits are.
   LPL_DEVICE Acc shift() const { return level_; }
 
-  LPL_DEVICE Acc of(Acc z) const { return std::exp(z - level_); }
+  // of(z) is the exponential of this, which is in units of so many nats.
+  static constexpr Acc kNats = 1;
+  LPL_DEVICE Acc exponent(Acc z) const { return z - level_; }
+  LPL_DEVICE Acc of(Acc z) const { return std::exp(exponent(z)); }
   LPL_DEVICE Acc unit(Acc shift) const { return std::exp(level_ - shift); }
   // What turns a sum of of(z) into one of `to`.
   LPL_DEVICE Acc in(const Exponential& to) const { return std::exp(level_ - to.level_); }
@@ -71,7 +74,9 @@ class Exponential<float, true> {
   LPL_DEVICE float level() const { return level_; }
   LPL_DEVICE float shift() const { return level_ * kLn2; }
 
-  LPL_DEVICE float of(float z) const { return exp2_of(std::fma(z, kLog2E, -level_)); }
+  static constexpr float kNats = kLn2;
+  LPL_DEVICE float exponent(float z) const { return std::fma(z, kLog2E, -level_); }
+  LPL_DEVICE float of(float z) const { return exp2_of(exponent(z)); }
   LPL_DEVICE float unit(float shift) const {
     return exp2_of(-std::fma(shift, kLog2E, -level_or_nan(level_)));
   }

@@ -32,6 +32,9 @@ struct BlocksOf<Body<T, kSet>> : std::integral_constant<int, (kSet & kRest) != 0
                                                                                               : 3> {
 };
 
+template <typename T, Set kSet>
+struct BlocksOf<ToldStepsBody<T, kSet>> : std::integral_constant<int, (kSet & kRest) != 0 ? 2 : 3> {
+};
 // several rows in hand
 template <typename T, Set kSet>
 struct BlocksOf<StatisticsBody<T, kSet>> : std::integral_constant<int, 2> {};

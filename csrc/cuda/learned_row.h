@@ -66,7 +66,8 @@ struct LearnedRow {
   Terms<Acc> terms;  // its norm's and its penalty's; with its steps all, for an upstream of 1
   Acc penalty;       // what its penalty adds to its loss
   Acc level;         // e_j = exp(exponent(z_j, level))
-  Acc own;           // the label's exponent; if δ is wanted the label's, once the steps are taken
+  Acc own;           // the label's exponent, once the steps are taken in units of e^(terms.shift);
+                     // if δ is wanted the label's
   Acc largest;       // e of the tail is at most that
   // Σ e^r over the tail, r from 1 on. Once the steps are taken what e becomes is Σ series_r·e^r: in
   // units of terms.strength, or if δ is wanted in its own
@@ -78,6 +79,14 @@ struct LearnedRow {
 template <typename Acc>
 LPL_DEVICE inline LearnedRow<Acc>& learned_row(const Call& call, i64 i) {
   return static_cast<LearnedRow<Acc>*>(call.scratch.learned)[i];
+}
+
+// Whether its steps tell of row i.
+template <typename Acc>
+LPL_DEVICE inline bool told_by_steps(const Call& call, i64 i) {
+  if (!call.scratch.learned) return false;
+  const Standing standing = learned_row<Acc>(call, i).standing;
+  return standing == Standing::settled || standing == Standing::dead;
 }
 
 // Leaves row i to plain steps.

@@ -7,9 +7,9 @@
 namespace lpl {
 namespace {
 
-constexpr Path kLossPath = {"loss", kEverything | kThrough, kLoss | kTerms | kDelta};
+constexpr Path kLossPath = {"loss", kEverything | kThrough, kLoss | kTerms | kDelta | kStatistics};
 // gradients do not go through the steps
-constexpr Path kRowPath = {"rows", kEverything, kLoss | kGrad | kTerms | kDelta};
+constexpr Path kRowPath = {"rows", kEverything, kLoss | kGrad | kTerms | kDelta | kStatistics};
 
 // Sums over some columns, and gradients of rows that are settled.
 constexpr Path kPartPath = {"parts", kEverything | kPart,

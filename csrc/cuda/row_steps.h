@@ -187,10 +187,8 @@ struct RowStepsBody {
       const Acc fold = delta ? Acc(1) : Scale<Acc>::exp(-unit_);
 #pragma unroll
       for (int r = 1; r <= kLong; ++r) row_.series[r - 1] = series_[r] * fold;
-      if (delta) {
-        row_.own = own_change_ * Scale<Acc>::kUnit;
-        return;
-      }
+      row_.own = delta ? own_change_ * Scale<Acc>::kUnit : own_ - unit_;
+      if (delta) return;
       // what is said of a row alone is the same for all element types
       const Algebra<Acc, kAll> algebra(call_);
       const Row<Acc> row = algebra.row(index_, nullptr);

@@ -1,194 +1,12 @@
 // The loss of a row and its gradient: what a team does with one row.
 #pragma once
 
+#include "learned_row.h"
 #include "norms.h"
 #include "pieces.h"
+#include "row_statistics.h"
 
 namespace lpl {
-
-// Sums over some columns in units of e^top, `top` being near the largest logit: rest = Σ e^(z_j −
-// top); where weights are spread over all columns also mass = Σ w_j and pull = Σ w_j·(z_j − top);
-// with a norm along = Σ e^(z_j − top)·x_j, x_j what a dL/dz_j of 1 is along the norm.
-template <typename Acc>
-struct RowSums {
-  Acc top, rest, mass, pull, along;
-};
-
-template <typename Acc>
-LPL_DEVICE inline RowSums<Acc> no_columns() {
-  return {Acc(-INFINITY), 0, 0, 0, 0};
-}
-
-// The sums of a thread in units of an Exponential E; of level −∞ if there is no mass.
-template <typename E, bool kMore>
-struct Gathered {
-  typename E::Acc level, rest;
-};
-template <typename E>
-struct Gathered<E, true> {
-  typename E::Acc level, rest, mass, pull, along;
-
-  LPL_DEVICE typename E::Acc shift() const { return E(finite_shift(level)).shift(); }
-};
-
-// What turns sums of a level into sums of a higher one.
-template <typename E, typename Acc>
-LPL_DEVICE inline Acc factor_to(Acc level, Acc from) {
-  return from == level ? Acc(1) : E(from).in(E(level));
-}
-
-template <typename E, bool kMore>
-LPL_DEVICE inline Gathered<E, kMore> joined(const Gathered<E, kMore>& a,
-                                            const Gathered<E, kMore>& b) {
-  Gathered<E, kMore> both{};
-  both.level = a.level > b.level ? a.level : b.level;
-  // also where there is no mass, so that a nan comes through
-  const auto of_a = factor_to<E>(both.level, a.level), of_b = factor_to<E>(both.level, b.level);
-  both.rest = a.rest * of_a + b.rest * of_b;
-  if constexpr (kMore) {
-    both.mass = a.mass + b.mass;
-    both.pull =
-        a.pull + a.mass * (a.shift() - both.shift()) + b.pull + b.mass * (b.shift() - both.shift());
-    both.along = a.along * of_a + b.along * of_b;
-  }
-  return both;
-}
-
-// Few numbers are added one after the other.
-template <int kSize, typename Acc>
-LPL_DEVICE inline Acc sum_of(const Acc (&x)[kSize]) {
-  Acc sum[kSize];
-#pragma unroll
-  for (int v = 0; v < kSize; ++v) sum[v] = x[v];
-#pragma unroll
-  for (int half = kSize / 2; half > 0; half /= 2)
-#pragma unroll
-    for (int v = 0; v < kSize / 2; ++v)
-      if (v < half) sum[v] += sum[v + half];
-  return sum[0];
-}
-
-// The larger one; of a nan and a number the number.
-LPL_DEVICE inline float larger(float a, float b) {
-  return fmaxf(a, b);
-}
-LPL_DEVICE inline double larger(double a, double b) {
-  return fmax(a, b);
-}
-
-// How far the level of a sum may be from its largest logit. Near, exponents of what counts are near
-// 0, where they are most exact: where gradients are differences. Ahead of what was found so far, a
-// warp rarely has to raise the level of one of its threads.
-enum class Level { near, ahead };
-template <Level kLevel>
-constexpr float kLarge = kLevel == Level::near ? 16 : 128;
-template <Level kLevel>
-constexpr float kAhead = kLevel == Level::near ? 0 : 2;
-
-// Σ e^z piece by piece. Any level near the largest logit does: a new one is looked for where a sum
-// becomes large, so that nothing is compared for a maximum.
-template <typename E, int kSize, Level kLevel>
-class Gather {
- public:
-  using Acc = typename E::Acc;
-
-  LPL_DEVICE explicit Gather(const E& e = E(0)) : e_(e) {}
-
-  LPL_DEVICE const E& e() const { return e_; }
-  LPL_DEVICE Acc level() const { return known_ ? e_.level() : Acc(-INFINITY); }
-  LPL_DEVICE Acc rest() const { return rest_; }
-
-  // Leaves the exponentials in `terms`; moved(factor, difference of shifts) tells who has sums of
-  // his own of a new level.
-  template <typename Moved>
-  LPL_DEVICE void add(const Acc* z, Acc (&terms)[kSize], Moved moved) {
-    Acc sum = exponentials(z, terms);
-    if (sum > kLarge<kLevel> || !known_) sum = raised(sum, z, terms, moved);
-    rest_ += sum;
-  }
-
-  // The same without the logit at a place, if there is such a one, which becomes −∞: a piece is
-  // asked one question for both.
-  template <typename Moved>
-  LPL_DEVICE void add_without(int place, Acc* z, Acc (&terms)[kSize], Moved moved) {
-    Acc sum = exponentials(z, terms);
-    if (sum > kLarge<kLevel> || !known_ || unsigned(place) < unsigned(kSize)) {
-#pragma unroll
-      for (int v = 0; v < kSize; ++v)
-        if (v == place) z[v] = -INFINITY;
-      sum = exponentials(z, terms);
-      if (sum > kLarge<kLevel> || !known_) sum = raised(sum, z, terms, moved);
-    }
-    rest_ += sum;
-  }
-
- private:
-  // By a new level, if there is one to be found.
-  template <typename Moved>
-  LPL_DEVICE Acc raised(Acc sum, const Acc* z, Acc (&terms)[kSize], Moved moved) {
-    Acc most = known_ ? e_.shift() : Acc(-INFINITY);
-#pragma unroll
-    for (int v = 0; v < kSize; ++v) most = larger(z[v], most);
-    if (most > -INFINITY) {
-      // higher than it has to be yet: a warp takes this way as often as all its threads together
-      const E old = e_;
-      e_ = e_.above(most, kAhead<kLevel>);
-      const Acc factor = known_ ? old.in(e_) : Acc(1);
-      rest_ *= factor;
-      moved(factor, old.shift() - e_.shift());
-      known_ = true;
-      sum = exponentials(z, terms);
-    }
-    return sum;
-  }
-
-  LPL_DEVICE Acc exponentials(const Acc* z, Acc (&terms)[kSize]) const {
-#pragma unroll
-    for (int v = 0; v < kSize; ++v) terms[v] = e_.of(z[v]);
-    return sum_of(terms);
-  }
-
-  E e_;
-  bool known_ = false;
-  Acc rest_ = 0;
-};
-
-// The sums of all threads of a team: those of a warp by one level for all.
-template <typename Team, typename E, bool kMore>
-LPL_DEVICE inline Gathered<E, kMore> of_team(Team& team, const Gathered<E, kMore>& own) {
-  Gathered<E, kMore> s = own;
-  s.level = team.crew_max(own.level);
-  const auto factor = factor_to<E>(s.level, own.level);
-  s.rest = team.crew_sum(own.rest * factor);
-  if constexpr (kMore) {
-    s.pull = team.crew_sum(own.pull + own.mass * (own.shift() - s.shift()));
-    s.mass = team.crew_sum(own.mass);
-    s.along = team.crew_sum(own.along * factor);
-  }
-  return team.reduce_crews(s, [](const Gathered<E, kMore>& a, const Gathered<E, kMore>& b) {
-    return joined<E, kMore>(a, b);
-  });
-}
-
-// All sums of a row, beside a logit `own`.
-template <typename E, bool kMore, typename Acc>
-LPL_DEVICE inline RowSums<Acc> sums_of(const Gathered<E, kMore>& s, Acc own) {
-  const E all(finite_shift(s.level));
-  RowSums<Acc> found{};
-  constexpr Level kLevel = kMore ? Level::near : Level::ahead;
-  found.top = s.level == -INFINITY ? s.level : all.shift() - kAhead<kLevel>;
-  if (own > found.top) found.top = own;
-  const Acc shift = finite_shift(found.top);
-  // without mass there is no level, and nothing but a nan to pass on
-  const Acc unit = s.level == -INFINITY ? Acc(1) : all.unit(shift);
-  found.rest = s.rest * unit;
-  if constexpr (kMore) {
-    found.mass = s.mass;
-    found.pull = s.pull + s.mass * (all.shift() - shift);
-    found.along = s.along * unit;
-  }
-  return found;
-}
 
 // Sums over the columns of a spread target.
 template <typename Acc>
@@ -292,8 +110,70 @@ class TeamRow {
     return sums_of<E, kMore>(gathered(skip, weigh), own);
   }
 
-  // The same, of the whole team.
+  // The same, of the whole team; if it `kTells`, the row is told of on the way.
+  template <bool kTells = false>
   LPL_DEVICE Gathered<E, kMore> gathered(int skip, bool weigh) {
+    if constexpr (kTells) {
+      RowStatistics<Acc> own = statistics();
+      const Gathered<E, kMore> sums = sums_of_thread(skip, weigh, own);
+      const auto all = of_team(team_, Telling<E, kMore>{sums, own.heat(), own.beaten()});
+      if (team_.rank() == 0) tell(all);
+      return all.sums;
+    } else {
+      NoStatistics none;
+      return of_team(team_, sums_of_thread(skip, weigh, none));
+    }
+  }
+
+  // Of no columns yet.
+  LPL_DEVICE RowStatistics<Acc> statistics() const {
+    const int aim = right();
+    return RowStatistics<Acc>(aim, aim < 0 ? Acc(0) : load(a_.logits(row_.index)[aim]));
+  }
+
+  // Tells of the row, by sums that leave out its labels where nothing is spread.
+  LPL_DEVICE void tell(const Telling<E, kMore>& t) const {
+    Acc labels[2] = {-INFINITY, -INFINITY};
+    if (!a_.spread) {
+      labels[0] = a_.logit(row_.label, row_);
+      if (a_.mixed() && row_.other != row_.label) labels[1] = a_.logit(row_.other, row_);
+    }
+    const RowSums<Acc> s = sums_of<E, kMore>(t.sums, larger(labels[0], labels[1]));
+    const E all(finite_shift(t.sums.level));
+    const Acc shift = finite_shift(s.top);
+    const Acc unit = t.sums.level == -INFINITY ? Acc(1) : all.unit(shift);
+    Acc total = s.rest, heat = (t.heat - t.sums.rest * all.exponent(shift)) * unit * E::kNats;
+    for (const Acc label : labels) {
+      const Acc x = label - shift, e = std::exp(x);
+      total += e;
+      heat += heat_of(e, x);
+    }
+    leave(shift, total, heat, t.beaten == 0);
+  }
+
+  // What the first thread tells of the row: of total = Σ e^(z − shift) and heat = Σ e^(z −
+  // shift)·(z − shift), and of whether its RowStatistics say that the one that is right is first.
+  LPL_DEVICE void leave(Acc shift, Acc total, Acc heat, bool first) const {
+    if (team_.rank() != 0) return;
+    const Acc log_total = std::log(total), entropy = log_total - heat / total;
+    const int aim = right();
+    const T* u = a_.logits(row_.index);
+    for (int j = aim < kSize ? 0 : aim - kSize + 1; j < aim; ++j)
+      first = first && load(u[j]) != load(u[aim]);
+    // of one class rounding leaves less than nothing; nan stays
+    leave(shift + log_total, entropy < 0 ? Acc(0) : entropy,
+          first && entropy - entropy == 0 && aim >= 0);
+  }
+  LPL_DEVICE void leave(Acc lse, Acc entropy, bool correct) const {
+    if (team_.rank() != 0) return;
+    static_cast<Acc*>(call_.out.lse)[row_.index] = lse;
+    static_cast<Acc*>(call_.out.entropy)[row_.index] = entropy;
+    call_.out.correct[row_.index] = correct;
+  }
+
+  // The sums of this thread, and its statistics.
+  template <typename Statistics>
+  LPL_DEVICE Gathered<E, kMore> sums_of_thread(int skip, bool weigh, Statistics& statistics) {
     Gathered<E, kMore> s{};
     Gather<E, kSize, kMore ? Level::near : Level::ahead> mass;
     pieces_.visit_arriving([&](int first, const Acc* u, auto kind) {
@@ -307,7 +187,9 @@ class TeamRow {
           s.along *= factor;
           s.pull += s.mass * difference;
         }
+        statistics.raise(factor, mass.rest(), mass.e().level());
       });
+      statistics.template add<kSize>(first, u, z, terms, mass.e(), kind, a_.c);
       if constexpr (kMore) {
         if (weigh) weigh_piece(first, z, kind, mass.e().shift(), s.mass, s.pull);
         if (a_.normed()) s.along += along_of_piece(first, u, terms, kind);
@@ -315,7 +197,7 @@ class TeamRow {
     });
     s.level = mass.level();
     s.rest = mass.rest();
-    return of_team(team_, s);
+    return s;
   }
 
   // Σ of terms times unit_along.
@@ -370,13 +252,15 @@ class TeamRow {
     return loss;
   }
 
-  // The loss of the row, and its softmax's Terms.
+  // The loss of the row, and its softmax's Terms; what it is told of, if it `kTells`.
+  template <bool kTells = false>
   LPL_DEVICE Acc loss(Terms<Acc>& t) {
-    if (!a_.spread) return loss_of_label(gathered(row_.label, false), t);
+    if (!a_.spread) return loss_of_label(gathered<kTells>(row_.label, false), t);
     Acc own = -INFINITY;
     if (a_.p.target) own = a_.logit(row_.label, row_);
     const bool by_log = a_.p.phi == Phi::log;
-    const RowSums<Acc> s = sums(-1, a_.spread && by_log);
+    const RowSums<Acc> s =
+        sums_of<E, kMore>(gathered<kTells>(-1, a_.spread && by_log), Acc(-INFINITY));
     const Acc shift = finite_shift(s.top);
     Acc gap[2] = {own - shift, 0};
     if (a_.mixed()) gap[1] = a_.logit(row_.other, row_) - shift;
@@ -498,6 +382,12 @@ class TeamRow {
  private:
   static constexpr bool kTablesLearn = (kSet & kRest) != 0;
 
+  // The column that is right; −1 where there is none.
+  LPL_DEVICE int right() const {
+    const i64 aim = call_.scratch.aim[row_.index];
+    return aim < 0 || aim >= a_.c ? -1 : int(aim);
+  }
+
   // Adds mass and pull of a piece.
   template <typename Kind>
   LPL_DEVICE void weigh_piece(int first, const Acc* z, Kind, Acc shift, Acc& mass,
@@ -553,14 +443,16 @@ class TeamRow {
   Acc top_ = 0, penalty_ = 0;
 };
 
-// Loss and gradient of row i under its δ, if any.
-template <typename T, Set kSet>
-struct RowBody {
+// Loss and gradient of row i under its δ, if any; and if it `kTells` what it is told of beside.
+template <typename T, Set kSet, bool kTells>
+struct RowsBody {
   using Shared = Nothing;
   using Acc = typename AccumulateOf<T>::type;
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
+    if constexpr (kTells)
+      if (told_by_steps<Acc>(call, i)) return;
     const Algebra<T, kSet> algebra(call);
     const void* delta = call.scratch.only_delta ? call.out.delta : nullptr;
     Row<Acc> row = algebra.row(i, static_cast<const Acc*>(delta));
@@ -568,11 +460,12 @@ struct RowBody {
     TeamRow<Team, T, kSet> here(team, call, algebra, row);
     if (!row.live) {
       here.clear();
+      if constexpr (kTells) here.leave(0, 0, false);
       return here.say(0, Terms<Acc>{});
     }
     here.measure_all();
     if constexpr (Algebra<T, kSet>::kOneLabel && sizeof(Acc) == sizeof(float)) {
-      const auto rivals = here.gathered(row.label, false);
+      const auto rivals = here.template gathered<kTells>(row.label, false);
       // what a row's numbers cost is worth no more threads than one warp has
       const auto make = [&] {
         Terms<Acc> t = here.measured();
@@ -586,10 +479,14 @@ struct RowBody {
         make();
     } else {
       Terms<Acc> terms = here.measured();
-      const Acc loss = here.loss(terms);
+      const Acc loss = here.template loss<kTells>(terms);
       here.finish(loss, terms);
     }
   }
 };
+template <typename T, Set kSet>
+struct RowBody : RowsBody<T, kSet, false> {};
+template <typename T, Set kSet>
+struct ToldRowBody : RowsBody<T, kSet, true> {};
 
 }  // namespace lpl

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from ..problem import Problem, accumulate_dtype
 from .known import Known
-from .learned import CHUNK, Perturbed, delta, with_delta
+from .learned import CHUNK, Perturbed, delta
 from .parts import Kind, Part, Round, Statistics, finite
 from .rows import Rows
 from .settle import begin, settle
 
 # of a backend's contract
 Reduce = Callable[[Problem, Round, Known], Part]
-Perturbation = Callable[[Problem], tuple[Tensor, Tensor]]
 
 # e^x is 0 in every dtype below it, and products with it are numbers
 _NOTHING = -1e4
@@ -70,15 +69,6 @@ def dtypes(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
     return accumulate_dtype(dtype), accumulate_dtype(dtype), torch.bool
 
 
-def of_rows(problem: Problem, reduce: Reduce, perturbation: Perturbation) -> RowStatistics:
-    """Those of the rows of a problem with all its columns, by a sweep of their own, before which
-    its δ is found as a table."""
-    if problem.steps is not None:
-        problem = problem._replace(options=problem.options._replace(through=False))
-        problem = with_delta(problem, *perturbation(problem))
-    return statistics(reduce, [problem])
-
-
 def statistics(
     reduce: Reduce,
     problems: Iterable[Problem],
@@ -117,16 +107,17 @@ def settled(problem: Problem, part: Statistics) -> RowStatistics:
     rows = Rows.of(problem)
     log_total = torch.log(part.total)
     entropy = log_total - part.heat / part.total
-    right = (part.place == aim(problem, part)) & entropy.isfinite() & rows.live
+    right = (part.place == aim(problem, part.aim)) & entropy.isfinite() & rows.live
     dtype, lse = accumulate_dtype(problem.input.dtype), finite(part.shift) + log_total
     lse, entropy = (x.masked_fill(~rows.live, 0).to(dtype) for x in (lse, entropy))
     return RowStatistics(lse, entropy, right)
 
 
-def aim(problem: Problem, part: Statistics) -> Tensor:
-    """(N,): the class that is right."""
+def aim(problem: Problem, likely: Tensor | None = None) -> Tensor:
+    """(N,): the class that is right; `likely` the most likely one of class probabilities, where
+    that is known."""
     if problem.dense:
-        return part.aim
+        return problem.target.max(1)[1] if likely is None else likely
     if problem.other is None:
         return problem.target
     assert problem.lam is not None

@@ -11,8 +11,7 @@ come out of a matrix product):
                                           small tensors, no logits
     gradient(problem, known, upstream, want)    one sweep
 
-Beside these `reduce` takes Kind.STATISTICS, no round of the loss: see algebra/statistics.py, whose
-`of_rows` is the way of a `forward` that does not find them on its own.
+Beside these `reduce` takes Kind.STATISTICS, no round of the loss: see algebra/statistics.py.
 
 `problem.input` may be some columns of all, those from `options.first` on of `options.classes`:
 logits (and class probabilities) are of these columns, tables, labels and steps of all classes.

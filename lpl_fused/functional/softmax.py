@@ -479,7 +479,7 @@ def lpl_cross_entropy(
             phi, z_loss, softcap, norm, sample_weight, gradient, return_stats, process_group,
             backend: as in `cross_entropy`. Ignored rows take no part in δ. gradient="auto" is
             "statistics" where the backend leaves the numbers that δ is made of; else that finds δ
-            twice. Not "inplace". On a GPU `return_stats` finds δ once more, as a table (N, C).
+            twice. Not "inplace". On a GPU `return_stats` has room for δ, a table (N, C).
         target: class indices, or a `MixedTarget` of them. That takes 2·|steps| sweeps in plain
             PyTorch for δ, and the fused loss twice (sums in rounds, of twice the rows, beside
             process_group); neither gradient="inplace" nor `return_stats`.

@@ -23,6 +23,7 @@ from ...algebra import groups, learned, statistics
 from ...algebra.known import Known
 from ...algebra.parts import Kind, Part, Round
 from ...algebra.settle import rounds, settle
+from ...algebra.statistics import RowStatistics, dtypes
 from ...algebra.sweep import with_steps
 from ...algebra.terms import Terms
 from ...problem import MEAN, NONE, Problem, accumulate_dtype, divides
@@ -201,14 +202,29 @@ def forward(
     out: Outputs = _made(Outputs, (place, norm, grad, None, 0, terms, *_NO_MORE_OUTPUTS))
     scratch: Scratch = _made(Scratch, (losses, weight, *_NO_MORE_SCRATCH))
     left: tuple[Tensor, ...] = ()
+    found = None
+    if told:
+        (out, scratch, _), found = _told(problem, Buffers(out, scratch))
     if problem.steps is not None:
         out, scratch, held = _with_steps(problem, Buffers(out, scratch))
         left = () if want_grad or final else held[:1]
     queue(_native().cross_entropy, problem, Sizes.of(problem), out, scratch)
     steps = None if choose is None else problem.steps
-    found = statistics.of_rows(problem, reduce, learned_perturbation) if told else None
     kept = norm if isinstance(norm, Tensor) else None
     return Forward(loss, kept, terms, grad, steps, left, found)
+
+
+def _told(problem: Problem, buffers: Buffers) -> tuple[Buffers, RowStatistics]:
+    """The buffers, and what is told of rows beside; with room for δ of classes with several rows,
+    which that asks for."""
+    n = problem.input.shape[0]
+    found = RowStatistics(*(new(problem, n, dtype=each) for each in dtypes(problem.input.dtype)))
+    buffers = buffers.and_out(**found._asdict())
+    buffers = buffers.and_scratch(aim=statistics.aim(problem).contiguous())
+    if problem.steps is not None and not _wants_delta(problem):
+        slot = new(problem, n, dtype=torch.int64)
+        buffers = buffers.and_out(delta=new(problem, *problem.input.shape), slot=slot)
+    return buffers, found
 
 
 def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ class Scratch(NamedTuple):
     swept: Place = None
     teams: int = 1
     perturbed: Tensor | None = None
+    aim: Tensor | None = None
 
 
 class BinaryScratch(NamedTuple):

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .algebra import LOG, of_rivals, read_block, read_row, store_block
+from .algebra import LOG, SOLVED, of_rivals, read_block, read_row, store_block
 from .elementary import scales_exactly
 from .norms import length_of
 from .reductions import sweep_penalty, sweep_size
@@ -20,11 +20,13 @@ from .rows import (
     finite_shift,
     joined_details,
     label_logits,
+    read_aim,
     read_own,
     row_terms,
     store_nothing,
     store_own,
     store_terms,
+    store_told,
     sweep_detail,
     sweep_gradient,
     sweep_mass,
@@ -72,6 +74,8 @@ def forward(problem, upstream, wanted, BLOCK: tl.constexpr, ONE_BLOCK: tl.conste
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
     index = tl.program_id(0).to(tl.int64)
+    if wanted.outcome is not None and tl.load(wanted.outcome + index) == SOLVED:
+        return
     dtype: tl.constexpr = tl.float64 if problem.input.dtype.element_ty == tl.float64 else tl.float32
     live, row = read_row(index, problem, dtype)
     if live == 0:
@@ -80,12 +84,16 @@ def forward(problem, upstream, wanted, BLOCK: tl.constexpr, ONE_BLOCK: tl.conste
 
     # read before the sweep, which hides the latency
     own, other = label_logits(row, problem)
+    told: tl.constexpr = wanted.aim is not None
+    aim = read_aim(row, index, wanted, problem)
     if ONE_BLOCK:
         block = read_block(row, tl.full((), 0, tl.int32), problem, False, BLOCK)
         block = of_rivals(block, row, problem)
-        mass = block_mass_alone(row, block, problem)
+        mass = block_mass_alone(row, block, aim, problem, told)
     else:
-        mass = sweep_mass(row, problem, BLOCK)
+        mass = sweep_mass(row, aim, problem, told, BLOCK)
+    if told:
+        store_told(index, row, own[0], other[0], mass, aim, wanted, problem)
 
     if problem.other is not None and not problem.spread:
         mass = beside(mass, own[0], other[0])

@@ -552,7 +552,7 @@ def tell_rows(
     rest -= tl.load(shared.used + place * NODES + last, mask=inside, other=0)
     rest += sum_chunks(last, place, inside, shared, NODES, ROWS)
     zero = tl.zeros_like(own)
-    mass = Mass(shift, rest, zero, zero, zero, zero)
+    mass = Mass(shift, rest, zero, zero, zero, zero, zero, zero)
     value, terms = row_terms(index, row, (own, zero), (own, zero), mass, mass, problem)
     tl.store(losses + index, value, mask=inside)
     tl.store(shared.strength + place, terms.strength, mask=inside)

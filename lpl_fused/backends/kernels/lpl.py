@@ -314,7 +314,7 @@ def tell_row(index, change, problem, wanted, upstream, BLOCK: tl.constexpr):
     own = read_logits(row, row.column, problem)[1] + tl.load(change + row.column)
     zero = tl.zeros_like(own)
     label = (own - shift, zero)
-    mass = Mass(largest, rest, zero, zero, zero, zero)
+    mass = Mass(largest, rest, zero, zero, zero, zero, zero, zero)
     value, terms = row_terms(index, row, label, label, mass, mass, problem)
     if wanted.losses is not None:
         tl.store(wanted.losses + index, value)

@@ -16,8 +16,10 @@ from .penalties import penalty_of
 from .rows import (
     LOG_TOTAL,
     TOP,
+    Aim,
     Detail,
     finite_shift,
+    heat_of,
     label_logits,
     read_shift,
     sweep_detail,
@@ -117,7 +119,8 @@ def mass_rows(problem, masses, BLOCK: tl.constexpr):
     numbers = (nowhere, zero, nowhere, nowhere, zero, zero, along, zero, zero, along)
     if live:
         own, other = label_logits(row, problem)
-        mass = sweep_mass(row, problem, BLOCK)
+        nothing = Aim(row.column, row.hard)
+        mass = sweep_mass(row, nothing, problem, False, BLOCK)
         base = row.base.to(tl.float64)
         numbers = (
             mass.shift + base, mass.rest, own[0] + base, other[0] + base, mass.mass, mass.pull,
@@ -158,7 +161,7 @@ def statistic_rows(problem, numbers, BLOCK: tl.constexpr):
             above = z - by
             e = tl.exp(above)
             total += tl.sum(e, 0)
-            heat += tl.sum(e * tl.where(above < -1e4, -1e4, above), 0)
+            heat += tl.sum(heat_of(e, above), 0)
             start += BLOCK
     where = class_of(place, problem)
     shift = shift.to(tl.float64) + row.base.to(tl.float64)

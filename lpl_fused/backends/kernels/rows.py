@@ -37,10 +37,12 @@ TOP = tl.constexpr(Terms._fields.index("top"))
 LOG_TOTAL = tl.constexpr(Terms._fields.index("log_total"))
 RAISES = tl.constexpr(Terms._fields.index("raises"))
 EACH = tl.constexpr(Terms._fields.index("each"))
+NOTHING = tl.constexpr(-1e4)  # e^x is 0 in every dtype below it, and products with it are numbers
 
 
 class Mass(NamedTuple):
-    """Sums over columns: those of lpl_fused.algebra.parts.Mass that no label makes."""
+    """Sums over columns: those of lpl_fused.algebra.parts.Mass that no label makes; what a row is
+    told of beside."""
 
     shift: Any
     rest: Any
@@ -48,6 +50,15 @@ class Mass(NamedTuple):
     pull: Any
     along: Any
     along_spread: Any
+    heat: Any  # Σ e_j·(z_j − shift)
+    beaten: Any  # > 0: a column has a larger raw logit than the Aim's, or the same and is before it
+
+
+class Aim(NamedTuple):
+    """The column that is right, of a row that is told of."""
+
+    column: Any  # −1 where it does not exist
+    u: Any  # its raw logit
 
 
 class Detail(NamedTuple):
@@ -102,11 +113,13 @@ def logit_at(column, row, problem):
 
 
 @triton.jit
-def no_mass(row, problem, BLOCK: tl.constexpr):
+def no_mass(row, problem, TOLD: tl.constexpr, BLOCK: tl.constexpr):
     """The Mass by lane of no columns; what a problem does not ask for stays one 0."""
     zeros = tl.zeros((BLOCK // problem.each,), row.hard.dtype)
     mass = tl.zeros_like(row.hard)
     pull = mass
+    heat = mass
+    beaten = row.column * 0
     along = mass.to(tl.float64)
     along_spread = along
     if problem.spread:
@@ -117,12 +130,15 @@ def no_mass(row, problem, BLOCK: tl.constexpr):
         along = zeros.to(tl.float64)
         if problem.spread and problem.phi == LOG:
             along_spread = along
-    return Mass(zeros + float("-inf"), zeros, mass, pull, along, along_spread)
+    if TOLD:
+        heat = zeros
+        beaten = zeros.to(tl.int32)
+    return Mass(zeros + float("-inf"), zeros, mass, pull, along, along_spread, heat, beaten)
 
 
 @triton.jit
-def block_mass(row, block, maximum, x, problem):
-    """The Mass by lane of a block, x = z − finite_shift(maximum)."""
+def block_mass(row, block, maximum, x, aim, problem, TOLD: tl.constexpr):
+    """The Mass by lane of a block `of_rivals`, x = z − finite_shift(maximum)."""
     e = exp(x)
     rest = tl.sum(e, 1)
     mass = tl.zeros_like(row.hard)
@@ -138,7 +154,50 @@ def block_mass(row, block, maximum, x, problem):
         along = sum_exactly(e * direction)
         if problem.spread and problem.phi == LOG:
             along_spread = sum_exactly(block.weight * direction)
-    return Mass(maximum, rest, mass, pull, along, along_spread)
+    heat = tl.zeros_like(row.hard)
+    beaten = row.column * 0
+    if TOLD:
+        heat = tl.sum(heat_of(e, x), 1)
+        beaten = beating(block, aim, problem)
+    return Mass(maximum, rest, mass, pull, along, along_spread, heat, beaten)
+
+
+@triton.jit
+def heat_of(e, x):
+    """e·x of e = exp(x): nothing, where that is 0."""
+    return e * tl.maximum(x, NOTHING)
+
+
+@triton.jit
+def beating(block, aim, problem):
+    """By lane whether a column has a larger raw logit than the Aim's, or the same and is before
+    it: > 0."""
+    # a lane's largest, which the sums look for, too, where z is the logits
+    if problem.raw and problem.delta is None and problem.other is None:
+        highest = tl.max(block.z, 1)
+    else:
+        highest = tl.max(tl.where(block.inside, block.u, float("-inf")), 1)
+    before = block.end <= aim.column
+    beaten = ((highest > aim.u) | (before & (highest == aim.u))).to(tl.int32)
+    if is_within(aim.column, block):
+        # without a barrier the compiler asks every column of every block instead
+        tl.debug_barrier()
+        here = block.inside & (block.columns < aim.column) & (block.u == aim.u)
+        beaten |= tl.max(here.to(tl.int32), 1)
+    return beaten
+
+
+@triton.jit
+def read_aim(row, index, wanted, problem):
+    """The Aim of a row; if nothing is told of it, of nothing."""
+    column = row.column * 0
+    u = row.hard
+    if wanted.aim is not None:
+        label = tl.load(wanted.aim + index)
+        outside = (label < 0) | (label >= problem.classes)
+        column = tl.where(outside, -1, label).to(tl.int32)
+        u = tl.where(outside, 0, read_logits(row, tl.where(outside, 0, column), problem)[0])
+    return Aim(column, u)
 
 
 @triton.jit
@@ -152,12 +211,13 @@ def counted_distances(block, values, problem):
 
 
 @triton.jit
-def add_mass(mass, row, block, problem):
+def add_mass(mass, row, block, aim, problem, TOLD: tl.constexpr):
     """The Mass by lane with the columns of a block."""
     block = of_rivals(block, row, problem)
     maximum = tl.maximum(mass.shift, tl.max(block.z, 1))
     shift = finite_shift(maximum)
-    added = block_mass(row, block, maximum, block.z - shift[:, None], problem)
+    x = block.z - shift[:, None]
+    added = block_mass(row, block, maximum, x, aim, problem, TOLD)
     shrink = exp(mass.shift - shift)
     pull = mass.pull
     along = mass.along
@@ -165,6 +225,11 @@ def add_mass(mass, row, block, problem):
         pull += mass.mass * (finite_shift(mass.shift) - shift) + added.pull
     if problem.norm_p is not None:
         along = along * shrink + added.along
+    heat = mass.heat
+    beaten = mass.beaten
+    if TOLD:
+        heat = heat_from(mass, shift) * shrink + added.heat
+        beaten |= added.beaten
     return Mass(
         maximum,
         mass.rest * shrink + added.rest,
@@ -172,11 +237,19 @@ def add_mass(mass, row, block, problem):
         pull,
         along,
         mass.along_spread + added.along_spread,
+        heat,
+        beaten,
     )
 
 
 @triton.jit
-def joined_lanes(mass, problem):
+def heat_from(mass, shift):
+    """Σ e_j·(z_j − shift), e_j still in units of the Mass's own shift."""
+    return mass.heat + mass.rest * (finite_shift(mass.shift) - shift)
+
+
+@triton.jit
+def joined_lanes(mass, problem, TOLD: tl.constexpr):
     """The Mass of all lanes."""
     maximum = tl.max(mass.shift, 0)
     shift = finite_shift(maximum)
@@ -187,13 +260,17 @@ def joined_lanes(mass, problem):
         pull += mass.mass * (finite_shift(mass.shift) - shift)
     if problem.norm_p is not None:
         along *= shrink
-    return summed_lanes(
-        Mass(maximum, mass.rest * shrink, mass.mass, pull, along, mass.along_spread), problem
-    )
+    heat = mass.heat
+    if TOLD:
+        heat = heat_from(mass, shift) * shrink
+    spread = mass.along_spread
+    rest = mass.rest * shrink
+    mass = Mass(maximum, rest, mass.mass, pull, along, spread, heat, mass.beaten)
+    return summed_lanes(mass, problem, TOLD)
 
 
 @triton.jit
-def summed_lanes(mass, problem):
+def summed_lanes(mass, problem, TOLD: tl.constexpr):
     """The Mass of all lanes, which have one shift."""
     total = mass.mass
     pull = mass.pull
@@ -207,7 +284,13 @@ def summed_lanes(mass, problem):
         along = tl.sum(along, 0)
         if problem.spread and problem.phi == LOG:
             along_spread = tl.sum(along_spread, 0)
-    return Mass(mass.shift, tl.sum(mass.rest, 0), total, pull, along, along_spread)
+    heat = mass.heat
+    beaten = mass.beaten
+    if TOLD:
+        heat = tl.sum(heat, 0)
+        beaten = tl.max(beaten, 0)
+    rest = tl.sum(mass.rest, 0)
+    return Mass(mass.shift, rest, total, pull, along, along_spread, heat, beaten)
 
 
 @triton.jit
@@ -215,9 +298,18 @@ def beside(mass, own, other):
     """The Mass in units of the largest logit, of which two are not in it."""
     maximum = tl.where(own > mass.shift, own, mass.shift)
     maximum = tl.where(other > maximum, other, maximum)
-    shrink = exp(mass.shift - finite_shift(maximum))
-    along = mass.along * shrink
-    return Mass(maximum, mass.rest * shrink, mass.mass, mass.pull, along, mass.along_spread)
+    shift = finite_shift(maximum)
+    shrink = exp(mass.shift - shift)
+    return Mass(
+        maximum,
+        mass.rest * shrink,
+        mass.mass,
+        mass.pull,
+        mass.along * shrink,
+        mass.along_spread,
+        heat_from(mass, shift) * shrink,
+        mass.beaten,
+    )
 
 
 @triton.jit
@@ -240,26 +332,77 @@ def first_whole(last, problem, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def sweep_mass(row, problem, BLOCK: tl.constexpr):
-    """The Mass of a whole row: every lane keeps its own to the end."""
-    mass = no_mass(row, problem, BLOCK)
+def sweep_mass(row, aim, problem, TOLD: tl.constexpr, BLOCK: tl.constexpr):
+    """The Mass of a whole row, TOLD with what it is told of: every lane keeps its own to the
+    end."""
+    mass = no_mass(row, problem, TOLD, BLOCK)
     first, last = edge_blocks(row, problem, BLOCK)
-    mass = add_mass(mass, row, read_block(row, last, problem, False, BLOCK), problem)
+    edge = read_block(row, last, problem, False, BLOCK)
+    mass = add_mass(mass, row, edge, aim, problem, TOLD)
     if problem.phased and last > first:
-        mass = add_mass(mass, row, read_block(row, first, problem, False, BLOCK), problem)
+        edge = read_block(row, first, problem, False, BLOCK)
+        mass = add_mass(mass, row, edge, aim, problem, TOLD)
     start = first_whole(last, problem, BLOCK)
     while start < last:
-        mass = add_mass(mass, row, read_block(row, start, problem, True, BLOCK), problem)
+        block = read_block(row, start, problem, True, BLOCK)
+        mass = add_mass(mass, row, block, aim, problem, TOLD)
         start += BLOCK
-    return joined_lanes(mass, problem)
+    return joined_lanes(mass, problem, TOLD)
 
 
 @triton.jit
-def block_mass_alone(row, block, problem):
+def block_mass_alone(row, block, aim, problem, TOLD: tl.constexpr):
     """The Mass of a row that is one Block, `of_rivals`."""
     maximum = tl.max(tl.max(block.z, 1), 0)
-    mass = block_mass(row, block, maximum, block.z - finite_shift(maximum), problem)
-    return summed_lanes(mass, problem)
+    x = block.z - finite_shift(maximum)
+    mass = block_mass(row, block, maximum, x, aim, problem, TOLD)
+    return summed_lanes(mass, problem, TOLD)
+
+
+@triton.jit
+def store_told(index, row, own, other, mass, aim, wanted, problem):
+    """What a row is told of beside its loss, from its Mass and the logits of its labels that are
+    not in it."""
+    if not problem.spread:
+        mass = beside(mass, own, own)
+        mass = with_logit(mass, own)
+        if problem.other is not None:
+            mass = beside(mass, other, other)
+            same = row.column == row.other
+            mass = with_logit(mass, tl.where(same, float("-inf"), other))
+    shift = finite_shift(mass.shift)
+    leave_told(index, shift, mass.rest, mass.heat, mass.beaten, aim, wanted)
+
+
+@triton.jit
+def leave_told(index, shift, total, heat, beaten, aim, wanted):
+    """Stores what a row is told of: from total = Σ exp(z − shift), heat = Σ exp(z − shift)·(z −
+    shift), and whether the Aim is `beaten`."""
+    log_total = tl.log(total)
+    entropy = log_total - heat / total
+    # of one class rounding leaves less than nothing; nan stays
+    entropy = tl.where(entropy < 0, 0, entropy)
+    right = (beaten == 0) & (aim.column >= 0) & (tl.abs(entropy) < float("inf"))
+    tl.store(wanted.lse + index, shift + log_total)
+    tl.store(wanted.entropy + index, entropy)
+    tl.store(wanted.correct + index, right)
+
+
+@triton.jit
+def with_logit(mass, z):
+    """rest and heat of the Mass with one more logit, which is not above its shift."""
+    x = z - finite_shift(mass.shift)
+    e = exp(x)
+    return Mass(
+        mass.shift,
+        mass.rest + e,
+        mass.mass,
+        mass.pull,
+        mass.along,
+        mass.along_spread,
+        mass.heat + heat_of(e, x),
+        mass.beaten,
+    )
 
 
 @triton.jit
@@ -620,6 +763,10 @@ def store_nothing(index, wanted, problem, BLOCK: tl.constexpr):
     """What is wanted of a row that is ignored."""
     if wanted.losses is not None:
         tl.store(wanted.losses + index, 0)
+    if wanted.aim is not None:
+        tl.store(wanted.lse + index, 0)
+        tl.store(wanted.entropy + index, 0)
+        tl.store(wanted.correct + index, False)
     if wanted.terms is not None:
         for k in tl.static_range(TERMS):
             tl.store(wanted.terms + index * TERMS + k, 0)

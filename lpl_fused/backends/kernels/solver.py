@@ -477,7 +477,7 @@ def step_row(
         return
 
     zero = tl.zeros_like(own)
-    mass = Mass(shift + unit, rest, zero, zero, zero, zero)
+    mass = Mass(shift + unit, rest, zero, zero, zero, zero, zero, zero)
     if losses is not None:
         label = (own - unit, zero)
         value, terms = row_terms(index, row, label, label, mass, mass, problem)

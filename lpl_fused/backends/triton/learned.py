@@ -37,6 +37,7 @@ from ..kernels.launch import (
     plain_meta,
     solver_meta,
     steps_meta,
+    sweep_meta,
 )
 from . import launching
 from .arguments import form_of, group_rows, prepared
@@ -251,11 +252,40 @@ def move(
     kernel = kernels.solver.move_rows
     launching.launch(kernel, grid, arguments, saved.groups, saved.rows, *whither, **how.moved)
     if saved.shared is not None:
-        assert how.groups is not None
-        steps, step_size = problem.steps, number(problem, problem.options.step_size)
-        what = (arguments, saved.groups, steps, step_size, saved.shared, saved.rows.outcome)
-        kernel = kernels.group_solver.move_groups
-        launching.launch(kernel, (how.pieces,), *what, *whither, **how.groups.move_groups)
+        _move_groups(problem, arguments, saved, *whither)
+
+
+def _move_groups(
+    problem: Problem,
+    arguments: Arguments,
+    saved: Saved,
+    upstream: Upstream,
+    grad: Tensor | None,
+    delta: Tensor | None,
+) -> None:
+    """The same of classes with several rows."""
+    how = saved.how
+    assert how.groups is not None
+    steps, step_size = problem.steps, number(problem, problem.options.step_size)
+    what = (arguments, saved.groups, steps, step_size, saved.shared, saved.rows.outcome)
+    kernel, meta = kernels.group_solver.move_groups, how.groups.move_groups
+    launching.launch(kernel, (how.pieces,), *what, upstream, grad, delta, **meta)
+
+
+def tell(problem: Problem, arguments: Arguments, saved: Saved, wanted: Wanted) -> None:
+    """What rows are told of whose steps are taken: where their class is theirs from what these have
+    left, else under δ."""
+    rows, how = (problem.input.shape[0],), saved.how
+    sums = {"HEAD": how.solver["HEAD"], "ORDER": how.solver["ORDER"], **sweep_meta(problem)}
+    launching.launch(kernels.told.tell_rows, rows, arguments, saved.rows, wanted, **sums)
+    delta = new(problem, *problem.input.shape)
+    if saved.shared is not None:
+        _move_groups(problem, arguments, saved, Upstream(), None, delta)
+    finish(problem, arguments, saved, Wanted(delta=delta), Upstream())
+    moved = arguments._replace(delta=delta, slot=saved.groups.typed().slot)
+    others = wanted._replace(outcome=saved.rows.typed().outcome)
+    kernel, meta = kernels.forward.forward, how.form.sweep
+    launching.launch(kernel, rows, moved, Upstream(), others, **meta)
 
 
 def with_learned(

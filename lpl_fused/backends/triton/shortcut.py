@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...algebra import statistics
 from ...algebra.rows import normalizer
+from ...algebra.statistics import RowStatistics, dtypes
 from ...algebra.sweep import with_steps
 from ...problem import NONE, Problem, divides
 from ..buffers import like, new
@@ -16,7 +17,6 @@ from ..kernels.launch import filling_meta, sweep_meta
 from . import launching, learned
 from .arguments import arguments_of, form_of, prepared
 from .launching import kernels
-from .sums import reduce
 
 
 def forward(
@@ -30,22 +30,33 @@ def forward(
     if choose is not None:
         problem = with_steps(forward, problem, choose)
     steps = None if choose is None else problem.steps
-    found = statistics.of_rows(problem, reduce, learned_perturbation) if told else None
     how = None if problem.steps is None else learned.how(problem)
     if how is not None and how.solves:
-        left = _learned(problem, how, want_grad, final)
-        if steps is None and found is None:
-            return left
-        return left._replace(steps=steps, statistics=found)
+        left = _learned(problem, how, want_grad, final, told)
+        return left if steps is None else left._replace(steps=steps)
     input = problem.input
     n = input.shape[0]
     norm = normalizer(problem) if divides(problem) else None
     losses = new(problem, n)
     terms = new(problem, n, TERMS) if leaves_terms(problem, want_grad, final) else None
     grad = like(input) if want_grad else None
-    wanted = Wanted(losses=losses, terms=terms, grad=grad)
+    wanted, found = Wanted(losses=losses, terms=terms, grad=grad), None
+    if told:
+        found = _told(problem)
+        wanted = _telling(problem, found, wanted)
     _sweep(problem, wanted, Upstream(norm))
     return Forward(_reduced(problem, losses, norm), norm, terms, grad, steps, statistics=found)
+
+
+def _told(problem: Problem) -> RowStatistics:
+    """Places for what is told of rows."""
+    n, input = problem.input.shape[0], problem.input
+    return RowStatistics(*(new(problem, n, dtype=each) for each in dtypes(input.dtype)))
+
+
+def _telling(problem: Problem, found: RowStatistics, wanted: Wanted) -> Wanted:
+    """With that beside."""
+    return wanted._replace(aim=statistics.aim(problem), **found._asdict())
 
 
 def _reduced(problem: Problem, losses: Tensor, norm: Tensor | None) -> Tensor:
@@ -53,7 +64,9 @@ def _reduced(problem: Problem, losses: Tensor, norm: Tensor | None) -> Tensor:
     return loss if norm is None else loss / norm
 
 
-def _learned(problem: Problem, how: learned.How, want_grad: bool, final: bool) -> Forward:
+def _learned(
+    problem: Problem, how: learned.How, want_grad: bool, final: bool, told: bool
+) -> Forward:
     """`forward` of a problem that the solver solves."""
     n = problem.input.shape[0]
     losses, reduced = new(problem, n), None
@@ -65,12 +78,16 @@ def _learned(problem: Problem, how: learned.How, want_grad: bool, final: bool) -
     memory, saved, arguments = learned.solve(problem, how, losses)
     learned.finish(problem, arguments, saved, Wanted(losses=losses), Upstream(), reduced)
     loss = _reduced(problem, losses, norm) if reduced is None else reduced.loss
+    found = None
+    if told:
+        found = _told(problem)
+        learned.tell(problem, arguments, saved, _telling(problem, found, Wanted()))
     if not want_grad:
-        return Forward(loss, norm, state=() if final else (memory,))
+        return Forward(loss, norm, state=() if final else (memory,), statistics=found)
     grad = like(problem.input)
     upstream = Upstream(norm)
     learned.gradient(problem, arguments, saved, upstream, grad)
-    return Forward(loss, norm, grad=grad)
+    return Forward(loss, norm, grad=grad, statistics=found)
 
 
 def _sweep(
