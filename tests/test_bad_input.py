@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -219,6 +221,16 @@ BAD = {
         lambda: LF.cross_entropy(EXAMPLE, LABELS, label_smoothing=1.2),
         ValueError,
         "label_smoothing.*1.2",
+    ),
+    "label_smoothing by class": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS, label_smoothing=torch.tensor([0.1, 1.2, 0.0])),
+        ValueError,
+        "label_smoothing.*1.2",
+    ),
+    "label_smoothing by class, nan": (
+        lambda: LF.cross_entropy(EXAMPLE, LABELS, label_smoothing=torch.full((3,), math.nan)),
+        ValueError,
+        "label_smoothing.*nan",
     ),
     "label_smoothing by class with probabilities": (
         lambda: LF.cross_entropy(EXAMPLE, torch.ones(2, 3), label_smoothing=torch.zeros(3)),

@@ -299,7 +299,7 @@ def cross_entropy(
             number of labels of all of them, which keeps each batch's upstream gradient at 1: what
             came with the forward sweep is the gradient. No GPU is waited for; a tensor is not
             looked at, 0 gives nan or inf.
-        label_smoothing: ε in [0, 1], or a (C,) tensor, ε by target class (MiSLAS): t becomes
+        label_smoothing: ε in [0, 1], or a (C,) tensor, by target class (MiSLAS): t becomes
             (1 − ε)·t + ε/C.
         phi: "log", or `Alpha`, `GCE`, `Focal`, `Poly1`.
         z_loss: ≥ 0, weight of the squared logsumexp (PaLM uses 1e-4); None is 0. Class and sample
