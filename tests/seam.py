@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 from unittest import mock
 
 import torch
@@ -58,11 +60,12 @@ def problem_of(case: Case, backend: str, leaves: dict[str, Tensor]) -> Problem:
             keywords["perturbation"] = keywords["perturbation"].__class__(
                 **{**vars(keywords["perturbation"]), **{name: leaves[name] for name in case.learn}}
             )
-        arguments = (case.input, case.target)
-        if case.steps is None:
-            functional.cross_entropy(*arguments, backend=backend, **keywords)
-        else:
-            functional.lpl_cross_entropy(*arguments, case.steps, backend=backend, **keywords)  # type: ignore[arg-type]
+        # the functions themselves, past what usual calls go by
+        function: Any = functional.cross_entropy
+        arguments: tuple[Any, ...] = (case.input, case.target)
+        if case.steps is not None:
+            function, arguments = functional.lpl_cross_entropy, (*arguments, case.steps)
+        inspect.unwrap(function)(*arguments, backend=backend, **keywords)
     return found[0]
 
 
