@@ -73,6 +73,7 @@ class Trial:
     hidden: Tensor | None = None  # what comes into a layer, whose weights are
     matrix: Tensor | None = None
     factors: Tensor = field(default_factory=lambda: torch.ones(()))  # what comes from upstream
+    stretch: Tensor = field(default_factory=lambda: torch.ones(()))  # of `stretches`
 
     def __str__(self) -> str:
         case = self.case
@@ -429,6 +430,19 @@ def conditions(case: Case) -> float:
     return 1.0
 
 
+def stretches(trial: Trial, case: Case) -> Tensor:
+    """(N, 1): how many times a norm lengthens a row's logits, and with them what p − t leaves of
+    its gradient; 1 where it does not. A row near 0 is lengthened without end."""
+    found = torch.ones(len(case.input), 1, dtype=torch.float64)
+    if "norm" not in case.keywords:
+        return found
+    u = case.input.masked_fill(case.input == -math.inf, 0)
+    norm = case.keywords["norm"].numbers()
+    length = softmax.row_norm(u, norm.p, 1) + norm.offset
+    found = torch.where(length > norm.limit, norm.gain / length, found).clamp(min=1)
+    return found[:1].expand_as(found) if trial.layout == "expanded" else found
+
+
 def _largest(values: Tensor) -> float:
     finite = values[values.isfinite()].abs()
     return float(finite.max()) if finite.numel() else 0.0
@@ -485,7 +499,9 @@ def compare(
     if name != "loss":
         unit = 1e-12 if trial.dtype == torch.float64 else 8 * EPS
         largest = trial.factors[trial.factors.isfinite()].abs()
-        size = unit * float(largest.max()) if largest.numel() else 0
+        size: Any = unit * float(largest.max()) if largest.numel() else 0
+        if name == "input":
+            size = size * trial.stretch
         if name.startswith("delta"):
             steps = trial.case.steps
             assert steps is not None
@@ -515,7 +531,7 @@ def check(trial: Trial, backends: tuple[str, ...]) -> dict[str, str]:
     truth = run(trial, exact, REFERENCE, None)
     factors = trial.factors = factors_of(trial, truth.loss)
     truth = run(trial, exact, REFERENCE, factors)
-    trial.lost = truth.loss
+    trial.lost, trial.stretch = truth.loss, stretches(trial, exact)
     with mock.patch.object(softmax, "target_cross_entropy", testing._by_log_softmax):
         eager = run(trial, narrow, REFERENCE, factors)
     condition = conditions(exact)

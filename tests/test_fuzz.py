@@ -53,3 +53,22 @@ def test_a_mistake_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fuzz.check(trial, ("cpp",))
     monkeypatch.setattr(fuzz, "run", wrong)
     assert fuzz.check(trial, ("cpp",))
+
+
+def test_a_row_near_0_is_as_exact_as_its_norm_lets_it_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LogitNorm lengthens a row of 10^-38 by 5·10^7, and with it what p − t = 0 leaves; no other."""
+    trial = fuzz.draw(0, 3678)
+    assert not fuzz.check(trial, ("cpp",))
+    assert float(trial.stretch[0]) == 1
+    assert 4e7 < float(trial.stretch[1]) < 6e7
+    right = fuzz.run
+    for row, error in ((0, 1e-10), (1, 1e-3)):
+
+        def wrong(trial, case, backend, upstream, row=row, error=error):  # type: ignore[no-untyped-def]
+            result = right(trial, case, backend, upstream)
+            if backend == "cpp" and result.grads:
+                result.grads["input"][row, 3] += error
+            return result
+
+        monkeypatch.setattr(fuzz, "run", wrong)
+        assert fuzz.check(trial, ("cpp",))
