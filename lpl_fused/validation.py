@@ -481,10 +481,9 @@ class Shaped:
         if isinstance(label_smoothing, Tensor):
             if dense:
                 raise ValueError("label_smoothing: by class it needs class indices as the target")
-            by_class = self._table("label_smoothing", label_smoothing)
-            if readable(by_class):
-                checked_shares("label_smoothing", by_class)
-            fields["smoothing"] = by_class
+            fields["smoothing"] = self._table("label_smoothing", label_smoothing)
+            if readable(label_smoothing):
+                checked_shares("label_smoothing", label_smoothing)
         if perturbation is not None:
             tables, inverse_temperature = self._tables(perturbation, labelled=not dense)
             fields.update(tables)
