@@ -27,7 +27,8 @@ TYPES = {"f": "float", "d": "double", "6__half": "half", "13__nv_bfloat16": "bfl
 # Set of csrc/cuda/algebra.h
 BARE, TABLES, EVEN, LENGTH, PULL, MOVE, REST = 0, 1, 2, 4, 8, 16, 32
 ALL = 63
-LEAN = BARE, TABLES, EVEN, LENGTH, TABLES | LENGTH, PULL, MOVE
+LEAN_ROWS = BARE, TABLES, EVEN, LENGTH, TABLES | LENGTH, PULL
+LEAN = *LEAN_ROWS, MOVE
 
 
 class Kernel(NamedTuple):
@@ -123,7 +124,7 @@ def labelled_kernels() -> set[Labelled]:
 def kernels() -> set[Kernel]:
     """One for each element type that serves all calls; for less than everything separate ones,
     except in double."""
-    sets = {"Row": LEAN, "Gradient": LEAN}
+    sets = {"Row": LEAN_ROWS, "Gradient": LEAN}
     sets |= dict.fromkeys(("Mass", "ToldRow", "ToldSteps"), (BARE,))
     sets |= dict.fromkeys(("LearnedStatistics", "LearnedGradient"), (BARE, TABLES))
     sets |= {f"Group{body}": (BARE,) for body in ("Tail", "Gather", "Delta", "Gradient")}

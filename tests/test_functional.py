@@ -234,6 +234,28 @@ def test_common_offset_keeps_the_loss(backend: str) -> None:
     assert expected.isfinite().all()
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("offset", [100.0, -100.0, 1e4, -1e4])
+def test_common_offset_keeps_the_loss_under_a_learned_perturbation(
+    backend: str, offset: float, smoothing: float
+) -> None:
+    shifted = random(6, 9).float() + offset
+    target, steps = torch.tensor([3, 1, 3, 0, 8, 3]), torch.tensor([2, -4, 0, 3, 1, 1, 1, 1, -2])
+
+    def found(input: Tensor, backend: str) -> tuple[Tensor, ...]:
+        leaf = input.clone().requires_grad_()
+        keywords = {"step_size": 0.6, "label_smoothing": smoothing, "reduction": "none"}
+        loss = LF.lpl_cross_entropy(leaf, target, steps, backend=backend, **keywords)
+        return loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]
+
+    truth = found(shifted.double() - offset, "reference")
+    for value, exact in zip(found(shifted, backend), truth, strict=True):
+        off = (value.double() - exact).abs().max() / exact.abs().max()
+        assert off <= 1e-6
+    for value, exact in zip(found(shifted.double(), backend), truth, strict=True):
+        assert (value - exact).abs().max() <= 1e-12 * exact.abs().max()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_confident_rows_keep_their_digits(backend: str, dtype: torch.dtype) -> None:
     """1 − p_y is formed from the rivals' mass: at p_y = 1 − 1e-13 it is not rounded to 0."""

@@ -165,6 +165,24 @@ def test_learned_perturbation_of_many_classes(
         same(found, truth, dtype, f"{step_size}")
 
 
+@pytest.mark.parametrize("told", ["few", "alone", "smoothed", "normalized"])
+def test_learned_perturbation_beside_logits_far_from_0(backend: str, told: str) -> None:
+    """Where z + δ were rounded as z is the entropy would lose a thousandth."""
+    offset = torch.tensor([1e4, -1e4, 100.0, -100.0, 0.0]).double()[torch.arange(24) % 5, None]
+    input = (Draw(24, 41, seed=22).input() + offset).float()
+    target = torch.arange(24) % (6 if told in ("few", "normalized") else 24)
+    steps = torch.arange(41) % 7 - 3
+    steps[0] = 3
+    given: dict[str, Any] = {"step_size": 0.5, "reduction": "none", "return_stats": True}
+    if told == "smoothed":
+        given["label_smoothing"] = 0.1
+    given["normalize"] = told == "normalized"
+    centred = input.double() - offset
+    _, truth = LF.lpl_cross_entropy(centred, target, steps, backend="reference", **given)
+    _, found = LF.lpl_cross_entropy(input, target, steps, backend=backend, **given)
+    same(found, truth._replace(lse=truth.lse + offset[:, 0]), torch.float32)
+
+
 @pytest.mark.parametrize("classes", [48, 3001])
 def test_rows_that_rise(backend: str, classes: int) -> None:
     """Sums are carried from one maximum to the next."""

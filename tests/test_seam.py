@@ -24,11 +24,12 @@ from seam import (
 )
 
 from lpl_fused import Focal, LogitClip, MarginPenalty, Perturbation, testing
-from lpl_fused.algebra import groups
+from lpl_fused.algebra import groups, statistics
 from lpl_fused.algebra.parts import Kind, Mass
 from lpl_fused.algebra.settle import begin, rounds
 from lpl_fused.backends import load
 from lpl_fused.problem import NotDifferentiable
+from lpl_fused.reference import softmax as reference
 
 pytestmark = pytest.mark.devices
 CLASSES = 17
@@ -331,3 +332,20 @@ def test_delta_keeps_its_digits_beside_an_offset(backend: str, offset: float) ->
         for value, exact in pairs:
             off = (value.cpu().double() - exact).abs().max() / exact.abs().max()
             assert off <= 1e-6, (keywords, float(off))
+
+
+@pytest.mark.parametrize("offset", [100.0, -100.0, 1e4, -1e4])
+def test_statistics_under_delta_keep_their_digits_beside_an_offset(
+    backend: str, offset: float
+) -> None:
+    draw = Draw(6, CLASSES, seed=20)
+    input = (draw.input().float() + offset).double()  # held exactly by float32
+    keywords = {"step_size": 0.7, "reduction": "none"}
+    case = testing.Case(input, torch.tensor([2, 4, 2, 2, 4, 7]), keywords, torch.arange(CLASSES))
+    truth = reference.row_statistics(problem_of(case, "reference", {}))
+    narrow = case.to(torch.float32).on(testing.device_of(backend))
+    problem = problem_of(narrow, backend, {})
+    known, problems = known_of(backend, problem, cut(CLASSES, 3))
+    found = statistics.statistics(door(backend).reduce, problems, known, whole=problem)
+    torch.testing.assert_close(found.entropy.cpu().double(), truth.entropy, rtol=2e-6, atol=0)
+    torch.testing.assert_close(found.lse.cpu().double(), truth.lse, rtol=1e-7, atol=0)

@@ -18,6 +18,7 @@ from torch import Tensor
 from lpl_fused import Perturbation
 from lpl_fused.backends import load, reason_against
 from lpl_fused.problem import MEAN, NONE, SUM, Problem
+from lpl_fused.reference.softmax import row_statistics
 
 if reason_against("triton", "cpu", torch.float32) is not None:
     pytest.skip("needs Triton's interpreter", allow_module_level=True)
@@ -149,6 +150,21 @@ def test_as_it_is_launched() -> None:
         delta, found = solve(asked)
         assert set(found.tolist()) == {PERTURBED}
         check_delta(asked, delta)
+
+
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+def test_what_rows_are_told_of(normalize: bool) -> None:
+    """Of those that are solved together and beside them, however far from 0."""
+    asked = problem([3, 5, 1], [10, -10, 3], CLASSES, normalize=normalize)
+    offset = torch.tensor([1e4, -1e4, 0.0]).double()[torch.arange(9) % 3, None]
+    input = (asked.input + offset).float()
+    truth = row_statistics(asked._replace(input=input.double() - offset))
+    with launched_with(), outcomes() as seen:
+        found = backend.forward(asked._replace(input=input), False, told=True).statistics
+    assert PERTURBED in seen[0].tolist()
+    assert found is not None
+    for value, exact in zip(found[:2], (truth.lse + offset[:, 0], truth.entropy), strict=True):
+        torch.testing.assert_close(value.double(), exact, rtol=2e-6, atol=2e-6)
 
 
 def test_few_steps_are_taken_plainly() -> None:

@@ -106,6 +106,15 @@ def test_tile_boundaries_of_the_learned_perturbation(
     check(testing.Case(draw.input(), target, keywords, steps))
 
 
+@pytest.mark.parametrize("classes", [8192, 8193], ids=["in registers", "in blocks"])
+def test_rows_far_from_0_under_a_learned_perturbation_that_are_smoothed(classes: int) -> None:
+    offset = torch.tensor([[1e4], [-1e4], [100.0], [-100.0]])
+    input = (Draw(4, classes, seed=3).input().float() + offset).double()
+    keywords = {"step_size": 0.3, "label_smoothing": 0.1}
+    steps = torch.where(torch.arange(classes) % 2 == 0, -4, 3)
+    check(testing.Case(input, torch.tensor([3, 3, 4, 5]), keywords, steps))
+
+
 @pytest.mark.parametrize("form", ["labels", "smoothed", "dense", "learned"])
 def test_blocks_of_minus_infinity(form: str) -> None:
     """Masked classes may fill whole blocks of a sweep, or all of a row (nan, as in torch)."""

@@ -184,15 +184,17 @@ struct Call {
     const Acc* row = delta ? nullptr : unperturbed(i, norm.factor);
     const bool fill = row == nullptr;
     if (fill) row = z;
-    const Acc base = delta ? base_of(i, norm.factor) : Acc(0);
+    const Acc base = delta ? largest(i, norm.factor, z, capped) : Acc(0);
     if constexpr (kTells) told->begin();
     Acc shift = std::numeric_limits<Acc>::lowest();
     double rest = 0;
     const i64 ahead = p.norm_p > 0 && c <= kRowAhead ? p.row_stride : kBlock;
     for (i64 lo = 0; lo < c; lo += kBlock) {
       const i64 size = std::min(kBlock, c - lo);
-      if (fill) perturb(i, lo, size, norm.factor, z + lo, capped);
-      if (delta) move(base, delta + lo, size, z + lo);
+      if (delta)
+        move(base, delta + lo, size, z + lo);
+      else if (fill)
+        perturb(i, lo, size, norm.factor, z + lo, capped);
       // a number that base + shift holds whole: the shift is handed on as that
       const Acc top = (base + max_of(row + lo, size)) - base;
       if (top > shift + kSlack) {
@@ -348,10 +350,11 @@ struct Call {
     }
   }
 
-  // A number near the largest z of row i, as far as its logits tell.
-  Acc base_of(i64 i, Acc length) const {
-    if (p.softcap > 0) return 0;
-    const Acc top = Acc(max_of(logits(i), c)) * (scale ? length : length * uniform);
+  // Row i's z, always into `z`; the largest, 0 where that is no number.
+  Acc largest(i64 i, Acc length, Acc* z, Acc* capped) const {
+    for (i64 lo = 0; lo < c; lo += kBlock)
+      perturb(i, lo, std::min(kBlock, c - lo), length, z + lo, capped);
+    const Acc top = max_of(z, c);
     return std::isfinite(top) ? top : Acc(0);
   }
 

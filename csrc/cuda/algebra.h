@@ -18,7 +18,7 @@ struct Row {
   bool outside;      // its label or row index is out of range
   Acc hard, other_hard, uniform, margin;
   const Acc *extra, *delta;  // (C,), null where there is none
-  Acc base;                  // what is taken off z before δ is added: see Algebra::centre
+  Acc base;                  // what is taken off z before δ is added
   Acc factor, length, bend;  // its norm: logits are `factor` times as long
   Acc per_length;            // 1/length, 0 where that is 0
   bool finite;               // known: its logits are
@@ -362,7 +362,7 @@ class Algebra {
     t.log_total = own >= rest ? ell + lift : std::log(total);
     Acc slope = r.hard * at.slope, value = r.hard * at.value;
     t.part = -slope * (rest / total);
-    const Acc push = pressure(r.hard, shift + t.log_total, value);
+    const Acc push = pressure(r.hard, r.base + shift + t.log_total, value);
     if (push != 0) {
       slope += push;
       t.part += push * (own / total);
@@ -390,7 +390,7 @@ class Algebra {
       if (hard[k] != 0) value += hard[k] * at.value;
       pull[k] = hard[k] * at.slope;
     }
-    const Acc push = pressure(hard[0] + hard[1], shift + t.log_total, value);
+    const Acc push = pressure(hard[0] + hard[1], r.base + shift + t.log_total, value);
     Acc part[2];
     for (int k = 0; k < 2; ++k)
       part[k] = (push + pull[1 - k]) * (own[k] / total) - pull[k] * (others[k] / total);
@@ -418,7 +418,7 @@ class Algebra {
       slope -= *part[k];
       weight += hard[k];
     }
-    slope += pressure(weight, shift + t.log_total, value);
+    slope += pressure(weight, r.base + shift + t.log_total, value);
     t.uniform = r.uniform;
     t.strength = slope / total;
     return value;

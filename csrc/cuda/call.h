@@ -67,9 +67,10 @@ using i64 = int64_t;
 
 struct Scratch {
   LPL_SCRATCH(LPL_FIELD)
-  int round = 0;            // of the kernels of groups
-  bool only_delta = false;  // δ is all that is wanted of the steps; RowBody takes it from there
-  bool anew = false;        // kernels have nothing to do unless `factor` rounds a gradient again
+  int round = 0;               // of the kernels of groups
+  bool only_delta = false;     // δ is all that is wanted of the steps; RowBody takes it from there
+  bool told_by_steps = false;  // rows are told of by what their steps have left, where that can be
+  bool anew = false;           // kernels have nothing to do unless `factor` rounds a gradient again
 };
 
 // What became of a row's steps.

@@ -91,6 +91,8 @@ bool shares_tables(const Call& call) {
          beside(call.p.scale) && beside(call.p.offset);
 }
 
+using LeanRows = SetList<kBare, kTables, kEven, kLength, kTables | kLength, kPull>;
+// gradients of parts know of a δ
 using Lean = SetList<kBare, kTables, kEven, kLength, kTables | kLength, kPull, kMove>;
 
 // Work for classes with several rows, of which a batch may have none: as many teams as keep a
@@ -243,16 +245,15 @@ void learned_perturbation(Launcher& launch, Call call) {
 template <typename T, typename Launcher>
 void under_delta(Launcher& launch, Call call) {
   call.scratch.only_delta = true;
-  launch_rows<RowBody, T>(launch, but_for_statistics(call), true, SetList<kMove>());
-  if (!call.out.lse) return;
-  call.scratch.learned = nullptr;
-  tell<T>(launch, call);
+  launch_rows<RowBody, T>(launch, but_for_statistics(call), true, SetList<>());
+  if (call.out.lse) tell<T>(launch, call);
 }
 
 // What rows are told of whose steps are taken: where they have a δ of their own from what these
 // have left, else under δ.
 template <typename T, typename Launcher>
 void tell_learned(Launcher& launch, Call call) {
+  call.scratch.told_by_steps = true;
   const i64 bytes = call.p.c * i64(sizeof(T));
   for_learned<ToldStepsBody, T>(
       call, [&](auto body) { launch.rows(body, call, call.p.n, bytes, false); });
@@ -302,7 +303,7 @@ void silent_rows(Launcher& launch, const Call& call, bool stage, bool again) {
     if (shares_tables<T>(call) && !again && n >= launch.many_rows())
       return launch.rows(StatisticsBody<T, kTables>(), call, groups_beside(n),
                          call.p.c * i64(sizeof(T)), false);
-  launch_rows<RowBody, T>(launch, call, stage, Lean());
+  launch_rows<RowBody, T>(launch, call, stage, LeanRows());
 }
 
 template <typename T, Set kSet>
@@ -321,7 +322,7 @@ constexpr bool kTellsBeside<RowBody<T, kAll>> = true;
 template <typename T, typename Launcher>
 void told_rows(Launcher& launch, const Call& call, bool stage, bool again) {
   const Call silent = but_for_statistics(call);
-  for_set<RowBody, T>(silent, Lean(), [&](auto body) {
+  for_set<RowBody, T>(silent, LeanRows(), [&](auto body) {
     if constexpr (kTellsBeside<decltype(body)>) {
       launch.rows(told_with(body), call, call.p.n, call.p.c * i64(sizeof(T)), stage);
     } else {

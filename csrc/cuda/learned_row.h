@@ -84,9 +84,15 @@ LPL_DEVICE inline LearnedRow<Acc>& learned_row(const Call& call, i64 i) {
 // Whether its steps tell of row i.
 template <typename Acc>
 LPL_DEVICE inline bool told_by_steps(const Call& call, i64 i) {
-  if (!call.scratch.learned) return false;
+  if (!call.scratch.told_by_steps) return false;
   const Standing standing = learned_row<Acc>(call, i).standing;
   return standing == Standing::settled || standing == Standing::dead;
+}
+
+// Near the largest rival: what is taken off z before δ is added (Row::base).
+template <typename Acc>
+LPL_DEVICE inline Acc base_of(const LearnedRow<Acc>& row) {
+  return row.level * Scale<Acc>::kUnit;
 }
 
 // Leaves row i to plain steps.

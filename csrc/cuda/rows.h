@@ -148,7 +148,7 @@ class TeamRow {
       total += e;
       heat += heat_of(e, x);
     }
-    leave(shift, total, heat, t.beaten == 0);
+    leave(row_.base + shift, total, heat, t.beaten == 0);
   }
 
   // What the first thread tells of the row: of total = Σ e^(z − shift) and heat = Σ e^(z −
@@ -456,6 +456,10 @@ struct RowsBody {
     const Algebra<T, kSet> algebra(call);
     const void* delta = call.scratch.only_delta ? call.out.delta : nullptr;
     Row<Acc> row = algebra.row(i, static_cast<const Acc*>(delta));
+    if (algebra.has(kMove) && delta) {
+      row.base = base_of(learned_row<Acc>(call, i));
+      expect(!call.out.terms);  // their shift would have to have the base
+    }
     LPL_USUALLY(row.live);
     TeamRow<Team, T, kSet> here(team, call, algebra, row);
     if (!row.live) {

@@ -88,8 +88,7 @@ struct SweptBody {
       use_norm(a_, from(r).terms, row);
       return row;
     }
-    // Near the largest rival.
-    LPL_DEVICE Acc base(i64 r) const { return from(r).level * Scale<Acc>::kUnit; }
+    LPL_DEVICE Acc base(i64 r) const { return base_of(from(r)); }
     // z keeps its digits under a common offset: δ is added to what remains.
     LPL_DEVICE Acc moved(Acc u, int j, const Row<Acc>& row, Acc base) const {
       return (a_.perturbed(u, j, row) - base) + delta_[j];

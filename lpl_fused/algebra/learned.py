@@ -226,6 +226,13 @@ def _advanced(series: list[Tensor], a: Tensor) -> list[Tensor]:
     ]
 
 
+def height(z: Tensor) -> Tensor:
+    """(N, 1), the largest of each row of z (N, C), 0 where that is no number. What is added to z
+    less that keeps its digits, however far from 0 the logits are."""
+    top = z.detach().amax(1, keepdim=True)
+    return torch.where(top.isfinite(), top, 0.0)
+
+
 def plain_steps(
     z: Tensor,
     label: Tensor,
@@ -246,6 +253,7 @@ def plain_steps(
         most: steps that are taken at most.
     """
     label, steps = label[:, None], steps[:, None]
+    z = z - height(z)
     sign, delta = steps.sign().to(z.dtype), torch.zeros_like(z)
     for k in range(most):
         # the target's entry is minus the rivals' sum: p_y − 1 without cancellation

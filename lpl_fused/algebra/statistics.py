@@ -18,6 +18,7 @@ from .learned import CHUNK, Perturbed, delta
 from .parts import Kind, Part, Round, Statistics, finite
 from .rows import Rows
 from .settle import begin, settle
+from .terms import Terms
 
 # of a backend's contract
 Reduce = Callable[[Problem, Round, Known], Part]
@@ -142,6 +143,7 @@ def reduce(problem: Problem, known: Known, perturbed: Perturbed) -> Statistics:
     backends that have no kernel for them."""
     n, width = problem.input.shape
     moves = delta(problem, known, perturbed)
+    base = Terms.of(known.terms).shift[:, None]  # as in reference/parts.py
     nothing = torch.zeros(n, dtype=torch.float64, device=problem.input.device)
     lowest = nothing - torch.inf
     found = Statistics(lowest, nothing, nothing, lowest, -lowest, *likely(problem))
@@ -150,13 +152,13 @@ def reduce(problem: Problem, known: Known, perturbed: Perturbed) -> Statistics:
         end = min(width, first + size)
         z = perturbed(problem, known, first, end)
         if moves is not None:
-            z = z + moves[:, first:end]
+            z = (z - base) + moves[:, first:end]
         shift = z.amax(1)
         above = z - finite(shift)[:, None]
         e = torch.exp(above)
         top, place = problem.input[:, first:end].max(1)
         piece = Statistics(
-            shift=shift.double(),
+            shift=shift.double() if moves is None else shift.double() + base[:, 0].double(),
             total=e.sum(1, dtype=torch.float64),
             heat=(e * above.clamp(min=_NOTHING)).sum(1, dtype=torch.float64),
             top=top.double(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..algebra.learned import plain_steps
+from ..algebra.learned import height, plain_steps
 from ..algebra.statistics import RowStatistics
 from ..norm import Numbers
 from ..paths import LEARNING, NORMING, PENALISING, SCALING, TARGETS, WEIGHING, Path
@@ -191,10 +191,13 @@ def target_cross_entropy(z: Tensor, label: Tensor) -> Tensor:
     return torch.logaddexp(log_mass - own, torch.zeros_like(own))
 
 
-def row_losses(problem: Problem, z: Tensor) -> Tensor:
-    """(N,) losses Σ_j t_j·(φ(ℓ_j) + z_loss·lse²), t weighted by class and sample."""
+def row_losses(problem: Problem, z: Tensor, base: Tensor | None = None) -> Tensor:
+    """(N,) losses Σ_j t_j·(φ(ℓ_j) + z_loss·lse²), t weighted by class and sample; of z + base
+    (N, 1), if there is one."""
     options = problem.options
     lse = torch.logsumexp(z, 1)
+    if base is not None:
+        lse = lse + base[:, 0]
     penalty = options.z_loss * lse**2 if options.z_loss > 0 else None
 
     def phi_at(columns: Tensor | slice) -> Tensor:
@@ -295,11 +298,13 @@ def row_statistics(problem: Problem) -> RowStatistics:
     """Of the rows, beside their loss; no gradient."""
     check_labels(problem)
     with torch.no_grad():
-        z = perturb(constant(problem))
+        z, base = perturb(constant(problem)), None
         if problem.steps is not None:
             delta, slot = learned_perturbation(problem)
-            z = z + delta[slot]
+            base = height(z)
+            z = (z - base) + delta[slot]
         lse = torch.logsumexp(z, 1)
+        shift = 0.0 if base is None else base[:, 0]
         log_p = z - lse[:, None]
         p = torch.exp(log_p)
         entropy = -torch.where(p == 0, 0.0, p * log_p).sum(1)
@@ -318,7 +323,7 @@ def row_statistics(problem: Problem) -> RowStatistics:
         counted = counted_rows(problem)
         correct = (problem.input.argmax(1) == label) & ~broken & ~none & counted
         return RowStatistics(
-            lse.masked_fill(~counted, 0), entropy.masked_fill(~counted, 0), correct
+            (lse + shift).masked_fill(~counted, 0), entropy.masked_fill(~counted, 0), correct
         )
 
 
@@ -335,13 +340,14 @@ def cross_entropy(problem: Problem) -> Tensor:
         nothing = ~counted_rows(problem)[:, None]
         input = input.masked_fill(nothing, 0)
     problem = problem._replace(input=input)
-    z = perturb(problem)
+    z, base = perturb(problem), None
     if problem.steps is not None:
         delta, slot = learned_perturbation(problem, differentiable=problem.options.through)
-        z = z + delta[slot]
+        base = height(z)
+        z = (z - base) + delta[slot]
     if nothing is not None:
         z = z.masked_fill(nothing, 0)  # nor that of tables
-    loss = row_losses(problem, z)
+    loss = row_losses(problem, z, base)
     reduction = problem.options.reduction
     value = loss if reduction == NONE else loss.sum()
     if divides(problem):

@@ -43,7 +43,7 @@ class Row(NamedTuple):
     uniform: Any
     table_row: Any  # of problem.rows
     delta_row: Any  # of problem.delta
-    base: Any  # what is taken off z before a δ of the row's own is added: its terms' shift
+    base: Any  # what is taken off z before δ is added: its terms' shift
     begin: Any  # where it begins among the logits, without its phase
     phase: Any  # by how many logits it begins behind a multiple of 16 bytes
     margin: Any
@@ -131,8 +131,7 @@ def perturb(u, columns, inside, row, problem):
     if problem.inverse_temperature is not None:
         z = z * problem.inverse_temperature
     if problem.delta is not None:
-        if problem.slot is None:  # of logits far from 0 δ keeps its digits so
-            z = z - row.base
+        z = z - row.base  # of logits far from 0 δ keeps its digits so
         delta = problem.delta + row.delta_row * problem.classes
         z = z + read_at(delta + columns, inside, z.dtype)
     # last, so that no transform makes a padded lane finite
@@ -395,7 +394,7 @@ def read_row(index, problem, dtype: tl.constexpr):
     if problem.slot is not None:
         delta_row = tl.load(problem.slot + index)
     base = share * 0
-    if problem.delta is not None and problem.slot is None:
+    if problem.delta is not None:
         base = tl.load(problem.terms + index * TERMS + SHIFT)
     margin = share * 0
     if problem.margin is not None:

@@ -544,15 +544,17 @@ def tell_rows(
     _, row = read_row(index, problem, tl.float32)
     shift = tl.load(shared.shift + place, mask=inside, other=0)
     unit = tl.load(shared.unit + place, mask=inside, other=1)
-    shift -= tl.where(unit == 0, 0, tl.log(tl.where(unit == 0, 1, unit)))
-    own = read_logits(row, row.column, problem)[1] - shift + tl.load(shared.ends + number * 2)
+    # of logits far from 0 what is added to them less their shift keeps its digits
+    level = -tl.where(unit == 0, 0, tl.log(tl.where(unit == 0, 1, unit)))
+    own = (read_logits(row, row.column, problem)[1] - shift) - level
+    own += tl.load(shared.ends + number * 2)
     # what the tail has gained since the steps were taken with it
     last: tl.constexpr = NODES - 1
     rest = tl.load(shared.rest + place, mask=inside, other=0)
     rest -= tl.load(shared.used + place * NODES + last, mask=inside, other=0)
     rest += sum_chunks(last, place, inside, shared, NODES, ROWS)
     zero = tl.zeros_like(own)
-    mass = Mass(shift, rest, zero, zero, zero, zero, zero, zero)
+    mass = Mass(shift + level, rest, zero, zero, zero, zero, zero, zero)
     value, terms = row_terms(index, row, (own, zero), (own, zero), mass, mass, problem)
     tl.store(losses + index, value, mask=inside)
     tl.store(shared.strength + place, terms.strength, mask=inside)

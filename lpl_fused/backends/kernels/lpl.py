@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from . import arguments
-from .algebra import Row, read_logits, read_row, read_table_row, unperturb
+from .algebra import SHIFT, TERMS, Row, read_logits, read_row, read_table_row, unperturb
 from .elementary import scales_exactly
 from .norms import read_length
 from .rows import Mass, fill_row, finite_shift, row_terms, times, upstream_of
@@ -119,8 +119,9 @@ def plain_steps(
     g = mean_{i∈I_c} softmax(z_i + δ) − e_c, made unit length if there is a place for it, direction.
 
     δ goes into a row of `work`, (programs, C); BY_ROW into that of the class's first row, (N, C),
-    of rows that lead none nothing. `direction` is as large, or None. Scratch: rowwise (2, N).
-    Classes of at most `resident` rows, of at most BLOCK columns, stay in registers.
+    of rows that lead none nothing, and what is taken off a row's z before δ is added into its
+    terms, if they are there. `direction` is as large, or None. Scratch: rowwise (2, N). Classes of
+    at most `resident` rows, of at most BLOCK columns, stay in registers.
     """
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
@@ -133,7 +134,7 @@ def plain_steps(
             group = read_group(leader, problem, groups, steps, step_size, work.dtype.element_ty)
             change = work + place * problem.classes
             if group.count <= resident:
-                step_resident(group, change, problem, groups, NORMALIZE, ROWS, BLOCK)
+                step_resident(group, change, problem, groups, rowwise, NORMALIZE, ROWS, BLOCK)
             else:
                 g = direction
                 if NORMALIZE:
@@ -142,11 +143,14 @@ def plain_steps(
                     group, change, problem, groups, rowwise, g, n_rows, NORMALIZE, ROWS, BLOCK
                 )
             tl.debug_barrier()
+            if BY_ROW and problem.terms is not None:
+                leave_bases(group, problem, groups, rowwise, ROWS)
             if wanted.losses is not None or wanted.grad is not None:
                 member = group.count * 0
                 while member < group.count:
                     index = tl.load(groups.order + group.begin + member)
-                    tell_row(index, change, problem, wanted, upstream, BLOCK)
+                    base = tl.load(rowwise + group.begin + member)
+                    tell_row(index, base, change, problem, wanted, upstream, BLOCK)
                     member += 1
                 # the next class has the same memory
                 tl.debug_barrier()
@@ -158,14 +162,33 @@ def plain_steps(
 
 
 @triton.jit
+def leave_bases(group, problem, groups, rowwise, ROWS: tl.constexpr):
+    """The rows' bases as the shift of their terms."""
+    first = 0
+    while first < group.count:
+        member = first + tl.arange(0, ROWS)
+        inside = member < group.count
+        index = tl.load(groups.order + group.begin + member, mask=inside, other=0)
+        base = tl.load(rowwise + group.begin + member, mask=inside, other=0)
+        tl.store(problem.terms + index * TERMS + SHIFT, base, mask=inside)
+        first += ROWS
+
+
+@triton.jit
 def step_resident(
-    group, change, problem, groups, NORMALIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    group, change, problem, groups, rowwise,
+    NORMALIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """δ of a class with at most ROWS rows, of at most BLOCK columns: they stay in registers."""
+    """δ of a class with at most ROWS rows, of at most BLOCK columns: they stay in registers. Their
+    bases into rowwise (2, N)."""
     dtype: tl.constexpr = change.dtype.element_ty
     columns = tl.arange(0, BLOCK)[None, :]
     _, z = read_tile(group, 0, columns, problem, groups, ROWS)
-    inside = tl.arange(0, ROWS)[:, None] < group.count
+    member = tl.arange(0, ROWS)
+    base = finite_shift(tl.max(z, 1))
+    tl.store(rowwise + group.begin + member, base, mask=member < group.count)
+    z -= base[:, None]
+    inside = member[:, None] < group.count
     moved = tl.zeros((1, BLOCK), dtype)
     k = 0
     while k < group.steps:
@@ -193,6 +216,12 @@ def step_sweeping(
     """
     fill_row(change, 0, 0, problem.classes, BLOCK)
     own_change = group.step * 0
+    # the first step, of no δ, finds the rows' bases
+    first = 0
+    while first < group.count:
+        member = first + tl.arange(0, ROWS)
+        tl.store(rowwise + group.begin + member, own_change, mask=member < group.count)
+        first += ROWS
     k = 0
     while k < group.steps:
         tl.debug_barrier()
@@ -233,26 +262,38 @@ def read_change(group, columns, own_change, problem, change):
 
 
 @triton.jit
+def raised(base, maximum):
+    """(base + maximum in one number, what that is above the base): where the largest of a row's
+    z − base + δ is `maximum`, a base as near to the largest of z + δ."""
+    higher = base + finite_shift(maximum)
+    return higher, higher - base
+
+
+@triton.jit
 def sweep_rows(
     group, first, own_change, problem, groups, change, rowwise, n_rows,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Per row of a tile: shift and 1/(count·Σ exp(z + δ − shift)), into rowwise (2, N)."""
+    """Per row of a tile, in rowwise (2, N): its base becomes one near the largest of z + δ, and
+    beside it comes 1/(count·Σ exp(z − base + δ))."""
+    member = first + tl.arange(0, ROWS)
+    here = rowwise + group.begin + member
+    base = tl.load(here, mask=member < group.count, other=0)
     maximum = tl.full((ROWS,), float("-inf"), change.dtype.element_ty)
     total = tl.zeros((ROWS,), change.dtype.element_ty)
     start = 0
     while start < problem.classes:
         columns = start + tl.arange(0, BLOCK)[None, :]
         _, z = read_tile(group, first, columns, problem, groups, ROWS)
-        z += read_change(group, columns, own_change, problem, change)
+        z = (z - base[:, None]) + read_change(group, columns, own_change, problem, change)
         joint = tl.maximum(maximum, tl.max(z, 1))
         shift = finite_shift(joint)
         total = total * tl.exp(maximum - shift) + tl.sum(tl.exp(z - shift[:, None]), 1)
         maximum = joint
         start += BLOCK
-    member = first + tl.arange(0, ROWS)
-    here = rowwise + group.begin + member
-    tl.store(here, finite_shift(maximum), mask=member < group.count)
+    base, shift = raised(base, maximum)
+    total *= tl.exp(finite_shift(maximum) - shift)
+    tl.store(here, base, mask=member < group.count)
     tl.store(here + n_rows, 1 / (total * group.count), mask=member < group.count)
 
 
@@ -274,9 +315,9 @@ def sweep_columns(
             _, z = read_tile(group, first, columns, problem, groups, ROWS)
             member = first + tl.arange(0, ROWS)[:, None]
             here = rowwise + group.begin + member
-            shift = tl.load(here, mask=member < group.count, other=0)
+            base = tl.load(here, mask=member < group.count, other=0)
             share = tl.load(here + n_rows, mask=member < group.count, other=0)
-            e = tl.exp(z + moved - shift)
+            e = tl.exp((z - base) + moved)
             g += tl.sum(tl.where((columns == group.column) | (share == 0), 0, e * share), 0)
             first += ROWS
         own += tl.sum(g, 0)
@@ -291,7 +332,7 @@ def sweep_columns(
 
 
 @triton.jit
-def tell_row(index, change, problem, wanted, upstream, BLOCK: tl.constexpr):
+def tell_row(index, base, change, problem, wanted, upstream, BLOCK: tl.constexpr):
     """What is wanted of a row, from the δ of its class."""
     dtype: tl.constexpr = change.dtype.element_ty
     row = read_row(index, problem, dtype)[1]
@@ -301,20 +342,19 @@ def tell_row(index, change, problem, wanted, upstream, BLOCK: tl.constexpr):
     while start < problem.classes:
         columns = start + tl.arange(0, BLOCK)
         _, z, inside = read_logits(row, columns, problem)
-        z += tl.load(change + columns, mask=inside, other=0)
+        z = (z - base) + tl.load(change + columns, mask=inside, other=0)
         z = tl.where(columns == row.column, float("-inf"), z)
         joint = tl.maximum(maximum, z)
         shift = finite_shift(joint)
         rest = rest * tl.exp(maximum - shift) + tl.exp(z - shift)
         maximum = joint
         start += BLOCK
-    largest = tl.max(maximum, 0)
-    shift = finite_shift(largest)
+    own = (read_logits(row, row.column, problem)[1] - base) + tl.load(change + row.column)
+    base, shift = raised(base, tl.max(maximum, 0))
     rest = tl.sum(rest * tl.exp(maximum - shift), 0)
-    own = read_logits(row, row.column, problem)[1] + tl.load(change + row.column)
     zero = tl.zeros_like(own)
     label = (own - shift, zero)
-    mass = Mass(largest, rest, zero, zero, zero, zero, zero, zero)
+    mass = Mass(base, rest, zero, zero, zero, zero, zero, zero)
     value, terms = row_terms(index, row, label, label, mass, mass, problem)
     if wanted.losses is not None:
         tl.store(wanted.losses + index, value)
@@ -324,8 +364,8 @@ def tell_row(index, change, problem, wanted, upstream, BLOCK: tl.constexpr):
         while start < problem.classes:
             columns = start + tl.arange(0, BLOCK)
             u, z, inside = read_logits(row, columns, problem)
-            z += tl.load(change + columns, mask=inside, other=0)
-            dz = tl.exp(z - terms.shift) * terms.strength
+            z = (z - base) + tl.load(change + columns, mask=inside, other=0)
+            dz = tl.exp(z) * terms.strength
             dz = tl.where(columns == row.column, terms.part, dz)
             du = unperturb(dz, u, columns, inside, row, problem)[0]
             here = wanted.grad + index * problem.classes + columns

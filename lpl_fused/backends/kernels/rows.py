@@ -371,7 +371,7 @@ def store_told(index, row, own, other, mass, aim, wanted, problem):
             same = row.column == row.other
             mass = with_logit(mass, tl.where(same, float("-inf"), other))
     shift = finite_shift(mass.shift)
-    leave_told(index, shift, mass.rest, mass.heat, mass.beaten, aim, wanted)
+    leave_told(index, row.base + shift, mass.rest, mass.heat, mass.beaten, aim, wanted)
 
 
 @triton.jit
@@ -531,7 +531,7 @@ def row_terms(index, row, own, other, mass, detail, problem):
                 slope -= other_part
                 weight += row.other_hard
     if problem.z_loss is not None:
-        lse = shift + log_total
+        lse = (row.base + shift) + log_total
         value += weight * (lse * lse * problem.z_loss)
         penalty = weight * (lse * 2 * problem.z_loss)
         slope += penalty
@@ -621,7 +621,7 @@ def read_terms(index, problem):
 def read_shift(here, problem):
     """Of the terms that stand there, less the base."""
     shift = tl.load(here + SHIFT)
-    if problem.delta is not None and problem.slot is None:
+    if problem.delta is not None:
         shift = tl.zeros_like(shift)
     return shift
 

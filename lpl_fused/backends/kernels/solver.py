@@ -22,7 +22,9 @@ import triton.language as tl
 
 from . import arguments
 from .algebra import (
+    SHIFT,
     SOLVED,
+    TERMS,
     is_within,
     last_block,
     perturb,
@@ -326,7 +328,8 @@ def weigh_rivals(
     class for themselves or take no steps. One program per row.
 
     The outcome of others is GROUP; of those that are to be solved, if there is a place for that,
-    `shared`, shift, unit and lift. Rows that are ignored are SOLVED; their loss is 0.
+    `shared`, shift, unit and lift. Rows that are ignored are SOLVED; their loss is 0. What is taken
+    off z before δ is added becomes the shift of a row's terms, if they are there.
     """
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
@@ -364,6 +367,8 @@ def weigh_rivals(
         mass = tl.sum(tl.sum(e, 1), 0)
     else:
         maximum, mass = sweep_rivals(row, problem, BLOCK)
+    if problem.terms is not None:
+        tl.store(problem.terms + index * TERMS + SHIFT, finite_shift(maximum))
     if shared is not None and together:
         tl.store(state.outcome + index, GROUP)
         weigh_member(place, row, own, maximum, mass, shared)

@@ -19,6 +19,7 @@ from ...problem import MEAN, Problem, accumulate_dtype
 from ..buffers import new
 from ..kernels.arguments import (
     NUMBERS,
+    TERMS,
     Address,
     Arguments,
     Groups,
@@ -288,12 +289,21 @@ def tell(problem: Problem, arguments: Arguments, saved: Saved, wanted: Wanted) -
     launching.launch(kernel, rows, moved, Upstream(), others, **meta)
 
 
+def _with_terms(problem: Problem, arguments: Arguments) -> Arguments:
+    """With a place for the shift of each row's terms, which the steps leave there: what is taken
+    off z before δ is added."""
+    if arguments.terms is not None:
+        return arguments
+    return arguments._replace(terms=new(problem, problem.input.shape[0], TERMS))
+
+
 def with_learned(
     problem: Problem, terms: Tensor | None = None, unless: Tensor | None = None
 ) -> tuple[Arguments, Tensor]:
-    """The problem, prepared, with δ (N, C); and what the solvers made of each row (N,)."""
+    """The problem, prepared, with δ (N, C) and, as the shift of its terms, what is taken off a row
+    before δ is added; and what the solvers made of each row (N,)."""
     found = how(problem)
-    arguments = prepared(problem, terms, unless, found.form)
+    arguments = _with_terms(problem, prepared(problem, terms, unless, found.form))
     delta = new(problem, *problem.input.shape)
     saved = new_saved(problem, found)[1]
     take_steps(problem, arguments, saved)
@@ -305,12 +315,18 @@ def with_learned(
 
 
 def solve(
-    problem: Problem, how: How, losses: Tensor, unless: Tensor | None = None
+    problem: Problem,
+    how: How,
+    losses: Tensor,
+    unless: Tensor | None = None,
+    told: bool = False,
 ) -> tuple[Tensor, Saved, Arguments]:
     """Takes the steps of a problem that the solver solves: the losses (N,) of its rows, but for
     classes that are left, which `finish`, or `gradient`, has. (What the gradient wants of it, in
-    its memory; the problem, prepared)."""
+    its memory; the problem, prepared: if `told` for `tell`)."""
     arguments = prepared(problem, None, unless, how.form)
+    if told:
+        arguments = _with_terms(problem, arguments)
     memory, saved = new_saved(problem, how)
     take_steps(problem, arguments, saved, losses)
     return memory, saved, arguments

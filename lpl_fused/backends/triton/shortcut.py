@@ -75,7 +75,7 @@ def _learned(
         norm = normalizer(problem) if divides(problem) else None
     else:
         reduced, norm = learned.reduction(problem)
-    memory, saved, arguments = learned.solve(problem, how, losses)
+    memory, saved, arguments = learned.solve(problem, how, losses, told=told)
     learned.finish(problem, arguments, saved, Wanted(losses=losses), Upstream(), reduced)
     loss = _reduced(problem, losses, norm) if reduced is None else reduced.loss
     found = None
