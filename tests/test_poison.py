@@ -83,12 +83,12 @@ def forgets_the_gradient(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         made = SimpleNamespace(cross_entropy=forgetful, scale_rows=kernels.scale_rows)
         monkeypatch.setattr(module, "_native", lambda: made)
     elif name == "cuda":
-        run = module._run
-        monkeypatch.setattr(
-            module,
-            "_run",
-            lambda kernels, problem, to: run(kernels, problem, to.and_out(grad=None)),
-        )
+        queue = module.queue
+
+        def queued(kernels: Any, problem: Any, sizes: Any, outputs: Any, scratch: Any) -> None:
+            queue(kernels, problem, sizes, outputs._replace(grad=None), scratch)
+
+        monkeypatch.setattr(module, "queue", queued)
     else:
         launching = importlib.import_module(f"{module.__name__}.launching")
         launch = launching.launch

@@ -305,6 +305,7 @@ VARIANTS = {
 LARGEST = {
     *("plain, 16384", "plain, 128256", "tables, 16384", "scale, 8142", "parts, 128256"),
     *("lpl, 100", "lpl, 8142", "lpl, sorted, 16", "lpl, groups of 512, 128256"),
+    "told of, lpl, 8142",
     *("multi-label, 9605", "multi-label lpl, 9605", "multi-label lpl, 80"),
 }
 
