@@ -200,6 +200,15 @@ def backend(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.fixture(params=BACKENDS)
+def native(request: pytest.FixtureRequest) -> str:
+    """Every backend with kernels in turn; one that is not built skips and says why."""
+    name: str = request.param
+    if reason := load(name).unavailable():
+        pytest.skip(f"{name}: {reason}")
+    return name
+
+
 @pytest.fixture(params=["baseline", "avx2", "avx512"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """The C++ kernels of each instruction set that this processor runs, not only the best."""

@@ -20,21 +20,12 @@ from poison import GUARD, PATTERNS, RANDOM, BesideError, Poison, modules, on_chi
 from torch import Tensor
 
 from lpl_fused import testing
-from lpl_fused.backends import BACKENDS, load
+from lpl_fused.backends import load
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("LPL_FUSED_POISON") == "0", reason="memory is left as it comes"
 )
 CASE = cross_entropy_cases()["hard"](Draw(6, 37, seed=1))
-
-
-@pytest.fixture(params=BACKENDS)
-def native(request: pytest.FixtureRequest) -> str:
-    """Every backend in turn; the reference allocates nothing for kernels."""
-    name: str = request.param
-    if reason := load(name).unavailable():
-        pytest.skip(f"{name}: {reason}")
-    return name
 
 
 def test_reaches_every_module_that_allocates(poisoned: Poison) -> None:

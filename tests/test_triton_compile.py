@@ -2,8 +2,8 @@
 
 The launchers run on small problems with the class counts of real ones; what they would launch, with
 the launch parameters that they pick, is compiled for sm_90, and what takes most registers of each
-kernel for gfx942, too (and for sm_80 and sm_100 with -m architectures). That needs a process without TRITON_INTERPRET: this file,
-run as a script, is that process.
+kernel for gfx942, too (and for sm_80 and sm_100 with -m architectures). That needs a process
+without TRITON_INTERPRET: this file, run as a script, is that process.
 """
 
 from __future__ import annotations
@@ -309,7 +309,7 @@ LARGEST = {
 }
 # two minutes each, in which sm_90 nearly always says the same
 RARE = {"sm_80": pytest.mark.architectures, "sm_100": pytest.mark.architectures}
-# More that tell what their rows are: half a minute, of kernels that others nearly are
+# Beside those that are RARE: more that tell what their rows are, kernels that others nearly are
 TOLD = {"told of, 128256", "told of, loss, 50257", "told of, everything fp64, 2000"}
 
 

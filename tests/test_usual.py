@@ -39,14 +39,6 @@ def learned(logits: Tensor, target: Tensor, steps: Tensor, **keywords: Any) -> T
 CALLS = [plain, learned]
 
 
-@pytest.fixture(params=BACKENDS)
-def fused(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    if reason := load(name).unavailable():
-        pytest.skip(f"{name}: {reason}")
-    return name
-
-
 @pytest.fixture
 def one() -> str:
     """Any of them: what is wrong is told before it runs."""
@@ -80,10 +72,10 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     ids=lambda keywords: ", ".join(keywords) or "none",
 )
 def test_a_usual_call_is_as_any_other(
-    call: Call, dtype: torch.dtype, keywords: dict[str, Any], fused: str, checked: list[object]
+    call: Call, dtype: torch.dtype, keywords: dict[str, Any], native: str, checked: list[object]
 ) -> None:
     found = []
-    keywords = {**keywords, "backend": fused}
+    keywords = {**keywords, "backend": native}
     for unusual in ({}, {"z_loss": None}):
         logits, target, steps = batch(dtype)
         if "ignore_index" in keywords:
@@ -98,12 +90,12 @@ def test_a_usual_call_is_as_any_other(
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_without_a_gradient(call: Call, fused: str, checked: list[object]) -> None:
+def test_without_a_gradient(call: Call, native: str, checked: list[object]) -> None:
     logits, target, steps = batch()
     with torch.no_grad():
-        found = call(logits, target, steps, backend=fused)
+        found = call(logits, target, steps, backend=native)
         assert not checked
-        assert torch.equal(found, call(logits, target, steps, backend=fused, z_loss=None))
+        assert torch.equal(found, call(logits, target, steps, backend=native, z_loss=None))
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -117,21 +109,21 @@ def test_without_a_gradient(call: Call, fused: str, checked: list[object]) -> No
     ],
 )
 def test_others_are_checked_one_by_one(
-    call: Call, other: Callable[..., tuple[Tensor, ...]], fused: str, checked: list[object]
+    call: Call, other: Callable[..., tuple[Tensor, ...]], native: str, checked: list[object]
 ) -> None:
     batched = batch()
-    found = call(*other(*batched), backend=fused)
+    found = call(*other(*batched), backend=native)
     assert len(checked) == 1
     same = slice(0, 1) if found.dim() == 0 and other(*batched)[0].dim() == 1 else slice(None)
     logits, target, steps = batched
-    torch.testing.assert_close(found, call(logits[same], target[same], steps, backend=fused))
+    torch.testing.assert_close(found, call(logits[same], target[same], steps, backend=native))
 
 
-def test_steps_of_64_bits_are_checked(checked: list[object], fused: str) -> None:
+def test_steps_of_64_bits_are_checked(checked: list[object], native: str) -> None:
     logits, target, steps = batch()
-    found = learned(logits, target, steps.long(), backend=fused)
+    found = learned(logits, target, steps.long(), backend=native)
     assert len(checked) == 1
-    assert torch.equal(found, learned(logits, target, steps, backend=fused))
+    assert torch.equal(found, learned(logits, target, steps, backend=native))
 
 
 @pytest.mark.parametrize(

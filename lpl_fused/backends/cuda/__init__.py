@@ -6,8 +6,9 @@ module     the native module, and how its kernels are queued
 
 As on Triton, no launcher waits for the device: kernels and torch operations are queued on the
 current stream, in numbers that shapes and options alone decide, so that a CUDA graph can record
-them. (Only `settle`, which every backend shares, looks at how many steps there are.) Sums over
-rows run in a fixed order, so that results repeat bit for bit.
+them. (Only the rounds of a learned perturbation, which every backend shares, look at how many
+steps there are, and how many rows their classes have.) Sums over rows run in a fixed order, so that
+results repeat bit for bit.
 """
 
 from __future__ import annotations
