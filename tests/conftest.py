@@ -7,10 +7,13 @@ import contextlib
 import fcntl
 import functools
 import importlib
+import math
+import operator
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Threads that wait while others work, as workers of pytest-xdist do, must not spin
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -61,7 +64,8 @@ LONG = (
 def _interpret_quickly() -> None:
     """Triton's interpreter searches its language for what to replace whenever a kernel calls a
     function of ours, a millisecond each time; what it has replaced already need not be searched.
-    And for every tensor it makes its table of NumPy's types anew, which scalars can look up.
+    And for every tensor it makes its table of NumPy's types anew, which scalars can look up, and
+    its shape. Whether integers overflow it asks by a dozen operations of its own, NumPy by three.
     """
     try:
         from triton.runtime import interpreter
@@ -84,6 +88,26 @@ def _interpret_quickly() -> None:
     interpreter._get_np_dtype = lambda type: (
         of_pointer if type.scalar.is_ptr() else of_scalar(type.scalar)
     )
+
+    @functools.cache
+    def shape_of(sizes: tuple[int, ...]) -> tuple[Any, Any]:
+        return tuple(map(tl.constexpr, sizes)), tl.constexpr(math.prod(sizes))
+
+    def make(self, handle, type):  # type: ignore[no-untyped-def]
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.shape, self.numel = shape_of(tuple(type.shape) if type.is_block() else ())
+
+    def check_overflow(self, lhs, rhs, operation):  # type: ignore[no-untyped-def]
+        kind = lhs.type.scalar
+        assert kind == rhs.type.scalar and kind.is_int(), (kind, rhs.type.scalar)
+        if kind.int_bitwidth < 64 and lhs.handle.data.size:
+            both = (each.handle.data.astype("int64") for each in (lhs, rhs))
+            exact = getattr(operator, operation.__name__)(*both)
+            least, most = kind.get_int_min_value(), kind.get_int_max_value()
+            assert least <= exact.min() and exact.max() <= most, f"{kind} overflow: {exact}"
+
+    tl.tensor.__init__ = make
+    interpreter.TritonSemantic.binary_op_sanitize_overflow_impl = check_overflow
 
 
 if os.environ.get("TRITON_INTERPRET") == "1":

@@ -23,6 +23,8 @@ from lpl_fused.problem import MEAN, NONE, SUM, TABLES, Options, Problem
 if reason_against("triton", "cpu", torch.float32) is not None:
     pytest.skip("needs Triton's interpreter", allow_module_level=True)
 
+import triton
+import triton.language as tl
 from triton_memory import check, watched
 
 # NumPy's, where a kernel handles −inf and its like
@@ -429,3 +431,25 @@ def test_labels_in_part_other_than_0_and_1(
     with watched() as traffic:
         testing.assert_within_budget(made, "triton", torch.float32)
     assert traffic.loaded["binary_rest", "input"] == 0
+
+
+@triton.jit
+def combined(a, b, out, KIND: tl.constexpr):
+    x, y = tl.load(a), tl.load(b)
+    tl.store(out, x + y if KIND == "add" else x - y if KIND == "sub" else x * y)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32], ids=str)
+@pytest.mark.parametrize("kind", ["add", "sub", "mul"])
+def test_an_integer_that_overflows_is_told(dtype: torch.dtype, kind: str) -> None:
+    """conftest.py asks for it in its own way."""
+    half = torch.iinfo(dtype).max // 2 + 1
+    out = torch.zeros(1, dtype=dtype)
+    exact = {"add": 2 * half - 1, "sub": -2 * half, "mul": -2 * half}[kind]
+    # the last numbers that fit, and the first that do not
+    fits = {"add": (half, half - 1), "sub": (-half, half), "mul": (-half, 2)}[kind]
+    over = {"add": (half, half), "sub": (-half, half + 1), "mul": (half, 2)}[kind]
+    combined[(1,)](*(torch.tensor([x], dtype=dtype) for x in fits), out, kind)
+    assert out.item() == exact
+    with pytest.raises(Exception, match=rf"{str(dtype)[6:]} overflow"):
+        combined[(1,)](*(torch.tensor([x], dtype=dtype) for x in over), out, kind)
