@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -120,7 +120,8 @@ def record(target: int, folder: Path) -> None:
         forward = len(kept)
         torch.autograd.grad(value, leaf, torch.full_like(value, 0.75))
         for k, (kernel, grid, arguments, meta) in enumerate(kept):
-            cubin, metadata = compiled(kernel, arguments, meta, target, folder, known)
+            wanted = asked(kernel, arguments, meta, target)
+            cubin, metadata = compiled(wanted, folder, known)
             programs = 1
             for size in grid:
                 programs *= size
@@ -143,37 +144,57 @@ def record(target: int, folder: Path) -> None:
     (folder / FILE).write_text(json.dumps([dataclasses.asdict(one) for one in made]))
 
 
-def compiled(
-    kernel: Any,
-    arguments: tuple[Any, ...],
-    meta: dict[str, Any],
-    target: int,
-    folder: Path,
-    known: dict[str, tuple[str, Any]],
-) -> tuple[str, Any]:
-    """The name of a cubin of the folder, and what Triton says of it."""
-    import triton
+class Asked(NamedTuple):
+    """What a launch asks Triton to compile."""
+
+    source: Any
+    target: Any
+    options: Any
+    values: tuple[Any, ...]  # by parameter
+
+    @property
+    def key(self) -> str:
+        """Of launches that share what is compiled."""
+        return f"{self.source.hash()} {self.options.hash()}"
+
+    def compile(self) -> Any:
+        import triton
+
+        return triton.compile(self.source, target=self.target, options=self.options.__dict__)
+
+
+def asked(
+    kernel: Any, arguments: tuple[Any, ...], meta: dict[str, Any], architecture: int | str
+) -> Asked:
+    """What a launch asks for on an NVIDIA architecture (90), or AMD's of a name ("gfx942")."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, make_backend
     from triton.runtime.jit import create_function_from_signature
 
-    gpu = GPUTarget("cuda", target, 32)
-    backend = make_backend(gpu)
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    amd = isinstance(architecture, str)
+    target = GPUTarget("hip" if amd else "cuda", architecture, 64 if amd else 32)
     meta = {**meta, "enable_fp_fusion": True, "debug": False}
+    if amd:
+        meta.pop("maxnreg", None)  # which the launcher leaves out under ROCm
+    backend = make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, options = bind(*arguments, **meta)
     options, signature, constants, attributes = kernel._pack_args(
         backend, meta, bound, specialization, options
     )
     source = ASTSource(kernel, signature, constants, attributes)
-    key = f"{source.hash()} {options.hash()}"
-    if key not in known:
+    return Asked(source, target, options, tuple(bound.values()))
+
+
+def compiled(wanted: Asked, folder: Path, known: dict[str, tuple[str, Any]]) -> tuple[str, Any]:
+    """The name of a cubin of the folder, and what Triton says of it."""
+    if wanted.key not in known:
         with contextlib.redirect_stdout(io.StringIO()):
-            binary = triton.compile(source, target=gpu, options=options.__dict__)
-        name = f"{kernel.fn.__name__}-{len(known)}.cubin"
+            binary = wanted.compile()
+        name = f"{wanted.source.fn.fn.__name__}-{len(known)}.cubin"
         (folder / name).write_bytes(binary.asm["cubin"])
-        known[key] = name, binary.metadata
-    return known[key]
+        known[wanted.key] = name, binary.metadata
+    return known[wanted.key]
 
 
 def read(folder: Path) -> list[Launch]:

@@ -26,6 +26,7 @@ import torch
 import triton_driver
 
 import lpl_fused
+from benchmarks.triton_launches import Asked, asked
 from lpl_fused.algebra.parts import Kind, Round
 from lpl_fused.algebra.settle import begin
 from lpl_fused.backends import load
@@ -41,7 +42,7 @@ pytest.importorskip("triton")
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 Once = Callable[[str, Callable[[Path], None]], Path]
 REPORTS = "reports.jsonl"
-TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "gfx942": "gfx942"}
+TARGETS: dict[str, int | str] = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "gfx942": "gfx942"}
 TABLES = ("weight", "sample_weight", "scale", "offset", "margin", "rows")
 PLAIN = Options()
 ALL_OPTIONS = Options(
@@ -337,39 +338,13 @@ def launches(
     return list(found.values())
 
 
-def compiled(
-    kernel: Any,
-    arguments: tuple[Any, ...],
-    meta: dict[str, Any],
-    target: str,
-    known: dict[str, tuple[Any, str]],
-) -> Compiled:
-    """What Triton would compile at this launch on `target`; what variants share is compiled once,
-    and `known` by its source.
-    """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, make_backend
-    from triton.runtime.jit import create_function_from_signature
-
-    arch = TARGETS[target]
-    gpu = GPUTarget("hip", arch, 64) if target == "gfx942" else GPUTarget("cuda", arch, 32)
-    meta = {**meta, "enable_fp_fusion": True, "debug": False}
-    if target == "gfx942":
-        meta.pop("maxnreg", None)  # which the launcher leaves out under ROCm
-    backend = make_backend(gpu)
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, options = bind(*arguments, **meta)
-    options, signature, constants, attributes = kernel._pack_args(
-        backend, meta, bound, specialization, options
-    )
-    source = ASTSource(kernel, signature, constants, attributes)
-    key = f"{source.hash()} {options.hash()}"
-    if key not in known:
+def compiled(wanted: Asked, known: dict[str, tuple[Any, str]]) -> Compiled:
+    """What variants share is compiled once."""
+    if wanted.key not in known:
         with contextlib.redirect_stdout(io.StringIO()) as log:
-            binary = triton.compile(source, target=gpu, options=options.__dict__)
-        known[key] = binary, log.getvalue()
-    return Compiled(source, *known[key], tuple(bound.values()))
+            binary = wanted.compile()
+        known[wanted.key] = binary, log.getvalue()
+    return Compiled(wanted.source, *known[wanted.key], wanted.values)
 
 
 def number(pattern: str, text: str) -> int:
@@ -408,7 +383,7 @@ def main(target: str, output: str) -> None:
     with open(output, "w") as file:
         for name in chosen(target):
             for kernel, arguments, meta in launches(VARIANTS[name]):
-                made = compiled(kernel, arguments, meta, target, known)
+                made = compiled(asked(kernel, arguments, meta, TARGETS[target]), known)
                 found = report(kernel, made, meta, target)
                 if driver is not None:
                     parameters = driver.launch(made.source, made.binary, made.values)
@@ -420,7 +395,8 @@ def compile_for(target: str, folder: Path) -> None:
     """Leaves the reports of a target in a folder: by a process that does not interpret Triton."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     # the package that this process tests, though another one may be installed
-    environment["PYTHONPATH"] = str(Path(lpl_fused.__file__).parents[1])
+    folders = Path(lpl_fused.__file__).parents[1], Path(__file__).parents[1]
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, folders))
     environment["TRITON_DUMP_PTXAS_LOG"] = "1"
     environment["TRITON_CACHE_DIR"] = str(folder / "cache")
     command = [sys.executable, __file__, target, str(folder / REPORTS)]
