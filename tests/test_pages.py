@@ -215,3 +215,12 @@ def test_which_losses_go_where_is_what_is_tested() -> None:
     from docs import without_logits
 
     assert without_logits.PAGE.read_text() == without_logits.page()
+
+
+def test_every_page_is_once_in_the_site() -> None:
+    listed = re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    there = [
+        str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")
+    ]
+    beside = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+    assert sorted(listed) == sorted([*there, *beside])
