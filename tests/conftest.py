@@ -91,7 +91,8 @@ def _interpret_quickly() -> None:
 
     @functools.cache
     def shape_of(sizes: tuple[int, ...]) -> tuple[Any, Any]:
-        return tuple(map(tl.constexpr, sizes)), tl.constexpr(math.prod(sizes))
+        # their tuple, for which `split` asks
+        return tl.tuple(map(tl.constexpr, sizes)), tl.constexpr(math.prod(sizes))
 
     def make(self, handle, type):  # type: ignore[no-untyped-def]
         self.handle, self.type, self.dtype = handle, type, type.scalar
