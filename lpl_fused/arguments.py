@@ -316,6 +316,13 @@ def is_integer(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
+def hold(frozen: Any, **checks: Check) -> None:
+    """Lets a frozen dataclass hold what the checks of its fields give: plain numbers, and no tensor
+    that may change while what was made of it is looked up."""
+    for name, check in checks.items():
+        object.__setattr__(frozen, name, check(name, getattr(frozen, name)))
+
+
 def real_number(value: Any) -> float | None:
     """`value` as a float; None if it is no real number (a bool is none)."""
     if type(value) is float or type(value) is int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .arguments import POSITIVE, Choice, Number, shown
+from .arguments import POSITIVE, Choice, Number, hold, shown
 
 FORMS = ("paper", "official")
 NORM_OFFSET = 1e-7  # what the authors of LogitClip and LogitNorm add to the norm
@@ -57,15 +57,11 @@ class LogitClip:
     form: str = "paper"
 
     def __post_init__(self) -> None:
-        POSITIVE("tau", self.tau)
-        Number(least=1, infinite=True)("p", self.p)
-        Choice(*FORMS)("form", self.form)
+        hold(self, tau=POSITIVE, p=Number(least=1, infinite=True), form=Choice(*FORMS))
 
     def numbers(self) -> Numbers:
-        tau, p = float(self.tau), float(self.p)
-        if self.form == "paper":
-            return Numbers(p, tau, tau, 0.0)
-        return Numbers(p, tau, 1 / tau, NORM_OFFSET)
+        gain, offset = (self.tau, 0.0) if self.form == "paper" else (1 / self.tau, NORM_OFFSET)
+        return Numbers(self.p, self.tau, gain, offset)
 
 
 @dataclass(frozen=True)
@@ -89,10 +85,10 @@ class LogitNorm:
     tau: float = 0.04
 
     def __post_init__(self) -> None:
-        POSITIVE("tau", self.tau)
+        hold(self, tau=POSITIVE)
 
     def numbers(self) -> Numbers:
-        return Numbers(2.0, 0.0, 1 / float(self.tau), NORM_OFFSET)
+        return Numbers(2.0, 0.0, 1 / self.tau, NORM_OFFSET)
 
 
 Norm = LogitClip | LogitNorm

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .arguments import FLAG, NOT_NEGATIVE, POSITIVE, Choice
+from .arguments import FLAG, NOT_NEGATIVE, POSITIVE, Choice, hold
 
 NONE, RELU, PHR, P2, P3 = range(5)
 KINDS = {"relu": RELU, "phr": PHR, "p2": P2, "p3": P3}
@@ -53,10 +53,7 @@ class MarginPenalty:
     rho: Tensor | None = None
 
     def __post_init__(self) -> None:
-        Choice(*KINDS)("kind", self.kind)
-        POSITIVE("margin", self.margin)
-        NOT_NEGATIVE("strength", self.strength)
-        FLAG("normalize", self.normalize)
+        hold(self, kind=Choice(*KINDS), margin=POSITIVE, strength=NOT_NEGATIVE, normalize=FLAG)
         for name, table in (("multiplier", self.multiplier), ("rho", self.rho)):
             if (table is None) != (self.kind == "relu"):
                 expected = "none" if self.kind == "relu" else "a (C,) tensor"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .arguments import BELOW_ONE, FLAG, NOT_NEGATIVE, REAL, SHARE, Number, shown
+from .arguments import BELOW_ONE, FLAG, NOT_NEGATIVE, REAL, SHARE, Number, hold, shown
 
 LOG, POWER, FOCAL, POLY1, ASYMMETRIC = range(5)
 
@@ -40,10 +40,10 @@ class Alpha:
     alpha: float = 2.0
 
     def __post_init__(self) -> None:
-        Number(above=0, infinite=True)("alpha", self.alpha)
+        hold(self, alpha=Number(above=0, infinite=True))
 
     def coded(self) -> tuple[int, float]:
-        kappa = 1.0 - 1.0 / float(self.alpha)
+        kappa = 1.0 - 1.0 / self.alpha
         return (LOG, 0.0) if kappa == 0 else (POWER, kappa)
 
 
@@ -66,10 +66,10 @@ class GCE:
     q: float = 0.7
 
     def __post_init__(self) -> None:
-        SHARE("q", self.q)
+        hold(self, q=SHARE)
 
     def coded(self) -> tuple[int, float]:
-        return (LOG, 0.0) if self.q == 0 else (POWER, float(self.q))
+        return (LOG, 0.0) if self.q == 0 else (POWER, self.q)
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ class Focal:
     gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        NOT_NEGATIVE("gamma", self.gamma)
+        hold(self, gamma=NOT_NEGATIVE)
 
     def coded(self) -> tuple[int, float]:
-        return (LOG, 0.0) if self.gamma == 0 else (FOCAL, float(self.gamma))
+        return (LOG, 0.0) if self.gamma == 0 else (FOCAL, self.gamma)
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,10 @@ class Poly1:
     epsilon: float = 2.0
 
     def __post_init__(self) -> None:
-        REAL("epsilon", self.epsilon)
+        hold(self, epsilon=REAL)
 
     def coded(self) -> tuple[int, float]:
-        return (LOG, 0.0) if self.epsilon == 0 else (POLY1, float(self.epsilon))
+        return (LOG, 0.0) if self.epsilon == 0 else (POLY1, self.epsilon)
 
 
 @dataclass(frozen=True)
@@ -153,10 +153,8 @@ class Asymmetric:
     detach: bool = False
 
     def __post_init__(self) -> None:
-        NOT_NEGATIVE("gamma_pos", self.gamma_pos)
-        NOT_NEGATIVE("gamma_neg", self.gamma_neg)
-        BELOW_ONE("clip", self.clip)
-        FLAG("detach", self.detach)
+        sides = {"gamma_pos": NOT_NEGATIVE, "gamma_neg": NOT_NEGATIVE, "clip": BELOW_ONE}
+        hold(self, **sides, detach=FLAG)
 
 
 Phi = Literal["log"] | Alpha | GCE | Focal | Poly1
@@ -181,7 +179,7 @@ def binary_coded(phi: BinaryPhi) -> dict[str, Any]:
     if not isinstance(phi, Asymmetric):
         code, parameter = coded(phi)
         return {"phi": code, "phi_parameter": parameter}
-    sides = float(phi.gamma_pos), float(phi.gamma_neg), float(phi.clip)
+    sides = phi.gamma_pos, phi.gamma_neg, phi.clip
     if sides[0] == sides[1] and sides[2] == 0 and (sides[0] == 0 or not phi.detach):
         code, parameter = Focal(sides[0]).coded()
         return {"phi": code, "phi_parameter": parameter}

@@ -144,8 +144,9 @@ def call_options(
         *(reduction, ignore_index, phi, label_smoothing, z_loss, softcap, norm),
         *(step_size, normalize, through),
     )
+    # a tensor in their place would be looked up as itself, whatever number it has since
     numbers = type(label_smoothing) is type(z_loss) is type(softcap) is type(step_size) is float
-    if numbers and not torch.compiler.is_compiling():
+    if numbers and type(ignore_index) is int and not torch.compiler.is_compiling():
         try:
             return _known_options(*arguments)
         except TypeError:

@@ -13,7 +13,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lpl_fused import GCE, Focal, LogitClip, LogitNorm, MarginPenalty, Poly1, certification, losses
+from lpl_fused import (
+    GCE,
+    Alpha,
+    Asymmetric,
+    Focal,
+    LogitClip,
+    LogitNorm,
+    MarginPenalty,
+    Poly1,
+    certification,
+    losses,
+)
 from lpl_fused import functional as LF
 from lpl_fused.losses.module import LossModule
 
@@ -234,6 +245,56 @@ def test_every_argument_of_every_loss_has_a_rule() -> None:
         rules = kind.rules  # type: ignore[attr-defined]
         without = set(parameters(kind)) - set(rules) - {"covariance"}  # that is a buffer's name
         assert not without, kind
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "function"),
+    [
+        (0.1, 1.0, lambda u, t, k, x: LF.lpl_cross_entropy(u, t, k, step_size=x)),
+        (0.0, 0.5, lambda u, t, _, x: LF.cross_entropy(u, t, z_loss=x)),
+        (2, 1, lambda u, t, _, x: LF.cross_entropy(u, t, ignore_index=x)),
+    ],
+    ids=["step_size", "z_loss", "ignore_index"],
+)
+def test_a_tensor_of_one_number_is_read_by_every_call(
+    first: float, then: float, function: Any
+) -> None:
+    """What was made of it before is not looked up by the tensor that it was."""
+    generator = torch.Generator().manual_seed(0)
+    problem = (
+        torch.randn(64, 4000, generator=generator),  # more logits than are left to torch
+        torch.randint(4, (64,), generator=generator),
+        torch.full((4000,), 5, dtype=torch.int32),
+    )
+    number = torch.tensor(first)
+    found = []
+    for value in (first, then):
+        number.fill_(value)
+        found.append(function(*problem, number))
+        torch.testing.assert_close(found[-1], function(*problem, value), rtol=0, atol=0)
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "numbers"),
+    [
+        (Focal, (2.0,)),
+        (GCE, (0.7,)),
+        (Poly1, (2.0,)),
+        (Alpha, (2.0,)),
+        (Asymmetric, (1.0, 4.0, 0.05)),
+        (LogitClip, (1.0, 2.0)),
+        (LogitNorm, (0.04,)),
+        (lambda *x: MarginPenalty("relu", *x), (10.0, 0.1)),
+    ],
+)
+def test_what_is_frozen_holds_numbers(make: Any, numbers: tuple[float, ...]) -> None:
+    """Not the tensors that it was given, which may change."""
+    given = [torch.tensor(x, dtype=torch.float64) for x in numbers]
+    made, expected = make(*given), make(*numbers)
+    for tensor in given:
+        tensor.zero_()
+    assert vars(made) == vars(expected)
 
 
 def test_numbers_of_numpy_and_tensors_of_one_number_are_numbers() -> None:

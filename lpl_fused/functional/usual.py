@@ -153,8 +153,12 @@ def _learned_options(
     )
 
 
+# what is the same as long as it is equal: a tensor may be given anew, with another number in it
+_LASTING = {bool, float, int, str}
+
+
 def _looked_up(options: Any, said: dict[str, Any]) -> Options:
-    try:
-        return options(**said)  # type: ignore[no-any-return]
-    except TypeError:  # of what cannot be looked up, or is wrong
-        return options.__wrapped__(**said)  # type: ignore[no-any-return]
+    for value in said.values():
+        if type(value) not in _LASTING:
+            return options.__wrapped__(**said)  # type: ignore[no-any-return]
+    return options(**said)  # type: ignore[no-any-return]
