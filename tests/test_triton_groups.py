@@ -71,7 +71,10 @@ def outcomes() -> Iterator[list[Tensor]]:
         finish(problem, arguments, saved, *others)
         found.append(saved.rows.outcome)
 
-    with mock.patch.object(learned, "finish", noted):
+    with (
+        mock.patch.object(learned, "finish", noted),
+        mock.patch.object(launching, "_direct", return_value=False),  # no plan goes past it
+    ):
         yield found
 
 
@@ -313,7 +316,10 @@ def launched_by(run: Callable[[], object]) -> list[str]:
         found.append(kernel.fn.__name__)
         launch(kernel, *others, **meta)
 
-    with mock.patch.object(launching, "launch", noted):
+    with (
+        mock.patch.object(launching, "launch", noted),
+        mock.patch.object(launching, "_direct", return_value=False),  # no plan goes past it
+    ):
         run()
     return found
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from lpl_fused.backends.kernels.arguments import Kept
 from lpl_fused.backends.triton import launching
+from lpl_fused.backends.triton.launching import Plans
 from lpl_fused.backends.triton.memory import Layout
 
 
@@ -17,15 +18,6 @@ class Parts(NamedTuple):
     input: Any
     stride: Any
     absent: Any = None
-
-
-class _Part(NamedTuple):
-    numbers: Any
-    count: Any
-
-
-class Part(_Part, Kept):
-    """What several launches are handed."""
 
 
 class Constant:
@@ -150,78 +142,241 @@ def test_another_triton_launches_by_itself(hooks: object, made: object) -> None:
     assert kernel.calls == 2
 
 
-def test_past_the_launchers_python_a_launch_is_handed_the_same(
-    hooks: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What NVIDIA's launcher of the installed Triton hands its native part, and what we do."""
+class Launcher:
+    """What `fields` of NVIDIA's launcher has, and notes what its native part is handed."""
+
+    def __init__(self, launcher: Any, **fields: Any) -> None:
+        self.handed: list[tuple[Any, ...]] = []
+        self.launcher = launcher.__new__(launcher)
+        found = {
+            "launch": lambda *found: self.handed.append(found),
+            "arg_annotations": ["an argument"],
+            "kernel_signature": b"signature",
+            "launch_cooperative_grid": False,
+            "launch_pdl": True,
+            "num_ctas": 1,
+            "gsan_enabled": False,
+            **{f"{kind}_scratch_size": 0 for kind in ("global", "profile")},
+            **{f"{kind}_scratch_align": 1 for kind in ("global", "profile")},
+        }
+        vars(self.launcher).update(found | fields)
+
+
+@pytest.fixture
+def native(hooks: object, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes (kernel, what native launches it was handed) by the types of its parameters."""
     triton = pytest.importorskip("triton")
     driver = pytest.importorskip("triton.backends.nvidia.driver")
-    monkeypatch.setattr(triton.runtime.driver, "_active", SimpleNamespace(utils=None))
-    launcher = driver.CudaLauncher.__new__(driver.CudaLauncher)
-    handed: list[tuple[Any, ...]] = []
-    fields = {
-        "launch": lambda *found: handed.append(found),
-        "arg_annotations": ["an argument"],
-        "kernel_signature": b"signature",
-        "launch_cooperative_grid": False,
-        "launch_pdl": True,
-        "num_ctas": 1,
-        "gsan_enabled": False,
-        **{f"{kind}_scratch_size": 0 for kind in ("global", "profile")},
-        **{f"{kind}_scratch_align": 1 for kind in ("global", "profile")},
-    }
-    vars(launcher).update(fields)
-    made = SimpleNamespace(run=launcher, function=7, packed_metadata=(4, 1, 0))
-    direct = launching._direct_of(made, (64,))
     if not triton.__version__.startswith("3.9."):
-        assert direct.run is launcher
-        return
-    assert direct.in_one
-    kernel, parts = Kernel(made), Parts(torch.zeros(64), 48)
-    for _ in range(2):
-        run(kernel, parts)
-    launcher(3, 2, 1, 71, 7, (4, 1, 0), None, None, None, parts, 5, 64)
+        pytest.skip("plans are for the Triton that they are known of")
+    monkeypatch.setattr(triton.runtime.driver, "_active", SimpleNamespace(utils=None))
+    monkeypatch.setattr(driver, "PyKernelArg", lambda nested_tuple, type: type)
+    monkeypatch.setattr(driver, "ARG_KERNEL", "handed over", raising=False)
+    monkeypatch.setattr(launching, "interpreted", lambda: False)
+
+    def make(types: tuple[Any, ...], **fields: Any) -> tuple[Kernel, list[tuple[Any, ...]]]:
+        found = Launcher(driver.CudaLauncher, **fields)
+        source = SimpleNamespace(signature=dict(enumerate(types)))
+        made = SimpleNamespace(
+            run=found.launcher, function=7, packed_metadata=(4, 1, 0), src=source
+        )
+        # as Triton's own launch does when it has compiled
+        return Kernel(made), found.handed
+
+    return make
+
+
+def past(handed: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Of native launches those by a plan, which asks the tensors for their device: the CPU, −1."""
+    return [each for each in handed if each[3] == 70 - 1]
+
+
+# of Parts, a count and BLOCK
+TYPES = (("*fp32", "i32", "constexpr"), "i32", "constexpr")
+META = {"BLOCK": 64, "num_warps": 4}
+
+
+def planned(
+    plans: Plans, kernel: Kernel, input: torch.Tensor, stride: int = 48, kind: Any = "any"
+) -> None:
+    def launches() -> None:
+        launching._run(1, kernel, (3, 2), (Parts(input, stride), 5), META)
+
+    plans.run((kind, stride), (input,), launches)
+
+
+def test_a_plan_hands_over_what_a_launch_does(native: Any) -> None:
+    """To the native part of NVIDIA's launcher; constants, and what is not there, are not."""
+    kernel, handed = native(TYPES)
+    plans, first, second = Plans(), torch.zeros(64), torch.ones(64)
+    planned(plans, kernel, first)
+    planned(plans, kernel, second)
+    assert kernel.calls == 1
+    kernel.made.run(3, 2, 1, 70 - 1, 7, (4, 1, 0), None, None, None, Parts(second, 48), 5, 64)
     ours, theirs = handed
-    assert ours == theirs
-    # memory that a kernel wants of the host is the launcher's to find
-    launcher.global_scratch_size = 8
-    assert launching._direct_of(made, (64,)).run is launcher
+    assert past(handed) == [ours, theirs]
+    assert ours[:13] == theirs[:13]
+    assert ours[13:] == (["handed over"] * 3, b"signature", (second.data_ptr(), 48, 5))
+    assert theirs[13:] == (["an argument"], b"signature", (Parts(second, 48), 5, 64))
 
 
-def test_addresses_are_those_of_the_parts(hooks: object) -> None:
-    """Whoever has to know their types gets tensors, a launch past Triton's own the addresses."""
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param((torch.zeros(64, dtype=torch.float64), 48), id="dtype"),
+        pytest.param((torch.zeros(64)[1:], 48), id="not a multiple of 16 bytes"),
+        pytest.param((torch.zeros(64), 1), id="another number"),
+        pytest.param((torch.zeros(64), 48, "other"), id="another kind"),
+    ],
+)
+def test_a_plan_is_of_calls_that_compile_alike(native: Any, other: tuple[Any, ...]) -> None:
+    kernel, handed = native(TYPES)
+    plans = Plans()
+    planned(plans, kernel, torch.zeros(64))
+    planned(plans, kernel, *other)
+    assert not past(handed)  # the first of its kind is written down
+    planned(plans, kernel, *other)
+    assert len(past(handed)) == 1
+    planned(Plans(), kernel, *other)  # of another form
+    assert len(past(handed)) == 1
+
+
+def test_a_plan_of_parts_of_a_memory(native: Any) -> None:
+    """Each goes where it is in another memory; a tensor that is not there stays away."""
+    kernel, handed = native((("*fp32", "constexpr", "*i32"), "*i64", "constexpr"))
     layout = Layout([((3, 5), torch.float32), ((0,), torch.int32), ((7,), torch.int64)])
-    memory = torch.empty(layout.size, dtype=torch.uint8)
-    parts = layout.within(memory)
-    addresses = layout.addresses(memory)
-    assert [part.shape for part in parts] == [(3, 5), (0,), (7,)]
-    assert [part.dtype for part in parts] == [torch.float32, torch.int32, torch.int64]
-    assert addresses[0] == parts[0].data_ptr()
-    assert addresses[2] == parts[2].data_ptr() == layout.part(memory, 2).data_ptr()
-    assert addresses[2] % 16 == 0 and addresses[2] >= addresses[0] + parts[0].nbytes
-    assert layout.size >= addresses[2] - addresses[0] + parts[2].nbytes
+    plans = Plans()
+    for offset in (0, 16, 16):
+        memory = torch.zeros(layout.size + 16, dtype=torch.uint8)[offset:]
+        tensors = memory, torch.zeros(4, dtype=torch.int32), None
 
-    made = Compiled()
-    kernel = Kernel(made)
-    typed, placed = Part(parts[0], 3), Part(addresses[0], 3)
-    placed.views = lambda: typed
-    meta = {"BLOCK": 64, "num_warps": 4}
+        def launches(memory: Any = memory, other: Any = tensors[1]) -> None:
+            rows, _, counts = layout.within(memory)
+            launching._run(1, kernel, (1,), (Parts(rows, None, other), counts), META)
+
+        plans.run("any", tensors, launches)
+    assert kernel.calls == 1
+    begin = memory.data_ptr()
+    assert past(handed)[-1][-1] == (begin, tensors[1].data_ptr(), begin + 64)
+    assert layout.within(memory)[2].data_ptr() == begin + 64
+
+
+def test_zeros_have_signs(native: Any) -> None:
+    kernel, handed = native(("*fp32", ("fp32", "fp32", "i32"), "constexpr"))
+    plans, input = Plans(), torch.zeros(4)
     for _ in range(2):
-        launching._run(1, kernel, (1,), (placed, 5), meta)
-    assert kernel.calls == 1  # with tensors
-    (found,) = made.launches
-    assert found[9] is placed
-    # the same whether it is found of tensors or of addresses, and found once
-    assert launching.key(placed) is placed.known
-    assert launching.key(typed) == placed.known
-    assert launching.key(Part(parts[0], 16)) != placed.known
+        plans.run(
+            "any",
+            (input,),
+            lambda: launching._run(1, kernel, (1,), (input, (0.0, -0.0, 0)), META),
+        )
+    assert [repr(each) for each in past(handed)[0][-1][1:]] == ["0.0", "-0.0", "0"]
 
 
-def test_what_is_kept_of_a_tuple_is_not_kept_of_another(hooks: object) -> None:
-    part = Part(torch.zeros(64), 3)
-    launching.key(part)
-    assert part._replace(count=4).known is None
-    freed = torch.zeros(64)
-    freed.untyped_storage().resize_(0)
+def test_what_a_plan_cannot_know_is_launched_every_time(native: Any) -> None:
+    """A tensor that is not at hand, one that is there twice, an operation of torch, nothing."""
+    input, others = torch.zeros(64), torch.zeros(64)
+    of: dict[str, Any] = {
+        "not at hand": ((others,), lambda: None),
+        "made meanwhile": ((others,), lambda: input.clone()),
+        "there twice": ((input, input), lambda: None),
+        "within another": ((input, torch.zeros(0).set_(input)), lambda: None),
+        "torch's": ((input,), lambda: input.add_(1)),
+    }
+    for what, (tensors, before) in of.items():
+        kernel, handed = native(TYPES)
+        plans, calls = Plans(), 0
+
+        def launches(before: Any = before, kernel: Kernel = kernel) -> None:
+            nonlocal calls
+            calls += 1
+            before()
+            launching._run(1, kernel, (1,), (Parts(input, 48), 5), META)
+
+        for _ in range(3):
+            plans.run("any", tensors, launches)
+        assert calls == 3, what
+        assert not past(handed), what
+    found = []
+    plans = Plans()
+    for _ in range(2):
+        plans.run("any", (input,), lambda: found.append(1))
+    assert len(found) == 2
+
+
+def test_views_and_memory_are_no_operations(native: Any) -> None:
+    kernel, handed = native(TYPES)
+    plans, input = Plans(), torch.zeros(64)
+
+    def launches() -> None:
+        torch.empty(3)
+        launching._run(1, kernel, (1,), (Parts(input.view(8, 8), 48), 5), META)
+
+    for _ in range(2):
+        plans.run("any", (input,), launches)
+    assert len(past(handed)) == 1
+
+
+def test_a_plan_asks_who_listens_and_whether_memory_is_there(
+    native: Any, hooks: tuple[Hook, Hook]
+) -> None:
+    kernel, handed = native(TYPES)
+    plans, input = Plans(), torch.zeros(64)
+    planned(plans, kernel, input)
+    hooks[0].calls.append(print)
+    planned(plans, kernel, input)
+    assert (kernel.calls, len(past(handed))) == (2, 0)
+    hooks[0].calls.clear()
+    planned(plans, kernel, input)
+    assert (kernel.calls, len(past(handed))) == (2, 1)
+    input.untyped_storage().resize_(0)
     with pytest.raises(RuntimeError, match="a tensor without memory"):
-        launching.key(part._replace(numbers=freed))
+        planned(plans, kernel, input)
+
+
+def test_another_launcher_has_no_plan(native: Any) -> None:
+    kernel, handed = native(TYPES)
+    launcher = kernel.made.run
+    kernel.made.run = lambda *arguments: launcher(*arguments)  # as another driver's
+    plans = Plans()
+    for _ in range(3):
+        planned(plans, kernel, torch.zeros(64))
+    assert (kernel.calls, len(handed), past(handed)) == (1, 2, [])
+
+
+def test_launchers_that_want_memory_have_no_plan(native: Any) -> None:
+    for fields in ({"global_scratch_size": 8}, {"profile_scratch_size": 8}, {"gsan_enabled": True}):
+        assert launching._flat_of(native(TYPES, **fields)[0].made) is None
+    assert launching._flat_of(native(TYPES)[0].made) is not None
+
+
+def test_another_thread_writes_down_its_own(native: Any) -> None:
+    """Launches of a thread that is in the midst of a call are not the other's."""
+    kernel, handed = native(TYPES)
+    other, _ = native(TYPES)
+    plans, input, theirs = Plans(), torch.zeros(64), torch.zeros(64)
+
+    def launches() -> None:
+        aside = threading.Thread(target=planned, args=(Plans(), other, theirs))
+        aside.start()
+        aside.join()
+        launching._run(1, kernel, (1,), (Parts(input, 48), 5), META)
+
+    for _ in range(2):
+        plans.run("any", (input,), launches)
+    assert (kernel.calls, other.calls, len(past(handed))) == (1, 1, 1)
+
+
+def test_an_error_leaves_no_plan_behind(native: Any) -> None:
+    kernel, handed = native(TYPES)
+    plans, input = Plans(), torch.zeros(64)
+
+    def fails() -> None:
+        launching._run(1, kernel, (1,), (Parts(input, 48), 5), META)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        plans.run(("any", 48), (input,), fails)
+    for _ in range(2):
+        planned(plans, kernel, input)
+    assert len(past(handed)) == 1

@@ -143,7 +143,9 @@ def test_what_is_solved_is_exact(head: int, order: int, dtype: torch.dtype) -> N
         asked = rows(draw, spread, [2, -2], dtype, step_size=size, normalize=seed % 3 == 2)
         losses, grad = asked.input[:, 0] * 0, asked.input * 0
         with launched_with(32, head, order), watched():
-            _, saved, arguments = learned.solve(asked, learned.how(asked), losses)
+            how = learned.how(asked)
+            saved = learned.Saved.within(how, *learned.new_saved(asked, how))
+            arguments = learned.solve(asked, saved, losses)
             learned.finish(asked, arguments, saved, Wanted(losses=losses), Upstream())
             learned.gradient(asked, arguments, saved, Upstream(), grad)
         outcome = saved.rows.outcome

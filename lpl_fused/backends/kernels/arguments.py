@@ -26,34 +26,7 @@ WEIGHED = 4  # its rivals are summed, its steps are still to be taken
 INFINITY = float("inf")
 
 
-class Kept:
-    """A tuple that several launches of a call are handed: what it is keyed by is found once (see
-    ../triton/launching.py). Those that are made of it (`_replace`) begin anew.
-
-    Tensors may be the addresses of their memory, which a launch past Triton's own takes for them;
-    `views` has them as they are, for a launch that has to know their types.
-    """
-
-    known: Any = None
-    views: Any = None
-
-    def typed(self) -> Any:
-        """With tensors."""
-        return self if self.views is None else self.views()
-
-
-class Address(int):
-    """Of memory, for a launch past Triton's own in the place of a tensor within it."""
-
-    dtype: Any
-    view: Any
-
-    def typed(self) -> Any:
-        """The tensor."""
-        return self.view()
-
-
-class _Arguments(NamedTuple):
+class Arguments(NamedTuple):
     """A lpl_fused.problem.Problem in kernel form, with its δ if there is one, and with what is
     known of its rows.
 
@@ -109,11 +82,6 @@ class _Arguments(NamedTuple):
     penalties: Any  # (N,): what the penalty adds to the loss of each row
 
 
-class Arguments(_Arguments, Kept):
-    __doc__ = _Arguments.__doc__
-    _fields = _Arguments._fields  # where Triton looks for them
-
-
 class Numbers(NamedTuple):
     """What the solver knows of a row, in this order: Σ over rivals of e_j = exp(z_j − shift), then
     what its steps have made of it."""
@@ -134,7 +102,7 @@ POWERS = 10
 SERIES = 20
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
     """Of rows that have their class for themselves, from which δ and the gradient are one sweep."""
 
     numbers: Any  # (N, NUMBERS)
@@ -143,12 +111,7 @@ class _State(NamedTuple):
     outcome: Any  # (N,) int32
 
 
-class State(_State, Kept):
-    __doc__ = _State.__doc__
-    _fields = _State._fields  # where Triton looks for them
-
-
-class _Groups(NamedTuple):
+class Groups(NamedTuple):
     """The rows of each class; the first of them leads its group."""
 
     slot: Any  # (N,): the leader of a row's group
@@ -158,12 +121,7 @@ class _Groups(NamedTuple):
     tickets: Any  # (2,), 0: programs that are done, of kernels of which the last one does more
 
 
-class Groups(_Groups, Kept):
-    __doc__ = _Groups.__doc__
-    _fields = _Groups._fields  # where Triton looks for them
-
-
-class _Shared(NamedTuple):
+class Shared(NamedTuple):
     """Of the solver of classes with several rows (kernels/group_solver.py).
 
     G is the most groups that a batch can have, K chunks of columns, M nodes, H exact classes. What
@@ -202,11 +160,6 @@ class _Shared(NamedTuple):
     squares: Any = None  # (G, K, M): likewise
     gains: Any = None  # (N, M): what the tail's mass has grown by at the nodes before
     used: Any = None  # (N, M): the `gains` that the steps have been taken with
-
-
-class Shared(_Shared, Kept):
-    __doc__ = _Shared.__doc__
-    _fields = _Shared._fields  # where Triton looks for them
 
 
 class Reduced(NamedTuple):

@@ -24,7 +24,6 @@ import triton.language as tl
 
 from ... import phi
 from .algebra import phi_slope, phi_value
-from .arguments import Kept
 from .elementary import exp, log1p, log1p_of_unit, reciprocal, scales_exactly
 
 # forms of a loss
@@ -46,7 +45,7 @@ LARGEST_MISS = tl.constexpr(1.5e-7)  # of δ, which is to have the digits of a f
 WALK = tl.constexpr(4)
 
 
-class _BinaryArguments(NamedTuple):
+class BinaryArguments(NamedTuple):
     """A lpl_fused.problem.BinaryProblem in kernel form; what is absent is None."""
 
     input: Any  # (N, C), row stride input_stride
@@ -81,11 +80,6 @@ class _BinaryArguments(NamedTuple):
     soft: Any = None  # (chunks, blocks): whether labels of soft_chunk rows, soft_block classes are
     soft_chunk: Any = None  # other than 0 and 1
     soft_block: Any = None  # constexpr
-
-
-class BinaryArguments(_BinaryArguments, Kept):
-    __doc__ = _BinaryArguments.__doc__
-    _fields = _BinaryArguments._fields  # where Triton looks for them
 
 
 class BinaryWanted(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -41,9 +43,10 @@ class Form(NamedTuple):
 
     values: tuple[Any, ...]  # of Arguments, without tensors
     tensors: tuple[tuple[int, int], ...]  # places in Arguments, and in the Problem
+    present: Callable[[Problem], tuple[Tensor, ...]]  # all tensors of a Problem
     one_sweep: bool  # it can be done in
     measured: bool  # norms or penalties have to be known of its rows
-    known: dict[Any, Any]  # what launches are keyed by, by what tensors have beside
+    plans: launching.Plans
     sweep: dict[str, Any]  # row_meta
 
 
@@ -119,8 +122,17 @@ def form_of(problem: Problem) -> Form:
         for place, name in enumerate(Problem._fields)
         if name in Arguments._fields and isinstance(problem[place], Tensor)
     )
+    present = [place for place, part in enumerate(problem[:-1]) if part is not None]
     one_sweep, measured = features <= _SHORTCUT.features, norm or penalty > 0
-    return Form(tuple(values), tensors, one_sweep, measured, {}, row_meta(problem))
+    return Form(
+        tuple(values),
+        tensors,
+        operator.itemgetter(*present),
+        one_sweep,
+        measured,
+        launching.Plans(),
+        row_meta(problem),
+    )
 
 
 _TERMS, _DELTA, _UNLESS, _STRIDE, _COUNT = map(
@@ -150,23 +162,8 @@ def _arguments(
         values[to] = problem[place]
     values[_TERMS], values[_DELTA], values[_UNLESS] = terms, delta, unless
     values[_STRIDE] = problem.target.stride(0)
-    if problem.rows is not None:
-        values[_COUNT] = problem.rows.shape[0]
-    arguments = Arguments(*values)
-    beside = problem.target.dtype, values[_STRIDE], values[_COUNT], terms is None, delta is None
-    if unless is None and delta is None and (terms is None or terms.data_ptr() & 15 == 0):
-        places = [problem[place].data_ptr() for _, place in form.tensors]  # type: ignore[union-attr]
-        if all(places):  # what has no memory is looked at
-            which = *beside, *[place & 15 == 0 for place in places]
-            arguments.known = form.known.get(which)
-            if arguments.known is None and launching.past_triton():
-                if len(form.known) >= _MOST_KNOWN:
-                    form.known.clear()
-                form.known[which] = launching.key(arguments)
-    return arguments
-
-
-_MOST_KNOWN = 64
+    values[_COUNT] = row_count(problem)
+    return Arguments(*values)
 
 
 def prepared(
@@ -193,6 +190,11 @@ def prepared(
     return arguments
 
 
+def row_count(problem: Problem) -> int | None:
+    """The one number of Arguments that a form does not know."""
+    return None if problem.rows is None else problem.rows.shape[0]
+
+
 MOST_COMPARED = 16384  # rows: with more of them a sort costs less than to compare each with all
 
 
@@ -217,7 +219,7 @@ def group_rows(
     slot, count = Classes.of(problem)
     ordered, order = slot.sort(stable=True)
     found = slot, count, torch.searchsorted(ordered, slot), order
-    for place, part in zip(groups.typed()[:4], found, strict=True):
+    for place, part in zip(groups[:4], found, strict=True):
         place.copy_(part)
     if shared is not None:
         launching.launch(kernels.grouping.list_groups, (1,), *what, num_warps=4)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import importlib
-import itertools
+import operator
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...problem import BinaryProblem, Problem
-from ..kernels.arguments import Address, Kept
 
 
 def interpreted() -> bool:
@@ -57,17 +58,21 @@ class _Direct(NamedTuple):
     run: Any
     what: tuple[Any, ...]
     rest: tuple[Any, ...]  # its parameters behind the arguments
-    in_one: bool  # the parameters are one tuple
+    flat: _Flat | None
+
+
+class _Flat(NamedTuple):
+    """How a compiled kernel is handed its parameters one by one, none of which is a constant."""
+
+    types: tuple[Any, ...]  # of all parameters, in the tuples that they come in
+    annotation: Any  # of one that is handed over
+    how: tuple[Any, ...]  # what stands before the annotations
+    signature: Any
 
 
 # Compiled kernels by all that Triton specialises them by. Its own launch asks every time what that
 # is, option by option, and whether a global has changed since: four times what is asked here.
 _compiled: dict[Any, _Direct] = {}
-
-
-def past_triton() -> bool:
-    """Whether there have been launches that can go past Triton's own: an interpreter's can not."""
-    return bool(_compiled)
 
 
 def _run(
@@ -82,54 +87,217 @@ def _run(
     _ask(asked, arguments)
     place = tuple(asked)
     found = _compiled.get(place)
+    x, y, z = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
     if found is None or not _direct():
-        typed = [each.typed() if isinstance(each, Kept | Address) else each for each in arguments]
-        made = kernel[grid](*typed, **meta, enable_fp_fusion=True)
+        made = kernel[grid](*arguments, **meta, enable_fp_fusion=True)
         if _can_run(made):
             names = kernel.arg_names[len(arguments) :]
-            _compiled[place] = _direct_of(made, tuple(meta[name] for name in names))
-        return
-    x, y, z = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
-    stream = _driver().active.get_current_stream(device)
-    if found.in_one:
-        found.run(x, y, z, stream, *found.what, arguments + found.rest)
+            found = _direct_of(made, tuple(meta[name] for name in names))
+            _compiled[place] = found
     else:
+        stream = _driver().active.get_current_stream(device)
         found.run(x, y, z, stream, *found.what, *arguments, *found.rest)
+    tape: Tape | None = getattr(_local, "tape", None)
+    if tape is not None:
+        tape.add(found, (x, y, z), arguments)
 
 
 def _direct_of(made: Any, rest: tuple[Any, ...]) -> _Direct:
-    """How a compiled kernel is launched. Of NVIDIA's launcher in the Triton that it is known of,
-    past its part in Python, which looks for memory that the kernel would want of the host."""
-    import triton
+    """How a compiled kernel is launched; past the launcher's part in Python, which looks for memory
+    that the kernel would want of the host, only by plans, and of NVIDIA's in the Triton that it is
+    known of."""
+    what = made.function, made.packed_metadata, None, None, None
+    return _Direct(made.run, what, rest, _flat_of(made))
 
+
+def _flat_of(made: Any) -> _Flat | None:
+    triton: Any = importlib.import_module("triton")
     run = made.run
     needs = "global_scratch_size", "profile_scratch_size", "gsan_enabled"
     if (
-        triton.__version__.startswith("3.9.")
-        and type(run).__name__ == "CudaLauncher"
-        and not any(getattr(run, name, True) for name in needs)
+        not triton.__version__.startswith("3.9.")
+        or type(run).__name__ != "CudaLauncher"
+        or any(getattr(run, name, True) for name in needs)
     ):
-        kind = run.launch_cooperative_grid, run.launch_pdl
-        nobody = (None,) * 5  # is told of it, and no memory is wanted
-        how = made.function, *kind, made.packed_metadata, *nobody
-        return _Direct(run.launch, (*how, run.arg_annotations, run.kernel_signature), rest, True)
-    what = made.function, made.packed_metadata, None, None, None
-    return _Direct(run, what, rest, False)
+        return None
+    driver = importlib.import_module("triton.backends.nvidia.driver")
+    one = driver.PyKernelArg(nested_tuple=None, type=driver.ARG_KERNEL)
+    kind = run.launch_cooperative_grid, run.launch_pdl
+    nobody = (None,) * 5  # is told of it, and no memory is wanted
+    how = made.function, *kind, made.packed_metadata, *nobody
+    return _Flat(tuple(made.src.signature.values()), one, how, run.kernel_signature)
 
 
-# numbers of what kept tuples are keyed by
-_known: dict[Any, int] = {}
-_number = itertools.count()
+class _Launch(NamedTuple):
+    """One of a plan."""
+
+    run: Any
+    grid: tuple[int, int, int]
+    what: tuple[Any, ...]  # behind the stream
+    gather: Callable[[list[Any]], tuple[Any, ...]]  # its parameters, of the values of the plan
 
 
-def key(values: Kept) -> Any:
-    """What a kernel is specialised by of a kept tuple, found once."""
-    if values.known is None:
-        found: list[Any] = []
-        _ask(found, values.typed())
-        # several threads may find a number at once, never two for a key
-        values.known = type(values), _known.setdefault((type(values), *found), next(_number))
-    return values.known
+class Plan(NamedTuple):
+    """Launches of a call, for others of its form with tensors of their own."""
+
+    numbers: list[Any]  # that are always the same
+    places: tuple[tuple[int, int], ...]  # a tensor's number, and how far behind its beginning
+    launches: tuple[_Launch, ...]
+
+    def run(self, device: int, tensors: list[int]) -> None:
+        """For tensors at these addresses."""
+        values = self.numbers + [tensors[which] + off for which, off in self.places]
+        stream = _driver().active.get_current_stream(device)
+        for run, grid, what, gather in self.launches:
+            run(*grid, stream, *what, gather(values))
+
+
+class Tape:
+    """Writes down what a call launches."""
+
+    def __init__(self, tensors: Sequence[Tensor | None]) -> None:
+        self._spans = [
+            (which, each.data_ptr(), _extent(each))
+            for which, each in enumerate(tensors)
+            if each is not None
+        ]
+        self._values: dict[Any, int] = {}
+        self._launches: list[tuple[_Flat, _Direct, tuple[int, int, int], list[Any]]] = []
+        self.whole = True  # all that was done is known, and can be done for other tensors
+
+    def add(self, made: _Direct | None, grid: tuple[int, int, int], values: Any) -> None:
+        """A launch."""
+        if made is None or made.flat is None:
+            self.whole = False
+            return
+        keys = [self._key(*each) for each in _leaves(made.flat.types, (*values, *made.rest))]
+        self.whole = self.whole and None not in keys and len(keys) > 1
+        self._launches.append((made.flat, made, grid, keys))
+
+    def _key(self, type: str, value: Any) -> Any:
+        """Of a parameter: a number is itself, a tensor is a place behind one of those at hand."""
+        if type[0] != "*":
+            return type, repr(value), value  # −0 is not 0
+        place = value.data_ptr()
+        found = [
+            (which, place - begin)
+            for which, begin, size in self._spans
+            if begin <= place < begin + size
+        ]
+        return (None, found[0]) if len(found) == 1 else None
+
+    def plan(self) -> Plan | None:
+        """Of what was written down, if that is all."""
+        if not self.whole or not self._launches:
+            return None
+        keys = dict.fromkeys(key for *_, each in self._launches for key in each)
+        numbers = [key for key in keys if key[0] is not None]
+        places = [key for key in keys if key[0] is None]
+        at = {key: place for place, key in enumerate(numbers + places)}
+        launches = tuple(
+            _Launch(
+                made.run.launch,
+                grid,
+                (*flat.how, [flat.annotation] * len(each), flat.signature),
+                operator.itemgetter(*[at[key] for key in each]),
+            )
+            for flat, made, grid, each in self._launches
+        )
+        return Plan([key[-1] for key in numbers], tuple(key[-1] for key in places), launches)
+
+
+def _extent(tensor: Tensor) -> int:
+    """Bytes from the first to behind the last of its elements."""
+    if not tensor.numel():
+        return 0
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return (1 + sum((size - 1) * stride for size, stride in steps)) * tensor.element_size()
+
+
+def _leaves(types: Any, values: Any) -> Iterator[tuple[str, Any]]:
+    """(type, value) of all parameters that are handed over."""
+    for type, value in zip(types, values, strict=True):
+        if isinstance(type, tuple):
+            yield from _leaves(type, value)
+        elif type != "constexpr":
+            yield type, value
+
+
+class _Operations(TorchDispatchMode):
+    """Looks out for what a plan would leave out: operations of torch that do something."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._tape = tape
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if not (func.is_view or "empty" in func.name()):
+            self._tape.whole = False
+        return func(*args, **kwargs or {})
+
+
+_local = threading.local()
+
+
+class Plans:
+    """Launches of calls of one form. A form says all that they depend on but the tensors: of these
+    Triton asks type, alignment and whether they are there.
+
+    What a launch is specialised by, what was compiled for that, and in which order its parameters
+    come is found once for all launches of a call, and once for all calls.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, Plan | None] = {}
+
+    def run(
+        self, kind: Any, tensors: Sequence[Tensor | None], launches: Callable[[], None]
+    ) -> None:
+        """`launches()`, or what it launches, for `tensors`, all that it reads and writes. It does
+        nothing else: what does is done every time. `kind`: what it is, beside the form's others,
+        and what numbers it has that the form does not know."""
+        first = tensors[0]
+        assert first is not None
+        device = first.get_device()
+        places = [-1 if each is None else each.data_ptr() for each in tensors]
+        key = (
+            kind,
+            device,
+            *[None if each is None else each.dtype for each in tensors],
+            *[place & 15 for place in places],
+        )
+        plan = self._kept.get(key, _UNKNOWN)
+        if plan is None or not all(places) or not _direct():
+            launches()
+        elif plan is _UNKNOWN:
+            self._write_down(key, tensors, launches)
+        elif device < 0 or device == torch.cuda.current_device():
+            plan.run(device, places)
+        else:
+            with torch.cuda.device(device):
+                plan.run(device, places)
+
+    def _write_down(
+        self, key: Any, tensors: Sequence[Tensor | None], launches: Callable[[], None]
+    ) -> None:
+        if interpreted() or getattr(_local, "tape", None) is not None:
+            launches()
+            return
+        _local.tape = tape = Tape(tensors)
+        try:
+            with _Operations(tape):
+                launches()
+        finally:
+            _local.tape = None
+        if len(self._kept) >= _MOST_KEPT:
+            self._kept.clear()
+        self._kept[key] = tape.plan()
+
+
+_UNKNOWN: Any = object()
+_MOST_KEPT = 64
 
 
 def _ask(found: list[Any], values: Iterable[Any]) -> None:
@@ -146,12 +314,9 @@ def _ask(found: list[Any], values: Iterable[Any]) -> None:
             else:
                 add(48 if value & 15 == 0 else 64)
         elif isinstance(value, tuple):
-            if isinstance(value, Kept):
-                add(value.known or key(value))
-            else:
-                add(kind)
-                add(len(value))
-                _ask(found, value)
+            add(kind)
+            add(len(value))
+            _ask(found, value)
         elif kind is Tensor or isinstance(value, Tensor):
             place = value.data_ptr()
             if not place and value.numel():
@@ -160,9 +325,6 @@ def _ask(found: list[Any], values: Iterable[Any]) -> None:
             add(place & 15 == 0)
         elif kind is float:
             add(kind)
-        elif kind is Address:
-            add(value.dtype)
-            add(value & 15 == 0)
         else:  # a constant
             add((kind, getattr(value, "value", value)))
 

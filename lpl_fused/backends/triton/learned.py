@@ -20,7 +20,6 @@ from ..buffers import new
 from ..kernels.arguments import (
     NUMBERS,
     TERMS,
-    Address,
     Arguments,
     Groups,
     Reduced,
@@ -81,16 +80,19 @@ class How:
         parts = _rows_saved(n, self.solver["HEAD"], number)
         self.groups = group_meta(problem) if solves_groups(problem) else None
         self.chunks = self.pieces = 0
+        # programs that take plain steps where δ is not wanted
+        self.programs = min(max(n // 8, ENOUGH_NUMBERS // max(1, classes), 1), n, MOST_PLAIN)
+        directions = self.programs if problem.options.normalize else 0
+        scratch = _scratch(n, self.programs, directions, classes, number)
+        self.backward_scratch = Layout(scratch)
         if self.groups is not None:
             head, nodes = self.groups.head, self.groups.nodes
             self.chunks = -(-classes // self.groups.block)
             self.pieces = min(n // 2 * self.chunks, PROGRAMS)
             parts += _groups_saved(n, number, head, nodes, self.chunks)
-            self.scratch = Layout(_groups_scratch(n, number, head, nodes, self.chunks))
-        self.saved = Layout(parts)
-        # what launches are keyed by, once one has found it
-        self.known: tuple[Any, ...] | None = None
-        self.known_scratch: Any = None
+            scratch += _groups_scratch(n, number, head, nodes, self.chunks)
+        self.saved, self.scratch = Layout(parts), Layout(scratch)
+        self.plans = launching.Plans()
 
 
 def _other_than_form() -> tuple[Any, ...]:
@@ -100,6 +102,14 @@ def _other_than_form() -> tuple[Any, ...]:
 how = functools.partial(by_form, besides=_other_than_form)(How)
 
 
+class Scratch(NamedTuple):
+    """What no backward of its own wants to know."""
+
+    rowwise: Tensor  # (2, N)
+    work: Tensor  # (programs, C): for plain steps, where δ is not wanted
+    direction: Tensor | None  # likewise, where steps are normalised
+
+
 class Saved(NamedTuple):
     """What the forward leaves for a backward of its own, parts of one memory."""
 
@@ -107,43 +117,30 @@ class Saved(NamedTuple):
     groups: Groups
     shared: Shared | None  # classes with several rows, if they are solved
     how: How
+    scratch: Scratch
+    solving: Shared | None = None  # `shared` with what is needed until they are solved
 
     @staticmethod
-    def within(found: How, memory: Tensor) -> Saved:
-        """The parts of memory of `found.saved.size` bytes."""
-        aligned = memory.data_ptr() & 15 == 0
-        if found.known is None or not aligned:
-            whole = _kept(found, found.saved.within(memory))
-            if aligned and launching.past_triton():
-                found.known = tuple(each and launching.key(each) for each in whole)
-            return Saved(*whole, found)
-        parts: list[Any] = found.saved.addresses(memory)
-        outcome = Address(parts[_OUTCOME])
-        outcome.dtype = torch.int32
-        outcome.view = functools.partial(found.saved.part, memory, _OUTCOME)
-        parts[_OUTCOME] = outcome
-        whole = _kept(found, parts)
-
-        def views(place: int) -> Any:
-            return _kept(found, found.saved.within(memory))[place]
-
-        for place, (each, known) in enumerate(zip(whole, found.known, strict=True)):
-            if each is not None:
-                each.known, each.views = known, functools.partial(views, place)
-        return Saved(*whole, found)
-
-
-def _kept(how: How, parts: list[Any]) -> tuple[State, Groups, Shared | None]:
-    """What the parts of Saved's memory are."""
-    tickets, slot, count, begin, order, numbers, heads, changes, outcome, *of_groups = parts
-    rows, groups = (
-        State(numbers, heads, changes, outcome),
-        Groups(slot, count, begin, order, tickets),
-    )
-    if not of_groups:
-        return rows, groups, None
-    n = how.rows
-    return rows, groups, Shared(n, n // 2, how.chunks, *of_groups)
+    def within(how: How, memory: Tensor, scratch: Tensor, solves: bool = True) -> Saved:
+        """The parts of memory as `new_saved` makes it; unless it `solves`, with the scratch of
+        `new_scratch`."""
+        tickets, slot, count, begin, order, *parts = how.saved.within(memory)
+        numbers, heads, changes, outcome, *of_groups = parts
+        layout = how.scratch if solves else how.backward_scratch
+        rowwise, work, direction, *solving = layout.within(scratch)
+        shared = whole = None
+        if of_groups:
+            n = how.rows
+            shared = Shared(n, n // 2, how.chunks, *of_groups)
+            whole = Shared(*shared[:_KEPT], *solving) if solving else None
+        return Saved(
+            State(numbers, heads, changes, outcome),
+            Groups(slot, count, begin, order, tickets),
+            shared,
+            how,
+            Scratch(rowwise, work, direction if len(direction) else None),
+            whole,
+        )
 
 
 def _rows_saved(n: int, head: int, number: torch.dtype) -> tuple[Part, ...]:
@@ -153,9 +150,6 @@ def _rows_saved(n: int, head: int, number: torch.dtype) -> tuple[Part, ...]:
         ((n, NUMBERS), number),
         *(((n, head), torch.int32), ((n, head), number), ((n,), torch.int32)),
     )
-
-
-_OUTCOME = 8  # its place among them
 
 
 def _groups_saved(
@@ -178,11 +172,16 @@ def solves_groups(problem: Problem) -> bool:
     return n > 1 and problem.input.dtype != torch.float64 and n * classes > FEW_LOGITS
 
 
-def new_saved(problem: Problem, how: How) -> tuple[Tensor, Saved]:
-    """(memory, what is in it). Zeros: tickets begin at 0, and what is saved for a backward, and
-    what torch compares, holds no garbage."""
+def new_saved(problem: Problem, how: How) -> tuple[Tensor, Tensor]:
+    """Memory for `Saved`, and scratch for a forward. Zeros: tickets begin at 0, and what is saved
+    for a backward, and what torch compares, holds no garbage."""
     memory = new(problem, how.saved.size, dtype=torch.uint8).zero_()
-    return memory, Saved.within(how, memory)
+    return memory, new(problem, how.scratch.size, dtype=torch.uint8)
+
+
+def new_scratch(problem: Problem, how: How) -> Tensor:
+    """For a backward alone."""
+    return new(problem, how.backward_scratch.size, dtype=torch.uint8)
 
 
 def take_steps(
@@ -194,7 +193,7 @@ def take_steps(
     """Takes all steps that the solvers can; where losses (N,) are wanted they know them, and what
     gradients are made of. The classes that are left take theirs in `finish`."""
     n, how = problem.input.shape[0], saved.how
-    shared = saved.shared and _with_scratch(problem, saved.shared, how)
+    shared = saved.solving
     group_rows(problem, arguments, saved.groups, shared, how.resident, how.grouping)
     kind = {"NORMALIZE": problem.options.normalize}
     steps, step_size = problem.steps, number(problem, problem.options.step_size)
@@ -217,14 +216,12 @@ def finish(
 ) -> None:
     """Plain steps for the classes that the solvers have left, and what is wanted of their rows: δ
     (N, C), or losses and gradients. At last the loss of the batch, if there is a place for it."""
-    n, classes = problem.input.shape
+    n, how, scratch = problem.input.shape[0], saved.how, saved.scratch
     by_row, normalize = wanted.delta is not None, problem.options.normalize
+    programs, work, direction = how.programs, scratch.work, scratch.direction
     if by_row:
         programs, work = min(n, MOST_PLAIN), wanted.delta
-    else:
-        programs = min(max(n // 8, ENOUGH_NUMBERS // max(1, classes), 1), n, MOST_PLAIN)
-        work = new(problem, programs, classes)
-    direction = new(problem, n if by_row else programs, classes) if normalize else None
+        direction = new(problem, *problem.input.shape) if normalize else None
     steps, step_size = problem.steps, number(problem, problem.options.step_size)
     what = (arguments, saved.groups, steps, step_size, saved.rows.outcome, work)
     whose = wanted._replace(delta=None) if by_row else wanted, upstream, reduced
@@ -232,14 +229,14 @@ def finish(
         kernels.lpl.plain_steps,
         (programs,),
         *what,
-        new(problem, 2, n),
+        scratch.rowwise,
         direction,
         *whose,
         n,
-        saved.how.resident,
+        how.resident,
         BY_ROW=by_row,
         NORMALIZE=normalize,
-        **saved.how.plain,
+        **how.plain,
     )
 
 
@@ -283,8 +280,8 @@ def tell(problem: Problem, arguments: Arguments, saved: Saved, wanted: Wanted) -
     if saved.shared is not None:
         _move_groups(problem, arguments, saved, Upstream(), None, delta)
     finish(problem, arguments, saved, Wanted(delta=delta), Upstream())
-    moved = arguments._replace(delta=delta, slot=saved.groups.typed().slot)
-    others = wanted._replace(outcome=saved.rows.typed().outcome)
+    moved = arguments._replace(delta=delta, slot=saved.groups.slot)
+    others = wanted._replace(outcome=saved.rows.outcome)
     kernel, meta = kernels.forward.forward, how.form.sweep
     launching.launch(kernel, rows, moved, Upstream(), others, **meta)
 
@@ -305,31 +302,26 @@ def with_learned(
     found = how(problem)
     arguments = _with_terms(problem, prepared(problem, terms, unless, found.form))
     delta = new(problem, *problem.input.shape)
-    saved = new_saved(problem, found)[1]
+    saved = Saved.within(found, *new_saved(problem, found))
     take_steps(problem, arguments, saved)
     wanted = Wanted(delta=delta)
     move(problem, arguments, saved, Upstream(), wanted)
     finish(problem, arguments, saved, wanted, Upstream())
-    slot, outcome = saved.groups.typed().slot, saved.rows.typed().outcome
+    slot, outcome = saved.groups.slot, saved.rows.outcome
     return arguments._replace(delta=delta, slot=slot), outcome
 
 
 def solve(
-    problem: Problem,
-    how: How,
-    losses: Tensor,
-    unless: Tensor | None = None,
-    told: bool = False,
-) -> tuple[Tensor, Saved, Arguments]:
+    problem: Problem, saved: Saved, losses: Tensor, unless: Tensor | None = None, told: bool = False
+) -> Arguments:
     """Takes the steps of a problem that the solver solves: the losses (N,) of its rows, but for
-    classes that are left, which `finish`, or `gradient`, has. (What the gradient wants of it, in
-    its memory; the problem, prepared: if `told` for `tell`)."""
-    arguments = prepared(problem, None, unless, how.form)
+    classes that are left, which `finish`, or `gradient`, has. (The problem, prepared: if `told` for
+    `tell`.)"""
+    arguments = prepared(problem, None, unless, saved.how.form)
     if told:
         arguments = _with_terms(problem, arguments)
-    memory, saved = new_saved(problem, how)
     take_steps(problem, arguments, saved, losses)
-    return memory, saved, arguments
+    return arguments
 
 
 def gradient(
@@ -376,17 +368,8 @@ def _groups_scratch(
     )
 
 
-def _with_scratch(problem: Problem, shared: Shared, how: How) -> Shared:
-    """With the memory that only the solving of groups needs."""
-    memory = new(problem, how.scratch.size, dtype=torch.uint8)
-
-    def views() -> Shared:
-        return Shared(*shared.typed()[:_KEPT], *how.scratch.within(memory))
-
-    if shared.views is None:
-        return views()
-    whole = Shared(*shared[:_KEPT], *how.scratch.addresses(memory))
-    whole.known, whole.views = how.known_scratch, views
-    if whole.known is None:
-        how.known_scratch = launching.key(whole)
-    return whole
+def _scratch(
+    n: int, programs: int, directions: int, classes: int, number: torch.dtype
+) -> tuple[Part, ...]:
+    shapes = (2, n), (programs, classes), (directions, classes)
+    return tuple((shape, number) for shape in shapes)

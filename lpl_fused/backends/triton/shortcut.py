@@ -15,7 +15,7 @@ from ..contract import Choose, Form, Forward, leaves_terms
 from ..kernels.arguments import FELL_BACK, TERMS, Upstream, Wanted
 from ..kernels.launch import filling_meta, sweep_meta
 from . import launching, learned
-from .arguments import arguments_of, form_of, prepared
+from .arguments import arguments_of, form_of, prepared, row_count
 from .launching import kernels
 
 
@@ -75,19 +75,29 @@ def _learned(
         norm = normalizer(problem) if divides(problem) else None
     else:
         reduced, norm = learned.reduction(problem)
-    memory, saved, arguments = learned.solve(problem, how, losses, told=told)
-    learned.finish(problem, arguments, saved, Wanted(losses=losses), Upstream(), reduced)
+    memory, scratch = learned.new_saved(problem, how)
+    grad = like(problem.input) if want_grad else None
+    found = _told(problem) if told else None
+
+    def launches() -> None:
+        saved = learned.Saved.within(how, memory, scratch)
+        arguments = learned.solve(problem, saved, losses, told=told)
+        learned.finish(problem, arguments, saved, Wanted(losses=losses), Upstream(), reduced)
+        if found is not None:
+            learned.tell(problem, arguments, saved, _telling(problem, found, Wanted()))
+        if grad is not None:
+            learned.gradient(problem, arguments, saved, Upstream(norm), grad)
+
+    tensors = (*how.form.present(problem), losses, memory, scratch, grad)
+    if reduced is not None:
+        tensors += (reduced.loss, reduced.norm)
+    elif norm is not problem.normalizer:
+        tensors += (norm,)
+    kind = "forward", reduced is None, row_count(problem)
+    how.plans.run(kind, tensors, launches)
     loss = _reduced(problem, losses, norm) if reduced is None else reduced.loss
-    found = None
-    if told:
-        found = _told(problem)
-        learned.tell(problem, arguments, saved, _telling(problem, found, Wanted()))
-    if not want_grad:
-        return Forward(loss, norm, state=() if final else (memory,), statistics=found)
-    grad = like(problem.input)
-    upstream = Upstream(norm)
-    learned.gradient(problem, arguments, saved, upstream, grad)
-    return Forward(loss, norm, grad=grad, statistics=found)
+    state = () if want_grad or final else (memory,)
+    return Forward(loss, norm, None, grad, state=state, statistics=found)
 
 
 def _sweep(
@@ -95,14 +105,31 @@ def _sweep(
 ) -> None:
     """Leaves what is wanted; nothing where `unless`, 0-dim, scales 16 bits exactly."""
     n = problem.input.shape[0]
-    if problem.steps is None:
-        form = form_of(problem)
-        arguments = prepared(problem, wanted.terms, unless, form)
-    else:
+    kernel = kernels.forward.forward
+    if problem.steps is not None:
         form = learned.how(problem).form
         arguments, _ = learned.with_learned(problem, wanted.terms, unless)
-    kernel = kernels.forward.forward
-    launching.launch(kernel, (n,), arguments, upstream, wanted, **form.sweep)
+        launching.launch(kernel, (n,), arguments, upstream, wanted, **form.sweep)
+        return
+    form, norm = form_of(problem), upstream.norm
+    terms = wanted.terms
+    if form.measured and terms is None:
+        terms = new(problem, n, TERMS)
+
+    def launches() -> None:
+        arguments = prepared(problem, terms, unless, form)
+        launching.launch(kernel, (n,), arguments, upstream, wanted, **form.sweep)
+
+    tensors = (*form.present(problem), terms, wanted.losses, wanted.grad)
+    if wanted.aim is not None:
+        tensors += wanted[_TOLD]
+    if norm is not problem.normalizer:
+        tensors += (norm,)
+    kind = "sweep", wanted.terms is None, wanted.aim is None, row_count(problem)
+    form.plans.run(kind, tensors, launches)
+
+
+_TOLD = slice(Wanted._fields.index("aim"), Wanted._fields.index("outcome"))
 
 
 def _learned_anew(
@@ -111,8 +138,9 @@ def _learned_anew(
     """The gradient of a problem with steps, of which nothing is known; nothing where `unless`."""
     how = learned.how(problem)
     if how.solves:
+        saved = learned.Saved.within(how, *learned.new_saved(problem, how))
         losses = new(problem, problem.input.shape[0])
-        _, saved, arguments = learned.solve(problem, how, losses, unless)
+        arguments = learned.solve(problem, saved, losses, unless)
         learned.gradient(problem, arguments, saved, upstream, grad)
     else:
         _sweep(problem, Wanted(grad=grad), upstream, unless)
@@ -125,23 +153,40 @@ def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
     assert grad is not None
     n, classes = grad.shape
     stride = upstream.stride(0) if upstream.dim() else 0
-    norm = forward.norm if divides(problem) else None
-    factors = Upstream(norm, upstream, stride)
     labels = None if problem.target.is_floating_point() else problem.target
-    ignored = labels, problem.other, problem.options.ignore_index
-    scaled = (grad, upstream, stride, classes, *ignored)
-    meta = filling_meta(classes)
-    if grad.element_size() > 2:
-        launching.launch(kernel.scale_rows, (n,), *scaled, EXACTLY=False, **meta)
-    elif problem.steps is None:
-        arguments = arguments_of(problem, forward.terms)
-        launching.launch(kernel.rescale_rows, (n,), arguments, factors, grad, **sweep_meta(problem))
-    elif upstream.dim():
-        _learned_anew(problem, factors, grad)
-    else:
-        launching.launch(kernel.scale_rows, (n,), *scaled, EXACTLY=True, **meta)
+    if grad.element_size() == 2 and problem.steps is None:
+        form, terms, norm = form_of(problem), forward.terms, forward.norm
+        norm = norm if divides(problem) else None
+
+        def anew() -> None:
+            arguments, factors = arguments_of(problem, terms), Upstream(norm, upstream, stride)
+            meta = sweep_meta(problem)
+            launching.launch(kernel.rescale_rows, (n,), arguments, factors, grad, **meta)
+
+        tensors = (*form.present(problem), terms, upstream, grad)
+        if norm is not problem.normalizer:
+            tensors += (norm,)
+        form.plans.run(("rescale", stride, row_count(problem)), tensors, anew)
+        return grad
+    if grad.element_size() == 2 and upstream.dim():
+        factors = Upstream(forward.norm if divides(problem) else None, upstream, stride)
+        return _learned_anew(problem, factors, grad)
+    exactly, ignore_index = grad.element_size() == 2, problem.options.ignore_index
+
+    def scaled() -> None:
+        what = grad, upstream, stride, classes, labels, problem.other, ignore_index
+        meta = filling_meta(classes)
+        launching.launch(kernel.scale_rows, (n,), *what, EXACTLY=exactly, **meta)
+
+    kind = n, classes, stride, ignore_index, exactly
+    _SCALING.run(kind, (grad, upstream, labels, problem.other), scaled)
+    if exactly:
+        factors = Upstream(forward.norm if divides(problem) else None, upstream, stride)
         _learned_anew(problem, factors, grad, unless=upstream)
     return grad
+
+
+_SCALING = launching.Plans()
 
 
 def learned_state(problem: Problem) -> tuple[Form, ...]:
@@ -154,13 +199,19 @@ def learned_state(problem: Problem) -> tuple[Form, ...]:
 def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ...] = ()) -> Tensor:
     """dL/d input (N, C) of a problem with steps; `upstream` (N,) the gradient of each row's loss.
     Steps that `state` does not know, those of classes left to plain steps, are taken anew."""
-    grad = like(problem.input)
-    factors = Upstream(rows=upstream, stride=upstream.stride(0))
+    grad, stride = like(problem.input), upstream.stride(0)
+    factors = Upstream(rows=upstream, stride=stride)
     if not state:
         return _learned_anew(problem, factors, grad)
-    how = learned.how(problem)
-    saved = learned.Saved.within(how, *state)
-    learned.gradient(problem, prepared(problem, form=how.form), saved, factors, grad)
+    how, (memory,) = learned.how(problem), state
+    scratch = learned.new_scratch(problem, how)
+
+    def launches() -> None:
+        saved = learned.Saved.within(how, memory, scratch, solves=False)
+        learned.gradient(problem, prepared(problem, form=how.form), saved, factors, grad)
+
+    tensors = (*how.form.present(problem), upstream, memory, scratch, grad)
+    how.plans.run(("backward", stride, row_count(problem)), tensors, launches)
     return grad
 
 

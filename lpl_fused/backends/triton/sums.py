@@ -18,7 +18,7 @@ from ..kernels.arguments import Arguments, Upstream
 from ..kernels.arguments import Gradients as Stored
 from ..kernels.launch import block_meta, blocks_of, column_meta, sweep_meta
 from . import launching
-from .arguments import arguments_of
+from .arguments import arguments_of, form_of, row_count
 from .launching import kernels
 
 
@@ -89,10 +89,19 @@ def gradient(
     if list(want) == ["input"]:
         grad = like(problem.input) if out is None else out
         meta = block_meta(problem)
-        rows = (_under_delta(problem, known), Upstream(None, upstream, upstream.stride(0)), grad)
-        launching.launch(
-            kernels.gradient.gradient_rows, (n, blocks_of(problem, meta)), *rows, **meta
-        )
+        stride, terms = upstream.stride(0), known.terms
+
+        def launches() -> None:
+            rows = (_under_delta(problem, known), Upstream(None, upstream, stride), grad)
+            blocks = blocks_of(problem, meta)
+            launching.launch(kernels.gradient.gradient_rows, (n, blocks), *rows, **meta)
+
+        if problem.steps is not None:
+            launches()
+            return Gradients(grad)
+        form = form_of(problem)
+        tensors = (*form.present(problem), terms, upstream, grad)
+        form.plans.run(("gradient", stride, row_count(problem)), tensors, launches)
         return Gradients(grad)
     chunk, tables = table_places(problem, want)
     of_input = out
