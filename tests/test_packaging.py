@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -231,6 +232,25 @@ def test_native_module_needs_neither_torch_nor_cuda() -> None:
     linked = re.sub(r"\(0x[0-9a-f]+\)", "", linked)  # addresses may spell a name
     assert not re.search("torch|c10|cuda", linked)
     assert len(re.findall(r"libgomp\S* =>", linked)) <= 1
+
+
+@needs_source
+def test_the_oldest_python_reads_the_package() -> None:
+    """What neither its syntax nor a type checker tells: its NamedTuple is no base beside others."""
+    said = re.search(r'requires-python = ">=3\.(\d+)"', (ROOT / "pyproject.toml").read_text())
+    assert said
+    oldest = 3, int(said[1])
+    sources = [
+        *ROOT.glob("lpl_fused/**/*.py"),
+        *ROOT.glob("tools/*.py"),
+        *ROOT.glob("examples/*.py"),
+    ]
+    assert len(sources) > 100
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text(), feature_version=oldest)):
+            if isinstance(node, ast.ClassDef) and len(node.bases) > 1 and oldest < (3, 11):
+                bases = [ast.unparse(base) for base in node.bases]
+                assert "NamedTuple" not in bases, f"{path}:{node.lineno}: {node.name}({bases})"
 
 
 @needs_source

@@ -70,7 +70,8 @@ B = TypeVar("B", bound=HasProblem)
 S = TypeVar("S", bound=Some)
 
 
-class Call(NamedTuple, Generic[B]):
+@dataclass(frozen=True)
+class Call(Generic[B]):
     """What a rank has of a call that all agreed on."""
 
     built: B
