@@ -46,6 +46,11 @@ BAD = {
         ValueError,
         r"got \(2, 5\)$",
     ),
+    "labels elsewhere": (
+        lambda: LF.cross_entropy(EXAMPLE.clone().requires_grad_(), LABELS.to("meta")),
+        ValueError,
+        "target: expected device cpu, as input, got meta",
+    ),
     "an array of labels": (
         lambda: losses.SeesawLoss(3)(EXAMPLE, LABELS.numpy()),
         TypeError,

@@ -271,12 +271,14 @@ def test_steps_of_each_sample(learned: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-def test_jit_trace(function: Function, named: str) -> None:
+@pytest.mark.parametrize("learns", [False, True], ids=["", "requires grad"])
+def test_jit_trace(function: Function, named: str, learns: bool) -> None:
     if function.steps:
         pytest.skip("the number of steps is in the data, which a trace would take for a constant")
 
     def traced() -> Any:
-        return torch.jit.trace(lambda u: total(function, u, named), (LOGITS,))
+        logits = LOGITS.clone().requires_grad_(learns)
+        return torch.jit.trace(lambda u: total(function, u, named), (logits,))
 
     if refused(named, traced):
         return
@@ -441,6 +443,28 @@ def test_an_upstream_without_storage(function: Function, named: str) -> None:
     nothing = torch._efficientzerotensor(tuple(loss.shape))
     gradient = torch.autograd.grad(loss, leaf, nothing)[0]
     assert torch.equal(gradient, torch.zeros_like(LOGITS))
+
+
+@pytest.mark.parametrize("shape", [(N, C), (N, 1)], ids=str)
+def test_zeros_without_storage(named: str, shape: tuple[int, int]) -> None:
+    """Logits, labels and tables: the dispatcher has one number in the place of all."""
+    nothing, classes = torch._efficientzerotensor, shape[1]
+    labels, offset = nothing((N,), dtype=torch.int64), nothing((classes,))
+    steps = nothing((classes,), dtype=torch.int32)
+    for logits in (nothing(shape), torch.randn(shape, generator=generator(6))):
+        expected = F.cross_entropy(logits.clone(), torch.zeros(N, dtype=torch.int64))
+        moved = LF.cross_entropy(
+            logits, labels, perturbation=Perturbation(offset=offset), backend=named
+        )
+        learned = LF.lpl_cross_entropy(logits, labels, steps, step_size=0.1, backend=named)
+        linear = LF.linear_cross_entropy(
+            logits, torch.eye(classes), labels, linear_bias=offset, backend=named
+        )
+        for found in (moved, learned, linear):
+            close(found, expected)
+        if named in ("auto", REFERENCE) or has_multilabel(named):
+            found = LF.binary_cross_entropy_with_logits(logits, nothing(shape), backend=named)
+            close(found, F.softplus(logits.clone()).mean())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)

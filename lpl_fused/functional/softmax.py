@@ -118,11 +118,13 @@ def _small(input: Tensor, target: Tensor) -> bool:
         type(input) in PLAIN
         and input.requires_grad
         and torch.is_grad_enabled()
+        and torch._C._get_tracing_state() is None  # which takes down what is asked of sizes, too
         and type(target) is Tensor
         and 0 < input.numel() <= SMALL
         and (input.dtype is torch.float32 or input.dtype is torch.float64)
         and target.dtype is torch.int64
         and input.is_cpu
+        and target.is_cpu
         and input.ndim == 2
         and target.ndim == 1
         and input.shape[0] == target.numel()

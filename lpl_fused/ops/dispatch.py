@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backends.contract import Forward
 from ..problem import NONE, BinaryProblem, Problem, accumulate_dtype
-from ..tracing import direct
+from ..tracing import direct, settled
 
 Forwards = Callable[[Any, bool], Forward]  # of a problem, with its gradient or not
 
@@ -21,6 +21,18 @@ SCHEMA = "Tensor input, Tensor target, Tensor?[] parts, int[] codes, float[] num
 def packed(problem: Problem | BinaryProblem, backend: str) -> tuple[Any, ...]:
     input, target, *parts, options = problem
     return (input, target, parts, *options.packed(), backend)
+
+
+def laid_out(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Tensors as kernels read them: their numbers in memory, unit stride along the last dimension.
+    The dispatcher puts others in the place of some (of zeros without storage one number, expanded),
+    and leaves those in a list of what may be absent as they are."""
+    return [None if tensor is None else _laid_out(settled(tensor)) for tensor in tensors]
+
+
+def _laid_out(tensor: Tensor) -> Tensor:
+    plain = tensor.dim() == 0 or tensor.stride(-1) == 1
+    return tensor if plain else tensor.contiguous()
 
 
 def register(

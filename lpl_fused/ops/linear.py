@@ -25,7 +25,16 @@ from ..precision import full_precision
 from ..problem import NONE, TABLES, Options, Problem, accumulate_dtype
 from ..tracing import direct, settled
 from .chunks import OF_LAYER, WANTED, Layer, Sweep, input_sum_dtype, weight_sum_dtype
-from .dispatch import AUTO, STATISTICS, SWEEP, checked_form, given, once_backward, register
+from .dispatch import (
+    AUTO,
+    STATISTICS,
+    SWEEP,
+    checked_form,
+    given,
+    laid_out,
+    once_backward,
+    register,
+)
 
 # how a gradient comes about
 FORMS = AUTO, SWEEP, STATISTICS
@@ -52,7 +61,7 @@ def _unpacked(*packed: Any) -> tuple[Layer, Problem, str, list[str]]:
     layer = Layer(*packed[:5])
     target, parts, codes, numbers, backend, flags = packed[5:]
     input, options = layer.stand_in(target.shape[0]), Options.unpacked(codes, numbers)
-    problem = Problem(input, target, *parts, options)  # type: ignore[call-arg]
+    problem = Problem(input, *laid_out(target, *parts), options)  # type: ignore[call-arg, arg-type]
     return layer, problem, backend, [n for n, w in zip(WANTED, flags, strict=True) if w]
 
 

@@ -32,6 +32,7 @@ from .dispatch import (
     Once,
     given,
     kept_as_saved,
+    laid_out,
     packed,
     register,
     sweeps_by,
@@ -53,7 +54,8 @@ def _unpacked(
     codes: Sequence[int],
     numbers: Sequence[float],
 ) -> BinaryProblem:
-    return BinaryProblem(input, target, *parts, BinaryOptions.unpacked(codes, numbers))  # type: ignore
+    tensors = laid_out(input, target, *parts)
+    return BinaryProblem(*tensors, BinaryOptions.unpacked(codes, numbers))  # type: ignore
 
 
 def _forward_kernel(input, target, parts, codes, numbers, backend, want_grad):  # type: ignore[no-untyped-def]

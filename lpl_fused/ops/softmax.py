@@ -43,6 +43,7 @@ from .dispatch import (
     Moved,
     given,
     kept_as_saved,
+    laid_out,
     once_backward,
     packed,
     register,
@@ -71,7 +72,8 @@ def _unpacked(
     codes: Sequence[int],
     numbers: Sequence[float],
 ) -> Problem:
-    return Problem(input, target, *parts, Options.unpacked(codes, numbers))  # type: ignore
+    tensors = laid_out(input, target, *parts)
+    return Problem(*tensors, Options.unpacked(codes, numbers))  # type: ignore
 
 
 def _cross_entropy(input, target, parts, codes, numbers, backend, want_grad, told):  # type: ignore[no-untyped-def]
