@@ -455,6 +455,46 @@ def test_frozen_parts_cost_nothing(
 mm = torch.mm
 
 
+@pytest.mark.parametrize("count", [15, 30, -30])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_steps_that_go_far(native: str, count: int, rows: int) -> None:
+    """Beyond what float32 holds as an exponential; a class is cut by columns."""
+    hidden = torch.tensor([[-60.0, 80.0, 0.0], [-90.0, 95.0, -80.0]])[:rows].requires_grad_()
+    labels, steps = torch.zeros(rows, dtype=torch.int64), torch.full((3,), count)
+
+    def asked(hidden: Tensor, **more: Any) -> tuple[Tensor, Tensor]:
+        eye = torch.eye(3, dtype=hidden.dtype)
+        loss = LF.linear_lpl_cross_entropy(
+            hidden, eye, labels, steps, step_size=5.0, reduction="none", **more
+        )
+        return loss.detach().double(), torch.autograd.grad(loss.sum(), hidden)[0].double()
+
+    expected = asked(hidden.detach().double().requires_grad_(), backend=REFERENCE)
+    found = asked(hidden, backend=native, chunk_memory=1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_nan_in_a_class_that_takes_no_steps(native: str) -> None:
+    """There is no δ that it could spoil."""
+    draw = Draw(5, 3, seed=24)
+    hidden, labels = draw.normal(5, 3).float(), torch.tensor([0, 1, 0, 1, 0])
+    hidden[2, 1] = torch.nan
+    steps = torch.tensor([0, 3, 0])
+
+    def asked(hidden: Tensor, **more: Any) -> list[Tensor]:
+        leaf = hidden.clone().requires_grad_()
+        eye = torch.eye(3, dtype=hidden.dtype)
+        loss, told = LF.linear_lpl_cross_entropy(
+            leaf, eye, labels, steps, step_size=0.5, reduction="none", return_stats=True, **more
+        )
+        return [each.double() for each in (loss, *torch.autograd.grad(loss.sum(), leaf), *told)]
+
+    expected = asked(hidden.double(), backend=REFERENCE)
+    assert expected[0].isnan().tolist() == [False, False, True, False, False]
+    found = asked(hidden, backend=native, chunk_memory=1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
 def test_without_gradients_nothing_but_chunks_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = Layer.draw(N, C).to(torch.float32)
     case = Case(torch.empty(0), Draw(N, C, seed=21).labels())

@@ -311,7 +311,9 @@ def delta(problem: Problem, known: Known, perturbed: Perturbed) -> Tensor | None
             gain = (gain + found.series[:, r, None].to(dtype)) * q
         piece = torch.log1p(gain)
         if classes is not None:
-            b = classes.sum(found.way[:, None].to(dtype) * q)
+            way = found.way[:, None].to(dtype)
+            # a row that is nan is none of a class that takes no steps
+            b = classes.sum(torch.where(way == 0, 0.0, way * q))
             second, third = found.second[:, None].to(dtype), found.third[:, None].to(dtype)
             piece = piece + b * (1 + b * (second + b * third))
         # a column behind the last takes what belongs elsewhere

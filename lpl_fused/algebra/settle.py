@@ -20,6 +20,8 @@ from .parts import Detail, Kind, Mass, Part, Rivals, Round, Size, finite, rescal
 from .rows import Rows, normalizer, penalty_weight
 from .terms import Terms
 
+_FAR = 40.0  # of a whole mass's logarithm: float32 holds the exponentials up to 88
+
 
 def rounds(problem: Problem) -> tuple[Round, ...]:
     """The reductions that a problem needs, in their order; by shapes and options alone.
@@ -146,7 +148,12 @@ def _totals(problem: Problem, mass: Mass) -> tuple[Tensor, Tensor]:
     if not problem.spread:
         for _, logit, _ in _labels(problem, Rows.of(problem), mass):
             total = total + torch.exp(logit - shift)
-    return shift, torch.log(total)
+    log_total = torch.log(total)
+    # learned steps may have led far from the largest logit: nothing of float may overflow there
+    far = (log_total.abs() > _FAR) & log_total.isfinite()
+    level = (shift + log_total).to(accumulate_dtype(problem.input.dtype)).double()
+    level = torch.where(far, level, shift)
+    return level, log_total - (level - shift)
 
 
 def _labels(problem: Problem, rows: Rows, mass: Mass) -> list[tuple[Tensor, Tensor, Tensor]]:
