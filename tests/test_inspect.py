@@ -460,6 +460,44 @@ def test_members_that_end_too_early(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert message in refused(capsys, path)
 
 
+def test_headers_that_say_anything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No memory is made for what is not there, and nothing but a line is said."""
+    import struct
+    import zipfile
+
+    def said(shape: str) -> bytes:
+        return b"{'descr': '<f4', 'fortran_order': False, 'shape': %s, }" % shape.encode()
+
+    for number, (header, message) in enumerate(
+        [
+            (said("(6, 100000000000000)"), "ends before"),
+            (said(f"({N}, {2**70})"), "ends before"),
+            (said("(-6, -4)"), "has shape (-6, -4)"),
+            (said("(6, -4)"), "has shape (6, -4)"),
+            (b"(" * 9000, "broken"),
+        ]
+    ):
+        path = tmp_path / f"{number}.npz"
+        with zipfile.ZipFile(path, "w") as archive:
+            size = struct.pack("<H", len(header) + 1)
+            archive.writestr("logits.npy", b"\x93NUMPY\x01\x00" + size + header + b"\n")
+        assert message in refused(capsys, path)
+
+
+def test_counts_that_are_no_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "words.npz"
+    np.savez(path, **ARRAYS, words=np.array(["1"] * C), objects=np.array([{}] * C))
+    for name, kind in (("words", "<U1"), ("objects", "object")):
+        assert f"{name!r} is of {kind}, expected numbers" in refused(capsys, path, "--counts", name)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_is_no_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, rows = tmp_path / "nested.pt", list(ARRAYS["logits"])
+    torch.save({"logits": torch.nested.nested_tensor(rows, layout=torch.strided)}, path)
+    assert "no array 'logits'" in refused(capsys, path)
+
+
 def test_files_that_are_no_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "cannot be read: No such file" in refused(capsys, tmp_path / "absent.npz")
     assert "No such file" in refused(capsys, tmp_path / "absent.pt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -130,6 +131,8 @@ def opened(path: Path, *, logits: str, labels: str, counts: str | None) -> Itera
                     f"{path}: {counts!r} has shape {column.shape}, expected one count for each of"
                     f" {found.num_classes} classes"
                 )
+            if not (column.floating or column.integer):
+                raise InspectError(f"{path}: {counts!r} is of {column.kind}, expected numbers")
             with _readable(path):
                 found = Saved(path, found.logits, found.labels, _whole(column))
         yield found
@@ -181,7 +184,10 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise InspectError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        *(EOFError, KeyError, MemoryError, RuntimeError, ValueError),
+        *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+    ) as error:
         raise _broken(path, error) from error
     except Exception as error:
         if type(error).__name__ != "SafetensorError":  # known where the package is installed
@@ -195,6 +201,8 @@ def _broken(path: Path, error: Exception) -> InspectError:
 
 
 # NumPy
+
+_SHORTER, _LONGER = "it ends before its arrays do", "{!r} is longer than its shape {}"
 
 
 @dataclass(frozen=True)
@@ -236,7 +244,7 @@ class _Member:
                 piece = np.frombuffer(content, self.dtype).reshape(number, *self.shape[1:])
                 yield torch.from_numpy(piece.astype(self.dtype.newbyteorder("="), copy=False))
             if stream.read(1):  # and so the checksum is looked at
-                raise ValueError(f"{self.name!r} is longer than its shape {self.shape}")
+                raise ValueError(_LONGER.format(self.name, self.shape))
 
 
 def _fill(stream: Any, content: bytearray) -> None:
@@ -244,7 +252,7 @@ def _fill(stream: Any, content: bytearray) -> None:
     while done < len(content):
         read = stream.readinto(view[done:])
         if not read:
-            raise EOFError("it ends before its arrays do")
+            raise EOFError(_SHORTER)
         done += read
 
 
@@ -267,7 +275,14 @@ def _npz(path: Path, stack: ExitStack) -> dict[str, Column]:
         if name.endswith(".npy"):
             with archive.open(name) as stream:
                 shape, fortran, dtype = _header(stream)
+                size = archive.getinfo(name).file_size - stream.tell()
             name = name.removesuffix(".npy")
+            # before anybody makes room for what a header says
+            needed = math.prod(shape) * dtype.itemsize
+            if min(shape, default=0) < 0:
+                raise ValueError(f"{name!r} has shape {shape}")
+            if not dtype.hasobject and size != needed:
+                raise ValueError(_SHORTER if size < needed else _LONGER.format(name, shape))
             columns[name] = _Member(archive, name, shape, dtype, fortran)
     return columns
 
@@ -317,7 +332,7 @@ def _pt(path: Path, stack: ExitStack) -> dict[str, Column]:
     return {
         str(name): _Mapped(tensor.detach())
         for name, tensor in content.items()
-        if isinstance(tensor, Tensor) and tensor.layout == torch.strided
+        if isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_nested
     }
 
 
