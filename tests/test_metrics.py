@@ -226,6 +226,13 @@ def test_state_is_saved_moved_and_copied(name: str) -> None:
         assert_same(other.compute(), whole(name))
 
 
+@every
+def test_counts_are_counts_whatever_dtype_is_asked_for(name: str) -> None:
+    metric = MADE[name]().set_dtype(torch.float16)
+    metric.update(*given(name, LOGITS, TARGET))
+    assert_same(metric.compute(), whole(name))
+
+
 def test_a_collection_keeps_apart_what_is_alike_by_chance() -> None:
     """After the first batch, all right, the states of both are equal."""
     right = 9 * torch.eye(C)[TARGET]
