@@ -93,7 +93,7 @@ def _learned(
         tensors += (reduced.loss, reduced.norm)
     elif norm is not problem.normalizer:
         tensors += (norm,)
-    kind = "forward", reduced is None, row_count(problem)
+    kind = "forward", reduced is None, told, row_count(problem)
     how.plans.run(kind, tensors, launches)
     loss = _reduced(problem, losses, norm) if reduced is None else reduced.loss
     state = () if want_grad or final else (memory,)
@@ -125,7 +125,7 @@ def _sweep(
         tensors += wanted[_TOLD]
     if norm is not problem.normalizer:
         tensors += (norm,)
-    kind = "sweep", wanted.terms is None, wanted.aim is None, row_count(problem)
+    kind = "sweep", wanted.terms is None, wanted.aim is None, unless is None, row_count(problem)
     form.plans.run(kind, tensors, launches)
 
 
