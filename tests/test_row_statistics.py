@@ -223,6 +223,15 @@ def test_rows_without_a_softmax(backend: str) -> None:
     )
 
 
+@pytest.mark.parametrize("classes", [1, 5, 700])
+def test_nothing_but_minus_infinity_under_a_softcap(backend: str, classes: int) -> None:
+    """It is a softmax of equals then, whose first is predicted."""
+    input, target = torch.full((3, classes), -math.inf), torch.tensor([0, classes - 1, 0])
+    input[2, -1] = 0
+    _, found = LF.cross_entropy(input, target, softcap=20.0, return_stats=True, backend=backend)
+    same(found, by_hand(20 * torch.tanh(input / 20), input, target), torch.float32)
+
+
 def test_who_is_right(backend: str) -> None:
     """Ties, mixed targets and class probabilities."""
     input = torch.tensor([[1.0, 1.0, 0.0]] * 4)

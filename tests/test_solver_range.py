@@ -29,6 +29,13 @@ def cases() -> dict[str, Case]:
         "raised by 1000 nats, a class of two": (few, [0, 0], 100, 10.0),
         "raised by 100 nats, a class of two": (few, [0, 0], 100, 1.0),
         "lowered by 100 nats, a class of two": (few, [0, 0], -100, 1.0),
+        # the first two rows raise class 1 until the third, in whose float32 it was 0, is led by it
+        "a rival from below the least number": (
+            torch.tensor([[0.0, 100.0, -100.0], [0.0, 100.0, -100.0], [0.0, -60.0, 40.0]]),
+            [0, 0, 0],
+            30,
+            10.0,
+        ),
         **{f"a row of −∞, {k} steps": (masked, [2, 2, 1], k, 0.1) for k in (1, 6, 20)},
         **{f"a nan, {k} steps": (broken, [2, 2, 1], k, 0.1) for k in (1, 6, 20)},
     }

@@ -49,10 +49,16 @@ class ExactSteps {
     x_.assign(size_, 1.0);
     mean_.resize(size_);
     own_delta_ = 0;
+    least_ = 1;
     const double step = p_.steps[group.label] > 0 ? p_.step_size : -p_.step_size;
     // a class has at most all of the gradient's length
     p_.step_size <= kShort ? walk<true>(rows, step, steps) : walk<false>(rows, step, steps);
     if (!(std::abs(own_delta_) < INFINITY)) return false;
+    // no step is longer
+    if (p_.step_size * double(steps) > GroupRows<T>::kReach) {
+      const double gain = *std::max_element(delta_.begin(), delta_.begin() + c_);
+      if (std::max(gain, 0.0) - std::log(least_) > GroupRows<T>::kReach) return false;
+    }
     LPL_SIMD
     for (i64 j = 0; j < c_; ++j) delta[j] = Acc(delta_[j]);
     delta[group.label] = Acc(own_delta_);
@@ -116,6 +122,7 @@ class ExactSteps {
       double own = 0;
       for (i64 r = 0; r < n; ++r) {
         const double mass = rest_[r] + std::exp(std::min(rows.lift(r) + own_delta_, 700.0));
+        if (rest_[r] > 0) least_ = std::min(least_, mass);
         weights_[r] = share / mass;
         own += rest_[r] * weights_[r];
       }
@@ -143,7 +150,7 @@ class ExactSteps {
   i64 size_ = 0;  // of a row
   Vector<double> shares_, delta_, x_, mean_, rest_, weights_;
   Vector<const double*> rows_;
-  double own_delta_ = 0;
+  double own_delta_ = 0, least_ = 1;  // the least mass of a row that has rivals
 };
 
 }  // namespace

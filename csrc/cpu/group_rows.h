@@ -78,6 +78,10 @@ class GroupRows {
     Vector<Acc> homeless, z, capped;
   };
 
+  // Nats by which δ may raise a rival above a row's mass: those that are lost in a row below the
+  // least exponential are nothing until then. Rows raise what another has lost.
+  static constexpr double kReach = sizeof(Acc) == 8 ? 650 : 55;
+
   explicit GroupRows(const Call<T>& call) : call_(call), c_(call.c) {}
 
   i64 size() const { return size_; }

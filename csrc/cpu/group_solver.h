@@ -71,6 +71,8 @@ class GroupSolver {
         // with gains that are far off steps may lead nowhere, from where there is no way back
         if (lost()) break;
         if (!(most_ * (1 + distance_) > kLargestB) && error_ <= kTolerance) {
+          if (dose > GroupRows<T>::kReach && gain() - std::log(least_) > GroupRows<T>::kReach)
+            return false;
           finish(group, delta, threads);
           return true;
         }
@@ -98,6 +100,13 @@ class GroupSolver {
 
   bool lost() const { return !(std::abs(own_delta_) < INFINITY); }
 
+  // The most that δ raises a class.
+  double gain() const {
+    double most = 0;
+    for (const double change : exact_delta_) most = std::max(most, change);
+    return most;
+  }
+
   // All steps, from the start: δ of the exact classes and of the target, W, nodes, error.
   void walk(i64 steps, int nodes) {
     const i64 h = exact_classes_.size();
@@ -114,6 +123,7 @@ class GroupSolver {
     double own_delta = 0, walked = 0, squares_walked = 0, weights[kMostNodes + 1];
     int passed = 0;
     error_ = distance_ = 0;
+    least_ = 1;
     for (i64 k = 0;; ++k) {
       known_.interpolate(walked, weights);
       std::fill(gains.begin(), gains.end(), 0.0);
@@ -122,7 +132,9 @@ class GroupSolver {
       double own = 0, inverses = 0;
       for (i64 r = 0; r < n_; ++r) {
         rest[r] = mass_[r] + gains[r] + dot(exact_.data() + r * h, x_.data(), h);
-        inverse[r] = 1 / (rest[r] + std::exp(std::min(rows_.lift(r) + own_delta, 700.0)));
+        const double mass = rest[r] + std::exp(std::min(rows_.lift(r) + own_delta, 700.0));
+        if (rest[r] > 0) least_ = std::min(least_, mass);
+        inverse[r] = 1 / mass;
         own += rest[r] * inverse[r] * share;
         inverses += inverse[r] * share;
       }
@@ -398,6 +410,7 @@ class GroupSolver {
   Nodes known_, taken_;          // of the walk that gains were found for, and of the last walk
   Vector<double> exact_delta_, x_, way_;
   double own_delta_ = 0, most_ = 0, error_ = 0, distance_ = 0;
+  double least_ = 1;  // the least mass of a row that has rivals
 };
 
 }  // namespace

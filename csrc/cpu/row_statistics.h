@@ -37,7 +37,8 @@ class RowStatistics {
       const Acc above = z[j] - shift;
       return e[j] * (above < Acc(kNothing) ? Acc(kNothing) : above);
     });
-    if (!(top > sums_.top)) return;
+    // what a softcap bounds may be −inf throughout
+    if (!(top > sums_.top) && sums_.place < INFINITY) return;
     sums_.top = top;
     sums_.place = double(first + first_of(u, size, top));
   }
