@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import re
 from dataclasses import dataclass, field
 
 from .sass import Instruction
@@ -20,9 +21,32 @@ class Block:
 
 
 def graph(code: list[Instruction]) -> list[Block]:
-    """Blocks in the order of addresses; the first is where a kernel begins."""
+    """Blocks in the order of addresses, the first of which is where a kernel begins; behind them
+    what is done on the way of a branch alone."""
     code = _trimmed(code)
-    return _blocks(_jumps_for_calls(code, _blocks(code)))
+    blocks = _blocks(_jumps_for_calls(code, _blocks(code)))
+    _part_ways(blocks)
+    return blocks
+
+
+def _part_ways(blocks: list[Block]) -> None:
+    """What a block does under the predicate of the branch that ends it, it does where that is
+    taken: a block of its own on the way there."""
+    for block in list(blocks):
+        branch, taken = block.code[-1], block.next[0] if block.next else 0
+        if branch.base != "BRA" or not branch.guard or len(block.next) != 2 or taken in block.rare:
+            continue
+        predicate = branch.guard.lstrip("@!")
+        first = len(block.code) - 1
+        while first and not re.search(rf"\b{predicate}\b", block.code[first - 1].operands):
+            first -= 1
+        behind = block.code[first:-1]
+        mine = [one for one in behind if one.guard == branch.guard]
+        if mine:
+            others = [one for one in behind if one.guard != branch.guard]
+            block.code[first:] = [*others, branch]
+            block.next[0] = len(blocks)
+            blocks.append(Block(mine, [taken]))
 
 
 def _jumps_for_calls(code: list[Instruction], blocks: list[Block]) -> list[Instruction]:

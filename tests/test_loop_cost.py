@@ -104,6 +104,25 @@ def test_the_element_by_element_way_beside_the_vectors_is_rare() -> None:
     assert (loop.logits, loop.instructions, loop.rare) == (8, 6, 9)
 
 
+def test_what_stands_under_a_branchs_predicate_is_on_its_way_alone() -> None:
+    """A compiler stores the vector under the predicate by which it then jumps beyond the single
+    elements: not both of them are of a turn, which has 4 logits and not 8."""
+    body = """ISETP.NE.AND P1, PT, R7, R9, PT
+        IMAD R20, R23, 0x4, R48
+        @!P1 STG.E.128 desc[UR4][R20.64], R12
+        {between}
+        @!P1 BRA @J
+        STG.E.64 desc[UR4][R20.64], R12
+        STG.E.64 desc[UR4][R20.64+0x8], R14
+        J: LDG.E.128 R16, desc[UR4][R44.64]"""
+    found = {}
+    for between in ("MOV R7, R7", "ISETP.NE.AND P1, PT, R8, R9, PT"):
+        text = row_loop("L", 1, body.format(between=between)).replace(f"{FMA}\n{EXP}\n", "", 4)
+        (loop,) = loop_cost.cost(code(f"{text}\nEXIT"), 4).loops
+        found[between] = loop.logits
+    assert found == {"MOV R7, R7": 4, "ISETP.NE.AND P1, PT, R8, R9, PT": 8}
+
+
 def test_of_two_ways_the_dearer_is_counted() -> None:
     """Exclusive: never both of them."""
     long = "\n".join([FMA] * 20)
