@@ -15,30 +15,40 @@ import torch
 import lpl_fused
 
 from . import sass, triton_launches
-from .kernel_forms import BUDGETS, USUAL_OBJECT
+from .kernel_forms import APART, APART_OBJECT, BUDGETS, USUAL_OBJECT
 
 ROOT = Path(__file__).parent.parent
 SOURCES = tuple(ROOT / "csrc" / "cuda" / f"{name}.cu" for name in ("kernels", "binary_kernels"))
 OBJECTS, SAID = tuple(f"{source.stem}.o" for source in SOURCES), "said.txt"
-COUNTED = (*OBJECTS, USUAL_OBJECT)  # objects whose kernels are counted
+COUNTED = (*OBJECTS, USUAL_OBJECT, APART_OBJECT)  # objects whose kernels are counted
 ARCHITECTURES = ("80", "90", "100")  # the default of setup.py
-_USUAL_FILE = "usual.cu"
+
+
+def _instantiated(kernels: Iterable[str], first: str = "") -> str:
+    """The file that has these kernels and no others."""
+    lines = [first, f'#include "{SOURCES[0]}"', "namespace lpl {", "namespace {"]
+    for name in kernels:
+        rest = "int" if name.startswith("piece_kernel") else "int, Fill"
+        lines.append(f"template __global__ void {name}(const __grid_constant__ Call, {rest});")
+    return "\n".join([*lines, "}", "}", ""])
 
 
 def usual_text() -> str:
-    """The file that instantiates those of bf16 that have ways which exclude each other."""
-    lines = ["#define LPL_USUAL", f'#include "{SOURCES[0]}"', "namespace lpl {", "namespace {"]
+    """Those of bf16 that have ways which exclude each other."""
+    kernels = []
     for name in (name for _, kernels, _, _ in BUDGETS for name in kernels):
         if name.startswith("Binary"):
             continue
-        of_pieces = re.match(r"LearnedGradient|Gradients", name)
-        kernel, rest = ("piece", "int") if of_pieces else ("row", "int, Fill")
-        body = name.replace("<T", "<BFloat16")
-        lines.append(
-            f"template __global__ void {kernel}_kernel<{body}>"
-            f"(const __grid_constant__ Call, {rest});"
-        )
-    return "\n".join([*lines, "}", "}", ""])
+        kernel = "piece_kernel" if name.startswith("Gradients") else "row_kernel"
+        whole = name if "_kernel<" in name else f"{kernel}<{name}"
+        kernels.append(f"{whole}>".replace("<T", "<BFloat16"))
+    return _instantiated(kernels, "#define LPL_USUAL")
+
+
+def apart_text() -> str:
+    """Those of less than double that are parts of one."""
+    types = "BFloat16", "Float16", "float"
+    return _instantiated(re.sub(r"\bT\b", type, name) for name in APART for type in types)
 
 
 def nvcc() -> str | None:
@@ -56,11 +66,13 @@ def compile_cuda(arch: str, folder: Path, sources: Iterable[Path] = SOURCES) -> 
             said.write(done.stdout + done.stderr)
             if done.returncode:
                 raise RuntimeError(f"nvcc failed: {(done.stdout + done.stderr)[-4000:]}")
-    (folder / _USUAL_FILE).write_text(usual_text())
-    command = [*flags, "-DLPL_SPLIT", str(folder / _USUAL_FILE), "-o", str(folder / USUAL_OBJECT)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"nvcc failed: {(done.stdout + done.stderr)[-4000:]}")
+    for object, text in ((USUAL_OBJECT, usual_text()), (APART_OBJECT, apart_text())):
+        file = (folder / object).with_suffix(".cu")
+        file.write_text(text)
+        command = [*flags, "-DLPL_SPLIT", str(file), "-o", str(folder / object)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"nvcc failed: {(done.stdout + done.stderr)[-4000:]}")
 
 
 def compile_triton(arch: str, folder: Path) -> None:

@@ -11,7 +11,7 @@ SIZES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 # pattern that a kernel's name has.
 THREADS: tuple[tuple[str, int], ...] = (
     ("batch_kernel", 1024),
-    ("warp_kernel|beside_kernel", 32),
+    (r"\b(warp|beside)_kernel", 32),
     ("LearnedStatisticsBody", 128),
     ("", 256),
 )
@@ -84,9 +84,11 @@ def _learned(set: int, groups: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         f"LearnedStatisticsBody<T, {set}u>",
         "beside_kernel<RowStepsBody",
         *(f"FirstTailBody<T, {groups}u>", f"GroupGatherBody<T, {groups}u>", *tail),
-        "SweptBody<T>",
+        "SweptBody<T, 63u>",
     )
-    gradient = f"LearnedGradientBody<T, {set}u>", f"GroupGradientBody<T, {groups}u>", "SweptBody<T>"
+    gradient: tuple[str, ...] = (f"piece_kernel<LearnedGradientBody<T, {set}u>",)
+    if groups:  # without tables one kernel for all three
+        gradient += (f"InTurnsAndLeft<GroupGradientBody<T, {groups}u>",)
     return forward, gradient
 
 
@@ -94,7 +96,7 @@ def _told(
     form: tuple[tuple[str, ...], tuple[str, ...]],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The same with what rows are told of: of classes with several rows under their δ."""
-    others = "GroupDeltaBody<T, 0u>", "SweptBody<T>", "ToldRowBody<T, 63u>"
+    others = "GroupDeltaBody<T, 0u>", "SweptBody<T, 63u>", "ToldRowBody<T, 63u>"
     return (*form[0], "ToldStepsBody<T, 0u>", *others), form[1]
 
 
@@ -129,7 +131,7 @@ BUDGETS: tuple[tuple[str, tuple[str, ...], int, int], ...] = (
     ("norm", ("RowBody<T, 4u>",), 40, 30),
     ("penalty", ("RowBody<T, 8u>",), 40, 30),
     ("LPL, statistics", ("LearnedStatisticsBody<T, 0u>",), 16, 11),
-    ("LPL, gradient", ("LearnedGradientBody<T, 0u>",), 16, 11),
+    ("LPL, gradient", ("piece_kernel<LearnedGradientBody<T, 0u>",), 16, 11),
     ("BCE", ("BinarySpanBody<T, T>",), 30, 22),
 )
 
@@ -138,6 +140,14 @@ BUDGETS: tuple[tuple[str, tuple[str, ...], int, int], ...] = (
 # own numbers made by another warp; a 2-norm of numbers that need no scaling, ReLU's penalty.
 USUAL = "(usual way)"
 USUAL_OBJECT = "usual.o"
+
+# Kernels by themselves that nobody launches so, as they are blocks of one kernel: which of them
+# there is most to do for a call decides, not the code.
+APART: tuple[str, ...] = (
+    "piece_kernel<LearnedGradientBody<T, kBare>>",
+    "row_kernel<InTurns<GroupGradientBody<T, kBare>>>",
+)
+APART_OBJECT = "apart.o"
 
 
 # What is launched lest the host waits for the device, and ends at once: where a gradient of 16 bits

@@ -540,6 +540,20 @@ class Launcher {
       Body::run(team, call, i);
     });
   }
+
+  // Two rows, or parts of one, a block: one more of them than there are rows may have a place.
+  template <typename Body, typename Other>
+  void pieces_beside(Body, const Call& call, i64 n, i64, Other, i64 teams, i64) const {
+    rows(Other(), call, teams, 0, false);
+    --launches;  // they are one
+    constexpr int kSquads = 2;
+    const i64 blocks = (n * shape.blocks + kSquads - 1) / kSquads;
+    run_teams<Body>(call, blocks, 1, kSquads * shape.places, 0, false,
+                    [&](Own<Body>*, char*, i64 block) {
+                      Squad squad(unsigned(block), shape.places, shape.blocks);
+                      Body::run(squad, call, squad.row());
+                    });
+  }
 };
 
 class BinaryLauncher {

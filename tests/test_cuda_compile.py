@@ -29,6 +29,7 @@ BARE, TABLES, EVEN, LENGTH, PULL, MOVE, REST = 0, 1, 2, 4, 8, 16, 32
 ALL = 63
 LEAN_ROWS = BARE, TABLES, EVEN, LENGTH, TABLES | LENGTH, PULL
 LEAN = *LEAN_ROWS, MOVE
+GRADIENTS = "LearnedGradient, GroupGradient, Swept"  # of one kernel
 
 
 class Kernel(NamedTuple):
@@ -59,6 +60,8 @@ def budget(kernel: Kernel) -> Use:
     rows = "Row", "ToldRow", "Gradient", "Mass", "LearnedGradient"
     if kernel.body in rows and not kernel.set & REST:
         registers = 64 if kernel.set in (BARE, MOVE) else 80
+    if kernel.body == GRADIENTS:
+        registers = 80
     if kernel.body in ("Scale", "Norm", "Loss", "Size", "Perturbed"):
         registers = 64 if kernel.type != "double" else 80
     wide = kernel.type == "double"
@@ -67,7 +70,7 @@ def budget(kernel: Kernel) -> Use:
         # of eight warps, or in double of four
         **dict.fromkeys(("RowSteps", "RowSteps, FirstSteps"), 8 * 384 * 12),
         **dict.fromkeys(
-            ("FirstTail", "FirstNormalizedTail", "GroupDelta", "GroupGradient"),
+            ("FirstTail", "FirstNormalizedTail", "GroupDelta", "GroupGradient", GRADIENTS),
             (8 if wide else 32) << 10,
         ),
         # or numbers of classes, and as many of each crew
@@ -126,8 +129,9 @@ def kernels() -> set[Kernel]:
     except in double."""
     sets = {"Row": LEAN_ROWS, "Gradient": LEAN}
     sets |= dict.fromkeys(("Mass", "ToldRow", "ToldSteps"), (BARE,))
-    sets |= dict.fromkeys(("LearnedStatistics", "LearnedGradient"), (BARE, TABLES))
-    sets |= {f"Group{body}": (BARE,) for body in ("Tail", "Gather", "Delta", "Gradient")}
+    sets |= {"LearnedStatistics": (BARE, TABLES), "LearnedGradient": (TABLES,)}
+    sets |= {f"Group{body}": (BARE,) for body in ("Tail", "Gather", "Delta")}
+    sets["GroupGradient"] = ()
     sets |= dict.fromkeys(("NormalizedTail", "FirstTail", "FirstNormalizedTail"), (BARE,))
     found = {Kernel(body, type, ALL) for body in sets for type in TYPES.values()}
     found |= {
@@ -146,6 +150,7 @@ def kernels() -> set[Kernel]:
     for type in ("float", "half", "bfloat16"):
         found |= {Kernel(body, type, of) for body, all in sets.items() for of in all}
         found |= {Kernel(body, type, TABLES) for body in ("Statistics", "Gradients")}
+        found.add(Kernel(GRADIENTS, type, BARE))
     return found
 
 
@@ -170,11 +175,13 @@ def named(mangled: str) -> Kernel | Labelled:
     if found := re.search(r"<Binary(\w+)Body<(\w+)(?:, (\w+))?(, true)?", name):
         return Labelled(found[1], found[2], found[3] or "", bool(found[4]))
     found = re.search(
-        r"kernelINS_(?:7InTurnsINS_)?\d+(\w+?)BodyI(f|d|6__half|13__nv_bfloat16)(?:Lj(\d+)E)?",
+        r"kernelINS_(?:\d+InTurns(?:AndLeft)?INS_)?\d+(\w+?)BodyI"
+        r"(f|d|6__half|13__nv_bfloat16)(?:Lj(\d+)E)?",
         mangled,
     )
     assert found, name
-    body = "RowSteps, FirstSteps" if name.startswith("beside_kernel") else found[1]
+    beside = {"beside_kernel": "RowSteps, FirstSteps", "pieces_beside_kernel": GRADIENTS}
+    body = beside.get(name.split("<")[0], found[1])
     return Kernel(body, TYPES[found[2]], ALL if found[3] is None else int(found[3]))
 
 

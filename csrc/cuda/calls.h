@@ -3,6 +3,9 @@
 //                                         `stage`
 //     pieces(body, call, n, bytes)        the same for bodies whose threads need nothing of each
 //                                         other
+//     pieces_beside(body, call, n, bytes, other, teams, work)
+//                                         the same, beside teams of another body for `work` bytes
+//                                         each, which begin first
 //     warps(body, call, n)                a warp for each of n rows
 //     warps_beside(body, n, other, teams, call)
 //                                         the same, beside teams of another body, which begin first
@@ -112,13 +115,37 @@ struct InTurns {
     }
   }
 
-  static i64 teams(const Call& call) {
+  LPL_HOST_DEVICE static i64 teams(const Call& call) {
     const i64 teams = kTurns * call.scratch.teams;
     return call.p.n < teams ? call.p.n : teams;
   }
 
  private:
   static constexpr int kTurns = 4;  // teams for each that has memory for plain steps
+};
+
+// Such teams, and behind them those that have memory for plain steps.
+template <typename Body, typename Left>
+struct InTurnsAndLeft {
+  using Acc = typename Body::Acc;
+  using InTurns = lpl::InTurns<Body>;
+  union Shared {
+    typename Body::Shared of_turns;
+    typename Left::Shared of_left;
+  };
+
+  template <typename Team>
+  LPL_DEVICE static void run(Team& team, const Call& call, i64 t) {
+    const i64 in_turns = InTurns::teams(call);
+    if (t < in_turns)
+      InTurns::run(team, call, t);
+    else
+      Left::run(team, call, t - in_turns);
+  }
+
+  LPL_HOST_DEVICE static i64 teams(const Call& call) {
+    return InTurns::teams(call) + call.scratch.teams;
+  }
 };
 
 template <typename Body, typename Launcher>
@@ -134,14 +161,16 @@ void for_learned(const Call& call, Use use) {
     if (serves(kLearnedBarePath, call)) return use(Body<T, kBare>());
   use(Body<T, kAll>());
 }
-// The same where tables have kernels of their own, too.
+// The same where tables alone have a kernel of their own, too: whether that serves the call.
 template <template <typename, Set> class Body, typename T, typename Use>
-void for_learned_tables(const Call& call, Use use) {
-  constexpr bool simple = !std::is_same<T, double>::value;
-  if constexpr (simple)
-    if (!serves(kLearnedBarePath, call) && serves(kLearnedTablesPath, call))
-      return use(Body<T, kTables>());
-  for_learned<Body, T>(call, use);
+bool for_tables(const Call& call, Use use) {
+  if constexpr (!std::is_same<T, double>::value) {
+    if (!serves(kLearnedBarePath, call) && serves(kLearnedTablesPath, call)) {
+      use(Body<T, kTables>());
+      return true;
+    }
+  }
+  return false;
 }
 
 // What bytes of a row would be as much work as a team of such a class has: a warp for every part of
@@ -208,8 +237,9 @@ void take_steps(Launcher& launch, const Call& call) {
     launch.batches(RanksBody<Acc>(), call, RanksBody<Acc>::teams(n, launch.batch_crews()));
   else
     launch.once(SortBody<Acc>(), call);
-  for_learned_tables<LearnedStatisticsBody, T>(
-      call, [&](auto body) { launch.rows(body, call, n, bytes, true); });
+  const auto measure = [&](auto body) { launch.rows(body, call, n, bytes, true); };
+  if (!for_tables<LearnedStatisticsBody, T>(call, measure))
+    for_learned<LearnedStatisticsBody, T>(call, measure);
   if (!call.scratch.groups) return launch.warps(RowStepsBody<Acc>(), call, n);
   using First = InTurns<FirstStepsBody<Acc>>;
   launch.warps_beside(RowStepsBody<Acc>(), n, First(), First::teams(call), call);
@@ -219,7 +249,7 @@ void take_steps(Launcher& launch, const Call& call) {
 // All that is wanted of what was left to plain steps.
 template <typename T, typename Launcher>
 void sweep_left(Launcher& launch, const Call& call) {
-  launch.rows(SweptBody<T>(), call, call.scratch.teams, call.p.c * i64(sizeof(T)), false);
+  launch.rows(SweptBody<T, kAll>(), call, call.scratch.teams, call.p.c * i64(sizeof(T)), false);
 }
 
 // δ of the rows that share theirs with others, or are left to plain steps.
@@ -262,15 +292,25 @@ void tell_learned(Launcher& launch, Call call) {
   tell<T>(launch, call);
 }
 
-// The gradients of rows whose steps are taken.
+template <typename T, Set kSet>
+using GradientOfOthers = InTurnsAndLeft<GroupGradientBody<T, kSet>, SweptBody<T, kSet>>;
+
+// The gradients of rows whose steps are taken, and all that is wanted of those that are left: in
+// one launch where the kernels of both find as much room on a multiprocessor.
 template <typename T, typename Launcher>
-void gradient_of_steps(Launcher& launch, const Call& call) {
-  const i64 bytes = call.p.c * i64(sizeof(T));
-  for_learned_tables<LearnedGradientBody, T>(
-      call, [&](auto body) { launch.pieces(body, call, call.p.n, bytes); });
-  if (call.scratch.groups)
-    for_learned<GroupGradientBody, T>(
-        call, [&](auto body) { launch_in_turns(launch, body, call, group_work(call.p.c)); });
+void gradients_of_steps(Launcher& launch, const Call& call) {
+  const i64 n = call.p.n, bytes = call.p.c * i64(sizeof(T)), work = group_work(call.p.c);
+  if constexpr (!std::is_same<T, double>::value) {
+    if (serves(kLearnedBarePath, call)) {
+      using Others = GradientOfOthers<T, kBare>;
+      return launch.pieces_beside(LearnedGradientBody<T, kBare>(), call, n, bytes, Others(),
+                                  Others::teams(call), work);
+    }
+  }
+  const auto of_rows = [&](auto body) { launch.pieces(body, call, n, bytes); };
+  if (!for_tables<LearnedGradientBody, T>(call, of_rows)) of_rows(LearnedGradientBody<T, kAll>());
+  using Others = GradientOfOthers<T, kAll>;
+  launch.rows(Others(), call, Others::teams(call), work, false);
 }
 
 // The loss of every row under a learned perturbation, what its gradient is made of, and if wanted
@@ -282,8 +322,10 @@ void learned_cross_entropy(Launcher& launch, const Call& call) {
     return under_delta<T>(launch, call);
   }
   take_steps<T>(launch, call);
-  sweep_left<T>(launch, call);
-  if (call.out.grad) gradient_of_steps<T>(launch, call);
+  if (call.out.grad)
+    gradients_of_steps<T>(launch, call);
+  else
+    sweep_left<T>(launch, call);
   if (call.out.lse) tell_learned<T>(launch, call);
 }
 
@@ -291,8 +333,7 @@ void learned_cross_entropy(Launcher& launch, const Call& call) {
 template <typename T, typename Launcher>
 void learned_gradient(Launcher& launch, const Call& call) {
   if (!serves(kSolvedPath, call)) return under_delta<T>(launch, call);
-  gradient_of_steps<T>(launch, call);
-  sweep_left<T>(launch, call);
+  gradients_of_steps<T>(launch, call);
 }
 
 // What is wanted of rows that learn nothing, but for what they are told of.

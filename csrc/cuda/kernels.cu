@@ -35,6 +35,10 @@ struct BlocksOf<Body<T, kSet>> : std::integral_constant<int, (kSet & kRest) != 0
 template <typename T, Set kSet>
 struct BlocksOf<ToldStepsBody<T, kSet>> : std::integral_constant<int, (kSet & kRest) != 0 ? 2 : 3> {
 };
+// columns of several rows in hand: what runs beside has no more blocks either
+template <template <typename, Set> class Body, typename T, Set kSet, typename Left>
+struct BlocksOf<InTurnsAndLeft<Body<T, kSet>, Left>>
+    : std::integral_constant<int, (kSet & kRest) != 0 ? 2 : 3> {};
 // several rows in hand
 template <typename T, Set kSet>
 struct BlocksOf<StatisticsBody<T, kSet>> : std::integral_constant<int, 2> {};
@@ -60,6 +64,8 @@ template <typename Body>
 struct IsAlone : std::false_type {};
 template <typename Body>
 struct IsAlone<InTurns<Body>> : std::true_type {};
+template <typename Body, typename Left>
+struct IsAlone<InTurnsAndLeft<Body, Left>> : std::true_type {};
 template <typename T, Set kSet>
 struct IsAlone<StatisticsBody<T, kSet>> : std::true_type {};
 
@@ -93,6 +99,22 @@ __global__ void __launch_bounds__(kThreads, blocks_beside<Body>())
   if (spared<typename Body::Acc>(call)) return;
   Team team(nullptr, nullptr, nullptr, nullptr, blocks);
   Body::run(team, call, i64(blockIdx.x / unsigned(blocks)));
+}
+
+// The same, some rows a block, beside blocks that are teams of another body and are the first to
+// begin. `blocks`: the squads that share a row.
+template <typename Body, typename Other>
+__global__ void __launch_bounds__(kThreads, blocks_beside<Other>())
+    pieces_beside_kernel(const __grid_constant__ Call call, int teams, int places, int blocks) {
+  if (spared<typename Body::Acc>(call)) return;
+  __shared__ Exchange exchange;
+  __shared__ typename Other::Shared shared;
+  if (blockIdx.x < unsigned(teams)) {
+    Team team(&exchange, &shared, nullptr, nullptr, 1);
+    return Other::run(team, call, blockIdx.x);
+  }
+  Squad squad(blockIdx.x - unsigned(teams), places, blocks);
+  Body::run(squad, call, squad.row());
 }
 
 // Warps of a block, whose own memory finds room in 48 KiB.
@@ -264,6 +286,19 @@ class Launcher {
     piece_kernel<Body>
         <<<unsigned(n * plan.blocks), unsigned(plan.threads), 0, stream_>>>(call, plan.blocks);
     check(cudaGetLastError(), "a kernel of pieces");
+  }
+
+  template <typename Body, typename Other>
+  void pieces_beside(Body, const Call& call, i64 n, i64 bytes, Other, i64 teams, i64 work) const {
+    if (n == 0) return;
+    const RowPlan plan = RowPlan::of_pieces(n, bytes);
+    const RowPlan beside = RowPlan::of({}, {0, kThreads}, teams, work, false);
+    const int threads = std::max(plan.threads, beside.threads), squads = threads / plan.threads;
+    const i64 blocks = teams + (n * plan.blocks + squads - 1) / squads;
+    if (blocks >= i64(1) << 31) throw std::runtime_error("more rows than a grid has");
+    pieces_beside_kernel<Body, Other><<<unsigned(blocks), unsigned(threads), 0, stream_>>>(
+        call, int(teams), plan.threads, plan.blocks);
+    check(cudaGetLastError(), "a kernel of pieces and teams");
   }
 
  private:

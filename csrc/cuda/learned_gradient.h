@@ -40,24 +40,54 @@ struct LearnedGradientBody {
   using Shared = Nothing;
   using Acc = typename AccumulateOf<T>::type;
 
+  // Rows that share a block meet at its barrier, those that have nothing to do here and places
+  // beyond the last row, too.
   template <typename Team>
-  LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
+  LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
+    const bool exists = place < call.p.n;
+    const i64 i = exists ? place : 0;
     const LearnedRow<Acc>& from = learned_row<Acc>(call, i);
-    const bool dead = from.standing == Standing::dead;
-    LPL_USUALLY(from.heads == 0 && team.place() != 0);
+    LPL_USUALLY(exists && from.heads == 0 && team.place() != 0);
     LPL_USUALLY(from.standing == Standing::settled && from.order == kShortOrder<Acc>);
-    if (from.standing != Standing::settled && !dead) return;
+    const bool dead = exists && from.standing == Standing::dead;
+    const bool settled = exists && from.standing == Standing::settled;
     const Algebra<T, kSet> algebra(call);
     const Pieces<Team, T, kBytes, false> pieces(team, algebra.logits(i), algebra.c);
-    const auto grad = pieces.target(static_cast<T*>(call.out.grad) + i * call.p.c);
+    T* const out = static_cast<T*>(call.out.grad) + i * call.p.c;
+    const auto grad = pieces.target(out);
+    Row<Acc> row = algebra.row(i, nullptr);
+    const Terms<Acc> terms = scaled(from.terms, upstream_of<Acc>(call, i));
+    use_norm(algebra, terms, row);
+    const Through<T, kSet> through(algebra, row, terms);
+    // on their way while the series is at work
+    const int32_t* columns = head_columns_of(call, i);
+    const Acc* masses = head_numbers_of<Acc>(call, i);
+    const bool has_head = settled && team.place() < from.heads;
+    const int column = has_head ? columns[team.place()] : 0;
+    const Acc mass = has_head ? masses[team.place()] : Acc(0);
     if (dead) {
       const Acc nothing[kSize] = {};
       pieces.visit([&](int first, const Acc*, auto kind) { grad.write(first, nothing, kind); });
-    } else if (from.order == kShortOrder<Acc>) {
-      write<kShortOrder<Acc>>(team, call, algebra, i, from, pieces, grad);
-    } else {
-      write<kLongOrder<Acc>>(team, call, algebra, i, from, pieces, grad);
+    } else if (settled && from.order == kShortOrder<Acc>) {
+      write<kShortOrder<Acc>>(algebra, row, from, terms.strength, through, pieces, grad);
+    } else if (settled) {
+      write<kLongOrder<Acc>>(algebra, row, from, terms.strength, through, pieces, grad);
     }
+    team.sync_block();
+    if (!settled) return;
+    // heads and the label in the place of what the series has made of them
+    const auto put = [&](int j, Acc dz) {
+      if (!pieces.has(j)) return;
+      if (kSet != kBare) {
+        const Acc u = load(algebra.logits(i)[j]);
+        through.template piece<1>(pieces, j, &u, Whole(), &dz);
+      }
+      store(out[j], dz);
+    };
+    if (has_head) put(column, mass * terms.strength);
+    for (int k = team.place() + team.places(); k < from.heads; k += team.places())
+      put(columns[k], masses[k] * terms.strength);
+    if (team.place() == 0) put(row.label, terms.part);
   }
 
  private:
@@ -65,24 +95,15 @@ struct LearnedGradientBody {
   static constexpr int kBytes = (kSet & kRest) == 0 ? 16 : sizeof(T) < 4 ? 4 : sizeof(T);
   static constexpr int kSize = kBytes / sizeof(T);
 
-  template <int kOrder, typename Team, typename Here, typename Target>
-  LPL_DEVICE static void write(Team& team, const Call& call, const Algebra<T, kSet>& algebra, i64 i,
-                               const LearnedRow<Acc>& from, const Here& pieces,
+  template <int kOrder, typename Here, typename Target>
+  LPL_DEVICE static void write(const Algebra<T, kSet>& algebra, const Row<Acc>& row,
+                               const LearnedRow<Acc>& from, Acc strength,
+                               const Through<T, kSet>& through, const Here& pieces,
                                const Target& grad) {
-    Row<Acc> row = algebra.row(i, nullptr);
-    const Terms<Acc> terms = scaled(from.terms, upstream_of<Acc>(call, i));
-    use_norm(algebra, terms, row);
-    const Through<T, kSet> through(algebra, row, terms);
     const Acc level = from.level;
     Acc series[kOrder];
 #pragma unroll
-    for (int r = 0; r < kOrder; ++r) series[r] = from.series[r] * terms.strength;
-    // on their way while the series is at work
-    const int32_t* columns = head_columns_of(call, i);
-    const Acc* masses = head_numbers_of<Acc>(call, i);
-    const bool has_head = team.place() < from.heads;
-    const int column = has_head ? columns[team.place()] : 0;
-    const Acc mass = has_head ? masses[team.place()] : Acc(0);
+    for (int r = 0; r < kOrder; ++r) series[r] = from.series[r] * strength;
     pieces.visit([&](int first, const Acc* u, auto kind) {
       Acc x[kSize];
       algebra.template perturb<kSize>(first, u, row, kind, x);
@@ -97,21 +118,6 @@ struct LearnedGradientBody {
       through.template piece<kSize>(pieces, first, u, kind, x);
       grad.write(first, x, kind);
     });
-    // heads and the label in the place of what the series has made of them
-    team.sync_block();
-    T* out = static_cast<T*>(call.out.grad) + i * call.p.c;
-    const auto put = [&](int j, Acc dz) {
-      if (!pieces.has(j)) return;
-      if (kSet != kBare) {
-        const Acc u = load(algebra.logits(i)[j]);
-        through.template piece<1>(pieces, j, &u, Whole(), &dz);
-      }
-      store(out[j], dz);
-    };
-    if (has_head) put(column, mass * terms.strength);
-    for (int k = team.place() + team.places(); k < from.heads; k += team.places())
-      put(columns[k], masses[k] * terms.strength);
-    if (team.place() == 0) put(row.label, terms.part);
   }
 };
 

@@ -24,7 +24,7 @@ constexpr i64 kLossesOfTeam = 16384;  // more are the work of a larger team
 // Of the classes that were left those that begin at place t of the order of rows and so many places
 // beyond as there are teams: all that is wanted of them. A team has memory for one δ. If the loss
 // is wanted the last team adds up all rows' losses, which are then there.
-template <typename T>
+template <typename T, Set kSet>
 struct SweptBody {
   using Shared = Nothing;
   using Acc = typename AccumulateOf<T>::type;
@@ -182,7 +182,7 @@ struct SweptBody {
         static_cast<Acc*>(call_.scratch.losses)[row.index] = loss + from(r).penalty;
       if (!call_.out.grad) return;
       terms = scaled(terms, upstream_of<Acc>(call_, row.index));
-      const Through<T, kAll> through(a_, row, terms);
+      const Through<T, kSet> through(a_, row, terms);
       T* to = static_cast<T*>(call_.out.grad) + row.index * call_.p.c;
       const Strided<Team, T> columns(team_, a_.logits(row.index), a_.c);
       columns.visit([&](int j, const Acc* u, auto) {
@@ -195,7 +195,7 @@ struct SweptBody {
 
     Team& team_;
     const Call& call_;
-    const Algebra<T, kAll> a_;
+    const Algebra<T, kSet> a_;
     const i64* const members_;
     const i64 count_;
     int steps_, label_;

@@ -261,6 +261,31 @@ LPL_DEVICE inline void run_row(Team& team, const Call& call, i64 i) {
   if (cluster) team.sync();
 }
 
+// Some of a block's threads that have a row, or a part of one, to themselves: for bodies whose
+// threads need no more of each other than a barrier. That is the whole block's, so that all of its
+// squads have to come there.
+class Squad : public Team {
+ public:
+  // The squads of `places` threads are numbered through all blocks, and so are rows, of `blocks`
+  // squads each. Threads of a block and of a squad are powers of two.
+  LPL_DEVICE Squad(unsigned block, int places, int blocks)
+      : Team(nullptr, nullptr, nullptr, nullptr, 1), places_(places), blocks_(blocks) {
+    const unsigned each = unsigned(Machine::threads()) / unsigned(places);
+    number_ = block * each + unsigned(Machine::thread()) / unsigned(places);
+  }
+
+  LPL_DEVICE i64 row() const { return number_ / unsigned(blocks_); }
+  LPL_DEVICE int place() const { return Machine::thread() & (places_ - 1); }
+  LPL_DEVICE int places() const { return places_; }
+  LPL_DEVICE int place_of(int k) const { return k & (places_ - 1); }
+  LPL_DEVICE int block() const { return int(number_ % unsigned(blocks_)); }
+  LPL_DEVICE int blocks() const { return blocks_; }
+
+ private:
+  const int places_, blocks_;
+  unsigned number_;
+};
+
 // A warp that has a row to itself, as a team that knows no more than its own threads.
 class Crew {
  public:
