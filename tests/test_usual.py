@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lpl_fused import Perturbation
 from lpl_fused import functional as LF
 from lpl_fused.backends import BACKENDS, load
 from lpl_fused.functional import softmax
@@ -87,6 +88,82 @@ def test_a_usual_call_is_as_any_other(
     for ours, theirs in zip(*found, strict=True):
         assert ours is not None and theirs is not None
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
+TABLE = torch.linspace(-1, 2, 9)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("tables", "temperature"),
+    [
+        (("offset",), 1.0),
+        (("scale", "offset"), 1.0),
+        (("margin",), 0.25),
+        (("scale", "offset", "margin"), 2.0),
+        ((), 1.0),
+    ],
+)
+def test_fixed_tables_are_usual(
+    call: Call,
+    dtype: torch.dtype,
+    tables: tuple[str, ...],
+    temperature: float,
+    native: str,
+    checked: list[object],
+) -> None:
+    of = torch.float64 if dtype == torch.float64 else torch.float32
+    numbers = {name: TABLE.to(of) + 2 * (name == "scale") for name in tables}
+    moved = Perturbation(**numbers, temperature=temperature)
+    found = []
+    for unusual in ({}, {"z_loss": None}):
+        logits, target, steps = batch(dtype)
+        loss = call(logits, target, steps, perturbation=moved, backend=native, **unusual)
+        loss.backward()
+        found.append((loss.detach(), logits.grad))
+        assert len(checked) == len(unusual)
+    for ours, theirs in zip(*found, strict=True):
+        assert ours is not None and theirs is not None
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"offset": TABLE.double()},
+        {"offset": TABLE.repeat_interleave(2)[::2]},
+        {"offset": TABLE.tolist()},
+        {"offset": TABLE[:8]},
+        {"margin": TABLE[None]},
+        {"rows": TABLE.expand(9, 9).contiguous()},
+        {"rows": TABLE[None], "row_index": torch.zeros(7, dtype=torch.int64)},
+        {"temperature": torch.tensor(0.5)},
+        {"temperature": 2},
+        {"temperature": 0.0},
+        {"temperature": float("nan")},
+        {"scale": TABLE.clone().requires_grad_()},
+    ],
+    ids=lambda tables: ", ".join(tables),
+)
+def test_other_tables_are_checked_one_by_one(
+    call: Call, tables: dict[str, Any], native: str, checked: list[object]
+) -> None:
+    """They say as ever what is wrong with them, and learn if they do."""
+    found = []
+    for unusual in ({}, {"z_loss": None}):
+        moved = Perturbation(**tables)
+        logits, target, steps = batch()
+        try:
+            loss = call(logits, target, steps, perturbation=moved, backend=native, **unusual)
+        except (TypeError, ValueError) as error:
+            found.append([type(error), str(error)])
+            continue
+        learns = [logits, *(t for t in tables.values() if t is tables.get("scale"))]
+        found.append([loss.item(), *(g.tolist() for g in torch.autograd.grad(loss, learns))])
+    assert found[0] == found[1]
+    assert len(checked) == (1 if type(tables.get("temperature")) is float else 2)
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -1,4 +1,4 @@
-"""Usual calls, checked at once: logits in rows, a label each, no table and no option of ours.
+"""Usual calls, checked at once: logits in rows, a label each, fixed tables, no option of ours.
 
 A call may be much else, which validation.py looks for argument by argument: on a GPU, whose kernels
 are queued meanwhile, that takes a quarter of the host's time for such a call.
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..arguments import FLAG
+from ..arguments import FLAG, POSITIVE
 from ..backends import REFERENCE, resolve
 from ..ops.dispatch import AUTO
-from ..problem import Options, Problem
+from ..perturbation import Perturbation
+from ..problem import Options, Problem, accumulate_dtype
 from ..tracing import PLAIN, unwatched
 from ..validation import FLOATING, call_options, checked_step_size
 from .differentiable import device_type
@@ -27,11 +28,13 @@ from .inplace import check_form
 
 P = ParamSpec("P")
 
-_KEYWORDS = frozenset({"reduction", "ignore_index", "gradient", "backend"})
+_KEYWORDS = frozenset({"reduction", "ignore_index", "gradient", "backend", "perturbation"})
 _LEARNING = _KEYWORDS | {"step_size", "normalize"}
-# of a problem, what stands between its labels and its options; the same, before and behind steps
+# of a problem, what stands between its labels and its options; of that, what stands before tables
+# of classes, between them and steps, before steps, and behind these
 _ABSENT = (None,) * (len(Problem._fields) - 3)
-_STEPS = Problem._fields.index("steps")
+_TABLES, _BEHIND_TABLES, _STEPS = map(Problem._fields.index, ("scale", "rows", "steps"))
+_BEFORE_TABLES, _BETWEEN = _ABSENT[: _TABLES - 2], _ABSENT[: _STEPS - _BEHIND_TABLES]
 _BEFORE_STEPS, _BEHIND_STEPS = _ABSENT[: _STEPS - 2], _ABSENT[_STEPS - 1 :]
 
 
@@ -44,14 +47,17 @@ def usual(function: Callable[P, Any]) -> Callable[P, Any]:
     def call(input: Tensor, target: Any, *others: Any, **keywords: Any) -> Any:
         said = None if others else _said(keywords, _KEYWORDS, off)
         if said is not None and _are_rows(input, target):
-            backend, form = said.pop("backend", "auto"), said.pop("gradient", AUTO)
-            found = resolve(backend, device_type(input), input.dtype)
-            if found != REFERENCE:
-                options = _looked_up(_plain_options, said)
-                if form != AUTO:
-                    check_form(form, input, found)
-                problem: Problem = tuple.__new__(Problem, (input, target, *_ABSENT, options))
-                return ops.cross_entropy(problem, found, None, form)[0]
+            moved = said.pop("perturbation", None)
+            parts = _ABSENT if moved is None else _between(moved, input, None, said)
+            if parts is not None:
+                backend, form = said.pop("backend", "auto"), said.pop("gradient", AUTO)
+                found = resolve(backend, device_type(input), input.dtype)
+                if found != REFERENCE:
+                    options = _looked_up(_plain_options, said)
+                    if form != AUTO:
+                        check_form(form, input, found)
+                    problem: Problem = tuple.__new__(Problem, (input, target, *parts, options))
+                    return ops.cross_entropy(problem, found, None, form)[0]
         return function(input, target, *others, **keywords)  # type: ignore[call-arg, arg-type]
 
     return call  # type: ignore[return-value]
@@ -71,18 +77,55 @@ def usual_learned(function: Callable[P, Any]) -> Callable[P, Any]:
             and _are_rows(input, target)
             and _are_steps(steps, input)
         ):
-            backend, form = said.pop("backend", "auto"), said.pop("gradient", AUTO)
-            found = resolve(backend, device_type(input), input.dtype)
-            if found != REFERENCE:
-                parts = *_BEFORE_STEPS, steps, *_BEHIND_STEPS
-                options = _looked_up(_learned_options, said)
-                if form != AUTO:
-                    check_form(form, input, found)
-                problem: Problem = tuple.__new__(Problem, (input, target, *parts, options))
-                return ops.cross_entropy(problem, found, None, form)[0]
+            moved = said.pop("perturbation", None)
+            parts: Any = (*_BEFORE_STEPS, steps, *_BEHIND_STEPS)
+            if moved is not None:
+                parts = _between(moved, input, steps, said)
+            if parts is not None:
+                backend, form = said.pop("backend", "auto"), said.pop("gradient", AUTO)
+                found = resolve(backend, device_type(input), input.dtype)
+                if found != REFERENCE:
+                    options = _looked_up(_learned_options, said)
+                    if form != AUTO:
+                        check_form(form, input, found)
+                    problem: Problem = tuple.__new__(Problem, (input, target, *parts, options))
+                    return ops.cross_entropy(problem, found, None, form)[0]
         return function(input, target, steps, *others, **keywords)  # type: ignore[call-arg, arg-type]
 
     return call  # type: ignore[return-value]
+
+
+def _between(
+    perturbation: Any, input: Tensor, steps: Tensor | None, said: dict[str, Any]
+) -> tuple[Any, ...] | None:
+    """What stands of a problem between its labels and its options, a temperature among what is
+    `said`; None where a table learns, or is not one number of each class as kernels take it."""
+    if (
+        type(perturbation) is not Perturbation
+        or perturbation.rows is not None
+        or perturbation.row_index is not None
+        or type(perturbation.temperature) is not float
+    ):
+        return None
+    tables = perturbation.scale, perturbation.offset, perturbation.margin
+    dtype = accumulate_dtype(input.dtype)
+    for table in tables:
+        if table is not None and not _is_table(table, input, dtype):
+            return None
+    if perturbation.temperature != 1:
+        said["temperature"] = perturbation.temperature
+    return *_BEFORE_TABLES, *tables, *_BETWEEN, steps, *_BEHIND_STEPS
+
+
+def _is_table(table: Any, input: Tensor, dtype: torch.dtype) -> bool:
+    return (
+        type(table) is Tensor
+        and not table.requires_grad
+        and table.dtype is dtype
+        and table.shape == input.shape[1:]
+        and table.is_contiguous()
+        and table.device == input.device
+    )
 
 
 def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
@@ -95,7 +138,7 @@ def _said(
 ) -> dict[str, Any] | None:
     """What keywords say, if that is usual: all others are as they are by default. None, too, where
     somebody watches."""
-    if keywords.get("perturbation") is not None or not unwatched():
+    if not unwatched():
         return None
     if keywords.keys() <= usual:
         return keywords.copy()
@@ -140,15 +183,22 @@ def _are_steps(steps: Any, input: Tensor) -> bool:
 
 # by type, too: True is no 1
 @functools.lru_cache(maxsize=256, typed=True)
-def _plain_options(reduction: str = "mean", ignore_index: int = -100) -> Options:
-    return call_options(reduction, ignore_index, "log", 0.0, 0.0, 0.0)
+def _plain_options(
+    reduction: str = "mean", ignore_index: int = -100, temperature: float = 1.0
+) -> Options:
+    found = call_options(reduction, ignore_index, "log", 0.0, 0.0, 0.0)
+    return found._replace(inverse_temperature=1.0 / POSITIVE("temperature", temperature))
 
 
 @functools.lru_cache(maxsize=256, typed=True)
 def _learned_options(
-    step_size: float, normalize: bool = False, reduction: str = "mean", ignore_index: int = -100
+    step_size: float,
+    normalize: bool = False,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    temperature: float = 1.0,
 ) -> Options:
-    return call_options(reduction, ignore_index, "log", 0.0, 0.0, 0.0)._replace(
+    return _plain_options.__wrapped__(reduction, ignore_index, temperature)._replace(
         step_size=checked_step_size(step_size), normalize=FLAG("normalize", normalize)
     )
 

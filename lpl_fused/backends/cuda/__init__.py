@@ -158,9 +158,10 @@ def gradient(
     if grad is None and "input" in want:
         grad = like(input)
     delta = learned.delta(problem, known, perturbed)
-    # in the order of the fields: names would cost as long as the rest of this
     rows = None, None, grad, upstream, upstream.stride(0), known.terms
-    outputs = Outputs(*rows) if delta is None else Outputs(*rows, delta=delta)
+    outputs: Outputs = _made(Outputs, (*rows, *_NO_MORE_OUTPUTS))
+    if delta is not None:
+        outputs = replaced(outputs, {"delta": delta})
     if list(want) == ["input"]:
         _run(_native().gradient, problem, Buffers(outputs))
         return Gradients(grad)
@@ -296,7 +297,8 @@ def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ..
     dtype = accumulate_dtype(problem.input.dtype)
     if upstream.dtype != dtype:
         upstream = upstream.to(dtype)
-    out = Outputs(None, None, grad, upstream, upstream.stride(0))
+    rows = None, None, grad, upstream, upstream.stride(0), None
+    out: Outputs = _made(Outputs, (*rows, *_NO_MORE_OUTPUTS))
     layout = memory.of_learned(problem, _wants_delta(problem))
     _run(_native().learned_gradient, problem, _placed(problem, Buffers(out), layout, *state))
     return grad
@@ -376,4 +378,4 @@ def _placed(problem: Problem, buffers: Buffers, layout: memory.Learned, state: T
     if layout.delta:
         begin = state.data_ptr()
         out = replaced(out, {"delta": begin + layout.delta, "slot": begin + layout.slot})
-    return Buffers(out, Scratch(*scratch), (state, work))
+    return Buffers(out, _made(Scratch, scratch), (state, work))
