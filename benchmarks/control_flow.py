@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from .sass import Instruction
 
+_STORES = ("STG", "ST")
 _TABLES = ("BRX", "JMX", "BRXU", "JMXU")  # jumps to where a table says
 
 
@@ -30,8 +31,8 @@ def graph(code: list[Instruction]) -> list[Block]:
 
 
 def _part_ways(blocks: list[Block]) -> None:
-    """What a block does under the predicate of the branch that ends it, it does where that is
-    taken: a block of its own on the way there."""
+    """What a block stores under the predicate of the branch that ends it, it stores where that is
+    taken: a block of its own on the way there, with all that is under the predicate."""
     for block in list(blocks):
         branch, taken = block.code[-1], block.next[0] if block.next else 0
         if branch.base != "BRA" or not branch.guard or len(block.next) != 2 or taken in block.rare:
@@ -42,7 +43,7 @@ def _part_ways(blocks: list[Block]) -> None:
             first -= 1
         behind = block.code[first:-1]
         mine = [one for one in behind if one.guard == branch.guard]
-        if mine:
+        if any(one.base in _STORES for one in mine):
             others = [one for one in behind if one.guard != branch.guard]
             block.code[first:] = [*others, branch]
             block.next[0] = len(blocks)
