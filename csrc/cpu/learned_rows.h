@@ -30,9 +30,10 @@ struct Plan {
       const bool heavy = g.size > 1 && threads > 1 && work_of(g) > work / (2 * threads);
       (alone(g) ? unique : heavy ? large : small).push_back(g);
     }
-    // rows that are solved side by side had better take as many steps
+    // rows that are solved side by side had better take as many steps, all up or all down
     std::stable_sort(unique.begin(), unique.end(), [&](const Group& a, const Group& b) {
-      return learned.steps(a) > learned.steps(b);
+      const i64 ours = call.p.steps[a.label], theirs = call.p.steps[b.label];
+      return std::make_pair(std::abs(ours), ours) > std::make_pair(std::abs(theirs), theirs);
     });
   }
 

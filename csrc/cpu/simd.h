@@ -166,6 +166,10 @@ inline V exp_of(V x) {
   return x < -708.39 ? V{} : y;
 }
 
+inline double sum_lanes(const Lanes& x) {
+  return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
+}
+
 inline Pack sqrt_of(Pack x) {
   for (int lane = 0; lane < kPack; ++lane) x[lane] = std::sqrt(x[lane]);
   return x;

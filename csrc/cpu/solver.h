@@ -4,6 +4,7 @@
 
 #include "../series.h"
 #include "call.h"
+#include "short_steps.h"
 
 namespace lpl {
 namespace {
@@ -101,13 +102,15 @@ class Solver {
         idle(lane);
       }
       if (std::none_of(collected, collected + kLanes, [](bool b) { return b; })) return;
-      iterate();
+      iterate(attempt + 1 == kAttempts);
       for (int lane = 0; lane < kLanes; ++lane) {
         if (!collected[lane]) continue;
         finish(lane);
         // of the dose that thresholds are made for, and of any smaller one, the bound is known
-        const bool bounded = dose_[lane] <= expected_dose_[lane] ||
-                             series_error(dose_[lane], rows_[lane].cut) <= tolerance();
+        const double missed = this->missed(lane), allowed = tolerance();
+        const bool bounded =
+            (dose_[lane] <= expected_dose_[lane] && missed <= kBlockShare * allowed) ||
+            series_error(dose_[lane], rows_[lane].cut) + missed <= allowed;
         const bool good = bounded && fits(rows_[lane].series);
         states_[lane] = good ? State::solved : State::open;
         expected_dose_[lane] = kRetryDose * dose_[lane];
@@ -197,6 +200,12 @@ class Solver {
   // What a lowered row's dose is expected to be, over that of constant Z: of logits of standard
   // deviation 3 one row in 40 takes more. A row that does lets all lanes do their steps again.
   static constexpr double kLoweringDose = 1.5, kRetryDose = 1.25;
+  // Steps are taken in blocks (short_steps.h) of so many, if those may be so long. What they miss
+  // is a share of the tolerance.
+  static constexpr double kLeastShort = 4, kMostShort = 12, kBlockShare = 1.0 / 16;
+  // Heads that begin a block with less than such a step end it with less than 1/30, for which
+  // exp_near_zero<4> is right to 4e-10.
+  static constexpr double kTinyStep = 1.0 / 50;
   // Solving a head of more than this share of the classes costs more than plain steps.
   static constexpr i64 kHeadShare = 8;
 
@@ -218,7 +227,7 @@ class Solver {
     if (!(call_.p.step_size * double(count_[lane]) <= kFarthest)) return false;
     if (cut_dose_ != expected_dose_[lane]) {  // their powers cost as much as a tenth of a short row
       cut_dose_ = expected_dose_[lane];
-      cut_ = series_thresholds(cut_dose_, tolerance());
+      cut_ = series_thresholds(cut_dose_, (1 - kBlockShare) * tolerance());
     }
     row.cut = cut_;
     double sums[kTinyOrder + 1] = {0};
@@ -256,24 +265,22 @@ class Solver {
     row.head.resize(heads);
     row.head_mass.resize(heads);
     if (i64(heads) > std::max<i64>(64, c_ / kHeadShare)) return false;
-    double power_sums[kOrder + 1] = {0};
-    const double* q = row.middling_q.data();
-    double power[kBlock];
-    for (size_t lo = 0; lo < middling; lo += kBlock) {
-      const size_t size = std::min<size_t>(kBlock, middling - lo);
-      for (size_t k = 0; k < size; ++k) power[k] = 1;
+    // Σ q^r of the middling, kLanes of them side by side
+    Lanes power_sums[kOrder + 1] = {};
+    row.middling_q.resize(middling + kLanes, 0.0);
+    for (size_t k = 0; k < middling; k += kLanes) {
+      Lanes q, power;
+      std::memcpy(&q, &row.middling_q[k], sizeof(q));
+      power = q;
+      LPL_UNROLL
       for (int r = 1; r <= kOrder; ++r) {
-        double sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (size_t k = 0; k < size; ++k) {
-          power[k] *= q[lo + k];
-          sum += power[k];
-        }
-        power_sums[r] += sum;
+        power_sums[r] += power;
+        power *= q;
       }
     }
+    row.middling_q.resize(middling);
     for (int r = 1; r <= kOrder; ++r)
-      moments_[r][lane] = power_sums[r] + (r <= kTinyOrder ? sums[r] : 0);
+      moments_[r][lane] = sum_lanes(power_sums[r]) + (r <= kTinyOrder ? sums[r] : 0);
     lift_[lane] = row.initial_lift;
     count_now_[lane] = count_[lane];
     if (masses_.size() < row.head.size()) masses_.resize(row.head.size(), Lanes{});
@@ -290,8 +297,8 @@ class Solver {
     for (Lanes& slot : masses_) slot[lane] = 0;
   }
 
-  // All steps of all lanes.
-  void iterate() {
+  // All steps of all lanes; `last`: nobody tries again.
+  void iterate(bool last) {
     // slots that rows before had, and none has now
     while (!masses_.empty() && !any(masses_.back())) masses_.pop_back();
     double most = 0;
@@ -302,16 +309,20 @@ class Solver {
     }
     bool long_series = false;
     for (int r = kTinyOrder + 1; r <= kOrder; ++r) long_series |= any(moments_[r]);
-    long_series ? iterate<kOrder>(most) : iterate<kTinyOrder>(most);
+    long_series ? iterate<kOrder>(most, last) : iterate<kTinyOrder>(most, last);
   }
 
-  static bool any(const Lanes& lanes) {
-    return std::any_of(&lanes[0], &lanes[0] + kLanes, [](double lane) { return lane != 0; });
+  // Whether any lane, or any bit of a comparison's, is not 0.
+  template <typename V>
+  static bool any(const V& lanes) {
+    const auto* first = &lanes[0];
+    return std::any_of(first, first + sizeof(V) / sizeof(*first),
+                       [](auto lane) { return lane != 0; });
   }
 
   // By `Order` terms of the series: those beyond stand for middling rivals alone.
   template <int Order>
-  void iterate(double most) {
+  void iterate(double most, bool last) {
     for (int r = Order + 1; r <= kOrder; ++r) series_[r] = Lanes{};
     // a rival has at most all of Z, and of Z‖g‖
     const bool brief = call_.p.step_size <= kShort;
@@ -320,8 +331,14 @@ class Solver {
       for (size_t slot = 0; slot < masses_.size(); ++slot)
         for (int lane = 0; lane < kLanes; ++lane) logs_[slot][lane] = std::log(masses_[slot][lane]);
     }
+    const double length = brief && !last ? block_length<Order>() : 0;
+    miss_ = Lanes{};
     for (int pack = 0; pack < kLanes / kPack; ++pack) {
-      if (call_.p.normalize)
+      if (!any(pack_of(count_now_, pack))) continue;
+      if (length > 0)
+        call_.p.normalize ? iterate_blocks<Order, true>(pack, most, length)
+                          : iterate_blocks<Order, false>(pack, most, length);
+      else if (call_.p.normalize)
         brief ? iterate<Order, true, true>(pack, most) : iterate<Order, true, false>(pack, most);
       else
         brief ? iterate<Order, false, true>(pack, most) : iterate<Order, false, false>(pack, most);
@@ -390,6 +407,110 @@ class Solver {
     of(dose_) = dose;
   }
 
+  // How many steps a block may have, for all that collect() has put into lanes; 0 if they are too
+  // few, or too long, for blocks to be of use. What a block misses is measured, too: this is a
+  // guess, by equal steps.
+  template <int Order>
+  double block_length() {
+    if (kPrecise || call_.p.through) return 0;
+    using Tail = ShortSteps<Order>;
+    double length = kMostShort;
+    const double room = kBlockShare / 2 * tolerance();
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const double count = count_now_[lane], dose = expected_dose_[lane];
+      if (count == 0) continue;
+      const Thresholds& cut = rows_[lane].cut;
+      const double most = Order == kTinyOrder ? cut.tiny : cut.middling;
+      reach_[lane] = step_[lane] > 0 ? most / (1 - dose * most) : most;
+      const double weight = (1 + dose) * reach_[lane] / most * count;
+      const double each = dose * reach_[lane] / count, square = each * each;
+      if (!(weight * square * square / factorial(kShortTerms) <= room)) return 0;
+      if (Tail::kWhole) continue;
+      const double steps = std::pow(room / (weight * square * square * square), 1.0 / 5);
+      static_assert(Tail::kWhole || Tail::kInner == 6, "the powers above");
+      length = std::min(length, std::floor(steps));
+    }
+    return length < kLeastShort ? 0 : length;
+  }
+
+  // A bound of what the blocks of a row have missed, relative, as series_error. What a step misses
+  // stays, grows with the rivals where they are raised, and changes Z in all that follow.
+  double missed(int lane) const {
+    const double most = reach_[lane] / (1 + (step_[lane] > 0 ? dose_[lane] * reach_[lane] : 0));
+    return miss_[lane] == 0 ? 0 : 1.1 * (1 + dose_[lane]) * reach_[lane] / most * miss_[lane];
+  }
+
+  // All steps of a pack in blocks of `length`.
+  template <int Order, bool Normalize>
+  void iterate_blocks(int pack, double most, double length) {
+    const auto of = [pack](Lanes& lanes) -> Pack& { return pack_of(lanes, pack); };
+    Lanes* const masses = masses_.data();
+    const size_t count = masses_.size();
+    const Pack none{}, highest = none + 700.0, step = of(step_), counts = of(count_now_);
+    const Pack reach = of(reach_);
+    Pack moments[Order + 1];
+    for (int r = 1; r <= Order; ++r) moments[r] = of(moments_[r]);
+    ShortSteps<Order> tail(moments);
+    Pack lift = of(lift_), dose{}, miss{}, heads{}, head_squares{}, own;
+    for (size_t slot = 0; slot < count; ++slot) {
+      const Pack mass = of(masses[slot]);
+      heads += mass;
+      if (Normalize) head_squares += mass * mass;
+    }
+    for (double k = 0; k < most;) {
+      const Pack before = dose;
+      Pack largest{}, top{};
+      for (size_t slot = 0; slot < count; ++slot) {
+        const Pack mass = of(masses[slot]);
+        top = mass > top ? mass : top;
+      }
+      lift = lift > highest ? highest : lift;
+      own = exp_of<kPrecise>(lift);
+      tail.begin_block();
+      const double end = std::min(most, k + length), steps = end - k;
+      const auto run = [&](auto grow) __attribute__((always_inline)) {
+        for (; k < end; ++k) {
+          const Pack rest = heads + tail.mass(), z = rest + own;
+          Pack a = step / z;
+          if (Normalize) {
+            const Pack length = sqrt_of(head_squares + tail.squares() + rest * rest);  // ‖g‖·Z
+            a = length < kNormFloor * z ? none : step / length;
+          }
+          a = counts > k ? a : none;
+          const Pack size = a < none ? -a : a, fall = a * rest;
+          dose += size;
+          largest = size > largest ? size : largest;
+          lift -= fall;
+          own *= soon_exp_of(-fall);
+          tail.step(a);
+          heads = head_squares = none;
+          for (size_t slot = 0; slot < count; ++slot) {
+            const Pack mass = of(masses[slot]), grown = mass * grow(a * mass);
+            of(masses[slot]) = grown;
+            heads += grown;
+            if (Normalize) head_squares += grown * grown;
+          }
+        }
+      };
+      // a rival's step, its share of all that moves times the size, grows by itself at most
+      if (any(top * call_.p.step_size > kTinyStep * (heads + tail.mass())))
+        run([](Pack x) { return soon_exp_of(x); });
+      else
+        run([](Pack x) { return exp_near_zero<4>(x); });
+      tail.end_block();
+      const Pack wide = (dose - before) * reach, one = largest * reach;
+      if (!tail.kWhole) miss += wide * wide * wide * (wide * wide * wide);
+      miss += steps / factorial(kShortTerms) * (one * one * (one * one));
+    }
+    lift = lift > highest ? highest : lift;
+    for (int r = 1; r <= Order; ++r) of(series_[r]) = tail.series()[r];
+    of(lift_) = lift;
+    of(rest_) = heads + tail.mass();
+    of(own_) = exp_of<kPrecise>(lift);
+    of(dose_) = dose;
+    of(miss_) = miss;
+  }
+
   void remember(int pack, i64 k, Pack a, Pack own, Pack rest, const Pack* series, int order) {
     const auto of = [pack](Lanes& lanes) -> Pack& { return pack_of(lanes, pack); };
     Step& step = path_[k];
@@ -432,6 +553,7 @@ class Solver {
   Thresholds cut_;  // of the last dose that was asked for
   double cut_dose_ = -1;
   Lanes lift_, own_, rest_, step_, count_, count_now_, dose_, expected_dose_;
+  Lanes reach_{}, miss_{};  // the largest of the series' rivals; what blocks of steps have missed
 };
 
 }  // namespace
