@@ -24,10 +24,12 @@ extern "C" __attribute__((no_instrument_function)) void __cyg_profile_func_enter
   };
   exponentials += is(static_cast<float (*)(float)>(lpl::exp_of));
   exponentials += is(static_cast<double (*)(double)>(lpl::exp_of));
-  // of rows side by side: their targets', and their heads' where steps are brief
+  // of rows side by side: their targets', and their heads' where steps are brief, or many and short
   using OfPack = lpl::Pack (*)(lpl::Pack);
   exponentials += lpl::kPack * is(static_cast<OfPack>(lpl::exp_of<false>));
   exponentials += lpl::kPack * is(static_cast<OfPack>(lpl::exp_near_zero<7, 0>));
+  exponentials += lpl::kPack * is(static_cast<OfPack>(lpl::exp_near_zero<4, 0>));
+  exponentials += lpl::kPack * is(static_cast<OfPack>(lpl::soon_exp_of));
 }
 extern "C" __attribute__((no_instrument_function)) void __cyg_profile_func_exit(void*, void*) {}
 
