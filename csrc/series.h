@@ -14,24 +14,8 @@
 
 #include <cmath>
 
+#include "loops.h"
 #include "lpl_math.h"
-
-// The loops over terms run out flat, which GCC does not do by itself where one's end is another's
-// place: counted, a step of rows side by side takes a third of the instructions.
-#if defined(__CUDACC__)
-#define LPL_UNROLL
-#elif defined(__clang__)
-#define LPL_UNROLL _Pragma("unroll")
-#else
-#define LPL_UNROLL _Pragma("GCC unroll 16")
-#endif
-
-// Registers hold a series; a call would take it through memory.
-#if defined(__GNUC__) && !defined(__CUDACC__)
-#define LPL_INLINE inline __attribute__((always_inline))
-#else
-#define LPL_INLINE inline
-#endif
 
 namespace lpl {
 namespace {  // every object has its own, made for its instruction set

@@ -1,10 +1,12 @@
-// Memory for results as large as the logits.
+// Memory for results as large as the logits, and what is near enough to be read again.
 #pragma once
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
+#include <algorithm>
 #include <cstdint>
 
 namespace lpl {
@@ -23,4 +25,18 @@ inline void prefer_huge_pages(void* result, int64_t bytes) {
 #endif
 }
 
+namespace {  // every object has its own, made for its instruction set
+
+// Bytes that a core may keep to itself: half of its second cache, as far as that is known.
+inline int64_t near_bytes() {
+  constexpr int64_t kLeast = 256 << 10, kMost = 512 << 10;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const int64_t half = sysconf(_SC_LEVEL2_CACHE_SIZE) / 2;
+  return std::max(kLeast, std::min(kMost, half));
+#else
+  return kLeast;
+#endif
+}
+
+}  // namespace
 }  // namespace lpl

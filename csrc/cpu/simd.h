@@ -15,6 +15,7 @@
 #include <immintrin.h>
 #endif
 
+#include "../loops.h"
 #include "../row.h"
 
 #define LPL_SIMD _Pragma("omp simd")
@@ -373,95 +374,178 @@ inline Acc exp_sum(const Acc* z, Acc shift, Acc* e, i64 size, i64 skip) {
            : exp_block<false, false>(z, shift, e, int32_t(size), -1);
 }
 
-// sums[r] += Σ q^r, r = 1..5, q = e·inverse, over the e of a block that are at most `cut`; whether
-// any is above.
-template <typename Acc>
-__attribute__((noinline)) bool tail_sums(const Acc* e, Acc inverse, Acc cut, int32_t size,
-                                         double* sums) {
-  Acc first = 0, second = 0, third = 0, fourth = 0, fifth = 0, most = 0;
-#pragma omp simd reduction(+ : first, second, third, fourth, fifth) reduction(max : most)
-  for (int32_t j = 0; j < size; ++j) {
-    const Acc q = e[j] > cut ? Acc(0) : e[j] * inverse;
-    const Acc square = q * q;
-    most = e[j] > most ? e[j] : most;
-    first += q;
-    second += square;
-    third += square * q;
-    fourth += square * square;
-    fifth += square * square * q;
-  }
-  sums[1] += first;
-  sums[2] += second;
-  sums[3] += third;
-  sums[4] += fourth;
-  sums[5] += fifth;
-  return most > cut;
-}
-
-// Bit k of a register says whether its element k is above `cut`. A comparison's bits come by
-// instructions that have no other name: of a loop compilers make ten times as many.
+// A register of numbers, which of them are above others, that as bits, and the rest. A comparison's
+// bits come by instructions that have no other name: of a loop compilers make ten times as many.
 #if defined(__AVX512F__)
 constexpr int kRegister = 64;
-inline uint64_t register_above(const float* e, float cut) {
-  return _mm512_cmp_ps_mask(_mm512_loadu_ps(e), _mm512_set1_ps(cut), _CMP_GT_OQ);
+inline __mmask16 above(__m512 x, __m512 cut) {
+  return _mm512_cmp_ps_mask(x, cut, _CMP_GT_OQ);
 }
-inline uint64_t register_above(const double* e, double cut) {
-  return _mm512_cmp_pd_mask(_mm512_loadu_pd(e), _mm512_set1_pd(cut), _CMP_GT_OQ);
+inline __mmask8 above(__m512d x, __m512d cut) {
+  return _mm512_cmp_pd_mask(x, cut, _CMP_GT_OQ);
+}
+inline uint64_t bits_of(__mmask16 mask) {
+  return mask;
+}
+inline uint64_t bits_of(__mmask8 mask) {
+  return mask;
+}
+inline __m512 without(__mmask16 mask, __m512 x) {
+  return _mm512_maskz_mov_ps(_mm512_knot(mask), x);
+}
+inline __m512d without(__mmask8 mask, __m512d x) {
+  return _mm512_maskz_mov_pd(_knot_mask8(mask), x);
 }
 #elif defined(__AVX__)
 constexpr int kRegister = 32;
-inline uint64_t register_above(const float* e, float cut) {
-  const __m256 above = _mm256_cmp_ps(_mm256_loadu_ps(e), _mm256_set1_ps(cut), _CMP_GT_OQ);
-  return uint32_t(_mm256_movemask_ps(above));
+inline __m256 above(__m256 x, __m256 cut) {
+  return _mm256_cmp_ps(x, cut, _CMP_GT_OQ);
 }
-inline uint64_t register_above(const double* e, double cut) {
-  const __m256d above = _mm256_cmp_pd(_mm256_loadu_pd(e), _mm256_set1_pd(cut), _CMP_GT_OQ);
-  return uint32_t(_mm256_movemask_pd(above));
+inline __m256d above(__m256d x, __m256d cut) {
+  return _mm256_cmp_pd(x, cut, _CMP_GT_OQ);
+}
+inline uint64_t bits_of(__m256 mask) {
+  return uint32_t(_mm256_movemask_ps(mask));
+}
+inline uint64_t bits_of(__m256d mask) {
+  return uint32_t(_mm256_movemask_pd(mask));
+}
+inline __m256 without(__m256 mask, __m256 x) {
+  return _mm256_andnot_ps(mask, x);
+}
+inline __m256d without(__m256d mask, __m256d x) {
+  return _mm256_andnot_pd(mask, x);
 }
 #elif defined(__SSE2__)
 constexpr int kRegister = 16;
-inline uint64_t register_above(const float* e, float cut) {
-  return uint32_t(_mm_movemask_ps(_mm_cmpgt_ps(_mm_loadu_ps(e), _mm_set1_ps(cut))));
+inline __m128 above(__m128 x, __m128 cut) {
+  return _mm_cmpgt_ps(x, cut);
 }
-inline uint64_t register_above(const double* e, double cut) {
-  return uint32_t(_mm_movemask_pd(_mm_cmpgt_pd(_mm_loadu_pd(e), _mm_set1_pd(cut))));
+inline __m128d above(__m128d x, __m128d cut) {
+  return _mm_cmpgt_pd(x, cut);
+}
+inline uint64_t bits_of(__m128 mask) {
+  return uint32_t(_mm_movemask_ps(mask));
+}
+inline uint64_t bits_of(__m128d mask) {
+  return uint32_t(_mm_movemask_pd(mask));
+}
+inline __m128 without(__m128 mask, __m128 x) {
+  return _mm_andnot_ps(mask, x);
+}
+inline __m128d without(__m128d mask, __m128d x) {
+  return _mm_andnot_pd(mask, x);
 }
 #else
-constexpr int kRegister = 8;
-inline uint64_t register_above(const float* e, float cut) {
-  return uint64_t(e[0] > cut) | uint64_t(e[1] > cut) << 1;
+constexpr int kRegister = 16;
+template <typename V>
+inline auto above(V x, V cut) {
+  return x > cut;
 }
-inline uint64_t register_above(const double* e, double cut) {
-  return e[0] > cut;
+template <typename M>
+inline uint64_t bits_of(M mask) {
+  uint64_t bits = 0;
+  for (size_t k = 0; k < sizeof(M) / sizeof(mask[0]); ++k) bits |= uint64_t(mask[k] != 0) << k;
+  return bits;
+}
+template <typename M, typename V>
+inline V without(M mask, V x) {
+  return mask ? V{} : x;
 }
 #endif
-
-// The same of kMarked elements.
-constexpr i64 kMarked = 64;
 template <typename Acc>
-inline uint64_t word_above(const Acc* e, Acc cut) {
+struct RegisterOf {
+  typedef float type __attribute__((vector_size(kRegister)));
+};
+template <>
+struct RegisterOf<double> {
+  typedef double type __attribute__((vector_size(kRegister)));
+};
+template <typename Acc>
+using Register = typename RegisterOf<Acc>::type;
+
+template <typename Acc>
+inline Register<Acc> load_register(const Acc* from) {
+  Register<Acc> values;
+  std::memcpy(&values, from, sizeof(values));
+  return values;
+}
+
+// Calls visit(x, mask) with the registers of kMarked elements and what of them is above `cut`;
+// returns that as bits.
+constexpr i64 kMarked = 64;
+template <typename Acc, typename Visit>
+__attribute__((always_inline)) inline uint64_t word_above(const Acc* e, Register<Acc> cut,
+                                                          Visit visit) {
   constexpr i64 kAtOnce = kRegister / sizeof(Acc);
+  const auto part = [&](i64 k) __attribute__((always_inline)) {
+    const Register<Acc> x = load_register(e + k);
+    const auto mask = above(x, cut);
+    visit(x, mask);
+    return mask;
+  };
+#if defined(__AVX512BW__)
+  if constexpr (kAtOnce == 16) {
+    // put together where comparisons leave their bits: a third of the instructions less
+    const auto first = part(0), second = part(16), third = part(32), fourth = part(48);
+    const __mmask32 low = _mm512_kunpackw(second, first), high = _mm512_kunpackw(fourth, third);
+    return _cvtmask64_u64(_mm512_kunpackd(high, low));
+  }
+#endif
   uint64_t word = 0;
-  for (i64 k = 0; k < kMarked; k += kAtOnce) word |= register_above(e + k, cut) << k;
+  LPL_UNROLL
+  for (i64 k = 0; k < kMarked; k += kAtOnce) word |= bits_of(part(k)) << k;
   return word;
 }
-#if defined(__AVX512BW__)
-// put together where comparisons leave their bits: a third of the instructions less
-inline uint64_t word_above(const float* e, float cut) {
-  const __m512 at = _mm512_set1_ps(cut);
-  const auto part = [=](int k) {
-    return _mm512_cmp_ps_mask(_mm512_loadu_ps(e + 16 * k), at, _CMP_GT_OQ);
-  };
-  const __mmask32 low = _mm512_kunpackw(part(1), part(0)), high = _mm512_kunpackw(part(3), part(2));
-  return _cvtmask64_u64(_mm512_kunpackd(high, low));
-}
-#endif
 
 // Places among the elements of a row: bit k of a word stands for the element `first` + k.
 struct Marks {
   i64 first;
   uint64_t word;
 };
+
+// sums[r] += Σ q^r, r = 1..5, q = e·inverse, over the e of a row that are at most `cut`. Marks
+// those above, room for size/kMarked + 1; returns how many marks there are. Few are, and nobody
+// foretells where: no branch asks, for one that is mispredicted costs as much as a word.
+template <typename Acc>
+__attribute__((noinline)) i64 tail_sums(const Acc* e, Acc inverse, Acc cut, i64 size, double* sums,
+                                        Marks* marks) {
+  using V = Register<Acc>;
+  const V at = V{} + cut;
+  i64 count = 0;
+  for (i64 lo = 0; lo < size;) {
+    V first = {}, second = {}, third = {}, fourth = {}, fifth = {};
+    const auto add = [&](V x, auto mask) __attribute__((always_inline)) {
+      const V q = without(mask, x) * inverse, square = q * q, higher = square * square;
+      first += q;
+      second += square;
+      third += square * q;
+      fourth += higher;
+      fifth += higher * q;
+    };
+    const i64 end = std::min(size, lo + kBlock);  // those of a block are kept in Acc
+    for (; lo + kMarked <= end; lo += kMarked) {
+      const uint64_t word = word_above(e + lo, at, add);
+      marks[count] = {lo, word};
+      count += word != 0;
+    }
+    if (lo < end) {
+      Acc rest[kMarked] = {};
+      std::copy(e + lo, e + end, rest);
+      const uint64_t word = word_above(rest, at, add);
+      marks[count] = {lo, word};
+      count += word != 0;
+      lo = end;
+    }
+    const V all[] = {first, second, third, fourth, fifth};
+    for (int r = 0; r < 5; ++r) {
+      Acc sum = 0;
+      for (size_t k = 0; k < sizeof(V) / sizeof(Acc); ++k) sum += all[r][k];
+      sums[r + 1] += sum;
+    }
+  }
+  return count;
+}
 
 // Appends those of a block from `first` on whose e is above `cut` to the `count` that are there,
 // room for size/kMarked + 1 more; returns how many there are then. Few are, and nobody foretells
@@ -470,7 +554,7 @@ template <typename Acc>
 inline i64 mark_above(const Acc* e, Acc cut, i64 first, i64 size, Marks* marks, i64 count) {
   i64 lo = 0;
   for (; lo + kMarked <= size; lo += kMarked) {
-    const uint64_t word = word_above(e + lo, cut);
+    const uint64_t word = word_above(e + lo, Register<Acc>{} + cut, [](auto, auto) {});
     marks[count] = {first + lo, word};
     count += word != 0;
   }

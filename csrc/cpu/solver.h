@@ -4,6 +4,7 @@
 
 #include "../series.h"
 #include "call.h"
+#include "memory.h"
 #include "short_steps.h"
 
 namespace lpl {
@@ -46,9 +47,8 @@ class Solver {
   using Acc = typename AccumulateOf<T>::type;
 
   explicit Solver(const Call<T>& call) : call_(call), c_(call.c) {
-    lanes_ = int(std::max<i64>(1, std::min<i64>(kLanes, kCache / (c_ * i64(sizeof(Acc))))));
+    lanes_ = int(std::max<i64>(1, std::min<i64>(kLanes, near_bytes() / (c_ * i64(sizeof(Acc))))));
     standing_out_.resize(c_);
-    blocks_.resize(c_ / kBlock + 1);
     marks_.resize(c_ / kMarked + 1);
   }
 
@@ -194,7 +194,6 @@ class Solver {
 
  private:
   static constexpr bool kPrecise = sizeof(Acc) == 8;
-  static constexpr i64 kCache = 256 << 10;
   static constexpr int kAttempts = 3;
   static constexpr double kFarthest = 500;  // as of classes with several rows
   // What a lowered row's dose is expected to be, over that of constant Z: of logits of standard
@@ -233,16 +232,7 @@ class Solver {
     double sums[kTinyOrder + 1] = {0};
     const FlushSubnormals flush;  // of q⁵
     const Acc inverse = Acc(row.inverse), tiny = Acc(row.cut.tiny / row.inverse);
-    // what stands out is listed when all is summed: in turn the one would wait for the other
-    i64 blocks = 0, words = 0;
-    for (i64 lo = 0; lo < c_; lo += kBlock) {
-      blocks_[blocks] = lo;
-      blocks += tail_sums(row.e + lo, inverse, tiny, int32_t(std::min(kBlock, c_ - lo)), sums);
-    }
-    for (i64 k = 0; k < blocks; ++k) {
-      const i64 lo = blocks_[k], size = std::min(kBlock, c_ - lo);
-      words = mark_above(row.e + lo, tiny, lo, size, marks_.data(), words);
-    }
+    const i64 words = tail_sums(row.e, inverse, tiny, c_, sums, marks_.data());
     size_t count = 0;
     for_each_mark(marks_.data(), words, [&](i64 j) { standing_out_[count++] = j; });
     // into both lists, of which one keeps it: nobody foretells which
@@ -433,11 +423,12 @@ class Solver {
     return length < kLeastShort ? 0 : length;
   }
 
-  // A bound of what the blocks of a row have missed, relative, as series_error. What a step misses
-  // stays, grows with the rivals where they are raised, and changes Z in all that follow.
+  // A bound of what the blocks of a row have missed, relative, as series_error: at most a tenth
+  // more than the powers of dE, which grows with the rivals where they are raised, and changes Z in
+  // all later steps.
   double missed(int lane) const {
-    const double most = reach_[lane] / (1 + (step_[lane] > 0 ? dose_[lane] * reach_[lane] : 0));
-    return miss_[lane] == 0 ? 0 : 1.1 * (1 + dose_[lane]) * reach_[lane] / most * miss_[lane];
+    const double growth = step_[lane] > 0 ? 1 + dose_[lane] * reach_[lane] : 1;
+    return 1.1 * (1 + dose_[lane]) * growth * miss_[lane];
   }
 
   // All steps of a pack in blocks of `length`.
@@ -541,8 +532,8 @@ class Solver {
   int lanes_;
   State states_[kLanes];
   Solved<Acc> rows_[kLanes];
-  // of a row: its blocks with classes that stand out, those as marks, and listed
-  Vector<i64> blocks_, standing_out_;
+  // of a row: classes that stand out, as marks and listed
+  Vector<i64> standing_out_;
   Vector<Marks> marks_;
   // of heads, by slot; their logarithms where steps are not brief
   Vector<Lanes> masses_, logs_;
