@@ -26,7 +26,7 @@ LOGITS: tuple[tuple[str, float], ...] = (
 
 # Those whose threads do a number for a row, or for a class, not for a logit.
 OF_ROWS = (
-    r"\b(LossBody|NormBody|RanksBody|SortBody|RowStepsBody|list_groups|group_rows"
+    r"\b(LossBody|NormBody|RanksBody|SortBody|RowStepsBody|list_groups|group_rows|count_rows"
     r"|BinaryLossBody|BinaryNormBody|BinaryStepsBody)\b"
 )
 

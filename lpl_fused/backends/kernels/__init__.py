@@ -8,6 +8,7 @@ norms       the norm of a row of logits, and its gradient
 penalties   the penalty on logit distances, and its gradient
 algebra     φ, the perturbed logits of some columns, the target of a row
 rows        from the columns of a row to its sums, its loss, its terms and its gradient
+batch       kernels: what losses add up to and are divided by
 reductions  kernels: the sums of a row for parts that join, and the perturbed logits
 forward     kernels: loss of a row, with its terms and its gradient if wanted
 gradient    kernels: gradients of logits and tables from terms; another upstream for a finished one

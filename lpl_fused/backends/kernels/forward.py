@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .algebra import LOG, SOLVED, of_rivals, read_block, read_row, store_block
+from .batch import reduce_losses
 from .elementary import scales_exactly
 from .norms import length_of
 from .reductions import sweep_penalty, sweep_size
@@ -33,6 +34,8 @@ from .rows import (
     times,
     upstream_of,
 )
+
+SUMMED = tl.constexpr(1024)  # losses at once
 
 
 @triton.jit
@@ -65,12 +68,11 @@ def prepare_rows(problem, weight, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def forward(problem, upstream, wanted, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
-    """What is `wanted` of each row: L_i = Σ_j t'_j (φ(ℓ_j) + z_loss·lse²), the terms of its
-    gradient, dL_i/du times `upstream`. One program per row.
-
-    With ONE_BLOCK the row stays in registers: one read of the logits, one write of the gradient.
-    """
+def forward(
+    problem, upstream, wanted, reduced, ticket, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr
+):  # fmt: skip
+    """What is `wanted` of each row, see sweep_row; one program per row. The last of them to be done
+    sums the losses of the batch, if there is a place for that, `reduced`."""
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
     index = tl.program_id(0).to(tl.int64)
@@ -80,8 +82,22 @@ def forward(problem, upstream, wanted, BLOCK: tl.constexpr, ONE_BLOCK: tl.conste
     live, row = read_row(index, problem, dtype)
     if live == 0:
         store_nothing(index, wanted, problem, BLOCK)
-        return
+    else:
+        sweep_row(index, row, problem, upstream, wanted, BLOCK, ONE_BLOCK)
+    if reduced is not None:
+        tl.debug_barrier()
+        if tl.atomic_add(ticket, 1) == tl.num_programs(0) - 1:
+            reduce_losses(problem, wanted.losses, reduced, tl.num_programs(0), SUMMED)
 
+
+@triton.jit
+def sweep_row(
+    index, row, problem, upstream, wanted, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr
+):  # fmt: skip
+    """L_i = Σ_j t'_j (φ(ℓ_j) + z_loss·lse²), the terms of its gradient, dL_i/du times `upstream`.
+
+    With ONE_BLOCK the row stays in registers: one read of the logits, one write of the gradient.
+    """
     # read before the sweep, which hides the latency
     own, other = label_logits(row, problem)
     told: tl.constexpr = wanted.aim is not None

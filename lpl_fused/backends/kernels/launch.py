@@ -102,6 +102,12 @@ def filling_meta(classes: int) -> dict[str, Any]:
     return meta(power_of_two(classes, 16, 2048))
 
 
+@functools.lru_cache(maxsize=64)
+def counting_meta(rows: int) -> dict[str, Any]:
+    """For one program that counts rows: all loads at once that it can have on their way."""
+    return meta(power_of_two(rows, 32, 4096))
+
+
 def lane_of(input: torch.Tensor) -> int:
     """Logits of a lane: as many as 16 bytes hold, what a thread reads at once."""
     return 16 // input.element_size()

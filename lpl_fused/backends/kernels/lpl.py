@@ -14,6 +14,7 @@ import triton.language as tl
 
 from . import arguments
 from .algebra import SHIFT, TERMS, Row, read_logits, read_row, read_table_row, unperturb
+from .batch import reduce_losses
 from .elementary import scales_exactly
 from .norms import read_length
 from .rows import Mass, fill_row, finite_shift, row_terms, times, upstream_of
@@ -158,7 +159,7 @@ def plain_steps(
     if reduced is not None:
         tl.debug_barrier()
         if tl.atomic_add(groups.tickets + 1, 1) == tl.num_programs(0) - 1:
-            reduce_losses(problem, wanted.losses, reduced, n_rows)
+            reduce_losses(problem, wanted.losses, reduced, n_rows, 1024)
 
 
 @triton.jit
@@ -371,37 +372,3 @@ def tell_row(index, base, change, problem, wanted, upstream, BLOCK: tl.constexpr
             here = wanted.grad + index * problem.classes + columns
             tl.store(here, du.to(wanted.grad.dtype.element_ty), mask=inside)
             start += BLOCK
-
-
-@triton.jit
-def reduce_losses(problem, losses, reduced, n_rows):
-    """The sum of the losses, over what it is divided by."""
-    total = tl.zeros((1024,), tl.float64)
-    weight = total
-    start = 0
-    while start < n_rows:
-        index = start + tl.arange(0, 1024)
-        inside = index < n_rows
-        total += tl.load(losses + index, mask=inside, other=0).to(tl.float64)
-        if reduced.norm is not None:
-            label = tl.load(problem.target + index, mask=inside, other=problem.ignore_index)
-            counts = inside & (label != problem.ignore_index)
-            each = counts.to(tl.float64)
-            if problem.weight is not None:
-                column = tl.where(label < 0, 0, label)
-                column = tl.where(column < problem.classes, column, problem.classes - 1)
-                each *= tl.load(problem.weight + column, mask=counts, other=0).to(tl.float64)
-            if problem.sample_weight is not None:
-                here = problem.sample_weight + index
-                each *= tl.load(here, mask=inside, other=0).to(tl.float64)
-            weight += each
-        start += 1024
-    dtype: tl.constexpr = losses.dtype.element_ty
-    loss = tl.sum(total, 0)
-    if reduced.norm is not None:
-        norm = tl.sum(weight, 0)
-        tl.store(reduced.norm, norm.to(dtype))
-        loss = loss / norm
-    elif reduced.normalizer is not None:
-        loss = loss / tl.load(reduced.normalizer).to(tl.float64)
-    tl.store(reduced.loss, loss.to(dtype))

@@ -12,12 +12,13 @@ from torch import Tensor
 from ...algebra.rows import Classes, normalizer, penalty_weight
 from ...paths import LEARNING, TARGETS, WEIGHING, Path
 from ...phi import LOG
-from ...problem import Options, Problem
+from ...problem import MEAN, Options, Problem, accumulate_dtype
 from ..buffers import new
 from ..kernels.arguments import DENSE, LABELS, ONE_LABEL, TERMS, Arguments, Groups, Shared
 from ..kernels.launch import by_form, column_meta, grouping_meta, lane_of, phased, row_meta
 from . import launching
 from .launching import kernels
+from .memory import Layout
 
 # what the kernels are told of, and what launchers do about the rest
 _KERNELS = Path(
@@ -47,6 +48,8 @@ class Form(NamedTuple):
     one_sweep: bool  # it can be done in
     measured: bool  # norms or penalties have to be known of its rows
     plans: launching.Plans
+    batch: Layout  # losses of the rows, what counts the programs that are done, a number
+    counts: bool  # a mean over rows with a label each
     sweep: dict[str, Any]  # row_meta
 
 
@@ -122,6 +125,8 @@ def form_of(problem: Problem) -> Form:
         for place, name in enumerate(Problem._fields)
         if name in Arguments._fields and isinstance(problem[place], Tensor)
     )
+    alone = problem.other is None and problem.lam is None and not problem.dense
+    accumulate = accumulate_dtype(problem.input.dtype)
     present = [place for place, part in enumerate(problem[:-1]) if part is not None]
     one_sweep, measured = features <= _SHORTCUT.features, norm or penalty > 0
     return Form(
@@ -131,6 +136,8 @@ def form_of(problem: Problem) -> Form:
         one_sweep,
         measured,
         launching.Plans(),
+        Layout([((problem.input.shape[0],), accumulate), ((1,), torch.int32), ((), accumulate)]),
+        options.reduction == MEAN and problem.normalizer is None and alone,
         row_meta(problem),
     )
 

@@ -143,11 +143,12 @@ class Plan(NamedTuple):
     numbers: list[Any]  # that are always the same
     places: tuple[tuple[int, int], ...]  # a tensor's number, and how far behind its beginning
     launches: tuple[_Launch, ...]
+    stream: Callable[[int], Any]  # the current one of a device
 
     def run(self, device: int, tensors: list[int]) -> None:
         """For tensors at these addresses."""
         values = self.numbers + [tensors[which] + off for which, off in self.places]
-        stream = _driver().active.get_current_stream(device)
+        stream = self.stream(device)
         for run, grid, what, gather in self.launches:
             run(*grid, stream, *what, gather(values))
 
@@ -203,7 +204,9 @@ class Tape:
             )
             for flat, made, grid, each in self._launches
         )
-        return Plan([key[-1] for key in numbers], tuple(key[-1] for key in places), launches)
+        begins = tuple(key[-1] for key in places)
+        stream = _driver().active.get_current_stream
+        return Plan([key[-1] for key in numbers], begins, launches, stream)
 
 
 def _extent(tensor: Tensor) -> int:

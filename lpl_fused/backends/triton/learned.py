@@ -283,7 +283,7 @@ def tell(problem: Problem, arguments: Arguments, saved: Saved, wanted: Wanted) -
     moved = arguments._replace(delta=delta, slot=saved.groups.slot)
     others = wanted._replace(outcome=saved.rows.outcome)
     kernel, meta = kernels.forward.forward, how.form.sweep
-    launching.launch(kernel, rows, moved, Upstream(), others, **meta)
+    launching.launch(kernel, rows, moved, Upstream(), others, None, None, **meta)
 
 
 def _with_terms(problem: Problem, arguments: Arguments) -> Arguments:

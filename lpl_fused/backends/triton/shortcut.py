@@ -12,8 +12,8 @@ from ...algebra.sweep import with_steps
 from ...problem import NONE, Problem, divides
 from ..buffers import like, new
 from ..contract import Choose, Form, Forward, leaves_terms
-from ..kernels.arguments import FELL_BACK, TERMS, Upstream, Wanted
-from ..kernels.launch import filling_meta, sweep_meta
+from ..kernels.arguments import FELL_BACK, TERMS, Reduced, Upstream, Wanted
+from ..kernels.launch import counting_meta, filling_meta, sweep_meta
 from . import launching, learned
 from .arguments import arguments_of, form_of, prepared, row_count
 from .launching import kernels
@@ -34,18 +34,23 @@ def forward(
     if how is not None and how.solves:
         left = _learned(problem, how, want_grad, final, told)
         return left if steps is None else left._replace(steps=steps)
-    input = problem.input
-    n = input.shape[0]
+    input, reduction = problem.input, problem.options.reduction
+    n, grad = input.shape[0], like(input) if want_grad else None
+    terms = new(problem, n, TERMS) if leaves_terms(problem, want_grad, final) else None
+    found = _told(problem) if told else None
+    if reduction != NONE and 0 < n <= MOST_SUMMED and problem.steps is None and not told:
+        loss, norm = _sweep_batch(problem, Wanted(None, terms, grad))
+        return Forward(loss, norm, terms, grad, steps)
     norm = normalizer(problem) if divides(problem) else None
     losses = new(problem, n)
-    terms = new(problem, n, TERMS) if leaves_terms(problem, want_grad, final) else None
-    grad = like(input) if want_grad else None
-    wanted, found = Wanted(losses=losses, terms=terms, grad=grad), None
-    if told:
-        found = _told(problem)
-        wanted = _telling(problem, found, wanted)
-    _sweep(problem, wanted, Upstream(norm))
-    return Forward(_reduced(problem, losses, norm), norm, terms, grad, steps, statistics=found)
+    _sweep(problem, _telling(problem, found, Wanted(losses, terms, grad)), Upstream(norm))
+    loss = losses if reduction == NONE else losses.sum()
+    return Forward(loss if norm is None else loss / norm, norm, terms, grad, steps, (), found)
+
+
+# Rows whose losses one program sums: operations of torch, of many programs each, take less for more
+# of them, and the device as long as the host takes for these.
+MOST_SUMMED = 8192
 
 
 def _told(problem: Problem) -> RowStatistics:
@@ -54,14 +59,11 @@ def _told(problem: Problem) -> RowStatistics:
     return RowStatistics(*(new(problem, n, dtype=each) for each in dtypes(input.dtype)))
 
 
-def _telling(problem: Problem, found: RowStatistics, wanted: Wanted) -> Wanted:
-    """With that beside."""
+def _telling(problem: Problem, found: RowStatistics | None, wanted: Wanted) -> Wanted:
+    """With that beside, if there is any."""
+    if found is None:
+        return wanted
     return wanted._replace(aim=statistics.aim(problem), **found._asdict())
-
-
-def _reduced(problem: Problem, losses: Tensor, norm: Tensor | None) -> Tensor:
-    loss = losses if problem.options.reduction == NONE else losses.sum()
-    return loss if norm is None else loss / norm
 
 
 def _learned(
@@ -95,7 +97,11 @@ def _learned(
         tensors += (norm,)
     kind = "forward", reduced is None, told, row_count(problem)
     how.plans.run(kind, tensors, launches)
-    loss = _reduced(problem, losses, norm) if reduced is None else reduced.loss
+    loss = losses if reduced is None else reduced.loss
+    if reduced is None and n == 0 and problem.options.reduction != NONE:
+        loss = losses.sum()
+    if reduced is None and norm is not None:
+        loss = loss / norm
     state = () if want_grad or final else (memory,)
     return Forward(loss, norm, None, grad, state=state, statistics=found)
 
@@ -105,11 +111,11 @@ def _sweep(
 ) -> None:
     """Leaves what is wanted; nothing where `unless`, 0-dim, scales 16 bits exactly."""
     n = problem.input.shape[0]
-    kernel = kernels.forward.forward
+    kernel, alone = kernels.forward.forward, (None, None)
     if problem.steps is not None:
         form = learned.how(problem).form
         arguments, _ = learned.with_learned(problem, wanted.terms, unless)
-        launching.launch(kernel, (n,), arguments, upstream, wanted, **form.sweep)
+        launching.launch(kernel, (n,), arguments, upstream, wanted, *alone, **form.sweep)
         return
     form, norm = form_of(problem), upstream.norm
     terms = wanted.terms
@@ -118,7 +124,7 @@ def _sweep(
 
     def launches() -> None:
         arguments = prepared(problem, terms, unless, form)
-        launching.launch(kernel, (n,), arguments, upstream, wanted, **form.sweep)
+        launching.launch(kernel, (n,), arguments, upstream, wanted, *alone, **form.sweep)
 
     tensors = (*form.present(problem), terms, wanted.losses, wanted.grad)
     if wanted.aim is not None:
@@ -130,6 +136,37 @@ def _sweep(
 
 
 _TOLD = slice(Wanted._fields.index("aim"), Wanted._fields.index("outcome"))
+
+
+def _sweep_batch(problem: Problem, wanted: Wanted) -> tuple[Tensor, Tensor | None]:
+    """`_sweep` with losses that are summed in the end: (loss of the batch, what it was divided by,
+    if it was and somebody may want that)."""
+    n, form = problem.input.shape[0], form_of(problem)
+    kernel, count = kernels.forward.forward, kernels.batch.count_rows
+    terms, given, kept = wanted.terms, None, None
+    loss, memory = new(problem), new(problem, form.batch.size, dtype=torch.uint8)
+    if not form.counts:
+        given = normalizer(problem) if divides(problem) else None
+    elif wanted.grad is None or terms is not None:
+        kept = new(problem)
+    if form.measured and terms is None:
+        terms = new(problem, n, TERMS)
+
+    def launches() -> None:
+        losses, ticket, place = form.batch.within(memory)
+        counted = (place if kept is None else kept) if form.counts else None
+        norm = counted if given is None else given
+        arguments = prepared(problem, terms, None, form)
+        launching.launch(count, (1,), arguments, counted, ticket, n, **counting_meta(n))
+        summed = wanted._replace(losses=losses), Reduced(loss, None, norm), ticket
+        launching.launch(kernel, (n,), arguments, Upstream(norm), *summed, **form.sweep)
+
+    tensors = (*form.present(problem), memory, loss, terms, wanted.grad, kept)
+    if given is not problem.normalizer:
+        tensors += (given,)
+    kind = "batch", wanted.terms is None, row_count(problem)
+    form.plans.run(kind, tensors, launches)
+    return loss, kept if given is None else given
 
 
 def _learned_anew(
