@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -19,10 +21,12 @@ from ..kernels.launch import (
     binary_mass_meta,
     binary_tile_meta,
     binary_walk_meta,
+    by_form,
     filling_meta,
 )
 from . import launching
 from .launching import kernels
+from .memory import Layout
 
 # both sides have the same z, and φ = log: one exponential for both
 _SHARED = Path("triton, shared sides", BinaryProblem, WEIGHING_LABELS)
@@ -52,32 +56,55 @@ _KERNELS = Path(
 )
 
 
+class _Form(NamedTuple):
+    """What problems of a form have in common."""
+
+    plans: launching.Plans
+    walk: WalkMeta | None  # how δ is found before all else, if it is
+    programs: int  # whose losses are summed
+
+
+@by_form
+def _form_of(problem: BinaryProblem) -> _Form:
+    walk = _walk_meta(problem)
+    tiles = problem.steps is None or walk is not None
+    flat = walk is None and _is_flat(problem)
+    return _Form(launching.Plans(), walk, math.prod(_tiles(problem, tiles, flat)[0]))
+
+
 def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
     input, reduction = problem.input, problem.options.reduction
-    norm = _normalizer(problem)
+    norm, form = _normalizer(problem), _form_of(problem)
     grad = like(input) if want_grad else None
     losses = new(problem, *input.shape) if reduction == NONE else None
-    walk = _walk_meta(problem)
-    known = None if walk is None else _learned(problem, walk)
-    found = _run(
-        problem,
-        sums=reduction != NONE,
-        known=known,
-        losses=losses,
-        grad=grad,
-        norm=norm if divides(problem) else None,
-    )
+    sums = None if losses is not None else new(problem, form.programs if input.numel() else 0)
+    divisor = norm if divides(problem) else None
+    walk = form.walk
+    known = scratch = None
+    if walk is not None:
+        known, scratch = Learned.of(problem, walk), new_scratch(problem, walk)
+
+    def launches() -> None:
+        if walk is not None:
+            assert known is not None
+            assert scratch is not None
+            _learn(problem, walk, known, scratch)
+        _run(problem, sums=sums, known=known, losses=losses, grad=grad, norm=divisor)
+
     state = () if known is None else tuple(part for part in known if part is not None)
+    places = scratch, *(known or ()), losses, sums, grad
+    places += (None if divisor is problem.normalizer else divisor,)
+    given = [part for part in problem[:-1] if part is not None]
+    form.plans.run("forward", (*given, *places), launches)
     if losses is not None:
         return Forward(losses, norm, None, grad, state=state)
-    assert found is not None
-    total = found.sum()
-    return Forward(total / norm if divides(problem) else total, norm, None, grad, state=state)
+    assert sums is not None
+    total = sums.sum()
+    return Forward(total if divisor is None else total / norm, norm, None, grad, state=state)
 
 
 def binary_gradient(problem: BinaryProblem, upstream: Tensor) -> Tensor:
-    grad = like(problem.input)
-    walk = _walk_meta(problem)
+    grad, walk = like(problem.input), _walk_meta(problem)
     known = None if walk is None else _learned(problem, walk)
     _run(problem, grad=grad, known=known, upstream=_contiguous(problem, upstream))
     return grad
@@ -103,8 +130,17 @@ def binary_rescale_(problem: BinaryProblem, forward: Forward, upstream: Tensor) 
         if problem.options.missing:
             labels = _labels(problem), problem.target.stride(0), _ignored(problem)
         rows = grad, upstream, classes, *labels
-        launching.launch(kernels.binary.scale_labels, (n,), *rows, **filling_meta(classes))
+
+        def scaled() -> None:
+            launching.launch(kernels.binary.scale_labels, (n,), *rows, **filling_meta(classes))
+
+        # of what is ignored the number itself is part of the form
+        kind = n, classes, labels[1], repr(problem.options.ignored)
+        _SCALING.run(kind, (grad, upstream, labels[0]), scaled)
     return grad
+
+
+_SCALING = launching.Plans()
 
 
 def _contiguous(problem: BinaryProblem, upstream: Tensor) -> Tensor:
@@ -134,16 +170,50 @@ class Learned(NamedTuple):
     delta: Tensor
     soft: Tensor | None = None
 
+    @staticmethod
+    def of(problem: BinaryProblem, walk: WalkMeta) -> Learned:
+        """Places for them."""
+        n, classes = problem.input.shape
+        soft = None
+        if problem.target.dtype != torch.bool:
+            blocks = -(-classes // walk.moments["BLOCK"])
+            soft = new(problem, -(-n // walk.chunk), blocks, dtype=torch.int32)
+        return Learned(new(problem, 2, classes), soft)
+
+
+def new_scratch(problem: BinaryProblem, walk: WalkMeta) -> Tensor:
+    """Memory for the steps."""
+    return new(problem, _scratch(*problem.input.shape, walk.chunk).size, dtype=torch.uint8)
+
+
+@functools.lru_cache(maxsize=64)
+def _scratch(n: int, classes: int, chunk: int) -> Layout:
+    """Of walks, of sums over chunks of rows, of steps that are left."""
+    from ..kernels.binary import MOMENTS, WALK
+
+    sums = 2, MOMENTS.value + 1, -(-n // chunk), classes
+    return Layout(
+        [
+            ((2, WALK.value, classes), torch.float64),
+            (sums, torch.float32),
+            ((classes,), torch.int32),
+        ]
+    )
+
 
 def _learned(problem: BinaryProblem, walk: WalkMeta) -> Learned:
+    known = Learned.of(problem, walk)
+    _learn(problem, walk, known, new_scratch(problem, walk))
+    return known
+
+
+def _learn(problem: BinaryProblem, walk: WalkMeta, known: Learned, scratch: Tensor) -> None:
     """From moments of the batch."""
     from ..kernels.binary import (
         BOTH,
         HARD,
         MIRRORED,
-        MOMENTS,
         OWN,
-        WALK,
         binary_moments,
         binary_rest,
         binary_walk,
@@ -152,17 +222,15 @@ def _learned(problem: BinaryProblem, walk: WalkMeta) -> Learned:
     n, classes = problem.input.shape
     chunks = -(-n // walk.chunk)
     arguments, steps = _arguments(problem), problem.steps
-    numbers = new(problem, 2, WALK.value, classes, dtype=torch.float64)
-    partial = new(problem, 2, MOMENTS.value + 1, chunks, classes)
+    numbers, partial, left = _scratch(n, classes, walk.chunk).within(scratch)
     dtype = _language_dtype(problem)
     size = float(problem.options.step_size)
     grid, each = (-(-classes // walk.moments["BLOCK"]), chunks), walk.walk
     hard = arguments.form is HARD
-    soft = None if hard else new(problem, chunks, grid[0], dtype=torch.int32)
     kind = OWN if hard else BOTH
     alike = _ALIKE.serves(problem)
     for leg in range(walk.legs):
-        of_rows = (arguments, numbers, steps, partial, soft, walk.chunk)
+        of_rows = (arguments, numbers, steps, partial, known.soft, walk.chunk)
         first = {"FIRST": leg == 0}
         of_kind = {"KIND": (MIRRORED if leg == 0 and alike else kind).value, "DTYPE": dtype}
         launching.launch(binary_moments, grid, *of_rows, **first, **of_kind, **walk.moments)
@@ -170,47 +238,49 @@ def _learned(problem: BinaryProblem, walk: WalkMeta) -> Learned:
         launching.launch(
             binary_walk, sides, numbers, steps, size, partial, classes, chunks, **first, **each
         )
-    delta, left = new(problem, 2, classes), new(problem, classes, dtype=torch.int32)
-    what = (arguments, numbers, steps, size, delta, left)
+    what = (arguments, numbers, steps, size, known.delta, left)
     blocks = (-(-classes // walk.rest["BLOCK"]),)
     launching.launch(binary_rest, blocks, *what, DTYPE=dtype, **walk.rest)
-    return Learned(delta, soft)
+
+
+def _tiles(
+    problem: BinaryProblem, tiles: bool, flat: bool
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """(grid, launch parameters) of the kernel that gives what is wanted."""
+    n, classes = problem.input.shape
+    if not tiles:
+        meta = binary_learned_meta(problem)
+        return (-(-classes // meta["BLOCK"]),), meta
+    meta = binary_flat_meta(problem) if flat else binary_tile_meta(problem)
+    rows, width = (-(-n * classes // meta["BLOCK"]), 1) if flat else (n, classes)
+    step = meta["STEP"]
+    grid = (
+        step * -(-rows // (step * meta["ROWS"] * meta["TURNS"])),
+        -(-(width + step - 1) // meta["BLOCK"]),
+    )
+    return grid, meta
 
 
 def _run(
     problem: BinaryProblem,
     *,
-    sums: bool = False,
     known: Learned | None = None,
     **places: Tensor | None,
-) -> Tensor | None:
-    """Runs the kernels for what is wanted; the losses of the programs if `sums`. `known`: δ, found
-    before."""
+) -> None:
+    """Runs the kernels for what is wanted. `known`: δ, found before."""
     from triton.language import constexpr
 
     n, classes = problem.input.shape
     tiles = problem.steps is None or known is not None
     flat = known is None and _is_flat(problem)
-    if tiles:
-        meta = binary_flat_meta(problem) if flat else binary_tile_meta(problem)
-        rows, width = (-(-n * classes // meta["BLOCK"]), 1) if flat else (n, classes)
-        step = meta["STEP"]
-        grid: tuple[int, ...] = (
-            step * -(-rows // (step * meta["ROWS"] * meta["TURNS"])),
-            -(-(width + step - 1) // meta["BLOCK"]),
-        )
-    else:
-        meta = binary_learned_meta(problem)
-        grid = (-(-classes // meta["BLOCK"]),)
-    programs = grid[0] * (grid[1] if len(grid) > 1 else 1)
-    found = new(problem, programs if n else 0) if sums else None
+    grid, meta = _tiles(problem, tiles, flat)
     upstream = places.get("upstream")
     each = constexpr(upstream is not None and upstream.dim() > 0)
-    wanted = kernels.binary.BinaryWanted(sums=found, each=each, **places)
+    wanted = kernels.binary.BinaryWanted(each=each, **places)
     if n == 0 or classes == 0:
         if places.get("delta") is not None:
             places["delta"].zero_()  # type: ignore[union-attr]
-        return None if found is None else found.new_zeros(0)
+        return
     meta = {**meta, "DTYPE": _language_dtype(problem)}
     if tiles and flat:
         arguments = _in_rows(problem, meta["BLOCK"])
@@ -230,7 +300,6 @@ def _run(
         launching.launch(
             kernels.binary.binary_learned, grid, arguments, wanted, problem.steps, step_size, **meta
         )
-    return found
 
 
 def _arguments(problem: BinaryProblem, known: Learned | None = None) -> Any:
