@@ -27,6 +27,11 @@ import triton
 import triton.language as tl
 from triton_memory import check, watched
 
+from lpl_fused.backends.kernels import batch
+from lpl_fused.backends.kernels import forward as forward_kernels
+from lpl_fused.backends.triton import launching, shortcut
+from lpl_fused.backends.triton.arguments import arguments_of
+
 # NumPy's, where a kernel handles −inf and its like
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 
@@ -48,6 +53,70 @@ def test_block_boundaries(block: int, keywords: dict[str, object], beside: int) 
     classes = block + beside
     target = torch.tensor([0, classes - 1])
     check(testing.Case(Draw(2, classes, seed=classes).input(), target, keywords))
+
+
+@pytest.mark.parametrize("n", [4, 9])
+@pytest.mark.parametrize(
+    ("dtype", "reduction"), [(torch.bfloat16, MEAN), (torch.bfloat16, SUM), (torch.float64, MEAN)]
+)
+def test_what_a_batch_adds_up_to(
+    dtype: torch.dtype, reduction: int, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the last program, in turns of few losses: the sum in float64, rounded once; as torch does
+    of many rows."""
+    monkeypatch.setattr(forward_kernels, "SUMMED", tl.constexpr(4))
+    draw = Draw(n, 7, seed=n)
+    target = draw.ignoring()
+    target[0] = 3
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    weight, each = draw.uniform(7).to(wide), draw.uniform(n).to(wide)
+    normalizer = torch.tensor(2.5, dtype=wide)
+    for others in (
+        {},
+        {"weight": weight, "sample_weight": each},
+        {"normalizer": normalizer} if reduction == SUM else {"smoothing": weight / 9},
+        {"other": target.flip(0), "lam": each},
+    ):
+        asked = Problem(draw.input().to(dtype), target, options=Options(reduction), **others)
+        each_row = asked._replace(options=Options(NONE), normalizer=None)
+        rows = backend.forward(each_row, False).loss.double()
+        for want_grad in (False, True):
+            found = backend.forward(asked, want_grad)
+            if reduction == SUM:
+                expected = rows.sum() / others.get("normalizer", torch.ones(()))
+            else:
+                expected = rows.sum() / backend.forward(asked, False).norm.double()
+            unit = 4 * torch.finfo(wide).eps
+            torch.testing.assert_close(found.loss.double(), expected, rtol=unit, atol=0)
+            with monkeypatch.context() as many:
+                many.setattr(shortcut, "MOST_SUMMED", 0)
+                as_torch = backend.forward(asked, want_grad)
+            torch.testing.assert_close(found.loss, as_torch.loss, rtol=1e-6, atol=0)
+            if want_grad:
+                torch.testing.assert_close(found.grad, as_torch.grad, rtol=1e-2, atol=1e-6)
+            elif reduction == MEAN:
+                torch.testing.assert_close(found.norm, as_torch.norm, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("n", [1, 33, 4096, 9001])
+def test_rows_are_counted(n: int) -> None:
+    """Turn by turn; a number that is not looked for is none that is ignored."""
+    target = torch.randint(-1, 3, (n,), generator=torch.Generator().manual_seed(n))
+    target[-1] = 2
+    options = Options(ignore_index=-1)
+    asked = Problem(torch.zeros(n, 3), target, options=options)
+    for dtype in (torch.float32, torch.float64):
+        norm, ticket = (
+            torch.full((), torch.nan, dtype=dtype),
+            torch.full((1,), 7, dtype=torch.int32),
+        )
+        what = arguments_of(asked), norm, ticket, n
+        launching.launch(batch.count_rows, (1,), *what, **launch.counting_meta(n))
+        assert (norm, ticket) == ((target != -1).sum(), 0)
+    launching.launch(
+        batch.count_rows, (1,), what[0], None, ticket.fill_(3), n, **launch.counting_meta(n)
+    )
+    assert ticket == 0
 
 
 @pytest.mark.parametrize("beside", [-1, 0, 1])

@@ -1,0 +1,116 @@
+"""Whether plans hand over what Triton's own launches do, for whole calls: a process of its own,
+without an interpreter, on the driver that runs nothing (`python tests/triton_plans.py FOLDER`).
+
+Every call's launches are done twice for the same tensors, as Triton does them and by the plan, and
+what reaches the native part of Triton's launcher is compared, parameter by parameter.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import triton_driver
+
+from benchmarks import host_time
+from lpl_fused import functional as LF
+from lpl_fused.backends import triton as backend
+from lpl_fused.backends.triton import launching
+
+Run = Callable[[], object]
+
+
+class Annotation(NamedTuple):
+    """As PyKernelArg, which does not show what it is."""
+
+    nested_tuple: Any
+    type: Any
+
+
+def parameters(annotations: Sequence[Annotation], values: Sequence[Any], tuples: Any) -> list[Any]:
+    """What of a launch's values is handed over, pointers as numbers."""
+    from triton.backends.nvidia import driver
+
+    found: list[Any] = []
+    values = list(values)
+    for annotation in annotations:
+        value = values.pop(0)
+        if annotation.type == tuples:
+            found += parameters(annotation.nested_tuple, value, tuples)
+        elif annotation.type == driver.ARG_KERNEL:
+            found.append(value.data_ptr() if isinstance(value, torch.Tensor) else value)
+    assert not values
+    return found
+
+
+def calls() -> dict[str, Run]:
+    """Forward and backward of more than the benchmark has: other types, other upstreams, views."""
+    found = host_time.cases("triton")
+    generator = torch.Generator().manual_seed(3)
+    for dtype in (torch.bfloat16, torch.float64):
+        wide = torch.randn(9, 60, generator=generator).to(dtype)
+        target = torch.randint(41, (9,), generator=generator)
+        steps = torch.full((41,), 3, dtype=torch.int32)
+        weight = torch.rand(41, generator=generator).to(
+            torch.float64 if dtype == torch.float64 else torch.float32
+        )
+        for begin in (0, 3):
+            logits = wide[:, begin : begin + 41].detach().requires_grad_()
+
+            def plain(u: Any = logits, y: Any = target, w: Any = weight) -> object:
+                loss = LF.cross_entropy(u, y, weight=w, backend="triton")
+                return torch.autograd.grad(loss * 3, u)
+
+            def learned(u: Any = logits, y: Any = target, k: Any = steps) -> object:
+                loss = LF.lpl_cross_entropy(u, y, k, step_size=0.1, backend="triton")
+                return torch.autograd.grad(loss * 3, u)
+
+            found[f"{dtype}, from {begin}"] = plain
+            found[f"LPL, {dtype}, from {begin}"] = learned
+    return found
+
+
+def main(folder: str) -> None:
+    from triton.backends.nvidia import driver
+
+    triton_driver.Driver(Path(folder))
+    backend.interpreted = lambda: True  # type: ignore[attr-defined]
+    native: list[Any] = []
+
+    def launch(*handed: Any) -> None:
+        *how, annotations, signature, values = handed
+        grid_and_code = how[:8]  # hooks and memory, of which there are none, behind
+        shown = parameters(annotations, values, driver.ARG_TUPLE)
+        assert len(shown) == len(signature)
+        native.append((grid_and_code, bytes(signature), [repr(each) for each in shown]))
+
+    driver.CudaUtils().launch = launch  # which makes PyKernelArg, too
+    driver.PyKernelArg = Annotation
+    run, compared = launching.Plans.run, 0
+
+    def both(self: Any, kind: Any, tensors: Any, launches: Run) -> None:
+        nonlocal compared
+        run(self, kind, tensors, launches)  # which writes down, the first time
+        native.clear()
+        with mock.patch.object(launching, "_direct", return_value=False):
+            launches()
+        theirs = native.copy()
+        native.clear()
+        run(self, kind, tensors, mock.Mock(side_effect=AssertionError("no plan")))
+        assert native == theirs, kind
+        compared += len(theirs)
+
+    launching.Plans.run = both  # type: ignore[method-assign]
+    for name, call in calls().items():
+        before = compared
+        for _ in range(2):
+            call()
+        print(name, compared - before)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
