@@ -101,7 +101,7 @@ def gradient(
             return Gradients(grad)
         form = form_of(problem)
         tensors = (*form.present(problem), terms, upstream, grad)
-        form.plans.run(("gradient", stride, row_count(problem)), tensors, launches)
+        form.plans.run(("gradient", stride, out is None, row_count(problem)), tensors, launches)
         return Gradients(grad)
     chunk, tables = table_places(problem, want)
     of_input = out
