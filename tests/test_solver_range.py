@@ -36,6 +36,19 @@ def cases() -> dict[str, Case]:
             30,
             10.0,
         ),
+        # the third row's label is so far above class 3 that this was 0 in float32, but leads it
+        "a rival from below, beside the label": (
+            torch.tensor(
+                [
+                    [-47.25, 8.39, -48.02, 1.44, -6.12],
+                    [-4.44, -4.42, -19.43, 19.43, -26.78],
+                    [90.51, -54.66, 11.20, 1.60, -51.16],
+                ]
+            ),
+            [0, 0, 0],
+            10,
+            15.0,
+        ),
         **{f"a row of −∞, {k} steps": (masked, [2, 2, 1], k, 0.1) for k in (1, 6, 20)},
         **{f"a nan, {k} steps": (broken, [2, 2, 1], k, 0.1) for k in (1, 6, 20)},
     }

@@ -122,7 +122,7 @@ class ExactSteps {
       double own = 0;
       for (i64 r = 0; r < n; ++r) {
         const double mass = rest_[r] + std::exp(std::min(rows.lift(r) + own_delta_, 700.0));
-        if (rest_[r] > 0) least_ = std::min(least_, mass);
+        if (rows.unit(r) > 0) least_ = std::min(least_, mass / rows.unit(r));
         weights_[r] = share / mass;
         own += rest_[r] * weights_[r];
       }
@@ -150,7 +150,7 @@ class ExactSteps {
   i64 size_ = 0;  // of a row
   Vector<double> shares_, delta_, x_, mean_, rest_, weights_;
   Vector<const double*> rows_;
-  double own_delta_ = 0, least_ = 1;  // the least mass of a row that has rivals
+  double own_delta_ = 0, least_ = 1;  // mass of a row that has rivals, in its exponentials' unit
 };
 
 }  // namespace

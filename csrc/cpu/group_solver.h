@@ -133,7 +133,7 @@ class GroupSolver {
       for (i64 r = 0; r < n_; ++r) {
         rest[r] = mass_[r] + gains[r] + dot(exact_.data() + r * h, x_.data(), h);
         const double mass = rest[r] + std::exp(std::min(rows_.lift(r) + own_delta, 700.0));
-        if (rest[r] > 0) least_ = std::min(least_, mass);
+        if (rows_.unit(r) > 0) least_ = std::min(least_, mass / rows_.unit(r));
         inverse[r] = 1 / mass;
         own += rest[r] * inverse[r] * share;
         inverses += inverse[r] * share;
@@ -410,7 +410,7 @@ class GroupSolver {
   Nodes known_, taken_;          // of the walk that gains were found for, and of the last walk
   Vector<double> exact_delta_, x_, way_;
   double own_delta_ = 0, most_ = 0, error_ = 0, distance_ = 0;
-  double least_ = 1;  // the least mass of a row that has rivals
+  double least_ = 1;  // mass of a row that has rivals, in its exponentials' unit
 };
 
 }  // namespace
