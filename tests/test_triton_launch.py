@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
+from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+import triton_driver
 
+import lpl_fused
 from lpl_fused.backends.triton import launching
 from lpl_fused.backends.triton.launching import Plans
 from lpl_fused.backends.triton.memory import Layout
@@ -380,3 +388,60 @@ def test_an_error_leaves_no_plan_behind(native: Any) -> None:
     for _ in range(2):
         planned(plans, kernel, input)
     assert len(past(handed)) == 1
+
+
+# launches of two calls that plans know, by call
+BY_PLANS = {
+    "cross-entropy": 6,
+    "cross-entropy, by statistics": 6,
+    'cross-entropy, reduction="none"': 4,
+    "LogitAdjustedLoss": 6,
+    "LDAMLoss": 6,
+    "LPL, one row": 12,
+    "LPL": 22,
+    "LPLLoss": 22,
+    "binary cross-entropy": 4,
+    "multi-label LPL": 26,
+    "torch.bfloat16, from 0": 6,
+    "LPL, torch.bfloat16, from 0": 12,
+    "LPL, told of, torch.bfloat16, from 0": 4,
+    "torch.bfloat16, from 3": 6,
+    "LPL, torch.bfloat16, from 3": 12,
+    "LPL, told of, torch.bfloat16, from 3": 4,
+    "alike, rows 60 apart": 6,
+    "alike, rows 41 apart": 6,
+    "alike, another label ignored": 6,
+    "alike, smoothed": 6,
+    "alike, smoothed more": 6,
+    "alike, z-loss": 6,
+    "alike, z-loss, more": 6,
+    "alike, scaled": 6,
+    "alike, a sum": 6,
+    "alike, normalised": 6,
+    "alike, normalised by a tensor": 6,
+    "alike, weighed": 6,
+    "alike, weighed by one number": 6,
+    "alike, LPL, rows 60 apart": 12,
+    "alike, LPL, rows 41 apart": 12,
+    "alike, LPL, longer steps": 12,
+    "alike, LPL, another label ignored": 12,
+    "alike, LPL, of rows": 12,
+}
+
+
+@pytest.mark.skipif(
+    triton_driver.unavailable() is not None, reason=triton_driver.unavailable() or ""
+)
+@pytest.mark.skipif(
+    not metadata.version("triton").startswith("3.9."), reason="plans are of Triton 3.9 alone"
+)
+def test_plans_of_whole_calls_hand_over_what_triton_does(tmp_path: Path) -> None:
+    """An interpreter has none; triton_plans.py compares them where the launcher is Triton's."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    folders = Path(lpl_fused.__file__).parents[1], Path(__file__).parents[1]
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, folders))
+    environment["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
+    command = [sys.executable, str(Path(__file__).with_name("triton_plans.py")), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads(done.stdout) == BY_PLANS

@@ -740,7 +740,7 @@ def binary_walk(
         # (1 + |ρ|)·|ρ|^10, where it is of use
         missed = miss + growth * 1.5 * (fourth * fourth * square)
         # a comparison with nan is false
-        go &= missed * count <= LARGEST_MISS * (taken + 1)
+        go &= missed * count <= (taken + 1) * LARGEST_MISS
         total = means[MOMENTS]
         for n in tl.static_range(1, MOMENTS):
             total = means[MOMENTS - n] - rho * total
