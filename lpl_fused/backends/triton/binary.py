@@ -94,7 +94,7 @@ def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
     state = () if known is None else tuple(part for part in known if part is not None)
     places = scratch, *(known or ()), losses, sums, grad
     places += (None if divisor is problem.normalizer else divisor,)
-    given = [part for part in problem[:-1] if part is not None]
+    given = [part for part in problem if isinstance(part, Tensor)]
     form.plans.run("forward", (*given, *places), launches)
     if losses is not None:
         return Forward(losses, norm, None, grad, state=state)

@@ -38,12 +38,13 @@ def forward(
     n, grad = input.shape[0], like(input) if want_grad else None
     terms = new(problem, n, TERMS) if leaves_terms(problem, want_grad, final) else None
     found = _told(problem) if told else None
-    if reduction != NONE and 0 < n <= MOST_SUMMED and problem.steps is None and not told:
-        loss, norm = _sweep_batch(problem, Wanted(None, terms, grad))
-        return Forward(loss, norm, terms, grad, steps)
+    wanted = _telling(problem, found, Wanted(None, terms, grad))
+    if reduction != NONE and 0 < n <= MOST_SUMMED and problem.steps is None:
+        loss, norm = _sweep_batch(problem, wanted)
+        return Forward(loss, norm, terms, grad, steps, (), found)
     norm = normalizer(problem) if divides(problem) else None
     losses = new(problem, n)
-    _sweep(problem, _telling(problem, found, Wanted(losses, terms, grad)), Upstream(norm))
+    _sweep(problem, wanted._replace(losses=losses), Upstream(norm))
     loss = losses if reduction == NONE else losses.sum()
     return Forward(loss if norm is None else loss / norm, norm, terms, grad, steps, (), found)
 
@@ -162,9 +163,11 @@ def _sweep_batch(problem: Problem, wanted: Wanted) -> tuple[Tensor, Tensor | Non
         launching.launch(kernel, (n,), arguments, Upstream(norm), *summed, **form.sweep)
 
     tensors = (*form.present(problem), memory, loss, terms, wanted.grad, kept)
+    if wanted.aim is not None:
+        tensors += wanted[_TOLD]
     if given is not problem.normalizer:
         tensors += (given,)
-    kind = "batch", wanted.terms is None, row_count(problem)
+    kind = "batch", wanted.terms is None, wanted.aim is None, row_count(problem)
     form.plans.run(kind, tensors, launches)
     return loss, kept if given is None else given
 
