@@ -175,7 +175,7 @@ def native(hooks: object, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes (kernel, what native launches it was handed) by the types of its parameters."""
     triton = pytest.importorskip("triton")
     driver = pytest.importorskip("triton.backends.nvidia.driver")
-    if not triton.__version__.startswith("3.9."):
+    if not triton.__version__.startswith(launching._FLAT):
         pytest.skip("plans are for the Triton that they are known of")
     monkeypatch.setattr(triton.runtime.driver, "_active", SimpleNamespace(utils=None))
     monkeypatch.setattr(driver, "PyKernelArg", lambda nested_tuple, type: type)
@@ -434,7 +434,7 @@ BY_PLANS = {
     triton_driver.unavailable() is not None, reason=triton_driver.unavailable() or ""
 )
 @pytest.mark.skipif(
-    not metadata.version("triton").startswith("3.9."), reason="plans are of Triton 3.9 alone"
+    not metadata.version("triton").startswith(launching._FLAT), reason="no plans with this Triton"
 )
 def test_plans_of_whole_calls_hand_over_what_triton_does(tmp_path: Path) -> None:
     """An interpreter has none; triton_plans.py compares them where the launcher is Triton's."""

@@ -110,14 +110,19 @@ def _direct_of(made: Any, rest: tuple[Any, ...]) -> _Direct:
     return _Direct(made.run, what, rest, _flat_of(made))
 
 
+# releases whose launcher is looked at: 3.6 has one of its own for every signature
+_FLAT = ("3.7.", "3.9.")
+
+
 def _flat_of(made: Any) -> _Flat | None:
     triton: Any = importlib.import_module("triton")
     run = made.run
-    needs = "global_scratch_size", "profile_scratch_size", "gsan_enabled"
+    needs = "global_scratch_size", "profile_scratch_size"
     if (
-        not triton.__version__.startswith("3.9.")
+        not triton.__version__.startswith(_FLAT)
         or type(run).__name__ != "CudaLauncher"
         or any(getattr(run, name, True) for name in needs)
+        or getattr(run, "gsan_enabled", False)  # from 3.9 on
     ):
         return None
     driver = importlib.import_module("triton.backends.nvidia.driver")
