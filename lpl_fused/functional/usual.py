@@ -49,15 +49,9 @@ def usual(function: Callable[P, Any]) -> Callable[P, Any]:
         if said is not None and _are_rows(input, target):
             moved = said.pop("perturbation", None)
             parts = _ABSENT if moved is None else _between(moved, input, None, said)
-            if parts is not None:
-                backend, form = said.pop("backend", "auto"), said.pop("gradient", AUTO)
-                found = resolve(backend, device_type(input), input.dtype)
-                if found != REFERENCE:
-                    options = _looked_up(_plain_options, said)
-                    if form != AUTO:
-                        check_form(form, input, found)
-                    problem: Problem = tuple.__new__(Problem, (input, target, *parts, options))
-                    return ops.cross_entropy(problem, found, None, form)[0]
+            loss = None if parts is None else _run(input, target, parts, _plain_options, said)
+            if loss is not None:
+                return loss
         return function(input, target, *others, **keywords)  # type: ignore[call-arg, arg-type]
 
     return call  # type: ignore[return-value]
@@ -81,15 +75,9 @@ def usual_learned(function: Callable[P, Any]) -> Callable[P, Any]:
             parts: Any = (*_BEFORE_STEPS, steps, *_BEHIND_STEPS)
             if moved is not None:
                 parts = _between(moved, input, steps, said)
-            if parts is not None:
-                backend, form = said.pop("backend", "auto"), said.pop("gradient", AUTO)
-                found = resolve(backend, device_type(input), input.dtype)
-                if found != REFERENCE:
-                    options = _looked_up(_learned_options, said)
-                    if form != AUTO:
-                        check_form(form, input, found)
-                    problem: Problem = tuple.__new__(Problem, (input, target, *parts, options))
-                    return ops.cross_entropy(problem, found, None, form)[0]
+            loss = None if parts is None else _run(input, target, parts, _learned_options, said)
+            if loss is not None:
+                return loss
         return function(input, target, steps, *others, **keywords)  # type: ignore[call-arg, arg-type]
 
     return call  # type: ignore[return-value]
@@ -207,8 +195,20 @@ def _learned_options(
 _LASTING = {bool, float, int, str}
 
 
-def _looked_up(options: Any, said: dict[str, Any]) -> Options:
+def _run(
+    input: Tensor, target: Tensor, parts: tuple[Any, ...], options_of: Any, said: dict[str, Any]
+) -> Tensor | None:
+    """The loss under what was `said`; None where the reference is to run."""
+    backend, form = said.pop("backend", "auto"), said.pop("gradient", AUTO)
+    found = resolve(backend, device_type(input), input.dtype)
+    if found == REFERENCE:
+        return None
     for value in said.values():
         if type(value) not in _LASTING:
-            return options.__wrapped__(**said)  # type: ignore[no-any-return]
-    return options(**said)  # type: ignore[no-any-return]
+            options_of = options_of.__wrapped__
+            break
+    options = options_of(**said)
+    if form != AUTO:
+        check_form(form, input, found)
+    problem: Problem = tuple.__new__(Problem, (input, target, *parts, options))
+    return ops.cross_entropy(problem, found, None, form)[0]
