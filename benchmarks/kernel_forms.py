@@ -37,9 +37,9 @@ SOME_ROWS: tuple[tuple[str, int], ...] = ((r"\bBinaryGuessBody\b", 256),)
 # their type, A of the type that sums are of. More it does not write, whatever ways its code has:
 # of those that exclude each other one is taken, and a list or a number of a row is not of logits.
 WRITES: tuple[tuple[str, str], ...] = (
-    (r"\b((Told)?Row|Gradient)Body<\w+, 63u>|\bBinaryTileBody<\w+, \w+, true>", "TA"),
+    (r"\b((Stats)?Row|Gradient)Body<\w+, 63u>|\bBinaryTileBody<\w+, \w+, true>", "TA"),
     (r"\b(Swept|BinarySided)Body\b", "TA"),
-    (r"\b((Told)?Row|Gradients?|LearnedGradient|GroupGradient|Scale)Body\b", "T"),
+    (r"\b((Stats)?Row|Gradients?|LearnedGradient|GroupGradient|Scale)Body\b", "T"),
     (r"\bBinary(Span|Tile|Scale)Body\b", "T"),
     (r"\b(LearnedDelta|GroupDelta|Perturbed)Body\b", "A"),
     (r"Body\b", ""),
@@ -92,19 +92,19 @@ def _learned(set: int, groups: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return forward, gradient
 
 
-def _told(
+def _with_stats(
     form: tuple[tuple[str, ...], tuple[str, ...]],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The same with what rows are told of: of classes with several rows under their δ."""
-    others = "GroupDeltaBody<T, 0u>", "SweptBody<T, 63u>", "ToldRowBody<T, 63u>"
-    return (*form[0], "ToldStepsBody<T, 0u>", *others), form[1]
+    """The same with statistics of rows: of classes with several rows under their δ."""
+    others = "GroupDeltaBody<T, 0u>", "SweptBody<T, 63u>", "StatsRowBody<T, 63u>"
+    return (*form[0], "StatsStepsBody<T, 0u>", *others), form[1]
 
 
 CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "plain, a margin, φ": _rows(0),
     "plain, by statistics": (("sums:RowBody<T, 0u>",), ("GradientBody<T, 0u>",)),
-    "plain, told of": _rows(0, "ToldRowBody"),
-    "plain, told of, by statistics": (("sums:ToldRowBody<T, 0u>",), ("GradientBody<T, 0u>",)),
+    "plain, with stats": _rows(0, "StatsRowBody"),
+    "plain, with stats, by statistics": (("sums:StatsRowBody<T, 0u>",), ("GradientBody<T, 0u>",)),
     "tables": _rows(1),
     "tables, by statistics": (("StatisticsBody<T, 1u>",), ("GradientsBody<T, 1u>",)),
     "smoothing": _rows(2),
@@ -112,7 +112,7 @@ CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "norm, with tables": _rows(5),
     "penalty": _rows(8),
     "everything": _rows(63),
-    "everything, told of": _rows(63, "ToldRowBody"),
+    "everything, with stats": _rows(63, "StatsRowBody"),
     "BCE": _labelled("Span", "T"),
     "BCE, bool labels": _labelled("Span", "Bool"),
     "BCE, everything": _labelled("Tile", "Any, true"),
@@ -121,7 +121,7 @@ CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "BCE, LPL, 10 steps, bool labels": _labelled("Tile", "Bool, false", "Bool"),
     ALONE: _learned(0, 0),
     f"{ALONE}, tables": _learned(1, 63),
-    f"{ALONE}, told of": _told(_learned(0, 0)),
+    f"{ALONE}, with stats": _with_stats(_learned(0, 0)),
 }
 # Instructions a logit that kernels for bf16 are to keep to: (what, kernels, reach, stretch).
 BUDGETS: tuple[tuple[str, tuple[str, ...], int, int], ...] = (
@@ -155,5 +155,5 @@ APART_OBJECT = "apart.o"
 IDLE_ANEW = r".*\bBinaryScaleBody<(__half|__nv_bfloat16)>"
 IDLE_ALONE = (
     r"^(list_groups|split_columns|move_tail|move_groups|plain_steps|forward"
-    r"|.*Group\w*Body.*|.*FirstTailBody.*|.*SweptBody.*|.*ToldRowBody.*)$"
+    r"|.*Group\w*Body.*|.*FirstTailBody.*|.*SweptBody.*|.*StatsRowBody.*)$"
 )

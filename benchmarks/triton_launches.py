@@ -32,8 +32,8 @@ SHAPE, MULTILABEL_SHAPE = "1024x32000", "4096x9605"
 FORMS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("plain", "ce", {}),
     ("plain, by statistics", "ce", {"reduction": "none"}),
-    ("plain, told of", "ce", {"return_stats": True}),
-    ("plain, told of, by statistics", "ce", {"reduction": "none", "return_stats": True}),
+    ("plain, with stats", "ce", {"return_stats": True}),
+    ("plain, with stats, by statistics", "ce", {"reduction": "none", "return_stats": True}),
     ("one table (logit adjustment)", "la", {}),
     ("two tables (VS)", "vs", {}),
     ("a margin (LDAM)", "ldam", {}),
@@ -42,7 +42,7 @@ FORMS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("norm (LogitClip)", "logitclip", {}),
     ("penalty (MbLS)", "mbls", {}),
     ("LPL, 10 steps, a class a row", "lpl10-unique", {}),
-    ("LPL, 10 steps, a class a row, told of", "lpl10-unique", {"return_stats": True}),
+    ("LPL, 10 steps, a class a row, with stats", "lpl10-unique", {"return_stats": True}),
     ("BCE", "bce", {}),
     ("BCE, LPL, 10 steps", "bce-lpl10", {}),
 )

@@ -48,9 +48,9 @@ def of_function(function: Callable[..., Any]) -> list[bool]:
 
 
 def of_loss(kind: type, linear: bool) -> list[bool]:
-    told = "return_stats" in inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
+    return_stats = "return_stats" in inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
     steps = "through_perturbation" in inspect.signature(kind).parameters
-    return [linear, linear, told, steps]
+    return [linear, linear, return_stats, steps]
 
 
 def page() -> str:

@@ -292,7 +292,7 @@ def test_no_factor_changes_the_launches(form: str) -> None:
 
 @ON_HOST
 @pytest.mark.parametrize("want_grad", [False, True])
-def test_what_rows_are_told_of_costs_no_read(use_shape, want_grad: bool) -> None:  # type: ignore[no-untyped-def]
+def test_stats_cost_no_read(use_shape, want_grad: bool) -> None:  # type: ignore[no-untyped-def]
     """Of plain rows and of such as have everything; others, which have a kernel for less than
     that, are read once more."""
     use_shape(2, 4, True, False)
@@ -311,15 +311,15 @@ def test_what_rows_are_told_of_costs_no_read(use_shape, want_grad: bool) -> None
     }
     for name, (problem, reads) in asked.items():
         found = []
-        for told in (False, True):
+        for return_stats in (False, True):
             take_counts(counts)
-            backend.forward(problem, want_grad, told=told)
+            backend.forward(problem, want_grad, return_stats=return_stats)
             take_counts(counts)
             found.append(tuple(counts))
-        (launches, silent), (more_launches, loads) = found
+        (launches, without), (more_launches, loads) = found
         assert (more_launches > launches) == reads, name
         # a row's own numbers are a few logits more
-        more = (loads - silent) / silent
+        more = (loads - without) / without
         assert 0.4 < more < 1.1 if reads else 0 < more < 0.05, name
 
 

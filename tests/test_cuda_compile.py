@@ -57,7 +57,7 @@ def budget(kernel: Kernel) -> Use:
     """Blocks of 256 threads: two of them share 65,536 registers, in double one has them alone. What
     only reads and writes a row must leave room for as many as find threads."""
     registers = 255 if kernel.type == "double" else 128
-    rows = "Row", "ToldRow", "Gradient", "Mass", "LearnedGradient"
+    rows = "Row", "StatsRow", "Gradient", "Mass", "LearnedGradient"
     if kernel.body in rows and not kernel.set & REST:
         registers = 64 if kernel.set in (BARE, MOVE) else 80
     if kernel.body == GRADIENTS:
@@ -128,7 +128,7 @@ def kernels() -> set[Kernel]:
     """One for each element type that serves all calls; for less than everything separate ones,
     except in double."""
     sets = {"Row": LEAN_ROWS, "Gradient": LEAN}
-    sets |= dict.fromkeys(("Mass", "ToldRow", "ToldSteps"), (BARE,))
+    sets |= dict.fromkeys(("Mass", "StatsRow", "StatsSteps"), (BARE,))
     sets |= {"LearnedStatistics": (BARE, TABLES), "LearnedGradient": (TABLES,)}
     sets |= {f"Group{body}": (BARE,) for body in ("Tail", "Gather", "Delta")}
     sets["GroupGradient"] = ()

@@ -46,7 +46,7 @@ def moves_what_it_must(form: Form) -> None:
     least = (
         4 if form.name.endswith("any upstream") else 2 if "upstream" in form.name else 3
     ) * size
-    if form.name.startswith("LPL") and form.name.endswith("told of"):
+    if form.name.startswith("LPL") and form.name.endswith("with stats"):
         least += size  # what their steps have left has no entropy
     most = math.inf if form.name.startswith("BCE") else least
     if form.name.startswith("everything"):

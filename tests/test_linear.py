@@ -484,10 +484,10 @@ def test_a_nan_in_a_class_that_takes_no_steps(native: str) -> None:
     def asked(hidden: Tensor, **more: Any) -> list[Tensor]:
         leaf = hidden.clone().requires_grad_()
         eye = torch.eye(3, dtype=hidden.dtype)
-        loss, told = LF.linear_lpl_cross_entropy(
+        loss, stats = LF.linear_lpl_cross_entropy(
             leaf, eye, labels, steps, step_size=0.5, reduction="none", return_stats=True, **more
         )
-        return [each.double() for each in (loss, *torch.autograd.grad(loss.sum(), leaf), *told)]
+        return [each.double() for each in (loss, *torch.autograd.grad(loss.sum(), leaf), *stats)]
 
     expected = asked(hidden.double(), backend=REFERENCE)
     assert expected[0].isnan().tolist() == [False, False, True, False, False]
@@ -574,9 +574,9 @@ def test_operators() -> None:
         for memory_ in (0, 4 * C * ROWS):
             given = chunks.Layer(*layer, torch.float32, memory_)
             packed = linear._packed(given, problem, "cpp", want)
-            for told in (False, True):
+            for return_stats in (False, True):
                 operator = torch.ops.lpl_fused.linear_cross_entropy
-                torch.library.opcheck(operator, (*packed, False, told))
+                torch.library.opcheck(operator, (*packed, False, return_stats))
             loss, terms, *_ = torch.ops.lpl_fused.linear_cross_entropy(*packed, True, False)
             arguments = (*packed, terms, torch.ones_like(loss))
             torch.library.opcheck(torch.ops.lpl_fused.linear_gradient, arguments)

@@ -168,18 +168,18 @@ def test_learned_perturbation_of_many_classes(
         same(found, truth, dtype, f"{step_size}")
 
 
-@pytest.mark.parametrize("told", ["few", "alone", "smoothed", "normalized"])
-def test_learned_perturbation_beside_logits_far_from_0(backend: str, told: str) -> None:
+@pytest.mark.parametrize("kind", ["few", "alone", "smoothed", "normalized"])
+def test_learned_perturbation_beside_logits_far_from_0(backend: str, kind: str) -> None:
     """Where z + δ were rounded as z is the entropy would lose a thousandth."""
     offset = torch.tensor([1e4, -1e4, 100.0, -100.0, 0.0]).double()[torch.arange(24) % 5, None]
     input = (Draw(24, 41, seed=22).input() + offset).float()
-    target = torch.arange(24) % (6 if told in ("few", "normalized") else 24)
+    target = torch.arange(24) % (6 if kind in ("few", "normalized") else 24)
     steps = torch.arange(41) % 7 - 3
     steps[0] = 3
     given: dict[str, Any] = {"step_size": 0.5, "reduction": "none", "return_stats": True}
-    if told == "smoothed":
+    if kind == "smoothed":
         given["label_smoothing"] = 0.1
-    given["normalize"] = told == "normalized"
+    given["normalize"] = kind == "normalized"
     centred = input.double() - offset
     _, truth = LF.lpl_cross_entropy(centred, target, steps, backend="reference", **given)
     _, found = LF.lpl_cross_entropy(input, target, steps, backend=backend, **given)
@@ -435,8 +435,8 @@ def test_cpp_sweeps_once(learns: bool) -> None:
     input, hidden = draw.input().requires_grad_(learns), draw.normal(N, D).requires_grad_(learns)
     weight, target, dense = draw.normal(C, D), draw.ignoring(), torch.softmax(draw.normal(N, C), 1)
 
-    def all_of_them(**told: bool) -> None:
-        more: dict[str, Any] = {"backend": "cpp", **told}
+    def all_of_them(**wanted: bool) -> None:
+        more: dict[str, Any] = {"backend": "cpp", **wanted}
         for reduction in ("mean", "sum", "none"):
             more["reduction"] = reduction
             LF.cross_entropy(input, target, **more)
@@ -448,9 +448,9 @@ def test_cpp_sweeps_once(learns: bool) -> None:
             LF.linear_lpl_cross_entropy(hidden, weight, target, steps, step_size=0.1, **more)
 
     names = []
-    for told in (False, True):
+    for wanted in (False, True):
         with instructions.recorded() as recorder:
-            all_of_them(return_stats=told)
+            all_of_them(return_stats=wanted)
         names.append([name for name, _ in recorder.calls])
     assert names[0] == names[1]
     assert "reduce" not in names[0]

@@ -91,7 +91,7 @@ class Variant:
     options: Options = PLAIN
     parts: tuple[str, ...] = ()
     n: int = 4
-    told: bool = False
+    return_stats: bool = False
 
     def problem(self) -> Problem:
         n, classes, dtype = self.n, self.classes, accumulate_dtype(self.dtype)
@@ -116,7 +116,7 @@ class Variant:
         backend, problem = load("triton"), self.problem()
         upstream = torch.ones((), dtype=accumulate_dtype(self.dtype))
         if self.call in ("loss", "gradient", "learned"):
-            backend.forward(problem, self.call != "loss", told=self.told)
+            backend.forward(problem, self.call != "loss", return_stats=self.return_stats)
         elif self.call == "backward":
             self._gradient(problem)
         elif self.call == "delta":
@@ -197,16 +197,20 @@ VARIANTS = {
     "plain, 128256": Variant("gradient", BF16, 128256),
     "plain loss, 50257": Variant("loss", FP16, 50257),
     "plain, 1": Variant("gradient", FP32, 1),
-    "told of, 8142": Variant("gradient", BF16, 8142, told=True),
-    "told of, 128256": Variant("gradient", BF16, 128256, told=True),
-    "told of, loss, 50257": Variant("loss", FP16, 50257, told=True),
-    "told of, everything, 50257": Variant("gradient", BF16, 50257, EVERYTHING, TABLES, told=True),
-    "told of, everything fp64, 2000": Variant(
-        "gradient", FP64, 2000, EVERYTHING, TABLES, told=True
+    "with stats, 8142": Variant("gradient", BF16, 8142, return_stats=True),
+    "with stats, 128256": Variant("gradient", BF16, 128256, return_stats=True),
+    "with stats, loss, 50257": Variant("loss", FP16, 50257, return_stats=True),
+    "with stats, everything, 50257": Variant(
+        "gradient", BF16, 50257, EVERYTHING, TABLES, return_stats=True
     ),
-    "told of, mixed, 8142": Variant("gradient", FP32, 8142, PLAIN, ("lam",), told=True),
-    "told of, dense, 1000": Variant("gradient", BF16, 1000, SMOOTHED, ("dense",), told=True),
-    "told of, lpl, 8142": Variant("learned", BF16, 8142, LPL, n=16, told=True),
+    "with stats, everything fp64, 2000": Variant(
+        "gradient", FP64, 2000, EVERYTHING, TABLES, return_stats=True
+    ),
+    "with stats, mixed, 8142": Variant("gradient", FP32, 8142, PLAIN, ("lam",), return_stats=True),
+    "with stats, dense, 1000": Variant(
+        "gradient", BF16, 1000, SMOOTHED, ("dense",), return_stats=True
+    ),
+    "with stats, lpl, 8142": Variant("learned", BF16, 8142, LPL, n=16, return_stats=True),
     "plain fp64, 1000": Variant("gradient", FP64, 1000),
     "tables, 8142": Variant("gradient", FP32, 8142, ALL_OPTIONS._replace(softcap=0.0), TABLES),
     "tables, 16384": Variant("gradient", FP32, 16384, ALL_OPTIONS._replace(softcap=0.0), TABLES),
@@ -306,19 +310,19 @@ VARIANTS = {
 LARGEST = {
     *("plain, 16384", "plain, 128256", "tables, 16384", "scale, 8142", "parts, 128256"),
     *("lpl, 100", "lpl, 8142", "lpl, sorted, 16", "lpl, groups of 512, 128256"),
-    *("multi-label, 9605", "multi-label lpl, 9605", "multi-label lpl, 80", "told of, lpl, 8142"),
+    *("multi-label, 9605", "multi-label lpl, 9605", "multi-label lpl, 80", "with stats, lpl, 8142"),
 }
 # two minutes each, in which sm_90 nearly always says the same
 RARE = {"sm_80": pytest.mark.architectures, "sm_100": pytest.mark.architectures}
 # Beside those that are RARE: more that tell what their rows are, kernels that others nearly are
-TOLD = {"told of, 128256", "told of, loss, 50257", "told of, everything fp64, 2000"}
+STATS = {"with stats, 128256", "with stats, loss, 50257", "with stats, everything fp64, 2000"}
 
 
 def chosen(target: str) -> list[str]:
     """The variants that are compiled for a target."""
     most = {name for name, v in VARIANTS.items() if "everything" in name and v.call != "delta"}
     wanted = set(VARIANTS) if target == "sm_90" else LARGEST | most
-    wanted = wanted | TOLD if target in RARE else wanted - TOLD
+    wanted = wanted | STATS if target in RARE else wanted - STATS
     return [name for name in VARIANTS if name in wanted]
 
 
@@ -461,7 +465,7 @@ def test_every_kernel_is_compiled(reports: dict[str, list[Report]]) -> None:
         "weigh_rivals",
         "step_rows",
         "move_rows",
-        "tell_rows",
+        "row_stats",
         "plain_steps",
         "binary_tiles",
         "scale_labels",

@@ -93,7 +93,9 @@ def launched_with(
         stepping = {**tile, "NORMALIZE": problem.options.normalize}
         stepping |= {"STEP_ROWS": step_rows, "FEW": 4, "MANY": 2 * step_rows}
         rounds = 3 if problem.input.shape[1] > head else 1
-        return GroupMeta(rounds, head, 8, block, stepping, {**stepping, "TOLD": step_rows}, tile)
+        return GroupMeta(
+            rounds, head, 8, block, stepping, {**stepping, "VERDICTS": step_rows}, tile
+        )
 
     plain = {"ROWS": 1, "BLOCK": 512, "num_warps": 1}
     with mock.patch.object(learned, "group_meta", meta):
@@ -156,14 +158,14 @@ def test_as_it_is_launched() -> None:
 
 
 @pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
-def test_what_rows_are_told_of(normalize: bool) -> None:
+def test_row_stats(normalize: bool) -> None:
     """Of those that are solved together and beside them, however far from 0."""
     asked = problem([3, 5, 1], [10, -10, 3], CLASSES, normalize=normalize)
     offset = torch.tensor([1e4, -1e4, 0.0]).double()[torch.arange(9) % 3, None]
     input = (asked.input + offset).float()
     truth = row_statistics(asked._replace(input=input.double() - offset))
     with launched_with(), outcomes() as seen:
-        found = backend.forward(asked._replace(input=input), False, told=True).statistics
+        found = backend.forward(asked._replace(input=input), False, return_stats=True).statistics
     assert PERTURBED in seen[0].tolist()
     assert found is not None
     eps = torch.finfo(torch.float32).eps

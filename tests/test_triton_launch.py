@@ -404,10 +404,10 @@ BY_PLANS = {
     "multi-label LPL": 26,
     "torch.bfloat16, from 0": 6,
     "LPL, torch.bfloat16, from 0": 12,
-    "LPL, told of, torch.bfloat16, from 0": 4,
+    "LPL, with stats, torch.bfloat16, from 0": 4,
     "torch.bfloat16, from 3": 6,
     "LPL, torch.bfloat16, from 3": 12,
-    "LPL, told of, torch.bfloat16, from 3": 4,
+    "LPL, with stats, torch.bfloat16, from 3": 4,
     "alike, rows 60 apart": 6,
     "alike, rows 41 apart": 6,
     "alike, another label ignored": 6,
@@ -416,7 +416,7 @@ BY_PLANS = {
     "alike, z-loss": 6,
     "alike, z-loss, more": 6,
     "alike, scaled": 6,
-    "alike, told of": 2,  # whose class is right may be the labels themselves: not by a plan
+    "alike, with stats": 2,  # whose class is right may be the labels themselves: not by a plan
     "alike, a sum": 6,
     "alike, normalised": 6,
     "alike, normalised by a tensor": 6,

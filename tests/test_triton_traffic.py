@@ -56,12 +56,12 @@ def forward_and_gradient(problem: Problem) -> None:
     backend.forward(problem, True)
 
 
-def forward_told(problem: Problem) -> None:
-    backend.forward(problem, False, told=True)
+def forward_stats(problem: Problem) -> None:
+    backend.forward(problem, False, return_stats=True)
 
 
-def gradient_told(problem: Problem) -> None:
-    backend.forward(problem, True, told=True)
+def gradient_stats(problem: Problem) -> None:
+    backend.forward(problem, True, return_stats=True)
 
 
 def known_of(problem: Problem) -> Known:
@@ -170,14 +170,16 @@ BUDGETS = {
     "gradient, swept": Budget(
         forward_and_gradient, SWEEP, {"input": (4, 0), "wanted.grad": (0, 2)}
     ),
-    # what rows are told of comes from the same reads
-    "forward, told of, swept": Budget(forward_told, SWEEP, {"input": (2, 0)}),
-    "gradient, told of": Budget(gradient_told, ONE_BLOCK, {"input": (2, 0), "wanted.grad": (0, 2)}),
-    "gradient, told of, swept": Budget(
-        gradient_told, SWEEP, {"input": (4, 0), "wanted.grad": (0, 2)}
+    # statistics of rows come from the same reads
+    "forward, with stats, swept": Budget(forward_stats, SWEEP, {"input": (2, 0)}),
+    "gradient, with stats": Budget(
+        gradient_stats, ONE_BLOCK, {"input": (2, 0), "wanted.grad": (0, 2)}
     ),
-    "gradient, tables, told of, swept": Budget(
-        gradient_told,
+    "gradient, with stats, swept": Budget(
+        gradient_stats, SWEEP, {"input": (4, 0), "wanted.grad": (0, 2)}
+    ),
+    "gradient, tables, with stats, swept": Budget(
+        gradient_stats,
         SWEEP,
         {"input": (4, 0), "wanted.grad": (0, 2), "rows": (8, 0)},
         tables=20,

@@ -71,15 +71,15 @@ def calls() -> dict[str, Run]:
                 loss = LF.lpl_cross_entropy(u, y, k, step_size=0.1, backend="triton")
                 return torch.autograd.grad(loss * 3, u)
 
-            # of the same form as the one before; what rows are told of is made meanwhile
-            def told(u: Any = logits, y: Any = target, k: Any = steps) -> object:
+            # of the same form as the one before; statistics of rows are made meanwhile
+            def stats(u: Any = logits, y: Any = target, k: Any = steps) -> object:
                 keywords: Any = {"step_size": 0.1, "backend": "triton", "return_stats": True}
                 loss, _ = LF.lpl_cross_entropy(u, y, k, **keywords)
                 return torch.autograd.grad(loss * 3, u)
 
             found[f"{dtype}, from {begin}"] = plain
             found[f"LPL, {dtype}, from {begin}"] = learned
-            found[f"LPL, told of, {dtype}, from {begin}"] = told
+            found[f"LPL, with stats, {dtype}, from {begin}"] = stats
     return found | alike()
 
 
@@ -120,7 +120,7 @@ def alike() -> dict[str, Run]:
         "alike, z-loss": plain(z_loss=0.1),
         "alike, z-loss, more": plain(z_loss=0.2),
         "alike, scaled": plain(upstream=3.0),
-        "alike, told of": plain(return_stats=True),
+        "alike, with stats": plain(return_stats=True),
         "alike, a sum": plain(reduction="sum"),
         "alike, normalised": plain(reduction="sum", normalizer=5),
         "alike, normalised by a tensor": plain(reduction="sum", normalizer=torch.tensor(5.0)),

@@ -169,12 +169,12 @@ struct Call {
   // null or `z`), their sum without class `skip` (or −1). The maximum comes to light block by
   // block; what was summed before is scaled to it where it exceeds the shift by more than kSlack.
   // Nothing is swept where an earlier call has left the exponentials in the gradient's row. What is
-  // `told` of the row beside that, a RowStatistics if anybody asks, needs an `e` that is not `z`,
+  // `stats` of the row beside that, a RowStatistics if anybody asks, need an `e` that is not `z`,
   // or none. Beside `delta` all z are less `base`, or logits far from 0 would take its digits.
-  template <typename Told = std::nullptr_t>
+  template <typename Stats = std::nullptr_t>
   Exponentials exponentials(i64 i, const Acc* delta, i64 skip, Acc* z, Acc* capped, Acc* e,
-                            Told told = nullptr) const {
-    constexpr bool kTells = !std::is_same<Told, std::nullptr_t>::value;
+                            Stats stats = nullptr) const {
+    constexpr bool kStats = !std::is_same<Stats, std::nullptr_t>::value;
     if (p.swept && !delta) {
       const Acc* swept = table(p.swept) + 3 * i;
       return {swept[0], double(swept[1]), swept[2], nullptr, {}, 0};
@@ -185,7 +185,7 @@ struct Call {
     const bool fill = row == nullptr;
     if (fill) row = z;
     const Acc base = delta ? largest(i, norm.factor, z, capped) : Acc(0);
-    if constexpr (kTells) told->begin();
+    if constexpr (kStats) stats->begin();
     Acc shift = std::numeric_limits<Acc>::lowest();
     double rest = 0;
     const i64 ahead = p.norm_p > 0 && c <= kRowAhead ? p.row_stride : kBlock;
@@ -201,19 +201,19 @@ struct Call {
         const Acc factor = exp_of(shift - top);
         rest *= factor;
         if (e) scale_by(factor, e, lo);
-        if constexpr (kTells) told->raise(shift, top);
+        if constexpr (kStats) stats->raise(shift, top);
         shift = top;
       }
       Acc* to = at(e, lo);
-      if constexpr (kTells)
-        if (!e) to = told->room();
+      if constexpr (kStats)
+        if (!e) to = stats->room();
       const double sum = block_sum(i, lo, size, row + lo, shift, to, skip, ahead);
       rest += sum;
-      if constexpr (kTells) {
+      if constexpr (kStats) {
         const bool own = skip >= lo && skip < lo + size, raw = raw_ && norm.factor == 1 && !delta;
         const T* u = logits(i) + lo;
-        told->add(lo, size, row + lo, to, shift, own ? sum + to[skip - lo] : sum, u,
-                  raw ? top : max_of(u, size));
+        stats->add(lo, size, row + lo, to, shift, own ? sum + to[skip - lo] : sum, u,
+                   raw ? top : max_of(u, size));
       }
     }
     return {shift, rest, skip < 0 ? Acc(0) : row[skip], row, norm, base};

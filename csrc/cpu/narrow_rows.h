@@ -31,7 +31,7 @@ class NarrowRows {
     count_ = count;
     read();
     out_.lse ? exponentials<true>() : exponentials<false>();
-    if (out_.lse) tell();
+    if (out_.lse) store_all_stats();
     out_.terms ? settle<true>(losses) : settle<false>(losses);
     if (out_.grad) write();
   }
@@ -90,11 +90,11 @@ class NarrowRows {
   }
 
   // e^(z − maximum) over z, and its sums without the target's own term.
-  template <bool Tells>
+  template <bool kStats>
   void exponentials() {
     Acc* z = tile_.data();
     for (i64 r = 0; r < kRows; ++r) lift_[r] = z[label_[r] * kRows + r] - top_[r];
-    if (Tells) std::fill(heat_, heat_ + kRows, Acc(0));
+    if (kStats) std::fill(heat_, heat_ + kRows, Acc(0));
     for (i64 j = 0; j < c_; ++j) {
       Acc* column = z + j * kRows;
       const Acc here = Acc(j);
@@ -102,18 +102,18 @@ class NarrowRows {
       for (i64 r = 0; r < kRows; ++r) {
         const Acc above = column[r] - top_[r], e = exp_of(above);
         column[r] = e;
-        if (Tells) heat_[r] += e * (above < Acc(kNothing) ? Acc(kNothing) : above);
+        if (kStats) heat_[r] += e * (above < Acc(kNothing) ? Acc(kNothing) : above);
         rest_[r] += e * Acc(column_[r] != here);
       }
     }
   }
 
-  void tell() const {
+  void store_all_stats() const {
     for (i64 r = 0; r < count_; ++r) {
       const bool counts = !call_.ignored(p_.target[row(r)]);
       const double total = double(exp_of(lift_[r])) + double(rest_[r]);
-      const Told told = counts ? told_of(top_[r], total, heat_[r]) : Told{};
-      leave_told<Acc>(out_, row(r), told, counts && beaten_[r] == 0);
+      const RowStats stats = counts ? stats_of(top_[r], total, heat_[r]) : RowStats{};
+      store_stats<Acc>(out_, row(r), stats, counts && beaten_[r] == 0);
     }
   }
 

@@ -230,22 +230,22 @@ class PartSums {
 
   void statistics(i64 i) {
     Acc shift = -INFINITY;
-    told_.begin();
+    stats_.begin();
     if (!call_.nothing(i)) {
       for_blocks([&](i64 lo, i64 size) {
         const T* u = call_.logits(i) + lo;
         const Acc* z = rows_.z(i, lo, size);
         const Acc top = max_of(z, size);
         if (top > shift) {
-          told_.raise(shift, top);
+          stats_.raise(shift, top);
           shift = top;
         }
         const Acc from = finite(shift);
         const double total = call_.block_sum(i, lo, size, z, from, e_.data(), -1, kBlock);
-        told_.add(p_.first + lo, size, z, e_.data(), from, total, u, max_of(u, size));
+        stats_.add(p_.first + lo, size, z, e_.data(), from, total, u, max_of(u, size));
       });
     }
-    const auto& [none, total, heat, largest, place] = told_.sums();
+    const auto& [none, total, heat, largest, place] = stats_.sums();
     leave(i, double(shift) + double(rows_.base(i)), total, heat, largest, place);
   }
 
@@ -279,7 +279,7 @@ class PartSums {
   const Kind kind_;
   const i64 c_;
   RowPenalty<T> penalty_;
-  RowStatistics<Acc> told_;
+  RowStatistics<Acc> stats_;
   Vector<Acc> e_, x_, whole_, tail_;  // exponentials, directions, z of a whole row, e of its tail
 };
 

@@ -15,7 +15,7 @@ struct Workspace {
   Vector<Acc> z, e, pull, dz, push;  // (C,)
   Vector<Acc> capped;                // of a block
   Vector<Acc> delta;                 // (C,), of a row that the solver has
-  RowStatistics<Acc> told;
+  RowStatistics<Acc> stats;
   RowNorm<Acc> norm;
   double along = 0;  // Σ dL/dT_j·u_j/n
   Penalised<Acc> penalised;
@@ -38,7 +38,7 @@ class RowLoss {
     soft_ = p_.dense || call.smooth();
     direct_ = kDirectPath.serves(call.features, wanted_of(out));
     differentiates_ = out.grad || (out.terms && p_.norm_p > 0);
-    tells_ = out.lse;
+    stats_ = out.lse;
   }
 
   Workspace<Acc> workspace() const {
@@ -49,8 +49,8 @@ class RowLoss {
     if (penalised_ && out_.grad) w.push.resize(c_);
     if (p_.softcap > 0) w.capped.resize(kBlock);
     if (p_.softcap > 0) w.dz.resize(c_);
-    if (tells_) w.told.reserve();
-    if (tells_ && p_.steps) w.delta.resize(c_);
+    if (stats_) w.stats.reserve();
+    if (stats_ && p_.steps) w.delta.resize(c_);
     return w;
   }
 
@@ -67,9 +67,9 @@ class RowLoss {
   Acc run_solved(i64 i, Solver<T>& solver, int lane, Workspace<Acc>& w) const {
     const Solved<Acc>& solved = solver.solution(lane);
     const i64 y = p_.target[i];
-    if (tells_) {  // the row is in a cache, and its exponentials are not yet written over
+    if (stats_) {  // the row is in a cache, and its exponentials are not yet written over
       solver.perturbation(lane, y, w.delta.data());
-      told(i, w.delta.data(), -1, nullptr, w);
+      with_stats(i, w.delta.data(), -1, nullptr, w);
     }
     Pull pull{};
     pull.labels = 1;
@@ -145,20 +145,21 @@ class RowLoss {
 
   typename Call<T>::Exponentials sweep(i64 i, const Acc* delta, i64 skip, Workspace<Acc>& w) const {
     Acc* e = differentiates_ ? exponentials(i, w) : nullptr;
-    const auto swept = tells_ ? told(i, delta, skip, e, w)
+    const auto swept = stats_ ? with_stats(i, delta, skip, e, w)
                               : call_.exponentials(i, delta, skip, w.z.data(), w.capped.data(), e);
     w.norm = swept.norm;
     return swept;
   }
 
-  // The same with what is told of the row. Not inlined: few ask.
-  __attribute__((noinline)) typename Call<T>::Exponentials told(i64 i, const Acc* delta, i64 skip,
-                                                                Acc* e, Workspace<Acc>& w) const {
-    const auto swept = call_.exponentials(i, delta, skip, w.z.data(), w.capped.data(), e, &w.told);
-    const Statistics<double>& found = w.told.sums();
+  // The same with statistics of the row. Not inlined: few ask.
+  __attribute__((noinline)) typename Call<T>::Exponentials with_stats(i64 i, const Acc* delta,
+                                                                      i64 skip, Acc* e,
+                                                                      Workspace<Acc>& w) const {
+    const auto swept = call_.exponentials(i, delta, skip, w.z.data(), w.capped.data(), e, &w.stats);
+    const Statistics<double>& found = w.stats.sums();
     const double shift = double(swept.base) + swept.shift;
-    leave_told<Acc>(out_, i, told_of(shift, found.total, found.heat),
-                    found.place == double(call_.aim(i)));
+    store_stats<Acc>(out_, i, stats_of(shift, found.total, found.heat),
+                     found.place == double(call_.aim(i)));
     return swept;
   }
 
@@ -498,7 +499,7 @@ class RowLoss {
   void clear(i64 i) const {
     if (out_.grad) std::memset(grad_row(i), 0, sizeof(T) * c_);
     if (out_.terms) static_cast<Terms<Acc>*>(out_.terms)[i] = {};
-    if (tells_) leave_told<Acc>(out_, i, {}, false);
+    if (stats_) store_stats<Acc>(out_, i, {}, false);
   }
 
   const Call<T>& call_;
@@ -506,7 +507,7 @@ class RowLoss {
   const Outputs& out_;
   const double norm_;
   const i64 c_;
-  bool soft_, penalised_, differentiates_, direct_, tells_;
+  bool soft_, penalised_, differentiates_, direct_, stats_;
   double penalty_weight_ = 1;
   RowPenalty<T> penalty_;
 };

@@ -1,4 +1,4 @@
-// What a row is told of beside its loss, gathered while the blocks of its sweep are in the first
+// Statistics of a row beside its loss, gathered while the blocks of its sweep are in the first
 // cache: the part `Statistics` of lpl_fused/algebra/parts.py, which says what each number is.
 #pragma once
 
@@ -52,12 +52,12 @@ class RowStatistics {
 };
 
 // What is left of a row's statistics.
-struct Told {
+struct RowStats {
   double lse, entropy;
 };
 
 // Of Σ e^(z − shift) and Σ e^(z − shift)·(z − shift).
-inline Told told_of(double shift, double total, double heat) {
+inline RowStats stats_of(double shift, double total, double heat) {
   const double log_total = std::log(total), entropy = log_total - heat / total;
   // of one class rounding leaves less than nothing; nan stays
   return {shift + log_total, entropy < 0 ? 0 : entropy};
@@ -65,10 +65,10 @@ inline Told told_of(double shift, double total, double heat) {
 
 // `first`: the target is the first of the largest logits.
 template <typename Acc>
-inline void leave_told(const Outputs& out, i64 i, const Told& told, bool first) {
-  static_cast<Acc*>(out.lse)[i] = Acc(told.lse);
-  static_cast<Acc*>(out.entropy)[i] = Acc(told.entropy);
-  out.correct[i] = first && std::isfinite(told.entropy);
+inline void store_stats(const Outputs& out, i64 i, const RowStats& stats, bool first) {
+  static_cast<Acc*>(out.lse)[i] = Acc(stats.lse);
+  static_cast<Acc*>(out.entropy)[i] = Acc(stats.entropy);
+  out.correct[i] = first && std::isfinite(stats.entropy);
 }
 
 }  // namespace

@@ -63,14 +63,14 @@ using i64 = int64_t;
   X(void*, swept, nullptr)           /* (teams, C) Acc: δ of a row that takes plain steps */       \
   X(int64_t, teams, 1)               /* that take plain steps of rows alone in their class */      \
   X(void*, perturbed, nullptr)       /* (N, C) Acc, z */                                           \
-  X(const int64_t*, aim, nullptr)    /* (N,): the class that is right, of rows that are told of */
+  X(const int64_t*, aim, nullptr)    /* (N,): the class that is right, for statistics of rows */
 
 struct Scratch {
   LPL_SCRATCH(LPL_FIELD)
-  int round = 0;               // of the kernels of groups
-  bool only_delta = false;     // δ is all that is wanted of the steps; RowBody takes it from there
-  bool told_by_steps = false;  // rows are told of by what their steps have left, where that can be
-  bool anew = false;           // kernels have nothing to do unless `factor` rounds a gradient again
+  int round = 0;                // of the kernels of groups
+  bool only_delta = false;      // δ is all that is wanted of the steps; RowBody takes it from there
+  bool stats_by_steps = false;  // of rows that have taken steps, from what these have left
+  bool anew = false;  // kernels have nothing to do unless `factor` rounds a gradient again
 };
 
 // What became of a row's steps.

@@ -24,7 +24,7 @@
 #include "kernels.h"
 #include "learned_gradient.h"
 #include "learned_statistics.h"
-#include "learned_told.h"
+#include "learned_stats.h"
 #include "paths.h"
 #include "reduce.h"
 #include "row_steps.h"
@@ -186,9 +186,9 @@ inline Call but_for_statistics(Call call) {
   return call;
 }
 
-// What rows are told of, by a sweep of its own, for which nothing matters but their softmax.
+// Statistics of rows, by a sweep of its own, for which nothing matters but their softmax.
 template <typename T, typename Launcher>
-void tell(Launcher& launch, Call call) {
+void sweep_stats(Launcher& launch, Call call) {
   Outputs out;
   out.lse = call.out.lse;
   out.entropy = call.out.entropy;
@@ -202,7 +202,7 @@ void tell(Launcher& launch, Call call) {
   call.p.label_smoothing = 0;
   call.p.smoothing = nullptr;
   const bool stage = call.p.norm_p > 0 || call.p.n < launch.many_rows();
-  launch.rows(ToldRowBody<T, kAll>(), call, call.p.n, call.p.c * i64(sizeof(T)), stage);
+  launch.rows(StatsRowBody<T, kAll>(), call, call.p.n, call.p.c * i64(sizeof(T)), stage);
 }
 
 // The steps of the classes with several rows, which have taken the first: until they have a
@@ -270,26 +270,26 @@ void learned_perturbation(Launcher& launch, Call call) {
   delta_of_others<T>(launch, call);
 }
 
-// The loss of every row under its δ, which is there, its gradient and what it is told of, if they
+// The loss of every row under its δ, which is there, its gradient and its statistics, if they
 // are wanted.
 template <typename T, typename Launcher>
 void under_delta(Launcher& launch, Call call) {
   call.scratch.only_delta = true;
   launch_rows<RowBody, T>(launch, but_for_statistics(call), true, SetList<>());
-  if (call.out.lse) tell<T>(launch, call);
+  if (call.out.lse) sweep_stats<T>(launch, call);
 }
 
-// What rows are told of whose steps are taken: where they have a δ of their own from what these
+// Statistics of rows whose steps are taken: where they have a δ of their own from what these
 // have left, else under δ.
 template <typename T, typename Launcher>
 void tell_learned(Launcher& launch, Call call) {
-  call.scratch.told_by_steps = true;
+  call.scratch.stats_by_steps = true;
   const i64 bytes = call.p.c * i64(sizeof(T));
-  for_learned<ToldStepsBody, T>(
+  for_learned<StatsStepsBody, T>(
       call, [&](auto body) { launch.rows(body, call, call.p.n, bytes, false); });
   call.scratch.only_delta = true;
   delta_of_others<T>(launch, call);
-  tell<T>(launch, call);
+  sweep_stats<T>(launch, call);
 }
 
 template <typename T, Set kSet>
@@ -336,9 +336,9 @@ void learned_gradient(Launcher& launch, const Call& call) {
   gradients_of_steps<T>(launch, call);
 }
 
-// What is wanted of rows that learn nothing, but for what they are told of.
+// What is wanted of rows that learn nothing, but for their statistics.
 template <typename T, typename Launcher>
-void silent_rows(Launcher& launch, const Call& call, bool stage, bool again) {
+void rows_without_stats(Launcher& launch, const Call& call, bool stage, bool again) {
   const i64 n = call.p.n;
   if constexpr (!std::is_same<T, double>::value)
     if (shares_tables<T>(call) && !again && n >= launch.many_rows())
@@ -348,32 +348,32 @@ void silent_rows(Launcher& launch, const Call& call, bool stage, bool again) {
 }
 
 template <typename T, Set kSet>
-ToldRowBody<T, kSet> told_with(RowBody<T, kSet>) {
+StatsRowBody<T, kSet> with_stats(RowBody<T, kSet>) {
   return {};
 }
 template <typename Body>
-constexpr bool kTellsBeside = false;
+constexpr bool kHasStats = false;
 template <typename T>
-constexpr bool kTellsBeside<RowBody<T, kBare>> = true;
+constexpr bool kHasStats<RowBody<T, kBare>> = true;
 template <typename T>
-constexpr bool kTellsBeside<RowBody<T, kAll>> = true;
+constexpr bool kHasStats<RowBody<T, kAll>> = true;
 
-// The same with what they are told of: from the sweep of their loss where a kernel has both, else
+// The same with those: from the sweep of their loss where a kernel has both, else
 // from one more.
 template <typename T, typename Launcher>
-void told_rows(Launcher& launch, const Call& call, bool stage, bool again) {
-  const Call silent = but_for_statistics(call);
-  for_set<RowBody, T>(silent, LeanRows(), [&](auto body) {
-    if constexpr (kTellsBeside<decltype(body)>) {
-      launch.rows(told_with(body), call, call.p.n, call.p.c * i64(sizeof(T)), stage);
+void rows_with_stats(Launcher& launch, const Call& call, bool stage, bool again) {
+  const Call without = but_for_statistics(call);
+  for_set<RowBody, T>(without, LeanRows(), [&](auto body) {
+    if constexpr (kHasStats<decltype(body)>) {
+      launch.rows(with_stats(body), call, call.p.n, call.p.c * i64(sizeof(T)), stage);
     } else {
-      silent_rows<T>(launch, silent, stage, again);
-      tell<T>(launch, call);
+      rows_without_stats<T>(launch, without, stage, again);
+      sweep_stats<T>(launch, call);
     }
   });
 }
 
-// The loss of every row, its terms and its gradient, what it is told of, and what is summed over
+// The loss of every row, its terms, its gradient and its statistics, and what is summed over
 // the batch, as far as wanted.
 template <typename T, typename Launcher>
 void cross_entropy(Launcher& launch, Call call) {
@@ -386,9 +386,9 @@ void cross_entropy(Launcher& launch, Call call) {
   if (p.steps)
     learned_cross_entropy<T>(launch, call);
   else if (call.out.lse)
-    told_rows<T>(launch, call, stage, again);
+    rows_with_stats<T>(launch, call, stage, again);
   else
-    silent_rows<T>(launch, call, stage, again);
+    rows_without_stats<T>(launch, call, stage, again);
   // after plain steps their last team has the sum; of no row there is none
   const bool summed = p.steps && serves(kSolvedPath, call) && p.n > 0 && p.n <= kLossesOfTeam;
   if (call.out.loss && !summed) launch.once(LossBody<Acc>(), call);

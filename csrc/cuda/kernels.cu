@@ -33,8 +33,8 @@ struct BlocksOf<Body<T, kSet>> : std::integral_constant<int, (kSet & kRest) != 0
 };
 
 template <typename T, Set kSet>
-struct BlocksOf<ToldStepsBody<T, kSet>> : std::integral_constant<int, (kSet & kRest) != 0 ? 2 : 3> {
-};
+struct BlocksOf<StatsStepsBody<T, kSet>>
+    : std::integral_constant<int, (kSet & kRest) != 0 ? 2 : 3> {};
 // columns of several rows in hand: what runs beside has no more blocks either
 template <template <typename, Set> class Body, typename T, Set kSet, typename Left>
 struct BlocksOf<InTurnsAndLeft<Body<T, kSet>, Left>>

@@ -81,10 +81,10 @@ LPL_DEVICE inline LearnedRow<Acc>& learned_row(const Call& call, i64 i) {
   return static_cast<LearnedRow<Acc>*>(call.scratch.learned)[i];
 }
 
-// Whether its steps tell of row i.
+// Whether the statistics of row i come from its steps.
 template <typename Acc>
-LPL_DEVICE inline bool told_by_steps(const Call& call, i64 i) {
-  if (!call.scratch.told_by_steps) return false;
+LPL_DEVICE inline bool stats_by_steps(const Call& call, i64 i) {
+  if (!call.scratch.stats_by_steps) return false;
   const Standing standing = learned_row<Acc>(call, i).standing;
   return standing == Standing::settled || standing == Standing::dead;
 }

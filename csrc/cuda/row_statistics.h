@@ -1,4 +1,4 @@
-// What a row is told of beside its loss, gathered in the sweep of that: the part `Statistics` of
+// Statistics of a row beside its loss, gathered in the sweep of that: the part `Statistics` of
 // lpl_fused/algebra/parts.py says what each number is.
 #pragma once
 
@@ -7,11 +7,11 @@
 
 namespace lpl {
 
-// Sums of a row that is told of: heat = Σ e_j·exponent(z_j) of an Exponential of their level;
+// Sums of such a row: heat = Σ e_j·exponent(z_j) of an Exponential of their level;
 // `beaten` is not 0 where a column has a larger raw logit than the one that is right, or the same
 // and is before it (but see RowStatistics).
 template <typename E, bool kMore>
-struct Telling {
+struct StatsSums {
   Gathered<E, kMore> sums;
   typename E::Acc heat, beaten;
 
@@ -23,8 +23,8 @@ struct Telling {
 };
 
 template <typename Team, typename E, bool kMore>
-LPL_DEVICE inline Telling<E, kMore> of_team(Team& team, const Telling<E, kMore>& own) {
-  using Each = Telling<E, kMore>;
+LPL_DEVICE inline StatsSums<E, kMore> of_team(Team& team, const StatsSums<E, kMore>& own) {
+  using Each = StatsSums<E, kMore>;
   Each s;
   s.sums = of_crew(team, own.sums);
   s.heat = team.crew_sum(own.heat_at(s.sums.level));
@@ -44,7 +44,7 @@ LPL_DEVICE inline Acc heat_of(Acc e, Acc x) {
   return e * larger(x, Acc(kNothing));
 }
 
-// Of rows that nobody is told of: nothing.
+// Of rows without: nothing.
 struct NoStatistics {
   template <typename Acc>
   LPL_DEVICE void raise(Acc, Acc, Acc) const {}

@@ -110,14 +110,14 @@ class TeamRow {
     return sums_of<E, kMore>(gathered(skip, weigh), own);
   }
 
-  // The same, of the whole team; if it `kTells`, the row is told of on the way.
-  template <bool kTells = false>
+  // The same, of the whole team; with `kStats` the row's statistics are stored on the way.
+  template <bool kStats = false>
   LPL_DEVICE Gathered<E, kMore> gathered(int skip, bool weigh) {
-    if constexpr (kTells) {
+    if constexpr (kStats) {
       RowStatistics<Acc> own = statistics();
       const Gathered<E, kMore> sums = sums_of_thread(skip, weigh, own);
-      const auto all = of_team(team_, Telling<E, kMore>{sums, own.heat(), own.beaten()});
-      if (team_.rank() == 0) tell(all);
+      const auto all = of_team(team_, StatsSums<E, kMore>{sums, own.heat(), own.beaten()});
+      if (team_.rank() == 0) store_stats(all);
       return all.sums;
     } else {
       NoStatistics none;
@@ -131,8 +131,8 @@ class TeamRow {
     return RowStatistics<Acc>(aim, aim < 0 ? Acc(0) : load(a_.logits(row_.index)[aim]));
   }
 
-  // Tells of the row, by sums that leave out its labels where nothing is spread.
-  LPL_DEVICE void tell(const Telling<E, kMore>& t) const {
+  // Stores the statistics of the row, by sums that leave out its labels where nothing is spread.
+  LPL_DEVICE void store_stats(const StatsSums<E, kMore>& t) const {
     Acc labels[2] = {-INFINITY, -INFINITY};
     if (!a_.spread) {
       labels[0] = a_.logit(row_.label, row_);
@@ -151,7 +151,7 @@ class TeamRow {
     leave(row_.base + shift, total, heat, t.beaten == 0);
   }
 
-  // What the first thread tells of the row: of total = Σ e^(z − shift) and heat = Σ e^(z −
+  // What the first thread stores of the row: of total = Σ e^(z − shift) and heat = Σ e^(z −
   // shift)·(z − shift), and of whether its RowStatistics say that the one that is right is first.
   LPL_DEVICE void leave(Acc shift, Acc total, Acc heat, bool first) const {
     if (team_.rank() != 0) return;
@@ -252,15 +252,15 @@ class TeamRow {
     return loss;
   }
 
-  // The loss of the row, and its softmax's Terms; what it is told of, if it `kTells`.
-  template <bool kTells = false>
+  // The loss of the row, and its softmax's Terms; its statistics with `kStats`.
+  template <bool kStats = false>
   LPL_DEVICE Acc loss(Terms<Acc>& t) {
-    if (!a_.spread) return loss_of_label(gathered<kTells>(row_.label, false), t);
+    if (!a_.spread) return loss_of_label(gathered<kStats>(row_.label, false), t);
     Acc own = -INFINITY;
     if (a_.p.target) own = a_.logit(row_.label, row_);
     const bool by_log = a_.p.phi == Phi::log;
     const RowSums<Acc> s =
-        sums_of<E, kMore>(gathered<kTells>(-1, a_.spread && by_log), Acc(-INFINITY));
+        sums_of<E, kMore>(gathered<kStats>(-1, a_.spread && by_log), Acc(-INFINITY));
     const Acc shift = finite_shift(s.top);
     Acc gap[2] = {own - shift, 0};
     if (a_.mixed()) gap[1] = a_.logit(row_.other, row_) - shift;
@@ -443,16 +443,16 @@ class TeamRow {
   Acc top_ = 0, penalty_ = 0;
 };
 
-// Loss and gradient of row i under its δ, if any; and if it `kTells` what it is told of beside.
-template <typename T, Set kSet, bool kTells>
+// Loss and gradient of row i under its δ, if any; with `kStats` its statistics beside.
+template <typename T, Set kSet, bool kStats>
 struct RowsBody {
   using Shared = Nothing;
   using Acc = typename AccumulateOf<T>::type;
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
-    if constexpr (kTells)
-      if (told_by_steps<Acc>(call, i)) return;
+    if constexpr (kStats)
+      if (stats_by_steps<Acc>(call, i)) return;
     const Algebra<T, kSet> algebra(call);
     const void* delta = call.scratch.only_delta ? call.out.delta : nullptr;
     Row<Acc> row = algebra.row(i, static_cast<const Acc*>(delta));
@@ -464,12 +464,12 @@ struct RowsBody {
     TeamRow<Team, T, kSet> here(team, call, algebra, row);
     if (!row.live) {
       here.clear();
-      if constexpr (kTells) here.leave(0, 0, false);
+      if constexpr (kStats) here.leave(0, 0, false);
       return here.say(0, Terms<Acc>{});
     }
     here.measure_all();
     if constexpr (Algebra<T, kSet>::kOneLabel && sizeof(Acc) == sizeof(float)) {
-      const auto rivals = here.template gathered<kTells>(row.label, false);
+      const auto rivals = here.template gathered<kStats>(row.label, false);
       // what a row's numbers cost is worth no more threads than one warp has
       const auto make = [&] {
         Terms<Acc> t = here.measured();
@@ -483,7 +483,7 @@ struct RowsBody {
         make();
     } else {
       Terms<Acc> terms = here.measured();
-      const Acc loss = here.template loss<kTells>(terms);
+      const Acc loss = here.template loss<kStats>(terms);
       here.finish(loss, terms);
     }
   }
@@ -491,6 +491,6 @@ struct RowsBody {
 template <typename T, Set kSet>
 struct RowBody : RowsBody<T, kSet, false> {};
 template <typename T, Set kSet>
-struct ToldRowBody : RowsBody<T, kSet, true> {};
+struct StatsRowBody : RowsBody<T, kSet, true> {};
 
 }  // namespace lpl

@@ -114,10 +114,10 @@ class Backend(Protocol):
         choose: Choose | None = None,
         *,
         final: bool = False,
-        told: bool = False,
+        return_stats: bool = False,
     ) -> Forward:
-        """`final`: the loss is all, nobody will ask for a gradient. `told`: statistics of the rows
-        are wanted, too; all else is what it is without."""
+        """`final`: the loss is all, nobody will ask for a gradient. `return_stats`: statistics of
+        the rows are wanted, too; all else is what it is without."""
         ...
 
     def learned_state(self, problem: Problem) -> tuple[Form, ...]:

@@ -73,7 +73,7 @@ solver_columns = {"solved": 0, "swept": 0}  # the same of the classes of multi-l
 
 
 class Given(NamedTuple):
-    """What the kernels are told of what is known of a problem's rows."""
+    """What the kernels get of what is known of a problem's rows."""
 
     terms: Tensor | None = None
     threshold: Tensor | None = None
@@ -148,10 +148,10 @@ def forward(
     choose: Choose | None = None,
     *,
     final: bool = False,
-    told: bool = False,
+    return_stats: bool = False,
 ) -> Forward:
     if choose is not None:
-        if want_grad and not told and _sweeps_first(problem):
+        if want_grad and not return_stats and _sweeps_first(problem):
             return _forward_after(problem, choose)
         problem = with_steps(forward, problem, choose)
     input, steps = problem.input, problem.steps
@@ -168,7 +168,7 @@ def forward(
     if terms is not None:
         outputs = outputs._replace(terms=terms)
     found = None
-    if told:
+    if return_stats:
         places = statistics.dtypes(input.dtype)
         found = RowStatistics(*(torch.empty(input.shape[:1], dtype=d, device=CPU) for d in places))
         outputs = outputs._replace(**found._asdict())

@@ -189,7 +189,7 @@ class Sweep:
         upstream: 0-dim, or (N,) for reduction "none", beside the forward's `terms` where these were
             kept: the gradients are for that, and there is no loss. None: for 1.
         keep: the rows' terms, for a gradient by `upstream`.
-        told: statistics of the rows are wanted.
+        return_stats: statistics of the rows are wanted.
     """
 
     _widest: int | None = None  # classes of the layer by whose width chunks are cut; None: this
@@ -204,7 +204,7 @@ class Sweep:
         terms: Tensor | None = None,
         keep: bool = False,
         *,
-        told: bool = False,
+        return_stats: bool = False,
     ) -> None:
         self._layer, self._backend, self._door = layer, backend, load(backend)
         self._want = want
@@ -229,7 +229,9 @@ class Sweep:
         self._sums = {name: self._zeros(name) for name in want}
         # RowStatistics, those of rows in no chunk 0
         self.statistics = tuple(
-            torch.zeros(n, dtype=each, device=device) for each in dtypes(layer.dtype) if told
+            torch.zeros(n, dtype=each, device=device)
+            for each in dtypes(layer.dtype)
+            if return_stats
         )
 
     @property
@@ -341,8 +343,10 @@ class Sweep:
         self, rows: Index, problem: Problem, want_grad: bool, *, final: bool = False
     ) -> Forward:
         """A chunk's, whose loss and statistics are stored."""
-        told = bool(self.statistics)
-        found: Forward = self._door.forward(problem, want_grad, final=final, told=told)
+        return_stats = bool(self.statistics)
+        found: Forward = self._door.forward(
+            problem, want_grad, final=final, return_stats=return_stats
+        )
         self._store_loss(rows, found.loss)
         if found.statistics is not None:
             self._store_statistics(rows, found.statistics)

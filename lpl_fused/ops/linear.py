@@ -1,10 +1,10 @@
 """The operators of a linear layer with its loss: schemas, fakes, autograd. What they do: chunks.py.
 
-linear_cross_entropy(Layer, Problem, backend, want, keep, told)
+linear_cross_entropy(Layer, Problem, backend, want, keep, return_stats)
         -> (loss, terms, gradients, statistics)
     `Problem.input` is made anew: `Layer.stand_in`. `gradients`: of WANTED those that are
     wanted, for an upstream of 1; with `keep` none, but the rows' terms where there are such.
-    `statistics`: RowStatistics, if `told`
+    `statistics`: RowStatistics, if `return_stats`
 linear_gradient(Layer, Problem, backend, want, terms, upstream) -> gradients
 """
 
@@ -46,7 +46,7 @@ _SCHEMA = (
 _Found = tuple[Tensor, Tensor, list[Tensor], list[Tensor]]  # what the forward operator returns
 _LIBRARY = torch.library.Library("lpl_fused", "FRAGMENT")
 _LIBRARY.define(
-    f"linear_cross_entropy({_SCHEMA}, bool keep, bool told)"
+    f"linear_cross_entropy({_SCHEMA}, bool keep, bool return_stats)"
     " -> (Tensor loss, Tensor terms, Tensor[] gradients, Tensor[] statistics)"
 )
 _LIBRARY.define(f"linear_gradient({_SCHEMA}, Tensor terms, Tensor upstream) -> Tensor[] gradients")
@@ -67,9 +67,9 @@ def _unpacked(*packed: Any) -> tuple[Layer, Problem, str, list[str]]:
 
 def _forward_kernel(*packed: Any) -> _Found:
     layer, problem, backend, want = _unpacked(*packed[:-2])
-    keep, told = packed[-2:]
+    keep, return_stats = packed[-2:]
     with torch.no_grad(), full_precision(layer.input.device):
-        found = Sweep(layer, problem, backend, want, keep=keep, told=told).run()
+        found = Sweep(layer, problem, backend, want, keep=keep, return_stats=return_stats).run()
     gradients = [] if keep else found.gradients
     return found.loss, found.terms, gradients, list(found.statistics)
 
@@ -89,13 +89,13 @@ def _tables(want: Sequence[str]) -> bool:
 
 def _forward_fake(*packed: Any) -> _Found:
     layer, problem, _, want = _unpacked(*packed[:-2])
-    keep, told = packed[-2:]
+    keep, return_stats = packed[-2:]
     n, dtype = problem.input.shape[0], accumulate_dtype(layer.dtype)
     shape = (n,) if problem.options.reduction == NONE else ()
     loss = layer.weight.new_empty(shape, dtype=dtype)
     terms = loss.new_empty((n if keep else 0, len(Terms._fields)))
     gradients = [] if keep else _fake_gradients(layer, problem, want)
-    statistics = [loss.new_empty(n, dtype=each) for each in dtypes(layer.dtype) if told]
+    statistics = [loss.new_empty(n, dtype=each) for each in dtypes(layer.dtype) if return_stats]
     return loss, terms, gradients, statistics
 
 
@@ -127,14 +127,14 @@ def _forward(
     backend: str,
     want: Sequence[str] = (),
     keep: bool = False,
-    told: bool = False,
+    return_stats: bool = False,
 ) -> _Found:
     past = direct(*layer[:3], *problem[:-1])
     run = _forward_kernel if past else _forward_op
-    return run(*_packed(layer, problem, backend, want), keep, told)  # type: ignore[no-any-return]
+    return run(*_packed(layer, problem, backend, want), keep, return_stats)  # type: ignore[no-any-return]
 
 
-_BEFORE_TENSORS = 6  # options, backend, form, dtype, memory and told
+_BEFORE_TENSORS = 6  # options, backend, form, dtype, memory and return_stats
 _LAYER = len(OF_LAYER)
 # where the tables stand among the tensors of a problem, its input apart
 _TABLE_PLACES = [_LAYER + Problem._fields.index(name) - 1 for name in TABLES]
@@ -156,7 +156,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         form: str,
         dtype: torch.dtype,
         memory: int,
-        told: bool,
+        return_stats: bool,
         *tensors: Tensor | None,
     ) -> Tensor | tuple[Tensor, ...]:
         layer, problem = layer_and_problem(tensors, options, dtype, memory)
@@ -164,11 +164,11 @@ class LinearCrossEntropy(torch.autograd.Function):
         ctx.sweeps = sweeps_by(form, problem)
         want = wanted(ctx.needs_input_grad[_BEFORE_TENSORS:])
         loss, terms, found, statistics = _forward(
-            layer, problem, backend, want, not ctx.sweeps, told
+            layer, problem, backend, want, not ctx.sweeps, return_stats
         )
         ctx.tensors = len(tensors)
         ctx.save_for_backward(*tensors, terms, *found)
-        if not told:
+        if not return_stats:
             return loss
         ctx.mark_non_differentiable(*statistics)
         return loss, *statistics
@@ -289,21 +289,21 @@ def cross_entropy(
     backend: str,
     choose: Choose | None = None,
     form: str = AUTO,
-    told: bool = False,
+    return_stats: bool = False,
 ) -> tuple[Tensor, RowStatistics | None]:
     """The loss of a layer and a problem (of whose `input` only the dtype is asked for),
-    differentiable with respect to the layer and to the problem's tables; `told`: and the statistics
-    of its rows."""
+    differentiable with respect to the layer and to the problem's tables; `return_stats`: and
+    the statistics of its rows."""
     sweeps_by(form, problem)
     if choose is not None:
         problem = _with_chosen_steps(layer, problem, backend, choose)
     tensors = (layer.input, layer.weight, layer.bias, *given(problem)[1:])
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        numbers = problem.options, backend, form, layer.dtype, layer.memory, told
+        numbers = problem.options, backend, form, layer.dtype, layer.memory, return_stats
         found = LinearCrossEntropy.apply(*numbers, *tensors)
-        return (found[0], RowStatistics(*found[1:])) if told else (found, None)
-    loss, _, _, rows = _forward(layer, problem, backend, told=told)
-    return loss, RowStatistics(*rows) if told else None
+        return (found[0], RowStatistics(*found[1:])) if return_stats else (found, None)
+    loss, _, _, rows = _forward(layer, problem, backend, return_stats=return_stats)
+    return loss, RowStatistics(*rows) if return_stats else None
 
 
 def _with_chosen_steps(layer: Layer, problem: Problem, backend: str, choose: Choose) -> Problem:

@@ -1,7 +1,8 @@
 """The operators of the softmax link: schemas, fakes, autograd. Imports torch alone; a backend
 (backends/contract.py) is loaded when it runs.
 
-    cross_entropy(Problem, backend, want_grad, told) -> (loss, norm, terms, grad, state, statistics)
+    cross_entropy(Problem, backend, want_grad, return_stats)
+            -> (loss, norm, terms, grad, state, statistics)
         Backend.forward; what is not there is an empty tensor, or no tensor of a list
     cross_entropy_gradient(Problem, backend, terms, upstream, want)
             -> (input, scale, offset, margin, rows), empty where not wanted
@@ -54,7 +55,7 @@ from .dispatch import (
 
 _LIBRARY = torch.library.Library("lpl_fused", "DEF")
 _LIBRARY.define(
-    f"cross_entropy({SCHEMA}, bool want_grad, bool told)"
+    f"cross_entropy({SCHEMA}, bool want_grad, bool return_stats)"
     " -> (Tensor loss, Tensor norm, Tensor terms, Tensor grad, Tensor[] state, Tensor[] statistics)"
 )
 _LIBRARY.define(
@@ -76,9 +77,9 @@ def _unpacked(
     return Problem(*tensors, Options.unpacked(codes, numbers))  # type: ignore
 
 
-def _cross_entropy(input, target, parts, codes, numbers, backend, want_grad, told):  # type: ignore[no-untyped-def]
+def _cross_entropy(input, target, parts, codes, numbers, backend, want_grad, return_stats):  # type: ignore[no-untyped-def]
     problem = _unpacked(input, target, parts, codes, numbers)
-    found = load(backend).forward(problem, want_grad, told=told)
+    found = load(backend).forward(problem, want_grad, return_stats=return_stats)
     loss, norm, terms, grad, _, state, rows = found
     nothing, statistics = loss.new_empty(0), list(rows or ())
     if want_grad:
@@ -107,11 +108,11 @@ def _learned_perturbation(input, target, parts, codes, numbers, backend):  # typ
     return load(backend).learned_perturbation(problem)
 
 
-def _cross_entropy_fake(input, target, parts, codes, numbers, backend, want_grad, told):  # type: ignore[no-untyped-def]
+def _cross_entropy_fake(input, target, parts, codes, numbers, backend, want_grad, return_stats):  # type: ignore[no-untyped-def]
     problem = _unpacked(input, target, parts, codes, numbers)
     n, dtype = input.shape[0], accumulate_dtype(input.dtype)
     loss = input.new_empty((n,) if problem.options.reduction == NONE else (), dtype=dtype)
-    statistics = [input.new_empty((n,), dtype=each) for each in dtypes(input.dtype) if told]
+    statistics = [input.new_empty((n,), dtype=each) for each in dtypes(input.dtype) if return_stats]
     if want_grad:
         grad = input.new_empty(tuple(input.shape))
         return loss, loss.new_empty(0), loss.new_empty(0), grad, [], statistics
@@ -159,7 +160,7 @@ _perturbation_op = register(
 _TABLE_FIELDS = tuple(Problem._fields.index(name) for name in TABLES)
 # Gradients, and the fields of a problem that they are of
 _OF_GRADIENTS = tuple(zip(Gradients._fields, (0, *_TABLE_FIELDS), strict=True))
-# call, backend, choose, form and told stand before the tensors in CrossEntropy.apply
+# call, backend, choose, form and return_stats stand before the tensors in CrossEntropy.apply
 _BEFORE_TENSORS = 5
 
 
@@ -170,13 +171,15 @@ def _forward(
     *,
     final: bool = False,
     past: bool | None = None,
-    told: bool = False,
+    return_stats: bool = False,
 ) -> Forward:
     """`past`: what `direct` says of the problem, where that is known."""
     if direct(*problem[:-1]) if past is None else past:
-        return load(backend).forward(problem, want_grad, final=final, told=told)
-    loss, norm, terms, grad, state, rows = _forward_op(*packed(problem, backend), want_grad, told)
-    statistics = RowStatistics(*rows) if told else None
+        return load(backend).forward(problem, want_grad, final=final, return_stats=return_stats)
+    loss, norm, terms, grad, state, rows = _forward_op(
+        *packed(problem, backend), want_grad, return_stats
+    )
+    statistics = RowStatistics(*rows) if return_stats else None
     return Forward(loss, norm, terms, grad, None, tuple(state), statistics)
 
 
@@ -195,8 +198,8 @@ class CrossEntropy(torch.autograd.Function):
     is present; or they are its input alone, which then is all that learns, and the `call` is the
     problem: who does not trace does not make it again. `choose`, if any, makes the steps of the
     learned perturbation from the losses of the rows without it. `form` is one of dispatch.FORMS;
-    *in place* is by statistics, into the memory of the logits. `told`: beside the loss, those of
-    RowStatistics.
+    *in place* is by statistics, into the memory of the logits. `return_stats`: beside the loss,
+    those of RowStatistics.
     """
 
     @staticmethod
@@ -206,7 +209,7 @@ class CrossEntropy(torch.autograd.Function):
         backend: str,
         choose: Choose | None,
         form: str,
-        told: bool,
+        return_stats: bool,
         *tensors: Tensor | None,
     ) -> Tensor | tuple[Tensor, ...]:
         if isinstance(call, Problem):
@@ -218,9 +221,9 @@ class CrossEntropy(torch.autograd.Function):
         sweeps = _sweeps(problem, backend, form, tables_learn, learned)
         past, held = direct(*tensors), None
         if choose is None:
-            found = _forward(problem, backend, sweeps, past=past, told=told)
+            found = _forward(problem, backend, sweeps, past=past, return_stats=return_stats)
         else:
-            found = load(backend).forward(problem, sweeps, choose, told=told)
+            found = load(backend).forward(problem, sweeps, choose, return_stats=return_stats)
             tensors = problem._replace(steps=found.steps)[:-1]  # type: ignore[assignment]
         if not sweeps:
             ctx.save_for_backward(*tensors, found.norm, found.terms, *found.state)
@@ -414,10 +417,10 @@ def cross_entropy(
     backend: str,
     choose: Choose | None = None,
     form: str = AUTO,
-    told: bool = False,
+    return_stats: bool = False,
 ) -> tuple[Tensor, RowStatistics | None]:
-    """The loss of a problem, differentiable with respect to its input and its tables; `told`: and
-    the statistics of its rows.
+    """The loss of a problem, differentiable with respect to its input and its tables;
+    `return_stats`: and the statistics of its rows.
 
     `choose` makes its steps from the losses (N,) of its rows without them. Tables do not learn
     beside steps. `form`: of dispatch.FORMS.
@@ -430,18 +433,18 @@ def cross_entropy(
     if moves:
         run = functools.partial(_forward_of, backend)
         loss = Moved.apply(problem, run, problem.input)
-        return loss, row_statistics(problem, backend) if told else None
+        return loss, row_statistics(problem, backend) if return_stats else None
     if learns:
         found: Any
         if torch.compiler.is_compiling():
-            all_of = problem.options, backend, choose, form, told, *given(problem)
+            all_of = problem.options, backend, choose, form, return_stats, *given(problem)
             found = CrossEntropy.apply(*all_of)  # type: ignore[no-untyped-call]
         elif tables:
-            found = _apply(problem.options, backend, choose, form, told, *given(problem))
+            found = _apply(problem.options, backend, choose, form, return_stats, *given(problem))
         else:
-            found = _apply(problem, backend, choose, form, told, problem.input)
-        return (found[0], RowStatistics(*found[1:])) if told else (found, None)
-    made = _forward(problem, backend, False, final=True, told=told)
+            found = _apply(problem, backend, choose, form, return_stats, problem.input)
+        return (found[0], RowStatistics(*found[1:])) if return_stats else (found, None)
+    made = _forward(problem, backend, False, final=True, return_stats=return_stats)
     return made.loss, made.statistics
 
 
@@ -450,7 +453,7 @@ def row_statistics(problem: Problem, backend: str) -> RowStatistics:
     with torch.no_grad():
         detached = [part.detach() if isinstance(part, Tensor) else part for part in problem]
         problem = Problem(*detached)  # type: ignore[arg-type]
-        found = _forward(problem, backend, False, final=True, told=True).statistics
+        found = _forward(problem, backend, False, final=True, return_stats=True).statistics
         assert found is not None
         return found
 

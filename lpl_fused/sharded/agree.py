@@ -63,7 +63,7 @@ class HasProblem(Protocol):
     def zero(self) -> bool: ...
 
     @property
-    def told(self) -> bool: ...
+    def return_stats(self) -> bool: ...
 
 
 B = TypeVar("B", bound=HasProblem)
@@ -113,7 +113,7 @@ def _checksum(values: Tensor) -> Tensor:
     return ((bits + 0x2545F491) * (odd * 0x2545F4914F6CDD1D)).sum()
 
 
-def _told(kind: str, problem: Problem | None, form: str) -> _Said:
+def _said(kind: str, problem: Problem | None, form: str) -> _Said:
     """The header, the same length whatever there is to say."""
     said = _Said()
     nothing = problem is None
@@ -189,10 +189,10 @@ def agreed(
     except Exception as raised:
         error, built = raised, None
     problem = None if built is None else built.problem
-    said = _told(kind, problem, form)
+    said = _said(kind, problem, form)
     said.add("=backend", -1 if built is None else _at(_BACKENDS, built.backend))
     said.add("=empty", built is not None and built.zero)
-    said.add("=return_stats", built is not None and built.told)
+    said.add("=return_stats", built is not None and built.return_stats)
     own = others()
     for name, value in own:
         said.add(f"={name}", value)

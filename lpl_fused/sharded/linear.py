@@ -36,10 +36,10 @@ class _Sweep(chunks.Sweep):
     class with more rows than a chunk has all of its logits here at once."""
 
     def __init__(
-        self, run: Run, layer: Layer, problem: Problem, *arguments: Any, told: bool = False
+        self, run: Run, layer: Layer, problem: Problem, *arguments: Any, return_stats: bool = False
     ) -> None:
         self._run, self._widest = run, max(run.shards.widths)
-        super().__init__(layer, problem, run.backend, *arguments, told=told)
+        super().__init__(layer, problem, run.backend, *arguments, return_stats=return_stats)
 
     def _zeros(self, name: str) -> Tensor:
         found = super()._zeros(name)
@@ -74,7 +74,7 @@ class ShardedLinearCrossEntropy(torch.autograd.Function):
         form: str,
         dtype: torch.dtype,
         memory: int,
-        told: bool,
+        return_stats: bool,
         *tensors: Tensor | None,
     ) -> Tensor | tuple[Tensor, ...]:
         layer, problem = layer_and_problem(tensors, options, dtype, memory)
@@ -83,10 +83,12 @@ class ShardedLinearCrossEntropy(torch.autograd.Function):
         want = wanted(ctx.needs_input_grad[_BEFORE:])
         with full_precision(layer.input.device):
             keep = not ctx.sweeps
-            found = _Sweep(run, layer, problem, want, None, None, keep, told=told).run()
+            found = _Sweep(
+                run, layer, problem, want, None, None, keep, return_stats=return_stats
+            ).run()
         ctx.tensors = len(tensors)
         ctx.save_for_backward(*tensors, found.terms, *(found.gradients if ctx.sweeps else ()))
-        if not told:
+        if not return_stats:
             return found.loss
         ctx.mark_non_differentiable(*found.statistics)
         return found.loss, *found.statistics
@@ -96,7 +98,7 @@ class ShardedLinearCrossEntropy(torch.autograd.Function):
         return once_backward(ctx, settled(grad_loss), _backward)
 
 
-_BEFORE = 6  # options, run, form, dtype, memory and told stand before the tensors
+_BEFORE = 6  # options, run, form, dtype, memory and return_stats stand before the tensors
 
 
 def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -156,7 +158,7 @@ def linear_cross_entropy(
         memory = checked_memory(chunk_memory)
         made = build(layer)
         _refuse(layer, form, made)
-        moved_by_two(made.problem, made.choose, made.told, whole=False)
+        moved_by_two(made.problem, made.choose, made.return_stats, whole=False)
         return made
 
     def others() -> list[tuple[str, int]]:
@@ -170,20 +172,20 @@ def linear_cross_entropy(
     (layer,) = shaped
     run, problem = Run.of(call.built.backend, call.shards), call.problem
     of_layer = Layer(layer.features, layer.weight, layer.bias, layer.dtype, memory)
-    choose, told, rows = call.built.choose, call.built.told, problem.target.shape[0]
-    pairs = moved_by_two(problem, choose, told, whole=False)
+    choose, return_stats, rows = call.built.choose, call.built.return_stats, problem.target.shape[0]
+    pairs = moved_by_two(problem, choose, return_stats, whole=False)
     if pairs:
         learned = problem.steps is not None or choose is not None
         problem = label_rows(problem, learned=learned)
         problem = problem._replace(input=of_layer.stand_in(2 * rows))
     if choose is not None:
         problem = _with_chosen_steps(run, of_layer, problem, choose)
-    numbers = problem.options, run, form, layer.dtype, memory, told
+    numbers = problem.options, run, form, layer.dtype, memory, return_stats
     tensors = (*of_layer[: len(OF_LAYER)], *given(problem)[1:])
     found = ShardedLinearCrossEntropy.apply(*numbers, *tensors)  # type: ignore[no-untyped-call]
     if pairs and problem.options.reduction == NONE:
         found = found[:rows] + found[rows:]
-    return call.restored_with(*found) if told else call.restored(found)
+    return call.restored_with(*found) if return_stats else call.restored(found)
 
 
 def _last(input: Any) -> int:

@@ -100,7 +100,7 @@ class ShardedCrossEntropy(torch.autograd.Function):
         run: Run,
         choose: Choose | None,
         form: str,
-        told: bool,
+        return_stats: bool,
         *tensors: Tensor | None,
     ) -> Tensor | tuple[Tensor, ...]:
         problem = _problem(tensors, options)
@@ -114,7 +114,7 @@ class ShardedCrossEntropy(torch.autograd.Function):
         ctx.grouped = known.learned is not None and known.learned.grouped
         ctx.in_place, ctx.spent = form == INPLACE, False
         loss = _reduced(problem, known.loss, norm)
-        if not told:
+        if not return_stats:
             return loss
         found = run.statistics(problem, known)
         ctx.mark_non_differentiable(*found)
@@ -127,7 +127,7 @@ class ShardedCrossEntropy(torch.autograd.Function):
         return once_backward(ctx, settled(grad_loss), _backward)
 
 
-_BEFORE = 5  # options, run, choose, form and told stand before the tensors
+_BEFORE = 5  # options, run, choose, form and return_stats stand before the tensors
 
 
 def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
@@ -166,7 +166,7 @@ class Built(NamedTuple):
     backend: str  # that runs
     choose: Choose | None = None  # who makes its steps
     zero: bool = False  # a mean over nothing is 0
-    told: bool = False  # statistics of the rows are wanted, too
+    return_stats: bool = False  # statistics of the rows are wanted, too
 
 
 Build = Callable[[Shaped], Built]
@@ -182,20 +182,20 @@ def cross_entropy(
     built = functools.partial(_built, build, form)
     call = agreed(kind, input, process_group, shape, built, form)
     problem, run = call.problem, Run.of(call.built.backend, call.shards)
-    choose, told, rows = call.built.choose, call.built.told, problem.target.shape[0]
-    pairs = moved_by_two(problem, choose, told, whole=False)
+    choose, return_stats, rows = call.built.choose, call.built.return_stats, problem.target.shape[0]
+    pairs = moved_by_two(problem, choose, return_stats, whole=False)
     if pairs:
         problem = _by_label(problem, learned=problem.steps is not None or choose is not None)
     options = problem.options
-    found = ShardedCrossEntropy.apply(options, run, choose, form, told, *given(problem))  # type: ignore[no-untyped-call]
+    found = ShardedCrossEntropy.apply(options, run, choose, form, return_stats, *given(problem))  # type: ignore[no-untyped-call]
     if pairs and options.reduction == NONE:
         found = found[:rows] + found[rows:]
-    return call.restored_with(*found) if told else call.restored(found)
+    return call.restored_with(*found) if return_stats else call.restored(found)
 
 
 def _built(build: Build, form: str, shaped: Shaped) -> Built:
     built = build(shaped)
-    pairs = moved_by_two(built.problem, built.choose, built.told, whole=False)
+    pairs = moved_by_two(built.problem, built.choose, built.return_stats, whole=False)
     if form == INPLACE and pairs:
         raise ValueError('gradient: "inplace" is not for rows of two labels that move their logits')
     if form == SWEEP:

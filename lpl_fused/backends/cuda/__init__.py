@@ -177,7 +177,7 @@ def forward(
     choose: Choose | None = None,
     *,
     final: bool = False,
-    told: bool = False,
+    return_stats: bool = False,
 ) -> Forward:
     _refuse_parts(problem)
     if choose is not None:
@@ -205,8 +205,8 @@ def forward(
     scratch: Scratch = _made(Scratch, (losses, weight, *_NO_MORE_SCRATCH))
     left: tuple[Tensor, ...] = ()
     found = None
-    if told:
-        (out, scratch, _), found = _told(problem, Buffers(out, scratch))
+    if return_stats:
+        (out, scratch, _), found = _with_stats(problem, Buffers(out, scratch))
     if problem.steps is not None:
         out, scratch, held = _with_steps(problem, Buffers(out, scratch))
         left = () if want_grad or final else held[:1]
@@ -216,9 +216,9 @@ def forward(
     return Forward(loss, kept, terms, grad, steps, left, found)
 
 
-def _told(problem: Problem, buffers: Buffers) -> tuple[Buffers, RowStatistics]:
-    """The buffers, and what is told of rows beside; with room for δ of classes with several rows,
-    which that asks for."""
+def _with_stats(problem: Problem, buffers: Buffers) -> tuple[Buffers, RowStatistics]:
+    """The buffers with places for statistics of the rows, and those; with room for δ of classes
+    with several rows, which that asks for."""
     n = problem.input.shape[0]
     found = RowStatistics(*(new(problem, n, dtype=each) for each in dtypes(problem.input.dtype)))
     buffers = buffers.and_out(**found._asdict())

@@ -17,7 +17,7 @@ series      the power series that all steps of a small rival make
 binary      kernels: multi-label loss and gradient, and the learned perturbation of a class
 solver      kernels: rows with a learned perturbation that have their class for themselves: their
             statistics, their steps, and what is made of these
-told        kernels: what such rows are told of beside their loss
+stats       kernels: statistics of such rows, as `return_stats` asks for them
 group_rows  kernels: classes with several rows, made ready for the solver
 group_solver  kernels: their learned perturbation, all steps in a fixed number of sweeps
 """

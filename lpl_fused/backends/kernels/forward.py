@@ -24,10 +24,10 @@ from .rows import (
     read_aim,
     read_own,
     row_terms,
+    store_mass_stats,
     store_nothing,
     store_own,
     store_terms,
-    store_told,
     sweep_detail,
     sweep_gradient,
     sweep_mass,
@@ -100,16 +100,16 @@ def sweep_row(
     """
     # read before the sweep, which hides the latency
     own, other = label_logits(row, problem)
-    told: tl.constexpr = wanted.aim is not None
+    stats: tl.constexpr = wanted.aim is not None
     aim = read_aim(row, index, wanted, problem)
     if ONE_BLOCK:
         block = read_block(row, tl.full((), 0, tl.int32), problem, False, BLOCK)
         block = of_rivals(block, row, problem)
-        mass = block_mass_alone(row, block, aim, problem, told)
+        mass = block_mass_alone(row, block, aim, problem, stats)
     else:
-        mass = sweep_mass(row, aim, problem, told, BLOCK)
-    if told:
-        store_told(index, row, own[0], other[0], mass, aim, wanted, problem)
+        mass = sweep_mass(row, aim, problem, stats, BLOCK)
+    if stats:
+        store_mass_stats(index, row, own[0], other[0], mass, aim, wanted, problem)
 
     if problem.other is not None and not problem.spread:
         mass = beside(mass, own[0], other[0])

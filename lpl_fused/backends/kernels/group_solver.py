@@ -323,10 +323,10 @@ def move_tail(
     problem, groups, steps, step_size, shared, outcome, losses,
     ROUND: tl.constexpr, LAST: tl.constexpr, NORMALIZE: tl.constexpr, HEAD: tl.constexpr,
     NODES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STEP_ROWS: tl.constexpr,
-    FEW: tl.constexpr, MANY: tl.constexpr, TOLD: tl.constexpr,
+    FEW: tl.constexpr, MANY: tl.constexpr, VERDICTS: tl.constexpr,
 ):  # fmt: skip
     """Of each class what its tail gains (move_chunk); then its steps once more or, if this is the
-    LAST of the rounds, its verdict, on TOLD rows at once."""
+    LAST of the rounds, its verdict, on VERDICTS rows at once."""
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
     item = tl.program_id(0).to(tl.int64)
@@ -342,7 +342,7 @@ def move_tail(
             if LAST:
                 finish_group(
                     number, group, step_size, problem, groups, shared, outcome, losses, NORMALIZE,
-                    HEAD, NODES, TOLD,
+                    HEAD, NODES, VERDICTS,
                 )  # fmt: skip
             else:
                 take_group_steps(
@@ -526,12 +526,12 @@ def finish_group(
     if losses is not None:
         first = group.count * 0
         while first < group.count:
-            tell_rows(number, group, first, problem, groups, shared, losses, NODES, ROWS)
+            row_stats(number, group, first, problem, groups, shared, losses, NODES, ROWS)
             first += ROWS
 
 
 @triton.jit
-def tell_rows(
+def row_stats(
     number, group, first, problem, groups, shared, losses,
     NODES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip

@@ -261,14 +261,14 @@ def group_meta(problem: Problem) -> GroupMeta:
     stepping = {"STEP_ROWS": step_rows, "FEW": few, "MANY": many}
     whole = {**tile, "HEAD": head, "NODES": nodes}
     kind = {"NORMALIZE": normalize}
-    told = {"TOLD": power_of_two(n, 2, 32 * warps)}
+    verdicts = {"VERDICTS": power_of_two(n, 2, 32 * warps)}
     return GroupMeta(
         3 if classes > head else 1,
         head,
         nodes,
         block,
         {**whole, **kind, **stepping},
-        {**whole, **kind, **stepping, **told},
+        {**whole, **kind, **stepping, **verdicts},
         whole,
     )
 

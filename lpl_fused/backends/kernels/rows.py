@@ -41,8 +41,8 @@ NOTHING = tl.constexpr(-1e4)  # e^x is 0 in every dtype below it, and products w
 
 
 class Mass(NamedTuple):
-    """Sums over columns: those of lpl_fused.algebra.parts.Mass that no label makes; what a row is
-    told of beside."""
+    """Sums over columns: those of lpl_fused.algebra.parts.Mass that no label makes, and those that
+    statistics of the row are made of."""
 
     shift: Any
     rest: Any
@@ -55,7 +55,7 @@ class Mass(NamedTuple):
 
 
 class Aim(NamedTuple):
-    """The column that is right, of a row that is told of."""
+    """The column that is right, of a row whose statistics are wanted."""
 
     column: Any  # −1 where it does not exist
     u: Any  # its raw logit
@@ -113,7 +113,7 @@ def logit_at(column, row, problem):
 
 
 @triton.jit
-def no_mass(row, problem, TOLD: tl.constexpr, BLOCK: tl.constexpr):
+def no_mass(row, problem, STATS: tl.constexpr, BLOCK: tl.constexpr):
     """The Mass by lane of no columns; what a problem does not ask for stays one 0."""
     zeros = tl.zeros((BLOCK // problem.each,), row.hard.dtype)
     mass = tl.zeros_like(row.hard)
@@ -130,14 +130,14 @@ def no_mass(row, problem, TOLD: tl.constexpr, BLOCK: tl.constexpr):
         along = zeros.to(tl.float64)
         if problem.spread and problem.phi == LOG:
             along_spread = along
-    if TOLD:
+    if STATS:
         heat = zeros
         beaten = zeros.to(tl.int32)
     return Mass(zeros + float("-inf"), zeros, mass, pull, along, along_spread, heat, beaten)
 
 
 @triton.jit
-def block_mass(row, block, maximum, x, aim, problem, TOLD: tl.constexpr):
+def block_mass(row, block, maximum, x, aim, problem, STATS: tl.constexpr):
     """The Mass by lane of a block `of_rivals`, x = z − finite_shift(maximum)."""
     e = exp(x)
     rest = tl.sum(e, 1)
@@ -156,7 +156,7 @@ def block_mass(row, block, maximum, x, aim, problem, TOLD: tl.constexpr):
             along_spread = sum_exactly(block.weight * direction)
     heat = tl.zeros_like(row.hard)
     beaten = row.column * 0
-    if TOLD:
+    if STATS:
         heat = tl.sum(heat_of(e, x), 1)
         beaten = beating(block, aim, problem)
     return Mass(maximum, rest, mass, pull, along, along_spread, heat, beaten)
@@ -189,7 +189,7 @@ def beating(block, aim, problem):
 
 @triton.jit
 def read_aim(row, index, wanted, problem):
-    """The Aim of a row; if nothing is told of it, of nothing."""
+    """The Aim of a row; of nothing, if no statistics are wanted."""
     column = row.column * 0
     u = row.hard
     if wanted.aim is not None:
@@ -211,13 +211,13 @@ def counted_distances(block, values, problem):
 
 
 @triton.jit
-def add_mass(mass, row, block, aim, problem, TOLD: tl.constexpr):
+def add_mass(mass, row, block, aim, problem, STATS: tl.constexpr):
     """The Mass by lane with the columns of a block."""
     block = of_rivals(block, row, problem)
     maximum = tl.maximum(mass.shift, tl.max(block.z, 1))
     shift = finite_shift(maximum)
     x = block.z - shift[:, None]
-    added = block_mass(row, block, maximum, x, aim, problem, TOLD)
+    added = block_mass(row, block, maximum, x, aim, problem, STATS)
     shrink = exp(mass.shift - shift)
     pull = mass.pull
     along = mass.along
@@ -227,7 +227,7 @@ def add_mass(mass, row, block, aim, problem, TOLD: tl.constexpr):
         along = along * shrink + added.along
     heat = mass.heat
     beaten = mass.beaten
-    if TOLD:
+    if STATS:
         heat = heat_from(mass, shift) * shrink + added.heat
         beaten |= added.beaten
     return Mass(
@@ -249,7 +249,7 @@ def heat_from(mass, shift):
 
 
 @triton.jit
-def joined_lanes(mass, problem, TOLD: tl.constexpr):
+def joined_lanes(mass, problem, STATS: tl.constexpr):
     """The Mass of all lanes."""
     maximum = tl.max(mass.shift, 0)
     shift = finite_shift(maximum)
@@ -261,16 +261,16 @@ def joined_lanes(mass, problem, TOLD: tl.constexpr):
     if problem.norm_p is not None:
         along *= shrink
     heat = mass.heat
-    if TOLD:
+    if STATS:
         heat = heat_from(mass, shift) * shrink
     spread = mass.along_spread
     rest = mass.rest * shrink
     mass = Mass(maximum, rest, mass.mass, pull, along, spread, heat, mass.beaten)
-    return summed_lanes(mass, problem, TOLD)
+    return summed_lanes(mass, problem, STATS)
 
 
 @triton.jit
-def summed_lanes(mass, problem, TOLD: tl.constexpr):
+def summed_lanes(mass, problem, STATS: tl.constexpr):
     """The Mass of all lanes, which have one shift."""
     total = mass.mass
     pull = mass.pull
@@ -286,7 +286,7 @@ def summed_lanes(mass, problem, TOLD: tl.constexpr):
             along_spread = tl.sum(along_spread, 0)
     heat = mass.heat
     beaten = mass.beaten
-    if TOLD:
+    if STATS:
         heat = tl.sum(heat, 0)
         beaten = tl.max(beaten, 0)
     rest = tl.sum(mass.rest, 0)
@@ -332,36 +332,36 @@ def first_whole(last, problem, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def sweep_mass(row, aim, problem, TOLD: tl.constexpr, BLOCK: tl.constexpr):
-    """The Mass of a whole row, TOLD with what it is told of: every lane keeps its own to the
+def sweep_mass(row, aim, problem, STATS: tl.constexpr, BLOCK: tl.constexpr):
+    """The Mass of a whole row, with its STATS, if so asked: every lane keeps its own to the
     end."""
-    mass = no_mass(row, problem, TOLD, BLOCK)
+    mass = no_mass(row, problem, STATS, BLOCK)
     first, last = edge_blocks(row, problem, BLOCK)
     edge = read_block(row, last, problem, False, BLOCK)
-    mass = add_mass(mass, row, edge, aim, problem, TOLD)
+    mass = add_mass(mass, row, edge, aim, problem, STATS)
     if problem.phased and last > first:
         edge = read_block(row, first, problem, False, BLOCK)
-        mass = add_mass(mass, row, edge, aim, problem, TOLD)
+        mass = add_mass(mass, row, edge, aim, problem, STATS)
     start = first_whole(last, problem, BLOCK)
     while start < last:
         block = read_block(row, start, problem, True, BLOCK)
-        mass = add_mass(mass, row, block, aim, problem, TOLD)
+        mass = add_mass(mass, row, block, aim, problem, STATS)
         start += BLOCK
-    return joined_lanes(mass, problem, TOLD)
+    return joined_lanes(mass, problem, STATS)
 
 
 @triton.jit
-def block_mass_alone(row, block, aim, problem, TOLD: tl.constexpr):
+def block_mass_alone(row, block, aim, problem, STATS: tl.constexpr):
     """The Mass of a row that is one Block, `of_rivals`."""
     maximum = tl.max(tl.max(block.z, 1), 0)
     x = block.z - finite_shift(maximum)
-    mass = block_mass(row, block, maximum, x, aim, problem, TOLD)
-    return summed_lanes(mass, problem, TOLD)
+    mass = block_mass(row, block, maximum, x, aim, problem, STATS)
+    return summed_lanes(mass, problem, STATS)
 
 
 @triton.jit
-def store_told(index, row, own, other, mass, aim, wanted, problem):
-    """What a row is told of beside its loss, from its Mass and the logits of its labels that are
+def store_mass_stats(index, row, own, other, mass, aim, wanted, problem):
+    """Stores the statistics of a row, from its Mass and the logits of its labels that are
     not in it."""
     if not problem.spread:
         mass = beside(mass, own, own)
@@ -371,12 +371,12 @@ def store_told(index, row, own, other, mass, aim, wanted, problem):
             same = row.column == row.other
             mass = with_logit(mass, tl.where(same, float("-inf"), other))
     shift = finite_shift(mass.shift)
-    leave_told(index, row.base + shift, mass.rest, mass.heat, mass.beaten, aim, wanted)
+    store_stats(index, row.base + shift, mass.rest, mass.heat, mass.beaten, aim, wanted)
 
 
 @triton.jit
-def leave_told(index, shift, total, heat, beaten, aim, wanted):
-    """Stores what a row is told of: from total = Σ exp(z − shift), heat = Σ exp(z − shift)·(z −
+def store_stats(index, shift, total, heat, beaten, aim, wanted):
+    """Stores the statistics of a row: from total = Σ exp(z − shift), heat = Σ exp(z − shift)·(z −
     shift), and whether the Aim is `beaten`."""
     log_total = tl.log(total)
     entropy = log_total - heat / total

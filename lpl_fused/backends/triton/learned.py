@@ -270,12 +270,12 @@ def _move_groups(
     launching.launch(kernel, (how.pieces,), *what, upstream, grad, delta, **meta)
 
 
-def tell(problem: Problem, arguments: Arguments, saved: Saved, wanted: Wanted) -> None:
-    """What rows are told of whose steps are taken: where their class is theirs from what these have
+def row_stats(problem: Problem, arguments: Arguments, saved: Saved, wanted: Wanted) -> None:
+    """Statistics of rows whose steps are taken: where their class is theirs from what these have
     left, else under δ."""
     rows, how = (problem.input.shape[0],), saved.how
     sums = {"HEAD": how.solver["HEAD"], "ORDER": how.solver["ORDER"], **sweep_meta(problem)}
-    launching.launch(kernels.told.tell_rows, rows, arguments, saved.rows, wanted, **sums)
+    launching.launch(kernels.stats.row_stats, rows, arguments, saved.rows, wanted, **sums)
     delta = new(problem, *problem.input.shape)
     if saved.shared is not None:
         _move_groups(problem, arguments, saved, Upstream(), None, delta)
@@ -312,13 +312,17 @@ def with_learned(
 
 
 def solve(
-    problem: Problem, saved: Saved, losses: Tensor, unless: Tensor | None = None, told: bool = False
+    problem: Problem,
+    saved: Saved,
+    losses: Tensor,
+    unless: Tensor | None = None,
+    return_stats: bool = False,
 ) -> Arguments:
     """Takes the steps of a problem that the solver solves: the losses (N,) of its rows, but for
-    classes that are left, which `finish`, or `gradient`, has. (The problem, prepared: if `told` for
-    `tell`.)"""
+    classes that are left, which `finish`, or `gradient`, has. (The problem, prepared: for
+    `row_stats`, if `return_stats`.)"""
     arguments = prepared(problem, None, unless, saved.how.form)
-    if told:
+    if return_stats:
         arguments = _with_terms(problem, arguments)
     take_steps(problem, arguments, saved, losses)
     return arguments

@@ -25,20 +25,20 @@ def forward(
     choose: Choose | None = None,
     *,
     final: bool = False,
-    told: bool = False,
+    return_stats: bool = False,
 ) -> Forward:
     if choose is not None:
         problem = with_steps(forward, problem, choose)
     steps = None if choose is None else problem.steps
     how = None if problem.steps is None else learned.how(problem)
     if how is not None and how.solves:
-        left = _learned(problem, how, want_grad, final, told)
+        left = _learned(problem, how, want_grad, final, return_stats)
         return left if steps is None else left._replace(steps=steps)
     input, reduction = problem.input, problem.options.reduction
     n, grad = input.shape[0], like(input) if want_grad else None
     terms = new(problem, n, TERMS) if leaves_terms(problem, want_grad, final) else None
-    found = _told(problem) if told else None
-    wanted = _telling(problem, found, Wanted(None, terms, grad))
+    found = _new_stats(problem) if return_stats else None
+    wanted = _with_stats(problem, found, Wanted(None, terms, grad))
     if reduction != NONE and 0 < n <= MOST_SUMMED and problem.steps is None:
         loss, norm = _sweep_batch(problem, wanted)
         return Forward(loss, norm, terms, grad, steps, (), found)
@@ -54,13 +54,13 @@ def forward(
 MOST_SUMMED = 8192
 
 
-def _told(problem: Problem) -> RowStatistics:
-    """Places for what is told of rows."""
+def _new_stats(problem: Problem) -> RowStatistics:
+    """Places for the statistics of rows."""
     n, input = problem.input.shape[0], problem.input
     return RowStatistics(*(new(problem, n, dtype=each) for each in dtypes(input.dtype)))
 
 
-def _telling(problem: Problem, found: RowStatistics | None, wanted: Wanted) -> Wanted:
+def _with_stats(problem: Problem, found: RowStatistics | None, wanted: Wanted) -> Wanted:
     """With that beside, if there is any."""
     if found is None:
         return wanted
@@ -68,7 +68,7 @@ def _telling(problem: Problem, found: RowStatistics | None, wanted: Wanted) -> W
 
 
 def _learned(
-    problem: Problem, how: learned.How, want_grad: bool, final: bool, told: bool
+    problem: Problem, how: learned.How, want_grad: bool, final: bool, return_stats: bool
 ) -> Forward:
     """`forward` of a problem that the solver solves."""
     n = problem.input.shape[0]
@@ -80,14 +80,14 @@ def _learned(
         reduced, norm = learned.reduction(problem)
     memory, scratch = learned.new_saved(problem, how)
     grad = like(problem.input) if want_grad else None
-    found = _told(problem) if told else None
+    found = _new_stats(problem) if return_stats else None
 
     def launches() -> None:
         saved = learned.Saved.within(how, memory, scratch)
-        arguments = learned.solve(problem, saved, losses, told=told)
+        arguments = learned.solve(problem, saved, losses, return_stats=return_stats)
         learned.finish(problem, arguments, saved, Wanted(losses=losses), Upstream(), reduced)
         if found is not None:
-            learned.tell(problem, arguments, saved, _telling(problem, found, Wanted()))
+            learned.row_stats(problem, arguments, saved, _with_stats(problem, found, Wanted()))
         if grad is not None:
             learned.gradient(problem, arguments, saved, Upstream(norm), grad)
 
@@ -96,7 +96,7 @@ def _learned(
         tensors += (reduced.loss, reduced.norm)
     elif norm is not problem.normalizer:
         tensors += (norm,)
-    kind = "forward", reduced is None, told, row_count(problem)
+    kind = "forward", reduced is None, return_stats, row_count(problem)
     how.plans.run(kind, tensors, launches)
     loss = losses if reduced is None else reduced.loss
     if reduced is None and n == 0 and problem.options.reduction != NONE:
@@ -129,14 +129,14 @@ def _sweep(
 
     tensors = (*form.present(problem), terms, wanted.losses, wanted.grad)
     if wanted.aim is not None:
-        tensors += wanted[_TOLD]
+        tensors += wanted[_STATS]
     if norm is not problem.normalizer:
         tensors += (norm,)
     kind = "sweep", wanted.terms is None, wanted.aim is None, unless is None, row_count(problem)
     form.plans.run(kind, tensors, launches)
 
 
-_TOLD = slice(Wanted._fields.index("aim"), Wanted._fields.index("outcome"))
+_STATS = slice(Wanted._fields.index("aim"), Wanted._fields.index("outcome"))
 
 
 def _sweep_batch(problem: Problem, wanted: Wanted) -> tuple[Tensor, Tensor | None]:
@@ -164,7 +164,7 @@ def _sweep_batch(problem: Problem, wanted: Wanted) -> tuple[Tensor, Tensor | Non
 
     tensors = (*form.present(problem), memory, loss, terms, wanted.grad, kept)
     if wanted.aim is not None:
-        tensors += wanted[_TOLD]
+        tensors += wanted[_STATS]
     if given is not problem.normalizer:
         tensors += (given,)
     kind = "batch", wanted.terms is None, wanted.aim is None, row_count(problem)

@@ -1,4 +1,4 @@
-// What a row under a learned perturbation of its own is told of, from what its steps have left: one
+// Statistics of a row under a learned perturbation of its own, from what its steps have left: one
 // read of its logits. Its entropy wants to know what its steps make of every rival, of which its
 // statistics know the mass alone; a sum beside each of their powers would cost them as much.
 #pragma once
@@ -9,7 +9,7 @@
 namespace lpl {
 
 template <typename T, Set kSet>
-struct ToldStepsBody {
+struct StatsStepsBody {
   using Shared = Nothing;
   using Acc = typename AccumulateOf<T>::type;
 
@@ -17,15 +17,15 @@ struct ToldStepsBody {
   LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
     const LearnedRow<Acc>& from = learned_row<Acc>(call, i);
     LPL_USUALLY(from.standing == Standing::settled && from.order == kShortOrder<Acc>);
-    if (!told_by_steps<Acc>(call, i)) return;
+    if (!stats_by_steps<Acc>(call, i)) return;
     const Algebra<T, kSet> algebra(call);
     Row<Acc> row = algebra.row(i, nullptr);
     Here<Team> here(team, call, algebra, row);
     if (!row.live) return here.leave(0, 0, false);
     if (from.order == kShortOrder<Acc>)
-      tell<kShortOrder<Acc>>(team, call, algebra, row, from, here);
+      gather<kShortOrder<Acc>>(team, call, algebra, row, from, here);
     else
-      tell<kLongOrder<Acc>>(team, call, algebra, row, from, here);
+      gather<kLongOrder<Acc>>(team, call, algebra, row, from, here);
   }
 
  private:
@@ -44,8 +44,9 @@ struct ToldStepsBody {
   };
 
   template <int kOrder, typename Team>
-  LPL_DEVICE static void tell(Team& team, const Call& call, const Algebra<T, kSet>& algebra,
-                              const Row<Acc>& row, const LearnedRow<Acc>& from, Here<Team>& here) {
+  LPL_DEVICE static void gather(Team& team, const Call& call, const Algebra<T, kSet>& algebra,
+                                const Row<Acc>& row, const LearnedRow<Acc>& from,
+                                Here<Team>& here) {
     constexpr int kSize = Here<Team>::kSize;
     Sums sums{};
     // heads are larger than all that the series stands for

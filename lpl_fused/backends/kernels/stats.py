@@ -1,4 +1,4 @@
-"""What a row under a learned perturbation of its own is told of, from what its steps have left: one
+"""Statistics of a row under a learned perturbation of its own, from what its steps have left: one
 read of its logits. Its entropy wants to know what the steps make of every rival, of which the
 solver's sums know the mass alone; a sum beside each of their powers would cost them as much.
 """
@@ -17,9 +17,9 @@ from .rows import (
     edge_blocks,
     first_whole,
     heat_of,
-    leave_told,
     read_aim,
     store_nothing,
+    store_stats,
 )
 from .solver import NUMBERS, SERIES, without_label
 
@@ -33,10 +33,10 @@ class Sums(NamedTuple):
 
 
 @triton.jit
-def tell_rows(
+def row_stats(
     problem, state, wanted, HEAD: tl.constexpr, ORDER: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """What each row that is SOLVED is told of. One program per row."""
+    """The statistics of each row that is SOLVED. One program per row."""
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
     index = tl.program_id(0).to(tl.int64)
@@ -69,24 +69,24 @@ def tell_rows(
     zeros = tl.zeros((BLOCK // problem.each,), dtype)
     sums = Sums(zeros, zeros, zeros.to(tl.int32))
     first, last = edge_blocks(row, problem, BLOCK)
-    sums = add_told(sums, row, last, here, shift, unit, least, aim, problem, False, ORDER, BLOCK)
+    sums = add_stats(sums, row, last, here, shift, unit, least, aim, problem, False, ORDER, BLOCK)
     if problem.phased and last > first:
-        sums = add_told(
+        sums = add_stats(
             sums, row, first, here, shift, unit, least, aim, problem, False, ORDER, BLOCK
         )
     start = first_whole(last, problem, BLOCK)
     while start < last:
-        sums = add_told(
+        sums = add_stats(
             sums, row, start, here, shift, unit, least, aim, problem, True, ORDER, BLOCK
         )
         start += BLOCK
     total += tl.sum(sums.total, 0)
     heat += tl.sum(sums.heat, 0)
-    leave_told(index, shift + unit, total, heat, tl.max(sums.beaten, 0), aim, wanted)
+    store_stats(index, shift + unit, total, heat, tl.max(sums.beaten, 0), aim, wanted)
 
 
 @triton.jit
-def add_told(
+def add_stats(
     sums, row, start, here, shift, unit, least, aim, problem,
     WHOLE: tl.constexpr, ORDER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
