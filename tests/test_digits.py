@@ -271,6 +271,17 @@ def test_sums_over_many_equal_classes(backend: str, form: str) -> None:
             testing.assert_within_budget(case, backend)
 
 
+@pytest.mark.parametrize("classes", [3, 40, 3000])
+def test_sums_that_no_float_holds(isa: str, classes: int) -> None:
+    """Their mean is one that it does; so with labels of either kind, alone in a sum or not."""
+    input = torch.zeros(3, classes)
+    input[:, :2] = 3.0e38
+    for target in (torch.zeros(3, classes), torch.eye(3, classes), torch.full((3, classes), 0.5)):
+        found = LF.binary_cross_entropy_with_logits(input, target, backend="cpp")
+        truth = F.binary_cross_entropy_with_logits(input.double(), target.double())
+        torch.testing.assert_close(found, truth.float())
+
+
 @pytest.mark.parametrize("value", [3.0e38, -3.0e38, 3.0e30, math.inf])
 @pytest.mark.parametrize("phi", ["focal2", "focal0.5", "focal5", "poly1", "alpha2", "alpha-inf"])
 def test_of_labels_near_the_largest_float(backend: str, phi: str, value: float) -> None:

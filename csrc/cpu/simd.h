@@ -325,7 +325,11 @@ inline double sum_over(i64 n, Term term) {
 }
 template <typename Acc>
 inline double sum_of(const Acc* x, i64 n) {
-  return sum_over<Acc>(n, [=](i64 j) { return x[j]; });
+  const double sum = sum_over<Acc>(n, [=](i64 j) { return x[j]; });
+  if (std::isfinite(sum)) return sum;
+  double wide = 0;  // two floats may be more than a float holds
+  for (i64 j = 0; j < n; ++j) wide += x[j];
+  return wide;
 }
 
 // Exponentials that fill a register: what is left of a row is taken as so many, those beyond its
