@@ -96,10 +96,10 @@ def count_tensor(counts: Counts, name: str) -> Tensor:
             assert index is not None
             listed[index] = count
         counts = listed
-    return _real_tensor(counts, name, expected)
+    return real_tensor(counts, name, expected)
 
 
-def _real_tensor(values: Any, name: str, expected: str) -> Tensor:
+def real_tensor(values: Any, name: str, expected: str) -> Tensor:
     """Numbers of any kind as a tensor, bools and complex ones refused."""
     if isinstance(values, (str, bytes)) or not (
         isinstance(values, (Tensor, list, tuple, range)) or hasattr(values, "__array__")
@@ -109,8 +109,9 @@ def _real_tensor(values: Any, name: str, expected: str) -> Tensor:
         found = on_cpu(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name}: expected {expected}, got {shown(values)}") from error
-    if found.is_complex() or found.dtype == torch.bool:
-        raise TypeError(f"{name}: expected {expected}, got {found.dtype}")
+    if found.is_complex() or found.dtype == torch.bool or found.is_meta:
+        got = "a tensor on meta, without numbers" if found.is_meta else found.dtype
+        raise TypeError(f"{name}: expected {expected}, got {got}")
     return found
 
 
@@ -297,7 +298,7 @@ def difficulty_weights(difficulty: Tensor, tau: float | str = "dynamic") -> Tens
         >>> lpl_fused.class_stats.difficulty_weights(torch.tensor([0.1, 0.5, 0.9]), tau=1.0)
         tensor([0.2000, 1.0000, 1.8000], dtype=torch.float64)
     """
-    d = _real_tensor(difficulty, "difficulty", "one number per class").double()
+    d = real_tensor(difficulty, "difficulty", "one number per class").double()
     if d.dim() != 1 or d.numel() == 0:
         raise ValueError(f"difficulty: expected shape (C,), got {tuple(d.shape)}")
     if not ((d >= 0) & (d <= 1)).all():

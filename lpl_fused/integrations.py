@@ -9,7 +9,8 @@ that losses by class are made of.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,10 +36,13 @@ class TransformersLoss:
     Args:
         criterion: a loss of ours whose reduction is "sum". It follows the logits to their device.
             The Trainer neither saves it nor trains its parameters: save the `state_dict` of one
-            that evolves, and give parameters that learn to the optimizer.
+            that evolves, and give parameters that learn to the optimizer. Nor does it call its
+            `eval()`: where the logits require no gradient, in evaluation, it is in that mode for
+            the call, so that LPL perturbs nothing and no state takes up what is evaluated.
         shift: for a causal language model, whose logits at position t predict the token at t + 1.
             Labels move, not logits: no second N×C matrix. False where there is one label for each
-            row of logits, as in classification and masked language models. Default True.
+            row of logits, as in classification and masked language models; logits (N, C), which
+            have no positions, want that. Default True.
 
     Called with
         outputs: what has `logits` (..., C), or a mapping with them, or a tuple that begins with
@@ -49,7 +53,7 @@ class TransformersLoss:
     Raises:
         TypeError: `criterion` takes no `normalizer`, outputs without logits.
         ValueError: `criterion` has another reduction; labels of another shape than the rows of the
-            logits.
+            logits; logits (N, C) beside `shift`.
 
     Examples:
         >>> criterion = losses.LogitAdjustedLoss([5, 3, 1, 1], reduction="sum")
@@ -83,6 +87,13 @@ class TransformersLoss:
         self, outputs: Any, labels: Tensor, num_items_in_batch: float | Tensor | None = None
     ) -> Tensor:
         logits = _logits(outputs)
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"labels: expected a tensor, got {shown(labels)}")
+        if self.shift and logits.dim() < 3:
+            raise ValueError(
+                "shift: expected logits (N, T, C), with positions that labels move along, got"
+                f" {tuple(logits.shape)}; for a label per row pass shift=False to TransformersLoss"
+            )
         if logits.shape[:-1] != labels.shape:
             raise ValueError(
                 f"labels: expected a label for each row of logits, shape {tuple(logits.shape[:-1])}"
@@ -103,8 +114,22 @@ class TransformersLoss:
             self.criterion.to(logits.device)
             self._device = logits.device
         rows = logits.reshape(-1, logits.shape[-1])
-        loss: Tensor = self.criterion(rows, target, normalizer=num_items_in_batch)
+        with _evaluated(self.criterion, unless=logits.requires_grad):
+            loss: Tensor = self.criterion(rows, target, normalizer=num_items_in_batch)
         return loss
+
+
+@contextmanager
+def _evaluated(criterion: nn.Module, *, unless: bool) -> Iterator[None]:
+    """Its modules in evaluation mode, `unless` it trains."""
+    training = [] if unless else [module for module in criterion.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _logits(outputs: Any) -> Tensor:

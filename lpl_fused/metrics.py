@@ -10,7 +10,7 @@ use it beside these.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ from .evaluation import (
     variation_sums,
 )
 from .extras import needs_extra
+from .precision import devices_alone
 from .problem import is_ignored
 from .susceptibility import Loss
 
@@ -85,9 +86,11 @@ class _Judge(Metric):
         code = zlib.crc32(repr((type(self).__name__, arguments)).encode())
         self.add_state("rule", torch.tensor(list(code.to_bytes(4, "big"))), dist_reduce_fx="max")
 
-    def set_dtype(self, dst_type: str | torch.dtype) -> _Judge:
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ""
+    ) -> nn.Module:
         """What is kept are counts and sums in float64, which stay so: 16 bits count to 2048."""
-        return self
+        return super()._apply(devices_alone(fn), exclude_state)
 
     def _add_sums(self, dtype: torch.dtype, shape: tuple[int, ...], *names: str) -> None:
         for name in names:

@@ -1,7 +1,8 @@
-"""Products in the dtype of their factors, whatever autocast says."""
+"""Precision that stays: of products, whatever autocast says, and of what modules keep."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,6 +21,16 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Within it nothing is cast."""
     kind = device.type
     return torch.autocast(kind, enabled=False) if _autocasts(kind) else nullcontext()
+
+
+def devices_alone(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What a module's `_apply` does to tensors that follow devices, never dtypes."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        found = fn(tensor)
+        return found if found.dtype == tensor.dtype else tensor.to(found.device)
+
+    return moved
 
 
 class _Product(torch.autograd.Function):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import functional
 from .arguments import Instance, Integer, Number, function, shown
 from .distributed import all_sum, world_size
+from .precision import devices_alone
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -63,6 +64,10 @@ class Susceptibility(nn.Module):
         for name in ("total", "first", "last"):
             self.register_buffer(name, torch.tensor(0.0, dtype=torch.float64))
         self.register_buffer("probes", torch.tensor(0))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Susceptibility:
+        super()._apply(devices_alone(fn), recurse)  # type: ignore[no-untyped-call]
+        return self
 
     @property
     def zeta(self) -> float:

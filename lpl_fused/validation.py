@@ -23,6 +23,8 @@ from .arguments import (
     Choice,
     Integer,
     is_integer,
+    real_number,
+    shown,
 )
 from .arguments import OFF_OR_NOT_NEGATIVE as _OFF
 from .norm import Norm, numbers_of
@@ -94,7 +96,9 @@ class MixedTarget(NamedTuple):
             MixedTarget(target=tensor([2]), other=tensor([0]), lam=tensor([0.7500]))
         """
         if not isinstance(probabilities, Tensor) or not probabilities.is_floating_point():
-            raise TypeError(f"probabilities: expected a floating tensor, got {probabilities!r}")
+            raise TypeError(
+                f"probabilities: expected a floating tensor, got {shown(probabilities)}"
+            )
         epsilon = 0.0 if label_smoothing is None else BELOW_ONE("label_smoothing", label_smoothing)
         dim = 0 if probabilities.dim() == 1 else 1
         if probabilities.dim() == 0 or probabilities.shape[dim] < 2:
@@ -274,11 +278,12 @@ def checked_normalizer(
         raise ValueError('normalizer: divides a sum, expected reduction="sum"')
     dtype = accumulate_dtype(input.dtype)
     if not isinstance(value, Tensor):
-        if isinstance(value, bool) or not isinstance(value, _NUMBERS):
+        number = value if isinstance(value, _NUMBERS) else real_number(value)
+        if number is None or isinstance(value, bool):
             raise TypeError(f"normalizer: expected a number or a 0-dim tensor, got {value!r}")
-        if not 0 < value < math.inf:
+        if not 0 < number < math.inf:
             raise ValueError(f"normalizer: expected a finite number > 0, got {value}")
-        return input.new_full((), value, dtype=dtype)
+        return input.new_full((), number, dtype=dtype)
     if value.dim() != 0:
         raise ValueError(f"normalizer: expected one number, 0-dim, got shape {tuple(value.shape)}")
     if value.is_complex() or value.dtype == torch.bool:
@@ -530,10 +535,11 @@ class Shaped:
             raise ValueError("rows: with this target they need a row_index")
         if p.row_index is not None and p.rows is None:
             raise ValueError("row_index: given without rows")
-        if p.rows is not None and p.row_index is None and p.rows.shape[0] != self.classes:
+        by_class = isinstance(p.rows, Tensor) and p.row_index is None
+        if by_class and p.rows.shape[:1] != (self.classes,):  # type: ignore[union-attr]
             raise ValueError(
                 f"rows: without row_index, expected one row per class, shape {(self.classes,) * 2}"
-                f", got {tuple(p.rows.shape)}"
+                f", got {tuple(p.rows.shape)}"  # type: ignore[union-attr]
             )
         tables: dict[str, Any] = {}
         for name in TABLES:

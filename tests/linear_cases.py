@@ -38,7 +38,7 @@ HAVE: dict[str, Make] = {
     "lpl": lambda: losses.LPLLoss(COUNTS, tau=1.0),
     "lpl-balanced": lambda: losses.LPLLoss(COUNTS, split="balanced"),
     "lpl-ema": lambda: losses.LPLLoss(COUNTS, split="balanced", statistics="ema"),
-    "lpl-eval": lambda: losses.LPLLoss(COUNTS, tau=1.0, variant="official-long-tail-10").eval(),
+    "lpl-eval": lambda: losses.LPLLoss(COUNTS, variant="official-long-tail-10").eval(),
 }
 REFUSE: dict[str, Make] = {
     "lpl-variant": lambda: losses.LPLLoss(COUNTS, variant="official-long-tail-10"),

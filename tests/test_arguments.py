@@ -21,6 +21,7 @@ from lpl_fused import (
     LogitClip,
     LogitNorm,
     MarginPenalty,
+    Perturbation,
     Poly1,
     certification,
     losses,
@@ -483,3 +484,106 @@ def test_steps_beyond_counting_are_refused_and_leave_the_loss_as_it_was() -> Non
             setattr(loss, name, wrong)
         assert getattr(loss, name) == before
         assert torch.equal(loss.steps, steps)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "name"),
+    [
+        ({"split": "balanced", "head": 0.3}, "head"),
+        ({"statistics": "ema"}, "statistics"),
+        *(
+            ({"variant": "official-fixed", **beside}, next(iter(beside)))
+            for beside in (
+                {"normalize": False},
+                {"tau": 1.0},
+                {"statistics": "ema", "split": "balanced"},
+                {"through_perturbation": True},
+            )
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_what_a_kind_of_lpl_does_not_ask_for_is_refused(
+    keywords: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        losses.LPLLoss(COUNTS, **keywords)
+    if "variant" not in keywords:
+        with pytest.raises(ValueError, match=f"^{name}: "):
+            losses.MultiLabelLPLLoss(COUNTS, **keywords)
+    elif "split" not in keywords:
+        loss = losses.LPLLoss(COUNTS, variant=keywords["variant"])
+        with pytest.raises(ValueError, match="variant: "):
+            setattr(loss, name, keywords[name])
+        assert getattr(loss, name) != keywords[name]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: losses.LogitAdjustedLoss([5, 0, 3], tau=-1.0),
+        lambda: losses.VSLoss([5, 1, 3], gamma=-100.0),
+        lambda: losses.LDAMLoss([5, 1, 3], max_m=1e39),
+        lambda: losses.GroupVSLoss([5, 1, 3], gamma=80.0, iota="power"),
+    ],
+)
+def test_tables_beyond_float32_are_refused(make: Any) -> None:
+    """They would make every loss nan."""
+    with pytest.raises(ValueError, match=r"is beyond float32, .* for class [01]$"):
+        make()
+    loss = losses.VSLoss([5, 1, 3])
+    scale = loss.table("scale", torch.zeros(1)).clone()
+    with pytest.raises(ValueError, match="beyond float32"):
+        loss.gamma = -100.0
+    assert loss.gamma == 0.3 and torch.equal(loss.table("scale", torch.zeros(1)), scale)
+
+
+def test_buffers_may_be_put_in_the_place_of_read_only_ones() -> None:
+    """As DataParallel does for each device."""
+    loss = losses.ClassBalancedLoss(COUNTS)
+    replica: Any = loss._replicate_for_data_parallel()
+    replica.weight = 2 * loss.weight
+    assert not torch.equal(replica.weight, loss.weight)
+    with pytest.raises(AttributeError, match="weight: read-only"):
+        loss.weight = 2 * loss.weight
+
+
+_LOGITS, _LABELS, _LISTED = torch.zeros(2, C), torch.tensor([0, 1]), [0, 1]
+WRONG_KINDS: dict[str, Any] = {
+    "rows": lambda: LF.cross_entropy(
+        _LOGITS,
+        _LABELS,
+        perturbation=Perturbation(rows=[[0.0] * C] * C),  # type: ignore[arg-type]
+    ),
+    "rows of no dimension": lambda: LF.cross_entropy(
+        _LOGITS, _LABELS, perturbation=Perturbation(rows=torch.tensor(0.0))
+    ),
+    "index": lambda: losses.TruncatedGCELoss(5)(_LOGITS, _LABELS, _LISTED),
+    "index of flags": lambda: losses.TruncatedGCELoss(5)(_LOGITS, _LABELS, _LABELS.bool()),
+    "feature_norm": lambda: losses.IBLoss(start_epoch=0)(_LOGITS, _LABELS, [1.0, 1.0]),
+    "features": lambda: losses.ISDALoss(C, 2)(_LOGITS, _LABELS, [[0.0] * 2] * 2, torch.ones(C, 2)),
+    "classifier_weight": lambda: losses.ISDALoss(C, 2)(
+        _LOGITS, _LABELS, torch.zeros(2, 2), nn.Linear(2, C)
+    ),
+    "accuracy": lambda: losses.CDBLoss(C).update("all"),
+    "accuracy in percent": lambda: losses.CDBLoss(C).update([90.0] * C),
+    "cls_num_list": lambda: losses.LPLLoss(torch.ones(C, device="meta")),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_KINDS)
+def test_what_comes_with_a_call_is_refused_by_name(what: str) -> None:
+    with pytest.raises(
+        (TypeError, ValueError), match=f"^{what.split()[0]}: expected|^{what.split()[0]}: without"
+    ):
+        WRONG_KINDS[what]()
+
+
+def test_accuracies_and_normalizers_of_numpy() -> None:
+    expected, found = losses.CDBLoss(C, 1.0), losses.CDBLoss(C, 1.0)
+    expected.update(torch.linspace(0.1, 0.9, C))
+    found.update(np.linspace(0.1, 0.9, C, dtype=np.float32), samples=[1] * C)
+    torch.testing.assert_close(found.weight, expected.weight, rtol=1e-6, atol=0)
+    for number in (np.int64(3), np.float32(3)):
+        value = LF.cross_entropy(_LOGITS, _LABELS, reduction="sum", normalizer=number)
+        torch.testing.assert_close(value, 2 / 3 * torch.tensor(float(C)).log())

@@ -147,6 +147,14 @@ def test_a_base_says_it_for_its_wrapper(name: str, fused: bool) -> None:
     assert (torch.autograd.grad(loss, input)[0] == 0).all()
 
 
+def test_a_base_says_it_for_absgd() -> None:
+    base = losses.CrossEntropyLoss(empty="zero", reduction="none")
+    input = DRAW.input().float().requires_grad_()
+    loss = losses.ABSGDLoss(None, base)(input, IGNORED)
+    assert loss == 0
+    assert (torch.autograd.grad(loss, input)[0] == 0).all()
+
+
 def _on_a_rank(group: Any, target: Tensor, class_weight: Tensor | None) -> list[Tensor]:
     rank, world = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
     mine = slice(rank * C // world, (rank + 1) * C // world)

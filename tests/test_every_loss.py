@@ -472,6 +472,35 @@ def test_made_on_meta_as_large_models_are(name: str) -> None:
     same(subject.step(loss, step), subject.step(made, step))
 
 
+@every
+def test_gradients_of_each_sample(name: str) -> None:
+    """`vmap` of `grad`, as for private training: each row as if it were called alone. (Evaluated:
+    what evolves would take up a row that nobody sees.)"""
+    subject = SUBJECTS[name]
+    if "target" not in subject.takes or subject.takes[0] != "logits":
+        pytest.skip("takes no rows of logits with a label")
+    batch = subject.batch(0, 3)
+    if subject.lead is not None:
+        subject.lead(loss := subject.make(), batch)
+    else:
+        loss = subject.make()
+    loss.eval()
+    with contextlib.suppress(AttributeError, ValueError):
+        loss.weight = torch.linspace(0.5, 1.5, C)  # type: ignore[assignment]
+    arguments = [getattr(batch, key) for key in subject.takes]
+    places = tuple(None if key in SHARED else 0 for key in subject.takes)
+
+    def of_one(*row: Tensor) -> Tensor:
+        return loss(*row).sum()  # type: ignore[no-any-return]
+
+    found = torch.func.vmap(torch.func.grad(of_one), in_dims=places)(*arguments)
+    for row, gradient in enumerate(found):
+        one = [a if place is None else a[row] for a, place in zip(arguments, places, strict=True)]
+        leaf = one[0].clone().requires_grad_()
+        (expected,) = torch.autograd.grad(of_one(leaf, *one[1:]), leaf)
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_every_loss_is_walked() -> None:
     classes = {name for name in losses.__all__ if inspect.isclass(getattr(losses, name))}
     assert {name.partition(",")[0] for name in SUBJECTS} == classes

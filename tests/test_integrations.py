@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from types import SimpleNamespace
 from typing import Any
@@ -73,6 +74,31 @@ def test_a_label_for_each_row_of_logits() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: losses.LPLLoss(COUNTS, reduction="sum"),
+        lambda: losses.LPLLoss(COUNTS, split="balanced", statistics="ema", reduction="sum"),
+        lambda: losses.SeesawLoss(len(COUNTS), reduction="sum"),
+    ],
+    ids=["lpl", "running means", "seesaw"],
+)
+def test_what_is_evaluated_is_no_training(make: Any) -> None:
+    """The Trainer calls `eval()` of the model, not of the criterion, which is no part of it."""
+    logits, labels = batch()
+    criterion = make()
+    loss = TransformersLoss(criterion)
+    before = copy.deepcopy(criterion.state_dict())
+    with torch.no_grad():
+        found = loss({"logits": logits}, labels)
+    assert criterion.training
+    torch.testing.assert_close(criterion.state_dict(), before)
+    expected = TransformersLoss(make().eval())({"logits": logits}, labels)
+    torch.testing.assert_close(found, expected)
+    trained = loss({"logits": logits.clone().requires_grad_()}, labels)
+    assert trained != expected
+
+
 def test_labels_of_8_bits() -> None:
     """−253 is no class, though it is 3 in 8 bits; the last position of a row has it."""
     logits, labels = batch()
@@ -114,6 +140,8 @@ def test_logits_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: sum_loss()({"loss": None}, torch.zeros(2)), TypeError, "outputs: expected .* with logits"),
         (lambda: sum_loss()((), torch.zeros(2)), TypeError, "outputs: expected .* with logits"),
         (lambda: sum_loss()((torch.zeros(2, 3, 4),), torch.zeros(2, 4)), ValueError, r"shape \(2, 3\), got \(2, 4\)"),
+        (lambda: sum_loss()((torch.zeros(2, 4),), torch.zeros(2)), ValueError, "shift: .*shift=False"),
+        (lambda: sum_loss()((torch.zeros(2, 3, 4),), None), TypeError, "labels: expected a tensor, got None"),
         (lambda: token_counts([[1, 7]], 7), ValueError, "from 0 to 6, or -100, got 7 in row 0"),
         (lambda: token_counts([[0, 1], [0, -1]], 7), ValueError, "got -1 in row 1"),
         (lambda: token_counts([{"input_ids": [1]}], 7), TypeError, r"\"labels\" in row 0, got \['input_ids'\]"),

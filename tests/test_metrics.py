@@ -227,10 +227,23 @@ def test_state_is_saved_moved_and_copied(name: str) -> None:
 
 
 @every
-def test_counts_are_counts_whatever_dtype_is_asked_for(name: str) -> None:
-    metric = MADE[name]().set_dtype(torch.float16)
-    metric.update(*given(name, LOGITS, TARGET))
-    assert_same(metric.compute(), whole(name))
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda module: module[0].set_dtype(torch.float16),
+        lambda module: module.half(),
+        lambda module: module.to(torch.bfloat16),  # Lightning's "bf16-true"
+    ],
+    ids=["set_dtype", "half", "to"],
+)
+def test_counts_are_counts_whatever_dtype_is_asked_for(name: str, ask: Any) -> None:
+    module = torch.nn.Sequential(MADE[name]())
+    ask(module)
+    module[0].update(*given(name, LOGITS, TARGET))
+    assert_same(module[0].compute(), whole(name))
+    module[0].reset()
+    module[0].update(*given(name, LOGITS, TARGET))
+    assert_same(module[0].compute(), whole(name))
 
 
 def test_a_collection_keeps_apart_what_is_alike_by_chance() -> None:

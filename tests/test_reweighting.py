@@ -165,7 +165,10 @@ def test_bad_input() -> None:
         (lambda: losses.CDBLoss(3, -1.0), "tau.*-1"),
         (lambda: losses.CDBLoss(3, normalization="batch"), "normalization.*batch"),
         (lambda: losses.CDBLoss(3).update(torch.zeros(2)), r"shape \(3,\), got \(2,\)"),
-        (lambda: losses.CDBLoss(2).update(torch.tensor([0.5, 1.5])), r"difficulty.*\[0, 1\]"),
+        (
+            lambda: losses.CDBLoss(2).update(torch.tensor([0.5, 1.5])),
+            r"accuracy.*\[0, 1\], got 0.5 to 1.5",
+        ),
         (lambda: losses.IBLoss(alpha=0.0), "alpha.*> 0"),
         (lambda: losses.IBLoss(phi=Focal(2.0)), "compose.*phi"),
         (lambda: losses.IBLoss([1, -1]), "cls_num_list.*0 or >= 1"),

@@ -211,7 +211,14 @@ def test_every_public_name_is_walked() -> None:
         *(metrics, sampling, schedules, susceptibility),
     )
     held = {"Accuracy", "AverageK", "Certificate", "MeanAveragePrecision"}
-    inner = {"checked_counts", "count_tensor", "on_cpu", "effective_number", "checked_tau"}
+    inner = {
+        "checked_counts",
+        "count_tensor",
+        "real_tensor",
+        "on_cpu",
+        "effective_number",
+        "checked_tau",
+    }
     inner |= {"class_mean", "present_classes", "check_borders", "check_highest"}
     inner |= {"accuracy_of_counts", "answers", "average_k_rank", "in_sets", "largest_scores"}
     inner |= {"check_labels", "threshold_below", "variation_sums"}

@@ -73,6 +73,7 @@ def test_numbers() -> None:
         probe.add(before - after)
     assert probe.zeta == pytest.approx(0.15)
     assert probe.notebook_zeta == pytest.approx(0.05)
+    assert copy.deepcopy(probe).half().zeta == probe.zeta  # as a part of a model that is cast
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

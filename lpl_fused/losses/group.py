@@ -18,7 +18,7 @@ from ..row_transforms import scale_and_margin
 from ..tracing import readable
 from .binary import BinaryLoss, binary_labels, checked_targets
 from .cross_entropy import CrossEntropyLoss
-from .rows import blanked, class_indices, reduced
+from .rows import blanked, class_indices, looked_up, reduced
 
 _IOTAS = "log", "power", "none"
 _DELTAS = "power", "none"
@@ -197,7 +197,7 @@ class BinaryVSLoss(BinaryLoss):
 
         def chosen(table: Tensor) -> Tensor:
             if group is None:
-                return table[label]
+                return looked_up(table, label)
             return torch.where(
                 label == 1, by_group(table[1], label, group), by_group(table[0], label, group)
             )
@@ -230,4 +230,4 @@ def by_group(table: Tensor, label: Tensor, group: Tensor) -> Tensor:
         raise ValueError(
             f"group: expected indices in [0, {len(table)}), got {int(group[bad].reshape(-1)[0])}"
         )
-    return table[group.clamp(0, len(table) - 1)].masked_fill(bad, math.nan)
+    return looked_up(table, group.clamp(0, len(table) - 1)).masked_fill(bad, math.nan)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..arguments import CONSUMED, NOT_NEGATIVE, Choice, Integer, Number, live
+from ..arguments import CONSUMED, NOT_NEGATIVE, Choice, Integer, Number, Numbers, live
 from ..class_stats import present_classes
 from ..perturbation import Perturbation, chained
 from ..precision import product
@@ -17,6 +17,8 @@ from .cross_entropy import CrossEntropyLoss
 from .module import Reducing
 from .rows import as_rows, class_indices, expect_classes
 
+_FEATURES = Numbers(True, None, "those of the rows")
+_WEIGHT = Numbers(True, 2, "that of the last layer, shape (C, A)")
 _OUTER_ELEMENTS = 1 << 22  # of outer products x xᵀ formed at a time
 
 
@@ -171,13 +173,14 @@ class ISDALoss(Reducing, CrossEntropyLoss):
             return super().forward(input, target, perturbation=perturbation, normalizer=normalizer)
         class_indices(input, target, self)
         expect_classes(input, len(self.seen))
+        _FEATURES("features", features)
         x, label = as_rows(features.detach()), target.reshape(-1).long()
         if x.shape != (len(label), self.mean.shape[1]):
             raise ValueError(
                 f"features: expected {len(label)} rows of {self.mean.shape[1]} numbers"
                 f", got shape {tuple(features.shape)}"
             )
-        if classifier_weight.shape != self.mean.shape:
+        if _WEIGHT("classifier_weight", classifier_weight).shape != self.mean.shape:
             raise ValueError(
                 f"classifier_weight: expected shape {tuple(self.mean.shape)}"
                 f", got {tuple(classifier_weight.shape)}"

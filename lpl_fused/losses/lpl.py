@@ -41,6 +41,14 @@ from .module import Reducing
 _DEFAULTS = {"long-tail": (0.15, 0.0, (0.9, 1.5)), "balanced": (0.01, 0.4, (0.04, 0.04))}
 
 
+# what the scripts know nothing of, and its defaults
+_NOT_OF_VARIANTS = {
+    "normalize": True,
+    "tau": 0.0,
+    "statistics": "batch",
+    "through_perturbation": False,
+}
+
 _SPAN = Either(NOT_NEGATIVE, Pair(NOT_NEGATIVE))
 
 
@@ -72,7 +80,8 @@ class LPLLoss(Reducing, CrossEntropyLoss):
     plain PyTorch.
 
     Args:
-        cls_num_list: (C,) training samples per class ("balanced" uses only how many classes).
+        cls_num_list: (C,) training samples per class; "balanced" takes of them how many classes
+            there are and, beside `tau`, log π.
         split: "long-tail" or "balanced".
         head: classes that are lowered, a number (an integer type) or a share (a floating type) of
             all; default 0.4 (the official 4 of 10 and 40 of 100), of the variant
@@ -89,7 +98,8 @@ class LPLLoss(Reducing, CrossEntropyLoss):
             not finite count nothing.
         momentum: share of the old value in "ema", default 0.9.
         variant: None, or a name of `lpl_official.VARIANTS`: what the authors' scripts do, slips
-            included, in plain PyTorch; their step sizes and bounds apply, ours above must be unset.
+            included, in plain PyTorch; their split, step sizes and bounds apply, and but for
+            `split` and `head` ours must be unset.
         through_perturbation: differentiate through the steps (reference backend).
         **keywords: `data_group`, and those of `CrossEntropyLoss`.
 
@@ -116,12 +126,12 @@ class LPLLoss(Reducing, CrossEntropyLoss):
         "epsilon": rebuilding(NOT_NEGATIVE),
         "delta_epsilon": rebuilding(_span),
         "step_size": rebuilding(POSITIVE),
-        "normalize": live(FLAG),
+        "normalize": rebuilding(FLAG),
         "tau": rebuilding(REAL),
         "statistics": fixed(Choice("batch", "ema")),
         "momentum": live(Number(least=0, below=1)),
         "variant": fixed(Maybe(Choice(*VARIANTS))),
-        "through_perturbation": live(FLAG),
+        "through_perturbation": rebuilding(FLAG),
     }
 
     counts: Tensor
@@ -153,6 +163,12 @@ class LPLLoss(Reducing, CrossEntropyLoss):
         self.check_group()
         if variant is not None and (epsilon, delta_epsilon, step_size) != (None, None, None):
             raise ValueError("variant: brings its own epsilon, delta_epsilon and step_size")
+        if split != "long-tail" and head is not None and variant is None:
+            raise ValueError(f'head: of split "long-tail" alone, got it beside {split!r}')
+        if split != "balanced" and statistics == "ema":
+            raise ValueError(
+                f'statistics: "ema" is of split "balanced" alone, got it beside {split!r}'
+            )
         counts = checked_counts(cls_num_list, filled=split == "long-tail")
         default_step, default_epsilon, default_span = _DEFAULTS[split]
         self.step_size = default_step if step_size is None else step_size
@@ -161,6 +177,7 @@ class LPLLoss(Reducing, CrossEntropyLoss):
             "delta_epsilon", default_span if delta_epsilon is None else delta_epsilon
         )
         self.tau = tau
+        self._check_variant()
         self._counts = counts
         self.register_buffer("counts", counts, persistent=False)
         if head is None:
@@ -176,6 +193,17 @@ class LPLLoss(Reducing, CrossEntropyLoss):
         if self.variant is not None:
             raise ValueError("variant: brings its own bounds, nothing else can be assigned")
         self._build()
+
+    def _check_variant(self) -> None:
+        """Raises ValueError for what is set beside a script that does not ask for it."""
+        if self.variant is None:
+            return
+        for name, default in _NOT_OF_VARIANTS.items():
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"{name}: variant={self.variant!r} is a script that does not ask for it,"
+                    f" expected {default!r}, got {getattr(self, name)!r}"
+                )
 
     def _build(self) -> None:
         counts = self._counts

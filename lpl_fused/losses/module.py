@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -93,6 +94,13 @@ class LossModule(nn.Module):
         made.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return made
 
+    def _replicate_for_data_parallel(self) -> LossModule:
+        # DataParallel puts the buffers of a device in their places, also of those that are
+        # read-only for others
+        replica: LossModule = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica.__dict__["_loads"] = True
+        return replica
+
     def derived(self, name: str, value: Any) -> None:
         """Sets what is read-only for others, as it follows from another attribute."""
         object.__setattr__(self, name, value)
@@ -106,7 +114,17 @@ class LossModule(nn.Module):
     def register_table(self, name: str, values: Tensor) -> None:
         """Keeps a table in both precisions, so that float64 logits meet float64 tables.
 
-        Registered again, it stays where it was."""
+        Registered again, it stays where it was.
+
+        Raises:
+            ValueError: numbers that float32 does not hold (−inf, which masks a class, is one).
+        """
+        wrong = ~(values.float() < math.inf)
+        if wrong.any():
+            raise ValueError(
+                f"{type(self).__name__}: the {name} that counts and arguments come to is beyond"
+                f" float32, {values[wrong][0].item():g} for class {int(wrong.nonzero()[0, -1])}"
+            )
         for dtype in (torch.float32, torch.float64):
             full = f"{name}_{str(dtype).removeprefix('torch.')}"
             old = self._buffers.get(full)

@@ -516,7 +516,7 @@ class MultiLabelLPLLoss(MultiLabelLoss):
         *,
         normalize: bool = True,
         split: str = "long-tail",
-        head: int | float = 0.4,
+        head: int | float | None = None,
         epsilon: float | None = None,
         delta_epsilon: float | tuple[float, float] | None = None,
         step_size: float | None = None,

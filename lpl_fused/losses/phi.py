@@ -19,8 +19,10 @@ from ..arguments import (
     Integer,
     Number,
     fixed,
+    is_integer,
     live,
     rebuilding,
+    shown,
 )
 from ..norm import checked_norm
 from ..perturbation import Perturbation
@@ -30,7 +32,7 @@ from ..row_transforms import class_dim
 from ..tracing import readable
 from .cross_entropy import CrossEntropyLoss
 from .module import Reducing
-from .rows import class_indices, reduced, row_weights
+from .rows import class_indices, looked_up, reduced, row_weights
 
 
 class AlphaLoss(CrossEntropyLoss):
@@ -157,10 +159,9 @@ class TruncatedGCELoss(Reducing, CrossEntropyLoss):
         return float(-p.log() if self.q == 0 else (1 - p**self.q) / self.q)
 
     def _indices(self, target: Tensor, index: Tensor) -> Tensor:
-        if index.shape != target.shape or index.is_floating_point():
+        if not isinstance(index, Tensor) or not is_integer(index) or index.shape != target.shape:
             raise ValueError(
-                f"index: expected sample numbers of shape {tuple(target.shape)}"
-                f", got {index.dtype} of shape {tuple(index.shape)}"
+                f"index: expected sample numbers of shape {tuple(target.shape)}, got {shown(index)}"
             )
         index = index.long()
         bad = (index < 0) | (index >= len(self.kept))
@@ -205,7 +206,7 @@ class TruncatedGCELoss(Reducing, CrossEntropyLoss):
         perturbation: Perturbation | None = None,
     ) -> Tensor:
         label = class_indices(input, target, self)
-        kept = self.kept[self._indices(label, index)]
+        kept = looked_up(self.kept, self._indices(label, index))
         value = functional.cross_entropy(
             input, target, perturbation=perturbation, **{**self.keywords(), "reduction": "none"}
         )

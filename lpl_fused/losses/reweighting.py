@@ -18,15 +18,16 @@ from ..arguments import (
     Integer,
     fixed,
     live,
+    shown,
 )
-from ..class_stats import Counts, checked_counts, checked_tau, difficulty_weights
+from ..class_stats import Counts, checked_counts, checked_tau, difficulty_weights, real_tensor
 from ..norm import checked_norm
 from ..perturbation import Perturbation, chained
 from ..phi import checked_phi
 from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
 from .module import DeferredStart, Reducing, counted
-from .rows import class_indices, expect_classes, mean_divisor
+from .rows import class_indices, expect_classes, looked_up, mean_divisor
 
 
 class CDBLoss(Reducing, CrossEntropyLoss):
@@ -86,7 +87,7 @@ class CDBLoss(Reducing, CrossEntropyLoss):
         self.register_buffer("difficulty", difficulty)
 
     @torch.no_grad()
-    def update(self, accuracy: Tensor, samples: Tensor | None = None) -> None:
+    def update(self, accuracy: Counts, samples: Counts | None = None) -> None:
         """Weights from the classes' accuracies on held-out data.
 
         Args:
@@ -98,8 +99,11 @@ class CDBLoss(Reducing, CrossEntropyLoss):
             ValueError: bad shapes; a class without held-out samples on any rank.
         """
         shape = self.difficulty.shape
-        values = accuracy.to(self.difficulty)
-        count = torch.ones_like(values) if samples is None else samples.to(self.difficulty)
+        expected = "one number per class"
+        values = real_tensor(accuracy, "accuracy", expected).to(self.difficulty)
+        count = torch.ones_like(values)
+        if samples is not None:
+            count = real_tensor(samples, "samples", expected).to(self.difficulty)
         if values.shape != shape or count.shape != shape:
             raise ValueError(
                 f"accuracy, samples: expected shape {tuple(shape)}, got {tuple(values.shape)} and "
@@ -111,6 +115,11 @@ class CDBLoss(Reducing, CrossEntropyLoss):
             empty = int(((count <= 0) | right.isnan()).nonzero()[0])
             raise ValueError(f"accuracy: expected held-out samples of every class, none of {empty}")
         difficulty = 1 - right / count
+        if not ((difficulty >= 0) & (difficulty <= 1)).all():
+            raise ValueError(
+                "accuracy: expected numbers in [0, 1], got"
+                f" {float((1 - difficulty).min()):g} to {float((1 - difficulty).max()):g}"
+            )
         assert self.weight is not None
         self.weight.copy_(difficulty_weights(difficulty, self.tau))
         self.difficulty.copy_(difficulty)
@@ -219,10 +228,10 @@ class IBLoss(DeferredStart, CrossEntropyLoss):
         assert isinstance(target, Tensor)
         if self.balanced:
             expect_classes(input, len(self.table("class_weight", input)))
-        if feature_norm.shape != target.shape:
+        if not isinstance(feature_norm, Tensor) or feature_norm.shape != target.shape:
             raise ValueError(
-                f"feature_norm: expected one per row, shape {tuple(target.shape)}, got "
-                f"{tuple(feature_norm.shape)}"
+                f"feature_norm: expected one per row, shape {tuple(target.shape)}, got"
+                f" {shown(feature_norm)}"
             )
         if not self.started or not self.training:
             return super().forward(input, target, perturbation=perturbation)
@@ -234,12 +243,12 @@ class IBLoss(DeferredStart, CrossEntropyLoss):
         factor = self.alpha / (-2 * torch.expm1(-losses) * norm + self.epsilon)
         if self.balanced:
             # a label out of range has made its row nan (on a GPU) and is not looked up
-            factor = factor * self.table("class_weight", losses)[label]
+            factor = factor * looked_up(self.table("class_weight", losses), label)
         if self.detach:
             factor = factor.detach()
         losses = losses * factor
         if self.weight is not None:
-            losses = losses * self.weight.to(losses.dtype)[label]
+            losses = losses * looked_up(self.weight.to(losses.dtype), label)
         if self.reduction == "none":
             return losses
         total = losses.sum()

@@ -34,6 +34,7 @@ from ..validation import Target
 from .cross_entropy import CrossEntropyLoss
 from .module import DeferredStart, Reducing, counted
 from .multilabel import MultiLabelLoss
+from .rows import mean_divisor
 
 
 def _of_rows(name: str, base: Any) -> nn.Module:
@@ -158,7 +159,7 @@ class ABSGDLoss(DeferredStart, _Rows):
         losses, rows = self.rows(input, target, perturbation)
         lam = self.lam if self.started else self.first_lam
         if lam is None or not self.training:
-            return losses.sum() / rows.sum()
+            return losses.sum() / mean_divisor(rows.sum(), getattr(self.base, "empty", "nan"))
         finite = losses.detach().isfinite()
         weights = self._weights(losses.detach().double() / lam, rows & finite)
         weights = torch.where(rows & ~finite, 1.0, weights)  # seen in the loss of this batch alone

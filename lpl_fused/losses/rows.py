@@ -80,13 +80,21 @@ def numbered(label: Tensor) -> Tensor:
     return torch.arange(label.numel(), device=label.device).reshape(label.shape)
 
 
+def looked_up(table: Tensor, index: Tensor) -> Tensor:
+    """table[index] of a table (R,). (Within `vmap` torch takes a lone index for a number, which it
+    asks for.)"""
+    return table[index.reshape(-1)].reshape(index.shape)
+
+
 def row_weights(target: Tensor, label: Tensor, like: Tensor, loss: RowLoss) -> Tensor:
     """w_y of every row in the dtype of `like`, 0 for ignored ones, nan for what is no class.
 
     Args:
         label: `class_indices` of `target`.
     """
-    weight = torch.ones_like(like) if loss.weight is None else loss.weight.to(like.dtype)[label]
+    weight = torch.ones_like(like)
+    if loss.weight is not None:
+        weight = looked_up(loss.weight.to(like.dtype), label)
     ignored = is_ignored(target, loss.ignore_index)
     return weight.masked_fill(changed(label, target), math.nan).masked_fill(ignored, 0)
 
