@@ -69,6 +69,7 @@ long launches = 0;
 struct Shape {
   int blocks = 2, places = 4;
   bool staged = true, reversed = false, bulk = true, mixed = false, replayed = false;
+  bool beside = true;
 } shape;
 
 // A byte, or kRandom: a nan hides from a comparison, which a number that is huge or usual does not.
@@ -482,13 +483,18 @@ class Launcher {
 #if defined(LPL_IDLE)
   static constexpr i64 many_rows() { return RowPlan::kManyRows; }
   static constexpr i64 most_compared() { return 32768; }
+  static constexpr i64 few_rows() { return 8192; }
+  static constexpr i64 few_logits() { return i64(1) << 23; }
 #else
   // so that tests have more, and fewer
   static constexpr i64 many_rows() { return 4; }
   static constexpr i64 most_compared() { return 40; }
+  static i64 few_rows() { return shape.beside ? most_compared() : 0; }
+  static constexpr i64 few_logits() { return i64(1) << 40; }
 #endif
 
-  static int batch_crews() { return shape.places / kCrew; }
+  static constexpr int crew = kCrew;
+  static int batch_places() { return shape.places; }
 
   template <typename Body>
   void batches(Body, const Call& call, i64 count) const {
@@ -505,9 +511,7 @@ class Launcher {
 
   template <typename Body, typename Other>
   void warps_beside(Body, i64 n, Other, i64 teams, const Call& call) const {
-    rows(Other(), call, teams, 0, false);
-    --launches;  // they are one
-    warps(Body(), call, n);
+    beside([&] { rows(Other(), call, teams, 0, false); }, [&] { warps(Body(), call, n); });
   }
 
   template <typename Body>
@@ -518,13 +522,28 @@ class Launcher {
     });
   }
 
+  // Teams are as large as a block of a row's; one more may have nothing to do.
+  template <typename Body, typename Other, typename Teams>
+  void rows_beside(Body, const Call& call, i64 n, i64 bytes, Other, Teams teams_of) const {
+    const int places = places_of(shape.staged ? shape.blocks : 1);
+    const i64 teams = teams_of(places);
+    const auto run = [&](Own<Other>* own, char*, i64 i) {
+      Team team(&own->exchange, &own->shared, nullptr, nullptr, 1);
+      Other::run(team, call, i);
+    };
+    const auto others = [&] { run_teams<Other>(call, teams + 1, 1, places, 0, false, run); };
+    const auto rows_of = [&] { rows(Body(), call, n, bytes, true); };
+    if (n == 0) return;
+    if (teams == 0) return rows_of();
+    beside(others, rows_of);
+  }
+
   template <typename Body>
   void rows(Body, const Call& call, i64 n, i64 bytes, bool stage) const {
     // as on a device blocks share a row where it is staged; else one has as many threads
     const i64 staged = stage && shape.staged ? bytes + 32 : 0;
     const int blocks = staged ? shape.blocks : 1;
-    int places = shape.places;
-    while (places < shape.places * shape.blocks / blocks) places *= 2;
+    const int places = places_of(blocks);
     const auto run = [&](Own<Body>* own, char* place, i64 i) {
       Arrivals* arrivals = staged && shape.bulk ? &own->arrivals : nullptr;
       Team team(&own->exchange, &own->shared, place, arrivals, blocks);
@@ -544,15 +563,37 @@ class Launcher {
   // Two rows, or parts of one, a block: one more of them than there are rows may have a place.
   template <typename Body, typename Other>
   void pieces_beside(Body, const Call& call, i64 n, i64, Other, i64 teams, i64) const {
-    rows(Other(), call, teams, 0, false);
-    --launches;  // they are one
     constexpr int kSquads = 2;
     const i64 blocks = (n * shape.blocks + kSquads - 1) / kSquads;
-    run_teams<Body>(call, blocks, 1, kSquads * shape.places, 0, false,
-                    [&](Own<Body>*, char*, i64 block) {
-                      Squad squad(unsigned(block), shape.places, shape.blocks);
-                      Body::run(squad, call, squad.row());
-                    });
+    const auto squads = [&] {
+      run_teams<Body>(call, blocks, 1, kSquads * shape.places, 0, false,
+                      [&](Own<Body>*, char*, i64 block) {
+                        Squad squad(unsigned(block), shape.places, shape.blocks);
+                        Body::run(squad, call, squad.row());
+                      });
+    };
+    beside([&] { rows(Other(), call, teams, 0, false); }, squads);
+  }
+
+ private:
+  // Threads of a block, where so many share a row.
+  static int places_of(int blocks) {
+    int places = shape.places;
+    while (places < shape.places * shape.blocks / blocks) places *= 2;
+    return places;
+  }
+
+  // Two kinds of blocks of one launch, of which neither may count on the other.
+  template <typename One, typename Other>
+  static void beside(One one, Other other) {
+    if (shape.reversed) {
+      other();
+      one();
+    } else {
+      one();
+      other();
+    }
+    --launches;
   }
 };
 
@@ -704,12 +745,19 @@ void run_faulty(int fault, const Call& call) {
 #define LPL_FOR_TESTS extern "C" __attribute__((visibility("default")))
 
 LPL_FOR_TESTS void use_shape(int blocks, int places, bool staged, bool reversed) {
+  const bool beside = lpl::shape.beside;
   lpl::shape = {blocks, places, staged, reversed, lpl::shape.bulk};
+  lpl::shape.beside = beside;
 }
 
 // Rows are staged in bulk, or line by line.
 LPL_FOR_TESTS void use_bulk(bool bulk) {
   lpl::shape.bulk = bulk;
+}
+
+// Rows are ordered by class beside their statistics, if they are not too many, or before these.
+LPL_FOR_TESTS void use_beside(bool beside) {
+  lpl::shape.beside = beside;
 }
 
 // The last come first; or every second time whoever it may be.

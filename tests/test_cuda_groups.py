@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from test_cuda import (
 from torch import Tensor
 
 from lpl_fused import LogitClip, Perturbation, testing
-from lpl_fused.problem import Problem
+from lpl_fused.problem import NONE, Options, Problem
 
 __all__ = ["use_shape"]  # a fixture
 pytestmark = pytest.mark.usefixtures("twice")
@@ -53,6 +54,19 @@ def solve(asked: Problem, dtype: torch.dtype = FP32) -> tuple[Tensor, Tensor]:
     return delta[slot].cpu(), backend.outcomes(there).cpu()
 
 
+@pytest.fixture(params=["beside", "before"])
+def ordered(request: pytest.FixtureRequest) -> Iterator[str]:
+    """When few rows are ordered by class: beside their statistics, which then do not know who shares
+    its class, or before these."""
+    if DEVICE != "cpu":
+        pytest.skip("on a device their number decides")
+    use_beside = ctypes.CDLL(backend._native().__file__).use_beside
+    use_beside(request.param == "beside")
+    yield request.param
+    use_beside(True)
+
+
+@pytest.mark.usefixtures("ordered")
 @pytest.mark.parametrize("classes", [40, 700])
 @pytest.mark.parametrize(
     ("spread", "ease", "normalize"),
@@ -147,7 +161,7 @@ def test_no_result_depends_on_who_comes_first(use_shape) -> None:  # type: ignor
 
 @ON_HOST
 @pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
-def test_reads_do_not_grow_with_the_steps(normalize: bool) -> None:
+def test_reads_do_not_grow_with_the_steps(normalize: bool, ordered: str) -> None:
     """Launches, and loads of 16-bit logits, of steps that are smaller the more they are."""
     take_counts = ctypes.CDLL(backend._native().__file__).take_counts
     counts = (ctypes.c_long * 2)()
@@ -161,8 +175,9 @@ def test_reads_do_not_grow_with_the_steps(normalize: bool) -> None:
         assert set(found.tolist()) == {PERTURBED}
         seen.add(tuple(counts))
     (only,) = seen
-    # twice by a row's statistics, twice by each round over the tail, once for δ
-    assert only[1] <= 8.5 * asked.input.numel()
+    # twice by a row's statistics (a piece with heads once more where nobody knows that it has none),
+    # twice by each round over the tail, once for δ
+    assert only[1] <= (8.5 + (ordered == "beside")) * asked.input.numel()
 
 
 def test_any_number_of_steps_is_solved() -> None:
@@ -205,6 +220,7 @@ def test_steps_that_lead_nowhere(
     assert FELL_BACK in found
 
 
+@pytest.mark.usefixtures("ordered")
 @pytest.mark.parametrize("classes", [150, 600])
 @pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
 def test_extremes(classes: int, normalize: bool) -> None:
@@ -217,6 +233,7 @@ def test_extremes(classes: int, normalize: bool) -> None:
     testing.assert_within_budget(case(asked), "cuda")
 
 
+@pytest.mark.usefixtures("ordered")
 def test_an_index_out_of_range_makes_its_class_nan_and_no_other() -> None:
     """Its rows share a δ, in which the row has its part; also where it comes first."""
     asked = on_device(problem([3, 3], [4, -4], 600))
@@ -227,6 +244,52 @@ def test_an_index_out_of_range_makes_its_class_nan_and_no_other() -> None:
         index[row] = 10**12
         losses = backend.forward(asked._replace(rows=tables, row_index=index), True).loss
         assert torch.equal(losses.isnan(), asked.target == 0)
+
+
+@ON_HOST
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [],
+        [7],
+        [-100],
+        [7, 7],
+        [7, 3],
+        [-100] * 5,
+        [-100, 7, -100, 7],
+        [640, -1, 640],  # out of range
+        [2] * 20,
+        [*range(3, 12), 0, 640, -100, 0, *range(15, 20)],
+        [k // 2 for k in range(41)],  # too many to be ordered beside
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP64], ids=str)
+def test_when_rows_are_ordered_changes_none_alone_in_its_class(
+    labels: list[int], dtype: torch.dtype
+) -> None:
+    """And the others by rounding. Statistics of rows, and a class without steps, beside."""
+    use_beside = ctypes.CDLL(backend._native().__file__).use_beside
+    draw, n = Draw(len(labels), 600, seed=4), len(labels)
+    steps = torch.tensor([4, -4, 9, 0] * 150, dtype=torch.int32)
+    target = torch.tensor(labels, dtype=torch.int64)
+    logits = (2 * draw.normal(n, 600)).to(dtype)
+    asked = Problem(logits, target, steps=steps, options=Options(reduction=NONE, step_size=0.1))
+    found = []
+    for beside in (False, True):
+        use_beside(beside)
+        try:
+            forward = backend.forward(asked, False, return_stats=True)
+            ones = torch.ones(n, dtype=forward.loss.dtype)
+            grad = backend.learned_gradient(asked, ones, forward.state)
+            found.append((forward.loss, *forward.statistics, grad, backend.outcomes(asked)))
+        finally:
+            use_beside(True)
+    shares = torch.tensor([labels.count(label) > 1 for label in labels], dtype=torch.bool)
+    for before, here in zip(*found, strict=True):
+        torch.testing.assert_close(here[~shares], before[~shares], rtol=0, atol=0, equal_nan=True)
+        rtol = {BF16: 1e-2, FP32: 2e-6}.get(here.dtype, 1e-12)
+        torch.testing.assert_close(here, before, rtol=rtol, atol=1e-7, equal_nan=True)
 
 
 def test_repeats_bit_for_bit() -> None:

@@ -68,6 +68,7 @@ using i64 = int64_t;
 struct Scratch {
   LPL_SCRATCH(LPL_FIELD)
   int round = 0;                // of the kernels of groups
+  bool by_class = false;        // order, begin and counts are there before the statistics
   bool only_delta = false;      // δ is all that is wanted of the steps; RowBody takes it from there
   bool stats_by_steps = false;  // of rows that have taken steps, from what these have left
   bool anew = false;  // kernels have nothing to do unless `factor` rounds a gradient again

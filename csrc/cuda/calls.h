@@ -1,7 +1,12 @@
 // The order of kernels in a call. A Launcher (kernels.cu; in tests the host) offers
 //     rows(body, call, n, bytes, stage)   a team for each of n rows of so many bytes, on chip if
 //                                         `stage`
-//     pieces(body, call, n, bytes)        the same for bodies whose threads need nothing of each
+//     rows_beside(body, call, n, bytes, other, teams)
+//                                         a team for each of n rows, on chip, beside teams of
+//                                         another body, which begin first: as many as teams(size)
+//                                         says of teams of so many threads
+//     pieces(body, call, n, bytes)        the same as rows for bodies whose threads need nothing of
+//     each
 //                                         other
 //     pieces_beside(body, call, n, bytes, other, teams, work)
 //                                         the same, beside teams of another body for `work` bytes
@@ -9,10 +14,12 @@
 //     warps(body, call, n)                a warp for each of n rows
 //     warps_beside(body, n, other, teams, call)
 //                                         the same, beside teams of another body, which begin first
-//     batches(body, call, count)          so many of the largest teams, of batch_crews() warps
+//     batches(body, call, count)          so many of the largest teams, of batch_places() threads
 //     once(body, call)                    one of them for all
 //     many_rows()                         how many keep all of it busy, a block each
 //     most_compared()                     how many are compared, each with all, rather than sorted
+//     few_rows(), few_logits()            that are compared beside their statistics
+//     crew                                threads of a warp
 #pragma once
 
 #include <type_traits>
@@ -107,8 +114,8 @@ struct InTurns {
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 t) {
-    if (!call.scratch.flags[Body::needs(call)]) return;
     const unsigned n = unsigned(call.p.n), step = unsigned(kTurns * call.scratch.teams);
+    if (!Body::wanted(team, call, t, step)) return;
     for (unsigned i = unsigned(t); i < n; i += step) {
       Body::run(team, call, i);
       team.sync();  // the memory that the block has for itself
@@ -228,16 +235,35 @@ void relax_groups(Launcher& launch, Call call) {
   }
 }
 
+// Whether rows are ordered by class beside their statistics, in one launch. That has the statistics
+// do more than anybody wants of rows that share their class, and teams as small as theirs, of which
+// each reads all labels, compare these. A penalty wants its weight at once.
+template <typename Launcher>
+bool orders_beside(const Launcher& launch, const Call& call) {
+  const i64 n = call.p.n;
+  return n > 0 && n <= launch.few_rows() && n * call.p.c <= launch.few_logits() &&
+         !call.scratch.penalty_weight;
+}
+
 // The steps of all rows, but for those that are left.
 template <typename T, typename Launcher>
-void take_steps(Launcher& launch, const Call& call) {
+void take_steps(Launcher& launch, Call call) {
   using Acc = typename AccumulateOf<T>::type;
+  using Ranks = RanksBody<Acc, 8192>;
+  using RanksBeside = RanksBody<Acc, 1024>;
   const i64 n = call.p.n, bytes = call.p.c * i64(sizeof(T));
-  if (n <= launch.most_compared())
-    launch.batches(RanksBody<Acc>(), call, RanksBody<Acc>::teams(n, launch.batch_crews()));
-  else
+  const bool beside = orders_beside(launch, call);
+  call.scratch.by_class = !beside;
+  if (!beside && n <= launch.most_compared())
+    launch.batches(Ranks(), call, Ranks::teams(n, launch.batch_places(), launch.crew));
+  else if (!beside)
     launch.once(SortBody<Acc>(), call);
-  const auto measure = [&](auto body) { launch.rows(body, call, n, bytes, true); };
+  const auto teams = [&](int size) {
+    return beside ? RanksBeside::teams(n, size, launch.crew) : 0;
+  };
+  const auto measure = [&](auto body) {
+    launch.rows_beside(body, call, n, bytes, RanksBeside(), teams);
+  };
   if (!for_tables<LearnedStatisticsBody, T>(call, measure))
     for_learned<LearnedStatisticsBody, T>(call, measure);
   if (!call.scratch.groups) return launch.warps(RowStepsBody<Acc>(), call, n);

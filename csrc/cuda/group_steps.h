@@ -414,18 +414,33 @@ class Walk {
   Acc progress_ = 0, walked_ = 0, factor_ = 0, own_change_ = 0;
 };
 
-// All steps of a class, the first time: without gains. One team for each class.
+// All steps of a class, the first time: without gains. One team for each class, which is the first
+// to know that it has several rows.
 template <typename A>
 struct FirstStepsBody {
   using Acc = A;
   using Shared = WalkShared<Acc>;
 
-  LPL_DEVICE static int needs(const Call&) { return kSharing; }
+  // As no flag says so yet, all places are looked at at once.
+  template <typename Team>
+  LPL_DEVICE static bool wanted(Team& team, const Call& call, i64 first, i64 step) {
+    int any = 0;
+    for (i64 place = first + team.rank() * step; place < call.p.n; place += team.size() * step)
+      any |= Group<Acc>::begins(call, place);
+    return team.reduce(any, [](int a, int b) { return a | b; }) != 0;
+  }
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
+    if (!Group<Acc>::begins(call, place)) return;
+    const Scratch& s = call.scratch;
+    const i64 count = s.counts[s.order[place]];
+    for (i64 r = team.rank(); r < count; r += team.size())
+      Group<Acc>::join(call, s.order[place + r]);
+    if (team.rank() == 0) s.flags[kSharing] = 1;
+    team.sync();
     const Group<Acc> group(call, place);
-    if (group.begin == place && group.open) Walk<Team, Acc, true>(team, call, group, 0).run();
+    Walk<Team, Acc, true>(team, call, group, 0).run();
   }
 };
 
@@ -442,11 +457,9 @@ LPL_DEVICE inline void step_again(Team& team, const Call& call, i64 place, bool 
 // q of the exact classes, once they are known, of the row at a place: a crew has those that a team
 // of the class has found. Then the class's next steps.
 template <typename T, Set kSet>
-struct GroupGatherBody {
+struct GroupGatherBody : OfOpen {
   using Acc = typename AccumulateOf<T>::type;
   using Shared = WalkShared<Acc>;
-
-  LPL_DEVICE static int needs(const Call& call) { return kOpen + call.scratch.round; }
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {

@@ -283,14 +283,12 @@ class TailGains {
 // At the nodes of the last steps: the gains of the tail's mass in each row, and the squares of its
 // part of the gradient. In round 0 also, which classes are exact; in later ones the next steps.
 template <typename T, Set kSet, bool kFirst, bool kNormalize>
-struct TailBody {
+struct TailBody : OfOpen {
   using Acc = typename AccumulateOf<T>::type;
   union Shared {
     Exchanged<Acc> exchanged;
     typename std::conditional<kFirst, Nothing, WalkShared<Acc>>::type walk;
   };
-
-  LPL_DEVICE static int needs(const Call& call) { return kOpen + call.scratch.round; }
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
@@ -357,12 +355,10 @@ class LastOf {
 
 // δ of a class that is solved.
 template <typename T, Set kSet>
-struct GroupDeltaBody {
+struct GroupDeltaBody : OfSharing {
   using Acc = typename AccumulateOf<T>::type;
   static constexpr int kColumns = kColumnsAtOnce<Acc, kSet>;
   using Shared = Exchanged<Acc>;
-
-  LPL_DEVICE static int needs(const Call&) { return kSharing; }
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {
@@ -394,12 +390,10 @@ struct GroupDeltaBody {
 
 // The gradients of the rows of a class that is solved.
 template <typename T, Set kSet>
-struct GroupGradientBody {
+struct GroupGradientBody : OfSharing {
   using Acc = typename AccumulateOf<T>::type;
   static constexpr int kColumns = kColumnsAtOnce<Acc, kSet>;
   using Shared = Exchanged<Acc>;
-
-  LPL_DEVICE static int needs(const Call&) { return kSharing; }
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 place) {

@@ -19,25 +19,31 @@ LPL_DEVICE inline void begin_steps(Team& team, const Call& call) {
 }
 
 // order, begin and counts of the rows by class, those without one being a class of their own; slot
-// where that is wanted. By comparing a row with all others: of few rows many warps make less work
-// than one block makes of a sort. Team t has as many rows as crews, from row t·crews on; one more
-// team settles what comes before all else.
-template <typename A>
+// where that is wanted. By comparing a row with all others, kAtOnce of them at a time: of few rows
+// many warps make less work than one block makes of a sort. One more team settles what comes before
+// all else, and teams beyond have nothing to do.
+template <typename A, int kAtOnce>
 struct RanksBody {
   using Acc = A;
-  static constexpr int kAtOnce = 8192;
   struct Shared {
     int32_t classes[kAtOnce];
   };
 
-  // So many for teams of so many crews.
-  static i64 teams(i64 n, int crews) { return (n + crews - 1) / crews + 1; }
+  // So many for n rows, of so many threads in crews of so many.
+  static i64 teams(i64 n, int size, int crew) {
+    const int rows = rows_of(size, crew);
+    return (n + rows - 1) / rows + 1;
+  }
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 t) {
-    const int width = team.crew(), crews = team.size() / width, n = int(call.p.n);
-    const i64 first_row = t * crews;
-    if (first_row >= n) return begin_steps<Acc>(team, call);
+    const int rows = rows_of(team.size(), team.crew()), n = int(call.p.n);
+    const int width = team.size() / rows;
+    const i64 first_row = t * rows;
+    if (first_row >= n) {
+      if (first_row - rows < n) begin_steps<Acc>(team, call);
+      return;
+    }
     Shared& all = team.template shared<Shared>(0);
     const int row = int(first_row) + team.rank() / width, lane = team.rank() % width;
     const int32_t mine = row < n ? int32_t(class_of(call, call.p.target[row])) : -1;
@@ -50,18 +56,26 @@ struct RanksBody {
       team.sync();
       if (row < n) place.look(all.classes, begin, count, lane, width, row, mine);
     }
-    if (row >= n) return;
-    const int less = team.crew_sum(place.less), equal = team.crew_sum(place.equal);
-    const int before = team.crew_sum(place.before), first = -team.crew_max(-place.first);
-    if (lane != 0) return;
+    place = team.reduce_lanes(place, width, [](const Place& a, const Place& b) {
+      const int first = a.first < b.first ? a.first : b.first;
+      return Place{a.less + b.less, a.equal + b.equal, a.before + b.before, first};
+    });
+    if (row >= n || lane != 0) return;
     const Scratch& s = call.scratch;
-    s.order[less + before] = row;
-    s.begin[row] = less;
-    s.counts[row] = equal;
-    if (call.out.slot) call.out.slot[row] = first;
+    s.order[place.less + place.before] = row;
+    s.begin[row] = place.less;
+    s.counts[row] = place.equal;
+    if (call.out.slot) call.out.slot[row] = place.first;
   }
 
  private:
+  // Rows of a team: each has a crew at most, and a few of its lanes at least, so that a team of few
+  // threads does not read all labels for two rows.
+  LPL_HOST_DEVICE static int rows_of(int size, int crew) {
+    const int least = crew < 8 ? crew / 2 : 4, most = size / least;
+    return size / crew > 32 ? size / crew : most < 32 ? most : 32;
+  }
+
   // What a lane has found: rows of lower classes, of the same, of these those before and the first.
   struct Place {
     int less, equal, before, first;

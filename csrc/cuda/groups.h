@@ -20,6 +20,21 @@ constexpr int kMostExact = 512;  // classes that take their steps one by one
 constexpr int kMostParts = 64, kColumnsOfPart = 512, kPartsOfRow = 8;
 constexpr int kRounds = 3;  // of steps with the tail's gains, at most
 
+// Whether a body of classes with several rows has anything to do: where there are any, or where one
+// has no verdict yet.
+struct OfSharing {
+  template <typename Team>
+  LPL_DEVICE static bool wanted(Team&, const Call& call, i64, i64) {
+    return call.scratch.flags[kSharing];
+  }
+};
+struct OfOpen {
+  template <typename Team>
+  LPL_DEVICE static bool wanted(Team&, const Call& call, i64, i64) {
+    return call.scratch.flags[kOpen + call.scratch.round];
+  }
+};
+
 // A number at each of the moments.
 template <typename Acc>
 struct alignas(16) AtNodes {
@@ -120,13 +135,21 @@ class Group {
     return n / 2 * i64(sizeof(GroupState<Acc>)) + n * row;
   }
 
-  // Whether the rows of a class that takes these steps are solved.
-  LPL_DEVICE static bool pays(const Call& call, int steps, i64 count) {
-    return call.scratch.groups && count > 1 && steps != 0;
+  // Whether a row takes its steps together with others of its class.
+  LPL_DEVICE static bool shares(const Call& call, i64 i) {
+    return learned_row<Acc>(call, i).steps != 0 && call.scratch.counts[i] > 1;
   }
-  // e^δ has to stay a number.
-  LPL_DEVICE static bool bounded(const Call& call, int steps) {
-    return std::fabs(call.p.step_size * steps) <= largest_exponent();
+  // What becomes of the rows that share these steps.
+  LPL_DEVICE static Outcome outcome_of(const Call& call, int steps) {
+    if (!call.scratch.groups) return kGroup;
+    // e^δ has to stay a number
+    return std::fabs(call.p.step_size * steps) <= largest_exponent() ? kRelaxed : kFellBack;
+  }
+  // Whether the rows of a class that begins at a place are to be solved.
+  LPL_DEVICE static bool begins(const Call& call, i64 place) {
+    const i64 leader = call.scratch.order[place];
+    return call.scratch.begin[leader] == place && shares(call, leader) &&
+           outcome_of(call, learned_row<Acc>(call, leader).steps) == kRelaxed;
   }
   LPL_HOST_DEVICE static constexpr Acc largest_exponent() { return sizeof(Acc) == 8 ? 500 : 80; }
 
@@ -138,11 +161,16 @@ class Group {
   }
   LPL_DEVICE static bool has_rivals(const LearnedRow<Acc>& from) { return from.series[1] != 0; }
 
-  // Notes Σ e of a row's rivals, and 1/Σ; those that are nothing beside the label are none.
-  LPL_DEVICE static void join(LearnedRow<Acc>& to, Acc rest) {
-    to.series[0] = rest;
-    const bool rivals = rest > 0 && !(over_rivals(to) > largest_exponent());
-    to.series[1] = rivals ? 1 / rest : Acc(0);
+  // Notes Σ e of a row's rivals, and 1/Σ; those that are nothing beside the label are none. A row
+  // without a Σ makes the whole class nan.
+  LPL_DEVICE static void join(const Call& call, i64 i) {
+    LearnedRow<Acc>& row = learned_row<Acc>(call, i);
+    row.series[0] = row.rest;
+    if (row.rest != row.rest) row.own = NAN;
+    const bool rivals = row.rest > 0 && !(over_rivals(row) > largest_exponent());
+    row.series[1] = rivals ? 1 / row.rest : Acc(0);
+    row.standing = Standing::grouped;
+    call.scratch.outcome[i] = kRelaxed;
   }
   // (room,): q of member r's exact classes, that of member 0 at last their δ; the columns of those
   // that are found by the team of a place. Both stand where a row alone in its class has its heads.

@@ -74,6 +74,13 @@ constexpr int blocks_beside() {
   return sizeof(typename Body::Acc) == 8 ? 1 : BlocksOf<Body>::value;
 }
 
+// What a block has for itself that is a team of one body or the other.
+template <typename Body, typename Other>
+union EitherShared {
+  typename Body::Shared of_row;
+  typename Other::Shared of_team;
+};
+
 template <typename Body>
 __global__ void __launch_bounds__(ThreadsOf<Body>::value,
                                   blocks_beside<Body>() * kThreads / ThreadsOf<Body>::value)
@@ -90,6 +97,26 @@ __global__ void __launch_bounds__(ThreadsOf<Body>::value,
   Team team(&exchange, &shared, fill == Fill::none ? nullptr : stage,
             fill == Fill::bulk ? &arrivals : nullptr, blocks);
   run_row<Body>(team, call, i64(blockIdx.x / unsigned(blocks)));
+}
+
+// The same, beside blocks that are teams of another body and are the first to begin: as many as
+// make whole clusters where rows have some.
+template <typename Body, typename Other>
+__global__ void __launch_bounds__(ThreadsOf<Body>::value,
+                                  blocks_beside<Body>() * kThreads / ThreadsOf<Body>::value)
+    rows_beside_kernel(const __grid_constant__ Call call, int teams, int blocks, Fill fill) {
+  if (spared<typename Body::Acc>(call)) return;
+  __shared__ Exchange exchange;
+  __shared__ Arrivals arrivals;
+  __shared__ EitherShared<Body, Other> shared;
+  extern __shared__ __align__(128) char stage[];
+  if (blockIdx.x < unsigned(teams)) {
+    Team team(&exchange, &shared.of_team, nullptr, nullptr, 1);
+    return Other::run(team, call, blockIdx.x);
+  }
+  Team team(&exchange, &shared.of_row, fill == Fill::none ? nullptr : stage,
+            fill == Fill::bulk ? &arrivals : nullptr, blocks);
+  run_row<Body>(team, call, i64((blockIdx.x - unsigned(teams)) / unsigned(blocks)));
 }
 
 // Teams whose threads need nothing of each other.
@@ -213,8 +240,14 @@ class Launcher {
 
   static constexpr i64 many_rows() { return RowPlan::kManyRows; }
   static constexpr i64 most_compared() { return 32768; }
+  // By the model a logit of a row that shares its class takes 0.26 ps more where that is not known:
+  // of so many at most as long as the launch that is saved. So many labels take L2 as long as
+  // comparing them by themselves.
+  static constexpr i64 few_logits() { return i64(1) << 23; }
+  static constexpr i64 few_rows() { return 8192; }
 
-  static constexpr int batch_crews() { return kBatchThreads / kWarp; }
+  static constexpr int crew = kWarp;
+  static constexpr int batch_places() { return kBatchThreads; }
 
   template <typename Body>
   void batches(Body, const Call& call, i64 count) const {
@@ -250,33 +283,20 @@ class Launcher {
   template <typename Body>
   void rows(Body, const Call& call, i64 n, i64 bytes, bool stage) const {
     if (n == 0) return;
-    const Chip chip = this_chip();
-    const RowKernel own = {i64(sizeof(Exchange) + sizeof(Arrivals) + sizeof(typename Body::Shared)),
-                           ThreadsOf<Body>::value};
     if (IsAlone<Body>::value && stage) throw std::logic_error("a row that is never on chip");
-    const RowPlan plan = RowPlan::of(chip, own, n, bytes, stage);
-    const Fill fill = plan.stage == 0                     ? Fill::none
-                      : chip.clusters && copies_in_bulk() ? Fill::bulk
-                                                          : Fill::lines;
+    const RowKernel own = own_of<Body, typename Body::Shared>();
+    const RowPlan plan = RowPlan::of(this_chip(), own, n, bytes, stage);
+    launch(row_kernel<Body>, own, plan, n * plan.blocks, call, plan.blocks, fill_of(plan));
+  }
 
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(unsigned(n * plan.blocks));
-    config.blockDim = dim3(unsigned(plan.threads));
-    config.dynamicSmemBytes = size_t(plan.stage);
-    config.stream = stream_;
-    cudaLaunchAttribute cluster{};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = unsigned(plan.blocks);
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    config.attrs = &cluster;
-    config.numAttrs = plan.blocks > 1;
-    const auto kernel = row_kernel<Body>;
-    // always the same, as another thread may be about to launch it for other rows
-    if (plan.stage > 0)
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 int(RowPlan::most_stage(chip, own))),
-            "shared memory for a row");
-    check(cudaLaunchKernelEx(&config, kernel, call, plan.blocks, fill), "a kernel of rows");
+  template <typename Body, typename Other, typename Teams>
+  void rows_beside(Body, const Call& call, i64 n, i64 bytes, Other, Teams teams_of) const {
+    if (n == 0) return;
+    const RowKernel own = own_of<Body, EitherShared<Body, Other>>();
+    const RowPlan plan = RowPlan::of(this_chip(), own, n, bytes, true);
+    const i64 teams = (teams_of(plan.threads) + plan.blocks - 1) / plan.blocks * plan.blocks;
+    launch(rows_beside_kernel<Body, Other>, own, plan, teams + n * plan.blocks, call, int(teams),
+           plan.blocks, fill_of(plan));
   }
 
   template <typename Body>
@@ -302,6 +322,39 @@ class Launcher {
   }
 
  private:
+  // What a kernel has for itself whose blocks have so much of a body's own.
+  template <typename Body, typename Shared>
+  static RowKernel own_of() {
+    return {i64(sizeof(Exchange) + sizeof(Arrivals) + sizeof(Shared)), ThreadsOf<Body>::value};
+  }
+
+  static Fill fill_of(const RowPlan& plan) {
+    if (plan.stage == 0) return Fill::none;
+    return this_chip().clusters && copies_in_bulk() ? Fill::bulk : Fill::lines;
+  }
+
+  template <typename... Arguments>
+  void launch(void (*kernel)(Arguments...), const RowKernel& own, const RowPlan& plan, i64 blocks,
+              const Arguments&... arguments) const {
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(unsigned(blocks));
+    config.blockDim = dim3(unsigned(plan.threads));
+    config.dynamicSmemBytes = size_t(plan.stage);
+    config.stream = stream_;
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = unsigned(plan.blocks);
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    config.attrs = &cluster;
+    config.numAttrs = plan.blocks > 1;
+    // always the same, as another thread may be about to launch it for other rows
+    if (plan.stage > 0)
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 int(RowPlan::most_stage(this_chip(), own))),
+            "shared memory for a row");
+    check(cudaLaunchKernelEx(&config, kernel, arguments...), "a kernel of rows");
+  }
+
   cudaStream_t stream_;
 };
 

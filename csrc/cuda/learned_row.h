@@ -65,6 +65,7 @@ template <typename Acc>
 struct LearnedRow {
   Terms<Acc> terms;  // its norm's and its penalty's; with its steps all, for an upstream of 1
   Acc penalty;       // what its penalty adds to its loss
+  Acc rest;          // Σ e of its rivals; nan where it has no softmax, or its index is out of range
   Acc level;         // e_j = exp(exponent(z_j, level))
   Acc own;           // the label's exponent, once the steps are taken in units of e^(terms.shift);
                      // if δ is wanted the label's

@@ -36,15 +36,17 @@ struct LearnedStatisticsBody {
     LPL_USUALLY(row.live);
     if (!row.live) {
       if (team.rank() != 0) return;
+      to.steps = 0;
       to.standing = Standing::dead;
       call.scratch.outcome[i] = kUnchanged;
       return;
     }
-    const bool grouped = steps != 0 && call.scratch.counts[i] > 1;
-    LPL_USUALLY(!grouped);
-    Pass<Team> pass(team, call, algebra, row, row.outside && !grouped ? 0 : steps);
-    if (grouped) {
-      pass.join(to);
+    // of those that share their class, where that is known, their rivals' mass is all
+    const bool shares = steps != 0 && call.scratch.by_class && call.scratch.counts[i] > 1;
+    LPL_USUALLY(!shares);
+    Pass<Team> pass(team, call, algebra, row, steps);
+    if (shares) {
+      pass.weigh(to);
     } else {
       pass.run(to);
     }
@@ -101,32 +103,18 @@ struct LearnedStatisticsBody {
       if (heads > 0) list(begin, heads);
       LPL_USUALLY(team_.rank() != 0);
       if (team_.rank() != 0) return;
-      note(to, own);
+      note(to, own, powers.sum[0] + of_heads_);
       to.largest = largest;
 #pragma unroll
       for (int r = 0; r < kLongOrder<Acc>; ++r) to.series[r] = powers.sum[r];
       to.order = order;
       to.heads = heads;
-      to.standing = Standing::settled;
     }
 
-    // The same of a row that shares its δ with others: of its rivals their mass is all.
-    LPL_DEVICE void join(LearnedRow<Acc>& to) {
+    LPL_DEVICE void weigh(LearnedRow<Acc>& to) {
       find_top();
       const Acc rest = sums<1, false>().sum[0];
-      if (team_.rank() != 0) return;
-      // one whose index is out of range makes the whole class nan, and so does nan
-      const bool known = !row_.outside && rest < INFINITY && top_ < INFINITY;
-      note(to, known ? own_exponent() : Acc(NAN));
-      Group<Acc>::join(to, rest);
-      const i64 count = call_.scratch.counts[row_.index];
-      const Outcome outcome = !Group<Acc>::pays(call_, steps_, count) ? kGroup
-                              : Group<Acc>::bounded(call_, steps_)    ? kRelaxed
-                                                                      : kFellBack;
-      if (outcome != kRelaxed) return leave<Acc>(call_, row_.index, outcome);
-      call_.scratch.flags[kSharing] = 1;
-      to.standing = Standing::grouped;
-      call_.scratch.outcome[row_.index] = outcome;
+      if (team_.rank() == 0) note(to, own_exponent(), rest);
     }
 
    private:
@@ -201,12 +189,15 @@ struct LearnedStatisticsBody {
     }
 
     // What is the same whoever takes the steps.
-    LPL_DEVICE void note(LearnedRow<Acc>& to, Acc own) {
+    LPL_DEVICE void note(LearnedRow<Acc>& to, Acc own, Acc rest) {
       to.terms = here_.measured();
       to.penalty = here_.penalty();
       to.level = level_;
       to.own = own;
+      const bool known = !row_.outside && rest < INFINITY && top_ < INFINITY;
+      to.rest = known ? rest : Acc(NAN);
       to.steps = steps_;
+      to.standing = Standing::settled;
     }
 
     LPL_DEVICE bool has_label(int first) const {
@@ -357,6 +348,11 @@ struct LearnedStatisticsBody {
       }
       team_.sync();
       if (team_.block() != 0) return;
+      if (team_.place() < team_.crew()) {
+        for (int k = team_.place(); k < heads; k += team_.crew())
+          of_heads_ += Scale<Acc>::exp(found.exponent[k]);
+        of_heads_ = team_.crew_sum(of_heads_);
+      }
       int32_t* columns = head_columns_of(call_, row_.index);
       Acc* exponents = head_numbers_of<Acc>(call_, row_.index);
       const bool all = heads == a_.c - 1;
@@ -380,6 +376,7 @@ struct LearnedStatisticsBody {
     Here here_;
     const int steps_;
     Acc top_, level_, screen_;
+    Acc of_heads_ = 0;  // their mass, in the first thread
     T screen_of_logits_;
     int count_ = 0;        // heads of this thread
     unsigned pieces_ = 0;  // in which of its pieces they are, of 32 in turn

@@ -1,7 +1,7 @@
 // All steps of a row alone in its class, from its statistics: the work of a warp.
 #pragma once
 
-#include "learned_row.h"
+#include "groups.h"
 #include "rows.h"
 
 namespace lpl {
@@ -14,8 +14,8 @@ struct HeadsBeyond {
   Acc start[kMost], change[kMost], lost[kMost];
 };
 
-// Row i, if it has statistics: its loss, and what its gradient, or if only δ is wanted that, is
-// made of.
+// Row i, if it has its class to itself: its loss, and what its gradient, or if only δ is wanted
+// that, is made of. What becomes of its class FirstStepsBody says, if that can be solved.
 template <typename A>
 struct RowStepsBody {
   using Acc = A;
@@ -28,9 +28,13 @@ struct RowStepsBody {
       if (crew.place() == 0) say(call, i, row, Acc(0), Terms<Acc>{});
       return;
     }
-    if (row.standing != Standing::settled) return;
+    if (Group<Acc>::shares(call, i)) {
+      const Outcome outcome = Group<Acc>::outcome_of(call, row.steps);
+      if (crew.place() == 0 && outcome != kRelaxed) leave<Acc>(call, i, outcome);
+      return;
+    }
     Walk<Crew> walk(crew, call, row, i);
-    const bool takes = row.steps != 0 && walk.has_rivals();
+    const bool takes = row.steps != 0 && row.rest == row.rest && walk.has_rivals();
     bool good = true;
     if (takes) {
       if (row.order == kShortOrder<Acc>) {

@@ -171,6 +171,14 @@ class TeamOf {
     return value;
   }
 
+  // op over the values of so many lanes beside each other, a power of two; all of a crew ask for
+  // it.
+  template <typename V, typename Op>
+  LPL_DEVICE static V reduce_lanes(V value, int lanes, Op op) {
+    for (int lane = lanes / 2; lane > 0; lane /= 2) value = op(value, Machine::across(value, lane));
+    return value;
+  }
+
   // store(k, Σ values[k] over the crew) for each k, by the same thread for the same k.
   template <typename Acc, int kCount, typename Store>
   LPL_DEVICE static void crew_sum_each(Acc (&values)[kCount], Store store) {
