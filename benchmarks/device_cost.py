@@ -35,6 +35,7 @@ from .kernel_compile import ARCHITECTURES, COUNTED, ROOT
 from .kernel_cost import Kernel, object_kernels, of_code
 from .kernel_forms import (
     ALONE,
+    APART,
     BUDGETS,
     CLASSES,
     CUDA,
@@ -110,19 +111,36 @@ def cuda_uses(kernels: Iterable[Kernel]) -> list[Use]:
 
 
 def of_pattern(kernels: Iterable[Kernel], pattern: str, dtype: str) -> list[Kernel]:
-    """The kernels that a pattern of the table CUDA names for an element type."""
+    """The kernels that a pattern of the table CUDA names for an element type: what they do by
+    themselves, in the room of what is launched."""
     *marks, pattern = pattern.split(":")
+    if pattern in APART:
+        kernels = list(kernels)
+        launched = _of_name(kernels, APART[pattern], dtype)
+        found = [
+            replace(kernel, **{name: getattr(one, name) for name in _ROOM})
+            for kernel in _of_name(kernels, pattern, dtype)
+            for one in launched
+        ]
+    else:
+        found = _of_name(kernels, pattern, dtype)
+    return [kernel.sums for kernel in found] if "sums" in marks else found
+
+
+_ROOM = "registers", "shared", "local", "threads", "blocks"
+
+
+def _of_name(kernels: Iterable[Kernel], pattern: str, dtype: str) -> list[Kernel]:
     typed = "<T" in pattern
     name = re.escape(_typed(pattern, dtype))
     wanted = dtype if typed else _accumulates(dtype)
-    found = [
+    return [
         kernel
         for kernel in kernels
         if re.search(rf"\b{name}", kernel.name)
         and not kernel.name.endswith(USUAL)
         and (kernel.dtype == wanted or "<" not in kernel.name)
     ]
-    return [kernel.sums for kernel in found] if "sums" in marks else found
 
 
 def _typed(pattern: str, dtype: str) -> str:
@@ -141,7 +159,12 @@ def _accumulates(dtype: str) -> str:
 
 def unnamed(kernels: Iterable[Kernel], uses: Iterable[Use]) -> list[Kernel]:
     """The kernels that no form of call names: counted, and shown as such."""
+    kernels = list(kernels)
     used = {use.kernel.name for use in uses}
+    for by_itself, launched in APART.items():
+        for dtype in DTYPES:
+            if any(one.name in used for one in _of_name(kernels, by_itself, dtype)):
+                used |= {one.name for one in _of_name(kernels, launched, dtype)}
     return [
         kernel for kernel in kernels if kernel.name not in used and not kernel.name.endswith(USUAL)
     ]
@@ -373,6 +396,9 @@ def markdown(sections: list[Section]) -> str:
     ]
     if len(sections) > 2:
         text[-1] += (
+            " A kernel “by itself” is one whose teams are launched as blocks beside those of "
+            "another: what they do is counted of it, registers and room in forms of call are those "
+            "of what is launched."
             " Of ways through a kernel that exclude each other the dearest is counted; the usual "
             "way is the same kernel compiled with what LPL_USUALLY says in csrc/cuda: nothing of "
             "a logit is left out but label and heads, of which a row has few."
@@ -453,8 +479,18 @@ def main(arguments: list[str] | None = None) -> None:
             sections.insert(0, (title, _BUDGET_COLUMNS, list(budget_rows(found))))
             out.print(_shown(*sections[0]))
             alone = {kernel.name for kernel in unnamed(kernels, uses)}
+            apart = {
+                one.name
+                for pattern in APART
+                for dtype in DTYPES
+                for one in _of_name(kernels, pattern, dtype)
+            }
             kernels = [
-                replace(one, name=f"{one.name} (no form)") if one.name in alone else one
+                replace(one, name=f"{one.name} (by itself)")
+                if one.name in apart
+                else replace(one, name=f"{one.name} (no form)")
+                if one.name in alone
+                else one
                 for one in kernels
             ]
             sections.append((f"{key}: kernels", _KERNEL_COLUMNS, list(kernel_rows(kernels))))

@@ -48,7 +48,8 @@ def usual_text() -> str:
 def apart_text() -> str:
     """Those of less than double that are parts of one."""
     types = "BFloat16", "Float16", "float"
-    return _instantiated(re.sub(r"\bT\b", type, name) for name in APART for type in types)
+    whole = [name + ">" * (name.count("<") - name.count(">")) for name in APART]
+    return _instantiated(re.sub(r"\bT\b", type, name) for name in whole for type in types)
 
 
 def nvcc() -> str | None:

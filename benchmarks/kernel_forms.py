@@ -77,14 +77,15 @@ def _labelled(
 
 
 def _learned(set: int, groups: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """LPL of rows; kernels of classes with several rows, of which there are none, end at once."""
+    """LPL of rows; kernels of classes with several rows, of which there are none, end at once. Rows
+    of so many logits are ordered by class in a launch of its own."""
     tail = (f"GroupTailBody<T, {groups}u>",) * 2
     forward = (
-        "RanksBody",
-        f"LearnedStatisticsBody<T, {set}u>",
+        "batch_kernel<RanksBody",
+        f"row_kernel<LearnedStatisticsBody<T, {set}u>",
         "beside_kernel<RowStepsBody",
         *(f"FirstTailBody<T, {groups}u>", f"GroupGatherBody<T, {groups}u>", *tail),
-        "SweptBody<T, 63u>",
+        "row_kernel<SweptBody<T, 63u>",
     )
     gradient: tuple[str, ...] = (f"piece_kernel<LearnedGradientBody<T, {set}u>",)
     if groups:  # without tables one kernel for all three
@@ -96,7 +97,7 @@ def _with_stats(
     form: tuple[tuple[str, ...], tuple[str, ...]],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The same with statistics of rows: of classes with several rows under their δ."""
-    others = "GroupDeltaBody<T, 0u>", "SweptBody<T, 63u>", "StatsRowBody<T, 63u>"
+    others = "GroupDeltaBody<T, 0u>", "row_kernel<SweptBody<T, 63u>", "StatsRowBody<T, 63u>"
     return (*form[0], "StatsStepsBody<T, 0u>", *others), form[1]
 
 
@@ -130,7 +131,7 @@ BUDGETS: tuple[tuple[str, tuple[str, ...], int, int], ...] = (
     ("smoothing", ("RowBody<T, 2u>",), 22, 16),
     ("norm", ("RowBody<T, 4u>",), 40, 30),
     ("penalty", ("RowBody<T, 8u>",), 40, 30),
-    ("LPL, statistics", ("LearnedStatisticsBody<T, 0u>",), 16, 11),
+    ("LPL, statistics", ("row_kernel<LearnedStatisticsBody<T, 0u>",), 16, 11),
     ("LPL, gradient", ("piece_kernel<LearnedGradientBody<T, 0u>",), 16, 11),
     ("BCE", ("BinarySpanBody<T, T>",), 30, 22),
 )
@@ -141,12 +142,16 @@ BUDGETS: tuple[tuple[str, tuple[str, ...], int, int], ...] = (
 USUAL = "(usual way)"
 USUAL_OBJECT = "usual.o"
 
-# Kernels by themselves that nobody launches so, as they are blocks of one kernel: which of them
-# there is most to do for a call decides, not the code.
-APART: tuple[str, ...] = (
-    "piece_kernel<LearnedGradientBody<T, kBare>>",
-    "row_kernel<InTurns<GroupGradientBody<T, kBare>>>",
-)
+# Kernels by themselves that nobody launches so, as their teams are blocks of one kernel with those
+# of others: which of them there is most to do for a call decides, not the code. What they do is
+# counted of these; their registers, and the room that they find, are of the one that is launched.
+_GRADIENT, _STATISTICS = "LearnedGradientBody<T, 0u>", "LearnedStatisticsBody"
+APART: dict[str, str] = {
+    f"piece_kernel<{_GRADIENT}": f"pieces_beside_kernel<{_GRADIENT}",
+    "row_kernel<InTurns<GroupGradientBody<T, 0u>": f"pieces_beside_kernel<{_GRADIENT}",
+    f"row_kernel<{_STATISTICS}<T, 0u>": f"rows_beside_kernel<{_STATISTICS}<T, 0u>",
+    f"row_kernel<{_STATISTICS}<T, 1u>": f"rows_beside_kernel<{_STATISTICS}<T, 1u>",
+}
 APART_OBJECT = "apart.o"
 
 

@@ -376,3 +376,28 @@ def test_a_sweep_leaves_the_terms_of_the_rounds(
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, msg=name)
     narrow = asked._replace(input=asked.input.bfloat16())
     assert torch.equal(backend.forward(narrow, True).terms, backend.forward(narrow, False).terms)
+
+
+@pytest.mark.parametrize("form", ["plain", "weights", "offset", "steps", "groups"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_upstream_is_divided_as_torch_does_it(form: str, dtype: torch.dtype) -> None:
+    """One number for all rows over a norm is what each of them would be given, bit for bit; also one
+    that is not finite, and a norm of 0."""
+    asked = problem_of("steps" if form == "groups" else form, dtype)
+    if form == "groups":
+        asked = asked._replace(target=asked.target.where(asked.target < 0, asked.target % 2))
+    if form == "offset":
+        asked = asked._replace(offset=torch.linspace(-1, 1, 300, device=DEVICE))
+    found = backend.forward(asked, False)
+    for upstream, norm in ((0.7, 3.0), (1.0, 7.3), (torch.inf, 3.0), (1.0, 0.0)):
+        of_all, over = (torch.tensor(number, device=DEVICE) for number in (upstream, norm))
+        each = (of_all / over).expand(12)
+        if asked.steps is not None:
+            whole = backend.learned_gradient(asked, of_all, found.state, over)
+            expected = backend.learned_gradient(asked, each, found.state)
+        else:
+            known = Known(found.terms)
+            whole = backend.gradient(asked, known, of_all, ["input"], norm=over).input
+            expected = backend.gradient(asked, known, each, ["input"]).input
+        assert torch.equal(whole.isnan(), expected.isnan())
+        assert torch.equal(whole.nan_to_num(7), expected.nan_to_num(7))

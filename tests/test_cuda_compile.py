@@ -66,7 +66,7 @@ def budget(kernel: Kernel) -> Use:
         registers = 64 if kernel.type != "double" else 80
     wide = kernel.type == "double"
     heads = {
-        "LearnedStatistics": 512 * (12 if wide else 8),
+        "LearnedStatistics, Ranks": 512 * (12 if wide else 8),
         # of eight warps, or in double of four
         **dict.fromkeys(("RowSteps", "RowSteps, FirstSteps"), 8 * 384 * 12),
         **dict.fromkeys(
@@ -129,7 +129,7 @@ def kernels() -> set[Kernel]:
     except in double."""
     sets = {"Row": LEAN_ROWS, "Gradient": LEAN}
     sets |= dict.fromkeys(("Mass", "StatsRow", "StatsSteps"), (BARE,))
-    sets |= {"LearnedStatistics": (BARE, TABLES), "LearnedGradient": (TABLES,)}
+    sets |= {"LearnedStatistics, Ranks": (BARE, TABLES), "LearnedGradient": (TABLES,)}
     sets |= {f"Group{body}": (BARE,) for body in ("Tail", "Gather", "Delta")}
     sets["GroupGradient"] = ()
     sets |= dict.fromkeys(("NormalizedTail", "FirstTail", "FirstNormalizedTail"), (BARE,))
@@ -180,7 +180,11 @@ def named(mangled: str) -> Kernel | Labelled:
         mangled,
     )
     assert found, name
-    beside = {"beside_kernel": "RowSteps, FirstSteps", "pieces_beside_kernel": GRADIENTS}
+    beside = {
+        "beside_kernel": "RowSteps, FirstSteps",
+        "pieces_beside_kernel": GRADIENTS,
+        "rows_beside_kernel": "LearnedStatistics, Ranks",
+    }
     body = beside.get(name.split("<")[0], found[1])
     return Kernel(body, TYPES[found[2]], ALL if found[3] is None else int(found[3]))
 

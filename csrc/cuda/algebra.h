@@ -33,10 +33,31 @@ LPL_DEVICE inline Terms<Acc> terms_of(const Call& call, i64 i) {
 template <typename Acc>
 LPL_DEVICE inline Acc upstream_of(const Call& call, i64 i) {
   const Acc* given = static_cast<const Acc*>(call.out.grad_rows);
-  if (given) return given[i * call.out.grad_rows_stride];
+  if (given) {
+    const Acc* divisor = static_cast<const Acc*>(call.scratch.divisor);
+    const Acc upstream = given[i * call.out.grad_rows_stride];
+    return divisor ? upstream / *divisor : upstream;
+  }
   const Acc upstream = call.out.norm ? 1 / *static_cast<const Acc*>(call.out.norm) : Acc(1);
   return call.scratch.factor ? upstream * factor_of<Acc>(call, i) : upstream;
 }
+
+// The same for who has many rows: one that they share is made once.
+template <typename Acc>
+class Upstream {
+ public:
+  LPL_DEVICE explicit Upstream(const Call& call)
+      : call_(call),
+        by_row_(call.out.grad_rows ? call.out.grad_rows_stride : call.scratch.factor_stride),
+        shared_(by_row_ ? Acc(0) : upstream_of<Acc>(call, 0)) {}
+
+  LPL_DEVICE Acc of(i64 i) const { return by_row_ ? upstream_of<Acc>(call_, i) : shared_; }
+
+ private:
+  const Call& call_;
+  const bool by_row_;
+  const Acc shared_;
+};
 
 // The terms of a row's gradient for an upstream of 1, times another.
 template <typename Acc>

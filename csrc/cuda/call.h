@@ -54,6 +54,7 @@ using i64 = int64_t;
   X(int64_t, chunk, 1)                                                                             \
   X(const void*, factor, nullptr)    /* (N,) Acc */                                                \
   X(int64_t, factor_stride, 0)       /* 0 or 1 */                                                  \
+  X(const void*, divisor, nullptr)   /* one Acc: what out.grad_rows is divided by */               \
   X(void*, part, nullptr)            /* (N,) of the part's numbers, double: ../numbers.h */        \
   X(const void*, threshold, nullptr) /* (N,) Acc, of heads */                                      \
   X(void*, powers, nullptr)          /* (N, kOrder) double, of the tail */                         \

@@ -403,9 +403,8 @@ struct GroupGradientBody : OfSharing {
     const LastOf<Team, T, kSet> last(team, call, g);
     const auto& rivals = last.rivals;
     const Acc second = g.state->second, third = g.state->third;
-    const auto strength_of = [&](i64 r) {
-      return g.masses(r).strength * upstream_of<Acc>(call, g.row(r));
-    };
+    const Upstream<Acc> upstream(call);
+    const auto strength_of = [&](i64 r) { return g.masses(r).strength * upstream.of(g.row(r)); };
     const auto row_of = [&](i64 r) { return static_cast<T*>(call.out.grad) + g.row(r) * g.c; };
     const bool in_line = rivals.in_line() && reinterpret_cast<uintptr_t>(call.out.grad) % 16 == 0 &&
                          g.c * i64(sizeof(T)) % 16 == 0;
@@ -430,7 +429,7 @@ struct GroupGradientBody : OfSharing {
 #pragma unroll
                 for (int v = 0; v < kColumns; ++v)
                   if (kWhole || first + v < end)
-                    through(call, rivals, g, member, r, first + v, dz[v]);
+                    through(call, rivals, g.row(r), upstream, member, first + v, dz[v]);
               }
               if (kWhole)
                 put_line<kColumns>(row_of(r) + first, dz);
@@ -455,7 +454,7 @@ struct GroupGradientBody : OfSharing {
       const Acc strength = strength_of(r);
       T* to = row_of(r);
       const auto put = [&](i64 j, Acc dz) {
-        if (kSet != kBare) through(call, rivals, g, member, r, j, dz);
+        if (kSet != kBare) through(call, rivals, g.row(r), upstream, member, j, dz);
         store(to[j], dz);
       };
       g.exact_of(at, before, last.share.lane, last.share.width, [&](i64 column, int k) {
@@ -463,18 +462,18 @@ struct GroupGradientBody : OfSharing {
       });
       if (labelled && last.share.lane == 0) {
         const i64 i = g.row(r);
-        put(g.label, learned_row<Acc>(call, i).terms.part * upstream_of<Acc>(call, i));
+        put(g.label, learned_row<Acc>(call, i).terms.part * upstream.of(i));
       }
     }
   }
 
  private:
-  // dL/dz of a column of member r becomes dL/du.
+  // dL/dz of a column of a member, row i, becomes dL/du.
   template <typename Rivals>
-  LPL_DEVICE static void through(const Call& call, const Rivals& rivals, const Group<Acc>& g,
-                                 const typename Rivals::Member& member, i64 r, i64 j, Acc& dz) {
-    const i64 i = g.row(r);
-    const Terms<Acc> terms = scaled(learned_row<Acc>(call, i).terms, upstream_of<Acc>(call, i));
+  LPL_DEVICE static void through(const Call& call, const Rivals& rivals, i64 i,
+                                 const Upstream<Acc>& upstream,
+                                 const typename Rivals::Member& member, i64 j, Acc& dz) {
+    const Terms<Acc> terms = scaled(learned_row<Acc>(call, i).terms, upstream.of(i));
     const Acc u = load(member.logits[j]);
     Through<T, kSet>(rivals.algebra(), member.row, terms)
         .template piece<1>(Everywhere(), int(j), &u, Whole(), &dz);

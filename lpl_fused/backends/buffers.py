@@ -24,6 +24,15 @@ def like(rows: Tensor) -> Tensor:
     return torch.empty_like(rows, memory_format=torch.contiguous_format)
 
 
+def of_rows(problem: Problem, upstream: Tensor, norm: Tensor | None) -> Tensor:
+    """The gradient (N,) of each row's loss, from what `gradient` may be given."""
+    if upstream.dim():
+        return upstream
+    if norm is not None:
+        upstream = upstream / norm
+    return upstream.expand(problem.input.shape[0])
+
+
 def table_places(problem: Problem, want: Container[str]) -> tuple[int, dict[str, Tensor | None]]:
     """Where the kernels store the gradients of TABLES, of those that are wanted: (chunk, {table:
     place}). Of margin and rows it is what each row adds to them, of the others sums over chunks of

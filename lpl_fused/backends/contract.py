@@ -100,11 +100,13 @@ class Backend(Protocol):
         upstream: Tensor,
         want: Sequence[str],
         out: Tensor | None = None,
+        norm: Tensor | None = None,
     ) -> Gradients:
-        """`upstream` (N,), stride 0 or 1: the gradient of each row's loss. `want`: fields of
-        Gradients. `out` (N, W), contiguous: where the input's goes. That may be the input itself,
-        if nothing else is wanted: whoever writes a number has read it, and all else that it is made
-        of is in `known`."""
+        """`upstream` (N,), stride 0 or 1: the gradient of each row's loss; or 0-dim, that of all,
+        still to be divided by `norm` (0-dim) if there is one. `want`: fields of Gradients. `out`
+        (N, W), contiguous: where the input's goes. That may be the input itself, if nothing else is
+        wanted: whoever writes a number has read it, and all else that it is made of is in
+        `known`."""
         ...
 
     def forward(
@@ -139,10 +141,14 @@ class Backend(Protocol):
         ...
 
     def learned_gradient(
-        self, problem: Problem, upstream: Tensor, state: tuple[Tensor, ...] = ()
+        self,
+        problem: Problem,
+        upstream: Tensor,
+        state: tuple[Tensor, ...] = (),
+        norm: Tensor | None = None,
     ) -> Tensor:
-        """dL/d input (N, C) of a problem with steps; `upstream` as `gradient`'s. `state`: what
-        `forward` left of the same problem; without it δ is found anew."""
+        """dL/d input (N, C) of a problem with steps; `upstream` and `norm` as `gradient`'s.
+        `state`: what `forward` left of the same problem; without it δ is found anew."""
         ...
 
     def learned_perturbation(self, problem: Problem) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,7 @@ from ..problem import (
     accumulate_dtype,
     label_range_error,
 )
+from .buffers import of_rows
 from .contract import Choose, Form, Forward, Gradients, leaves_terms
 from .native import (
     DTYPES,
@@ -275,9 +276,14 @@ def learned_state(problem: Problem) -> tuple[Form, ...]:
     return ()
 
 
-def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ...] = ()) -> Tensor:
+def learned_gradient(
+    problem: Problem,
+    upstream: Tensor,
+    state: tuple[Tensor, ...] = (),
+    norm: Tensor | None = None,
+) -> Tensor:
     grad = torch.empty(problem.input.shape, dtype=problem.input.dtype, device=CPU)
-    return _recomputed(problem, upstream, grad)
+    return _recomputed(problem, of_rows(problem, upstream, norm), grad)
 
 
 def reduce(problem: Problem, round: Round, known: Known) -> Part:
@@ -322,7 +328,9 @@ def gradient(
     upstream: Tensor,
     want: Sequence[str],
     out: Tensor | None = None,
+    norm: Tensor | None = None,
 ) -> Gradients:
+    upstream = of_rows(problem, upstream, norm)
     (n, width), dtype = problem.input.shape, accumulate_dtype(problem.input.dtype)
     grad = out
     if grad is None and "input" in want:
@@ -341,7 +349,7 @@ def gradient(
         scale=outputs.grad_scale,
         offset=outputs.grad_offset,
         margin=outputs.grad_margin,
-        rows=_by_row(problem, outputs.grad_perturbed),
+        rows=_by_row(problem, outputs.grad_perturbed) if places else None,
     )
 
 

@@ -31,6 +31,7 @@ from ..algebra.statistics import RowStatistics, dtypes
 from ..algebra.sweep import with_steps
 from ..algebra.terms import Terms
 from ..backends import load
+from ..backends.buffers import of_rows
 from ..backends.contract import Choose, Forward, Gradients
 from ..problem import NONE, TABLES, Options, Problem, accumulate_dtype
 from ..tracing import direct, settled, tangent
@@ -282,15 +283,13 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         if scaled is None:
             scaled = _scaled_past_ignored(problem, swept.grad, grad_loss)
         return _only_input(ctx, scaled)
-    upstream = grad_loss
-    if not grad_loss.dim():
-        whole = grad_loss if first is None else grad_loss / first
-        upstream = whole.expand(problem.input.shape[0])
-    past = in_place or (past and direct(upstream))
+    norm = None if grad_loss.dim() else first
+    past = in_place or (past and direct(grad_loss))
     if problem.steps is not None:
         if past:
-            learned = load(backend).learned_gradient(problem, upstream, state)
+            learned = load(backend).learned_gradient(problem, grad_loss, state, norm)
         else:
+            upstream = of_rows(problem, grad_loss, norm)
             learned = _learned_gradient_op(*packed(problem, backend), upstream, state)
         return _only_input(ctx, learned)
     inputs = len(ctx.needs_input_grad) - _BEFORE_TENSORS
@@ -301,8 +300,9 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     found: Sequence[Tensor | None]
     if past:
         module = load(backend)
-        found = gradient_past(problem, module, Known(terms), upstream, names, in_place)
+        found = gradient_past(problem, module, Known(terms), grad_loss, names, in_place, norm)
     else:
+        upstream = of_rows(problem, grad_loss, norm)
         want = [name in names for name in Gradients._fields]
         found = _gradient_op(*packed(problem, backend), terms, upstream, want)
     if inputs == 1:
@@ -335,16 +335,19 @@ def gradient_past(
     upstream: Tensor,
     names: Sequence[str],
     in_place: bool,
+    norm: Tensor | None = None,
 ) -> Gradients:
     """`_gradient_op` past the dispatcher; `in_place`: that of the logits where they are."""
     if not in_place:
-        return module.gradient(problem, known, upstream, names)  # type: ignore[no-any-return]
+        return module.gradient(  # type: ignore[no-any-return]
+            problem, known, upstream, names, None, norm
+        )
     found, tables = Gradients(), [name for name in names if name != "input"]
     if tables:  # they read the logits
-        found = module.gradient(problem, known, upstream, tables)
+        found = module.gradient(problem, known, upstream, tables, None, norm)
     # sharing memory and version with what autograd saved, for all who still want the logits
     logits = problem.input.detach()
-    module.gradient(problem._replace(input=logits), known, upstream, ["input"], logits)
+    module.gradient(problem._replace(input=logits), known, upstream, ["input"], logits, norm)
     torch.autograd.graph.increment_version(logits)
     return found._replace(input=logits)
 

@@ -28,7 +28,7 @@ from ...algebra.statistics import RowStatistics, dtypes
 from ...algebra.sweep import with_steps
 from ...algebra.terms import Terms
 from ...problem import MEAN, NONE, Problem, accumulate_dtype, divides
-from ..buffers import gradients, like, new, table_places
+from ..buffers import gradients, like, new, of_rows, table_places
 from ..contract import Choose, Form, Forward, Gradients, leaves_terms
 from ..native import DTYPES, PARTS, Outputs, Place, Sizes, not_built, replaced
 from . import memory
@@ -74,6 +74,8 @@ _NO_MORE_OUTPUTS = Outputs()[6:]
 _NO_MORE_SCRATCH = Scratch()[2:]
 _BEFORE_FACTOR = Scratch()[: Scratch._fields.index("factor")]
 _BEHIND_FACTOR = Scratch()[Scratch._fields.index("factor_stride") + 1 :]
+_DIVISOR = Scratch._fields.index("divisor")
+_BEFORE_DIVISOR, _BEHIND_DIVISOR = Scratch()[:_DIVISOR], Scratch()[_DIVISOR + 1 :]
 
 
 class Buffers(NamedTuple):
@@ -151,19 +153,24 @@ def gradient(
     upstream: Tensor,
     want: Sequence[str],
     out: Tensor | None = None,
+    norm: Tensor | None = None,
 ) -> Gradients:
+    only_input = list(want) == ["input"]
+    if not only_input:  # the kernels of tables ask for it once a logit
+        upstream, norm = of_rows(problem, upstream, norm), None
     if upstream.dtype != known.terms.dtype:
         upstream = upstream.to(known.terms.dtype)
     input, grad = problem.input, out
     if grad is None and "input" in want:
         grad = like(input)
     delta = learned.delta(problem, known, perturbed)
-    rows = None, None, grad, upstream, upstream.stride(0), known.terms
+    stride = upstream.stride(0) if upstream.dim() else 0
+    rows = None, None, grad, upstream, stride, known.terms
     outputs: Outputs = _made(Outputs, (*rows, *_NO_MORE_OUTPUTS))
     if delta is not None:
         outputs = replaced(outputs, {"delta": delta})
-    if list(want) == ["input"]:
-        _run(_native().gradient, problem, Buffers(outputs))
+    if only_input:
+        _run(_native().gradient, problem, Buffers(outputs, _over(norm)))
         return Gradients(grad)
     chunk, tables = table_places(problem, want)
     buffers = Buffers(outputs.and_tables(tables), Scratch(chunk=chunk))
@@ -287,21 +294,31 @@ def _wants_delta(problem: Problem) -> bool:
     )
 
 
-def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ...] = ()) -> Tensor:
-    """dL/d input of a problem with steps, which without a state are taken anew; `upstream` (N,):
-    the gradient of each row's loss."""
+def learned_gradient(
+    problem: Problem,
+    upstream: Tensor,
+    state: tuple[Tensor, ...] = (),
+    norm: Tensor | None = None,
+) -> Tensor:
+    """dL/d input of a problem with steps, which without a state are taken anew."""
     _refuse_parts(problem)
     grad = like(problem.input)
     if not state:
-        return _anew(problem, upstream, grad)
+        return _anew(problem, of_rows(problem, upstream, norm), grad)
     dtype = accumulate_dtype(problem.input.dtype)
     if upstream.dtype != dtype:
         upstream = upstream.to(dtype)
-    rows = None, None, grad, upstream, upstream.stride(0), None
+    rows = None, None, grad, upstream, upstream.stride(0) if upstream.dim() else 0, None
     out: Outputs = _made(Outputs, (*rows, *_NO_MORE_OUTPUTS))
     layout = memory.of_learned(problem, _wants_delta(problem))
-    _run(_native().learned_gradient, problem, _placed(problem, Buffers(out), layout, *state))
+    buffers = _placed(problem, Buffers(out, _over(norm)), layout, *state)
+    _run(_native().learned_gradient, problem, buffers)
     return grad
+
+
+def _over(norm: Tensor | None) -> Scratch:
+    """What says that the upstream gradient is to be divided."""
+    return _made(Scratch, (*_BEFORE_DIVISOR, norm, *_BEHIND_DIVISOR))
 
 
 def outcomes(problem: Problem) -> Tensor:

@@ -28,6 +28,7 @@ class Scratch(NamedTuple):
     chunk: int = 1
     factor: Tensor | None = None
     factor_stride: int = 0
+    divisor: Place = None
     part: Tensor | None = None
     threshold: Tensor | None = None
     powers: Tensor | None = None

@@ -10,7 +10,7 @@ from ...algebra.rows import normalizer
 from ...algebra.statistics import RowStatistics, dtypes
 from ...algebra.sweep import with_steps
 from ...problem import NONE, Problem, divides
-from ..buffers import like, new
+from ..buffers import like, new, of_rows
 from ..contract import Choose, Form, Forward, leaves_terms
 from ..kernels.arguments import FELL_BACK, TERMS, Reduced, Upstream, Wanted
 from ..kernels.launch import counting_meta, filling_meta, sweep_meta
@@ -236,9 +236,15 @@ def learned_state(problem: Problem) -> tuple[Form, ...]:
     return (((how.saved.size,), torch.uint8),) if how.solves else ()
 
 
-def learned_gradient(problem: Problem, upstream: Tensor, state: tuple[Tensor, ...] = ()) -> Tensor:
-    """dL/d input (N, C) of a problem with steps; `upstream` (N,) the gradient of each row's loss.
-    Steps that `state` does not know, those of classes left to plain steps, are taken anew."""
+def learned_gradient(
+    problem: Problem,
+    upstream: Tensor,
+    state: tuple[Tensor, ...] = (),
+    norm: Tensor | None = None,
+) -> Tensor:
+    """dL/d input (N, C) of a problem with steps. Steps that `state` does not know, those of classes
+    left to plain steps, are taken anew."""
+    upstream = of_rows(problem, upstream, norm)
     grad, stride = like(problem.input), upstream.stride(0)
     factors = Upstream(rows=upstream, stride=stride)
     if not state:

@@ -12,7 +12,7 @@ from ...algebra import groups, learned, statistics
 from ...algebra.known import Known
 from ...algebra.parts import Detail, Kind, Mass, Part, Rivals, Round, Size, Statistics
 from ...problem import Problem
-from ..buffers import gradients, like, new, table_places
+from ..buffers import gradients, like, new, of_rows, table_places
 from ..contract import Gradients
 from ..kernels.arguments import Arguments, Upstream
 from ..kernels.arguments import Gradients as Stored
@@ -84,7 +84,9 @@ def gradient(
     upstream: Tensor,
     want: Sequence[str],
     out: Tensor | None = None,
+    norm: Tensor | None = None,
 ) -> Gradients:
+    upstream = of_rows(problem, upstream, norm)
     n, width = problem.input.shape
     if list(want) == ["input"]:
         grad = like(problem.input) if out is None else out
