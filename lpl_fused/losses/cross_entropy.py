@@ -149,7 +149,7 @@ class CrossEntropyLoss(LossModule):
         beside = {} if self.process_group is None else {"process_group": self.process_group}
         return {
             **beside,
-            "weight": self.weight,
+            "weight": self._buffers["weight"],  # as an attribute it is looked for elsewhere first
             "ignore_index": self.ignore_index,
             "reduction": self.reduction,
             "empty": self.empty,

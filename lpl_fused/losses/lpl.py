@@ -308,7 +308,9 @@ class LPLLoss(Reducing, CrossEntropyLoss):
                 return_stats=return_stats,
             )
         try:
-            tables = chained(self.perturbation(input), perturbation)
+            tables = self.perturbation(input)
+            if perturbation is not None:
+                tables = chained(tables, perturbation)
         except Exception as error:
             refused(input, self.process_group, error)
             raise
@@ -391,7 +393,7 @@ class LPLLoss(Reducing, CrossEntropyLoss):
     def _steps_of(self, target: Target) -> Tensor | Callable[[Tensor], Tensor]:
         """The steps (C,), or what makes them from the losses of the rows."""
         if self.split == "long-tail":
-            return self.steps
+            return self._buffers["steps"]  # type: ignore[return-value]
         return lambda row_losses: self.balanced_steps(row_losses, target)
 
     def extra_repr(self) -> str:
