@@ -117,12 +117,16 @@ def real_tensor(values: Any, name: str, expected: str) -> Tensor:
 
 def on_cpu(values: Any) -> Tensor:
     """Numbers as a tensor: a tensor as it is, others on the CPU, whatever device is the default
-    (a model that is made on "meta" has its losses' tables)."""
+    (a model that is made on "meta" has its losses' tables). Python's floats are float64, whatever
+    dtype is the default, which bfloat16 would be under Lightning's "bf16-true"."""
     if isinstance(values, Tensor):
         return values
     # an array says itself what it holds: torch would ask a column of a table for its row 0
     array = getattr(values, "__array__", None)
-    return torch.as_tensor(values if array is None else array(), device="cpu")
+    found = torch.as_tensor(values if array is None else array(), device="cpu")
+    if array is None and found.is_floating_point():
+        return torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    return found
 
 
 def class_counts(
@@ -176,7 +180,8 @@ def class_counts(
         missing = [value for value in values.tolist() if value not in class_of]
         if missing:
             raise ValueError(f"class_of: expected a class for every label, none for {missing[0]}")
-        indices = torch.tensor([class_of[value] for value in values.tolist()]).long()[where]
+        classes = [class_of[value] for value in values.tolist()]
+        indices = torch.tensor(classes, dtype=torch.int64, device=where.device)[where]
     if indices.numel() and int(indices.min()) < 0:
         raise ValueError(f"labels: expected class indices >= 0, got {int(indices.min())}")
     counts = torch.bincount(indices, minlength=num_classes or 0)

@@ -173,7 +173,7 @@ def token_counts(
     """
     size = _COUNT("vocabulary_size", vocabulary_size)
     shift, ignored = FLAG("shift", shift), _INDEX("ignore_index", ignore_index)
-    counts = torch.zeros(size, dtype=torch.int64)
+    counts = torch.zeros(size, dtype=torch.int64, device="cpu")
     for number, row in enumerate(labels):
         if isinstance(row, Mapping):
             if "labels" not in row:

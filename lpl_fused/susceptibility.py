@@ -149,8 +149,8 @@ class Susceptibility(nn.Module):
     def _labels(self, size: int) -> Tensor:
         rank = torch.distributed.get_rank() if world_size() > 1 else 0
         seed = self.seed + int(self.probes) + (rank << 32)
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randint(self.num_classes, (size,), generator=generator)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return torch.randint(self.num_classes, (size,), generator=generator, device="cpu")
 
 
 def _like(name: str, value: Any, *parts: str) -> None:

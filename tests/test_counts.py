@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, random_split
 
 from lpl_fused import losses, schedules
-from lpl_fused.class_stats import class_counts, effective_number_weights
+from lpl_fused.class_stats import checked_counts, class_counts, effective_number_weights
 from lpl_fused.sampling import UniMix
 
 COUNTS = [100, 10, 0, 3]
@@ -253,3 +253,25 @@ def test_labels_are_not_smoothed_over_masked_classes() -> None:
     assert losses.BalancedSoftmaxLoss([5, 4, 3, 2, 1], label_smoothing=0.1).label_smoothing == 0.1
     with pytest.raises(ValueError, match="label_smoothing"):
         losses.SoftmaxEQLLoss(counts, 0.1, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_floats_in_a_list_keep_their_digits(dtype: torch.dtype) -> None:
+    """bfloat16 is the default where Lightning trains in "bf16-true"."""
+    counts, prior = [1234.0, 57.0, 3.0], [0.7, 0.2, 0.1]
+    torch.set_default_dtype(dtype)
+    try:
+        found = checked_counts(counts)
+        loss = losses.BayiasLoss(counts, test_prior=prior)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.tolist() == counts
+    logits = torch.tensor([[2.0, 1.0, 0.0]], dtype=torch.float64)
+    exact = torch.tensor(counts, dtype=torch.float64) / torch.tensor(prior, dtype=torch.float64)
+    expected = torch.nn.functional.cross_entropy(logits + exact.log(), torch.tensor([2]))
+    torch.testing.assert_close(loss(logits, torch.tensor([2])), expected, rtol=1e-14, atol=0)
+
+
+def test_another_default_device() -> None:
+    with torch.device("meta"):
+        assert class_counts([1, 7, 7], class_of={1: 0, 7: 1}).tolist() == [1, 2]

@@ -473,6 +473,36 @@ def test_made_on_meta_as_large_models_are(name: str) -> None:
 
 
 @every
+def test_another_default_device(name: str) -> None:
+    subject = SUBJECTS[name]
+    loss = subject.make()
+    other, steps = copy.deepcopy(loss), batches(subject)
+    expected = [subject.step(loss, step) for step in steps]
+    torch.set_default_device("meta")
+    try:
+        found = [subject.step(other, step) for step in steps]
+    finally:
+        torch.set_default_device("cpu")
+    for one, another in zip(found, expected, strict=True):
+        same(one, another)
+    same(states(other), states(loss))
+
+
+def test_states_are_tensors_alone() -> None:
+    """What averages weights, or writes them to safetensors, asks for nothing else."""
+    for name, subject in SUBJECTS.items():
+        assert all(isinstance(value, Tensor) for value in subject.make().state_dict().values()), (
+            name
+        )
+    loss, other = losses.ABSGDLoss(start_epoch=2), losses.ABSGDLoss(start_epoch=2)
+    loss.set_epoch(3)
+    other.load_state_dict(loss.state_dict())
+    assert other.epoch == 3 and other.started
+    other.load_state_dict({**loss.state_dict(), "_extra_state": {"epoch": 1}})  # of an earlier day
+    assert other.epoch == 1 and not other.started
+
+
+@every
 def test_gradients_of_each_sample(name: str) -> None:
     """`vmap` of `grad`, as for private training: each row as if it were called alone. (Evaluated:
     what evolves would take up a row that nobody sees.)"""

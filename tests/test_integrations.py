@@ -167,3 +167,9 @@ def test_tokens_of_every_kind_of_row() -> None:
     assert token_counts(rows, 8, shift=False).tolist() == [1, 2, 1, 2, 2, 1, 1, 0]
     assert token_counts([[1, 2]], 8, ignore_index=2).sum() == 0
     assert token_counts([], 3).tolist() == [0, 0, 0]
+
+
+def test_another_default_device() -> None:
+    rows = [[0, 1, 1], torch.tensor([5, 2, -100])]
+    with torch.device("meta"):
+        assert token_counts(rows, 6).tolist() == [0, 2, 1, 0, 0, 0]

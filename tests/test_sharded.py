@@ -440,6 +440,26 @@ def of_shapes(group: Any) -> None:
                 torch.testing.assert_close(of_all(group, grad, dim), of_whole, equal_nan=True)
 
 
+def of_another_default_device(group: Any) -> None:
+    draw = Draw(6, CLASSES, seed=19)
+    input, target, steps = draw.input(), draw.labels(), torch.arange(CLASSES) % 5 - 2
+    calls: tuple[Callable[..., Tensor], ...] = (
+        LF.cross_entropy,
+        lambda z, y, **more: LF.lpl_cross_entropy(z, y, steps, step_size=0.3, **more),
+        lambda z, y, **more: LF.lpl_cross_entropy(z, y, lambda _: steps, step_size=0.3, **more),
+    )
+    for call in calls:
+        expected = call(input, target)
+        with torch.device("meta"):
+            found = call(local(group, input), target, process_group=group)
+        torch.testing.assert_close(found, expected)
+
+
+def test_another_default_device(ranks: Ranks) -> None:
+    """It is none of what ranks tell each other."""
+    ranks.run(2, of_another_default_device)
+
+
 def test_shapes(ranks: Ranks) -> None:
     ranks.run(3, of_shapes)
 

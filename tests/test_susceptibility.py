@@ -251,3 +251,13 @@ def test_bad_input() -> None:
     net = nn.Linear(6, 3)
     with pytest.raises(ValueError, match=r"logits \(2, 4\), got \(2, 3\)"):
         Susceptibility(4).probe(net, torch.optim.SGD(net.parameters(), 0.1), torch.ones(2, 6))
+
+
+def test_another_default_device() -> None:
+    """Labels are drawn on the CPU, as the numbers of a probe are."""
+    net = model()
+    optimizer, input = OPTIMIZERS["sgd"](net.parameters()), torch.randn(4, 6)
+    expected = Susceptibility(CLASSES).probe(net, optimizer, input)
+    probe = Susceptibility(CLASSES)
+    with torch.device("meta"):
+        assert probe.probe(net, optimizer, input) == expected

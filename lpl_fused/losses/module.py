@@ -209,11 +209,14 @@ class DeferredStart(LossModule):
         # a flag beside the number: torch.compile guards on what it reads, and this seldom changes
         self.started = self.epoch >= self.start_epoch
 
-    def get_extra_state(self) -> dict[str, int]:
-        return {"epoch": self.epoch}
+    def get_extra_state(self) -> Tensor:
+        # a tensor, as all else in a state: what averages weights, or writes them to safetensors,
+        # knows of nothing else
+        return torch.tensor(self.epoch, device="cpu")
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        self.set_epoch(state["epoch"])
+    def set_extra_state(self, state: Tensor | dict[str, int]) -> None:
+        epoch = state["epoch"] if isinstance(state, dict) else state  # a dict before 1.0.0
+        self.set_epoch(int(epoch))
 
 
 class Reducing(LossModule):

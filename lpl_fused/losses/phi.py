@@ -155,7 +155,7 @@ class TruncatedGCELoss(Reducing, CrossEntropyLoss):
     @property
     def bound(self) -> float:
         """φ(−log k), what the loss of a row is truncated at."""
-        p = torch.tensor(self.k, dtype=torch.float64)
+        p = torch.tensor(self.k, dtype=torch.float64, device="cpu")
         return float(-p.log() if self.q == 0 else (1 - p**self.q) / self.q)
 
     def _indices(self, target: Tensor, index: Tensor) -> Tensor:

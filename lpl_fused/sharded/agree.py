@@ -250,7 +250,7 @@ def agreed_choice(choose: Choose, shards: Shards) -> Choose:
         except Exception as raised:
             error = raised
         check = 0 if steps is None else int(_checksum(steps))
-        sent = torch.tensor([error is not None, check, *_words_of(error)])
+        sent = torch.tensor([error is not None, check, *_words_of(error)], device="cpu")
         numbers = torch.stack(gathered(sent, shards.group))
         if error is not None:
             raise error
@@ -296,7 +296,7 @@ def _exchanged(
     """(ranks, n): what every rank has said. Raises what another rank failed with."""
     checks = [None if problem is None else getattr(problem, name) for name in _OF_ROWS]
     sums = [
-        torch.zeros((), dtype=torch.int64)
+        torch.zeros((), dtype=torch.int64, device="cpu")
         if each is None or each.dim() > 1  # class probabilities are of a rank's columns
         else _checksum(each)
         for each in checks
@@ -304,7 +304,8 @@ def _exchanged(
     device = torch.device("cpu") if problem is None else problem.input.device
     checked = torch.stack([each.to(device) for each in sums]).cpu()  # one wait for a GPU
     # of the CPU, whatever the input: what lies elsewhere on another rank has to be heard, too
-    message = torch.cat([torch.tensor(said.values + _words_of(error)), checked])
+    words = torch.tensor(said.values + _words_of(error), device="cpu")
+    message = torch.cat([words, checked])
     numbers = torch.stack(gathered(message, group))
     if error is None:
         _raise_of_others(numbers, len(said.values))
