@@ -67,8 +67,9 @@ _MODULES = (
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    there = [f"; see {m.__name__}.{name}" for m in (losses, functional) if name in m.__all__]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{''.join(there)}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted({*__all__, *_MODULES})

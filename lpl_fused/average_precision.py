@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .arguments import Numbers, RealTensor
-from .class_stats import count_tensor
+from .class_stats import Counts, checked_counts
 from .evaluation import FEW_BELOW, MANY_ABOVE, check_borders
 from .extras import needs_extra
 
@@ -35,7 +35,7 @@ class MeanAveragePrecision:
 def mean_average_precision(
     scores: Tensor,
     target: Tensor,
-    cls_num_list: Tensor,
+    cls_num_list: Counts,
     *,
     many_above: int = MANY_ABOVE,
     few_below: int = FEW_BELOW,
@@ -73,7 +73,7 @@ def mean_average_precision(
 
     Numbers(True, 2, "shape (N, C)")("scores", scores)
     RealTensor(2, "a tensor of labels 0 and 1, shape (N, C)")("target", target)
-    counts = count_tensor(cls_num_list, "cls_num_list").to(scores.device)
+    counts = checked_counts(cls_num_list).to(scores.device)
     _check(scores, target, counts, many_above, few_below)
     labels, ranks = target.long(), _ranks(scores)
     # class by class: MultilabelAveragePrecision, which does the same, wants two labels at least
@@ -121,8 +121,3 @@ def _check(scores: Tensor, target: Tensor, counts: Tensor, many_above: int, few_
         raise ValueError("scores: expected numbers, got nan")
     if ((target != 0) & (target != 1)).any():
         raise ValueError("target: expected labels 0 and 1")
-    if few_below > many_above + 1:
-        raise ValueError(
-            f"few_below must be at most many_above + 1, so that no class is both few- and "
-            f"many-shot; got few_below={few_below}, many_above={many_above}"
-        )

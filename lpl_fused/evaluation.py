@@ -24,7 +24,7 @@ from .arguments import (
     is_integer,
     shown,
 )
-from .class_stats import count_tensor
+from .class_stats import Counts, checked_counts
 
 MANY_ABOVE = 100
 FEW_BELOW = 20
@@ -59,7 +59,7 @@ class Accuracy:
 def accuracy(
     input: Tensor,
     target: Tensor,
-    cls_num_list: Tensor,
+    cls_num_list: Counts,
     *,
     many_above: int = MANY_ABOVE,
     few_below: int = FEW_BELOW,
@@ -100,8 +100,8 @@ def accuracy(
     """
     _TENSOR("input", input)
     target = CLASSES("target", target).long()
-    counts = count_tensor(cls_num_list, "cls_num_list").to(target.device)
-    num_classes = _check_class_vector(counts)
+    counts = checked_counts(cls_num_list).to(target.device)
+    num_classes = len(counts)
     check_borders(many_above, few_below)
     if input.ndim == 2 and input.is_floating_point():
         if input.shape[1] != num_classes:
@@ -401,15 +401,6 @@ def _check_scores(scores: Tensor) -> None:
     _SCORES("scores", scores)
     if scores.isnan().any():
         raise ValueError("scores: expected numbers, got nan")
-
-
-def _check_class_vector(counts: Tensor) -> int:
-    if counts.ndim != 1 or len(counts) == 0:
-        raise ValueError(
-            "cls_num_list: expected one count per class, shape (C,), got shape "
-            f"{tuple(counts.shape)}"
-        )
-    return len(counts)
 
 
 def check_borders(many_above: float, few_below: float) -> None:

@@ -62,9 +62,18 @@ def readable(tensor: Tensor) -> bool:
 
 
 def settled(tensor: Tensor) -> Tensor:
-    """The tensor with its numbers in memory."""
+    """The tensor with its numbers in memory.
+
+    Raises:
+        RuntimeError: it is one of several at once, as upstream gradients may be.
+    """
     if torch.compiler.is_compiling():
         return tensor
+    if torch._C._functorch.is_legacy_batchedtensor(tensor):
+        raise RuntimeError(
+            "several upstream gradients at once (is_grads_batched, vectorize=True): fused kernels"
+            ' take one, backend="reference" all'
+        )
     if tensor.is_neg():
         tensor = tensor.resolve_neg()
     return tensor.clone() if tensor._is_zerotensor() else tensor

@@ -112,6 +112,7 @@ def test_no_positive_at_all() -> None:
             ValueError,
             r"cls_num_list: expected shape \(3,\), got \(4,\)",
         ),
+        ({"cls_num_list": [5, -1, 3]}, ValueError, "cls_num_list: .*got -1 for class 1"),
         ({"scores": torch.full((4, 3), math.nan)}, ValueError, "got nan"),
         ({"many_above": 5, "few_below": 7}, ValueError, "few_below=7, many_above=5"),
     ],

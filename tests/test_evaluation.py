@@ -92,6 +92,8 @@ COUNTS = torch.tensor([5, 5, 5])
             ValueError,
             "cls_num_list: expected one count per class",
         ),
+        ((LABELS, LABELS, [5, -1, 3]), {}, ValueError, "cls_num_list: .*got -1 for class 1"),
+        ((LABELS, LABELS, [5, math.nan, 3]), {}, ValueError, "cls_num_list: .*got nan for class 1"),
         ((LABELS, LABELS, COUNTS), {"many_above": 5, "few_below": 9}, ValueError, "few_below=9"),
     ],
 )

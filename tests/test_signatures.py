@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import lpl_fused
 from lpl_fused import (
     average_precision,
     certification,
@@ -231,3 +232,13 @@ def test_every_public_name_is_walked() -> None:
             and not name.startswith("_")
         }
         assert public <= {named(call) for call in CALLS} | held | inner, module
+
+
+@pytest.mark.parametrize("name", ["LPLLoss", "cross_entropy"])
+def test_who_looks_in_the_wrong_place_is_told_the_right_one(name: str) -> None:
+    where = "losses" if name == "LPLLoss" else "functional"
+    with pytest.raises(AttributeError, match=rf"see lpl_fused\.{where}\.{name}$"):
+        getattr(lpl_fused, name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'$"):
+        _ = lpl_fused.nothing
+    assert set(lpl_fused.__all__) < set(dir(lpl_fused))

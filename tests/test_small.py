@@ -324,3 +324,6 @@ def test_bad_input_gets_our_messages(arguments: dict[str, Any]) -> None:
 def test_explain_says_so() -> None:
     assert f"at most {SMALL:,} logits: torch's own" in explain()
     assert "torch's own" not in explain("cuda")
+    for wrong in (torch.int64, "float32"):
+        with pytest.raises(TypeError, match="dtype: expected .* floating"):
+            explain("cpu", wrong)  # type: ignore[arg-type]

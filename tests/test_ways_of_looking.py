@@ -201,6 +201,21 @@ def test_double_backward(function: Function, named: str) -> None:
         twice(leaf, named)
 
 
+def test_several_upstreams_at_once(function: Function, named: str) -> None:
+    leaf, upstreams = LOGITS.clone().requires_grad_(), torch.tensor([1.0, -2.0])
+    loss = total(function, leaf, named)
+
+    def run() -> Tensor:
+        return torch.autograd.grad(loss, leaf, upstreams, is_grads_batched=True)[0]
+
+    if named != REFERENCE:
+        with pytest.raises(RuntimeError, match=f"is_grads_batched.*{REFERENCE}"):
+            run()
+        return
+    gradient = truth(function)[1]
+    close(run(), torch.stack([gradient, -2 * gradient]))
+
+
 TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Tensor]], Tensor]] = {
     "grad": lambda loss: torch.func.grad(loss)(LOGITS),
     "jvp": lambda loss: torch.func.jvp(loss, (LOGITS,), (OTHER,))[1],

@@ -129,12 +129,17 @@ def explain(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float
         device: the logits' device, "cpu" or "cuda".
         dtype: the logits' dtype.
 
+    Raises:
+        TypeError: another dtype than logits may have.
+
     Examples:
         >>> print(lpl_fused.explain())
         backend="auto" on cpu torch.float32 runs: ...
           reference plain PyTorch, always there; slower, defines what is correct
     """
     kind = torch.device(device).type
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype: expected that of logits, a floating torch.dtype, got {dtype!r}")
     chosen = resolve("auto", kind, dtype)
     lines = [f'backend="auto" on {kind} {dtype} runs: {chosen}']
     if OVERRIDE != "auto":
