@@ -139,7 +139,8 @@ def class_counts(
             (torchvision's INaturalist) `index`; a `Subset`, `random_split` or `ConcatDataset` of
             such; a `TensorDataset` of inputs and labels; or the path of an iNaturalist / COCO
             annotation JSON file, whose `annotations[*].category_id` are counted. No image is
-            opened.
+            opened. (Of several labels per row, a matrix (N, C) of 0 and 1, the counts are its sums,
+            `labels.sum(0)`.)
         num_classes: C; left out, the number of categories that a file lists, or else the highest
             label + 1.
         class_of: which class each label is, where labels are no class indices: COCO's categories

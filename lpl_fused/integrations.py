@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .arguments import FLAG, Integer, is_integer, shown
 from .class_stats import on_cpu
+from .losses.rows import mean_divisor
 from .problem import is_ignored
 
 _COUNT = Integer(least=1)
@@ -48,7 +49,8 @@ class TransformersLoss:
         outputs: what has `logits` (..., C), or a mapping with them, or a tuple that begins with
             them; any dtype, without a copy in float32.
         labels: (...) class indices; the criterion's `ignore_index` (default -100) counts for none.
-        num_items_in_batch: a number or 0-dim tensor; None: the labels of this call that count.
+        num_items_in_batch: a number or 0-dim tensor; None: the labels of this call that count, of
+            none of them what the criterion's `empty` says.
 
     Raises:
         TypeError: `criterion` takes no `normalizer`, outputs without logits.
@@ -107,7 +109,8 @@ class TransformersLoss:
             labels = F.pad(labels, (0, 1), value=ignored)[..., 1:]
         target = labels.reshape(-1)
         if num_items_in_batch is None:
-            num_items_in_batch = (~is_ignored(target, ignored)).sum()
+            items = (~is_ignored(target, ignored)).sum()
+            num_items_in_batch = mean_divisor(items, getattr(self.criterion, "empty", "nan"))
         if isinstance(num_items_in_batch, Tensor):  # of the Trainer, on whatever device
             num_items_in_batch = num_items_in_batch.to(logits.device)
         if logits.device != self._device:

@@ -99,6 +99,14 @@ def test_what_is_evaluated_is_no_training(make: Any) -> None:
     assert trained != expected
 
 
+@pytest.mark.parametrize(("empty", "expected"), [("zero", 0.0), ("nan", float("nan"))])
+def test_nothing_but_padding(empty: str, expected: float) -> None:
+    logits, labels = batch()
+    loss = TransformersLoss(losses.CrossEntropyLoss(reduction="sum", empty=empty))
+    found = loss({"logits": logits}, torch.full_like(labels, -100))
+    torch.testing.assert_close(float(found), expected, equal_nan=True)
+
+
 def test_labels_of_8_bits() -> None:
     """−253 is no class, though it is 3 in 8 bits; the last position of a row has it."""
     logits, labels = batch()
