@@ -16,7 +16,7 @@ from .arguments import POSITIVE, REAL, Choice, Maybe, Number
 from .perturbation import BinaryPerturbation, Perturbation, RebalancedWeight
 from .phi import BinaryPhi, binary_coded
 from .problem import NONE, REDUCTIONS, BinaryOptions, BinaryProblem, accumulate_dtype
-from .validation import OF_COUNTS, checked_normalizer, narrow_steps
+from .validation import OF_COUNTS, checked_normalizer, narrow_steps, refuse_distributed
 
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _ENTRIES = f", one entry per class, the last dimension{OF_COUNTS}"
@@ -63,6 +63,7 @@ class MultiLabel:
         for name, tensor in (("input", input), ("target", target)):
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+            refuse_distributed(name, tensor)
         if input.dtype not in _FLOATING:
             raise TypeError(
                 f"input: expected float64, float32, bfloat16 or float16 logits, got {input.dtype}"

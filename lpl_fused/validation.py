@@ -322,6 +322,12 @@ def moved_by_two(problem: Problem, choose: object, told: bool, *, whole: bool = 
     return True
 
 
+def refuse_distributed(name: str, tensor: Tensor) -> None:
+    """Raises TypeError for a DTensor, where all that belongs to a row has to be in one place."""
+    if type(tensor).__name__ == "DTensor":
+        raise TypeError(f"{name}: a DTensor is not supported; pass its local part, .to_local()")
+
+
 class Shaped:
     """Logits and target flattened to rows, and the way back."""
 
@@ -331,10 +337,7 @@ class Shaped:
         if type(input) not in PLAIN:
             if not isinstance(input, Tensor):
                 raise TypeError(f"input: expected a tensor, got {type(input).__name__}")
-            if type(input).__name__ == "DTensor":
-                raise TypeError(
-                    "input: a DTensor is not supported; pass its local rows, input.to_local()"
-                )
+            refuse_distributed("input", input)
         if input.dtype not in FLOATING:
             raise TypeError(
                 f"input: expected float64, float32, bfloat16 or float16 logits, got {input.dtype}"
@@ -368,6 +371,7 @@ class Shaped:
             self.lam = self._shares("target.lam", lam)
         if not isinstance(target, Tensor):
             raise TypeError(f"target: expected a tensor, got {type(target).__name__}")
+        refuse_distributed("target", target)
         try:
             if target.is_floating_point() and self.other is None:
                 self._check("target (class probabilities)", target, input.shape)
@@ -451,6 +455,7 @@ class Shaped:
             return None
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        refuse_distributed(name, value)
         if rows and value.dim() != 2:
             raise ValueError(
                 f"{name}: expected shape (R, {self.classes}), got {tuple(value.shape)}"
@@ -600,8 +605,7 @@ class Projected(Shaped):
         for name, tensor in given.items():
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-            if type(tensor).__name__ == "DTensor":
-                raise TypeError(f"{name}: a DTensor is not supported; pass its local part")
+            refuse_distributed(name, tensor)
             if tensor.dtype not in FLOATING:
                 raise TypeError(
                     f"{name}: expected float64, float32, bfloat16 or float16, got {tensor.dtype}"

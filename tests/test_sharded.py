@@ -732,6 +732,15 @@ def of_dtensor(group: Any) -> None:
         LF.cross_entropy(distribute_tensor(input, mesh, [Shard(0)]), target)
     with pytest.raises(ValueError, match="classes are sharded"):
         LF.cross_entropy(distribute_tensor(input, mesh, [Replicate()]), target)
+    whole = distribute_tensor(torch.ones(6, CLASSES), mesh, [Replicate()])
+    for name, refused in (
+        ("input", lambda: LF.binary_cross_entropy_with_logits(whole, torch.ones(6, CLASSES))),
+        ("target", lambda: LF.binary_cross_entropy_with_logits(input, whole)),
+        ("target", lambda: LF.cross_entropy(input, labels)),
+        ("weight", lambda: LF.cross_entropy(input, target, whole[0])),
+    ):
+        with pytest.raises(TypeError, match=f"^{name}: a DTensor is not supported"):
+            refused()
 
 
 def test_dtensors_need_no_word(ranks: Ranks) -> None:
