@@ -31,7 +31,7 @@ LPL_HOST_DEVICE inline PhiValue<Acc> phi_of(Acc ell, Phi phi, Acc parameter) {
       return {-std::expm1(exponent) / parameter, std::exp(exponent)};
     }
     case Phi::focal: {
-      const Acc rest = -std::expm1(-ell);  // 1 − p
+      const Acc rest = ell < 0 ? Acc(0) : -std::expm1(-ell);  // 1 − p; rounding leaves −1e-7 nats
       const Acc p = std::exp(-ell);
       const Acc factor = std::pow(rest, parameter);
       // γ·ℓ·p·(1 − p)^(γ−1) with ℓ/(1 − p) → 1 at p = 1, and ℓ·p → 0 at p = 0

@@ -136,6 +136,23 @@ def test_of_every_phi(backend: str, form: str, phi: str) -> None:
             check(case, backend, dtype)
 
 
+@pytest.mark.parametrize("form", ["auto", "statistics"])
+def test_a_class_with_all_of_the_mass_that_is_not_right(backend: str, form: str) -> None:
+    """Where the target is spread, its ℓ is 0 or what rounding leaves of that, of which no root is
+    taken."""
+    d = Draw(*((8, 301) if backend in SLOW else (200, 1024)), seed=11)
+    steps = torch.randint(-8, 9, (d.classes,), generator=d.generator).int()
+    given = {"step_size": 1.0, "phi": Focal(0.5), "label_smoothing": 0.3, "reduction": "none"}
+    input, target = d.input(20.0).float().requires_grad_(), d.labels()
+    more = {} if backend == REFERENCE else {"gradient": form}
+    found = LF.lpl_cross_entropy(input, target, steps, backend=backend, **given, **more)
+    truth = LF.lpl_cross_entropy(input.double(), target, steps, backend=REFERENCE, **given)
+    torch.testing.assert_close(found, truth.float(), rtol=1e-5, atol=1e-5)
+    (grad,) = torch.autograd.grad(found.sum(), input)
+    (right,) = torch.autograd.grad(truth.sum(), input)
+    torch.testing.assert_close(grad, right, rtol=1e-4, atol=1e-5)
+
+
 def by_statistics(case: Case, backend: str, upstream: Tensor) -> testing.Result:
     """The gradient from a row's numbers, as it is where memory is short."""
     if backend != REFERENCE:  # which has no other
