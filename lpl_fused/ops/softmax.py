@@ -337,14 +337,14 @@ def gradient_past(
     in_place: bool,
     norm: Tensor | None = None,
 ) -> Gradients:
-    """`_gradient_op` past the dispatcher; `in_place`: that of the logits where they are."""
+    """`_gradient_op` past the dispatcher; `in_place`: that of the logits where they are. `module`
+    may be the reference's parts, which have no place to write to, and divide by nothing."""
+    beside = () if norm is None else (None, norm)
     if not in_place:
-        return module.gradient(  # type: ignore[no-any-return]
-            problem, known, upstream, names, None, norm
-        )
+        return module.gradient(problem, known, upstream, names, *beside)  # type: ignore[no-any-return]
     found, tables = Gradients(), [name for name in names if name != "input"]
     if tables:  # they read the logits
-        found = module.gradient(problem, known, upstream, tables, None, norm)
+        found = module.gradient(problem, known, upstream, tables, *beside)
     # sharing memory and version with what autograd saved, for all who still want the logits
     logits = problem.input.detach()
     module.gradient(problem._replace(input=logits), known, upstream, ["input"], logits, norm)
