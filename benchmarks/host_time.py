@@ -140,7 +140,7 @@ def _tests_at_hand() -> Iterator[None]:
         sys.path.remove(str(ROOT / "tests"))
 
 
-FEW, SOME, TAGS = (4, 9), (64, 1100), (512, 80)
+FEW, SOME, MANY, TAGS = (4, 9), (64, 1100), (256, 1100), (512, 80)
 
 
 def _batch(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -211,6 +211,7 @@ def cases(backend: str) -> dict[str, Run]:
         "LDAMLoss": module(losses.LDAMLoss),
         "LPL, one row": learned((1, FEW[1])),
         "LPL": learned(SOME),
+        "LPL, many logits": learned(MANY),
         "LPLLoss": module(losses.LPLLoss, SOME),
         "binary cross-entropy": tags(False),
         "multi-label LPL": tags(True),

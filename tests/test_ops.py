@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import pytest
@@ -16,6 +17,7 @@ from lpl_fused.ops import dispatch
 from lpl_fused.problem import TABLES, Problem
 from lpl_fused.validation import Shaped, call_options
 
+LEARNED = "lpl_fused.backends.triton.learned"
 CASES, LPL_CASES = cross_entropy_cases(), lpl_cases()
 
 
@@ -45,10 +47,11 @@ def problem(name: str, n: int = 4, classes: int = 5, seed: int = 5):  # type: ig
 def test_opcheck(monkeypatch: pytest.MonkeyPatch, backend: str, name: str) -> None:
     if backend == "reference":
         pytest.skip("the reference is plain PyTorch, not an operator")
-    if backend == "cuda":
+    if backend in ("cuda", "triton"):
         # lists in a state hold what memory held behind their end, which opcheck compares
-        make = load("cuda").new
-        monkeypatch.setattr(load("cuda"), "new", lambda *args, **kw: make(*args, **kw).zero_())
+        maker = load("cuda") if backend == "cuda" else importlib.import_module(LEARNED)
+        make = maker.new
+        monkeypatch.setattr(maker, "new", lambda *args, **kw: make(*args, **kw).zero_())
     p = problem(name)
     detached = Problem(*(t.detach() if isinstance(t, torch.Tensor) else t for t in p))
     packed = dispatch.packed(detached, backend)

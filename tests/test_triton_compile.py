@@ -210,7 +210,7 @@ VARIANTS = {
     "with stats, dense, 1000": Variant(
         "gradient", BF16, 1000, SMOOTHED, ("dense",), return_stats=True
     ),
-    "with stats, lpl, 8142": Variant("learned", BF16, 8142, LPL, n=16, return_stats=True),
+    "with stats, lpl, 8142": Variant("learned", BF16, 8142, LPL, n=17, return_stats=True),
     "plain fp64, 1000": Variant("gradient", FP64, 1000),
     "tables, 8142": Variant("gradient", FP32, 8142, ALL_OPTIONS._replace(softcap=0.0), TABLES),
     "tables, 16384": Variant("gradient", FP32, 16384, ALL_OPTIONS._replace(softcap=0.0), TABLES),
@@ -247,13 +247,20 @@ VARIANTS = {
     ),
     "lpl, 1": Variant("learned", FP32, 1, LPL),
     "lpl, 100": Variant("learned", FP32, 100, LPL, n=128),
-    "lpl, 8142": Variant("learned", BF16, 8142, LPL, n=16),
-    "lpl, normalized, 8142": Variant("learned", FP32, 8142, LPL._replace(normalize=True), n=16),
-    "lpl, groups of 512, 128256": Variant("learned", BF16, 128256, LPL, n=512),
+    "lpl, few, 8142": Variant("learned", BF16, 8142, LPL, n=16, return_stats=True),
+    "lpl, few, 1000": Variant("learned", FP32, 1000, LPL._replace(normalize=True), n=128),
+    "lpl, 8142": Variant("learned", BF16, 8142, LPL, n=17),
+    "lpl, normalized, 8142": Variant("learned", FP32, 8142, LPL._replace(normalize=True), n=17),
+    "lpl, apart, 8142": Variant("learned", BF16, 8142, LPL, n=520),
+    "lpl, normalized, apart, 8142": Variant(
+        "learned", FP32, 8142, LPL._replace(normalize=True), n=520
+    ),
+    "lpl, groups of 520, 128256": Variant("learned", BF16, 128256, LPL, n=520),
     "lpl, sorted, 16": Variant("learned", BF16, 16, LPL, n=16385),
     "lpl, everything, 10": Variant("learned", FP64, 10, LPL_EVERYTHING, TABLES, n=128),
-    "lpl, everything, 32000": Variant("learned", FP32, 32000, LPL_EVERYTHING, TABLES),
-    "lpl, everything fp64, 2049": Variant("learned", FP64, 2049, LPL_EVERYTHING, TABLES),
+    "lpl, everything, 32000": Variant("learned", FP32, 32000, LPL_EVERYTHING, TABLES, n=5),
+    "lpl, everything fp64, 2049": Variant("learned", FP64, 2049, LPL_EVERYTHING, TABLES, n=70),
+    "lpl, everything fp64, few, 2049": Variant("learned", FP64, 2049, LPL_EVERYTHING, TABLES),
     "lpl, δ, 8142": Variant("delta", FP32, 8142, LPL),
     "lpl, δ, everything, 32000": Variant("delta", BF16, 32000, LPL_EVERYTHING, TABLES),
     "scale, 8142": Variant("rescale", FP32, 8142),
@@ -309,7 +316,8 @@ VARIANTS = {
 # What other targets compile beside everything at once: the largest blocks, and every kernel.
 LARGEST = {
     *("plain, 16384", "plain, 128256", "tables, 16384", "scale, 8142", "parts, 128256"),
-    *("lpl, 100", "lpl, 8142", "lpl, sorted, 16", "lpl, groups of 512, 128256"),
+    *("lpl, 100", "lpl, 8142", "lpl, apart, 8142", "lpl, sorted, 16"),
+    "lpl, groups of 520, 128256",
     *("multi-label, 9605", "multi-label lpl, 9605", "multi-label lpl, 80", "with stats, lpl, 8142"),
 }
 # two minutes each, in which sm_90 nearly always says the same
@@ -476,6 +484,7 @@ def test_every_kernel_is_compiled(reports: dict[str, list[Report]]) -> None:
         "binary_rest",
         "group_rows",
         "list_groups",
+        "move_all",
         "split_columns",
         "move_tail",
         "move_groups",
@@ -504,7 +513,7 @@ def test_one_exponential_per_logit(reports: dict[str, list[Report]], variant: st
 
 
 @HOPPER
-@pytest.mark.parametrize("variant", ["lpl, 8142", "lpl, normalized, 8142"])
+@pytest.mark.parametrize("variant", ["lpl, apart, 8142", "lpl, normalized, apart, 8142"])
 def test_solved_in_two_exponentials_per_logit(
     reports: dict[str, list[Report]], variant: str
 ) -> None:

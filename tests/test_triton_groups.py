@@ -63,16 +63,21 @@ def outcome(asked: Problem) -> Tensor:
 
 @contextmanager
 def outcomes() -> Iterator[list[Tensor]]:
-    """The outcome of every problem that is solved meanwhile."""
+    """The outcome of every problem that is solved meanwhile, and of every gradient."""
     found: list[Tensor] = []
-    finish = learned.finish
+    take_steps, gradient = learned.take_steps, learned.gradient
 
-    def noted(problem: Any, arguments: Any, saved: Any, *others: Any) -> None:
-        finish(problem, arguments, saved, *others)
+    def stepped(problem: Any, arguments: Any, saved: Any, *others: Any) -> None:
+        take_steps(problem, arguments, saved, *others)
+        found.append(saved.rows.outcome)
+
+    def differentiated(problem: Any, arguments: Any, saved: Any, *others: Any) -> None:
+        gradient(problem, arguments, saved, *others)
         found.append(saved.rows.outcome)
 
     with (
-        mock.patch.object(learned, "finish", noted),
+        mock.patch.object(learned, "take_steps", stepped),
+        mock.patch.object(learned, "gradient", differentiated),
         mock.patch.object(launching, "_direct", return_value=False),  # no plan goes past it
     ):
         yield found
@@ -293,7 +298,7 @@ def test_rows_by_class(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Problem(draw.input().float(), target, steps=steps)
 
     def found() -> Groups:
-        tickets = torch.zeros(2, dtype=torch.int32)
+        tickets = torch.tensor([0, 7], dtype=torch.int32)
         groups = Groups(*torch.full((4, n), -1), tickets)
         group_rows(asked, arguments_of(asked), groups, None, 0)
         return groups
@@ -308,15 +313,16 @@ def test_rows_by_class(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
             assert groups.slot[row] == members[0]
             assert groups.count[row] == len(members)
             assert torch.equal(groups.order[begin : begin + len(members)], members)
+        assert not groups.tickets.any()
 
 
 def launched_by(run: Callable[[], object]) -> list[str]:
     found: list[str] = []
-    launch = launching.launch
+    launched = launching.launch
 
     def noted(kernel: Any, *others: Any, **meta: Any) -> None:
         found.append(kernel.fn.__name__)
-        launch(kernel, *others, **meta)
+        launched(kernel, *others, **meta)
 
     with (
         mock.patch.object(launching, "launch", noted),
@@ -329,44 +335,73 @@ def launched_by(run: Callable[[], object]) -> list[str]:
 SOLVING = ["split_columns", *["move_tail"] * 3]
 
 
-def test_launches() -> None:
-    """What is done of classes with several rows is done once; the backward forms their δ anew."""
+def launched_both_ways(asked: Problem) -> tuple[list[str], list[str]]:
+    """By a forward, and by a backward."""
+    forward = launched_by(lambda: backend.forward(asked, False))
+    state, upstream = backend.forward(asked, False).state, torch.ones(()).expand(len(asked.input))
+    return forward, launched_by(lambda: backend.learned_gradient(asked, upstream, state))
+
+
+def test_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most eight where classes may have several rows, at most four where not; more where rows
+    are too many for each to find its class, and where gradients are large."""
     asked = problem([3, 2, 1], [24, -5, 3], 600)
     asked = asked._replace(input=asked.input.bfloat16())
-    rows = ["group_rows", "weigh_rivals", "step_rows"]
-    forward = launched_by(lambda: backend.forward(asked, False))
-    assert forward == [*rows, *SOLVING, "plain_steps"]
-    state = backend.forward(asked, False).state
-    backward = launched_by(lambda: backend.learned_gradient(asked, torch.ones(()).expand(6), state))
-    assert backward == ["move_rows", "move_groups", "plain_steps"]
+    one = asked._replace(input=asked.input[:1], target=asked.target[:1])
+    double = asked._replace(input=asked.input.double())
+    rows, last = ["weigh_rivals", "step_rows"], ["plain_steps"]
+    assert launched_both_ways(asked) == ([*rows, *SOLVING, *last], ["move_all"])
+    for alone in (one, double):
+        assert launched_both_ways(alone) == ([*rows, *last], ["move_all"])
+    monkeypatch.setattr(learned, "FINDING", 5)
+    monkeypatch.setattr(learned, "ONE_LAUNCH", 0)
+    apart = ["move_rows", "move_groups", "plain_steps"]
+    assert launched_both_ways(asked) == (["group_rows", *rows, *SOLVING, *last], apart)
+    assert launched_both_ways(one) == ([*rows, *last], ["move_rows", "plain_steps"])
 
 
 def test_launches_of_few_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where launches are what a call costs, and in float64."""
     asked = problem([3, 2, 1], [24, -5, 3], 600)
-    for dtype, few in ((FP32, 6 * 600), (FP64, 0)):
-        monkeypatch.setattr(learned, "FEW_LOGITS", few)
-        of_dtype = asked._replace(input=asked.input.to(dtype))
-        forward = launched_by(lambda p=of_dtype: backend.forward(p, False))  # type: ignore[misc]
-        assert forward == ["group_rows", "weigh_rivals", "step_rows", "plain_steps"]
-        state = backend.forward(of_dtype, False).state
-        backward = launched_by(
-            lambda p=of_dtype, s=state: backend.learned_gradient(p, torch.ones(6), s)  # type: ignore[misc]
-        )
-        assert backward == ["move_rows", "plain_steps"]
+    monkeypatch.setattr(learned, "FEW_LOGITS", 6 * 600)
+    for dtype in (FP32, BF16, FP64):
+        found = launched_both_ways(asked._replace(input=asked.input.to(dtype)))
+        assert found == (["group_rows", "plain_steps"], ["gradient_rows"])
+
+
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+def test_the_same_bits_in_fewer_launches(normalize: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever groups rows, lists classes and writes gradients."""
+    asked = problem([4, 3, 1, 3], [24, 3, 3, 0], 150, 0.5, step_size=1.0, normalize=normalize)
+    target = asked.target.clone()
+    target[torch.nonzero(target == 3)[:2, 0]] = torch.tensor([-100, 150])
+    asked = asked._replace(input=asked.input.float(), target=target)
+    upstream = torch.rand(11) + 0.5
+
+    def found() -> tuple[Tensor, Tensor]:
+        loss, *_, state, _ = backend.forward(asked, False)
+        return loss, backend.learned_gradient(asked, upstream, state)
+
+    with launched_with(block=128), watched(), outcomes() as seen:
+        expected = found()
+        monkeypatch.setattr(learned, "FINDING", 0)
+        monkeypatch.setattr(learned, "ONE_LAUNCH", 0)
+        apart = found()
+    for one, other in zip(apart, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+    assert {SOLVED, PERTURBED} | (set() if normalize else {FELL_BACK}) <= set(seen[0].tolist())
 
 
 @pytest.mark.counts
 @pytest.mark.parametrize("reduction", [NONE, MEAN, SUM])
 def test_operations_of_torch(reduction: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most three a forward, and none a backward."""
+    """None."""
     host_alone(monkeypatch)
     asked = problem([3, 2, 1], [24, -5, 3], 600)
     options = asked.options._replace(reduction=reduction)
     asked = asked._replace(input=asked.input.bfloat16(), options=options)
     with Operations() as forward:
         state = backend.forward(asked, False).state
-    assert len(forward.names) <= 3, forward.names
+    assert not forward.names
     upstream = torch.ones(()).expand(6)
     with Operations() as backward:
         backend.learned_gradient(asked, upstream, state)

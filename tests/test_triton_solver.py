@@ -31,6 +31,11 @@ FP16, BF16, FP32, FP64 = torch.float16, torch.bfloat16, torch.float32, torch.flo
 backend = load("triton")
 
 
+@pytest.fixture(autouse=True)
+def few_logits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned, "FEW_LOGITS", 0)
+
+
 def rows(
     draw: Draw, spread: float, steps: list[int], dtype: torch.dtype = FP64, **options: Any
 ) -> Problem:

@@ -387,6 +387,13 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learned, "PROGRAMS", 8)
 
 
+@pytest.fixture(autouse=True)
+def few_logits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many would be."""
+    monkeypatch.setattr(learned, "FEW_LOGITS", 0)
+    monkeypatch.setattr(learned, "ONE_LAUNCH", 0)
+
+
 def measure(run: Callable[[Problem], object], problem: Problem) -> Traffic:
     with watched() as traffic:
         run(problem)
@@ -509,13 +516,40 @@ def test_learned_moves_no_more_than_plain(classes: int) -> None:
     assert total(2) <= 1.1 * (total(None) + logits)
 
 
+@pytest.mark.parametrize("parts", [(), ("one class",)], ids=["rows", "a group"])
+def test_one_launch_moves_no_more(parts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradients of rows and groups, as by kernels of their own."""
+    problem = Budget(by_statistics, 2000, {}, steps=20, parts=parts, options=LPL).problem()
+    apart = measure(by_statistics, problem)
+    monkeypatch.setattr(learned, "ONE_LAUNCH", problem.input.numel())
+    at_once = measure(by_statistics, problem)
+    assert at_once.of("input") == apart.of("input")
+    assert at_once.of("wanted.grad") == apart.of("grad") != (0, 0)
+    assert at_once.total() <= apart.total()
+
+
+@pytest.mark.parametrize("steps", [1, 9])
+def test_few_logits_are_read_for_their_steps_and_twice(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class in registers, whatever its steps; one that is not twice a step."""
+    monkeypatch.setattr(learned, "FEW_LOGITS", 1 << 17)
+    for classes, reads in ((2000, 3), (3000, 2 * steps + 2)):
+        problem = Budget(by_statistics, classes, {}, steps=steps, options=LPL, n=8).problem()
+        traffic = measure(by_statistics, problem)
+        logits = 8 * classes
+        for way, found in zip((2 * reads, 0), traffic.of("input"), strict=True):
+            assert 0 <= found - way * logits <= 8 * LABELS
+        loaded, stored = traffic.of("grad")
+        assert loaded == 0 <= stored - 2 * logits <= 8 * LABELS
+
+
 @pytest.mark.parametrize("steps", [5, 20])
-def test_a_group_is_read_six_times(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_is_read_six_times(steps: int) -> None:
     """Classes with several rows, the same dose in few steps or in many: once for the rows' mass,
     once to tell exact classes, three times for the tail, each of one tile of rows, once for the
     gradient.
     """
-    monkeypatch.setattr(learned, "FEW_LOGITS", 0)
     n, classes = 4, 2000
     asked = Budget(forward_and_gradient, classes, {}, steps=steps, parts=("one class",))
     problem = asked.problem()._replace(options=Options(step_size=2.0 / steps))

@@ -23,6 +23,7 @@ from benchmarks import host_time
 from lpl_fused import functional as LF
 from lpl_fused.backends import triton as backend
 from lpl_fused.backends.triton import launching
+from lpl_fused.backends.triton import learned as launchers
 
 Run = Callable[[], object]
 DTYPES = (torch.bfloat16,)
@@ -80,7 +81,30 @@ def calls() -> dict[str, Run]:
             found[f"{dtype}, from {begin}"] = plain
             found[f"LPL, {dtype}, from {begin}"] = learned
             found[f"LPL, with stats, {dtype}, from {begin}"] = stats
-    return found | alike()
+    return found | many() | alike()
+
+
+def many() -> dict[str, Run]:
+    """Of logits that are not few: by solvers, classes with several rows among them or none, with
+    groups found by rows themselves or not, and gradients by one launch or by three."""
+    found: dict[str, Run] = {}
+    for shape, dtype in (((1, 140_000), torch.bfloat16), ((1100, 150), torch.float32)):
+        generator = torch.Generator().manual_seed(5)
+        logits = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+        target = torch.randint(150, shape[:1], generator=generator)
+        steps = torch.full(shape[1:], 3, dtype=torch.int32)
+
+        def learned(u: Any = logits, y: Any = target, k: Any = steps) -> object:
+            loss = LF.lpl_cross_entropy(u, y, k, step_size=0.1, backend="triton")
+            return torch.autograd.grad(loss * 3, u)
+
+        found[f"LPL, {shape[0]} rows"] = learned
+
+    def apart() -> object:
+        with mock.patch.object(launchers, "ONE_LAUNCH", 0):
+            return learned()
+
+    return found | {"LPL, gradients apart": apart}
 
 
 def alike() -> dict[str, Run]:

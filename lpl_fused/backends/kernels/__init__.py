@@ -20,4 +20,6 @@ solver      kernels: rows with a learned perturbation that have their class for 
 stats       kernels: statistics of such rows, as `return_stats` asks for them
 group_rows  kernels: classes with several rows, made ready for the solver
 group_solver  kernels: their learned perturbation, all steps in a fixed number of sweeps
+grouping    kernels: rows by class
+beside      kernel: the gradients of all of these in one launch
 """

@@ -34,6 +34,8 @@ def gradient_rows(problem, upstream, grad, BLOCK: tl.constexpr):
     """grad (N, W) of the logits alone. One program per row and block of its columns, which has
     nothing to sum and nothing to wait for.
     """
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
     index = tl.program_id(0).to(tl.int64)
     column_start = tl.program_id(1) * BLOCK
     live, row = read_row(index, problem, problem.terms.dtype.element_ty)

@@ -421,7 +421,18 @@ def move_groups(
     """
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
-    item = tl.program_id(0).to(tl.int64)
+    move_pieces(
+        tl.program_id(0).to(tl.int64), tl.num_programs(0), problem, groups, steps, step_size,
+        shared, outcome, upstream, grad, delta, HEAD, NODES, ROWS, BLOCK,
+    )  # fmt: skip
+
+
+@triton.jit
+def move_pieces(
+    item, programs, problem, groups, steps, step_size, shared, outcome, upstream, grad, delta,
+    HEAD: tl.constexpr, NODES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """move_groups of one of so many programs, from its first piece of work on."""
     items = tl.load(shared.leaders + shared.most) * shared.chunks
     while item < items:
         number = item // shared.chunks
@@ -431,7 +442,7 @@ def move_groups(
                 number, item % shared.chunks, group, problem, groups, shared, upstream, grad, delta,
                 HEAD, NODES, ROWS, BLOCK,
             )  # fmt: skip
-        item += tl.num_programs(0)
+        item += programs
 
 
 @triton.jit

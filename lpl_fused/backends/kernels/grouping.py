@@ -23,14 +23,10 @@ def read_keys(index, inside, problem):
 
 
 @triton.jit
-def group_rows(
-    problem, groups, steps, shared, n_rows, resident_rows, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """`groups` of the rows. One program per ROWS rows, the last of which to be done lists classes,
-    if there is a place for that, `shared`."""
-    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
-        return
-    index = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+def find_rows(first, problem, n_rows, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Of ROWS rows from `first` on, each (ROWS,): where its class begins in the order of classes,
+    how many rows of its class are before it, how many rows that has, and the first of them."""
+    index = (first + tl.arange(0, ROWS))[:, None]
     key = read_keys(index, index < n_rows, problem)
     none = tl.zeros((ROWS, BLOCK), tl.int32)
     count = none
@@ -47,17 +43,36 @@ def group_rows(
         smaller += (other_key < key).to(tl.int32)
         leader = tl.minimum(leader, tl.where(same, other, n_rows))
         start += BLOCK
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    return tl.sum(smaller, 1), tl.sum(earlier, 1), tl.sum(count, 1), tl.min(leader, 1)
+
+
+@triton.jit
+def store_rows(first, problem, groups, n_rows, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """`groups` of these rows; with the first of all, that no program of a later kernel is done."""
+    begin, earlier, count, leader = find_rows(first, problem, n_rows, ROWS, BLOCK)
+    row = first + tl.arange(0, ROWS)
     inside = row < n_rows
-    begin = tl.sum(smaller, 1)
-    tl.store(groups.slot + row, tl.min(leader, 1).to(tl.int64), mask=inside)
-    tl.store(groups.count + row, tl.sum(count, 1).to(tl.int64), mask=inside)
+    tl.store(groups.slot + row, leader.to(tl.int64), mask=inside)
+    tl.store(groups.count + row, count.to(tl.int64), mask=inside)
     tl.store(groups.begin + row, begin.to(tl.int64), mask=inside)
-    tl.store(groups.order + begin + tl.sum(earlier, 1), row.to(tl.int64), mask=inside)
+    tl.store(groups.order + begin + earlier, row.to(tl.int64), mask=inside)
+    tl.store(groups.tickets + 1 + row, 0, mask=row == 0)
+    return begin + earlier, count
+
+
+@triton.jit
+def group_rows(
+    problem, groups, steps, shared, n_rows, resident_rows, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """`groups` of the rows. One program per ROWS rows, the last of which to be done lists classes,
+    if there is a place for that, `shared`."""
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
+    store_rows(tl.program_id(0) * ROWS, problem, groups, n_rows, ROWS, BLOCK)
     if shared is not None:
         tl.debug_barrier()
         if tl.atomic_add(groups.tickets, 1) == tl.num_programs(0) - 1:
-            list_classes(problem, groups, steps, shared, n_rows, resident_rows)
+            list_classes(problem, groups, steps, shared, n_rows, resident_rows, LISTED)
 
 
 @triton.jit
@@ -65,17 +80,17 @@ def list_groups(problem, groups, steps, shared, n_rows, resident_rows):
     """`leaders`, of groups that a sort has found. One program."""
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
-    list_classes(problem, groups, steps, shared, n_rows, resident_rows)
+    list_classes(problem, groups, steps, shared, n_rows, resident_rows, LISTED)
 
 
 @triton.jit
-def list_classes(problem, groups, steps, shared, n_rows, resident_rows):
+def list_classes(problem, groups, steps, shared, n_rows, resident_rows, AT_ONCE: tl.constexpr):
     """leaders (G + 1,) of the classes to be solved, in the order of their first rows, and their
-    number."""
+    number, of grouped rows, AT_ONCE of them; no chunk of any class is done. One program."""
     listed = tl.full((), 0, tl.int64)
     start = 0
     while start < n_rows:
-        index = start + tl.arange(0, LISTED)
+        index = start + tl.arange(0, AT_ONCE)
         inside = index < n_rows
         leads = tl.load(groups.slot + index, mask=inside, other=-1) == index
         count = tl.load(groups.count + index, mask=leads, other=0)
@@ -88,5 +103,8 @@ def list_classes(problem, groups, steps, shared, n_rows, resident_rows):
         place = listed + tl.cumsum(chosen, 0) - 1
         tl.store(shared.leaders + place, index.to(tl.int64), mask=chosen != 0)
         listed += tl.sum(chosen, 0)
-        start += LISTED
+        possible = index < shared.most
+        tl.store(shared.filled + index, 0, mask=possible)
+        tl.store(shared.tickets + index, 0, mask=possible)
+        start += AT_ONCE
     tl.store(shared.leaders + shared.most, listed)

@@ -220,11 +220,34 @@ def moved_meta(problem: Problem, meta: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def gradients_meta(
+    moved: dict[str, Any], plain: dict[str, Any], groups: GroupMeta | None
+) -> dict[str, Any]:
+    """For one kernel that does what three do, by theirs."""
+    group = {"HEAD": 16, "NODES": 1, "ROWS": 1, "BLOCK": 16, "num_warps": 1}
+    if groups is not None:
+        group = groups.move_groups
+    warps = max(moved["num_warps"], group["num_warps"], plain["num_warps"] // 2)
+    return {
+        **{name: moved[name] for name in ("HEAD", "ORDER", "BLOCK")},
+        **{"GROUP_HEAD": group["HEAD"], "NODES": group["NODES"]},
+        **{f"GROUP_{name}": group[name] for name in ("ROWS", "BLOCK")},
+        **{f"PLAIN_{name}": plain[name] for name in ("ROWS", "BLOCK")},
+        "num_warps": warps,
+        **({"maxnreg": min(255, 65536 // (32 * warps))} if torch.version.hip is None else {}),
+    }
+
+
 @by_form
 def grouping_meta(problem: Problem) -> dict[str, Any]:
     n = problem.input.shape[0]
     rows, block = power_of_two(n, 1, 16), power_of_two(n, 16, 128)
     return {**meta(block, rows, each=16), "ROWS": rows}
+
+
+def listing_meta(meta: dict[str, Any]) -> dict[str, Any]:
+    """For a kernel of which one program lists classes: rows that it looks at at once."""
+    return {"LISTED": min(1024, 128 * int(meta["num_warps"]))}
 
 
 class GroupMeta(NamedTuple):

@@ -13,11 +13,11 @@ import triton
 import triton.language as tl
 
 from . import arguments
-from .algebra import SHIFT, TERMS, Row, read_logits, read_row, read_table_row, unperturb
+from .algebra import SHIFT, TERMS, Row, read_label, read_logits, read_row, read_table_row, unperturb
 from .batch import reduce_losses
 from .elementary import scales_exactly
 from .norms import read_length
-from .rows import Mass, fill_row, finite_shift, row_terms, times, upstream_of
+from .rows import Mass, fill_row, finite_shift, row_terms, store_terms, times, upstream_of
 
 GROUP = tl.constexpr(arguments.GROUP)
 FELL_BACK = tl.constexpr(arguments.FELL_BACK)
@@ -40,10 +40,16 @@ class Group(NamedTuple):
 
 
 @triton.jit
-def is_left(leader, groups, outcome):
-    """Whether a row leads a class that the solvers have left to plain steps."""
-    found = tl.load(outcome + leader)
-    return ((found == GROUP) | (found == FELL_BACK)) & (tl.load(groups.slot + leader) == leader)
+def is_left(leader, problem, groups, outcome):
+    """Whether a row leads a class that the solvers have left to plain steps; all there is, without
+    an outcome."""
+    leads = tl.load(groups.slot + leader) == leader
+    if outcome is None:
+        left = tl.load(problem.target + leader) != problem.ignore_index
+    else:
+        found = tl.load(outcome + leader)
+        left = (found == GROUP) | (found == FELL_BACK)
+    return leads & left
 
 
 @triton.jit
@@ -62,9 +68,9 @@ def is_worth_it(count, steps, classes, resident_rows):
 
 @triton.jit
 def read_group(leader, problem, groups, steps, step_size, dtype: tl.constexpr):
-    """The Group that a row leads."""
-    column = tl.load(problem.target + leader)
-    signed = tl.load(steps + column)
+    """The Group that a row leads. One of labels out of range takes no steps."""
+    column, _, outside = read_label(tl.load(problem.target + leader), problem)
+    signed = tl.where(outside, 0, tl.load(steps + column))
     one = tl.full((), 1, dtype)
     margin = one * 0
     if problem.margin is not None:
@@ -111,10 +117,34 @@ def normalized(step, own, square):
 def plain_steps(
     problem, groups, steps, step_size, outcome, work, rowwise, direction, wanted, upstream, reduced,
     n_rows, resident, BY_ROW: tl.constexpr, NORMALIZE: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    MANY: tl.constexpr, BLOCK: tl.constexpr, SUMMED: tl.constexpr,
 ):  # fmt: skip
-    """All that is wanted of the rows of each class that is left: a fixed number of programs takes
-    them in turn. The last program of all sums the losses of the batch.
+    """All that is wanted of the rows of each class that is left (see take_plain_steps), by a fixed
+    number of programs. The last of them sums the losses of the batch, if there is a place for that,
+    SUMMED at once.
+    """
+    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
+        return
+    place = tl.program_id(0).to(tl.int64)
+    take_plain_steps(
+        place, tl.num_programs(0), problem, groups, steps, step_size, outcome, work, rowwise,
+        direction, wanted, upstream, n_rows, resident, BY_ROW, NORMALIZE, ROWS, MANY, BLOCK,
+    )  # fmt: skip
+    if reduced is not None:
+        tl.debug_barrier()
+        if tl.atomic_add(groups.tickets + 1, 1) == tl.num_programs(0) - 1:
+            reduce_losses(problem, wanted.losses, reduced, n_rows, SUMMED)
+
+
+@triton.jit
+def take_plain_steps(
+    place, programs, problem, groups, steps, step_size, outcome, work, rowwise, direction, wanted,
+    upstream, n_rows, resident, BY_ROW: tl.constexpr, NORMALIZE: tl.constexpr, ROWS: tl.constexpr,
+    MANY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """All that is wanted of the rows of each class that is left: so many programs, of which this is
+    number `place`, take them in turn. Without an `outcome` all classes are left, and the losses of
+    rows that are ignored become 0.
 
     δ ← δ + sign(steps[c])·step_size·g, |steps[c]| times, with over the rows I_c of class c
     g = mean_{i∈I_c} softmax(z_i + δ) − e_c, made unit length if there is a place for it, direction.
@@ -122,20 +152,24 @@ def plain_steps(
     δ goes into a row of `work`, (programs, C); BY_ROW into that of the class's first row, (N, C),
     of rows that lead none nothing, and what is taken off a row's z before δ is added into its
     terms, if they are there. `direction` is as large, or None. Scratch: rowwise (2, N). Classes of
-    at most `resident` rows, of at most BLOCK columns, stay in registers.
+    at most `resident` rows, of at most BLOCK columns, stay in registers, and so do those of up to
+    MANY rows, if that is more than ROWS.
     """
-    if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
-        return
-    place = tl.program_id(0).to(tl.int64)
     leader = place
     while leader < n_rows:
-        if is_left(leader, groups, outcome):
+        if outcome is None and wanted.losses is not None:
+            ignored = tl.load(problem.target + leader) == problem.ignore_index
+            tl.store(wanted.losses + leader, 0, mask=ignored)
+        if is_left(leader, problem, groups, outcome):
             if BY_ROW:
                 place = leader
             group = read_group(leader, problem, groups, steps, step_size, work.dtype.element_ty)
             change = work + place * problem.classes
             if group.count <= resident:
                 step_resident(group, change, problem, groups, rowwise, NORMALIZE, ROWS, BLOCK)
+            elif group.count <= MANY:
+                if MANY > ROWS:
+                    step_resident(group, change, problem, groups, rowwise, NORMALIZE, MANY, BLOCK)
             else:
                 g = direction
                 if NORMALIZE:
@@ -155,11 +189,7 @@ def plain_steps(
                     member += 1
                 # the next class has the same memory
                 tl.debug_barrier()
-        leader += tl.num_programs(0)
-    if reduced is not None:
-        tl.debug_barrier()
-        if tl.atomic_add(groups.tickets + 1, 1) == tl.num_programs(0) - 1:
-            reduce_losses(problem, wanted.losses, reduced, n_rows, 1024)
+        leader += programs
 
 
 @triton.jit
@@ -359,6 +389,8 @@ def tell_row(index, base, change, problem, wanted, upstream, BLOCK: tl.constexpr
     value, terms = row_terms(index, row, label, label, mass, mass, problem)
     if wanted.losses is not None:
         tl.store(wanted.losses + index, value)
+    if wanted.terms is not None:
+        store_terms(wanted.terms, index, terms)
     if wanted.grad is not None:
         terms = times(terms, upstream_of(index, upstream))
         start = 0

@@ -38,6 +38,7 @@ from .algebra import (
     unperturb,
 )
 from .elementary import exp, log1p, scales_exactly
+from .grouping import list_classes, store_rows
 from .lpl import is_worth_it, normalized
 from .rows import Mass, edge_blocks, finite_shift, first_whole, row_terms, upstream_of
 from .series import added_unless, advanced, power_of, tail_mass, tail_square
@@ -320,12 +321,13 @@ def good_enough(rivals, moved, ORDER: tl.constexpr):
 
 @triton.jit
 def weigh_rivals(
-    problem, groups, steps, step_size, state, shared, resident_rows, losses,
-    NORMALIZE: tl.constexpr, HEAD: tl.constexpr, ORDER: tl.constexpr,
+    problem, groups, steps, step_size, state, shared, n_rows, resident_rows, losses,
+    GROUPING: tl.constexpr, NORMALIZE: tl.constexpr, HEAD: tl.constexpr, ORDER: tl.constexpr,
     BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What the steps of a row want to know of its rivals, and its head; of rows that have their
-    class for themselves or take no steps. One program per row.
+    class for themselves or take no steps. One program per row, which finds its part of `groups` if
+    it is GROUPING.
 
     The outcome of others is GROUP; of those that are to be solved, if there is a place for that,
     `shared`, shift, unit and lift. Rows that are ignored are SOLVED; their loss is 0. What is taken
@@ -335,7 +337,14 @@ def weigh_rivals(
         return
     dtype: tl.constexpr = state.numbers.dtype.element_ty
     place = tl.program_id(0).to(tl.int64)
-    index = tl.load(groups.order + place)
+    if GROUPING > 0:
+        index = place
+        found, rows = store_rows(tl.program_id(0), problem, groups, n_rows, 1, GROUPING)
+        place = tl.sum(found, 0).to(tl.int64)
+        count = tl.sum(rows, 0).to(tl.int64)
+    else:
+        index = tl.load(groups.order + place)
+        count = tl.load(groups.count + index)
     live, row = read_row(index, problem, dtype)
     if live == 0:
         tl.store(state.outcome + index, SOLVED)
@@ -343,7 +352,6 @@ def weigh_rivals(
             tl.store(losses + index, 0)
         return
     signed = steps_of(row, problem, steps)
-    count = tl.load(groups.count + index)
     together = (signed != 0) & (count > 1)
     left = together
     if shared is not None:
@@ -418,15 +426,20 @@ def steps_of(row, problem, steps):
 
 @triton.jit
 def step_rows(
-    problem, steps, step_size, state, losses,
-    NORMALIZE: tl.constexpr, HEAD: tl.constexpr, FEW: tl.constexpr, ORDER: tl.constexpr,
+    problem, groups, steps, step_size, state, shared, n_rows, resident_rows, losses,
+    LISTED: tl.constexpr, NORMALIZE: tl.constexpr, HEAD: tl.constexpr, FEW: tl.constexpr,
+    ORDER: tl.constexpr,
 ):  # fmt: skip
     """All steps of each row that is WEIGHED: its loss, and what its gradient and δ are made of; or
-    it FELL_BACK. One program per row; heads that are few take fewer lanes.
+    it FELL_BACK. One program per row; heads that are few take fewer lanes. One program more lists
+    classes, of rows that have found theirs by themselves, if there is a place for that, `shared`.
     """
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
     index = tl.program_id(0).to(tl.int64)
+    if shared is not None and index == n_rows:
+        list_classes(problem, groups, steps, shared, n_rows, resident_rows, LISTED)
+        return
     if tl.load(state.outcome + index) != WEIGHED:
         return
     if tl.load(state.numbers + index * NUMBERS + 4) <= FEW:
@@ -510,31 +523,49 @@ def move_rows(
         return
     index = tl.program_id(0).to(tl.int64)
     column_start = tl.program_id(1) * BLOCK
-    dtype: tl.constexpr = state.numbers.dtype.element_ty
-    live, row = read_row(index, problem, dtype)
+    move_row(index, column_start, problem, groups, state, upstream, grad, delta, HEAD, ORDER, BLOCK)
+
+
+@triton.jit
+def move_row(
+    index, column_start, problem, groups, state, upstream, grad, delta,
+    HEAD: tl.constexpr, ORDER: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """move_rows of a block of a row."""
+    live, row = read_row(index, problem, state.numbers.dtype.element_ty)
     solved = tl.load(state.outcome + index) == SOLVED
+    filled = (live == 0) & solved
     if delta is not None:
-        filler = tl.where(row.lost & solved, float("nan"), 0.0)
         follows = (solved == 0) & (tl.load(groups.slot + index) != index)
-        if (live == 0) | row.lost | follows:
+        filled = (live == 0) | row.lost | follows
+    if filled:
+        if delta is not None:
+            filler = tl.where(row.lost & solved, float("nan"), 0.0)
             fill_block(row, column_start, filler, delta, problem, BLOCK)
-            return
-    if solved == 0:
-        return
-    if grad is not None and live == 0:
-        fill_block(row, column_start, 0.0, grad, problem, BLOCK)
-        return
-    whole = column_start < last_block(row, problem, BLOCK)
-    if problem.phased:
-        whole &= column_start > 0
-    if whole:
-        move_tail_block(
-            row, column_start, state, upstream, grad, delta, problem, True, HEAD, ORDER, BLOCK
-        )
-    else:
-        move_tail_block(
-            row, column_start, state, upstream, grad, delta, problem, False, HEAD, ORDER, BLOCK
-        )
+        else:
+            fill_block(row, column_start, 0.0, grad, problem, BLOCK)
+    elif solved:
+        whole = column_start < last_block(row, problem, BLOCK)
+        if problem.phased:
+            whole &= column_start > 0
+        if whole:
+            move_tail_block(
+                row, column_start, state, upstream, grad, delta, problem, True, HEAD, ORDER, BLOCK
+            )
+        else:
+            move_tail_block(
+                row, column_start, state, upstream, grad, delta, problem, False, HEAD, ORDER, BLOCK
+            )
+        put_listed(row, column_start, problem, state, upstream, grad, delta, HEAD, BLOCK)
+
+
+@triton.jit
+def put_listed(
+    row, column_start, problem, state, upstream, grad, delta,
+    HEAD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """move_rows of the label and the heads of a block, over what it has made of them."""
+    index = row.index
     begin = column_start - row.phase
     end = begin + BLOCK
     owns = (row.column >= begin) & (row.column < end)

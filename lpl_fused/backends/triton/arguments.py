@@ -14,7 +14,7 @@ from ...paths import LEARNING, TARGETS, WEIGHING, Path
 from ...phi import LOG
 from ...problem import MEAN, Options, Problem, accumulate_dtype
 from ..buffers import new
-from ..kernels.arguments import DENSE, LABELS, ONE_LABEL, TERMS, Arguments, Groups, Shared
+from ..kernels.arguments import DENSE, LABELS, ONE_LABEL, TERMS, Arguments, Groups, Shared, Upstream
 from ..kernels.launch import by_form, column_meta, grouping_meta, lane_of, phased, row_meta
 from . import launching
 from .launching import kernels
@@ -197,6 +197,13 @@ def prepared(
     return arguments
 
 
+def factors_of(upstream: Tensor, norm: Tensor | None) -> Upstream:
+    """What rows' gradients are multiplied by, of what `gradient` may be given."""
+    if upstream.dim():
+        return Upstream(None, upstream, upstream.stride(0))
+    return Upstream(norm, upstream, 0)
+
+
 def row_count(problem: Problem) -> int | None:
     """The one number of Arguments that a form does not know."""
     return None if problem.rows is None else problem.rows.shape[0]
@@ -228,5 +235,6 @@ def group_rows(
     found = slot, count, torch.searchsorted(ordered, slot), order
     for place, part in zip(groups[:4], found, strict=True):
         place.copy_(part)
+    groups.tickets.zero_()
     if shared is not None:
         launching.launch(kernels.grouping.list_groups, (1,), *what, num_warps=4)

@@ -2,8 +2,9 @@
 rows, plain steps for what both have left.
 
 The logits are read by the forward and once more by the backward. In between there are some numbers
-of each row and each class (Saved); δ, N×C, is made only where it is all that is wanted, or where
-the solvers do not know the loss under it (_SOLVED).
+of each row and each class (Saved); δ, N×C, is made only where it is all that is wanted, where
+the solvers do not know the loss under it (_SOLVED), and where logits are few: then all classes take
+plain steps, and the gradient is made of their δ (Few).
 """
 
 from __future__ import annotations
@@ -29,18 +30,22 @@ from ..kernels.arguments import (
     Wanted,
 )
 from ..kernels.launch import (
+    block_meta,
     blocks_of,
     by_form,
+    gradients_meta,
     group_meta,
     grouping_meta,
+    listing_meta,
     moved_meta,
     plain_meta,
+    power_of_two,
     solver_meta,
     steps_meta,
     sweep_meta,
 )
 from . import launching
-from .arguments import form_of, group_rows, prepared
+from .arguments import MOST_COMPARED, form_of, group_rows, prepared
 from .launching import kernels, number
 from .memory import Layout, Part
 
@@ -51,10 +56,17 @@ _SOLVED = Path(
     (*WEIGHING, "z_loss", *SCALING, "softcap", *LEARNING, "through"),
 )
 PROGRAMS = 2048  # that share the work of a kernel whose size the host does not know
-# Logits of a batch whose classes with several rows all take plain steps: five launches less, which
-# the host has to pay, for what a class of all rows costs one program (predicted: 0.8 ms for 50
+# Logits of a batch whose classes all take plain steps: three launches for eight. The most that is
+# lost is what a class of all rows costs the one program that takes them (predicted: 1.6 ms for 50
 # steps, mostly far less).
-FEW_LOGITS = 1 << 16
+FEW_LOGITS = 1 << 17
+# Rows of a batch whose programs find their class each by itself, at most: each reads all labels, of
+# so few less than its logits.
+FINDING = 512
+# Logits of a batch whose gradients are written by one launch, not by three: its kernel has room for
+# two programs where that of rows alone has six, so that what memory takes 2 to 4 µs for may take
+# twice that (predicted), less than two launches.
+ONE_LAUNCH = 1 << 21
 # Programs that take plain steps, each with memory for δ of a class: so many numbers they may have
 # beside an eighth of N×C
 MOST_PLAIN, ENOUGH_NUMBERS = 256, 1 << 18
@@ -72,11 +84,17 @@ class How:
         self.grouping = grouping_meta(problem)
         number = accumulate_dtype(problem.input.dtype)
         self.solver, self.plain = solver_meta(problem), plain_meta(problem)
+        self.finding = {"GROUPING": power_of_two(n, 16, 256) if n <= FINDING else 0}
+        self.weighing = {**self.solver, **self.finding}
         self.steps, self.moved = steps_meta(self.solver), moved_meta(problem, self.solver)
+        self.stepping = {**self.steps, **listing_meta(self.steps)}
         self.blocks = blocks_of(problem, self.moved)
+        self.alone = {**self.plain, "SUMMED": min(1024, 256 * int(self.plain["num_warps"]))}
         # rows of a class whose plain steps are taken in registers
         few = classes <= self.plain["BLOCK"]
         self.resident = int(self.plain["ROWS"]) if few else 0
+        # … where all classes take them: four times as much, which is not worth a class alone
+        self.many = min(4 * self.resident, power_of_two(n, 1, 1 << 14))
         parts = _rows_saved(n, self.solver["HEAD"], number)
         self.groups = group_meta(problem) if solves_groups(problem) else None
         self.chunks = self.pieces = 0
@@ -92,11 +110,20 @@ class How:
             parts += _groups_saved(n, number, head, nodes, self.chunks)
             scratch += _groups_scratch(n, number, head, nodes, self.chunks)
         self.saved, self.scratch = Layout(parts), Layout(scratch)
+        self.at_once = None
+        if n * classes <= ONE_LAUNCH:
+            self.at_once = gradients_meta(self.moved, self.plain, self.groups)
+        self.few = None
+        if self.solves and 0 < n <= MOST_COMPARED and n * classes <= FEW_LOGITS:
+            self.few = Layout(_few_parts(n, classes, number, problem.options.normalize))
+        self.left = self.few or self.saved  # by the forward, for a backward
+        self.block = block_meta(problem)
+        self.few_blocks = blocks_of(problem, self.block)
         self.plans = launching.Plans()
 
 
 def _other_than_form() -> tuple[Any, ...]:
-    return solver_meta, plain_meta, group_meta, FEW_LOGITS, PROGRAMS
+    return solver_meta, plain_meta, group_meta, FINDING, FEW_LOGITS, ONE_LAUNCH, PROGRAMS
 
 
 how = functools.partial(by_form, besides=_other_than_form)(How)
@@ -173,14 +200,24 @@ def solves_groups(problem: Problem) -> bool:
 
 
 def new_saved(problem: Problem, how: How) -> tuple[Tensor, Tensor]:
-    """Memory for `Saved`, and scratch for a forward. Zeros: tickets begin at 0, and what is saved
-    for a backward, and what torch compares, holds no garbage."""
-    memory = new(problem, how.saved.size, dtype=torch.uint8).zero_()
+    """Memory for `Saved`, and scratch for a forward."""
+    memory = new(problem, how.saved.size, dtype=torch.uint8)
+    if how.groups is not None and how.finding["GROUPING"] == 0:
+        how.saved.part(memory, 0).zero_()  # tickets of programs that group rows
     return memory, new(problem, how.scratch.size, dtype=torch.uint8)
 
 
-def new_scratch(problem: Problem, how: How) -> Tensor:
+def new_state(problem: Problem, how: How) -> tuple[Tensor, Tensor | None]:
+    """Memory for what the forward leaves, and scratch, if that takes any."""
+    if how.few is None:
+        return new_saved(problem, how)
+    return new(problem, how.few.size, dtype=torch.uint8), None
+
+
+def new_scratch(problem: Problem, how: How) -> Tensor | None:
     """For a backward alone."""
+    if how.few is not None:
+        return None
     return new(problem, how.backward_scratch.size, dtype=torch.uint8)
 
 
@@ -194,16 +231,22 @@ def take_steps(
     gradients are made of. The classes that are left take theirs in `finish`."""
     n, how = problem.input.shape[0], saved.how
     shared = saved.solving
-    group_rows(problem, arguments, saved.groups, shared, how.resident, how.grouping)
+    groups, run = saved.groups, kernels.solver
+    finds = how.finding["GROUPING"] > 0
+    if not finds:
+        group_rows(problem, arguments, groups, shared, how.resident, how.grouping)
     kind = {"NORMALIZE": problem.options.normalize}
     steps, step_size = problem.steps, number(problem, problem.options.step_size)
-    asked = steps, step_size, saved.rows
-    rows = (arguments, saved.groups, *asked, shared, how.resident, losses)
-    launching.launch(kernels.solver.weigh_rivals, (n,), *rows, **kind, **how.solver)
-    launching.launch(kernels.solver.step_rows, (n,), arguments, *asked, losses, **kind, **how.steps)
+    what = arguments, groups, steps, step_size, saved.rows
+    beside = n, how.resident, losses
+    launching.launch(run.weigh_rivals, (n,), *what, shared, *beside, **kind, **how.weighing)
+    # where rows find their class by themselves a program more lists classes
+    listed = shared if finds else None
+    programs = n if listed is None else n + 1
+    launching.launch(run.step_rows, (programs,), *what, listed, *beside, **kind, **how.stepping)
     if shared is not None:
-        what = arguments, saved.groups, steps, step_size, shared
-        _solve_groups(how, what, saved.rows.outcome, losses)
+        of_groups = arguments, groups, steps, step_size, shared
+        _solve_groups(how, of_groups, saved.rows.outcome, losses)
 
 
 def finish(
@@ -236,7 +279,8 @@ def finish(
         how.resident,
         BY_ROW=by_row,
         NORMALIZE=normalize,
-        **how.plain,
+        MANY=0,
+        **how.alone,
     )
 
 
@@ -332,9 +376,103 @@ def gradient(
     problem: Problem, arguments: Arguments, saved: Saved, upstream: Upstream, grad: Tensor
 ) -> None:
     """grad (N, C) of what `solve` has left. Plain steps are taken anew."""
-    wanted = Wanted(grad=grad)
-    move(problem, arguments, saved, upstream, wanted)
-    finish(problem, arguments, saved, wanted, upstream)
+    wanted, how = Wanted(grad=grad), saved.how
+    if how.at_once is None:
+        move(problem, arguments, saved, upstream, wanted)
+        finish(problem, arguments, saved, wanted, upstream)
+        return
+    n, scratch = how.rows, saved.scratch
+    steps, step_size = problem.steps, number(problem, problem.options.step_size)
+    what = arguments, saved.groups, steps, step_size, saved.rows, saved.shared
+    whither = scratch.work, scratch.rowwise, scratch.direction, wanted, upstream
+    programs = how.pieces + how.programs + n * how.blocks
+    launching.launch(
+        kernels.beside.move_all,
+        (programs,),
+        *what,
+        *whither,
+        *(n, how.resident, how.pieces, how.programs),
+        BLOCKS=how.blocks,
+        NORMALIZE=problem.options.normalize,
+        **how.at_once,
+    )
+
+
+class Few(NamedTuple):
+    """What is known of the rows of few logits, parts of one memory; of it the backward wants δ,
+    `terms`, and the slots of `groups`."""
+
+    delta: Tensor  # (N, C): of a class in the row of the first of its rows
+    terms: Tensor  # (N, TERMS)
+    groups: Groups
+    rowwise: Tensor  # (2, N): scratch
+    losses: Tensor  # (N,)
+    direction: Tensor | None  # (N, C): scratch, where steps are normalised
+
+    @staticmethod
+    def within(how: How, memory: Tensor) -> Few:
+        assert how.few is not None
+        delta, terms, *groups, rowwise, losses, direction = how.few.within(memory)
+        scratch = direction if len(direction) else None
+        return Few(delta, terms, Groups(*groups), rowwise, losses, scratch)
+
+
+def _few_parts(n: int, classes: int, number: torch.dtype, normalize: bool) -> tuple[Part, ...]:
+    return (
+        ((n, classes), number),
+        ((n, TERMS), number),
+        *[((n,), torch.int64)] * 4,
+        ((2,), torch.int32),
+        *(((2, n), number), ((n,), number), ((n if normalize else 0, classes), number)),
+    )
+
+
+def take_all(
+    problem: Problem,
+    how: How,
+    few: Few,
+    losses: Tensor,
+    reduced: Reduced | None = None,
+    unless: Tensor | None = None,
+) -> Arguments:
+    """Plain steps of all classes: `losses` (N,) of their rows, and that of the batch, if there is a
+    place for it. (The problem as `moved`.)"""
+    n, normalize = how.rows, problem.options.normalize
+    arguments = prepared(problem, None, unless, how.form)
+    group_rows(problem, arguments, few.groups, None, how.resident, how.grouping)
+    steps, step_size = problem.steps, number(problem, problem.options.step_size)
+    launching.launch(
+        kernels.lpl.plain_steps,
+        (min(n, MOST_PLAIN),),
+        *(arguments, few.groups, steps, step_size, None, few.delta, few.rowwise, few.direction),
+        *(Wanted(losses=losses, terms=few.terms), Upstream(), reduced, n, how.resident),
+        BY_ROW=True,
+        NORMALIZE=normalize,
+        MANY=how.many,
+        **how.alone,
+    )
+    return _moved(arguments, few)
+
+
+def moved(problem: Problem, how: How, few: Few) -> Arguments:
+    """The problem as its steps have left it."""
+    return _moved(prepared(problem, form=how.form), few)
+
+
+def _moved(arguments: Arguments, few: Few) -> Arguments:
+    return arguments._replace(delta=few.delta, terms=few.terms, slot=few.groups.slot)
+
+
+def few_gradient(moved: Arguments, how: How, upstream: Upstream, grad: Tensor) -> None:
+    """grad (N, C) of a problem as `moved`."""
+    grid, kernel = (how.rows, how.few_blocks), kernels.gradient.gradient_rows
+    launching.launch(kernel, grid, moved, upstream, grad, **how.block)
+
+
+def few_stats(moved: Arguments, how: How, wanted: Wanted) -> None:
+    """Statistics of the rows of a problem as `moved`."""
+    what = moved, Upstream(), wanted, None, None
+    launching.launch(kernels.forward.forward, (how.rows,), *what, **how.form.sweep)
 
 
 def reduction(problem: Problem) -> tuple[Reduced, Tensor | None]:

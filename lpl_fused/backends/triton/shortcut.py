@@ -10,12 +10,12 @@ from ...algebra.rows import normalizer
 from ...algebra.statistics import RowStatistics, dtypes
 from ...algebra.sweep import with_steps
 from ...problem import NONE, Problem, divides
-from ..buffers import like, new, of_rows
+from ..buffers import like, new
 from ..contract import Choose, Form, Forward, leaves_terms
 from ..kernels.arguments import FELL_BACK, TERMS, Reduced, Upstream, Wanted
 from ..kernels.launch import counting_meta, filling_meta, sweep_meta
 from . import launching, learned
-from .arguments import arguments_of, form_of, prepared, row_count
+from .arguments import arguments_of, factors_of, form_of, prepared, row_count
 from .launching import kernels
 
 
@@ -70,26 +70,39 @@ def _with_stats(problem: Problem, found: RowStatistics | None, wanted: Wanted) -
 def _learned(
     problem: Problem, how: learned.How, want_grad: bool, final: bool, return_stats: bool
 ) -> Forward:
-    """`forward` of a problem that the solver solves."""
+    """`forward` of a problem that the solver solves, or whose logits are few."""
     n = problem.input.shape[0]
-    losses, reduced = new(problem, n), None
+    reduced = None
     norm: Tensor | None
     if problem.options.reduction == NONE or n == 0:
         norm = normalizer(problem) if divides(problem) else None
     else:
         reduced, norm = learned.reduction(problem)
-    memory, scratch = learned.new_saved(problem, how)
+    # those of few logits, that nobody asks for, are within their memory
+    losses = None if reduced is not None and how.few is not None else new(problem, n)
+    memory, scratch = learned.new_state(problem, how)
     grad = like(problem.input) if want_grad else None
     found = _new_stats(problem) if return_stats else None
 
     def launches() -> None:
-        saved = learned.Saved.within(how, memory, scratch)
-        arguments = learned.solve(problem, saved, losses, return_stats=return_stats)
-        learned.finish(problem, arguments, saved, Wanted(losses=losses), Upstream(), reduced)
+        if how.few is None:
+            assert losses is not None
+            assert scratch is not None
+            saved = learned.Saved.within(how, memory, scratch)
+            arguments = learned.solve(problem, saved, losses, return_stats=return_stats)
+            learned.finish(problem, arguments, saved, Wanted(losses=losses), Upstream(), reduced)
+            if found is not None:
+                learned.row_stats(problem, arguments, saved, _with_stats(problem, found, Wanted()))
+            if grad is not None:
+                learned.gradient(problem, arguments, saved, Upstream(norm), grad)
+            return
+        few = learned.Few.within(how, memory)
+        each = few.losses if losses is None else losses
+        moved = learned.take_all(problem, how, few, each, reduced)
         if found is not None:
-            learned.row_stats(problem, arguments, saved, _with_stats(problem, found, Wanted()))
+            learned.few_stats(moved, how, _with_stats(problem, found, Wanted()))
         if grad is not None:
-            learned.gradient(problem, arguments, saved, Upstream(norm), grad)
+            learned.few_gradient(moved, how, Upstream(norm), grad)
 
     tensors = (*how.form.present(problem), losses, memory, scratch, grad)
     if reduced is not None:
@@ -98,11 +111,13 @@ def _learned(
         tensors += (norm,)
     kind = "forward", reduced is None, return_stats, row_count(problem)
     how.plans.run(kind, tensors, launches)
-    loss = losses if reduced is None else reduced.loss
-    if reduced is None and n == 0 and problem.options.reduction != NONE:
-        loss = losses.sum()
-    if reduced is None and norm is not None:
-        loss = loss / norm
+    loss: Tensor
+    if reduced is not None:
+        loss = reduced.loss
+    else:
+        assert losses is not None
+        loss = losses if problem.options.reduction == NONE else losses.sum()  # of no rows
+        loss = loss if norm is None else loss / norm
     state = () if want_grad or final else (memory,)
     return Forward(loss, norm, None, grad, state=state, statistics=found)
 
@@ -177,7 +192,11 @@ def _learned_anew(
 ) -> Tensor:
     """The gradient of a problem with steps, of which nothing is known; nothing where `unless`."""
     how = learned.how(problem)
-    if how.solves:
+    if how.few is not None:
+        few = learned.Few.within(how, learned.new_state(problem, how)[0])
+        moved = learned.take_all(problem, how, few, few.losses, unless=unless)
+        learned.few_gradient(moved, how, upstream, grad)
+    elif how.solves:
         saved = learned.Saved.within(how, *learned.new_saved(problem, how))
         losses = new(problem, problem.input.shape[0])
         arguments = learned.solve(problem, saved, losses, unless)
@@ -233,7 +252,7 @@ def learned_state(problem: Problem) -> tuple[Form, ...]:
     if problem.steps is None:
         return ()
     how = learned.how(problem)
-    return (((how.saved.size,), torch.uint8),) if how.solves else ()
+    return (((how.left.size,), torch.uint8),) if how.solves else ()
 
 
 def learned_gradient(
@@ -244,20 +263,26 @@ def learned_gradient(
 ) -> Tensor:
     """dL/d input (N, C) of a problem with steps. Steps that `state` does not know, those of classes
     left to plain steps, are taken anew."""
-    upstream = of_rows(problem, upstream, norm)
-    grad, stride = like(problem.input), upstream.stride(0)
-    factors = Upstream(rows=upstream, stride=stride)
+    grad, factors = like(problem.input), factors_of(upstream, norm)
     if not state:
         return _learned_anew(problem, factors, grad)
     how, (memory,) = learned.how(problem), state
     scratch = learned.new_scratch(problem, how)
 
     def launches() -> None:
+        if how.few is not None:
+            moved = learned.moved(problem, how, learned.Few.within(how, memory))
+            learned.few_gradient(moved, how, factors, grad)
+            return
+        assert scratch is not None
         saved = learned.Saved.within(how, memory, scratch, solves=False)
         learned.gradient(problem, prepared(problem, form=how.form), saved, factors, grad)
 
     tensors = (*how.form.present(problem), upstream, memory, scratch, grad)
-    how.plans.run(("backward", stride, row_count(problem)), tensors, launches)
+    if factors.norm is not problem.normalizer:
+        tensors += (factors.norm,)
+    kind = "backward", factors.stride, factors.norm is None, row_count(problem)
+    how.plans.run(kind, tensors, launches)
     return grad
 
 

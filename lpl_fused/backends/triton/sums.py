@@ -18,7 +18,7 @@ from ..kernels.arguments import Arguments, Upstream
 from ..kernels.arguments import Gradients as Stored
 from ..kernels.launch import block_meta, blocks_of, column_meta, sweep_meta
 from . import launching
-from .arguments import arguments_of, form_of, row_count
+from .arguments import arguments_of, factors_of, form_of, row_count
 from .launching import kernels
 
 
@@ -86,15 +86,14 @@ def gradient(
     out: Tensor | None = None,
     norm: Tensor | None = None,
 ) -> Gradients:
-    upstream = of_rows(problem, upstream, norm)
     n, width = problem.input.shape
     if list(want) == ["input"]:
         grad = like(problem.input) if out is None else out
         meta = block_meta(problem)
-        stride, terms = upstream.stride(0), known.terms
+        factors, terms = factors_of(upstream, norm), known.terms
 
         def launches() -> None:
-            rows = (_under_delta(problem, known), Upstream(None, upstream, stride), grad)
+            rows = (_under_delta(problem, known), factors, grad)
             blocks = blocks_of(problem, meta)
             launching.launch(kernels.gradient.gradient_rows, (n, blocks), *rows, **meta)
 
@@ -103,8 +102,12 @@ def gradient(
             return Gradients(grad)
         form = form_of(problem)
         tensors = (*form.present(problem), terms, upstream, grad)
-        form.plans.run(("gradient", stride, out is None, row_count(problem)), tensors, launches)
+        if factors.norm is not problem.normalizer:
+            tensors += (factors.norm,)
+        kind = "gradient", factors.stride, factors.norm is None, out is None, row_count(problem)
+        form.plans.run(kind, tensors, launches)
         return Gradients(grad)
+    upstream = of_rows(problem, upstream, norm)
     chunk, tables = table_places(problem, want)
     of_input = out
     if of_input is None and "input" in want:
