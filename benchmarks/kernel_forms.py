@@ -26,7 +26,7 @@ LOGITS: tuple[tuple[str, float], ...] = (
 
 # Those whose threads do a number for a row, or for a class, not for a logit.
 OF_ROWS = (
-    r"\b(LossBody|NormBody|RanksBody|SortBody|RowStepsBody|list_groups|group_rows|count_rows"
+    r"^(?!rows_beside_kernel).*\b(LossBody|NormBody|RanksBody|SortBody|RowStepsBody|list_groups|group_rows|count_rows"
     r"|BinaryLossBody|BinaryNormBody|BinaryStepsBody)\b"
 )
 
@@ -61,7 +61,7 @@ ALONE = "LPL, 10 steps, a class a row"  # a form's name
 def _rows(set: int, sweep: str = "RowBody") -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Loss and gradient in one sweep; another upstream makes 16 bits anew, and scales others."""
     again = f"16:GradientBody<T, {set}u>", "32:ScaleBody<T>"
-    return (f"{sweep}<T, {set}u>", "NormBody", "LossBody"), again
+    return (f"row_kernel<{sweep}<T, {set}u>", "NormBody", "batch_kernel<LossBody"), again
 
 
 def _labelled(
@@ -103,7 +103,7 @@ def _with_stats(
 
 CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "plain, a margin, φ": _rows(0),
-    "plain, by statistics": (("sums:RowBody<T, 0u>",), ("GradientBody<T, 0u>",)),
+    "plain, by statistics": (("sums:row_kernel<RowBody<T, 0u>",), ("GradientBody<T, 0u>",)),
     "plain, with stats": _rows(0, "StatsRowBody"),
     "plain, with stats, by statistics": (("sums:StatsRowBody<T, 0u>",), ("GradientBody<T, 0u>",)),
     "tables": _rows(1),
@@ -126,7 +126,7 @@ CUDA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 # Instructions a logit that kernels for bf16 are to keep to: (what, kernels, reach, stretch).
 BUDGETS: tuple[tuple[str, tuple[str, ...], int, int], ...] = (
-    ("loss and gradient, plain", ("RowBody<T, 0u>",), 16, 12),
+    ("loss and gradient, plain", ("row_kernel<RowBody<T, 0u>",), 16, 12),
     ("tables, by statistics", ("StatisticsBody<T, 1u>", "GradientsBody<T, 1u>"), 22, 16),
     ("smoothing", ("RowBody<T, 2u>",), 22, 16),
     ("norm", ("RowBody<T, 4u>",), 40, 30),

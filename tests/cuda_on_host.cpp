@@ -485,12 +485,14 @@ class Launcher {
   static constexpr i64 most_compared() { return 32768; }
   static constexpr i64 few_rows() { return 8192; }
   static constexpr i64 few_logits() { return i64(1) << 23; }
+  static constexpr i64 few_losses() { return 512; }
 #else
   // so that tests have more, and fewer
   static constexpr i64 many_rows() { return 4; }
   static constexpr i64 most_compared() { return 40; }
   static i64 few_rows() { return shape.beside ? most_compared() : 0; }
   static constexpr i64 few_logits() { return i64(1) << 40; }
+  static constexpr i64 few_losses() { return 6; }
 #endif
 
   static constexpr int crew = kCrew;

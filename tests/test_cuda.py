@@ -401,3 +401,37 @@ def test_an_upstream_is_divided_as_torch_does_it(form: str, dtype: torch.dtype) 
             expected = backend.gradient(asked, known, each, ["input"]).input
         assert torch.equal(whole.isnan(), expected.isnan())
         assert torch.equal(whole.nan_to_num(7), expected.nan_to_num(7))
+
+
+@ON_HOST
+@pytest.mark.parametrize("form", ["plain", "weights", "all ignored"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_of_few_plain_rows_the_last_adds_up_the_loss(
+    use_shape,
+    form: str,
+    dtype: torch.dtype,  # type: ignore[no-untyped-def]
+) -> None:
+    """Whichever that is; with one launch less than of more rows, which give the same loss."""
+    take_counts = ctypes.CDLL(backend._native().__file__).take_counts
+    counts = (ctypes.c_long * 2)()
+    few = problem_of("weights" if form == "weights" else "plain", dtype, n=6)
+    if form == "all ignored":
+        few = few._replace(target=few.target.fill_(-100))
+    # ignored rows change no mean
+    more = few._replace(
+        input=torch.cat([few.input, few.input]),
+        target=torch.cat([few.target, torch.full_like(few.target, -100)]),
+    )
+    for shape in SHAPES.values():
+        use_shape(*shape)
+        found = []
+        for asked in (few, more):
+            for want_grad in (False, True):
+                take_counts(counts)
+                loss = backend.forward(asked, want_grad).loss
+                take_counts(counts)
+                found.append((counts[0], loss))
+        assert [launches for launches, _ in found] == [2 * 2] * 2 + [2 * 3] * 2
+        for _, loss in found:
+            torch.testing.assert_close(loss, found[0][1], rtol=1e-6, atol=0, equal_nan=True)
+        assert found[0][1].isnan() == (form == "all ignored")

@@ -57,7 +57,7 @@ def budget(kernel: Kernel) -> Use:
     """Blocks of 256 threads: two of them share 65,536 registers, in double one has them alone. What
     only reads and writes a row must leave room for as many as find threads."""
     registers = 255 if kernel.type == "double" else 128
-    rows = "Row", "StatsRow", "Gradient", "Mass", "LearnedGradient"
+    rows = "Row", "Row, Loss", "StatsRow", "Gradient", "Mass", "LearnedGradient"
     if kernel.body in rows and not kernel.set & REST:
         registers = 64 if kernel.set in (BARE, MOVE) else 80
     if kernel.body == GRADIENTS:
@@ -150,7 +150,7 @@ def kernels() -> set[Kernel]:
     for type in ("float", "half", "bfloat16"):
         found |= {Kernel(body, type, of) for body, all in sets.items() for of in all}
         found |= {Kernel(body, type, TABLES) for body in ("Statistics", "Gradients")}
-        found.add(Kernel(GRADIENTS, type, BARE))
+        found |= {Kernel(GRADIENTS, type, BARE), Kernel("Row, Loss", type, BARE)}
     return found
 
 
@@ -175,7 +175,7 @@ def named(mangled: str) -> Kernel | Labelled:
     if found := re.search(r"<Binary(\w+)Body<(\w+)(?:, (\w+))?(, true)?", name):
         return Labelled(found[1], found[2], found[3] or "", bool(found[4]))
     found = re.search(
-        r"kernelINS_(?:\d+InTurns(?:AndLeft)?INS_)?\d+(\w+?)BodyI"
+        r"kernelINS_(?:\d+(?:InTurns|InTurnsAndLeft|AndLoss)INS_)?\d+(\w+?)BodyI"
         r"(f|d|6__half|13__nv_bfloat16)(?:Lj(\d+)E)?",
         mangled,
     )
@@ -186,6 +186,8 @@ def named(mangled: str) -> Kernel | Labelled:
         "rows_beside_kernel": "LearnedStatistics, Ranks",
     }
     body = beside.get(name.split("<")[0], found[1])
+    if "AndLoss<" in name:
+        body = f"{body}, Loss"
     return Kernel(body, TYPES[found[2]], ALL if found[3] is None else int(found[3]))
 
 

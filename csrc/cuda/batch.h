@@ -60,6 +60,7 @@ struct NormBody {
       return Counts{a.weight + b.weight, a.rows + b.rows};
     });
     if (team.rank() != 0) return;
+    if (call.scratch.flags) call.scratch.flags[kArrived] = 0;
     *static_cast<Acc*>(call.out.norm) = Acc(sum.weight);
     if (call.scratch.penalty_weight)
       *static_cast<Acc*>(call.scratch.penalty_weight) = Acc(sum.weight / sum.rows);
@@ -88,6 +89,20 @@ struct LossBody {
     if (team.rank() != 0) return;
     const Acc* norm = static_cast<const Acc*>(call.out.norm);
     *static_cast<Acc*>(call.out.loss) = Acc(norm ? sum / double(*norm) : sum);
+  }
+};
+
+// Rows, the last of which adds up the loss of all; NormBody has been before.
+template <typename Body>
+struct AndLoss {
+  using Shared = typename Body::Shared;
+  using Acc = typename Body::Acc;
+
+  template <typename Team>
+  LPL_DEVICE static void run(Team& team, const Call& call, i64 i) {
+    Body::run(team, call, i);
+    if (team.last_of(&call.scratch.flags[kArrived], int(call.p.n)))
+      LossBody<Acc>::run(team, call, 0);
   }
 };
 

@@ -90,7 +90,7 @@ enum Flag : int {
   kSharing = 0,  // it shares its class
   kLeft = 1,     // it is left to plain steps
   kOpen = 2,     // its class has no verdict yet after round 0, or so many more
-  kArrived = 5,  // how many teams have done with plain steps
+  kArrived = 5,  // how many teams have done with plain steps, or with rows whose loss the last sums
   kFlags = 8
 };
 

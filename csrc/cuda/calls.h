@@ -19,6 +19,7 @@
 //     many_rows()                         how many keep all of it busy, a block each
 //     most_compared()                     how many are compared, each with all, rather than sorted
 //     few_rows(), few_logits()            that are compared beside their statistics
+//     few_losses()                        that the last row adds up
 //     crew                                threads of a warp
 #pragma once
 
@@ -399,6 +400,14 @@ void rows_with_stats(Launcher& launch, const Call& call, bool stage, bool again)
   });
 }
 
+// Whether the last row adds up the mean of few plain rows, which spares them a launch.
+template <typename Launcher>
+bool last_sums(const Launcher& launch, const Call& call) {
+  const Problem& p = call.p;
+  return !p.steps && !p.normalizer && call.out.norm && call.out.loss && call.scratch.flags &&
+         !call.out.lse && p.n > 0 && p.n <= launch.few_losses() && serves(kBarePath, call);
+}
+
 // The loss of every row, its terms, its gradient and its statistics, and what is summed over
 // the batch, as far as wanted.
 template <typename T, typename Launcher>
@@ -409,6 +418,9 @@ void cross_entropy(Launcher& launch, Call call) {
   // one sweep of one row needs no stage; few rows are cut, for which they have to be on chip
   const bool again = call.out.grad || p.norm_p > 0 || p.penalty != Penalty::none;
   const bool stage = again || p.n < launch.many_rows() || std::is_same<T, double>::value;
+  if constexpr (!std::is_same<T, double>::value)
+    if (last_sums(launch, call))
+      return launch.rows(AndLoss<RowBody<T, kBare>>(), call, p.n, p.c * i64(sizeof(T)), stage);
   if (p.steps)
     learned_cross_entropy<T>(launch, call);
   else if (call.out.lse)

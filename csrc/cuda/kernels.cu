@@ -52,6 +52,8 @@ struct ThreadsOf : std::integral_constant<int, kThreads> {};
 template <typename T, Set kSet>
 struct ThreadsOf<LearnedStatisticsBody<T, kSet>> : std::integral_constant<int, kThreads / 2> {};
 
+template <typename Body>
+struct BlocksOf<AndLoss<Body>> : BlocksOf<Body> {};
 template <typename T, Set kSet>
 struct BlocksOf<LearnedStatisticsBody<T, kSet>> : std::integral_constant<int, 2> {};
 // each step waits for the one before
@@ -245,6 +247,7 @@ class Launcher {
   // labels take L2 as long as comparing them by themselves.
   static constexpr i64 few_logits() { return i64(1) << 23; }
   static constexpr i64 few_rows() { return 8192; }
+  static constexpr i64 few_losses() { return 512; }  // whose rows find room at once
 
   static constexpr int crew = kWarp;
   static constexpr int batch_places() { return kBatchThreads; }

@@ -71,7 +71,9 @@ _TEAMS = Scratch._fields.index("teams")
 # what stands behind the first fields of these, where they are all that is said: to say so by name,
 # or to ask a named tuple for its defaults, costs the host more than to read it
 _NO_MORE_OUTPUTS = Outputs()[6:]
-_NO_MORE_SCRATCH = Scratch()[2:]
+_FLAGS = 8  # of 32 bits: kFlags of csrc/cuda/call.h
+_NO_RANKS = Scratch()[2 : Scratch._fields.index("flags")]
+_NO_MORE_SCRATCH = Scratch()[Scratch._fields.index("flags") + 1 :]
 _BEFORE_FACTOR = Scratch()[: Scratch._fields.index("factor")]
 _BEHIND_FACTOR = Scratch()[Scratch._fields.index("factor_stride") + 1 :]
 _DIVISOR = Scratch._fields.index("divisor")
@@ -201,15 +203,16 @@ def forward(
     if averages and not final and (not want_grad or input.element_size() == 2):
         norm = torch.empty(size=(), dtype=dtype, device=device)
     each = options.reduction == NONE
-    losses = torch.empty(n if each else n + 2, dtype=dtype, device=device)
+    losses = torch.empty(n if each else n + 2 + _FLAGS, dtype=dtype, device=device)
     loss = losses if each else torch.empty(size=(), dtype=dtype, device=device)
     beside = losses.data_ptr() + n * dtype.itemsize
     if averages and norm is None:
         norm = beside
     weight = beside + dtype.itemsize if averages and options.penalty else None
+    flags = beside + 2 * dtype.itemsize if averages else None
     place = None if each else loss
     out: Outputs = _made(Outputs, (place, norm, grad, None, 0, terms, *_NO_MORE_OUTPUTS))
-    scratch: Scratch = _made(Scratch, (losses, weight, *_NO_MORE_SCRATCH))
+    scratch: Scratch = _made(Scratch, (losses, weight, *_NO_RANKS, flags, *_NO_MORE_SCRATCH))
     left: tuple[Tensor, ...] = ()
     found = None
     if return_stats:
