@@ -211,4 +211,4 @@ def _run(
     if form != AUTO:
         check_form(form, input, found)
     problem: Problem = tuple.__new__(Problem, (input, target, *parts, options))
-    return ops.cross_entropy(problem, found, None, form)[0]
+    return ops.fixed_cross_entropy(problem, found, form)

@@ -7,6 +7,7 @@ from .chunks import Layer
 from .softmax import (
     CrossEntropy,
     cross_entropy,
+    fixed_cross_entropy,
     learned_perturbation,
     row_statistics,
     tables_learn,
@@ -18,6 +19,7 @@ __all__ = [
     "CrossEntropy",
     "Layer",
     "cross_entropy",
+    "fixed_cross_entropy",
     "learned_perturbation",
     "linear",
     "row_statistics",

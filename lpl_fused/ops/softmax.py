@@ -451,6 +451,14 @@ def cross_entropy(
     return made.loss, made.statistics
 
 
+def fixed_cross_entropy(problem: Problem, backend: str, form: str) -> Tensor:
+    """`cross_entropy` where no table learns and nobody but autograd in reverse mode follows
+    (tracing.unwatched): what its caller has seen."""
+    if torch.is_grad_enabled() and problem.input.requires_grad:
+        return _apply(problem, backend, None, form, False, problem.input)  # type: ignore[no-any-return]
+    return _forward(problem, backend, False, final=True).loss
+
+
 def row_statistics(problem: Problem, backend: str) -> RowStatistics:
     """Those of a problem's rows alone."""
     with torch.no_grad():
