@@ -119,7 +119,10 @@ class BinarySizes(NamedTuple):
         input, target = problem.input, problem.target
         n, classes = input.shape
         strides = input.stride(0), target.stride(0)
-        return BinarySizes(n, classes, *strides, DTYPES[input.dtype], LABELS[target.dtype], threads)
+        types = DTYPES[input.dtype], LABELS[target.dtype]
+        # past the names, as Sizes.of
+        found: BinarySizes = tuple.__new__(BinarySizes, (n, classes, *strides, *types, threads))
+        return found
 
 
 class BinaryOutputs(NamedTuple):

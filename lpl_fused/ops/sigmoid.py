@@ -29,10 +29,10 @@ from .dispatch import (
     GONE,
     SCHEMA,
     Moved,
-    Once,
     given,
     kept_as_saved,
     laid_out,
+    once_backward,
     packed,
     register,
     sweeps_by,
@@ -133,57 +133,56 @@ class BinaryCrossEntropy(torch.autograd.Function):
         else:
             problem = _problem(tensors, call)
         options = problem.options
-        ctx.sweeps = sweeps_by(form, problem, backend)
-        ctx.past = direct(*tensors)
-        found = _forward(problem, backend, ctx.sweeps, ctx.past)
-        ctx.options, ctx.backend, ctx.held = options, backend, None
-        if not ctx.sweeps:
+        sweeps, past, held = sweeps_by(form, problem, backend), direct(*tensors), None
+        found = _forward(problem, backend, sweeps, past)
+        if not sweeps:
             ctx.save_for_backward(*tensors, found.norm)
-        elif not ctx.past or kept_as_saved():
+        elif not past or kept_as_saved():
             ctx.save_for_backward(*tensors, found.grad)
         else:
             labels = problem.target if options.missing else GONE
             of_shape = BinaryProblem(found.grad, labels, options=options)  # type: ignore[arg-type]
-            ctx.held = of_shape, Forward(GONE, found.norm, grad=found.grad, state=found.state)
+            held = of_shape, Forward(GONE, found.norm, grad=found.grad, state=found.state)
             ctx.save_for_backward(*tensors, None)
+        ctx.held, ctx.call = held, (options, backend, sweeps, past)
         return found.loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        grad_loss = settled(grad_loss)
-        with torch.no_grad():
-            grad = _backward(ctx, grad_loss)
-        if torch.is_grad_enabled():  # create_graph=True, as in softmax.CrossEntropy
-            anchors = [tensor for tensor in ctx.saved_tensors if tensor is not None]
-            grad = Once.apply(grad, grad_loss, *anchors)
-        return (None, None, None, grad, *[None] * (len(ctx.needs_input_grad) - 4))
+        return once_backward(ctx, settled(grad_loss), _backward)
 
 
 # as in softmax.py
 _apply = super(torch.autograd.Function, BinaryCrossEntropy).apply
 
 
-def _backward(ctx: Any, grad_loss: Tensor) -> Tensor:
+def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    others = len(ctx.needs_input_grad) - 4
+    return (None, None, None, _of_input(ctx, grad_loss), *(None,) * others)
+
+
+def _of_input(ctx: Any, grad_loss: Tensor) -> Tensor:
+    options, backend, sweeps, past = ctx.call
     held, ctx.held = ctx.held, None
     if held is not None and held[0].input.element_size() > 2:  # as in softmax.py
-        grad = load_binary(ctx.backend).binary_rescale_(held[0], held[1], grad_loss)
+        grad = load_binary(backend).binary_rescale_(held[0], held[1], grad_loss)
         if grad is not None:
             return grad
-        problem = _problem(ctx.saved_tensors[:-1], ctx.options)
+        problem = _problem(ctx.saved_tensors[:-1], options)
         return _scaled_past_missing(problem, held[1].grad, grad_loss)
     *tensors, first = ctx.saved_tensors  # raises where one was changed since
-    problem = _problem(tensors, ctx.options)
-    if ctx.sweeps:
+    problem = _problem(tensors, options)
+    if sweeps:
         if first is not None:  # nobody could hold it
             return _scaled_past_missing(problem, first, grad_loss)
         # the buffer may have gone to an earlier backward
-        swept = _forward(problem, ctx.backend, True) if held is None else held[1]
-        grad = load_binary(ctx.backend).binary_rescale_(problem, swept, grad_loss)
+        swept = _forward(problem, backend, True) if held is None else held[1]
+        grad = load_binary(backend).binary_rescale_(problem, swept, grad_loss)
         return _scaled_past_missing(problem, swept.grad, grad_loss) if grad is None else grad
     upstream = grad_loss.contiguous() if grad_loss.dim() else grad_loss / first
-    if ctx.past and direct(upstream):
-        return load_binary(ctx.backend).binary_gradient(problem, upstream)
-    return _gradient_op(*packed(problem, ctx.backend), upstream)  # type: ignore[no-any-return]
+    if past and direct(upstream):
+        return load_binary(backend).binary_gradient(problem, upstream)
+    return _gradient_op(*packed(problem, backend), upstream)  # type: ignore[no-any-return]
 
 
 def _scaled_past_missing(problem: BinaryProblem, grad: Tensor | None, upstream: Tensor) -> Tensor:

@@ -13,6 +13,11 @@ from ..contract import Forward
 from ..native import BinaryOutputs, BinarySizes, replaced, with_known_labels
 from .module import BinaryScratch, native, queue
 
+# to say fields by name costs the host as much as to read them
+_made = tuple.__new__
+_NO_SCRATCH = BinaryScratch()
+_NO_MORE_PARTS = BinaryProblem(None, None)[2:]  # type: ignore[arg-type]
+
 
 def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
     problem = with_known_labels(problem)
@@ -24,9 +29,10 @@ def binary_forward(problem: BinaryProblem, want_grad: bool) -> Forward:
         norm: Tensor | None = None
     else:
         norm = new(problem) if problem.normalizer is None else problem.normalizer
-    scratch, delta = _scratch(problem, sums=not each)
-    outputs = BinaryOutputs(loss=loss, norm=norm, grad=grad, delta=delta)
-    _run(native().binary_cross_entropy, problem, outputs, scratch)
+    sizes = BinarySizes.of(problem)
+    scratch, delta = _scratch(problem, sizes, sums=not each)
+    outputs: BinaryOutputs = _made(BinaryOutputs, (loss, norm, grad, None, False, delta))
+    _run(native().binary_cross_entropy, problem, outputs, scratch, sizes)
     if norm is None:
         norm = torch.ones((), dtype=loss.dtype, device=input.device)
     return Forward(loss, norm, None, grad, state=() if delta is None else (delta,))
@@ -42,11 +48,12 @@ def _gradient(
 ) -> Tensor:
     """Fills `grad`, the gradient of each logit's loss known."""
     problem = with_known_labels(problem)
-    scratch, delta = _scratch(problem, state=state)
+    sizes = BinarySizes.of(problem)
+    scratch, delta = _scratch(problem, sizes, state=state)
     upstream = upstream.to(accumulate_dtype(grad.dtype)).contiguous()
     each = upstream.dim() > 0
     outputs = BinaryOutputs(grad=grad, upstream=upstream, upstream_each=each, delta=delta)
-    _run(native().binary_cross_entropy, _settled(problem, state), outputs, scratch)
+    _run(native().binary_cross_entropy, _settled(problem, state), outputs, scratch, sizes)
     return grad
 
 
@@ -59,29 +66,31 @@ def binary_rescale_(problem: BinaryProblem, forward: Forward, upstream: Tensor) 
         if grad.element_size() > 2:
             return None if problem.options.missing else grad.mul_(upstream)
         return _gradient(problem, upstream, grad, state)
-    upstream = upstream.to(accumulate_dtype(grad.dtype))
-    if grad.element_size() > 2:
-        scratch, delta = BinaryScratch(), None
-        if problem.options.missing:
-            problem = with_known_labels(problem)
-        else:  # no more than its shape
-            problem = BinaryProblem(grad, grad)
+    dtype = accumulate_dtype(grad.dtype)
+    if upstream.dtype != dtype:
+        upstream = upstream.to(dtype)
+    wide, delta = grad.element_size() > 2, None
+    if wide and not problem.options.missing:  # no more than its shape
+        problem = _made(BinaryProblem, (grad, grad, *_NO_MORE_PARTS))
     else:
         problem = with_known_labels(problem)
-        scratch, delta = _scratch(problem, state=state)
+    scratch, sizes = _NO_SCRATCH, BinarySizes.of(problem)
+    if not wide:
+        scratch, delta = _scratch(problem, sizes, state=state)
         problem = _settled(problem, state)
-    outputs = BinaryOutputs(norm=forward.norm, grad=grad, delta=delta)
-    _run(native().binary_rescale, problem, outputs, replaced(scratch, {"factor": upstream}))
+    outputs: BinaryOutputs = _made(BinaryOutputs, (None, forward.norm, grad, None, False, delta))
+    _run(native().binary_rescale, problem, outputs, replaced(scratch, {"factor": upstream}), sizes)
     return grad
 
 
 def binary_perturbation(problem: BinaryProblem) -> Tensor:
     problem = with_known_labels(problem)
-    scratch, delta = _scratch(problem)
+    sizes = BinarySizes.of(problem)
+    scratch, delta = _scratch(problem, sizes)
     assert delta is not None
     if problem.input.shape[0] == 0:
         return delta.zero_()
-    _run(native().binary_perturbation, problem, BinaryOutputs(delta=delta), scratch)
+    _run(native().binary_perturbation, problem, BinaryOutputs(delta=delta), scratch, sizes)
     return delta
 
 
@@ -89,10 +98,12 @@ def steps_left(problem: BinaryProblem) -> Tensor:
     """(C,) how many of a class's steps moments did not give, of a problem with `steps`. For tests
     and diagnosis."""
     problem = with_known_labels(problem)
-    scratch, delta = _scratch(problem)
+    sizes = BinarySizes.of(problem)
+    scratch, delta = _scratch(problem, sizes)
     left = new(problem, problem.input.shape[1], dtype=torch.int32)
     outputs = BinaryOutputs(delta=delta)
-    _run(native().binary_perturbation, problem, outputs, replaced(scratch, {"left": left}))
+    scratch = replaced(scratch, {"left": left})
+    _run(native().binary_perturbation, problem, outputs, scratch, sizes)
     return left
 
 
@@ -102,7 +113,11 @@ def _settled(problem: BinaryProblem, state: tuple[Tensor, ...]) -> BinaryProblem
 
 
 def _scratch(
-    problem: BinaryProblem, *, sums: bool = False, state: tuple[Tensor, ...] = ()
+    problem: BinaryProblem,
+    sizes: BinarySizes,
+    *,
+    sums: bool = False,
+    state: tuple[Tensor, ...] = (),
 ) -> tuple[BinaryScratch, Tensor | None]:
     """What kernels need beside, and δ (2, C), there if `state` has it."""
     options, target = problem.options, problem.target
@@ -113,7 +128,7 @@ def _scratch(
     delta = None
     learns = problem.steps is not None and not state
     if learns or sums:
-        losses, partial = native().binary_room(problem, BinarySizes.of(problem))
+        losses, partial = native().binary_room(problem, sizes)
     if sums:
         fields["losses"] = new(problem, losses)
         if options.reduction == MEAN and options.missing:
@@ -124,14 +139,18 @@ def _scratch(
     if learns and partial:
         fields["partial"] = new(problem, partial, dtype=torch.float32)
         fields["centre"] = new(problem, 2, classes, dtype=torch.float32)
-    return replaced(BinaryScratch(), fields), delta
+    return replaced(_NO_SCRATCH, fields), delta
 
 
 def _run(
-    kernels: Any, problem: BinaryProblem, outputs: BinaryOutputs, scratch: BinaryScratch
+    kernels: Any,
+    problem: BinaryProblem,
+    outputs: BinaryOutputs,
+    scratch: BinaryScratch,
+    sizes: BinarySizes,
 ) -> None:
     if problem.steps is not None and problem.input.shape[0] == 0:  # nobody moves a class
         if outputs.delta is not None:
             outputs.delta.zero_()
         problem = problem._replace(steps=None)
-    queue(kernels, problem, BinarySizes.of(problem), outputs, scratch)
+    queue(kernels, problem, sizes, outputs, scratch)
