@@ -93,7 +93,8 @@ class How:
         # rows of a class whose plain steps are taken in registers
         few = classes <= self.plain["BLOCK"]
         self.resident = int(self.plain["ROWS"]) if few else 0
-        # … where all classes take them: four times as much, which is not worth a class alone
+        # … where all classes take them: four times as many, by steps of their own, for which a row
+        # alone is not to pay
         self.many = min(4 * self.resident, power_of_two(n, 1, 1 << 14))
         parts = _rows_saved(n, self.solver["HEAD"], number)
         self.groups = group_meta(problem) if solves_groups(problem) else None
