@@ -6,7 +6,7 @@ PROCESSES ?= 4
 PYTEST = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=$(PROCESSES)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: train test fuzz bench docs gpu sanitize sanitize-cpu lint clean
+.PHONY: train test fuzz bench docs gpu triton sanitize sanitize-cpu lint clean
 
 train: $(VENV)/train.done  ## train on embedded data, compare losses, print the table, draw the plot
 	$(BIN)/lpl-fused train $(ARGS)
@@ -32,6 +32,11 @@ gpu: $(VENV)/gpu.done  ## on a CUDA machine: what concerns it of the tests, and 
 	$(PYTEST) --dist=worksteal --junitxml=build/tests.xml $(ARGS) $(TESTS); tested=$$?; \
 	  $(BIN)/python -m benchmarks.device_tables --seconds 240 --warm $(PROCESSES) --tests build/tests.xml \
 	  && exit $$tested
+
+triton: RELEASE = 3.6.0
+triton: $(VENV)/test.done  ## what concerns Triton of the tests, with another release of it: make triton RELEASE=3.7.1
+	test -d build/triton-$(RELEASE) || $(PIP) --no-deps --target build/triton-$(RELEASE) triton==$(RELEASE)
+	PYTHONPATH=$(CURDIR)/build/triton-$(RELEASE) $(PYTEST) $(ARGS) tests/test_triton_*.py
 
 sanitize: $(VENV)/gpu.done  ## on a CUDA machine: the CUDA backend's tests under compute-sanitizer
 	for tool in memcheck racecheck initcheck synccheck; do \

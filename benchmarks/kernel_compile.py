@@ -12,8 +12,6 @@ from pathlib import Path
 
 import torch
 
-import lpl_fused
-
 from . import sass, triton_launches
 from .kernel_forms import APART, APART_OBJECT, BUDGETS, USUAL_OBJECT
 
@@ -78,11 +76,7 @@ def compile_cuda(arch: str, folder: Path, sources: Iterable[Path] = SOURCES) -> 
 
 def compile_triton(arch: str, folder: Path) -> None:
     """Leaves cubins and `triton_launches.FILE` in a folder, by a process of its own."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        (str(ROOT), str(Path(lpl_fused.__file__).parents[1]))
-    )
-    environment["TRITON_CACHE_DIR"] = str(folder / "cache")
+    environment = triton_launches.environment(folder)
     command = [sys.executable, "-m", triton_launches.__name__, arch, str(folder)]
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     if done.returncode:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +27,7 @@ from lpl_fused.phi import Focal
 from .cases import STEP_SIZE, Case, draw
 from .providers import fused
 
+ROOT = Path(__file__).parent.parent
 FILE = "launches.json"
 # rows enough for the launch parameters of large batches
 SHAPE, MULTILABEL_SHAPE = "1024x32000", "4096x9605"
@@ -70,6 +73,17 @@ class Launch:
     def logits(self) -> float:
         """Of a thread, on average, were every program's work the same."""
         return self.rows * self.classes / (self.grid * self.threads)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Of a process that does not interpret Triton: with the package, the benchmarks and the Triton
+    that this one has, though others may be installed, and the compiler's cache in a folder."""
+    found = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    modules: list[Any] = [importlib.util.find_spec(name) for name in ("lpl_fused", "triton")]
+    paths = [Path(each.origin).parents[1] for each in modules]
+    found["PYTHONPATH"] = os.pathsep.join(map(str, (paths[0], ROOT, *paths[1:])))
+    found["TRITON_CACHE_DIR"] = str(folder / "cache")
+    return found
 
 
 def forms() -> Iterator[tuple[str, Case, Callable[[Tensor], Tensor], Tensor]]:

@@ -4,7 +4,6 @@ looked at."""
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,8 +14,7 @@ import torch
 import torch.nn.functional as F
 import triton_driver
 
-import lpl_fused
-from benchmarks import host_time
+from benchmarks import host_time, triton_launches
 
 
 def test_kernels_of_torch_are_counted_once() -> None:
@@ -59,9 +57,7 @@ def test_launches_of_a_call(once: Callable[[str, Callable[[Path], None]], Path])
         pytest.skip(reason)
 
     def measure(folder: Path) -> None:
-        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        environment["PYTHONPATH"] = str(Path(lpl_fused.__file__).parents[1])
-        environment["TRITON_CACHE_DIR"] = str(folder / "cache")
+        environment = triton_launches.environment(folder)
         # Triton compiles the rest for half a minute
         chosen = "cuda|triton, (cross-entropy(, by statistics)?|LPL, one row)$"
         command = [sys.executable, "-m", "benchmarks.host_time", "--rounds", "1"]

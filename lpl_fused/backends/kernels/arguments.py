@@ -149,9 +149,7 @@ class Shared(NamedTuple):
     listed: Any = None  # (G, H): the exact classes, chunk by chunk as they came
     lift: Any = None  # (N,): log of the target's mass in units of the rivals'
     tail: Any = None  # (N,): Σ_tail q_ij
-    slope: Any = (
-        None  # (N,): Σ_tail q_ij·b_j, b_j the mean of q_ij over the rows, by their first 1/Z_i
-    )
+    slope: Any = None  # (N,): Σ_tail q_ij·b_j, b_j the rows' mean of q_ij by their first 1/Z_i
     way: Any = None  # (N,): W_i so far
     inverse: Any = None  # (N,): 1/Z_i of the step before
     rest: Any = None  # (N,): the rivals' mass in the end
@@ -163,11 +161,15 @@ class Shared(NamedTuple):
 
 
 class Reduced(NamedTuple):
-    """Where the loss of a batch goes, and what it is divided by."""
+    """Where the loss of a batch goes, if that is wanted, and what it is divided by. (Triton 3.6 can
+    not tell whether a tuple that has a None is there itself.)"""
 
-    loss: Any
-    norm: Any  # where that goes, the weights of the rows that count; or None
-    normalizer: Any  # what is known of it before, or None
+    loss: Any = None
+    norm: Any = None  # where that goes, the weights of the rows that count; or None
+    normalizer: Any = None  # what is known of it before, or None
+
+
+NOT_REDUCED = Reduced()
 
 
 class Upstream(NamedTuple):

@@ -17,8 +17,8 @@ def move_all(
     NODES: tl.constexpr, GROUP_ROWS: tl.constexpr, GROUP_BLOCK: tl.constexpr,
     PLAIN_ROWS: tl.constexpr, PLAIN_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """wanted.grad (N, C): `pieces` programs do move_groups, `programs` plain_steps, all others
-    move_rows, BLOCKS of them for a row. What takes longest begins first."""
+    """wanted.grad (N, C): `pieces` programs do move_groups, if there are GROUP_ROWS, `programs`
+    plain_steps, all others move_rows, BLOCKS of them for a row. What takes longest begins first."""
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
     place = tl.program_id(0).to(tl.int64)
@@ -29,7 +29,7 @@ def move_all(
                 direction, wanted, upstream, n_rows, resident, False, NORMALIZE, PLAIN_ROWS, 0,
                 PLAIN_BLOCK,
             )  # fmt: skip
-        elif shared is not None:
+        elif GROUP_ROWS > 0:
             move_pieces(
                 place - programs, pieces, problem, groups, steps, step_size, shared, state.outcome,
                 upstream, wanted.grad, None, GROUP_HEAD, NODES, GROUP_ROWS, GROUP_BLOCK,

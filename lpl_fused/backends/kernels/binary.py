@@ -96,7 +96,7 @@ class BinaryWanted(NamedTuple):
 
 
 class At(NamedTuple):
-    """Where a tile is."""
+    """Where a tile is. (No function returns one: in Triton 3.6 none returns what may be None.)"""
 
     rows: Any  # (R, 1)
     columns: Any  # (1, B)
@@ -158,13 +158,6 @@ def is_inside(rows, columns, problem):
     if problem.total is not None:
         inside = rows * problem.classes + columns < problem.total
     return inside
-
-
-@triton.jit
-def at_rows(start, lanes, columns, problem):
-    """At a tile of rows from `start` on."""
-    rows = start + lanes
-    return At(rows, columns, is_inside(rows, columns, problem), None)
 
 
 @triton.jit
@@ -813,7 +806,9 @@ def sweep_sigmas(
     lanes = tl.arange(0, ROWS)[:, None]
     start = tl.zeros((), tl.int64)
     while start < problem.rows:
-        u, y, known = read_tile(at_rows(start, lanes, columns, problem), problem, DTYPE)
+        rows = start + lanes
+        at = At(rows, columns, is_inside(rows, columns, problem), None)
+        u, y, known = read_tile(at, problem, DTYPE)
         s_one, one, s_zero, zero = distances(u, y, known, positive, negative)
         sum_one += sigma_sum(s_one + moved_one, one)
         sum_zero += sigma_sum(s_zero + moved_zero, zero)
@@ -831,7 +826,9 @@ def scale_columns(columns, factor, problem, wanted, ROWS: tl.constexpr):
     lanes = tl.arange(0, ROWS)[:, None]
     start = tl.zeros((), tl.int64)
     while (start < problem.rows) & (factor != 1):
-        scale_tile(at_rows(start, lanes, columns, problem), factor, problem, wanted)
+        rows = start + lanes
+        at = At(rows, columns, is_inside(rows, columns, problem), None)
+        scale_tile(at, factor, problem, wanted)
         start += ROWS
 
 
@@ -858,7 +855,8 @@ def binary_learned(
     moved_zero = tl.zeros((1, BLOCK), DTYPE)
     lanes = tl.arange(0, ROWS)[:, None]
     if RESIDENT:
-        at = at_rows(tl.zeros((), tl.int64), lanes, columns, problem)
+        rows = lanes.to(tl.int64)
+        at = At(rows, columns, is_inside(rows, columns, problem), None)
         u, y, known = read_tile(at, problem, DTYPE)
         s_one, one, s_zero, zero = distances(u, y, known, positive, negative)
         mass_one = tl.sum(one, 0)[None, :]
@@ -896,7 +894,8 @@ def binary_learned(
             total += tl.sum(loss_of(found, problem), 0)[None, :]
         else:
             while start < problem.rows:
-                below = at_rows(start, lanes, columns, problem)
+                rows = start + lanes
+                below = At(rows, columns, is_inside(rows, columns, problem), None)
                 u, y, known = read_tile(below, problem, DTYPE)
                 found = tile_terms(u, y, known, below, positive, negative, problem, problem.form)
                 store_tile(found, known, below, pull, problem, wanted, False)

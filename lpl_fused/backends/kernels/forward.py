@@ -84,7 +84,7 @@ def forward(
         store_nothing(index, wanted, problem, BLOCK)
     else:
         sweep_row(index, row, problem, upstream, wanted, BLOCK, ONE_BLOCK)
-    if reduced is not None:
+    if reduced.loss is not None:
         tl.debug_barrier()
         if tl.atomic_add(ticket, 1) == tl.num_programs(0) - 1:
             reduce_losses(problem, wanted.losses, reduced, tl.num_programs(0), SUMMED)

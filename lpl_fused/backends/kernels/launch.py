@@ -224,7 +224,7 @@ def gradients_meta(
     moved: dict[str, Any], plain: dict[str, Any], groups: GroupMeta | None
 ) -> dict[str, Any]:
     """For one kernel that does what three do, by theirs."""
-    group = {"HEAD": 16, "NODES": 1, "ROWS": 1, "BLOCK": 16, "num_warps": 1}
+    group = dict.fromkeys(("HEAD", "NODES", "ROWS", "BLOCK", "num_warps"), 0)
     if groups is not None:
         group = groups.move_groups
     warps = max(moved["num_warps"], group["num_warps"], plain["num_warps"] // 2)

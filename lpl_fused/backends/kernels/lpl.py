@@ -130,7 +130,7 @@ def plain_steps(
         place, tl.num_programs(0), problem, groups, steps, step_size, outcome, work, rowwise,
         direction, wanted, upstream, n_rows, resident, BY_ROW, NORMALIZE, ROWS, MANY, BLOCK,
     )  # fmt: skip
-    if reduced is not None:
+    if reduced.loss is not None:
         tl.debug_barrier()
         if tl.atomic_add(groups.tickets + 1, 1) == tl.num_programs(0) - 1:
             reduce_losses(problem, wanted.losses, reduced, n_rows, SUMMED)

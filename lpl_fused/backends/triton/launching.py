@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import operator
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -58,16 +57,15 @@ class _Direct(NamedTuple):
     run: Any
     what: tuple[Any, ...]
     rest: tuple[Any, ...]  # its parameters behind the arguments
-    flat: _Flat | None
+    native: _Native | None
 
 
-class _Flat(NamedTuple):
-    """How a compiled kernel is handed its parameters one by one, none of which is a constant."""
+class _Native(NamedTuple):
+    """How the native part of Triton's launcher is handed a compiled kernel and its parameters."""
 
     types: tuple[Any, ...]  # of all parameters, in the tuples that they come in
-    annotation: Any  # of one that is handed over
-    how: tuple[Any, ...]  # what stands before the annotations
-    signature: Any
+    before: tuple[Any, ...]  # what stands between the stream and them
+    handed: tuple[Any, ...]  # of what is handed over, in tuples, where constants may be anything
 
 
 # Compiled kernels by all that Triton specialises them by. Its own launch asks every time what that
@@ -107,30 +105,36 @@ def _direct_of(made: Any, rest: tuple[Any, ...]) -> _Direct:
     that the kernel would want of the host, only by plans, and of NVIDIA's in the Triton that it is
     known of."""
     what = made.function, made.packed_metadata, None, None, None
-    return _Direct(made.run, what, rest, _flat_of(made))
+    return _Direct(made.run, what, rest, _native_of(made))
 
 
-# releases whose launcher is looked at: 3.6 has one of its own for every signature
+# releases whose launcher is looked at
+_NESTED = ("3.6.",)  # it has a native part for every signature
 _FLAT = ("3.7.", "3.9.")
+PLANNED = _NESTED + _FLAT
 
 
-def _flat_of(made: Any) -> _Flat | None:
+def _native_of(made: Any) -> _Native | None:
     triton: Any = importlib.import_module("triton")
-    run = made.run
+    run, version = made.run, triton.__version__
     needs = "global_scratch_size", "profile_scratch_size"
     if (
-        not triton.__version__.startswith(_FLAT)
+        not version.startswith(PLANNED)
         or type(run).__name__ != "CudaLauncher"
         or any(getattr(run, name, True) for name in needs)
         or getattr(run, "gsan_enabled", False)  # from 3.9 on
     ):
         return None
+    types = tuple(made.src.signature.values())
+    what = made.function, run.launch_cooperative_grid, run.launch_pdl
+    no_memory, nobody = (None,) * 2, (None,) * 3  # is wanted, is told of it
+    if version.startswith(_NESTED):
+        return _Native(types, (*what, *no_memory, made.packed_metadata, *nobody), types)
     driver = importlib.import_module("triton.backends.nvidia.driver")
     one = driver.PyKernelArg(nested_tuple=None, type=driver.ARG_KERNEL)
-    kind = run.launch_cooperative_grid, run.launch_pdl
-    nobody = (None,) * 5  # is told of it, and no memory is wanted
-    how = made.function, *kind, made.packed_metadata, *nobody
-    return _Flat(tuple(made.src.signature.values()), one, how, run.kernel_signature)
+    leaves = tuple(type for type, _ in _leaves(types, types))
+    before = *what, made.packed_metadata, *nobody, *no_memory, [one] * len(leaves)
+    return _Native(types, (*before, run.kernel_signature), (leaves,))
 
 
 class _Launch(NamedTuple):
@@ -138,8 +142,8 @@ class _Launch(NamedTuple):
 
     run: Any
     grid: tuple[int, int, int]
-    what: tuple[Any, ...]  # behind the stream
-    gather: Callable[[list[Any]], tuple[Any, ...]]  # its parameters, of the values of the plan
+    before: tuple[Any, ...]  # as _Native
+    gather: Callable[[list[Any]], tuple[Any, ...]]  # what stands behind, of the plan's values
 
 
 class Plan(NamedTuple):
@@ -154,8 +158,8 @@ class Plan(NamedTuple):
         """For tensors at these addresses."""
         values = self.numbers + [tensors[which] + off for which, off in self.places]
         stream = self.stream(device)
-        for run, grid, what, gather in self.launches:
-            run(*grid, stream, *what, gather(values))
+        for run, grid, before, gather in self.launches:
+            run(*grid, stream, *before, *gather(values))
 
 
 class Tape:
@@ -168,17 +172,17 @@ class Tape:
             if each is not None
         ]
         self._values: dict[Any, int] = {}
-        self._launches: list[tuple[_Flat, _Direct, tuple[int, int, int], list[Any]]] = []
+        self._launches: list[tuple[_Native, _Direct, tuple[int, int, int], list[Any]]] = []
         self.whole = True  # all that was done is known, and can be done for other tensors
 
     def add(self, made: _Direct | None, grid: tuple[int, int, int], values: Any) -> None:
         """A launch."""
-        if made is None or made.flat is None:
+        if made is None or made.native is None:
             self.whole = False
             return
-        keys = [self._key(*each) for each in _leaves(made.flat.types, (*values, *made.rest))]
-        self.whole = self.whole and None not in keys and len(keys) > 1
-        self._launches.append((made.flat, made, grid, keys))
+        keys = [self._key(*each) for each in _leaves(made.native.types, (*values, *made.rest))]
+        self.whole = self.whole and None not in keys
+        self._launches.append((made.native, made, grid, keys))
 
     def _key(self, type: str, value: Any) -> Any:
         """Of a parameter: a number is itself, a tensor is a place behind one of those at hand."""
@@ -201,13 +205,8 @@ class Tape:
         places = [key for key in keys if key[0] is None]
         at = {key: place for place, key in enumerate(numbers + places)}
         launches = tuple(
-            _Launch(
-                made.run.launch,
-                grid,
-                (*flat.how, [flat.annotation] * len(each), flat.signature),
-                operator.itemgetter(*[at[key] for key in each]),
-            )
-            for flat, made, grid, each in self._launches
+            _Launch(made.run.launch, grid, how.before, _gathering(how, [at[key] for key in each]))
+            for how, made, grid, each in self._launches
         )
         begins = tuple(key[-1] for key in places)
         stream = _driver().active.get_current_stream
@@ -229,6 +228,24 @@ def _leaves(types: Any, values: Any) -> Iterator[tuple[str, Any]]:
             yield from _leaves(type, value)
         elif type != "constexpr":
             yield type, value
+
+
+def _gathering(how: _Native, at: Sequence[int]) -> Callable[[list[Any]], tuple[Any, ...]]:
+    """What makes of a list of values what is handed over, of those `at` these places."""
+    text = _written(how.handed, iter([f"values[{place}]" for place in at]))
+    found: Callable[[list[Any]], tuple[Any, ...]] = eval(f"lambda values: {text}")
+    return found
+
+
+def _written(types: tuple[Any, ...], each: Iterator[str]) -> str:
+    """Tuples as these in Python, `each` in the place of what is no constant."""
+    parts = []
+    for type in types:
+        if isinstance(type, tuple):
+            parts.append(_written(type, each))
+        else:
+            parts.append("None" if type == "constexpr" else next(each))
+    return f"({''.join(part + ',' for part in parts)})"
 
 
 class _Operations(TorchDispatchMode):

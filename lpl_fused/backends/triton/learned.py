@@ -19,6 +19,7 @@ from ...paths import LEARNING, SCALING, WEIGHING, Path
 from ...problem import MEAN, Problem, accumulate_dtype
 from ..buffers import new
 from ..kernels.arguments import (
+    NOT_REDUCED,
     NUMBERS,
     TERMS,
     Arguments,
@@ -256,7 +257,7 @@ def finish(
     saved: Saved,
     wanted: Wanted,
     upstream: Upstream,
-    reduced: Reduced | None = None,
+    reduced: Reduced = NOT_REDUCED,
 ) -> None:
     """Plain steps for the classes that the solvers have left, and what is wanted of their rows: δ
     (N, C), or losses and gradients. At last the loss of the batch, if there is a place for it."""
@@ -328,7 +329,7 @@ def row_stats(problem: Problem, arguments: Arguments, saved: Saved, wanted: Want
     moved = arguments._replace(delta=delta, slot=saved.groups.slot)
     others = wanted._replace(outcome=saved.rows.outcome)
     kernel, meta = kernels.forward.forward, how.form.sweep
-    launching.launch(kernel, rows, moved, Upstream(), others, None, None, **meta)
+    launching.launch(kernel, rows, moved, Upstream(), others, NOT_REDUCED, None, **meta)
 
 
 def _with_terms(problem: Problem, arguments: Arguments) -> Arguments:
@@ -433,7 +434,7 @@ def take_all(
     how: How,
     few: Few,
     losses: Tensor,
-    reduced: Reduced | None = None,
+    reduced: Reduced = NOT_REDUCED,
     unless: Tensor | None = None,
 ) -> Arguments:
     """Plain steps of all classes: `losses` (N,) of their rows, and that of the batch, if there is a
@@ -472,7 +473,7 @@ def few_gradient(moved: Arguments, how: How, upstream: Upstream, grad: Tensor) -
 
 def few_stats(moved: Arguments, how: How, wanted: Wanted) -> None:
     """Statistics of the rows of a problem as `moved`."""
-    what = moved, Upstream(), wanted, None, None
+    what = moved, Upstream(), wanted, NOT_REDUCED, None
     launching.launch(kernels.forward.forward, (how.rows,), *what, **how.form.sweep)
 
 

@@ -12,7 +12,7 @@ from ...algebra.sweep import with_steps
 from ...problem import NONE, Problem, divides
 from ..buffers import like, new
 from ..contract import Choose, Form, Forward, leaves_terms
-from ..kernels.arguments import FELL_BACK, TERMS, Reduced, Upstream, Wanted
+from ..kernels.arguments import FELL_BACK, NOT_REDUCED, TERMS, Reduced, Upstream, Wanted
 from ..kernels.launch import counting_meta, filling_meta, sweep_meta
 from . import launching, learned
 from .arguments import arguments_of, factors_of, form_of, prepared, row_count
@@ -72,14 +72,14 @@ def _learned(
 ) -> Forward:
     """`forward` of a problem that the solver solves, or whose logits are few."""
     n = problem.input.shape[0]
-    reduced = None
+    reduced = NOT_REDUCED
     norm: Tensor | None
     if problem.options.reduction == NONE or n == 0:
         norm = normalizer(problem) if divides(problem) else None
     else:
         reduced, norm = learned.reduction(problem)
     # those of few logits, that nobody asks for, are within their memory
-    losses = None if reduced is not None and how.few is not None else new(problem, n)
+    losses = None if reduced.loss is not None and how.few is not None else new(problem, n)
     memory, scratch = learned.new_state(problem, how)
     grad = like(problem.input) if want_grad else None
     found = _new_stats(problem) if return_stats else None
@@ -105,14 +105,14 @@ def _learned(
             learned.few_gradient(moved, how, Upstream(norm), grad)
 
     tensors = (*how.form.present(problem), losses, memory, scratch, grad)
-    if reduced is not None:
+    if reduced.loss is not None:
         tensors += (reduced.loss, reduced.norm)
     elif norm is not problem.normalizer:
         tensors += (norm,)
-    kind = "forward", reduced is None, return_stats, row_count(problem)
+    kind = "forward", reduced.loss is None, return_stats, row_count(problem)
     how.plans.run(kind, tensors, launches)
     loss: Tensor
-    if reduced is not None:
+    if reduced.loss is not None:
         loss = reduced.loss
     else:
         assert losses is not None
@@ -127,7 +127,7 @@ def _sweep(
 ) -> None:
     """Leaves what is wanted; nothing where `unless`, 0-dim, scales 16 bits exactly."""
     n = problem.input.shape[0]
-    kernel, alone = kernels.forward.forward, (None, None)
+    kernel, alone = kernels.forward.forward, (NOT_REDUCED, None)
     if problem.steps is not None:
         form = learned.how(problem).form
         arguments, _ = learned.with_learned(problem, wanted.terms, unless)
