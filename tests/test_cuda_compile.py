@@ -59,7 +59,7 @@ def budget(kernel: Kernel) -> Use:
     registers = 255 if kernel.type == "double" else 128
     rows = "Row", "Row, Loss", "StatsRow", "Gradient", "Mass", "LearnedGradient"
     if kernel.body in rows and not kernel.set & REST:
-        registers = 64 if kernel.set in (BARE, MOVE) else 80
+        registers = 64 if kernel.set in (BARE, MOVE) and kernel.body != "StatsRow" else 80
     if kernel.body == GRADIENTS:
         registers = 80
     if kernel.body in ("Scale", "Norm", "Loss", "Size", "Perturbed"):

@@ -115,8 +115,9 @@ struct InTurns {
 
   template <typename Team>
   LPL_DEVICE static void run(Team& team, const Call& call, i64 t) {
-    const unsigned n = unsigned(call.p.n), step = unsigned(kTurns * call.scratch.teams);
+    const unsigned step = unsigned(kTurns * call.scratch.teams);
     if (!Body::wanted(team, call, t, step)) return;
+    const unsigned n = unsigned(call.p.n);  // read before, it takes a register too much on 10.0
     for (unsigned i = unsigned(t); i < n; i += step) {
       Body::run(team, call, i);
       team.sync();  // the memory that the block has for itself

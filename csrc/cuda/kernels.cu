@@ -32,6 +32,10 @@ struct BlocksOf<Body<T, kSet>> : std::integral_constant<int, (kSet & kRest) != 0
                                                                                               : 3> {
 };
 
+// sums that a row without statistics has not
+template <typename T, Set kSet>
+struct BlocksOf<StatsRowBody<T, kSet>> : std::integral_constant<int, (kSet & kRest) != 0 ? 2 : 3> {
+};
 template <typename T, Set kSet>
 struct BlocksOf<StatsStepsBody<T, kSet>>
     : std::integral_constant<int, (kSet & kRest) != 0 ? 2 : 3> {};

@@ -545,23 +545,24 @@ def move_row(
         else:
             fill_block(row, column_start, 0.0, grad, problem, BLOCK)
     elif solved:
+        factor = upstream_of(index, upstream)
         whole = column_start < last_block(row, problem, BLOCK)
         if problem.phased:
             whole &= column_start > 0
         if whole:
             move_tail_block(
-                row, column_start, state, upstream, grad, delta, problem, True, HEAD, ORDER, BLOCK
+                row, column_start, state, factor, grad, delta, problem, True, HEAD, ORDER, BLOCK
             )
         else:
             move_tail_block(
-                row, column_start, state, upstream, grad, delta, problem, False, HEAD, ORDER, BLOCK
+                row, column_start, state, factor, grad, delta, problem, False, HEAD, ORDER, BLOCK
             )
-        put_listed(row, column_start, problem, state, upstream, grad, delta, HEAD, BLOCK)
+        put_listed(row, column_start, problem, state, factor, grad, delta, HEAD, BLOCK)
 
 
 @triton.jit
 def put_listed(
-    row, column_start, problem, state, upstream, grad, delta,
+    row, column_start, problem, state, factor, grad, delta,
     HEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """move_rows of the label and the heads of a block, over what it has made of them."""
@@ -573,7 +574,6 @@ def put_listed(
     count = tl.load(here + 4).to(tl.int32)
     if owns | (count > 0):
         tl.debug_barrier()
-        factor = upstream_of(index, upstream)
         if owns:
             put_label(row, factor, state, grad, delta, problem)
         shift = tl.load(here)
@@ -597,7 +597,7 @@ def fill_block(row, start, value, matrix, problem, BLOCK: tl.constexpr):
 
 @triton.jit
 def move_tail_block(
-    row, start, state, upstream, grad, delta, problem,
+    row, start, state, factor, grad, delta, problem,
     WHOLE: tl.constexpr, HEAD: tl.constexpr, ORDER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """move_rows of a block: as if all of it were of the tail."""
@@ -605,7 +605,7 @@ def move_tail_block(
     block = read_block(row, start, problem, WHOLE, BLOCK)
     e = exp(block.z - tl.load(here))
     if grad is not None:
-        strength = tl.load(here + 7) * upstream_of(row.index, upstream)
+        strength = tl.load(here + 7) * factor
         strength *= exp(-tl.load(here + 6))
         value = tl.zeros_like(e) + tl.load(here + SERIES + ORDER - 1) * strength
         for r in tl.static_range(1, ORDER):
