@@ -35,7 +35,9 @@ gpu: $(VENV)/gpu.done  ## on a CUDA machine: what concerns it of the tests, and 
 
 triton: RELEASE = 3.6.0
 triton: $(VENV)/test.done  ## what concerns Triton of the tests, with another release of it: make triton RELEASE=3.7.1
-	test -d build/triton-$(RELEASE) || $(PIP) --no-deps --target build/triton-$(RELEASE) triton==$(RELEASE)
+	test -f build/triton-$(RELEASE)/done || $(PIP) --no-deps --upgrade --target build/triton-$(RELEASE) triton==$(RELEASE)
+	touch build/triton-$(RELEASE)/done
+	PYTHONPATH=$(CURDIR)/build/triton-$(RELEASE) $(BIN)/python -c "import triton; assert triton.__version__ == '$(RELEASE)', triton"
 	PYTHONPATH=$(CURDIR)/build/triton-$(RELEASE) $(PYTEST) $(ARGS) tests/test_triton_*.py
 
 sanitize: $(VENV)/gpu.done  ## on a CUDA machine: the CUDA backend's tests under compute-sanitizer

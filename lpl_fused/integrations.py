@@ -117,7 +117,8 @@ class TransformersLoss:
             self.criterion.to(logits.device)
             self._device = logits.device
         rows = logits.reshape(-1, logits.shape[-1])
-        with _evaluated(self.criterion, unless=logits.requires_grad):
+        learns = logits.requires_grad or any(p.requires_grad for p in self.criterion.parameters())
+        with _evaluated(self.criterion, unless=learns and torch.is_grad_enabled()):
             loss: Tensor = self.criterion(rows, target, normalizer=num_items_in_batch)
         return loss
 

@@ -295,12 +295,14 @@ def checked_normalizer(
     return value.to(input.device, dtype, non_blocking=True)
 
 
-def moved_by_two(problem: Problem, choose: object, told: bool, *, whole: bool = True) -> bool:
+def moved_by_two(
+    problem: Problem, choose: object, return_stats: bool, *, whole: bool = True
+) -> bool:
     """Whether rows have two labels, each of which moves the row's logits.
 
     Args:
         choose: who makes steps; None: nobody.
-        told: statistics of the rows are wanted.
+        return_stats: statistics of the rows are wanted.
         whole: all logits are in one place.
 
     Raises:
@@ -308,7 +310,7 @@ def moved_by_two(problem: Problem, choose: object, told: bool, *, whole: bool = 
     """
     if problem.other is None or not (problem.by_label or choose is not None):
         return False
-    if told:
+    if return_stats:
         raise ValueError(
             "return_stats: expected one label per row, or tables that are the same for all labels:"
             " with a margin, a row by label or a learned perturbation a MixedTarget has two"

@@ -482,10 +482,10 @@ class Launcher {
  public:
 #if defined(LPL_IDLE)
   static constexpr i64 many_rows() { return RowPlan::kManyRows; }
-  static constexpr i64 most_compared() { return 32768; }
-  static constexpr i64 few_rows() { return 8192; }
-  static constexpr i64 few_logits() { return i64(1) << 23; }
-  static constexpr i64 few_losses() { return 512; }
+  static constexpr i64 most_compared() { return RowPlan::kMostCompared; }
+  static constexpr i64 few_rows() { return RowPlan::kFewRows; }
+  static constexpr i64 few_logits() { return RowPlan::kFewLogits; }
+  static constexpr i64 few_losses() { return RowPlan::kFewLosses; }
 #else
   // so that tests have more, and fewer
   static constexpr i64 many_rows() { return 4; }

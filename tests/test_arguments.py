@@ -531,6 +531,8 @@ def test_tables_beyond_float32_are_refused(make: Any) -> None:
     """They would make every loss nan."""
     with pytest.raises(ValueError, match=r"is beyond float32, .* for class [01]$"):
         make()
+    with pytest.raises(ValueError, match=r"-1e\+39 for class 1$"):  # which masks no class
+        LossModule().register_table("offset", torch.tensor([0.0, -1e39], dtype=torch.float64))
     loss = losses.VSLoss([5, 1, 3])
     scale = loss.table("scale", torch.zeros(1)).clone()
     with pytest.raises(ValueError, match="beyond float32"):

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -334,3 +336,10 @@ def test_no_result_depends_on_who_comes_first(use_shape) -> None:  # type: ignor
             use_shape(blocks, 4, True, reverse)
             found.append(differentiated(problem))
         assert all(map(torch.equal, *found))
+
+
+def test_there_is_room_for_every_flag() -> None:
+    text = (Path(__file__).parents[1] / "csrc" / "cuda" / "call.h").read_text()
+    found = re.search(r"\bkFlags = (\d+)\n", text)
+    assert found
+    assert int(found[1]) == memory.FLAGS

@@ -99,6 +99,18 @@ def test_what_is_evaluated_is_no_training(make: Any) -> None:
     assert trained != expected
 
 
+def test_a_loss_that_learns_behind_a_frozen_model_trains() -> None:
+    logits, labels = batch()
+    criterion = losses.LPLLoss(COUNTS, reduction="sum")
+    criterion.bias = torch.nn.Parameter(torch.zeros(len(COUNTS)))
+    expected = TransformersLoss(criterion)({"logits": logits.clone().requires_grad_()}, labels)
+    torch.testing.assert_close(
+        TransformersLoss(criterion)({"logits": logits}, labels), expected.detach()
+    )
+    with torch.no_grad():
+        assert TransformersLoss(criterion)({"logits": logits}, labels) != expected
+
+
 @pytest.mark.parametrize(("empty", "expected"), [("zero", 0.0), ("nan", float("nan"))])
 def test_nothing_but_padding(empty: str, expected: float) -> None:
     logits, labels = batch()

@@ -323,17 +323,13 @@ LARGEST = {
 RARE = {"sm_80": pytest.mark.architectures, "sm_100": pytest.mark.architectures}
 
 
-class Spare(NamedTuple):
-    """What a compiler may need beyond the budgets, which are set with the newest."""
+# Budgets are set with the newest compiler. An older one leaves some kernels without room for a few
+# bytes of their registers, and may not see that two exponentials are one.
+SPILLED = {"3.6": {"forward": 24, "split_columns": 76}, "3.7": {"forward": 24}}
+ALIKE = {"3.6": 1}
+RELEASE = metadata.version("triton")[:3]
 
-    bytes: int  # of registers that find no room
-    exponentials: int  # that are another's
-
-
-OLDER = "3.6.", "3.7."
-SPARE = Spare(128, 1) if metadata.version("triton").startswith(OLDER) else Spare(0, 0)
-
-# Beside those that are RARE: more that tell what their rows are, kernels that others nearly are
+# Beside those that are RARE: more with statistics of rows, kernels that others nearly are
 STATS = {"with stats, 128256", "with stats, loss, 50257", "with stats, everything fp64, 2000"}
 
 
@@ -455,7 +451,8 @@ def test_no_spills(
     for kernel in reports[variant]:
         record_property(f"{kernel.kernel} registers", kernel.registers)
         assert kernel.binary_bytes > 0
-        assert max(kernel.spilled, kernel.stack) <= SPARE.bytes, kernel
+        most = SPILLED.get(RELEASE, {}).get(kernel.kernel, 0)
+        assert max(kernel.spilled, kernel.stack) <= most, kernel
         assert kernel.narrow_offsets == [], kernel
 
 
@@ -534,7 +531,7 @@ def test_solved_in_two_exponentials_per_logit(
     threads, each = 32 * weighed.meta["num_warps"], 16 // VARIANTS[variant].dtype.itemsize
     again = max(1, AT_ONCE.value * each // threads)
     more = weighed.exponentials - (weighed.meta["BLOCK"] // threads + 1 + again)
-    assert 0 <= more <= SPARE.exponentials
+    assert 0 <= more <= ALIKE.get(RELEASE, 0)
     threads = 32 * moved.meta["num_warps"]
     heads = moved.meta["HEAD"] // FEW.value * max(1, FEW.value // threads)
     assert moved.exponentials == 2 * (moved.meta["BLOCK"] // threads + 1) + heads

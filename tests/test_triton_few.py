@@ -178,17 +178,29 @@ def test_rows_far_from_0_keep_their_digits() -> None:
 def test_where_logits_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """By shapes alone; not where the solver does not know the loss."""
 
-    def few(n: int, classes: int, dtype: torch.dtype = FP32, **options: Any) -> bool:
+    def how(n: int, classes: int, dtype: torch.dtype = FP32, **options: Any) -> learned.How:
         input, target = torch.empty(n, classes, dtype=dtype), torch.zeros(n, dtype=torch.int64)
         steps = torch.ones(classes, dtype=torch.int32)
         asked = Problem(input, target, steps=steps, options=Options(step_size=0.1, **options))
-        return learned.how(asked).few is not None
+        return learned.how(asked)
+
+    def few(*shape: Any, **options: Any) -> bool:
+        return how(*shape, **options).few is not None
+
+    def groups(*shape: Any) -> bool:
+        return how(*shape).groups is not None
 
     assert few(1, learned.FEW_LOGITS)
     assert not few(1, learned.FEW_LOGITS + 1)
     assert few(64, learned.FEW_LOGITS // 64, FP64)
     assert not few(65, learned.FEW_LOGITS // 64, FP64)
     assert not few(4, 9, label_smoothing=0.1)
+    # what are so many rows that they are sorted is solved
+    many = arguments.MOST_COMPARED
+    assert few(many, 5)
+    assert not few(many + 1, 5)
+    assert groups(many + 1, 5)
+    assert not groups(many, 5)
     monkeypatch.setattr(arguments, "MOST_COMPARED", 3)
     monkeypatch.setattr(learned, "MOST_COMPARED", 3)
     assert not few(5, 9)

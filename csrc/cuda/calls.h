@@ -5,9 +5,8 @@
 //                                         a team for each of n rows, on chip, beside teams of
 //                                         another body, which begin first: as many as teams(size)
 //                                         says of teams of so many threads
-//     pieces(body, call, n, bytes)        the same as rows for bodies whose threads need nothing of
-//     each
-//                                         other
+//     pieces(body, call, n, bytes)        the same as rows for bodies whose threads need
+//                                         nothing of each other
 //     pieces_beside(body, call, n, bytes, other, teams, work)
 //                                         the same, beside teams of another body for `work` bytes
 //                                         each, which begin first
@@ -310,7 +309,7 @@ void under_delta(Launcher& launch, Call call) {
 // Statistics of rows whose steps are taken: where they have a δ of their own from what these
 // have left, else under δ.
 template <typename T, typename Launcher>
-void tell_learned(Launcher& launch, Call call) {
+void learned_stats(Launcher& launch, Call call) {
   call.scratch.stats_by_steps = true;
   const i64 bytes = call.p.c * i64(sizeof(T));
   for_learned<StatsStepsBody, T>(
@@ -354,7 +353,7 @@ void learned_cross_entropy(Launcher& launch, const Call& call) {
     gradients_of_steps<T>(launch, call);
   else
     sweep_left<T>(launch, call);
-  if (call.out.lse) tell_learned<T>(launch, call);
+  if (call.out.lse) learned_stats<T>(launch, call);
 }
 
 // The gradient from what that has left.

@@ -245,13 +245,10 @@ class Launcher {
   explicit Launcher(uintptr_t stream) : stream_(reinterpret_cast<cudaStream_t>(stream)) {}
 
   static constexpr i64 many_rows() { return RowPlan::kManyRows; }
-  static constexpr i64 most_compared() { return 32768; }
-  // By the model a logit of a row that shares its class takes 0.15 ps more where that is not known,
-  // with a second pass 0.6: of so many half as long as the launch that is saved, or twice. So many
-  // labels take L2 as long as comparing them by themselves.
-  static constexpr i64 few_logits() { return i64(1) << 23; }
-  static constexpr i64 few_rows() { return 8192; }
-  static constexpr i64 few_losses() { return 512; }  // whose rows find room at once
+  static constexpr i64 most_compared() { return RowPlan::kMostCompared; }
+  static constexpr i64 few_rows() { return RowPlan::kFewRows; }
+  static constexpr i64 few_logits() { return RowPlan::kFewLogits; }
+  static constexpr i64 few_losses() { return RowPlan::kFewLosses; }
 
   static constexpr int crew = kWarp;
   static constexpr int batch_places() { return kBatchThreads; }

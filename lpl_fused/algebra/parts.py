@@ -204,7 +204,7 @@ class Rivals(Part):
 
 @dataclass(frozen=True)
 class Statistics(Part):
-    """What rows are told of beside their loss: see statistics.py. Rows that are ignored hold
+    """Statistics of rows beside their loss: see statistics.py. Rows that are ignored hold
     anything."""
 
     shift: Tensor  # max z_j, −inf of no columns

@@ -321,11 +321,11 @@ def _run(
         )
     memory = checked_memory(chunk_memory)
     layer = Projected(*arguments)
-    problem, chosen, choose, zero, told = build(layer)
+    problem, chosen, choose, zero, return_stats = build(layer)
     if zero:
         problem = mean_as_sum(problem, of_nothing=0.0)
     options = problem.options
-    pairs = moved_by_two(problem, choose, told, whole=chosen == REFERENCE)
+    pairs = moved_by_two(problem, choose, return_stats, whole=chosen == REFERENCE)
     if chosen == REFERENCE:
         if form != AUTO:
             raise ValueError(
@@ -340,7 +340,7 @@ def _run(
         if choose is not None:
             problem = with_chosen_steps(problem, REFERENCE, choose)
         loss = layer.restore(reference.cross_entropy(problem), options)
-        if not told:
+        if not return_stats:
             return loss
         return loss, RowStatistics(*map(layer.of_rows, reference.row_statistics(problem)))
     _check_followed(layer, problem)
@@ -350,7 +350,7 @@ def _run(
         reference.check_labels(problem)
         learned = problem.steps is not None or choose is not None
         problem = label_rows(problem, learned=learned)._replace(input=given.stand_in(2 * rows))
-    loss, found = ops.linear.cross_entropy(given, problem, chosen, choose, form, told)
+    loss, found = ops.linear.cross_entropy(given, problem, chosen, choose, form, return_stats)
     if pairs and options.reduction == NONE:
         loss = loss[:rows] + loss[rows:]
     loss = layer.restore(loss, options)

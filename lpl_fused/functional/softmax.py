@@ -391,7 +391,7 @@ def cross_entropy(
     if problem.other is not None and moved_by_two(problem, None, return_stats):
         loss = _of_two_labels(problem, found, gradient)
     else:
-        loss, rows = _run(problem, found, form=gradient, told=return_stats)
+        loss, rows = _run(problem, found, form=gradient, return_stats=return_stats)
     loss = shaped.restore(loss, problem.options) if problem.options.reduction == NONE else loss
     return loss if rows is None else (loss, RowStatistics(*map(shaped.of_rows, rows)))
 
@@ -618,18 +618,18 @@ def _run(
     backend: str,
     choose: Choose | None = None,
     form: str = AUTO,
-    told: bool = False,
+    return_stats: bool = False,
 ) -> tuple[Tensor, RowStatistics | None]:
-    """The loss on a backend that was resolved; `told`: and the statistics of its rows."""
+    """The loss on a backend that was resolved; `return_stats`: and the statistics of its rows."""
     learns = torch.is_grad_enabled() and ops.tables_learn(problem)
     if choose is not None and (learns or backend == REFERENCE):
         problem, choose = with_chosen_steps(problem, backend, choose), None
     if backend == REFERENCE:
-        rows = reference.row_statistics(problem) if told else None
+        rows = reference.row_statistics(problem) if return_stats else None
         return reference.cross_entropy(problem), rows
     if problem.steps is not None and learns:
         problem = ops.with_fixed_delta(problem, backend)
-    return ops.cross_entropy(problem, backend, choose, form, told)
+    return ops.cross_entropy(problem, backend, choose, form, return_stats)
 
 
 def _of_two_labels(
@@ -668,10 +668,10 @@ def with_chosen_steps(problem: Problem, backend: str, choose: Choose) -> Problem
 
 
 def _through_perturbation(
-    problem: Problem, backend: str, choose: Choose | None, form: str, told: bool
+    problem: Problem, backend: str, choose: Choose | None, form: str, return_stats: bool
 ) -> tuple[Tensor, RowStatistics | None]:
-    """Loss and gradient through the steps, fused where that is possible; `told`: and the statistics
-    of the rows."""
+    """Loss and gradient through the steps, fused where that is possible; `return_stats`: and the
+    statistics of the rows."""
     if checked_form(form) != AUTO:
         raise ValueError(f"gradient: {form!r} can not be chosen beside through_perturbation")
     fused = _resolve(backend, problem)
@@ -679,7 +679,7 @@ def _through_perturbation(
         problem = with_chosen_steps(problem, fused, choose)
     moves = tangent(problem.input) is not None
     if fused == REFERENCE or not (torch.is_grad_enabled() or moves):
-        return _run(problem, fused, told=told)
+        return _run(problem, fused, return_stats=return_stats)
     reason = None
     if moves:
         reason = "the fused backends differentiate the steps in reverse mode alone"
@@ -693,13 +693,13 @@ def _through_perturbation(
         reason = "no 16 bits where somebody traces"
     if reason is None:
         try:
-            return _run(problem, fused, told=told)
+            return _run(problem, fused, return_stats=return_stats)
         except NotDifferentiable:
             if backend != "auto":
                 raise
     elif backend != "auto":
         raise NotDifferentiable(f'through_perturbation: {reason}; use backend="auto"')
-    return _run(problem, REFERENCE, told=told)
+    return _run(problem, REFERENCE, return_stats=return_stats)
 
 
 # what no backend differentiates

@@ -119,7 +119,8 @@ class LossModule(nn.Module):
         Raises:
             ValueError: numbers that float32 does not hold (−inf, which masks a class, is one).
         """
-        wrong = ~(values.float() < math.inf)
+        narrow = values.float()
+        wrong = ~(narrow < math.inf) | (narrow.isinf() & values.isfinite())
         if wrong.any():
             raise ValueError(
                 f"{type(self).__name__}: the {name} that counts and arguments come to is beyond"

@@ -71,7 +71,6 @@ _TEAMS = Scratch._fields.index("teams")
 # what stands behind the first fields of these, where they are all that is said: to say so by name,
 # or to ask a named tuple for its defaults, costs the host more than to read it
 _NO_MORE_OUTPUTS = Outputs()[6:]
-_FLAGS = 8  # of 32 bits: kFlags of csrc/cuda/call.h
 _NO_RANKS = Scratch()[2 : Scratch._fields.index("flags")]
 _NO_MORE_SCRATCH = Scratch()[Scratch._fields.index("flags") + 1 :]
 _BEFORE_FACTOR = Scratch()[: Scratch._fields.index("factor")]
@@ -203,7 +202,7 @@ def forward(
     if averages and not final and (not want_grad or input.element_size() == 2):
         norm = torch.empty(size=(), dtype=dtype, device=device)
     each = options.reduction == NONE
-    losses = torch.empty(n if each else n + 2 + _FLAGS, dtype=dtype, device=device)
+    losses = torch.empty(n if each else n + 2 + memory.FLAGS, dtype=dtype, device=device)
     loss = losses if each else torch.empty(size=(), dtype=dtype, device=device)
     beside = losses.data_ptr() + n * dtype.itemsize
     if averages and norm is None:

@@ -16,6 +16,7 @@ from ...problem import Problem, accumulate_dtype
 from ..native import DTYPES
 from .module import Scratch, native
 
+FLAGS = 8  # of 32 bits: kFlags of csrc/cuda/call.h
 _LINE = 256  # bytes that every part begins at a multiple of
 
 
@@ -64,7 +65,7 @@ def _of_learned(n: int, width: int, dtype: torch.dtype, device: int, delta: bool
         "order": 8 * n,
         "begin": 8 * n,
         "counts": 8 * n,
-        "flags": 32,
+        "flags": 4 * FLAGS,
         "groups": native().group_bytes(n, width, code),
     }
     kept = Layout.of(state, Scratch._fields)

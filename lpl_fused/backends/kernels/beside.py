@@ -17,8 +17,8 @@ def move_all(
     NODES: tl.constexpr, GROUP_ROWS: tl.constexpr, GROUP_BLOCK: tl.constexpr,
     PLAIN_ROWS: tl.constexpr, PLAIN_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """wanted.grad (N, C): `pieces` programs do move_groups, if there are GROUP_ROWS, `programs`
-    plain_steps, all others move_rows, BLOCKS of them for a row. What takes longest begins first."""
+    """wanted.grad (N, C): the first `programs` programs do plain_steps, `pieces` move_groups, if
+    there are GROUP_ROWS, all others move_rows, BLOCKS of them for a row."""
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
     place = tl.program_id(0).to(tl.int64)

@@ -537,12 +537,12 @@ def finish_group(
     if losses is not None:
         first = group.count * 0
         while first < group.count:
-            row_stats(number, group, first, problem, groups, shared, losses, NODES, ROWS)
+            row_losses(number, group, first, problem, groups, shared, losses, NODES, ROWS)
             first += ROWS
 
 
 @triton.jit
-def row_stats(
+def row_losses(
     number, group, first, problem, groups, shared, losses,
     NODES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip

@@ -247,7 +247,7 @@ def grouping_meta(problem: Problem) -> dict[str, Any]:
 
 def listing_meta(meta: dict[str, Any]) -> dict[str, Any]:
     """For a kernel of which one program lists classes: rows that it looks at at once."""
-    return {"LISTED": min(1024, 128 * int(meta["num_warps"]))}
+    return {"LISTING": min(1024, 128 * int(meta["num_warps"]))}
 
 
 class GroupMeta(NamedTuple):

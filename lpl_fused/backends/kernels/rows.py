@@ -660,7 +660,7 @@ def upstream_of(index, upstream):
     if upstream.rows is not None:
         factor = tl.load(upstream.rows + index * upstream.stride)
     if upstream.norm is not None:
-        factor *= 1 / tl.load(upstream.norm)
+        factor = factor / tl.load(upstream.norm)
     return factor
 
 

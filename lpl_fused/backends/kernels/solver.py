@@ -427,7 +427,7 @@ def steps_of(row, problem, steps):
 @triton.jit
 def step_rows(
     problem, groups, steps, step_size, state, shared, n_rows, resident_rows, losses,
-    LISTED: tl.constexpr, NORMALIZE: tl.constexpr, HEAD: tl.constexpr, FEW: tl.constexpr,
+    LISTING: tl.constexpr, NORMALIZE: tl.constexpr, HEAD: tl.constexpr, FEW: tl.constexpr,
     ORDER: tl.constexpr,
 ):  # fmt: skip
     """All steps of each row that is WEIGHED: its loss, and what its gradient and δ are made of; or
@@ -438,7 +438,7 @@ def step_rows(
         return
     index = tl.program_id(0).to(tl.int64)
     if shared is not None and index == n_rows:
-        list_classes(problem, groups, steps, shared, n_rows, resident_rows, LISTED)
+        list_classes(problem, groups, steps, shared, n_rows, resident_rows, LISTING)
         return
     if tl.load(state.outcome + index) != WEIGHED:
         return

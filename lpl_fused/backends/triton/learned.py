@@ -57,9 +57,9 @@ _SOLVED = Path(
     (*WEIGHING, "z_loss", *SCALING, "softcap", *LEARNING, "through"),
 )
 PROGRAMS = 2048  # that share the work of a kernel whose size the host does not know
-# Logits of a batch whose classes all take plain steps: three launches for eight. The most that is
-# lost is what a class of all rows costs the one program that takes them (predicted: 1.6 ms for 50
-# steps, mostly far less).
+# Logits of a batch whose classes all take plain steps: three launches for eight, half as many where
+# none is spared. The most that is lost is what a class of all rows costs the one program that takes
+# them (predicted: 1.6 ms for 50 steps, mostly far less).
 FEW_LOGITS = 1 << 17
 # Rows of a batch whose programs find their class each by itself, at most: each reads all labels, of
 # so few less than its logits.
@@ -116,7 +116,7 @@ class How:
         if n * classes <= ONE_LAUNCH:
             self.at_once = gradients_meta(self.moved, self.plain, self.groups)
         self.few = None
-        if self.solves and 0 < n <= MOST_COMPARED and n * classes <= FEW_LOGITS:
+        if is_few(problem):
             self.few = Layout(_few_parts(n, classes, number, problem.options.normalize))
         self.left = self.few or self.saved  # by the forward, for a backward
         self.block = block_meta(problem)
@@ -125,7 +125,9 @@ class How:
 
 
 def _other_than_form() -> tuple[Any, ...]:
-    return solver_meta, plain_meta, group_meta, FINDING, FEW_LOGITS, ONE_LAUNCH, PROGRAMS
+    metas = solver_meta, plain_meta, group_meta
+    most = MOST_COMPARED, MOST_PLAIN, ENOUGH_NUMBERS
+    return *metas, *most, FINDING, FEW_LOGITS, ONE_LAUNCH, PROGRAMS
 
 
 how = functools.partial(by_form, besides=_other_than_form)(How)
@@ -194,11 +196,19 @@ def _groups_saved(
     )
 
 
+def is_few(problem: Problem) -> bool:
+    """Whether all classes take plain steps, with all that is wanted of their rows."""
+    n, classes = problem.input.shape
+    return 0 < n <= MOST_COMPARED and n * classes <= FEW_LOGITS and _SOLVED.serves(problem)
+
+
 def solves_groups(problem: Problem) -> bool:
     """Whether classes with several rows are solved: not in float64, where what the relaxation
     leaves would show, and not where there is little to be gained."""
     n, classes = problem.input.shape
-    return n > 1 and problem.input.dtype != torch.float64 and n * classes > FEW_LOGITS
+    if n <= 1 or problem.input.dtype == torch.float64 or is_few(problem):
+        return False
+    return n * classes > FEW_LOGITS // 2
 
 
 def new_saved(problem: Problem, how: How) -> tuple[Tensor, Tensor]:

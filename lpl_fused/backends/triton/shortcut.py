@@ -61,7 +61,7 @@ def _new_stats(problem: Problem) -> RowStatistics:
 
 
 def _with_stats(problem: Problem, found: RowStatistics | None, wanted: Wanted) -> Wanted:
-    """With that beside, if there is any."""
+    """With places for statistics beside, if there are any."""
     if found is None:
         return wanted
     return wanted._replace(aim=statistics.aim(problem), **found._asdict())
