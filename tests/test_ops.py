@@ -229,9 +229,9 @@ def test_a_learned_state_waits_for_the_backward(
         rows = asked.input.shape[0]
         return found._replace(state=(torch.full((rows, 3), 7.0), torch.arange(rows)))
 
-    def taking(asked, upstream, state=()):  # type: ignore[no-untyped-def]
+    def taking(asked, upstream, state=(), norm=None):  # type: ignore[no-untyped-def]
         seen.append(state)
-        return gradient(asked, upstream)
+        return gradient(asked, upstream, (), norm)
 
     draw = Draw(6, 9, seed=1)
     input, target, steps = draw.input().float(), draw.labels(), draw.steps()
