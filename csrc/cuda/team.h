@@ -145,8 +145,8 @@ class TeamOf {
     return lower + sum - count;
   }
 
-  // Whether this team, a block or a cluster, is the last of so many to come here: it sees what all of them have
-  // written. None of them waits for another. `arrived` is 0 before and behind it.
+  // Whether this team, a block or a cluster, is the last of so many to come here: it sees what all
+  // of them have written. None of them waits for another. `arrived` is 0 before and behind it.
   LPL_DEVICE bool last_of(int32_t* arrived, int count) {
     sync();
     const int last = rank() == 0 && Machine::is_last(arrived, count);
