@@ -38,8 +38,9 @@ class TransformersLoss:
         criterion: a loss of ours whose reduction is "sum". It follows the logits to their device.
             The Trainer neither saves it nor trains its parameters: save the `state_dict` of one
             that evolves, and give parameters that learn to the optimizer. Nor does it call its
-            `eval()`: where the logits require no gradient, in evaluation, it is in that mode for
-            the call, so that LPL perturbs nothing and no state takes up what is evaluated.
+            `eval()`: where neither the logits nor the criterion's parameters get gradients, in
+            evaluation, it is in that mode for the call, so that LPL perturbs nothing and no state
+            takes up what is evaluated.
         shift: for a causal language model, whose logits at position t predict the token at t + 1.
             Labels move, not logits: no second N×C matrix. False where there is one label for each
             row of logits, as in classification and masked language models; logits (N, C), which

@@ -187,9 +187,7 @@ class Wanted(NamedTuple):
     terms: Any = None  # (N, TERMS), for an upstream gradient of 1
     grad: Any = None  # (N, C)
     delta: Any = None  # (N, C)
-    aim: Any = (
-        None  # (N,) int64, read: the class that is right. None: no statistics of rows are wanted
-    )
+    aim: Any = None  # (N,) int64, read: the class that is right; None: no statistics are wanted
     lse: Any = None  # (N,); so `entropy`
     entropy: Any = None
     correct: Any = None  # (N,) bool
