@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .norm import Numbers
+from .version import text
 
 NONE, MEAN, SUM = range(3)
 REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
@@ -38,8 +39,9 @@ def features_of(record: Any) -> frozenset[str]:
 
 
 def _packed(options: Any) -> tuple[list[int], list[float]]:
-    """Options as two lists, the form in which an operator's schema takes them."""
-    codes: list[int] = []
+    """Options as two lists, the form in which an operator's schema takes them; first what says
+    whose text gives them, and what the operator returns, their meaning."""
+    codes = [text()]
     numbers: list[float] = []
     for name, off in options._field_defaults.items():
         value = getattr(options, name)
@@ -52,7 +54,7 @@ def _packed(options: Any) -> tuple[list[int], list[float]]:
 
 def _unpacked(kind: Any, codes: Sequence[int], numbers: Sequence[float]) -> dict[str, Any]:
     """The fields of options from these lists, by name."""
-    next_code, next_number = iter(codes), iter(numbers)
+    next_code, next_number = iter(codes[1:]), iter(numbers)
     fields: dict[str, Any] = {}
     for name, off in kind._field_defaults.items():
         value = next(next_number) if isinstance(off, float) else next(next_code)

@@ -6,13 +6,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import hashlib
 import importlib
 import math
 import operator
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,18 +37,6 @@ if not torch.cuda.is_available():
     # without a compiler the backend says that it is not built
     with contextlib.suppress(ImportError, OSError):
         cuda_on_host.install()
-
-
-def _cache_of_this_version() -> Path:
-    """Where inductor keeps what it compiles. It looks for a graph there, not for what operators say
-    that they return, and would take what it made with another version of them."""
-    found = hashlib.sha256()
-    for path in sorted(Path(lpl_fused.__file__).parent.rglob("*.py")):
-        found.update(path.read_bytes())
-    return Path(tempfile.gettempdir()) / f"lpl_fused-inductor-{found.hexdigest()[:16]}"
-
-
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_cache_of_this_version()))
 
 # as where CI is set: operators whose results share memory with what they were given are a fault
 torch._functorch.config.error_on_custom_op_aliasing = True

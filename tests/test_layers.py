@@ -15,7 +15,8 @@ PACKAGE = Path(lpl_fused.__file__).parent
 SHARED = {"arguments", "problem", "paths", "norm", "penalty", "phi", "precision", "tracing"}
 MAY = {
     "arguments": set(),
-    "problem": {"norm"},
+    "version": set(),
+    "problem": {"norm", "version"},
     "norm": {"arguments"},
     "penalty": {"arguments"},
     "phi": {"arguments"},

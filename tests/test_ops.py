@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib
 import math
+import runpy
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import PHIS, Draw, cross_entropy_cases, lpl_cases
 
+import lpl_fused
 from lpl_fused import Perturbation, testing
 from lpl_fused import functional as LF
 from lpl_fused.backends import load
 from lpl_fused.ops import dispatch
-from lpl_fused.problem import TABLES, Problem
+from lpl_fused.problem import TABLES, BinaryOptions, Options, Problem
 from lpl_fused.validation import Shaped, call_options
 
 LEARNED = "lpl_fused.backends.triton.learned"
@@ -186,6 +190,93 @@ def test_compiled_equals_eager_bitwise() -> None:
     one, other = (loss(input, target, backend="cpp") for loss in (compiled, LF.cross_entropy))
     assert torch.equal(one, other)
     assert torch.equal(torch.autograd.grad(one, input)[0], torch.autograd.grad(other, input)[0])
+
+
+def _made_and_found(call) -> tuple[int, bool]:  # type: ignore[no-untyped-def]
+    """Graphs that inductor made code of; whether it, or AOTAutograd, found code of some."""
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    torch.compile(call, fullgraph=True)()
+    found = counters["inductor"]["fxgraph_cache_hit"]
+    found += counters["aot_autograd"]["autograd_cache_hit"]
+    return counters["inductor"]["fxgraph_cache_miss"], found > 0
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["graphs of AOTAutograd, too", "inductor's"])
+def test_no_code_that_was_compiled_with_another_text(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: bool
+) -> None:
+    """What operators return may differ between versions, and inductor looks at the graph alone."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    draw = Draw(4, 6, seed=3)
+    input, target = draw.input().float(), draw.labels()
+
+    def call() -> torch.Tensor:  # of an operator alone, for which nothing is compiled
+        return LF.cross_entropy(input, target, reduction="sum", backend="cpp")
+
+    with (
+        torch._inductor.config.patch(fx_graph_cache=True, fx_graph_remote_cache=False),
+        torch._functorch.config.patch(enable_autograd_cache=whole),
+    ):
+        assert _made_and_found(call) == (1, False)
+        assert _made_and_found(call) == (0, True)  # else this would test nothing
+        monkeypatch.setattr(lpl_fused.problem, "text", lambda: 1)
+        assert _made_and_found(call) == (1, False)
+
+
+def test_every_operator_is_told_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [n for n in torch._C._dispatch_get_all_op_names() if n.startswith("lpl_fused::")]
+    assert len(names) > 8
+    for name in names:
+        schema = getattr(torch.ops.lpl_fused, name.partition("::")[2]).default._schema
+        assert "codes" in [argument.name for argument in schema.arguments], name
+    monkeypatch.setattr(lpl_fused.problem, "text", lambda: 12345)
+    for options in (Options(), BinaryOptions()):
+        codes, numbers = options.packed()
+        assert codes[0] == 12345
+        assert type(options).unpacked([1, *codes[1:]], numbers) == options
+
+
+def test_another_text_is_another_number(tmp_path: Path) -> None:
+    room = tmp_path / "of_any_name"
+    (room / "inner").mkdir(parents=True)
+    version = Path(shutil.copy(lpl_fused.version.__file__, room))
+
+    def number() -> int:
+        return runpy.run_path(str(version))["text"]()
+
+    inner, native = room / "inner" / "a.py", room / "_cpu.so"
+    found = [number(), number()]
+    assert found[0] == found[1]
+    inner.write_text("a")
+    found.append(number())
+    inner.write_text("b")
+    found.append(number())
+    inner.rename(inner.with_name("b.py"))
+    found.append(number())
+    native.write_bytes(b"\0")
+    found.append(number())
+    native.write_bytes(b"\1")
+    found.append(number())
+    assert len(set(found)) == 6
+    assert all(0 <= n < 1 << 63 for n in found)
+    assert lpl_fused.version.text() == lpl_fused.version.text()
+
+
+def test_nobody_reads_the_text_past_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lpl_fused.problem, "text", None)
+    draw = Draw(4, 6, seed=3)
+    input, target = draw.input().requires_grad_(), draw.labels()
+    weight = draw.normal(6, 6).requires_grad_()
+    for form in ("sweep", "statistics"):
+        LF.cross_entropy(input, target, gradient=form, backend="cpp").backward()
+        LF.linear_cross_entropy(input, weight, target, gradient=form, backend="cpp").backward()
+    LF.lpl_cross_entropy(input, target, draw.steps(), step_size=0.1, backend="cpp").backward()
+    labels = torch.ones_like(input)
+    LF.binary_cross_entropy_with_logits(input, labels, backend="cpp").backward()
+    with torch.no_grad():
+        LF.linear_cross_entropy(input, weight, target, backend="cpp")
 
 
 def test_modules_compile() -> None:

@@ -66,8 +66,17 @@ def _unpacked(*packed: Any) -> tuple[Layer, Problem, str, list[str]]:
 
 
 def _forward_kernel(*packed: Any) -> _Found:
-    layer, problem, backend, want = _unpacked(*packed[:-2])
-    keep, return_stats = packed[-2:]
+    return _swept(*_unpacked(*packed[:-2]), *packed[-2:])
+
+
+def _swept(
+    layer: Layer,
+    problem: Problem,
+    backend: str,
+    want: Sequence[str],
+    keep: bool,
+    return_stats: bool,
+) -> _Found:
     with torch.no_grad(), full_precision(layer.input.device):
         found = Sweep(layer, problem, backend, want, keep=keep, return_stats=return_stats).run()
     gradients = [] if keep else found.gradients
@@ -75,8 +84,17 @@ def _forward_kernel(*packed: Any) -> _Found:
 
 
 def _gradient_kernel(*packed: Any) -> list[Tensor]:
-    layer, problem, backend, want = _unpacked(*packed[:-2])
-    terms, upstream = packed[-2:]
+    return _swept_again(*_unpacked(*packed[:-2]), *packed[-2:])
+
+
+def _swept_again(
+    layer: Layer,
+    problem: Problem,
+    backend: str,
+    want: Sequence[str],
+    terms: Tensor,
+    upstream: Tensor,
+) -> list[Tensor]:
     # of a learned perturbation there are none
     kept = None if problem.steps is not None and not _tables(want) else terms
     with torch.no_grad(), full_precision(layer.input.device):
@@ -129,9 +147,10 @@ def _forward(
     keep: bool = False,
     return_stats: bool = False,
 ) -> _Found:
-    past = direct(*layer[:3], *problem[:-1])
-    run = _forward_kernel if past else _forward_op
-    return run(*_packed(layer, problem, backend, want), keep, return_stats)  # type: ignore[no-any-return]
+    if direct(*layer[:3], *problem[:-1]):
+        problem = problem._replace(input=layer.stand_in(problem.target.shape[0]))
+        return _swept(layer, problem, backend, want, keep, return_stats)
+    return _forward_op(*_packed(layer, problem, backend, want), keep, return_stats)  # type: ignore[no-any-return]
 
 
 _BEFORE_TENSORS = 6  # options, backend, form, dtype, memory and return_stats
@@ -185,10 +204,12 @@ def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     want = wanted(ctx.needs_input_grad[_BEFORE_TENSORS:])
     if not ctx.sweeps:
         past = direct(*layer[:3], *problem[:-1], upstream)
-        run = _gradient_kernel if past else _gradient_op
         # a float64 loss may be asked for a gradient by a float32 one
         upstream = upstream.to(accumulate_dtype(layer.dtype))
-        found = run(*_packed(layer, problem, ctx.backend, want), terms, upstream)
+        if past:
+            found = _swept_again(layer, problem, ctx.backend, want, terms, upstream)
+        else:
+            found = _gradient_op(*_packed(layer, problem, ctx.backend, want), terms, upstream)
     count = len(ctx.needs_input_grad) - _BEFORE_TENSORS
     grads = finished(layer, problem, want, found, upstream if ctx.sweeps else None, count)
     return (*[None] * _BEFORE_TENSORS, *grads)
