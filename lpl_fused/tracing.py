@@ -39,14 +39,9 @@ def direct(*tensors: Tensor | None) -> bool:
     )
 
 
-def unwatched() -> bool:
-    """Nobody follows what is done with a call, but autograd in reverse mode."""
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
-        and forward_ad._current_level < 0
-    )
+def in_memory(tensor: Tensor) -> bool:
+    """Whether the numbers of a plain tensor are there (see `direct`)."""
+    return not tensor.is_neg() and not tensor._is_zerotensor()
 
 
 def readable(tensor: Tensor) -> bool:

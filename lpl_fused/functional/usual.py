@@ -14,6 +14,7 @@ from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import ops
 from ..arguments import FLAG, POSITIVE
@@ -21,7 +22,7 @@ from ..backends import REFERENCE, resolve
 from ..ops.dispatch import AUTO
 from ..perturbation import Perturbation
 from ..problem import Options, Problem, accumulate_dtype
-from ..tracing import PLAIN, unwatched
+from ..tracing import direct, in_memory
 from ..validation import FLOATING, call_options, checked_step_size
 from .differentiable import device_type
 from .inplace import check_form
@@ -45,7 +46,9 @@ def usual(function: Callable[P, Any]) -> Callable[P, Any]:
 
     @functools.wraps(function)
     def call(input: Tensor, target: Any, *others: Any, **keywords: Any) -> Any:
-        said = None if others else _said(keywords, _KEYWORDS, off)
+        said = None
+        if not others and _direct(input, target):
+            said = _said(keywords, _KEYWORDS, off)
         if said is not None and _are_rows(input, target):
             moved = said.pop("perturbation", None)
             parts = _ABSENT if moved is None else _between(moved, input, None, said)
@@ -64,7 +67,9 @@ def usual_learned(function: Callable[P, Any]) -> Callable[P, Any]:
 
     @functools.wraps(function)
     def call(input: Tensor, target: Any, steps: Any, *others: Any, **keywords: Any) -> Any:
-        said = None if others else _said(keywords, _LEARNING, off)
+        said = None
+        if not others and _direct(input, target):
+            said = _said(keywords, _LEARNING, off)
         if (
             said is not None
             and "step_size" in said
@@ -105,9 +110,14 @@ def _between(
     return *_BEFORE_TABLES, *tables, *_BETWEEN, steps, *_BEHIND_STEPS
 
 
+def _direct(input: Tensor, target: Any) -> bool:
+    return forward_ad._current_level < 0 and direct(input, target)
+
+
 def _is_table(table: Any, input: Tensor, dtype: torch.dtype) -> bool:
     return (
         type(table) is Tensor
+        and in_memory(table)
         and not table.requires_grad
         and table.dtype is dtype
         and table.shape == input.shape[1:]
@@ -124,10 +134,7 @@ def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
 def _said(
     keywords: dict[str, Any], usual: AbstractSet[str], off: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """What keywords say, if that is usual: all others are as they are by default. None, too, where
-    somebody watches."""
-    if not unwatched():
-        return None
+    """What keywords say, if that is usual: all others are as they are by default."""
     if keywords.keys() <= usual:
         return keywords.copy()
     said = {}
@@ -143,16 +150,15 @@ def _said(
 
 def _are_rows(input: Tensor, target: Any) -> bool:
     """Whether these are logits (N, C) and labels (N,) as kernels take them."""
-    if type(input) not in PLAIN or type(target) is not Tensor:
-        return False
-    shape = input.shape
+    shape, rows = input.shape, target.shape
     return (
         len(shape) == 2
+        and len(rows) == 1
+        and shape[0] == rows[0]
         and shape[1] > 0
-        and input.stride(1) == 1
+        and input.stride()[1] == 1
         and input.dtype in FLOATING
         and target.dtype is torch.int64
-        and target.shape == shape[:1]
         and target.is_contiguous()
         and target.device == input.device
     )
@@ -162,6 +168,7 @@ def _are_steps(steps: Any, input: Tensor) -> bool:
     """Whether these are counts (C,) as kernels take them."""
     return (
         type(steps) is Tensor
+        and in_memory(steps)
         and steps.dtype is torch.int32
         and steps.shape == input.shape[1:]
         and steps.is_contiguous()

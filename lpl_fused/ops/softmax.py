@@ -161,21 +161,22 @@ _perturbation_op = register(
 _TABLE_FIELDS = tuple(Problem._fields.index(name) for name in TABLES)
 # Gradients, and the fields of a problem that they are of
 _OF_GRADIENTS = tuple(zip(Gradients._fields, (0, *_TABLE_FIELDS), strict=True))
-# call, backend, choose, form and return_stats stand before the tensors in CrossEntropy.apply
-_BEFORE_TENSORS = 5
+# what stands before the tensors in CrossEntropy.apply
+_BEFORE_TENSORS = 6
+_NO_GRADIENTS = (None,) * _BEFORE_TENSORS
 
 
 def _forward(
     problem: Problem,
     backend: str,
     want_grad: bool,
+    past: bool,
     *,
     final: bool = False,
-    past: bool | None = None,
     return_stats: bool = False,
 ) -> Forward:
-    """`past`: what `direct` says of the problem, where that is known."""
-    if direct(*problem[:-1]) if past is None else past:
+    """`past`: what `direct` says of the problem."""
+    if past:
         return load(backend).forward(problem, want_grad, final=final, return_stats=return_stats)
     loss, norm, terms, grad, state, rows = _forward_op(
         *packed(problem, backend), want_grad, return_stats
@@ -184,8 +185,8 @@ def _forward(
     return Forward(loss, norm, terms, grad, None, tuple(state), statistics)
 
 
-def _forward_of(backend: str, problem: Problem, want_grad: bool) -> Forward:
-    return _forward(problem, backend, want_grad)
+def _forward_of(backend: str, problem: Problem, want_grad: bool, final: bool = False) -> Forward:
+    return _forward(problem, backend, want_grad, direct(*problem[:-1]), final=final)
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -200,7 +201,7 @@ class CrossEntropy(torch.autograd.Function):
     problem: who does not trace does not make it again. `choose`, if any, makes the steps of the
     learned perturbation from the losses of the rows without it. `form` is one of dispatch.FORMS;
     *in place* is by statistics, into the memory of the logits. `return_stats`: beside the loss,
-    those of RowStatistics.
+    those of RowStatistics. `past`: what tracing.direct says of the tensors.
     """
 
     @staticmethod
@@ -211,6 +212,7 @@ class CrossEntropy(torch.autograd.Function):
         choose: Choose | None,
         form: str,
         return_stats: bool,
+        past: bool,
         *tensors: Tensor | None,
     ) -> Tensor | tuple[Tensor, ...]:
         if isinstance(call, Problem):
@@ -220,9 +222,9 @@ class CrossEntropy(torch.autograd.Function):
             tables_learn = any(ctx.needs_input_grad[_BEFORE_TENSORS + 2 :])
         learned = problem.steps is not None or choose is not None
         sweeps = _sweeps(problem, backend, form, tables_learn, learned)
-        past, held = direct(*tensors), None
+        held = None
         if choose is None:
-            found = _forward(problem, backend, sweeps, past=past, return_stats=return_stats)
+            found = _forward(problem, backend, sweeps, past, return_stats=return_stats)
         else:
             found = load(backend).forward(problem, sweeps, choose, return_stats=return_stats)
             tensors = problem._replace(steps=found.steps)[:-1]  # type: ignore[assignment]
@@ -306,12 +308,12 @@ def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         want = [name in names for name in Gradients._fields]
         found = _gradient_op(*packed(problem, backend), terms, upstream, want)
     if inputs == 1:
-        return (*[None] * _BEFORE_TENSORS, found[0])
+        return (*_NO_GRADIENTS, found[0])
     grads: list[Tensor | None] = [None] * len(tensors)
     for (name, field), grad in zip(_OF_GRADIENTS, found, strict=True):
         if name in names:
             grads[field] = grad
-    return (*[None] * _BEFORE_TENSORS, *grads[:inputs])
+    return (*_NO_GRADIENTS, *grads[:inputs])
 
 
 def _scaled_past_ignored(problem: Problem, grad: Tensor | None, upstream: Tensor) -> Tensor:
@@ -396,7 +398,7 @@ _leaves_states._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _swept_again(problem: Problem, backend: str, chosen: bool) -> Forward:
     """What the forward left, bit for bit."""
     if not chosen:
-        return _forward(problem, backend, True)
+        return _forward_of(backend, problem, True)
     steps = problem.steps
     assert steps is not None
     return load(backend).forward(problem._replace(steps=None), True, lambda losses: steps)
@@ -404,7 +406,7 @@ def _swept_again(problem: Problem, backend: str, chosen: bool) -> Forward:
 
 def _only_input(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     others = len(ctx.needs_input_grad) - _BEFORE_TENSORS - 1
-    return (None, None, None, None, None, grad, *(None,) * others)
+    return (*_NO_GRADIENTS, grad, *(None,) * others)
 
 
 # of a problem, what is there beside logits and labels
@@ -431,7 +433,8 @@ def cross_entropy(
     tables = tables_learn(problem)
     learns = torch.is_grad_enabled() and (problem.input.requires_grad or tables)
     moves = forward_ad._current_level >= 0 and tangent(problem.input) is not None
-    if choose is not None and not (learns and not moves and direct(*problem[:-1])):
+    past = direct(*problem[:-1])
+    if choose is not None and not (learns and not moves and past):
         problem, choose = with_chosen_steps(problem, backend, choose), None
     if moves:
         run = functools.partial(_forward_of, backend)
@@ -440,23 +443,22 @@ def cross_entropy(
     if learns:
         found: Any
         if torch.compiler.is_compiling():
-            all_of = problem.options, backend, choose, form, return_stats, *given(problem)
+            all_of = problem.options, backend, choose, form, return_stats, past, *given(problem)
             found = CrossEntropy.apply(*all_of)  # type: ignore[no-untyped-call]
-        elif tables:
-            found = _apply(problem.options, backend, choose, form, return_stats, *given(problem))
         else:
-            found = _apply(problem, backend, choose, form, return_stats, problem.input)
+            call, *tensors = (problem.options, *given(problem)) if tables else (problem, problem[0])
+            found = _apply(call, backend, choose, form, return_stats, past, *tensors)
         return (found[0], RowStatistics(*found[1:])) if return_stats else (found, None)
-    made = _forward(problem, backend, False, final=True, return_stats=return_stats)
+    made = _forward(problem, backend, False, past, final=True, return_stats=return_stats)
     return made.loss, made.statistics
 
 
 def fixed_cross_entropy(problem: Problem, backend: str, form: str) -> Tensor:
-    """`cross_entropy` where no table learns and nobody but autograd in reverse mode follows
-    (tracing.unwatched): what its caller has seen."""
+    """`cross_entropy` of a problem that is `direct`, without a dual number, and whose tables do not
+    learn: what its caller has seen."""
     if torch.is_grad_enabled() and problem.input.requires_grad:
-        return _apply(problem, backend, None, form, False, problem.input)  # type: ignore[no-any-return]
-    return _forward(problem, backend, False, final=True).loss
+        return _apply(problem, backend, None, form, False, True, problem.input)  # type: ignore[no-any-return]
+    return _forward(problem, backend, False, True, final=True).loss
 
 
 def row_statistics(problem: Problem, backend: str) -> RowStatistics:
@@ -464,19 +466,16 @@ def row_statistics(problem: Problem, backend: str) -> RowStatistics:
     with torch.no_grad():
         detached = [part.detach() if isinstance(part, Tensor) else part for part in problem]
         problem = Problem(*detached)  # type: ignore[arg-type]
-        found = _forward(problem, backend, False, final=True, return_stats=True).statistics
+        past = direct(*problem[:-1])
+        found = _forward(problem, backend, False, past, final=True, return_stats=True).statistics
         assert found is not None
         return found
 
 
 def with_chosen_steps(problem: Problem, backend: str, choose: Choose) -> Problem:
     """The problem with the steps that `choose` makes, after a sweep of their own."""
-
-    def forward(problem: Problem, want_grad: bool, *, final: bool) -> Forward:
-        return _forward(problem, backend, want_grad, final=final)
-
     with torch.no_grad():
-        return with_steps(forward, problem, choose)
+        return with_steps(functools.partial(_forward_of, backend), problem, choose)
 
 
 def tables_learn(problem: Problem) -> bool:

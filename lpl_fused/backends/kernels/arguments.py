@@ -160,6 +160,24 @@ class Shared(NamedTuple):
     used: Any = None  # (N, M): the `gains` that the steps have been taken with
 
 
+class Members(NamedTuple):
+    """Of Shared, what is known of a row before its class takes steps. (The more a launch is handed
+    the longer it takes.)"""
+
+    shift: Any
+    unit: Any
+    lift: Any
+
+
+class Listing(NamedTuple):
+    """Of Shared, which classes are solved, and what is to be 0 before that."""
+
+    most: Any
+    leaders: Any
+    filled: Any
+    tickets: Any
+
+
 class Reduced(NamedTuple):
     """Where the loss of a batch goes, if that is wanted, and what it is divided by. (Triton 3.6 can
     not tell whether a tuple that has a None is there itself.)"""

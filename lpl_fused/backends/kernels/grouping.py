@@ -62,29 +62,29 @@ def store_rows(first, problem, groups, n_rows, ROWS: tl.constexpr, BLOCK: tl.con
 
 @triton.jit
 def group_rows(
-    problem, groups, steps, shared, n_rows, resident_rows, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    problem, groups, steps, listing, n_rows, resident_rows, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """`groups` of the rows. One program per ROWS rows, the last of which to be done lists classes,
-    if there is a place for that, `shared`."""
+    if there is a place for that, `listing`."""
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
     store_rows(tl.program_id(0) * ROWS, problem, groups, n_rows, ROWS, BLOCK)
-    if shared is not None:
+    if listing is not None:
         tl.debug_barrier()
         if tl.atomic_add(groups.tickets, 1) == tl.num_programs(0) - 1:
-            list_classes(problem, groups, steps, shared, n_rows, resident_rows, LISTED)
+            list_classes(problem, groups, steps, listing, n_rows, resident_rows, LISTED)
 
 
 @triton.jit
-def list_groups(problem, groups, steps, shared, n_rows, resident_rows):
+def list_groups(problem, groups, steps, listing, n_rows, resident_rows):
     """`leaders`, of groups that a sort has found. One program."""
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
-    list_classes(problem, groups, steps, shared, n_rows, resident_rows, LISTED)
+    list_classes(problem, groups, steps, listing, n_rows, resident_rows, LISTED)
 
 
 @triton.jit
-def list_classes(problem, groups, steps, shared, n_rows, resident_rows, AT_ONCE: tl.constexpr):
+def list_classes(problem, groups, steps, listing, n_rows, resident_rows, AT_ONCE: tl.constexpr):
     """leaders (G + 1,) of the classes to be solved, in the order of their first rows, and their
     number, of grouped rows, AT_ONCE of them; no chunk of any class is done. One program."""
     listed = tl.full((), 0, tl.int64)
@@ -101,10 +101,10 @@ def list_classes(problem, groups, steps, shared, n_rows, resident_rows, AT_ONCE:
         worth = is_worth_it(count, magnitude, problem.classes, resident_rows)
         chosen = (asked & (magnitude != 0) & worth).to(tl.int64)
         place = listed + tl.cumsum(chosen, 0) - 1
-        tl.store(shared.leaders + place, index.to(tl.int64), mask=chosen != 0)
+        tl.store(listing.leaders + place, index.to(tl.int64), mask=chosen != 0)
         listed += tl.sum(chosen, 0)
-        possible = index < shared.most
-        tl.store(shared.filled + index, 0, mask=possible)
-        tl.store(shared.tickets + index, 0, mask=possible)
+        possible = index < listing.most
+        tl.store(listing.filled + index, 0, mask=possible)
+        tl.store(listing.tickets + index, 0, mask=possible)
         start += AT_ONCE
-    tl.store(shared.leaders + shared.most, listed)
+    tl.store(listing.leaders + listing.most, listed)

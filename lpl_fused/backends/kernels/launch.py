@@ -15,6 +15,7 @@ import torch
 from ...paths import LEARNING, Path
 from ...phi import LOG
 from ...problem import BinaryProblem, Problem
+from ...tracing import PLAIN
 
 ENOUGH = 1024  # programs, for every multiprocessor to have some
 
@@ -32,13 +33,11 @@ def by_form(
 
     @functools.wraps(make)
     def known(problem: Asked) -> Made:
-        input, target = problem.input, problem.target
-        shape = input.shape
-        if type(shape[0]) is not int or type(shape[1]) is not int:
+        input, target, *parts, options = problem
+        if type(input) not in PLAIN:
             return make(problem)  # of a trace, which has no numbers yet
-        there = [part is None for part in problem[2:]]
-        more = target.dim(), target.stride(0), target.dtype, ENOUGH, *besides()
-        form = (shape, input.stride(0), input.dtype, *there, problem.options, *more)
+        rows = input.shape, input.stride(), input.dtype, target.stride(), target.dtype
+        form = (*rows, *map(type, parts), options, ENOUGH, *besides())
         found = kept.get(form)
         if found is None:
             if len(kept) >= _MOST_FORMS:

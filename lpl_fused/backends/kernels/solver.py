@@ -321,7 +321,7 @@ def good_enough(rivals, moved, ORDER: tl.constexpr):
 
 @triton.jit
 def weigh_rivals(
-    problem, groups, steps, step_size, state, shared, n_rows, resident_rows, losses,
+    problem, groups, steps, step_size, state, members, n_rows, resident_rows, losses,
     GROUPING: tl.constexpr, NORMALIZE: tl.constexpr, HEAD: tl.constexpr, ORDER: tl.constexpr,
     BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -330,7 +330,7 @@ def weigh_rivals(
     it is GROUPING.
 
     The outcome of others is GROUP; of those that are to be solved, if there is a place for that,
-    `shared`, shift, unit and lift. Rows that are ignored are SOLVED; their loss is 0. What is taken
+    `members`, shift, unit and lift. Ignored rows are SOLVED; their loss is 0. What is taken
     off z before δ is added becomes the shift of a row's terms, if they are there.
     """
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
@@ -354,7 +354,7 @@ def weigh_rivals(
     signed = steps_of(row, problem, steps)
     together = (signed != 0) & (count > 1)
     left = together
-    if shared is not None:
+    if members is not None:
         worth = is_worth_it(count, tl.abs(signed), problem.classes, resident_rows)
         left = together & (worth == 0)
     if left:
@@ -377,9 +377,9 @@ def weigh_rivals(
         maximum, mass = sweep_rivals(row, problem, BLOCK)
     if problem.terms is not None:
         tl.store(problem.terms + index * TERMS + SHIFT, finite_shift(maximum))
-    if shared is not None and together:
+    if members is not None and together:
         tl.store(state.outcome + index, GROUP)
-        weigh_member(place, row, own, maximum, mass, shared)
+        weigh_member(place, row, own, maximum, mass, members)
         return
     shift = finite_shift(maximum)
     bound = share * mass
@@ -405,16 +405,16 @@ def weigh_rivals(
 
 
 @triton.jit
-def weigh_member(place, row, own, maximum, mass, shared):
+def weigh_member(place, row, own, maximum, mass, members):
     """shift, unit and lift of a row whose class is to be solved."""
     # an index of a table's row that means nothing makes the whole class nan
     own = tl.where(row.lost, float("nan"), own)
     shift = finite_shift(maximum)
     # without rivals p_y = 1, and no step moves anything; without anything it is nan
     lift = tl.where(mass == 0, own - own, own - shift - tl.log(mass))
-    tl.store(shared.shift + place, shift)
-    tl.store(shared.unit + place, tl.where(mass == 0, 0, 1 / mass))
-    tl.store(shared.lift + place, tl.where(lift > LARGEST_LIFT, LARGEST_LIFT, lift))
+    tl.store(members.shift + place, shift)
+    tl.store(members.unit + place, tl.where(mass == 0, 0, 1 / mass))
+    tl.store(members.lift + place, tl.where(lift > LARGEST_LIFT, LARGEST_LIFT, lift))
 
 
 @triton.jit
@@ -426,19 +426,19 @@ def steps_of(row, problem, steps):
 
 @triton.jit
 def step_rows(
-    problem, groups, steps, step_size, state, shared, n_rows, resident_rows, losses,
+    problem, groups, steps, step_size, state, listing, n_rows, resident_rows, losses,
     LISTING: tl.constexpr, NORMALIZE: tl.constexpr, HEAD: tl.constexpr, FEW: tl.constexpr,
     ORDER: tl.constexpr,
 ):  # fmt: skip
     """All steps of each row that is WEIGHED: its loss, and what its gradient and δ are made of; or
     it FELL_BACK. One program per row; heads that are few take fewer lanes. One program more lists
-    classes, of rows that have found theirs by themselves, if there is a place for that, `shared`.
+    classes, of rows that have found theirs by themselves, if there is a place for that, `listing`.
     """
     if problem.unless is not None and scales_exactly(tl.load(problem.unless)):
         return
     index = tl.program_id(0).to(tl.int64)
-    if shared is not None and index == n_rows:
-        list_classes(problem, groups, steps, shared, n_rows, resident_rows, LISTING)
+    if listing is not None and index == n_rows:
+        list_classes(problem, groups, steps, listing, n_rows, resident_rows, LISTING)
         return
     if tl.load(state.outcome + index) != WEIGHED:
         return

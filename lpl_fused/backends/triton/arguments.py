@@ -14,7 +14,16 @@ from ...paths import LEARNING, TARGETS, WEIGHING, Path
 from ...phi import LOG
 from ...problem import MEAN, Options, Problem, accumulate_dtype
 from ..buffers import new
-from ..kernels.arguments import DENSE, LABELS, ONE_LABEL, TERMS, Arguments, Groups, Shared, Upstream
+from ..kernels.arguments import (
+    DENSE,
+    LABELS,
+    ONE_LABEL,
+    TERMS,
+    Arguments,
+    Groups,
+    Listing,
+    Upstream,
+)
 from ..kernels.launch import by_form, column_meta, grouping_meta, lane_of, phased, row_meta
 from . import launching
 from .launching import kernels
@@ -216,16 +225,15 @@ def group_rows(
     problem: Problem,
     arguments: Arguments,
     groups: Groups,
-    shared: Shared | None,
+    listing: Listing | None,
     resident: int,
     meta: dict[str, Any] | None = None,
 ) -> None:
     """`groups` of the rows by class; ignored rows, and rows with a label out of range, have none to
-    learn. Which classes are solved, if there is a place for that, `shared`; of at most `resident`
-    rows plain steps are taken in registers. `meta`: its
-    grouping_meta, if it was looked up."""
+    learn. Which classes are solved, if there is a place for that, `listing`; of at most `resident`
+    rows plain steps are taken in registers. `meta`: its grouping_meta, if it was looked up."""
     n = problem.input.shape[0]
-    what = arguments, groups, problem.steps, shared, n, resident
+    what = arguments, groups, problem.steps, listing, n, resident
     if n <= MOST_COMPARED:
         meta = meta or grouping_meta(problem)
         launching.launch(kernels.grouping.group_rows, (-(-n // meta["ROWS"]),), *what, **meta)
@@ -236,5 +244,5 @@ def group_rows(
     for place, part in zip(groups[:4], found, strict=True):
         place.copy_(part)
     groups.tickets.zero_()
-    if shared is not None:
+    if listing is not None:
         launching.launch(kernels.grouping.list_groups, (1,), *what, num_warps=4)

@@ -137,29 +137,9 @@ def _native_of(made: Any) -> _Native | None:
     return _Native(types, (*before, run.kernel_signature), (leaves,))
 
 
-class _Launch(NamedTuple):
-    """One of a plan."""
-
-    run: Any
-    grid: tuple[int, int, int]
-    before: tuple[Any, ...]  # as _Native
-    gather: Callable[[list[Any]], tuple[Any, ...]]  # what stands behind, of the plan's values
-
-
-class Plan(NamedTuple):
-    """Launches of a call, for others of its form with tensors of their own."""
-
-    numbers: list[Any]  # that are always the same
-    places: tuple[tuple[int, int], ...]  # a tensor's number, and how far behind its beginning
-    launches: tuple[_Launch, ...]
-    stream: Callable[[int], Any]  # the current one of a device
-
-    def run(self, device: int, tensors: list[int]) -> None:
-        """For tensors at these addresses."""
-        values = self.numbers + [tensors[which] + off for which, off in self.places]
-        stream = self.stream(device)
-        for run, grid, before, gather in self.launches:
-            run(*grid, stream, *before, *gather(values))
+# Launches of a call, for others of its form: on the current stream of a device, for tensors at
+# these addresses.
+Plan = Callable[[int, Sequence[int]], object]
 
 
 class Tape:
@@ -200,17 +180,41 @@ class Tape:
         """Of what was written down, if that is all."""
         if not self.whole or not self._launches:
             return None
-        keys = dict.fromkeys(key for *_, each in self._launches for key in each)
-        numbers = [key for key in keys if key[0] is not None]
-        places = [key for key in keys if key[0] is None]
-        at = {key: place for place, key in enumerate(numbers + places)}
-        launches = tuple(
-            _Launch(made.run.launch, grid, how.before, _gathering(how, [at[key] for key in each]))
-            for how, made, grid, each in self._launches
-        )
-        begins = tuple(key[-1] for key in places)
-        stream = _driver().active.get_current_stream
-        return Plan([key[-1] for key in numbers], begins, launches, stream)
+        text = _Text()
+        current = text.word(_driver().active.get_current_stream)
+        lines = [f"stream := {current}(device)"]
+        for how, made, grid, keys in self._launches:
+            before = [text.word(each) for each in (*grid, *how.before)]
+            handed = _tuple(how.handed, iter([text.parameter(*key) for key in keys]))
+            what = ", ".join([*before[:3], "stream", *before[3:], f"*{handed}"])
+            lines.append(f"{text.word(made.run.launch)}({what})")
+        found: Plan = eval(f"lambda device, places: ({', '.join(lines)})", text.known)
+        return found
+
+
+class _Text:
+    """Words of a plan's text."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Any] = {}
+        self._places: dict[Any, str] = {}
+
+    def word(self, value: Any) -> str:
+        """For what is the same every time."""
+        found = f"known{len(self.known)}"
+        self.known[found] = value
+        return found
+
+    def parameter(self, type: str | None, value: Any, *number: Any) -> str:
+        """For a key of Tape's; an address is added up where the first launch has it."""
+        if type is not None:
+            return self.word(*number)
+        found = self._places.get(value)
+        if found is None:
+            which, behind = value
+            self._places[value] = found = f"place{len(self._places)}"
+            return f"({found} := places[{which}] + {behind})"
+        return found
 
 
 def _extent(tensor: Tensor) -> int:
@@ -230,19 +234,12 @@ def _leaves(types: Any, values: Any) -> Iterator[tuple[str, Any]]:
             yield type, value
 
 
-def _gathering(how: _Native, at: Sequence[int]) -> Callable[[list[Any]], tuple[Any, ...]]:
-    """What makes of a list of values what is handed over, of those `at` these places."""
-    text = _written(how.handed, iter([f"values[{place}]" for place in at]))
-    found: Callable[[list[Any]], tuple[Any, ...]] = eval(f"lambda values: {text}")
-    return found
-
-
-def _written(types: tuple[Any, ...], each: Iterator[str]) -> str:
+def _tuple(types: tuple[Any, ...], each: Iterator[str]) -> str:
     """Tuples as these in Python, `each` in the place of what is no constant."""
     parts = []
     for type in types:
         if isinstance(type, tuple):
-            parts.append(_written(type, each))
+            parts.append(_tuple(type, each))
         else:
             parts.append("None" if type == "constexpr" else next(each))
     return f"({''.join(part + ',' for part in parts)})"
@@ -299,10 +296,10 @@ class Plans:
         elif plan is _UNKNOWN:
             self._write_down(key, tensors, launches)
         elif device < 0 or device == torch.cuda.current_device():
-            plan.run(device, places)
+            plan(device, places)
         else:
             with torch.cuda.device(device):
-                plan.run(device, places)
+                plan(device, places)
 
     def _write_down(
         self, key: Any, tensors: Sequence[Tensor | None], launches: Callable[[], None]

@@ -24,6 +24,8 @@ from ..kernels.arguments import (
     TERMS,
     Arguments,
     Groups,
+    Listing,
+    Members,
     Reduced,
     Shared,
     State,
@@ -126,8 +128,16 @@ class How:
 
 def _other_than_form() -> tuple[Any, ...]:
     metas = solver_meta, plain_meta, group_meta
-    most = MOST_COMPARED, MOST_PLAIN, ENOUGH_NUMBERS
-    return *metas, *most, FINDING, FEW_LOGITS, ONE_LAUNCH, PROGRAMS
+    return (
+        *metas,
+        MOST_COMPARED,
+        MOST_PLAIN,
+        ENOUGH_NUMBERS,
+        FINDING,
+        FEW_LOGITS,
+        ONE_LAUNCH,
+        PROGRAMS,
+    )
 
 
 how = functools.partial(by_form, besides=_other_than_form)(How)
@@ -139,6 +149,7 @@ class Scratch(NamedTuple):
     rowwise: Tensor  # (2, N)
     work: Tensor  # (programs, C): for plain steps, where δ is not wanted
     direction: Tensor | None  # likewise, where steps are normalised
+    losses: Tensor  # (N,), where nobody asks for them
 
 
 class Saved(NamedTuple):
@@ -158,7 +169,7 @@ class Saved(NamedTuple):
         tickets, slot, count, begin, order, *parts = how.saved.within(memory)
         numbers, heads, changes, outcome, *of_groups = parts
         layout = how.scratch if solves else how.backward_scratch
-        rowwise, work, direction, *solving = layout.within(scratch)
+        rowwise, work, direction, losses, *solving = layout.within(scratch)
         shared = whole = None
         if of_groups:
             n = how.rows
@@ -169,7 +180,7 @@ class Saved(NamedTuple):
             Groups(slot, count, begin, order, tickets),
             shared,
             how,
-            Scratch(rowwise, work, direction if len(direction) else None),
+            Scratch(rowwise, work, direction if len(direction) else None, losses),
             whole,
         )
 
@@ -245,15 +256,19 @@ def take_steps(
     shared = saved.solving
     groups, run = saved.groups, kernels.solver
     finds = how.finding["GROUPING"] > 0
+    members = listing = None
+    if shared is not None:
+        members = Members(shared.shift, shared.unit, shared.lift)
+        listing = Listing(shared.most, shared.leaders, shared.filled, shared.tickets)
     if not finds:
-        group_rows(problem, arguments, groups, shared, how.resident, how.grouping)
+        group_rows(problem, arguments, groups, listing, how.resident, how.grouping)
     kind = {"NORMALIZE": problem.options.normalize}
     steps, step_size = problem.steps, number(problem, problem.options.step_size)
     what = arguments, groups, steps, step_size, saved.rows
     beside = n, how.resident, losses
-    launching.launch(run.weigh_rivals, (n,), *what, shared, *beside, **kind, **how.weighing)
+    launching.launch(run.weigh_rivals, (n,), *what, members, *beside, **kind, **how.weighing)
     # where rows find their class by themselves a program more lists classes
-    listed = shared if finds else None
+    listed = listing if finds else None
     programs = n if listed is None else n + 1
     launching.launch(run.step_rows, (programs,), *what, listed, *beside, **kind, **how.stepping)
     if shared is not None:
@@ -525,5 +540,5 @@ def _groups_scratch(
 def _scratch(
     n: int, programs: int, directions: int, classes: int, number: torch.dtype
 ) -> tuple[Part, ...]:
-    shapes = (2, n), (programs, classes), (directions, classes)
+    shapes = (2, n), (programs, classes), (directions, classes), (n,)
     return tuple((shape, number) for shape in shapes)

@@ -78,19 +78,19 @@ def _learned(
         norm = normalizer(problem) if divides(problem) else None
     else:
         reduced, norm = learned.reduction(problem)
-    # those of few logits, that nobody asks for, are within their memory
-    losses = None if reduced.loss is not None and how.few is not None else new(problem, n)
+    # those that nobody asks for are within other memory
+    losses = new(problem, n) if reduced.loss is None else None
     memory, scratch = learned.new_state(problem, how)
     grad = like(problem.input) if want_grad else None
     found = _new_stats(problem) if return_stats else None
 
     def launches() -> None:
         if how.few is None:
-            assert losses is not None
             assert scratch is not None
             saved = learned.Saved.within(how, memory, scratch)
-            arguments = learned.solve(problem, saved, losses, return_stats=return_stats)
-            learned.finish(problem, arguments, saved, Wanted(losses=losses), Upstream(), reduced)
+            each = saved.scratch.losses if losses is None else losses
+            arguments = learned.solve(problem, saved, each, return_stats=return_stats)
+            learned.finish(problem, arguments, saved, Wanted(losses=each), Upstream(), reduced)
             if found is not None:
                 learned.row_stats(problem, arguments, saved, _with_stats(problem, found, Wanted()))
             if grad is not None:
@@ -158,7 +158,6 @@ def _sweep_batch(problem: Problem, wanted: Wanted) -> tuple[Tensor, Tensor | Non
     """`_sweep` with losses that are summed in the end: (loss of the batch, what it was divided by,
     if it was and somebody may want that)."""
     n, form = problem.input.shape[0], form_of(problem)
-    kernel, count = kernels.forward.forward, kernels.batch.count_rows
     terms, given, kept = wanted.terms, None, None
     loss, memory = new(problem), new(problem, form.batch.size, dtype=torch.uint8)
     if not form.counts:
@@ -173,8 +172,10 @@ def _sweep_batch(problem: Problem, wanted: Wanted) -> tuple[Tensor, Tensor | Non
         counted = (place if kept is None else kept) if form.counts else None
         norm = counted if given is None else given
         arguments = prepared(problem, terms, None, form)
+        count = kernels.batch.count_rows
         launching.launch(count, (1,), arguments, counted, ticket, n, **counting_meta(n))
         summed = wanted._replace(losses=losses), Reduced(loss, None, norm), ticket
+        kernel = kernels.forward.forward
         launching.launch(kernel, (n,), arguments, Upstream(norm), *summed, **form.sweep)
 
     tensors = (*form.present(problem), memory, loss, terms, wanted.grad, kept)
@@ -207,41 +208,53 @@ def _learned_anew(
 
 
 def rescale_(problem: Problem, forward: Forward, upstream: Tensor) -> Tensor:
-    kernel = kernels.gradient
     grad = forward.grad
     assert grad is not None
-    n, classes = grad.shape
     stride = upstream.stride(0) if upstream.dim() else 0
-    labels = None if problem.target.is_floating_point() else problem.target
-    if grad.element_size() == 2 and problem.steps is None:
-        form, terms, norm = form_of(problem), forward.terms, forward.norm
-        norm = norm if divides(problem) else None
-
-        def anew() -> None:
-            arguments, factors = arguments_of(problem, terms), Upstream(norm, upstream, stride)
-            meta = sweep_meta(problem)
-            launching.launch(kernel.rescale_rows, (n,), arguments, factors, grad, **meta)
-
-        tensors = (*form.present(problem), terms, upstream, grad)
-        if norm is not problem.normalizer:
-            tensors += (norm,)
-        form.plans.run(("rescale", stride, row_count(problem)), tensors, anew)
-        return grad
-    if grad.element_size() == 2 and upstream.dim():
-        factors = Upstream(forward.norm if divides(problem) else None, upstream, stride)
+    if grad.element_size() > 2:
+        return _scale(problem, grad, upstream, stride, exactly=False)
+    factors = Upstream(forward.norm if divides(problem) else None, upstream, stride)
+    if problem.steps is None:
+        return _rescale_rows(problem, forward.terms, factors, grad)
+    if upstream.dim():
         return _learned_anew(problem, factors, grad)
-    exactly, ignore_index = grad.element_size() == 2, problem.options.ignore_index
+    _scale(problem, grad, upstream, stride, exactly=True)
+    return _learned_anew(problem, factors, grad, unless=upstream)
 
-    def scaled() -> None:
-        what = grad, upstream, stride, classes, labels, problem.other, ignore_index
+
+def _rescale_rows(
+    problem: Problem, terms: Tensor | None, factors: Upstream, grad: Tensor
+) -> Tensor:
+    """The gradient in 16 bits, anew unless it scales exactly."""
+    n, form, norm = grad.shape[0], form_of(problem), factors.norm
+
+    def launches() -> None:
+        arguments, meta = arguments_of(problem, terms), sweep_meta(problem)
+        launching.launch(kernels.gradient.rescale_rows, (n,), arguments, factors, grad, **meta)
+
+    tensors = (*form.present(problem), terms, factors.rows, grad)
+    if norm is not problem.normalizer:
+        tensors += (norm,)
+    form.plans.run(("rescale", factors.stride, row_count(problem)), tensors, launches)
+    return grad
+
+
+def _scale(
+    problem: Problem, grad: Tensor, upstream: Tensor, stride: int, *, exactly: bool
+) -> Tensor:
+    """The gradient times the upstream; `exactly`: only where that rounds nothing."""
+    target, other, ignore_index = problem.target, problem.other, problem.options.ignore_index
+    labels = target if target.dtype is torch.int64 else None
+    shape = grad.shape
+
+    def launches() -> None:
+        n, classes = shape
+        what = grad, upstream, stride, classes, labels, other, ignore_index
         meta = filling_meta(classes)
-        launching.launch(kernel.scale_rows, (n,), *what, EXACTLY=exactly, **meta)
+        launching.launch(kernels.gradient.scale_rows, (n,), *what, EXACTLY=exactly, **meta)
 
-    kind = n, classes, stride, ignore_index, exactly
-    _SCALING.run(kind, (grad, upstream, labels, problem.other), scaled)
-    if exactly:
-        factors = Upstream(forward.norm if divides(problem) else None, upstream, stride)
-        _learned_anew(problem, factors, grad, unless=upstream)
+    kind = grad.dtype, shape, stride, ignore_index, exactly
+    _SCALING.run(kind, (grad, upstream, labels, other), launches)
     return grad
 
 
