@@ -59,13 +59,13 @@ __all__ = ["MixedTarget", "cross_entropy", "lpl_cross_entropy", "lpl_perturbatio
 # arguments with which torch's function does what ours does; every other one must be off
 _TORCHS = "input", "target", "weight", "ignore_index", "reduction", "perturbation"
 
-_UNKNOWN = inspect.Parameter.empty
+_ANY, _UNKNOWN = object(), object()
 
 
 def _left_to_torch(function: Callable[P, Any]) -> Callable[P, Any]:
     """`function`, a cross-entropy, but for calls that torch's does as well and faster."""
     parameters = inspect.signature(function).parameters.values()
-    off = {p.name: p.default for p in parameters if p.name not in _TORCHS}
+    off = {p.name: _ANY if p.name in _TORCHS else p.default for p in parameters}
 
     @functools.wraps(function)
     def call(input: Tensor, target: Target, *others: Any, **keywords: Any) -> Any:
@@ -101,7 +101,7 @@ def _unchanged(keywords: dict[str, Any], off: dict[str, Any]) -> bool:
     """Whether keywords say nothing beside what is torch's, but that something is off."""
     for name, value in keywords.items():
         default = off.get(name, _UNKNOWN)
-        if value is default or name in _TORCHS:
+        if value is default or default is _ANY:
             continue
         if type(value) is not type(default) or value != default:
             return False

@@ -177,14 +177,13 @@ class CrossEntropyLoss(LossModule):
         except Exception as error:
             refused(input, self.process_group, error)
             raise
-        loss: Tensor = functional.cross_entropy(
-            input,
-            target,
-            perturbation=tables,
-            normalizer=normalizer,
-            return_stats=return_stats,
-            **self.keywords(),
-        )
+        keywords = self.keywords()
+        keywords["perturbation"] = tables
+        if normalizer is not None:
+            keywords["normalizer"] = normalizer
+        if return_stats:
+            keywords["return_stats"] = True
+        loss: Tensor = functional.cross_entropy(input, target, **keywords)
         return loss
 
     @property
