@@ -20,7 +20,9 @@ if reason_against("triton", "cpu", torch.float32) is not None:
 
 from triton_memory import check, watched
 
+from lpl_fused.backends.kernels import solver
 from lpl_fused.backends.kernels.arguments import FELL_BACK, GROUP, SOLVED, Upstream, Wanted
+from lpl_fused.backends.kernels.launch import moved_meta
 from lpl_fused.backends.triton import learned
 
 # NumPy's, where a kernel handles −inf and its like
@@ -180,6 +182,23 @@ def test_a_head_of_the_last_blocks(normalize: bool) -> None:
         listed = traffic.stored["weigh_rivals", "state.heads"]
         check(case(asked), FP64)
     assert 2 * 10 * 4 <= listed <= 2 * 20 * 4
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+@pytest.mark.parametrize("classes", [640, 656, 701])
+def test_blocks_of_several_tiles(
+    classes: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that end in any tile of a block, or begin anywhere; heads in most of them; δ."""
+    monkeypatch.setattr(solver, "TILE", solver.tl.constexpr(32))
+    monkeypatch.setattr(
+        learned, "moved_meta", lambda problem, made: moved_meta(problem, made) | {"BLOCK": 128}
+    )
+    asked = rows(Draw(4, classes, seed=classes), 3.0, [6, -4, 0, 3])
+    check(case(asked), dtype)
+    with watched():
+        delta, _ = backend.learned_perturbation(asked)
+    assert testing.error(delta, reference.learned_perturbation(asked)[0]) < 1e-12
 
 
 def test_delta() -> None:

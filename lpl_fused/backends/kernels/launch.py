@@ -175,7 +175,7 @@ def block_meta(problem: Problem) -> dict[str, Any]:
         block, each = 2 * block, 2 * each
         blocks = -(-places // (2 * block))
         ample = n * blocks >= 2 * ENOUGH and 10 * 2 * block * blocks <= 11 * places
-        if ample and _PLAIN.serves(problem):
+        if ample:
             block, each = 2 * block, 2 * each
     return _tuned(problem, power_of_two(places, 16, block), each)
 

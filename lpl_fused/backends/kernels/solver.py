@@ -53,6 +53,7 @@ LARGEST_LIFT = tl.constexpr(80.0)  # exp(80) is a float still
 TURNS = tl.constexpr(32)  # blocks that a lane has bits for
 FEW = tl.constexpr(128)  # heads that are put in their places at once, by as many threads
 NOWHERE = tl.constexpr(-(1 << 30))  # a column that no block has
+TILE = tl.constexpr(4096)  # columns that four warps have in their registers
 AT_ONCE = tl.constexpr(64)  # lanes whose heads are looked for at once
 
 
@@ -546,17 +547,22 @@ def move_row(
             fill_block(row, column_start, 0.0, grad, problem, BLOCK)
     elif solved:
         factor = upstream_of(index, upstream)
-        whole = column_start < last_block(row, problem, BLOCK)
-        if problem.phased:
-            whole &= column_start > 0
-        if whole:
-            move_tail_block(
-                row, column_start, state, factor, grad, delta, problem, True, HEAD, ORDER, BLOCK
-            )
-        else:
-            move_tail_block(
-                row, column_start, state, factor, grad, delta, problem, False, HEAD, ORDER, BLOCK
-            )
+        tile: tl.constexpr = BLOCK if BLOCK < TILE else TILE
+        last = last_block(row, problem, tile)
+        start = column_start
+        while (start <= last) & (start < column_start + BLOCK):
+            whole = start < last
+            if problem.phased:
+                whole &= start > 0
+            if whole:
+                move_tail_block(
+                    row, start, state, factor, grad, delta, problem, True, HEAD, ORDER, tile
+                )
+            else:
+                move_tail_block(
+                    row, start, state, factor, grad, delta, problem, False, HEAD, ORDER, tile
+                )
+            start += tile
         put_listed(row, column_start, problem, state, factor, grad, delta, HEAD, BLOCK)
 
 
