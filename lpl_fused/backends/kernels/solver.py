@@ -532,7 +532,7 @@ def move_row(
     index, column_start, problem, groups, state, upstream, grad, delta,
     HEAD: tl.constexpr, ORDER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """move_rows of a block of a row."""
+    """move_rows of a block of a row, tile by tile."""
     live, row = read_row(index, problem, state.numbers.dtype.element_ty)
     solved = tl.load(state.outcome + index) == SOLVED
     filled = (live == 0) & solved
