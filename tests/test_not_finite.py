@@ -295,6 +295,40 @@ def test_nor_does_it_of_targets_of_several_classes(named: str, form: str, bad: s
 
 
 @pytest.mark.parametrize("classes", [5, 70])
+@pytest.mark.parametrize("all_of", ["the label", "the others"])
+def test_what_has_no_share_of_a_smoothed_label_does_not_count(
+    named: str, classes: int, all_of: str
+) -> None:
+    """A class that is masked out, and where labels are not smoothed, or are nothing but smoothed:
+    0·∞ is 0 here, as where a target says so of every class."""
+    target = torch.tensor([1, -100, 3, 1, 2, 0])
+    kept = target != -100
+    whole = F.one_hot(target[kept], classes).float()
+    if all_of == "the others":
+        whole = torch.full_like(whole, 1 / classes)
+    masked = 4 if all_of == "the label" else 3  # beside the labels, or one of them
+
+    def asked(**keywords: Any) -> tuple[Tensor, Tensor]:
+        logits = rows(classes).masked_fill(torch.arange(classes) == masked, -torch.inf)
+        if isinstance(keywords["target"], Tensor) and keywords["target"].is_floating_point():
+            logits = logits[kept]
+        logits.requires_grad_()
+        loss = LF.cross_entropy(logits, reduction="none", backend=named, **keywords)
+        (grad,) = torch.autograd.grad(loss.sum(), logits)
+        return loss.detach(), grad
+
+    smoothing = torch.full((classes,), float(all_of == "the others"))
+    wanted, wanted_grad = asked(target=whole)
+    for one in (smoothing, smoothing[0].item()):
+        loss, grad = asked(target=target, label_smoothing=one)
+        torch.testing.assert_close(loss[kept], wanted)
+        torch.testing.assert_close(grad[kept], wanted_grad)
+        assert (loss[~kept] == 0).all() and (grad[~kept] == 0).all()
+    infinite = wanted.isinf()
+    assert infinite.all() if all_of == "the others" else not infinite.any()
+
+
+@pytest.mark.parametrize("classes", [5, 70])
 @pytest.mark.parametrize("bad", BAD)
 def test_a_row_that_has_no_softmax_is_nan(named: str, classes: int, bad: str) -> None:
     logits, target = rows(classes), torch.tensor([1, 2, 3, 1, 4, 0])

@@ -231,11 +231,18 @@ def row_losses(problem: Problem, z: Tensor, base: Tensor | None = None) -> Tenso
             epsilon = options.label_smoothing
             if problem.smoothing is not None:
                 epsilon = problem.smoothing[label]  # type: ignore[assignment]
-            value = (1 - epsilon) * value + epsilon * everywhere.mean(1)
+            value = _part(1 - epsilon, value) + _part(epsilon, everywhere.mean(1))
         if share is not None:
-            value = torch.where(share == 0, 0.0, share * value)
+            value = _part(share, value)
         total = total + value.masked_fill(ignored, 0)
     return _weighted(total, problem)
+
+
+def _part(share: Tensor | float, loss: Tensor) -> Tensor:
+    """What has no share of a target counts nothing, whatever its loss (infinite included)."""
+    if isinstance(share, Tensor):
+        return torch.where(share == 0, 0.0, share * loss)
+    return share * loss if share != 0 else torch.zeros_like(loss)
 
 
 def labels_with_shares(problem: Problem, dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None]]:

@@ -520,7 +520,9 @@ def row_terms(index, row, own, other, mass, detail, problem):
         slope = row.uniform * detail.slope
         if problem.form == LABELS:
             ell = log_total - gap
-            value += _weighted(row.hard, phi_value(ell, problem), problem)
+            loss = _weighted(row.hard, phi_value(ell, problem), problem)
+            # nor does that of the label where all is spread
+            value += tl.where((row.hard == 0) & (row.uniform != 0), 0, loss)
             part = -row.hard * phi_slope(ell, problem)
             slope -= part
             weight += row.hard
