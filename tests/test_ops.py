@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo.testing
 import torch.nn.functional as F
 from cases import PHIS, Draw, cross_entropy_cases, lpl_cases
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 import lpl_fused
 from lpl_fused import Perturbation, testing
@@ -152,6 +156,8 @@ def test_double_backward(backend: str) -> None:
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_compile_fullgraph_dynamic(backend: str, reduction: str) -> None:
     torch._dynamo.reset()
+    counted = torch._dynamo.utils.counters["stats"]
+    counted.clear()
 
     @torch.compile(fullgraph=True, dynamic=True)
     def step(input, target, offset, steps):  # type: ignore[no-untyped-def]
@@ -169,7 +175,7 @@ def test_compile_fullgraph_dynamic(backend: str, reduction: str) -> None:
         )
         return (plain * 3).mean() + learned.mean()
 
-    for n, classes in ((4, 6), (7, 11), (3, 6)):
+    for n, classes in ((4, 6), (7, 6), (3, 11)):
         draw = Draw(n, classes, seed=n)
         input, offset = draw.input().float(), draw.normal(classes).float()
         target, steps = draw.labels(), draw.steps()
@@ -180,6 +186,67 @@ def test_compile_fullgraph_dynamic(backend: str, reduction: str) -> None:
         expected = step._torchdynamo_orig_callable(again, target, offset, steps)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(grad, torch.autograd.grad(expected, again)[0])
+        # how large the state of a learned perturbation is on CUDA the number of classes decides
+        anew = backend == "cuda" and classes != 6
+        assert counted["unique_graphs"] == 1 + anew, f"{n} rows of {classes}"
+
+
+@pytest.mark.parametrize("what", ["two labels", "many logits"])
+def test_another_batch_size_compiles_nothing_anew(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    two = what == "two labels"
+    if not two:
+        monkeypatch.setattr(importlib.import_module(LEARNED), "FEW_LOGITS", 0)
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    def loss(input, target, steps):  # type: ignore[no-untyped-def]
+        backend = "cpp" if two else "triton"
+        return LF.lpl_cross_entropy(input, target, steps, step_size=0.1, backend=backend)
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=counter)
+    for n in (5, 8, 7):
+        draw = Draw(n, 6, seed=n)
+        input, target, steps = draw.input().float(), draw.labels(), draw.steps()
+        if two:
+            target = LF.MixedTarget(target, draw.labels(), draw.uniform(n).float() / 3)
+        leaf, other = (input.clone().requires_grad_() for _ in range(2))
+        found, expected = compiled(leaf, target, steps), loss(other, target, steps)
+        torch.testing.assert_close(found, expected)
+        found, expected = torch.autograd.grad(found, leaf), torch.autograd.grad(expected, other)
+        torch.testing.assert_close(found, expected)
+        assert counter.frame_count == 2, f"{n} rows"  # a forward and its backward
+
+
+@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("other", ["", "normalize", "smooth", "rows"])
+def test_the_state_in_a_trace(
+    monkeypatch: pytest.MonkeyPatch, native: str, other: str, dtype: torch.dtype, few: bool
+) -> None:
+    """An expression of the number of rows, which stays one, and the right one."""
+    if not few:
+        monkeypatch.setattr(importlib.import_module(LEARNED), "FEW_LOGITS", 0)
+    smooth, normalize = 0.1 if other == "smooth" else 0.0, other == "normalize"
+    options = Options(step_size=0.1, label_smoothing=smooth, normalize=normalize)
+    for n, classes in ((2, 3), (3, 300), (17, 16), (64, 1025), (513, 700), (1001, 8142)):
+        mode = FakeTensorMode(shape_env=ShapeEnv())
+        sizes = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * 2)
+        input = torch.empty(n, classes, dtype=dtype, device="meta")
+        source = ConstantSource("input")
+        traced = mode.from_tensor(input, symbolic_context=sizes, source=source)
+        labels, steps = torch.zeros(n, dtype=torch.int64), torch.ones(classes, dtype=torch.int32)
+        rows = torch.zeros(1, classes) if other == "rows" else None
+        p = Problem(input, labels, rows=rows, steps=steps, options=options)
+        expected = load(native).learned_state(p)
+        found = load(native).learned_state(p._replace(input=traced))
+        size = traced.shape[0].node.expr
+        assert size not in mode.shape_env.replacements, "for this number of rows alone"
+        assert len(found) == len(expected)
+        for (shape, kind), of_numbers in zip(found, expected, strict=True):
+            assert size in shape[0].node.expr.free_symbols
+            assert ((int(shape[0]),), kind) == of_numbers
 
 
 def test_compiled_equals_eager_bitwise() -> None:

@@ -21,8 +21,6 @@ from ..backends.contract import Choose
 from ..ops.dispatch import INPLACE
 from ..problem import SUM, Options, Problem, accumulate_dtype, divides
 
-_OFF = Options()
-
 
 def cross_entropy(
     problem: Problem, run: Callable[[Problem], Tensor], form: str, choose: Choose | None = None
@@ -46,9 +44,7 @@ def cross_entropy(
         rows = rows._replace(
             normalizer=normalizer(problem), options=rows.options._replace(reduction=SUM)
         )
-    halves: tuple[Problem, ...] = by_label(
-        rows._replace(options=rows.options._replace(penalty=_OFF.penalty))
-    )
+    halves: tuple[Problem, ...] = by_label(rows._replace(options=rows.options._replace(penalty=0)))
     if choose is not None or problem.steps is not None:
         both, n = members(problem), problem.input.shape[0]
         if choose is not None:
@@ -90,6 +86,5 @@ def _losses(both: Problem) -> Tensor:
 
 
 def _without_steps(options: Options) -> Options:
-    return options._replace(
-        step_size=_OFF.step_size, normalize=_OFF.normalize, through=_OFF.through
-    )
+    # numbers of this text: of a module's, or a default, torch.compile(dynamic=True) makes a tensor
+    return options._replace(step_size=0.0, normalize=False, through=False)

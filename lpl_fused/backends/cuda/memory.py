@@ -7,6 +7,7 @@ within is a number.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -54,11 +55,32 @@ def of_learned(problem: Problem, delta: bool) -> Learned:
     return _of_learned(int(n), int(width), input.dtype, input.get_device(), delta)
 
 
+def state_bytes(problem: Problem, delta: bool) -> int:
+    """Of `Learned.state`; where a trace has no number of rows, an expression of what it has."""
+    n, width = problem.input.shape
+    if type(n) is int and type(width) is int:
+        return of_learned(problem, delta).state.size
+    kept, beside = _state(n, int(width), problem.input.dtype)
+    return kept.size + beside.size if delta else kept.size
+
+
 @functools.lru_cache(maxsize=64)
 def _of_learned(n: int, width: int, dtype: torch.dtype, device: int, delta: bool) -> Learned:
+    number, teams = accumulate_dtype(dtype).itemsize, min(n, native().most_teams(device))
+    kept, beside = _state(n, width, dtype)
+    work = Layout.of({"swept": number * teams * width, "outcome": 4 * n}, Scratch._fields)
+    if not delta:
+        return Learned(kept, work, teams, 0, 0)
+    first, second = ([begin for _, begin, _ in beside.places] + [0, 0])[:2]
+    size = kept.size
+    return Learned(kept._replace(size=size + beside.size), work, teams, size + first, size + second)
+
+
+def _state(n: int, width: int, dtype: torch.dtype) -> tuple[Layout, Layout]:
+    """What is kept, and δ beside it."""
     code, number = DTYPES[dtype], accumulate_dtype(dtype).itemsize
-    heads, teams = n * min(learned.HEADS, width), min(n, native().most_teams(device))
-    state = {
+    heads = n * min(learned.HEADS, width)
+    kept = {
         "learned": n * native().learned_bytes(code),
         "head_columns": 4 * heads,
         "head_numbers": number * heads,
@@ -66,13 +88,17 @@ def _of_learned(n: int, width: int, dtype: torch.dtype, device: int, delta: bool
         "begin": 8 * n,
         "counts": 8 * n,
         "flags": 4 * FLAGS,
-        "groups": native().group_bytes(n, width, code),
+        "groups": _group_bytes(n, width, code),
     }
-    kept = Layout.of(state, Scratch._fields)
-    work = Layout.of({"swept": number * teams * width, "outcome": 4 * n}, Scratch._fields)
-    if not delta:
-        return Learned(kept, work, teams, 0, 0)
-    beside = Layout.of({"delta": number * n * width, "slot": 8 * n}, ("delta", "slot"))
-    first, second = ([begin for _, begin, _ in beside.places] + [0, 0])[:2]
-    size = kept.size
-    return Learned(kept._replace(size=size + beside.size), work, teams, size + first, size + second)
+    beside = {"delta": number * n * width, "slot": 8 * n}
+    return Layout.of(kept, Scratch._fields), Layout.of(beside, ("delta", "slot"))
+
+
+def _group_bytes(n: int, width: int, code: int) -> int:
+    of_rows: Callable[[int, int, int], int] = native().group_bytes
+    if type(n) is int:
+        return of_rows(n, width, code)
+    # of a trace: so many for a row, so many for two, of which a class may be
+    two = of_rows(2, width, code)
+    row = of_rows(3, width, code) - two
+    return n // 2 * (two - 2 * row) + n * row

@@ -52,7 +52,13 @@ _MOST_FORMS = 256
 
 
 def power_of_two(n: int, least: int, most: int) -> int:
-    return min(most, max(least, 1 << (n - 1).bit_length()))
+    if type(n) is int:
+        return min(most, max(least, 1 << (n - 1).bit_length()))
+    # of a trace: by comparisons, so that what is compiled is for all sizes between two powers
+    found = least
+    while found < most and found < n:
+        found *= 2
+    return min(most, found)
 
 
 def meta(block: int, rows: int = 1, *, each: int = 8, ample: bool = False) -> dict[str, Any]:
@@ -199,9 +205,13 @@ def solver_meta(problem: Problem) -> dict[str, Any]:
             found["maxnreg"] = 80
     return {
         **found,
-        "HEAD": power_of_two(classes, 16, 512),
+        "HEAD": head_of(classes),
         "ORDER": 8 if double else 6,
     }
+
+
+def head_of(classes: int) -> int:
+    return power_of_two(classes, 16, 512)
 
 
 def steps_meta(meta: dict[str, Any]) -> dict[str, Any]:
@@ -249,6 +259,28 @@ def listing_meta(meta: dict[str, Any]) -> dict[str, Any]:
     return {"LISTING": min(1024, 128 * int(meta["num_warps"]))}
 
 
+class GroupForm(NamedTuple):
+    """Of the solver of classes with several rows, what its memory is made for."""
+
+    head: int  # exact classes
+    nodes: int
+    block: int  # columns of a chunk
+    most: int  # … at most
+
+
+def group_form(problem: Problem) -> GroupForm:
+    classes, normalize = problem.input.shape[1], problem.options.normalize
+    # a piece is four warps', each of which has all rows of its columns: what it adds up over rows
+    # is in its registers, of which there are twice as many where steps are normalised
+    most = (256 if _much(problem) else 512) if normalize else 1024
+    return GroupForm(power_of_two(classes, 16, 256), 8, power_of_two(classes, 16, most), most)
+
+
+def _much(problem: Problem) -> bool:
+    """More registers for each logit of classes with several rows."""
+    return _heavy(problem) or problem.rows is not None
+
+
 class GroupMeta(NamedTuple):
     """For the solver of classes with several rows, by kernel."""
 
@@ -267,14 +299,8 @@ def group_meta(problem: Problem) -> GroupMeta:
     10; they are not needed where all classes are exact.
     """
     n, classes = problem.input.shape
-    normalize = problem.options.normalize
-    much = _heavy(problem) or problem.rows is not None
-    # a piece is four warps', each of which has all rows of its columns: what it adds up over rows
-    # is in its registers, of which there are twice as many where steps are normalised
-    most = (256 if much else 512) if normalize else 1024
-    block = power_of_two(classes, 16, most)
-    head, nodes = power_of_two(classes, 16, 256), 8
-    rows = power_of_two(n, 2, 2 if much else 4)
+    head, nodes, block, most = group_form(problem)
+    rows = power_of_two(n, 2, 2 if _much(problem) else 4)
     tile = {**meta(block, rows, each=rows * most // 128, ample=True), "ROWS": rows}
     # the last of them takes the class's steps
     warps = tile["num_warps"]
@@ -282,7 +308,7 @@ def group_meta(problem: Problem) -> GroupMeta:
     many = power_of_two(n, 2, step_rows * head // few)
     stepping = {"STEP_ROWS": step_rows, "FEW": few, "MANY": many}
     whole = {**tile, "HEAD": head, "NODES": nodes}
-    kind = {"NORMALIZE": normalize}
+    kind = {"NORMALIZE": problem.options.normalize}
     verdicts = {"VERDICTS": power_of_two(n, 2, 32 * warps)}
     return GroupMeta(
         3 if classes > head else 1,

@@ -33,12 +33,16 @@ from ..kernels.arguments import (
     Wanted,
 )
 from ..kernels.launch import (
+    GroupForm,
+    GroupMeta,
     block_meta,
     blocks_of,
     by_form,
     gradients_meta,
+    group_form,
     group_meta,
     grouping_meta,
+    head_of,
     listing_meta,
     moved_meta,
     plain_meta,
@@ -50,7 +54,7 @@ from ..kernels.launch import (
 from . import launching
 from .arguments import MOST_COMPARED, form_of, group_rows, prepared
 from .launching import kernels, number
-from .memory import Layout, Part
+from .memory import Layout, Part, size_of
 
 # rows of which the solver gives all that is wanted, not only their δ
 _SOLVED = Path(
@@ -99,7 +103,6 @@ class How:
         # … where all classes take them: four times as many, by steps of their own, for which a row
         # alone is not to pay
         self.many = min(4 * self.resident, power_of_two(n, 1, 1 << 14))
-        parts = _rows_saved(n, self.solver["HEAD"], number)
         self.groups = group_meta(problem) if solves_groups(problem) else None
         self.chunks = self.pieces = 0
         # programs that take plain steps where δ is not wanted
@@ -111,19 +114,39 @@ class How:
             head, nodes = self.groups.head, self.groups.nodes
             self.chunks = -(-classes // self.groups.block)
             self.pieces = min(n // 2 * self.chunks, PROGRAMS)
-            parts += _groups_saved(n, number, head, nodes, self.chunks)
             scratch += _groups_scratch(n, number, head, nodes, self.chunks)
-        self.saved, self.scratch = Layout(parts), Layout(scratch)
+        self.saved = Layout(_saved_parts(problem, self.solver["HEAD"], self.groups))
+        self.scratch = Layout(scratch)
         self.at_once = None
         if n * classes <= ONE_LAUNCH:
             self.at_once = gradients_meta(self.moved, self.plain, self.groups)
         self.few = None
         if is_few(problem):
-            self.few = Layout(_few_parts(n, classes, number, problem.options.normalize))
-        self.left = self.few or self.saved  # by the forward, for a backward
+            self.few = Layout(_few_parts(problem))
+        self.left_bytes = (self.few or self.saved).size  # by the forward, for a backward
         self.block = block_meta(problem)
         self.few_blocks = blocks_of(problem, self.block)
         self.plans = launching.Plans()
+
+
+class OfTrace(How):
+    """As much of that as a trace asks for, whose sizes are no numbers: all else would make them
+    such, and what is compiled be for these alone."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.solves = _SOLVED.serves(problem)
+        if is_few(problem):
+            parts = _few_parts(problem)
+        else:
+            head = head_of(problem.input.shape[1])
+            groups = group_form(problem) if solves_groups(problem) else None
+            parts = _saved_parts(problem, head, groups)
+        self.left_bytes = size_of(parts)
+
+
+def _how(problem: Problem) -> How:
+    numbers = all(type(size) is int for size in problem.input.shape)
+    return How(problem) if numbers else OfTrace(problem)
 
 
 def _other_than_form() -> tuple[Any, ...]:
@@ -140,7 +163,7 @@ def _other_than_form() -> tuple[Any, ...]:
     )
 
 
-how = functools.partial(by_form, besides=_other_than_form)(How)
+how = functools.partial(by_form, besides=_other_than_form)(_how)
 
 
 class Scratch(NamedTuple):
@@ -183,6 +206,17 @@ class Saved(NamedTuple):
             Scratch(rowwise, work, direction if len(direction) else None, losses),
             whole,
         )
+
+
+def _saved_parts(
+    problem: Problem, head: int, groups: GroupMeta | GroupForm | None
+) -> tuple[Part, ...]:
+    (n, classes), number = problem.input.shape, accumulate_dtype(problem.input.dtype)
+    parts = _rows_saved(n, head, number)
+    if groups is not None:
+        chunks = -(-classes // groups.block)
+        parts += _groups_saved(n, number, groups.head, groups.nodes, chunks)
+    return parts
 
 
 def _rows_saved(n: int, head: int, number: torch.dtype) -> tuple[Part, ...]:
@@ -444,7 +478,9 @@ class Few(NamedTuple):
         return Few(delta, terms, Groups(*groups), rowwise, losses, scratch)
 
 
-def _few_parts(n: int, classes: int, number: torch.dtype, normalize: bool) -> tuple[Part, ...]:
+def _few_parts(problem: Problem) -> tuple[Part, ...]:
+    (n, classes), number = problem.input.shape, accumulate_dtype(problem.input.dtype)
+    normalize = problem.options.normalize
     return (
         ((n, classes), number),
         ((n, TERMS), number),

@@ -14,6 +14,15 @@ Part = tuple[tuple[int, ...], torch.dtype]
 _LINE = 16  # bytes that every part begins at a multiple of, as kernels are compiled for
 
 
+def _taken(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    return -(-math.prod(shape) * dtype.itemsize // _LINE) * _LINE
+
+
+def size_of(parts: Sequence[Part]) -> int:
+    """Bytes of a memory with these parts, whose sizes may be a trace's, which are no numbers."""
+    return sum(_taken(*part) for part in parts)
+
+
 class _Place(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -29,7 +38,7 @@ class Layout:
         for shape, dtype in parts:
             strides = tuple(math.prod(shape[k + 1 :]) for k in range(len(shape)))
             places.append(_Place(dtype, shape, strides, size // dtype.itemsize))
-            size += -(-math.prod(shape) * dtype.itemsize // _LINE) * _LINE
+            size += _taken(shape, dtype)
         self.size = size  # bytes
         self._places = places
         self._dtypes = {place.dtype for place in places}

@@ -265,7 +265,7 @@ def learned_state(problem: Problem) -> tuple[Form, ...]:
     if problem.steps is None:
         return ()
     how = learned.how(problem)
-    return (((how.left.size,), torch.uint8),) if how.solves else ()
+    return (((how.left_bytes,), torch.uint8),) if how.solves else ()
 
 
 def learned_gradient(
