@@ -374,6 +374,35 @@ def test_a_class_with_such_a_row_has_no_perturbation(
 
 
 @pytest.mark.parametrize("classes", [5, 70])
+@pytest.mark.parametrize("bad", ["nan", "inf"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_class_that_takes_no_steps_has_a_perturbation_of_0(
+    named: str, classes: int, bad: str, normalize: bool
+) -> None:
+    target = torch.tensor([1, 2, 1, 3, 1, 0])
+    logits, counts = rows(classes), steps(classes)
+    logits[0, 4], counts[1] = BAD[bad], 0
+    keywords: dict[str, Any] = {"step_size": 0.3, "normalize": normalize, "backend": named}
+    present, delta = LF.lpl_perturbation(logits, target, counts, **keywords)
+    assert (delta[present == 1] == 0).all()
+    assert (delta[present != 1] != 0).any(1).all()
+    # where tables learn δ is handed over
+    offset = torch.zeros(classes, requires_grad=True)
+    loss = LF.lpl_cross_entropy(
+        logits,
+        target,
+        counts,
+        perturbation=Perturbation(offset=offset),
+        reduction="none",
+        **keywords,
+    )
+    assert loss.isnan().tolist() == [True] + [False] * 5
+    torch.testing.assert_close(
+        loss[[2, 4]], F.cross_entropy(logits, target, reduction="none")[[2, 4]]
+    )
+
+
+@pytest.mark.parametrize("classes", [5, 70])
 def test_a_mean_without_weight_is_nan_where_rows_live(named: str, classes: int) -> None:
     leaf = rows(classes).requires_grad_()
     loss = LF.cross_entropy(leaf, IGNORED, torch.zeros(classes), backend=named)

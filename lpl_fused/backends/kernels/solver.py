@@ -621,9 +621,13 @@ def move_tail_block(
         store_block(grad, row, block, value, problem)
     else:
         value = tl.zeros_like(e) + tl.load(here + SERIES + ORDER - 1)
+        moved = tl.abs(tl.load(here + SERIES + ORDER - 1))
         for r in tl.static_range(1, ORDER - 1):
             value = value * e + tl.load(here + SERIES + ORDER - 1 - r)
-        store_block(delta, row, block, log1p(value * e), problem)
+            moved += tl.abs(tl.load(here + SERIES + ORDER - 1 - r))
+        # no step moves anything, whatever the logit is
+        value = tl.where(moved == 0, 0, log1p(value * e))
+        store_block(delta, row, block, value, problem)
 
 
 @triton.jit
