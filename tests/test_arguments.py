@@ -149,10 +149,12 @@ def other(kind: type[nn.Module], name: str, default: Any) -> Any:
     return default + 1 if isinstance(default, int) else default * 0.5 + 0.125
 
 
-def value(loss: Any) -> Tensor:
-    """Two steps of a loss, whatever it is called with, from one random state."""
+def value(loss: Any, cap: float = math.inf) -> Tensor:
+    """Two steps of a loss, whatever it is called with, from one random state, of logits that are
+    bounded."""
     torch.manual_seed(3)
     logits, target = torch.randn(N, C), torch.tensor([0, 1, 2, 3, 4, 0, 1, 0])
+    logits = logits if cap == math.inf else cap * torch.tanh(logits / cap)
     features, weight = torch.randn(N, 3), torch.randn(C, 3)
     more: tuple[Any, ...] = ()
     kind = type(loss)
@@ -239,6 +241,55 @@ def test_a_wrong_value_is_refused_by_name_in_the_constructor_and_afterwards(
             made(kind, **{name: wrong})
         with pytest.raises((AttributeError, TypeError, ValueError), match=rf"\b{name}\b"):
             setattr(loss, name, wrong)
+
+
+LOOK_AT_LOGITS = {
+    losses.ArcFaceLoss,
+    losses.GroupVSLoss,
+    losses.IBLoss,
+    losses.LADELoss,
+    losses.LInfHingeLoss,
+    losses.LInfMixtureLoss,
+    losses.SeesawLoss,
+}
+NORMED = {losses.LogitClipLoss, losses.LogitNormLoss}  # before they are bounded
+CAPPED = [
+    *((kind, {}) for kind in KINDS if issubclass(kind, losses.CrossEntropyLoss)),
+    (losses.LPLLoss, {"split": "balanced", "statistics": "ema"}),
+    (losses.LPLLoss, {"variant": "official-fixed"}),
+    (losses.LPLLoss, {"variant": "official-la-long-tail"}),
+    (losses.CDBLoss, {"normalization": "weight"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"), CAPPED, ids=[f"{k.__name__}-{'-'.join(map(str, m))}" for k, m in CAPPED]
+)
+def test_a_softcap_bounds_the_logits_or_is_refused(
+    kind: type[nn.Module], more: dict[str, Any]
+) -> None:
+    if kind in LOOK_AT_LOGITS:
+        with pytest.raises((TypeError, ValueError), match="softcap"):
+            made(kind, softcap=1.5)
+        with pytest.raises(AttributeError, match="softcap"):
+            made(kind).softcap = 1.5
+        return
+    loss = made(kind, softcap=1.5, **more)
+    if kind in NORMED:
+        assert not torch.allclose(value(loss), value(made(kind, **more)))
+        return
+    torch.testing.assert_close(value(loss), value(made(kind, **more), 1.5), rtol=1e-5, atol=1e-6)
+    loss.softcap = None
+    torch.testing.assert_close(value(loss), value(made(kind, **more)), rtol=1e-6, atol=1e-6)
+
+
+def test_a_softcap_without_logits() -> None:
+    torch.manual_seed(0)
+    hidden, weight, target = torch.randn(N, 3), 3 * torch.randn(C, 3), torch.arange(N) % C
+    for kind in (losses.CrossEntropyLoss, losses.LogitAdjustedLoss, losses.LPLLoss):
+        loss = made(kind, softcap=1.5)
+        expected = loss(hidden @ weight.t(), target)
+        torch.testing.assert_close(loss.linear(hidden, weight, target), expected)
 
 
 def test_every_argument_of_every_loss_has_a_rule() -> None:

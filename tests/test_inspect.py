@@ -174,6 +174,21 @@ def test_steps_and_step_size_are_those_given(
     assert steps.abs().max() <= 3 and steps.min() < 0 < steps.max()
 
 
+@pytest.mark.parametrize("loss", ["lpl", "lpl-balanced"])
+def test_bounded_logits_are_looked_at_bounded(
+    loss: str, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bounded = {**ARRAYS, "logits": 1.5 * torch.tanh(ARRAYS["logits"] / 1.5)}
+    expected = told(
+        capsys, save(path.with_name("bounded.pt"), bounded), "--loss", loss, "--counts", "counts"
+    )
+    found = told(capsys, path, "--loss", loss, "--counts", "counts", "--set", f"{loss}.softcap=1.5")
+    for name in ("perturbed_loss", "steps", "delta", "delta_norm"):
+        torch.testing.assert_close(
+            column(found, name), column(expected, name), rtol=1e-5, atol=1e-6
+        )
+
+
 def test_running_means_learn_once_from_a_batch(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

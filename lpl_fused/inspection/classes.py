@@ -261,7 +261,12 @@ class _Sums:
         self._add("perturbed_loss", labels, perturbed.double())
         if steps is not None:
             classes, delta = LF.lpl_perturbation(
-                logits, labels, steps, **_how(criterion, logits), backend=criterion.backend
+                logits,
+                labels,
+                steps,
+                **_how(criterion, logits),
+                **_bounds(criterion),
+                backend=criterion.backend,
             )
             own = delta.gather(1, classes[:, None])[:, 0]
             self._add("batches", classes, 1.0)
@@ -299,12 +304,18 @@ def _how(criterion: LPLLoss, logits: Tensor) -> dict[str, Any]:
     }
 
 
+def _bounds(criterion: LPLLoss) -> dict[str, Any]:
+    """What is done to the logits before."""
+    return {"softcap": criterion.softcap, "norm": criterion.norm}
+
+
 def _steps(criterion: LPLLoss, logits: Tensor, labels: Tensor) -> Tensor:
     """(C,) of this batch; asked for once, as running means learn from being asked."""
     if criterion.split == "long-tail":
         return criterion.steps
+    tables = criterion.perturbation(logits)
     moved = LF.cross_entropy(
-        logits, labels, perturbation=criterion.perturbation(logits), reduction="none"
+        logits, labels, perturbation=tables, reduction="none", **_bounds(criterion)
     )
     return criterion.balanced_steps(moved, labels)
 

@@ -14,7 +14,7 @@ from ..perturbation import Perturbation, chained
 from ..problem import MEAN, accumulate_dtype
 from ..row_transforms import arc_margin, class_dim
 from ..validation import MixedTarget, Shaped, Target, checked_normalizer
-from .cross_entropy import CrossEntropyLoss
+from .cross_entropy import NO_SOFTCAP, CrossEntropyLoss
 from .rows import blanked, class_indices, expect_classes, mean_divisor, row_weights
 
 _BY_CLASS = RealTensor(1, "a tensor (C,), one margin per class")
@@ -97,7 +97,7 @@ class ArcFaceLoss(CrossEntropyLoss):
         s: scale > 0, default 64, insightface's.
         m: margin in [0, π], radians, default 0.5, insightface's; or one per class, a tensor (C,),
             say `class_stats.frequency_margins(…)`.
-        **keywords: of `CrossEntropyLoss`; `ignore_index=-1` is insightface's.
+        **keywords: of `CrossEntropyLoss`, `softcap` apart; `ignore_index=-1` is insightface's.
 
     Raises:
         ValueError: bad `s` or `m`; a target that is not class indices, when called.
@@ -108,7 +108,7 @@ class ArcFaceLoss(CrossEntropyLoss):
         tensor(1.8761)
     """
 
-    arguments: ClassVar = {"s": live(POSITIVE), "m": live(_angles)}
+    arguments: ClassVar = {"s": live(POSITIVE), "m": live(_angles), "softcap": NO_SOFTCAP}
 
     def __init__(self, s: float = 64.0, m: float | Tensor = 0.5, **keywords: Any) -> None:
         super().__init__(**keywords)

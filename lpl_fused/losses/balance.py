@@ -23,7 +23,7 @@ from ..class_stats import Counts, checked_counts, class_mean, effective_number_w
 from ..perturbation import Perturbation
 from ..problem import accumulate_dtype
 from ..validation import Target
-from .cross_entropy import SMOOTHING, CrossEntropyLoss
+from .cross_entropy import NO_SOFTCAP, SMOOTHING, CrossEntropyLoss
 from .rows import class_indices
 
 
@@ -165,8 +165,9 @@ class LADELoss(CrossEntropyLoss):
         cls_num_list: (C,) training samples per class; 0: see `class_stats.checked_counts`.
         lader_weight: w ≥ 0, default 0.1, the authors' (iNaturalist: 0.05).
         regularizer: r ≥ 0, default 0.1, the authors' (iNaturalist: 0.5).
-        **keywords: of `CrossEntropyLoss`; `reduction` is "mean", `empty` "nan". The class indices
-            of the target are needed. `weight`, φ and smoothing act on the first term alone.
+        **keywords: of `CrossEntropyLoss`; `reduction` is "mean", `empty` "nan", and there is no
+            `softcap`. The class indices of the target are needed. `weight`, φ and smoothing act on
+            the first term alone.
 
     Raises:
         ValueError: bad counts, numbers or reduction; a target that is not class indices.
@@ -183,6 +184,7 @@ class LADELoss(CrossEntropyLoss):
         "regularizer": live(NOT_NEGATIVE),
         "reduction": live(Choice("mean")),  # R couples the batch
         "empty": fixed(Choice("nan")),  # R of no rows is none
+        "softcap": NO_SOFTCAP,
     }
 
     def __init__(

@@ -16,6 +16,8 @@ from ..arguments import (
     Either,
     Integer,
     Maybe,
+    Number,
+    Off,
     RealTensor,
     fixed,
     live,
@@ -39,20 +41,22 @@ def _checked_group(name: str, value: Any) -> Any:
 
 REDUCTION = live(Choice(*REDUCTIONS))
 GRADIENT = live(Choice(*FORMS))
+NO_SOFTCAP = fixed(Off(Number(least=0, most=0)))  # of what looks at the logits themselves
 BACKEND = live(Choice("auto", *BACKENDS, REFERENCE))
 SMOOTHING = Either(SHARE, RealTensor(1, "a tensor (C,), one number in [0, 1] per class"))
 
 
 class CrossEntropyLoss(LossModule):
-    """`torch.nn.CrossEntropyLoss` on the fused kernels, with φ, z-loss and norm.
+    """`torch.nn.CrossEntropyLoss` on the fused kernels, with φ, z-loss, softcap and norm.
 
     The equation is that of `functional.cross_entropy`. Cost: plain cross-entropy, one read of the
     logits and one write of their gradient.
 
     Args:
         weight: (C,) class weights; a buffer, may be assigned at any time (DRW does).
-        ignore_index, reduction, empty, label_smoothing, phi, z_loss, norm, gradient, backend: as in
-            `functional.cross_entropy`.
+        ignore_index, reduction, empty, label_smoothing, phi, z_loss, softcap, norm, gradient,
+            backend: as in `functional.cross_entropy`. Losses that look at the logits themselves
+            refuse a `softcap` by name.
         process_group: the ranks that have some of the classes each, as in
             `functional.cross_entropy`; counts and tables of the loss are those of all classes. For
             losses that are a choice of tables and keywords, and for `LPLLoss`. (Ranks that have
@@ -88,6 +92,7 @@ class CrossEntropyLoss(LossModule):
         "label_smoothing": live(SMOOTHING),
         "phi": live(checked_phi),
         "z_loss": live(OFF_OR_NOT_NEGATIVE),
+        "softcap": live(OFF_OR_NOT_NEGATIVE),
         "norm": live(checked_norm),
         "gradient": GRADIENT,
         "backend": BACKEND,
@@ -106,6 +111,7 @@ class CrossEntropyLoss(LossModule):
         label_smoothing: float = 0.0,
         phi: Phi = "log",
         z_loss: float = 0.0,
+        softcap: float = 0.0,
         norm: Norm | None = None,
         gradient: str = "auto",
         backend: str = "auto",
@@ -121,6 +127,7 @@ class CrossEntropyLoss(LossModule):
         self.label_smoothing = label_smoothing
         self.phi = phi
         self.z_loss = z_loss
+        self.softcap = softcap
         self.norm = norm
         self.gradient = gradient
         self.backend = backend
@@ -156,6 +163,7 @@ class CrossEntropyLoss(LossModule):
             "label_smoothing": self.label_smoothing,
             "phi": self.phi,
             "z_loss": self.z_loss,
+            "softcap": self.softcap,
             "norm": self.norm,
             "gradient": self.gradient,
             "backend": self.backend,

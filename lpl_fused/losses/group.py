@@ -17,7 +17,7 @@ from ..problem import accumulate_dtype
 from ..row_transforms import scale_and_margin
 from ..tracing import readable
 from .binary import BinaryLoss, binary_labels, checked_targets
-from .cross_entropy import CrossEntropyLoss
+from .cross_entropy import NO_SOFTCAP, CrossEntropyLoss
 from .rows import blanked, class_indices, looked_up, reduced
 
 _IOTAS = "log", "power", "none"
@@ -42,7 +42,7 @@ class GroupVSLoss(CrossEntropyLoss):
         delta: "power" (default), or "none", Δ = 1: with iota "power" the authors' additive mode.
         form: "paper" (default): ι on the target's logit. "official": ι on all logits of the row as
             in the authors' code, where softmax does not see it.
-        **keywords: of `CrossEntropyLoss`; `weight` is by class.
+        **keywords: of `CrossEntropyLoss`, `softcap` apart; `weight` is by class.
 
     Called `loss(logits, target, group)`, `group` indices of the target's shape.
 
@@ -64,6 +64,7 @@ class GroupVSLoss(CrossEntropyLoss):
         "iota": CONSUMED,
         "delta": CONSUMED,
         "form": live(Choice(*FORMS)),
+        "softcap": NO_SOFTCAP,
     }
 
     def __init__(

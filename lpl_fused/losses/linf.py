@@ -23,7 +23,7 @@ from ..perturbation import Perturbation
 from ..phi import checked_phi
 from ..problem import accumulate_dtype
 from ..row_transforms import class_dim
-from .cross_entropy import CrossEntropyLoss
+from .cross_entropy import NO_SOFTCAP, CrossEntropyLoss
 from .rows import blanked, class_indices, reduced, row_weights
 
 
@@ -67,6 +67,7 @@ class LInfHingeLoss(CrossEntropyLoss):
         "label_smoothing": fixed(SHARE),
         "phi": fixed(checked_phi),
         "z_loss": fixed(NOT_NEGATIVE),
+        "softcap": NO_SOFTCAP,
         "norm": fixed(checked_norm),
         "gradient": fixed(Choice("auto")),
         "backend": fixed(Choice("auto")),
@@ -117,7 +118,7 @@ class LInfMixtureLoss(CrossEntropyLoss):
             `schedules.geometric(0.1, 0.001, r)` in the course of training.
         clip: > 0, default 1.
         scale: s at first, default 1.
-        **keywords: of `CrossEntropyLoss`.
+        **keywords: of `CrossEntropyLoss`, `softcap` apart.
 
     Raises:
         ValueError: bad numbers; a target that is not class indices, when called.
@@ -133,6 +134,7 @@ class LInfMixtureLoss(CrossEntropyLoss):
         "strength": live(NOT_NEGATIVE),
         "clip": live(Number(above=0, infinite=True)),
         "scale": CONSUMED,
+        "softcap": NO_SOFTCAP,
     }
 
     def __init__(

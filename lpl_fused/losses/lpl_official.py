@@ -94,6 +94,7 @@ def official_cross_entropy(
         offset = official_adjustment(counts).to(input.device, accumulate_dtype(input.dtype))
     options = Options(ignore_index=keywords["ignore_index"])
     options = options.with_norm(numbers_of(keywords.get("norm")))
+    options = options._replace(softcap=keywords["softcap"])
     with torch.set_grad_enabled(variant.differentiable and torch.is_grad_enabled()):
         problem = Shaped(input, target).problem(options, Perturbation(offset=offset))
         delta, slot = official_perturbation(problem, variant, counts, num_head)

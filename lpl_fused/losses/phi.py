@@ -188,6 +188,7 @@ class TruncatedGCELoss(Reducing, CrossEntropyLoss):
             perturbation=perturbation,
             ignore_index=self.ignore_index,
             reduction="none",
+            softcap=self.softcap,
             norm=self.norm,
             backend=self.backend,
         )
@@ -284,7 +285,7 @@ class T5XCrossEntropyLoss(CrossEntropyLoss):
     Args:
         label_smoothing: ε in [0, (C − 1)/C], default 0.0.
         z_loss: λ ≥ 0, default 0.0; 1e-4 is PaLM's.
-        ignore_index, reduction, empty, backend: of `CrossEntropyLoss`.
+        softcap, ignore_index, reduction, empty, backend: of `CrossEntropyLoss`.
 
     Raises:
         TypeError: `label_smoothing` is a tensor.
@@ -309,6 +310,7 @@ class T5XCrossEntropyLoss(CrossEntropyLoss):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         *,
+        softcap: float = 0.0,
         ignore_index: int = -100,
         reduction: str = "mean",
         empty: str = "nan",
@@ -320,6 +322,7 @@ class T5XCrossEntropyLoss(CrossEntropyLoss):
             empty=empty,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
+            softcap=softcap,
             backend=backend,
         )
 

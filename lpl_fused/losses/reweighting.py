@@ -25,7 +25,7 @@ from ..norm import checked_norm
 from ..perturbation import Perturbation, chained
 from ..phi import checked_phi
 from ..validation import Target
-from .cross_entropy import CrossEntropyLoss
+from .cross_entropy import NO_SOFTCAP, CrossEntropyLoss
 from .module import DeferredStart, Reducing, counted
 from .rows import class_indices, expect_classes, looked_up, mean_divisor
 
@@ -188,6 +188,7 @@ class IBLoss(DeferredStart, CrossEntropyLoss):
         "label_smoothing": fixed(NOT_NEGATIVE),
         "phi": fixed(checked_phi),
         "z_loss": fixed(NOT_NEGATIVE),
+        "softcap": NO_SOFTCAP,
         "norm": fixed(checked_norm),
         "gradient": fixed(Choice("auto")),
     }

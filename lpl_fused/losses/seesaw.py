@@ -12,7 +12,7 @@ from ..arguments import CONSUMED, NOT_NEGATIVE, Integer, Number, live
 from ..perturbation import Perturbation, chained
 from ..problem import accumulate_dtype, is_ignored
 from ..tracing import recomputing
-from .cross_entropy import CrossEntropyLoss
+from .cross_entropy import NO_SOFTCAP, CrossEntropyLoss
 from .module import Reducing
 from .rows import as_rows, blanked, changed, class_indices, expect_classes, numbered
 
@@ -35,7 +35,7 @@ class SeesawLoss(Reducing, CrossEntropyLoss):
     Args:
         num_classes: C.
         p: ≥ 0, default 0.8; q: ≥ 0, default 2.0; eps: ε > 0, default 1e-2; the authors'.
-        **keywords: `data_group`, and those of `CrossEntropyLoss`.
+        **keywords: `data_group`, and those of `CrossEntropyLoss`, `softcap` apart.
 
     Raises:
         ValueError: bad numbers; a target that is not class indices, when called.
@@ -53,6 +53,7 @@ class SeesawLoss(Reducing, CrossEntropyLoss):
         "p": live(NOT_NEGATIVE),
         "q": live(NOT_NEGATIVE),
         "eps": live(Number(above=0, most=1)),
+        "softcap": NO_SOFTCAP,
     }
 
     seen: Tensor
