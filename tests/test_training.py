@@ -89,7 +89,7 @@ def test_every_loss_trains_or_says_why_not() -> None:
 
 # what a loss settles itself, or cannot be combined with
 REFUSED = {
-    *(("z-loss", "z_loss"), ("ib", "label_smoothing"), ("ib", "z_loss")),
+    *(("z-loss", "z_loss"), ("ib", "label_smoothing"), ("ib", "z_loss"), ("ib", "softcap")),
     *(("ib", "gradient"), ("db+lpl", "gradient"), ("lpl-ema", "split")),
 }
 

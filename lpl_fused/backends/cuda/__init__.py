@@ -280,7 +280,8 @@ def learned_state(problem: Problem) -> tuple[Form, ...]:
     """The rows' numbers, the columns of their heads and a number of each; the rows by class, what
     there is of classes, and the numbers of those with several rows. Where loss and gradient want δ,
     that of every class."""
-    return (((memory.state_bytes(problem, _wants_delta(problem)),), torch.uint8),)
+    layout = memory.of_learned(problem, _wants_delta(problem))
+    return (((layout.state.size,), torch.uint8),)
 
 
 def _wants_delta(problem: Problem) -> bool:

@@ -52,16 +52,12 @@ def of_learned(problem: Problem, delta: bool) -> Learned:
     """`delta`: it is kept with the state."""
     input = problem.input
     n, width = input.shape
-    return _of_learned(int(n), int(width), input.dtype, input.get_device(), delta)
-
-
-def state_bytes(problem: Problem, delta: bool) -> int:
-    """Of `Learned.state`; where a trace has no number of rows, an expression of what it has."""
-    n, width = problem.input.shape
     if type(n) is int and type(width) is int:
-        return of_learned(problem, delta).state.size
-    kept, beside = _state(n, int(width), problem.input.dtype)
-    return kept.size + beside.size if delta else kept.size
+        return _of_learned(n, width, input.dtype, input.get_device(), delta)
+    # of a trace, which has no number of rows, what it asks for: how large the state is
+    kept, beside = _state(n, int(width), input.dtype)
+    size = kept.size + beside.size if delta else kept.size
+    return Learned(Layout(size, ()), Layout(0, ()), 0, 0, 0)
 
 
 @functools.lru_cache(maxsize=64)
