@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import Draw
 from equations import DTYPES, LABELS, LOGITS, assert_equation, close, cross_entropy, own
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from lpl_fused import GCE, MixedTarget, Perturbation, losses, schedules
 from lpl_fused.losses.linf import certified_margins
@@ -82,7 +86,7 @@ def test_gradients_by_hand(backend: str) -> None:
         g = torch.softmax(s * logits, 1) - F.one_hot(target, 5)
     tolerance = {"rtol": 1e-9, "atol": 1e-12} if backend != "triton" else {"rtol": 1e-5, "atol": 1e-7}  # fmt: skip
     torch.testing.assert_close(logits.grad, hinge + 0.3 * s * g / 30, **tolerance)
-    close(loss.s.grad, (0.3 * (g * logits.detach()).sum() / 30).float(), 1e-6)
+    close(loss.s.grad[0], (0.3 * (g * logits.detach()).sum() / 30).float(), 1e-6)
 
 
 def test_scale_learns_and_is_state() -> None:
@@ -99,6 +103,42 @@ def test_scale_learns_and_is_state() -> None:
     again.load_state_dict(loss.state_dict())
     target = draw.labels()
     assert torch.equal(again(logits, target), loss(logits, target))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_scale_of_no_dimension_as_it_was_saved_before(assign: bool) -> None:
+    model = torch.nn.ModuleDict({"loss": losses.LInfMixtureLoss(0.1)})
+    for saved in (torch.tensor(2.5), torch.nn.Parameter(torch.tensor(2.5))):
+        state = {"loss.s": saved}
+        model.load_state_dict(state, assign=assign)
+        s = model["loss"].s
+        assert s.shape == (1,) and s.item() == 2.5 and s.is_leaf and s.requires_grad
+        assert state["loss.s"].shape == ()  # the caller's is left alone
+        torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(RuntimeError, match=r"loss\.s"):
+        model.load_state_dict({"loss.s": torch.ones(2)})
+
+
+def test_fsdp2_shards_the_scale(tmp_path: Path) -> None:
+    draw = Draw(12, 3, seed=5)
+    logits, target = draw.input().float(), draw.labels()
+    plain, sharded = (losses.LInfMixtureLoss(0.1) for _ in range(2))
+    meeting = f"file://{tmp_path}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    try:
+        fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+        found = []
+        for loss in (plain, sharded):
+            optimizer = torch.optim.SGD(loss.parameters(), lr=1.0)
+            for _ in range(3):
+                optimizer.zero_grad()
+                loss(logits, target).backward()
+                optimizer.step()
+            found.append(loss.s.detach())
+        assert isinstance(found[1], DTensor)
+        close(found[1].full_tensor(), found[0])
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_weights_padding_and_what_goes_on_the_cross_entropy() -> None:

@@ -109,7 +109,7 @@ class LInfMixtureLoss(CrossEntropyLoss):
     no gradient from the hinge. Class weights multiply both parts; φ, smoothing, z-loss and
     perturbation act on the cross-entropy. Cost: plain cross-entropy and half a dozen row sweeps.
 
-    State: s, a parameter: an optimiser moves it, DDP averages its gradient.
+    State: s (1,), a parameter: an optimiser moves it, DDP averages its gradient, FSDP2 shards it.
 
     Args:
         epsilon: ε > 0 in the units of the network's input (divided by the data's deviation); may be
@@ -147,7 +147,15 @@ class LInfMixtureLoss(CrossEntropyLoss):
     ) -> None:
         super().__init__(**keywords)
         self.epsilon, self.strength, self.clip = epsilon, strength, clip
-        self.s = nn.Parameter(torch.tensor(REAL("scale", scale)))
+        self.s = nn.Parameter(torch.tensor([REAL("scale", scale)]))  # FSDP2 takes no 0-dim ones
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **keywords: Any
+    ) -> None:
+        saved = state_dict.get(prefix + "s")
+        if isinstance(saved, Tensor) and saved.dim() == 0:  # as it was before 1.0.0
+            state_dict[prefix + "s"] = saved.detach().reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *arguments, **keywords)
 
     def perturbation(self, logits: Tensor) -> Perturbation:
         s = self.s.to(accumulate_dtype(logits.dtype))  # products with other tables lose no digits
