@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 from lpl_fused import losses
+from lpl_fused.losses import lpl_official
 from lpl_fused.losses.lpl_official import (
     VARIANTS,
     Variant,
@@ -137,3 +139,65 @@ def test_long_tail_scripts_differentiate_the_steps() -> None:
         grads.append(torch.autograd.grad(value, logits)[0])
     relative = (grads[0] - grads[1]).norm() / grads[0].norm()
     assert 0.005 < relative < 0.5
+
+
+class Trained(torch.nn.Module):
+    """Logits that require grad, and their loss."""
+
+    def __init__(self, variant: str) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(12, 12)
+        self.loss = losses.LPLLoss(profile(12, 100).tolist(), variant=variant)
+
+    def forward(self, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return self.loss(self.head(x), target)
+
+
+def features(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    made = torch.Generator().manual_seed(n)
+    return torch.randn(n, 12, generator=made), torch.randint(12, (n,), generator=made)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported(name: str, strict: bool) -> None:
+    """How many steps there are is in the data, so they are one operator: all but those that are
+    differentiated, which say so."""
+    model, through = Trained(name), VARIANTS[name].differentiable
+    if through:
+        with pytest.raises(Exception, match=r"variant: .*torch\.no_grad"):
+            torch.export.export(model, features(8), strict=strict)
+        plain = Trained(name).eval()
+        made = torch.export.export(plain, features(8), strict=strict).module()
+        torch.testing.assert_close(made(*features(8)), plain(*features(8)))
+    with torch.set_grad_enabled(not through):
+        made = torch.export.export(model, features(8), strict=strict).module()
+    given = torch.randn(8, 12), torch.arange(8) // 2
+    torch.testing.assert_close(made(*given), model(*given))
+
+
+@pytest.mark.parametrize("name", [n for n, v in VARIANTS.items() if not v.differentiable])
+def test_compiled_as_one_graph_for_all_sizes(name: str) -> None:
+    torch._dynamo.reset()
+    model = Trained(name)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    for n in (9, 7, 12):
+        found, expected = (
+            torch.autograd.grad(call(*features(n)), model.head.weight) for call in (compiled, model)
+        )
+        torch.testing.assert_close(found, expected)
+    assert counter.frame_count == 2  # a forward and its backward
+
+
+def test_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[object, ...]] = []
+    made = lpl_official._perturbation_op
+    monkeypatch.setattr(lpl_official, "_perturbation_op", lambda *a: seen.append(a) or made(*a))
+    torch.export.export(Trained("official-varied"), features(8))
+    problem, _, num_head, *variant = seen[0]
+    assert lpl_official.Variant(*variant) == VARIANTS["official-varied"]
+    x, target = features(8)
+    packed = (x, target, [None] * (len(problem) - 3), *problem.options.packed())  # type: ignore[arg-type, attr-defined]
+    operator = torch.ops.lpl_fused.official_perturbation.default
+    torch.library.opcheck(operator, (*packed, profile(12, 100), num_head, *variant))

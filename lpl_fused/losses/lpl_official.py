@@ -17,7 +17,7 @@ Memory stays O(N·C): only the rows of classes present in the batch are formed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from .. import functional, reference
 from ..norm import numbers_of
 from ..perturbation import Perturbation
 from ..problem import Options, Problem, accumulate_dtype
+from ..reference.operators import fake_rows, opaque, operator, problem_of
 from ..validation import Shaped
 
 
@@ -94,10 +95,21 @@ def official_cross_entropy(
         offset = official_adjustment(counts).to(input.device, accumulate_dtype(input.dtype))
     options = Options(ignore_index=keywords["ignore_index"])
     options = options.with_norm(numbers_of(keywords.get("norm")))
-    options = options._replace(softcap=keywords["softcap"])
+    options = options._replace(softcap=keywords.get("softcap", 0.0))
     with torch.set_grad_enabled(variant.differentiable and torch.is_grad_enabled()):
         problem = Shaped(input, target).problem(options, Perturbation(offset=offset))
-        delta, slot = official_perturbation(problem, variant, counts, num_head)
+        follows = torch.is_grad_enabled() and problem.input.requires_grad
+        if follows and torch.compiler.is_exporting():
+            raise RuntimeError(
+                "variant: this script differentiates through its steps, whose number is in the"
+                " data, which torch.export does not see; export it under torch.no_grad, or in eval"
+                " mode"
+            )
+        if opaque(problem) and not follows:
+            made = [getattr(variant, name) for name in _FIELDS]
+            delta, slot = _perturbation_op(problem, counts, num_head, *made)
+        else:
+            delta, slot = official_perturbation(problem, variant, counts, num_head)
     if variant.differentiable:
         keywords = {**keywords, "backend": "reference"}
     perturbation = Perturbation(offset=offset, rows=delta, row_index=slot.reshape(target.shape))
@@ -179,3 +191,21 @@ def official_perturbation(
             if repeat == 0:
                 snapshot = torch.where(last == k, delta, snapshot)
     return snapshot, slot
+
+
+_FIELDS = [field.name for field in fields(Variant)]
+
+
+def _perturbation(*packed: Any) -> tuple[Tensor, Tensor]:
+    problem, (counts, num_head, *made) = problem_of(*packed[:5]), packed[5:]
+    return official_perturbation(problem, Variant(*made), counts, num_head)
+
+
+_perturbation_op = operator(
+    "official_perturbation",
+    "(Tensor delta, Tensor slot)",
+    _perturbation,
+    fake_rows,
+    ", Tensor counts, int num_head, "
+    + ", ".join(f"{field.type} {field.name}" for field in fields(Variant)),
+)

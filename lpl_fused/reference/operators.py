@@ -3,6 +3,7 @@ that whoever traces (torch.compile, export, fake tensors, meta tensors) has to t
 
     reference_perturbation(Problem) -> (delta (N, C), slot (N,))
     reference_binary_perturbation(BinaryProblem) -> delta (2, C)
+    official_perturbation(Problem, …) -> (delta (N, C), slot (N,)), of losses/lpl_official.py
 """
 
 from __future__ import annotations
@@ -34,17 +35,20 @@ def constant(problem: AnyProblem) -> AnyProblem:
     return type(problem)(*parts)  # type: ignore[arg-type, return-value]
 
 
-def operator(name: str, result: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """`run` of a problem as an operator of this name; called with a problem."""
-    _LIBRARY.define(f"{name}({_SCHEMA}) -> {result}")
+def operator(
+    name: str, result: str, run: Callable[..., Any], fake: Callable[..., Any], beside: str = ""
+) -> Any:
+    """`run` of a problem as an operator of this name; called with a problem, and what is `beside`
+    that in its schema."""
+    _LIBRARY.define(f"{name}({_SCHEMA}{beside}) -> {result}")
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"lpl_fused::{name}", fake, lib=_LIBRARY)
     made = getattr(torch.ops.lpl_fused, name).default
 
-    def call(problem: Problem | BinaryProblem) -> Any:
+    def call(problem: Problem | BinaryProblem, *others: Any) -> Any:
         input, target, *parts, options = problem
         with torch.no_grad():
-            return made(input, target, parts, *options.packed())
+            return made(input, target, parts, *options.packed(), *others)
 
     return call
 
