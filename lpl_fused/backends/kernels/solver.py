@@ -479,8 +479,8 @@ def step_row(
     step = tl.where(signed > 0, 1.0, -1.0).to(dtype) * step_size
     moved = take_steps(rivals, own, z_head, number, step, NORMALIZE, LANES, ORDER)
     # neither label nor rivals: what has no softmax has no δ either
-    nothing = alone & (tl.abs(own) == float("inf")) & (signed != 0)
-    lost = tl.where(nothing, float("nan"), 0.0).to(dtype)
+    nothing = hopeless | (alone & (tl.abs(own) == float("inf")))
+    lost = tl.where(nothing & (signed != 0), float("nan"), 0.0).to(dtype)
 
     own += moved.own_change
     z_head += moved.change
