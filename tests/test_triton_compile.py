@@ -249,7 +249,7 @@ VARIANTS = {
     "lpl, 100": Variant("learned", FP32, 100, LPL, n=128),
     "lpl, few, 8142": Variant("learned", BF16, 8142, LPL, n=16, return_stats=True),
     "lpl, few, 1000": Variant("learned", FP32, 1000, LPL._replace(normalize=True), n=128),
-    "lpl, 8142": Variant("learned", BF16, 8142, LPL, n=17),
+    "lpl, 8142": Variant("learned", BF16, 8142, LPL, n=40),
     "lpl, apart, 8142": Variant("learned", BF16, 8142, LPL, n=520),
     "lpl, normalized, apart, 8142": Variant(
         "learned", FP32, 8142, LPL._replace(normalize=True), n=520

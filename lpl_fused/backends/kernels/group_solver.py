@@ -58,10 +58,12 @@ def sum_chunks(node, place, inside, shared, NODES: tl.constexpr, ROWS: tl.conste
     total = tl.zeros((ROWS,), tl.float32)
     start = tl.full((), 0, tl.int64)
     while start < shared.chunks:
-        chunk = start + tl.arange(0, 16)[:, None]
-        here = (chunk * NODES + node) * shared.rows + place[None, :]
-        mask = (chunk < shared.chunks) & inside[None, :]
-        total += tl.sum(tl.load(shared.partial + here, mask=mask, other=0), 0)
+        # of a tile one place for all nodes: those of each would be kept in registers, and spilled
+        first = shared.partial + (start * NODES + node) * shared.rows
+        chunk = tl.arange(0, 16)[:, None].to(tl.int64)
+        here = first + (chunk * NODES * shared.rows + place[None, :])
+        mask = (start + chunk < shared.chunks) & inside[None, :]
+        total += tl.sum(tl.load(here, mask=mask, other=0), 0)
         start += 16
     return total
 
@@ -178,16 +180,22 @@ def walk_group(
         inside = member < group.count
         place = group.begin + member
         if ROUND == 0:
-            tail = sum_chunks(0, place, inside, shared, NODES, ROWS)
-            slope = sum_chunks(1, place, inside, shared, NODES, ROWS)
-            tl.store(shared.tail + place, tail, mask=inside)
-            tl.store(shared.slope + place, slope, mask=inside)
+            m = tl.full((), 0, tl.int32)
+            while m < 2:  # not twice the code, of which less stays in registers
+                found = sum_chunks(m, place, inside, shared, NODES, ROWS)
+                if m == 0:
+                    tl.store(shared.tail + place, found, mask=inside)
+                else:
+                    tl.store(shared.slope + place, found, mask=inside)
+                m += 1
             lift = tl.load(shared.lift + place, mask=inside, other=0)
             speed += tl.sum(tl.where(inside, 1 / (1 + tl.exp(lift)), 0))
         else:
-            for m in tl.static_range(NODES):
+            m = tl.full((), 0, tl.int32)
+            while m < NODES:
                 gain = sum_chunks(m, place, inside, shared, NODES, ROWS)
                 tl.store(shared.gains + place * NODES + m, gain, mask=inside)
+                m += 1
         tl.store(shared.way + place, tl.zeros((ROWS,), tl.float32), mask=inside)
         tl.store(shared.inverse + place, tl.zeros((ROWS,), tl.float32), mask=inside)
         first += ROWS
