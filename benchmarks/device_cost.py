@@ -45,6 +45,7 @@ from .kernel_forms import (
     ROWS,
     SIZES,
     USUAL,
+    WALKED,
 )
 from .options import pattern
 from .triton_launches import Launch
@@ -62,6 +63,7 @@ class Use(NamedTuple):
     dtype: str
     backward: bool
     kernel: Kernel
+    idle: bool = False  # there is nothing left for it to do
 
 
 def triton_uses(folder: Path, arch: str) -> list[Use]:
@@ -72,7 +74,8 @@ def triton_uses(folder: Path, arch: str) -> list[Use]:
         key = launch.cubin, launch.logits
         if key not in known:
             known[key] = _of_launch(launch, folder / launch.cubin, arch)
-        found.append(Use(launch.form, launch.dtype, launch.backward, known[key]))
+        idle = launch.kernel in WALKED and launch.meta.get("FIRST") is not True
+        found.append(Use(launch.form, launch.dtype, launch.backward, known[key], idle))
     return found
 
 
@@ -200,7 +203,7 @@ def forms(uses: Iterable[Use]) -> Iterator[Form]:
     for use in uses:
         grouped.setdefault((use.form, use.dtype), []).append(use)
     for (name, dtype), of_form in grouped.items():
-        rows = [use for use in of_form if not _idle(IDLE_ANEW, use)]
+        rows = [use for use in of_form if not (use.idle or _idle(IDLE_ANEW, use))]
         if name.startswith(ALONE):
             rows = [use for use in rows if not _idle(IDLE_ALONE, use)]
         forward = [use.kernel for use in rows if not use.backward]

@@ -162,3 +162,6 @@ IDLE_ALONE = (
     r"^(list_groups|split_columns|move_tail|move_groups|plain_steps|forward"
     r"|.*Group\w*Body.*|.*FirstTailBody.*|.*SweptBody.*|.*StatsRowBody.*)$"
 )
+# Triton's multi-label steps are taken in legs, of which ten of 0.1 need the first alone: of all
+# others, and of what reads all rows once a step, nothing is left.
+WALKED = ("binary_moments", "binary_walk", "binary_rest")

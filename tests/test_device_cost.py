@@ -207,19 +207,24 @@ def test_the_model_takes_what_lasts_longest() -> None:
 
 
 def test_forms_know_what_is_idle() -> None:
-    """Where the upstream gradient is 1 nothing is scaled; a row alone in its class has no group."""
+    """Where the upstream gradient is 1 nothing is scaled; a row alone in its class has no group;
+    steps that one leg does leave nothing to others."""
     uses = [
         Use(kernel_forms.ALONE, "bf16", False, kernel("solve")),
         Use(kernel_forms.ALONE, "bf16", False, kernel("move_tail", instructions=500.0)),
         Use(kernel_forms.ALONE, "bf16", True, kernel("rescale_rows", instructions=3.0)),
         Use("by statistics", "bf16", False, kernel("sums", writes=0.0)),
         Use("by statistics", "bf16", True, kernel("gradient")),
+        Use("steps", "bf16", False, kernel("binary_moments", instructions=7.0)),
+        Use("steps", "bf16", False, kernel("binary_moments", instructions=5.0), idle=True),
     ]
     found = {form.name: form for form in device_cost.forms(uses)}
     assert found[f"{kernel_forms.ALONE}; upstream 1"].sum("instructions") == 10
     assert found[f"{kernel_forms.ALONE}; any upstream"].sum("instructions") == 13
     assert found[f"{kernel_forms.ALONE}; any upstream"].launches == 3
     assert found["by statistics"].sum("instructions") == 20
+    assert found["steps; upstream 1"].sum("instructions") == 7
+    assert found["steps; upstream 1"].launches == 2
 
 
 def test_kernels_that_no_form_names_are_shown() -> None:
