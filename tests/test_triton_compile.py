@@ -325,7 +325,7 @@ RARE = {"sm_80": pytest.mark.architectures, "sm_100": pytest.mark.architectures}
 
 # Budgets are set with the newest compiler. An older one leaves some kernels without room for a few
 # bytes of their registers, and may not see that two exponentials are one.
-SPILLED = {"3.6": {"forward": 24, "split_columns": 76}, "3.7": {"forward": 24}}
+SPILLED = {"3.6": {"forward": 24, "split_columns": 76}, "3.7": {"forward": 32}}
 ALIKE = {"3.6": 1}
 RELEASE = metadata.version("triton")[:3]
 
