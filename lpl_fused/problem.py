@@ -52,9 +52,26 @@ def _packed(options: Any) -> tuple[list[int], list[float]]:
     return codes, numbers
 
 
+@functools.cache
+def _lengths(kind: Any) -> tuple[int, int]:
+    codes, numbers = _packed(kind())
+    return len(codes), len(numbers)
+
+
 def _unpacked(kind: Any, codes: Sequence[int], numbers: Sequence[float]) -> dict[str, Any]:
-    """The fields of options from these lists, by name."""
+    """The fields of options from these lists, by name.
+
+    Raises:
+        RuntimeError: they are of other fields than there are here.
+    """
     next_code, next_number = iter(codes[1:]), iter(numbers)
+    expected, got = _lengths(kind), (len(codes), len(numbers))
+    if got != expected:
+        raise RuntimeError(
+            "a graph made with another version of lpl_fused: expected options of"
+            f" {expected[0]} codes and {expected[1]} numbers, got {got[0]} and {got[1]};"
+            " export or compile it anew"
+        )
     fields: dict[str, Any] = {}
     for name, off in kind._field_defaults.items():
         value = next(next_number) if isinstance(off, float) else next(next_code)

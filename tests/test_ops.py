@@ -347,6 +347,20 @@ def test_nobody_reads_the_text_past_the_dispatcher(monkeypatch: pytest.MonkeyPat
         LF.linear_cross_entropy(input, weight, target, backend="cpp")
 
 
+@pytest.mark.parametrize("change", ["a code more", "a number less"])
+@pytest.mark.parametrize("kind", [Options, BinaryOptions])
+def test_a_graph_of_other_options_is_refused(kind: Any, change: str) -> None:
+    """Exported programs live on: fields that came or went since would take each other's values."""
+    codes, numbers = kind().packed()
+    assert kind.unpacked(codes, numbers) == kind()
+    if change == "a code more":
+        codes = [*codes, 0]
+    else:
+        numbers = numbers[:-1]
+    with pytest.raises(RuntimeError, match="another version of lpl_fused: expected options of"):
+        kind.unpacked(codes, numbers)
+
+
 def test_modules_compile() -> None:
     from lpl_fused import losses
 
