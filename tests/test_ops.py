@@ -8,6 +8,7 @@ import math
 import runpy
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
