@@ -448,6 +448,28 @@ def test_missing_labels_contribute_nothing(
                 assert gradient[~missing].isfinite().all(), upstream
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("labels", ["bool", "float", "missing"])
+@pytest.mark.parametrize("shape", [(4,), (1, 1), (1, 4)], ids=str)
+def test_a_weight_of_0_hides_no_infinite_loss_of_a_label(
+    named: str, shape: tuple[int, ...], labels: str, dtype: torch.dtype
+) -> None:
+    """A label that is there, as torch's is; the one that is not does not count."""
+    of_labels(named)
+    logits = torch.tensor([[BAD["inf"], 1.0, BAD["-inf"], BAD["-inf"]]], dtype=dtype)
+    target = torch.tensor([[0.0, 1.0, 1.0, 0.0]])
+    given: dict[str, Any] = {"ignore_index": -1} if labels == "missing" else {}
+    loss = LF.binary_cross_entropy_with_logits(
+        logits,
+        target.bool() if labels == "bool" else target,
+        torch.zeros(shape),
+        reduction="none",
+        backend=named,
+        **given,
+    )
+    torch.testing.assert_close(loss, torch.tensor([[BAD["nan"], 0, BAD["nan"], 0]]), equal_nan=True)
+
+
 @pytest.mark.parametrize("weights", ["none", "by row"])
 def test_a_mean_of_no_label_has_no_gradient(named: str, weights: str) -> None:
     of_labels(named)

@@ -265,8 +265,13 @@ def tile_terms(u, y, known, at, positive, negative, problem, form: tl.constexpr)
         # z is on the side of one of both labels, its distance from the other is |z|
         other = tl.where(above, zero, one)
         own = tl.where(above, one, zero)
-        # a side without mass counts nothing, however infinite its loss
-        most = tl.where(other == 0, 0, other * tl.abs(z))
+        # a side without mass counts nothing, however infinite its loss; a weight of 0 hides no such
+        share = other
+        if problem.positive_weight is not None:
+            share = tl.where(above, 1 - y, y)
+        if problem.negative_weight is not None:
+            share = tl.where(above, 1 - y, y)
+        most = tl.where(share == 0, 0, other * tl.abs(z))
         du = (other - own * e) * far
         du = tl.where(above, du, -du) * negative.scale
         if problem.even == 0:
