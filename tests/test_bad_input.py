@@ -21,6 +21,21 @@ BAD = {
         TypeError,
         "input.*tensor.*list",
     ),
+    "no input": (
+        lambda: LF.cross_entropy(None, LABELS),
+        TypeError,
+        "input: expected a tensor, got NoneType",
+    ),
+    "no labels": (
+        lambda: losses.CrossEntropyLoss()(EXAMPLE, None),
+        TypeError,
+        "target: expected a tensor, got NoneType",
+    ),
+    "no labels, LPL": (
+        lambda: LF.lpl_cross_entropy(EXAMPLE, None, torch.ones(3).int(), step_size=0.1),
+        TypeError,
+        "target: expected a tensor, got NoneType",
+    ),
     "input dtype": (
         lambda: LF.cross_entropy(torch.ones(2, 3).int(), LABELS),
         TypeError,

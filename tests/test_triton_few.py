@@ -175,6 +175,19 @@ def test_rows_far_from_0_keep_their_digits() -> None:
     check(case(asked._replace(input=(asked.input.float() + offset).float().double())))
 
 
+def test_a_subclass_of_tensor_is_of_a_form_as_others() -> None:
+    """What is known of a form, and its plans, are not made anew with every call."""
+
+    class Named(Tensor):
+        pass
+
+    input, labels = torch.zeros(4, 9), torch.zeros(4, dtype=torch.int64)
+    asked = Problem(input, labels, steps=torch.ones(9).int(), options=Options(step_size=0.1))
+    named = asked._replace(input=input.as_subclass(Named))
+    assert learned.how(named) is learned.how(asked)
+    assert arguments.form_of(named) is arguments.form_of(asked)
+
+
 def test_where_logits_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """By shapes alone; not where the solver does not know the loss."""
 

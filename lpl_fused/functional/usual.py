@@ -111,7 +111,8 @@ def _between(
 
 
 def _direct(input: Tensor, target: Any) -> bool:
-    return forward_ad._current_level < 0 and direct(input, target)
+    there = input is not None and target is not None  # what is absent is direct
+    return there and forward_ad._current_level < 0 and direct(input, target)
 
 
 def _is_table(table: Any, input: Tensor, dtype: torch.dtype) -> bool:

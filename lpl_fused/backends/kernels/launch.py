@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
 from ...paths import LEARNING, Path
 from ...phi import LOG
@@ -34,7 +35,7 @@ def by_form(
     @functools.wraps(make)
     def known(problem: Asked) -> Made:
         input, target, *parts, options = problem
-        if type(input) not in PLAIN:
+        if type(input) not in PLAIN and type(input).__torch_dispatch__ is not _NO_DISPATCH:
             return make(problem)  # of a trace, which has no numbers yet
         rows = input.shape, input.stride(), input.dtype, target.stride(), target.dtype
         form = (*rows, *map(type, parts), options, ENOUGH, *besides())
@@ -49,6 +50,7 @@ def by_form(
 
 
 _MOST_FORMS = 256
+_NO_DISPATCH = Tensor.__torch_dispatch__  # subclasses that have this hold numbers as Tensor does
 
 
 def power_of_two(n: int, least: int, most: int) -> int:
