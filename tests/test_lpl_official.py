@@ -190,6 +190,16 @@ def test_compiled_as_one_graph_for_all_sizes(name: str) -> None:
     assert counter.frame_count == 2  # a forward and its backward
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_looked_at_otherwise(name: str) -> None:
+    """Without numbers, and by a trace, which would make constants of them."""
+    loss, (logits, target) = Trained(name).loss, features(12)
+    assert loss(logits.to("meta"), target.to("meta")).is_meta
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace: .*torch\.export"):
+        torch.jit.trace(loss, (logits, target))
+
+
 def test_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[object, ...]] = []
     made = lpl_official._perturbation_op

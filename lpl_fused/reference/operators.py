@@ -25,8 +25,7 @@ _LIBRARY = torch.library.Library("lpl_fused", "FRAGMENT")
 
 def opaque(problem: Problem | BinaryProblem) -> bool:
     """Whether numbers cannot be looked at, but an operator that does so can be called."""
-    on_meta = problem.steps is not None and problem.steps.is_meta
-    return (on_meta or not direct(*problem[:-1])) and not transformed()
+    return (problem.input.is_meta or not direct(*problem[:-1])) and not transformed()
 
 
 def constant(problem: AnyProblem) -> AnyProblem:
@@ -46,6 +45,11 @@ def operator(
     made = getattr(torch.ops.lpl_fused, name).default
 
     def call(problem: Problem | BinaryProblem, *others: Any) -> Any:
+        if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None:
+            raise RuntimeError(
+                "torch.jit.trace: how many steps are taken is in the data, of which a trace would"
+                " make a constant; torch.export and torch.compile take them as one operator"
+            )
         input, target, *parts, options = problem
         with torch.no_grad():
             return made(input, target, parts, *options.packed(), *others)
