@@ -196,8 +196,9 @@ def test_looked_at_otherwise(name: str) -> None:
     """Without numbers, and by a trace, which would make constants of them."""
     loss, (logits, target) = Trained(name).loss, features(12)
     assert loss(logits.to("meta"), target.to("meta")).is_meta
-    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace: .*torch\.export"):
-        torch.jit.trace(loss, (logits, target))
+    for learns in (False, True):
+        with pytest.raises(RuntimeError, match=r"torch\.jit\.trace: .*torch\.export"):
+            torch.jit.trace(loss, (logits.requires_grad_(learns), target), check_trace=False)
 
 
 def test_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from .. import functional, reference
 from ..norm import numbers_of
 from ..perturbation import Perturbation
 from ..problem import Options, Problem, accumulate_dtype
-from ..reference.operators import fake_rows, opaque, operator, problem_of
+from ..reference.operators import check_not_recorded, fake_rows, opaque, operator, problem_of
 from ..validation import Shaped
 
 
@@ -109,6 +109,7 @@ def official_cross_entropy(
             made = [getattr(variant, name) for name in _FIELDS]
             delta, slot = _perturbation_op(problem, counts, num_head, *made)
         else:
+            check_not_recorded()
             delta, slot = official_perturbation(problem, variant, counts, num_head)
     if variant.differentiable:
         keywords = {**keywords, "backend": "reference"}

@@ -34,6 +34,15 @@ def constant(problem: AnyProblem) -> AnyProblem:
     return type(problem)(*parts)  # type: ignore[arg-type, return-value]
 
 
+def check_not_recorded() -> None:
+    """Raises RuntimeError under torch.jit.trace."""
+    if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None:
+        raise RuntimeError(
+            "torch.jit.trace: how many steps are taken is in the data, of which a trace would make"
+            " a constant; torch.export and torch.compile take them as one operator"
+        )
+
+
 def operator(
     name: str, result: str, run: Callable[..., Any], fake: Callable[..., Any], beside: str = ""
 ) -> Any:
@@ -45,11 +54,7 @@ def operator(
     made = getattr(torch.ops.lpl_fused, name).default
 
     def call(problem: Problem | BinaryProblem, *others: Any) -> Any:
-        if not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None:
-            raise RuntimeError(
-                "torch.jit.trace: how many steps are taken is in the data, of which a trace would"
-                " make a constant; torch.export and torch.compile take them as one operator"
-            )
+        check_not_recorded()
         input, target, *parts, options = problem
         with torch.no_grad():
             return made(input, target, parts, *options.packed(), *others)
