@@ -72,8 +72,10 @@ struct Shape {
   bool beside = true;
 } shape;
 
-// A byte, or kRandom: a nan hides from a comparison, which a number that is huge or usual does not.
-constexpr int kRandom = 256;
+// A byte, kRandom or kCodes: a nan hides from a comparison, which a number that is huge or usual
+// does not; and none of them is a code, as words may be that another call has left.
+constexpr int kRandom = 256, kCodes = 257;
+constexpr uint64_t kMostCodes = 0x0000000700000007;
 int poison = 0xff;
 
 uint64_t drawn() {
@@ -83,12 +85,12 @@ uint64_t drawn() {
 }
 
 void fill_with_poison(char* memory, size_t size) {
-  if (poison != kRandom) {
+  if (poison < kRandom) {
     std::memset(memory, poison, size);
     return;
   }
   for (size_t k = 0; k < size; k += sizeof(uint64_t)) {
-    const uint64_t word = drawn();
+    const uint64_t word = poison == kCodes ? drawn() >> 8 & kMostCodes : drawn();
     std::memcpy(memory + k, &word, std::min(sizeof(word), size - k));
   }
 }

@@ -3,7 +3,8 @@
 Whatever a backend allocates for its kernels holds a pattern, between guards that must stay as they
 are. So do what kernels have beside it: C++ scratch, the chip's memory where the host runs CUDA
 kernels, the lanes of a Triton load that its mask leaves out. One pattern is not enough: nan passes
-no comparison, so that a maximum leaves it out, and an index of -1 may mean something.
+no comparison, so that a maximum leaves it out, an index of -1 may mean something, and what is no
+code is taken for none, where memory that was used before holds codes.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from torch import Tensor
 
 from lpl_fused.backends import BACKENDS, load
 
-RANDOM = 256
-PATTERNS = (0xFF, 0x7B, 0x3F, RANDOM)  # bytes: nan and -1, huge, usual numbers
+RANDOM, CODES = 256, 257
+MOST_CODES = 8  # words of 32 bits that hold less, by chance, as an outcome or a count does
+# bytes: nan and -1, huge, usual numbers; neighbours differ where a comparison is made of floats
+PATTERNS = (0xFF, 0x7B, CODES, 0x3F, RANDOM)
 GUARD, MARK = 64, 0xA5  # bytes on either side, and what they hold
 MOST = 64 << 20  # bytes that wait for the end of a test
 M_PERTURB = -6  # glibc's: bytes of new memory
@@ -90,10 +93,15 @@ class Poison:
         return made
 
     def _fill(self, memory: Tensor, pattern: int) -> None:
+        memory.copy_(self._words(memory.numel(), pattern))
+
+    def _words(self, size: int, pattern: int) -> Tensor:
         if pattern == RANDOM:
-            memory.copy_(torch.randint(256, memory.shape, generator=self._random))
-        else:
-            memory.fill_(pattern)
+            return torch.randint(256, (size,), dtype=torch.uint8, generator=self._random)
+        if pattern == CODES:
+            words = torch.randint(MOST_CODES, (size // 4 + 1,), generator=self._random)
+            return words.int().view(torch.uint8)[:size]
+        return torch.full((size,), pattern, dtype=torch.uint8)
 
     def _keep(self, memory: Tensor) -> None:
         self.kept.append(memory)
@@ -119,9 +127,7 @@ class Poison:
         perturb(self._byte() ^ 0xFF | 0x100)
 
     def _byte(self) -> int:
-        if self._pattern != RANDOM:
-            return self._pattern
-        return int(torch.randint(256, (), generator=self._random))
+        return int(self._words(1, self._pattern))
 
     def load(self, load: Callable[..., Any]) -> Callable[..., Any]:
         """InterpreterBuilder.create_masked_load, with poison where the mask leaves out a lane that
@@ -132,10 +138,8 @@ class Poison:
             left = ~np.broadcast_to(mask.data, found.data.shape)
             if other is None and left.any() and found.data.dtype != np.bool_:
                 lanes = found.data.copy()
-                size = int(left.sum()) * lanes.itemsize
-                lanes[left] = np.array([self._byte() for _ in range(size)], np.uint8).view(
-                    lanes.dtype
-                )
+                others = self._words(int(left.sum()) * lanes.itemsize, self._pattern)
+                lanes[left] = others.numpy().view(lanes.dtype)
                 found.data = lanes
             return found
 

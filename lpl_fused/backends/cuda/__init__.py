@@ -313,7 +313,7 @@ def learned_gradient(
     rows = None, None, grad, upstream, upstream.stride(0) if upstream.dim() else 0, None
     out: Outputs = _made(Outputs, (*rows, *_NO_MORE_OUTPUTS))
     layout = memory.of_learned(problem, _wants_delta(problem))
-    buffers = _placed(problem, Buffers(out, _over(norm)), layout, *state)
+    buffers = _placed(problem, Buffers(out, _over(norm)), layout, layout.again, *state)
     _run(_native().learned_gradient, problem, buffers)
     return grad
 
@@ -380,15 +380,18 @@ def _with_steps(problem: Problem, buffers: Buffers) -> Buffers:
     """The buffers and those of a learned perturbation."""
     wants = buffers.out.delta is None and _wants_delta(problem)
     layout = memory.of_learned(problem, wants)
-    return _placed(problem, buffers, layout, new(problem, layout.state.size, dtype=torch.uint8))
+    state = new(problem, layout.state.size, dtype=torch.uint8)
+    return _placed(problem, buffers, layout, layout.work, state)
 
 
-def _placed(problem: Problem, buffers: Buffers, layout: memory.Learned, state: Tensor) -> Buffers:
-    """The buffers and those within the state of a learned perturbation, and the memory beside it
+def _placed(
+    problem: Problem, buffers: Buffers, layout: memory.Learned, beside: memory.Layout, state: Tensor
+) -> Buffers:
+    """The buffers and those within the state of a learned perturbation, and the memory `beside` it
     that nobody asks for later."""
-    work = new(problem, layout.work.size, dtype=torch.uint8)
+    work = new(problem, beside.size, dtype=torch.uint8)
     scratch: list[Any] = list(buffers.scratch)
-    for part, held in ((layout.state, state), (layout.work, work)):
+    for part, held in ((layout.state, state), (beside, work)):
         begin = held.data_ptr()
         for place, offset, _ in part.places:
             scratch[place] = begin + offset

@@ -43,6 +43,7 @@ class Learned(NamedTuple):
 
     state: Layout  # the numbers of rows, heads and classes: what a gradient is made of
     work: Layout  # what nobody asks for later
+    again: Layout  # the same of a gradient from the state: what became of rows is known there
     teams: int  # rows that take plain steps at once, each with memory for its δ
     delta: int  # where in the state δ (N, C) is, for kernels that want it; 0: it is not
     slot: int
@@ -57,19 +58,23 @@ def of_learned(problem: Problem, delta: bool) -> Learned:
     # of a trace, which has no number of rows, what it asks for: how large the state is
     kept, beside = _state(n, int(width), input.dtype)
     size = kept.size + beside.size if delta else kept.size
-    return Learned(Layout(size, ()), Layout(0, ()), 0, 0, 0)
+    nothing = Layout(0, ())
+    return Learned(Layout(size, ()), nothing, nothing, 0, 0, 0)
 
 
 @functools.lru_cache(maxsize=64)
 def _of_learned(n: int, width: int, dtype: torch.dtype, device: int, delta: bool) -> Learned:
     number, teams = accumulate_dtype(dtype).itemsize, min(n, native().most_teams(device))
     kept, beside = _state(n, width, dtype)
-    work = Layout.of({"swept": number * teams * width, "outcome": 4 * n}, Scratch._fields)
+    swept = {"swept": number * teams * width}
+    work = Layout.of({**swept, "outcome": 4 * n}, Scratch._fields)
+    again = Layout.of(swept, Scratch._fields)
     if not delta:
-        return Learned(kept, work, teams, 0, 0)
+        return Learned(kept, work, again, teams, 0, 0)
     first, second = ([begin for _, begin, _ in beside.places] + [0, 0])[:2]
     size = kept.size
-    return Learned(kept._replace(size=size + beside.size), work, teams, size + first, size + second)
+    kept = kept._replace(size=size + beside.size)
+    return Learned(kept, work, again, teams, size + first, size + second)
 
 
 def _state(n: int, width: int, dtype: torch.dtype) -> tuple[Layout, Layout]:
