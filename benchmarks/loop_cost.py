@@ -341,6 +341,10 @@ def _logits(path: _Path, element: int, singly: int | None = None) -> float | Non
         elif key.width == max(other.width for other in kinds if other.base == key.base):
             moved[key.base] = key.width * number
     vectors = {key.base for key in kinds if key.width >= _VECTOR}
+    pairs = path.work[Traffic("LDS", 2 * element)]
+    floats = max((key.width for key in kinds if key.base == "LDG"), default=0) == _VECTOR
+    if element < 4 and pairs and floats and not path.work["BAR"]:
+        return 2 * pairs  # on chip, beside those of tables, which are floats
     if vectors:  # beside which a number is one of the row
         for name in set(moved) - vectors - set(_STORES):
             del moved[name]

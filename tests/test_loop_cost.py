@@ -267,6 +267,23 @@ def test_tables_beside_the_logits_are_no_logits() -> None:
     assert loop.logits == 8
 
 
+def test_a_pair_on_chip_beside_tables_is_two_logits() -> None:
+    """However many special functions there are, by which tables are told from logits else."""
+    for special in range(4, 10):
+        work = "\n".join([FMA, EXP] * special)
+        text = f"""L: IADD3 R2, R2, 0x400, RZ
+            LDS R8, [R2]
+            LDG.E.64 R10, desc[UR4][R4.64]
+            LDG.E.64 R12, desc[UR4][R6.64]
+            {work}
+            @!P0 BRA @L
+            EXIT"""
+        (loop,) = loop_cost.cost(code(text), 2).loops
+        assert loop.logits == 2
+        (loop,) = loop_cost.cost(code(text.replace("LDS R8", "LDS.64 R8")), 4).loops
+        assert loop.logits == 2
+
+
 def test_waiting_is_counted_once() -> None:
     text = """MOV R1, R1
         L: SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4], R2
