@@ -7,7 +7,8 @@ A case is a number: what is drawn depends on it and the seed alone, so that
 
 repeats one. It looks for mistakes, not for last digits (`test_digits.py` does): what a backend finds
 may be four times as wrong as plain PyTorch in the same dtype, or as wrong as rounding the perturbed
-logits makes it. Where plain PyTorch itself is lost (it overflows) nothing is compared.
+logits makes it. Where plain PyTorch itself is lost (it overflows) nothing is compared. Memory holds
+one of the patterns of poison.py, by the case's number, unless LPL_FUSED_POISON=0.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ if not torch.cuda.is_available():
 
 from cases import NORMS, PENALTIES, PHIS, Draw
 from multilabel_cases import rebalance, split_tables
+from poison import PATTERNS, Poison, modules
 from torch import Tensor
 
 import lpl_fused
@@ -522,6 +524,16 @@ def compare(
     )
 
 
+def poisoned() -> Poison | None:
+    """What backends allocate from now on shows what they have left unwritten."""
+    if os.environ.get("LPL_FUSED_POISON") == "0":
+        return None
+    memory = Poison()
+    for module in modules():
+        module.torch = memory
+    return memory
+
+
 def check(trial: Trial, backends: tuple[str, ...]) -> dict[str, str]:
     """By backend what is wrong with it."""
     dtype = trial.dtype
@@ -638,6 +650,7 @@ def main(arguments: list[str] | None = None) -> int:
     began = time.monotonic()
     AT.parent.mkdir(exist_ok=True)
     at = os.open(AT, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    memory = poisoned()
     for number in numbers:
         os.pwrite(at, f"{number:12}".encode(), 0)
         chosen = tuple(options.backends or backends_of(number, there))
@@ -646,7 +659,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.kind is not None and options.kind not in trial.said.get("kind", ""):
             continue
         try:
+            if memory is not None:
+                memory.use(PATTERNS[number % len(PATTERNS)])
             wrong = check(trial, chosen)
+            if memory is not None:
+                memory.check()
         except Exception as error:
             wrong = {
                 REFERENCE: f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-4)}"

@@ -406,6 +406,25 @@ def test_a_class_that_takes_no_steps_has_a_perturbation_of_0(
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("classes", [1, 9, 700])
+def test_a_label_without_rivals_has_a_loss_of_0(
+    named: str, classes: int, n: int, dtype: torch.dtype
+) -> None:
+    """All others are masked out, or there are none; wherever the label's logit lies."""
+    target = torch.zeros(n, dtype=torch.int64)
+    for where, count in itertools.product((-3e4, -100.0, 1e4), (0, 5)):
+        logits = torch.full((n, classes), BAD["-inf"], dtype=dtype)
+        logits[:, 0] = where
+        logits.requires_grad_()
+        loss = LF.lpl_cross_entropy(
+            logits, target, steps(classes, count), step_size=0.3, reduction="none", backend=named
+        )
+        (grad,) = torch.autograd.grad(loss.sum(), logits)
+        assert not loss.any() and not grad.any(), (where, count)
+
+
 @pytest.mark.parametrize("classes", [5, 70])
 def test_a_mean_without_weight_is_nan_where_rows_live(named: str, classes: int) -> None:
     leaf = rows(classes).requires_grad_()

@@ -176,7 +176,7 @@ struct RowStepsBody {
       unit_ = finite_shift(of_tail > most ? of_tail : most);
       rest_ = 0;
       each_head(unit_, [&](int, Acc x, Acc) { rest_ += Scale<Acc>::exp(x); });
-      rest_ = crew_.crew_sum(rest_) + tail * Scale<Acc>::exp(-unit_);
+      rest_ = crew_.crew_sum(rest_) + (has_tail() ? tail * Scale<Acc>::exp(-unit_) : Acc(0));
       return rest_ + (own_ - unit_) < INFINITY && Scale<Acc>::exp(-unit_) < INFINITY;
     }
 
@@ -188,7 +188,7 @@ struct RowStepsBody {
         numbers[k] = delta ? change * Scale<Acc>::kUnit : Scale<Acc>::exp(x);
       });
       if (crew_.place() != 0) return;
-      const Acc fold = delta ? Acc(1) : Scale<Acc>::exp(-unit_);
+      const Acc fold = delta ? Acc(1) : has_tail() ? Scale<Acc>::exp(-unit_) : Acc(0);
 #pragma unroll
       for (int r = 1; r <= kLong; ++r) row_.series[r - 1] = series_[r] * fold;
       row_.own = delta ? own_change_ * Scale<Acc>::kUnit : own_ - unit_;
@@ -213,6 +213,9 @@ struct RowStepsBody {
       const int k = at - kHeadsAtHand;
       return Scale<Acc>::exp(moved(beyond_.start[k], beyond_.change[k], beyond_.lost[k], level));
     }
+
+    // Of none nothing is left in any unit: that of a label alone, far below 0, may be infinite.
+    LPL_DEVICE bool has_tail() const { return power_[1] != 0; }
 
     // A head's exponent less a level, about as large as its change: that is taken off first.
     LPL_DEVICE static Acc moved(Acc start, Acc change, Acc lost, Acc level) {
