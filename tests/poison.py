@@ -93,15 +93,19 @@ class Poison:
         return made
 
     def _fill(self, memory: Tensor, pattern: int) -> None:
-        memory.copy_(self._words(memory.numel(), pattern))
+        if pattern < RANDOM:
+            memory.fill_(pattern)
+        else:
+            memory.copy_(self._words(memory.numel(), pattern))
 
     def _words(self, size: int, pattern: int) -> Tensor:
+        here: dict[str, Any] = {"device": "cpu", "generator": self._random}
         if pattern == RANDOM:
-            return torch.randint(256, (size,), dtype=torch.uint8, generator=self._random)
+            return torch.randint(256, (size,), dtype=torch.uint8, **here)
         if pattern == CODES:
-            words = torch.randint(MOST_CODES, (size // 4 + 1,), generator=self._random)
-            return words.int().view(torch.uint8)[:size]
-        return torch.full((size,), pattern, dtype=torch.uint8)
+            words = torch.randint(MOST_CODES, (size // 4 + 1,), dtype=torch.int32, **here)
+            return words.view(torch.uint8)[:size]
+        return torch.full((size,), pattern, dtype=torch.uint8, device="cpu")
 
     def _keep(self, memory: Tensor) -> None:
         self.kept.append(memory)
